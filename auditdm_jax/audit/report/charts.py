@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small inline SVG drawings. Colours come from style.css by class, so they follow the light or dark theme.
+
+No `style` attribute is used: the pages' content security policy forbids inline styles.
+"""
+
+from collections.abc import Sequence
+import unicodedata
+
+import markupsafe
+
+from auditdm_jax.audit.report import data
+
+_JOINERS = "\u200c\u200d"
+_PLOT = dict(width=360, height=200, left=38, right=8, top=10, bottom=30)
+
+
+def visible(text: str) -> str:
+  """Shows control, direction and unpaired surrogate characters as ⟨U+XXXX⟩ instead of obeying them."""
+
+  def show(char):
+    hidden = unicodedata.category(char) in ("Cc", "Cf", "Cs") and char not in _JOINERS
+    return f"⟨U+{ord(char):04X}⟩" if hidden and char not in "\n\t" else char
+
+  return "".join(map(show, text))
+
+
+def escape(text: str) -> markupsafe.Markup:
+  return markupsafe.escape(visible(text))
+
+
+def percent(value: float) -> str:
+  """`61.7 %`, with a narrow no-break space; more digits only below one per cent."""
+  digits = 2 if 0 < value < 0.01 else 1
+  return f"{100 * value:.{digits}f}\u202f%"
+
+
+def rate_text(rate: data.Rate) -> str:
+  """`61.7 % (617/1000, 95 % interval 58.6–64.7 %)`."""
+  low, high = rate["ci95"]
+  counts = f"{rate['k']:,}/{rate['n']:,}"
+  return f"{percent(rate['rate'])} ({counts}, 95\u202f% interval {100 * low:.1f}–{100 * high:.1f}\u202f%)"
+
+
+def interval_bar(rate: data.Rate, *, tone: str = "bad") -> markupsafe.Markup:
+  """A track from 0 to 1 with the confidence interval as a band and the rate as a mark."""
+  low, high = (200 * min(max(x, 0.0), 1.0) for x in rate["ci95"])
+  mark = 200 * min(max(rate["rate"], 0.0), 1.0)
+  return markupsafe.Markup(
+    '<svg class="interval {tone}" viewBox="-2 0 204 16" role="img" aria-label="{label}">'
+    '<rect class="track" x="0" y="6" width="200" height="4" rx="2"/>'
+    '<rect class="band" x="{low:.1f}" y="3" width="{width:.1f}" height="10" rx="3"/>'
+    '<rect class="mark" x="{mark:.1f}" y="1" width="2.5" height="14" rx="1"/></svg>'
+  ).format(
+    tone=tone, label=rate_text(rate), low=low, width=max(high - low, 1.0), mark=mark - 1.25
+  )
+
+
+def share_bar(count: int, total: int) -> markupsafe.Markup:
+  """A plain bar of `count` out of `total`."""
+  width = 200 * count / total if total else 0.0
+  return markupsafe.Markup(
+    '<svg class="share" viewBox="0 0 200 10" preserveAspectRatio="none" aria-hidden="true">'
+    '<rect class="track" width="200" height="10" rx="2"/>'
+    '<rect class="fill" width="{:.1f}" height="10" rx="2"/></svg>'
+  ).format(width)
+
+
+def _ticks(top: float) -> list[float]:
+  """Returns two to six round numbers from 0 to at least `top` (> 0)."""
+  step = next(m * 10**e for e in range(12) for m in (1, 2, 5) if top <= 5 * m * 10**e)
+  return [float(step * i) for i in range(-int(-top // step) + 1)]
+
+
+def line_chart(
+  curves: Sequence[tuple[str, Sequence[float], Sequence[float]]],
+  *,
+  title: str,
+  x_label: str = "GRPO step",
+  as_percent: bool = False,
+) -> markupsafe.Markup:
+  """Draws (name, x, y) curves on shared axes that start at 0. The legend is the caller's.
+
+  Args:
+    curves: not-finite points are gaps in the line.
+    title: what the picture shows, for readers who cannot see it.
+    x_label: text under the axis.
+    as_percent: the y axis is 0 to 100 per cent of a share in [0, 1].
+  """
+  p = _PLOT
+  highest = max((y for _, _, ys in curves for y in ys if y == y), default=1.0)
+  y_ticks = [0.0, 0.25, 0.5, 0.75, 1.0] if as_percent else _ticks(max(highest, 1.0))
+  x_ticks = _ticks(max((x for _, xs, _ in curves for x in xs), default=1))
+  y_top, x_top = y_ticks[-1], x_ticks[-1]
+
+  def at(x, y):
+    inner_w, inner_h = p["width"] - p["left"] - p["right"], p["height"] - p["top"] - p["bottom"]
+    return p["left"] + inner_w * x / x_top, p["top"] + inner_h * (1 - min(y, y_top) / y_top)
+
+  parts = []
+  for tick in y_ticks:
+    (x0, y0), (x1, _) = at(0, tick), at(x_top, tick)
+    label = f"{100 * tick:.0f}" if as_percent else f"{tick:g}"
+    parts.append(f'<line class="grid" x1="{x0:.1f}" y1="{y0:.1f}" x2="{x1:.1f}" y2="{y0:.1f}"/>')
+    parts.append(f'<text x="{x0 - 6:.1f}" y="{y0 + 4:.1f}" text-anchor="end">{label}</text>')
+  for tick in x_ticks:
+    x0, y0 = at(tick, 0)
+    parts.append(f'<text x="{x0:.1f}" y="{y0 + 15:.1f}" text-anchor="middle">{tick:g}</text>')
+  for i, (_, xs, ys) in enumerate(curves):
+    path, pen = [], "M"
+    for x, y in zip(xs, ys, strict=True):
+      if y != y:
+        pen = "M"
+        continue
+      px, py = at(x, y)
+      path.append(f"{pen}{px:.1f} {py:.1f}")
+      pen = "L"
+    parts.append(f'<path class="curve c{i % 6}" d="{" ".join(path)}"/>')
+  middle = (p["left"] + p["width"] - p["right"]) / 2
+  parts.append(
+    f'<text x="{middle:.0f}" y="{p["height"] - 2}" text-anchor="middle">{escape(x_label)}</text>'
+  )
+  return markupsafe.Markup(
+    f'<svg class="chart" viewBox="0 0 {p["width"]} {p["height"]}" role="img" '
+    f'aria-label="{escape(title)}">{"".join(parts)}</svg>'
+  )

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a report shows, as plain frozen values: nothing here knows how it was measured or is drawn.
+
+A rate is the dict `{"k", "n", "rate", "ci95": [low, high]}` wherever one appears. Every section may be
+left empty; an empty section is left out of the pages.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import pathlib
+from typing import Any
+
+Rate = Mapping[str, Any]
+
+LIMITS = (
+  (
+    "Consensus is not truth",
+    "A failure is a conflict between the target and a consensus of reference models. When the references "
+    "share an error, the target is blamed for being right, and a weakness that all models share is never "
+    "seen. The co-error table says how often the references are wrong together, where that can be measured.",
+  ),
+  (
+    "What was not asked is not known",
+    "The audit finds failures that the auditor, its strategies and its image pool can reach. The absence of "
+    "a mode from this report is not evidence of its absence from the model.",
+  ),
+  (
+    "Rates belong to their probes",
+    "A mode's rate is measured on fresh probes drawn from the mode as it is defined here. It is not the rate "
+    "of the error in anyone's traffic, and rates of two modes do not add up.",
+  ),
+  (
+    "Names are descriptions",
+    "A mode is a rule over questions and answers with a readable name. The name describes what its members "
+    "share; it does not claim a cause inside the model.",
+  ),
+  (
+    "Made images are made images",
+    "Generated and edited images can contain something else than what was asked for. The gates remove many "
+    "of these, not all, and a failure on a made image may not carry over to photographs.",
+  ),
+  (
+    "Repair is measured where it was measured",
+    "Accuracy after fine-tuning is that of the held-out benchmark shown. Skills that the benchmark does not "
+    "cover may have changed in either direction.",
+  ),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FunnelRow:
+  """One stage that probes pass on their way to a verified failure."""
+
+  name: str
+  count: int
+  note: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gate:
+  """One check of a find: its outcome and the number it was decided on."""
+
+  name: str
+  passed: bool
+  value: float | str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Card:
+  """One failure, with all that is needed to believe or to doubt it.
+
+  `original` is the image the probe started from, `edited` the image that was asked about when it is not
+  the original. The difference image is made by the report.
+  """
+
+  probe_id: str
+  question: str
+  target: str
+  answers: Mapping[str, str]
+  consensus: str
+  grade: str
+  original: pathlib.Path | None
+  edited: pathlib.Path | None = None
+  strategy: str = ""
+  truth: str | None = None
+  gates: Sequence[Gate] = ()
+  lineage: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  command: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModeView:
+  """A failure mode: its frozen definition, its rate on fresh probes and some of its members."""
+
+  mode_id: str
+  name: str
+  skill: str
+  definition: str
+  members: int
+  rate: Rate | None = None
+  stability: float | None = None
+  cards: Sequence[Card] = ()
+  notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ArmRow:
+  """One source of probes, for instance an auditor checkpoint or random questions."""
+
+  name: str
+  queries: int
+  verified: Rate
+  gaps_found: int | None = None
+  modes_found: int | None = None
+  effective_modes: float | None = None
+  unseen_mass: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Curve:
+  """One GRPO run over its steps; `success` in [0, 1], `effective_modes` = exp(entropy of the finds)."""
+
+  name: str
+  steps: Sequence[int]
+  success: Sequence[float]
+  effective_modes: Sequence[float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StrategyRow:
+  """One way of making probes; `faithful` is the share of made images that show what was asked for."""
+
+  name: str
+  verified: Rate
+  faithful: Rate | None = None
+  only_here: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RectifyRow:
+  """Held-out accuracy of one model: the baseline, the repaired target, a control or a larger sibling."""
+
+  name: str
+  all: Rate
+  gaps: Rate | None = None
+  rest: Rate | None = None
+  examples: int | None = None
+  queries: int | None = None
+  note: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SecondRoundRow:
+  """One mode before and after the repair; a mode that is new in the second round has no `before`."""
+
+  name: str
+  before: Rate | None
+  after: Rate | None
+  status: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReferenceHealth:
+  """`co_error[i][j]`: share of probes on which references i and j are both wrong, against an independent judge."""
+
+  names: Sequence[str]
+  co_error: Sequence[Sequence[float]]
+  all_wrong: Rate | None = None
+  same_wrong: Rate | None = None
+  effective_number: float | None = None
+  warnings: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportData:
+  """Everything that `write_report` needs; `summary` is the content of summary.json."""
+
+  title: str
+  target: str
+  created: str
+  summary: Mapping[str, Any]
+  references: Sequence[str] = ()
+  funnel: Sequence[FunnelRow] = ()
+  modes: Sequence[ModeView] = ()
+  arms: Sequence[ArmRow] = ()
+  curves: Sequence[Curve] = ()
+  strategies: Sequence[StrategyRow] = ()
+  rectify: Sequence[RectifyRow] = ()
+  second_round: Sequence[SecondRoundRow] = ()
+  health: ReferenceHealth | None = None
+  methods: Sequence[tuple[str, str]] = ()
+  limits: Sequence[tuple[str, str]] = LIMITS
+  commands: Sequence[str] = ()
+  versions: Mapping[str, str] = dataclasses.field(default_factory=dict)

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`write_report`: turns `ReportData` into a folder of static pages.
+
+All text is hostile until proven otherwise: questions and answers come from models. Jinja2 escapes every
+value, control and direction characters are shown instead of obeyed, and the pages' content security
+policy allows images and the style sheet of the folder and nothing else, scripts included.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+from typing import Any
+
+import jinja2
+import markupsafe
+
+from auditdm_jax.audit.report import charts
+from auditdm_jax.audit.report import data as data_lib
+from auditdm_jax.audit.report import pictures
+
+_TEMPLATES = pathlib.Path(__file__).parent / "templates"
+_MARKER = "report.json"
+_FORMAT = "auditdm-report-1"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _ModePage:
+  mode: data_lib.ModeView
+  path: str
+  pictures: list[list[pictures.Picture]]
+
+  @property
+  def thumb(self) -> pictures.Picture | None:
+    """The image asked about in the first card."""
+    first = next((p for p in self.pictures if p), None)
+    return first and first[min(1, len(first) - 1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tile:
+  label: str
+  value: str
+  note: str
+
+
+def write_report(directory: str | os.PathLike, data: data_lib.ReportData) -> pathlib.Path:
+  """Writes the report's folder and returns the path of its index.html.
+
+  The folder is built beside its place and renamed into it, so that a reader never sees half of one. An
+  earlier report at that place is replaced.
+
+  Raises:
+    ValueError: `directory` exists, is not empty and is not a report.
+  """
+  final = pathlib.Path(directory).absolute()
+  _check_replaceable(final)
+  final.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(prefix=f".{final.name}-", dir=final.parent) as scratch:
+    building = pathlib.Path(scratch) / "new"
+    building.mkdir()
+    _write_pages(building, data)
+    if final.exists():
+      final.rename(pathlib.Path(scratch) / "old")
+    building.rename(final)
+  return final / "index.html"
+
+
+def _check_replaceable(final: pathlib.Path) -> None:
+  if final.exists() and not final.is_dir():
+    raise ValueError(f"report: {final} exists and is not a folder")
+  if final.exists() and any(final.iterdir()) and not (final / _MARKER).is_file():
+    raise ValueError(f"report: {final} is not empty and was not written by this program")
+
+
+def _write_pages(root: pathlib.Path, data: data_lib.ReportData) -> None:
+  album = pictures.Album(root)
+  modes = [
+    _ModePage(
+      mode=mode,
+      path=f"modes/{_file_name(mode.mode_id)}.html",
+      pictures=[album.card(card.original, card.edited) for card in mode.cards],
+    )
+    for mode in data.modes
+  ]
+  pages = [dict(name="Summary", path="index.html")]
+  if data.second_round:
+    pages.append(dict(name="Second round", path="second-round.html"))
+  pages.append(dict(name="Methods", path="methods.html"))
+  env = _environment()
+
+  def write(path, template, **values):
+    text = env.get_template(template).render(
+      d=data, pages=pages, here=path, root="../" * path.count("/"), **values
+    )
+    target = root / path
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(text, encoding="utf-8")
+
+  write(
+    "index.html",
+    "index.html",
+    modes=modes,
+    tiles=_tiles(data),
+    funnel_top=max((row.count for row in data.funnel), default=0),
+    success_chart=charts.line_chart(
+      [(c.name, c.steps, c.success) for c in data.curves],
+      title="Search success over GRPO steps",
+      as_percent=True,
+    ),
+    modes_chart=charts.line_chart(
+      [(c.name, c.steps, c.effective_modes) for c in data.curves],
+      title="Effective number of modes over GRPO steps",
+    ),
+  )
+  for i, page in enumerate(modes):
+    before, after = modes[i - 1] if i else None, modes[i + 1] if i + 1 < len(modes) else None
+    write(page.path, "mode.html", v=page, before=before, after=after)
+  if data.second_round:
+    write("second-round.html", "second-round.html")
+  write("methods.html", "methods.html", summary_rows=list(_summary_rows(data.summary)))
+  shutil.copyfile(_TEMPLATES / "style.css", root / "style.css")
+  _write_json(root / "summary.json", data.summary)
+  _write_json(root / _MARKER, dict(format=_FORMAT, title=data.title, created=data.created))
+
+
+def _environment() -> jinja2.Environment:
+  env = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(_TEMPLATES),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    finalize=_finalize,
+  )
+  env.filters.update(slug=_slug, short=_short, heat=_heat)
+  env.globals.update(
+    percent=charts.percent,
+    rate_text=charts.rate_text,
+    interval_bar=charts.interval_bar,
+    share_bar=charts.share_bar,
+  )
+  return env
+
+
+def _finalize(value: Any) -> Any:
+  plain = isinstance(value, str) and not isinstance(value, markupsafe.Markup)
+  return charts.visible(value) if plain else value
+
+
+def _slug(text: str) -> str:
+  return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48]
+
+
+def _file_name(mode_id: str) -> str:
+  """A safe file name that is distinct for distinct ids."""
+  digest = hashlib.sha256(mode_id.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+  slug = _slug(mode_id)
+  return mode_id if mode_id and mode_id == slug else f"{slug}-{digest}".lstrip("-")
+
+
+def _short(value: float | str) -> str:
+  return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _heat(share: float) -> int:
+  """Tint 0..4 of a share; 40 % and more is the darkest."""
+  return min(math.ceil(10 * share), 4) if share > 0.005 else 0
+
+
+def _write_json(path: pathlib.Path, value: Any) -> None:
+  path.write_text(json.dumps(value, indent=2, ensure_ascii=True) + "\n", encoding="utf-8")
+
+
+def _is_rate(value: Any) -> bool:
+  return isinstance(value, Mapping) and {"k", "n", "rate", "ci95"} <= value.keys()
+
+
+def _summary_rows(value: Any, path: str = ""):
+  """Yields (dotted path, text) of every leaf of the summary; a rate is one leaf."""
+  if _is_rate(value):
+    yield path, charts.rate_text(value)
+  elif isinstance(value, Mapping):
+    for key, item in value.items():
+      yield from _summary_rows(item, f"{path}.{key}" if path else str(key))
+  elif isinstance(value, float):
+    yield path, f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+  else:
+    yield path, f"{value:,}" if type(value) is int else str(value)
+
+
+def _tiles(data: data_lib.ReportData) -> list[_Tile]:
+  """The few numbers to see first; each only if the summary has it."""
+  summary, tiles = data.summary, []
+  search = summary.get("search", {})
+  if "trained" in search:
+    note = "of the trained auditor's probes are verified failures"
+    if search.get("prompt_only", {}).get("rate"):
+      plain = search["prompt_only"]["rate"]
+      note += f"; {charts.percent(plain)} before training (×{search['trained']['rate'] / plain:.1f})"
+    tiles.append(_Tile("Search success", charts.percent(search["trained"]["rate"]), note))
+  if "precision" in summary:
+    note = f"of verified failures are real, by the independent judge (n = {summary['precision']['n']:,})"
+    tiles.append(_Tile("Precision", charts.percent(summary["precision"]["rate"]), note))
+  coverage = summary.get("coverage", {})
+  if "gaps_found" in coverage:
+    found, there = coverage["gaps_found"], coverage["gaps_auditable"]
+    spread = f"finds spread over {coverage['effective_modes']:.1f} effective modes"
+    tiles.append(_Tile("Planted gaps found", f"{found} of {there}", spread))
+  elif data.modes:
+    tiles.append(_Tile("Failure modes", str(len(data.modes)), "with a written definition"))
+  repair = summary.get("rectify", {})
+  if {"baseline", "repaired"} <= repair.keys():
+    before, after = (repair[key]["gaps"]["rate"] for key in ("baseline", "repaired"))
+    rest = 100 * (repair["repaired"]["rest"]["rate"] - repair["baseline"]["rest"]["rate"])
+    note = f"from {charts.percent(before)}; the rest moved by {rest:+.1f} points"
+    tiles.append(_Tile("Gap accuracy after repair", charts.percent(after), note))
+  return tiles

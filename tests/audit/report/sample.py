@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small made-up audit for the report's tests; some of its text is as hostile as model text can be."""
+
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+from auditdm_jax.audit.report import data
+
+HOSTILE = "<script>alert('x')</script> \" onerror='y' \u202egnp.elif\u202c & \x00 \ud800"
+LONG = "W" * 400
+
+
+def rate(k, n):
+  p = k / n
+  half = 2 * (p * (1 - p) / n) ** 0.5
+  return dict(k=k, n=n, rate=p, ci95=[max(p - half, 0.0), min(p + half, 1.0)])
+
+
+def scores(gaps, rest):
+  return dict(
+    all=rate(int(0.2 * gaps * 1000 + 0.8 * rest * 1000), 1000),
+    gaps=rate(int(200 * gaps), 200),
+    rest=rate(int(800 * rest), 800),
+  )
+
+
+def _image(path: pathlib.Path, seed: int, *, changed: bool = False) -> pathlib.Path:
+  rng = np.random.default_rng(seed)
+  array = np.full((64, 64, 3), 235, np.uint8)
+  for _ in range(4):
+    y, x = rng.integers(0, 4, 2) * 16
+    array[y + 3 : y + 13, x + 3 : x + 13] = rng.integers(0, 255, 3)
+  if changed:
+    array[20:30, 36:46] = (40, 90, 200)
+  Image.fromarray(array).save(path)
+  return path
+
+
+def _card(folder: pathlib.Path, i: int, question: str, *, edited: bool) -> data.Card:
+  return data.Card(
+    probe_id=f"9f{i:04d}ab",
+    question=question,
+    target="easy",
+    answers={"easy": "three", "ref-a": "five", "ref-b": "five", "ref-c": "five"},
+    consensus="five",
+    truth="five",
+    grade="V2",
+    original=_image(folder / f"o{i}.png", i),
+    edited=_image(folder / f"e{i}.png", i, changed=True) if edited else None,
+    strategy="edit" if edited else "question",
+    gates=(
+      data.Gate(name="stable", passed=True, value="5 of 5"),
+      data.Gate(name="paraphrase", passed=True, value=1.0),
+      data.Gate(name="locality", passed=i % 3 > 0, value=0.0417),
+    ),
+    lineage={"auditor": "grpo/step-000090", "seed": "17", "instruction": "make the red circle green"},
+    command=f"python -m auditdm_jax verify --config=configs/scenes.py --probe=9f{i:04d}ab",
+  )
+
+
+def report_data(folder: pathlib.Path, *, modes: int = 5, cards: int = 3) -> data.ReportData:
+  """Every section filled; images are written to `folder`."""
+  names = ["counts above three", "purple objects", "dial readings", "fourth column", "absent objects"]
+  views = []
+  for i in range(modes):
+    questions = ["how many red circles are there ?", HOSTILE, LONG, "what color is the star ?"]
+    views.append(
+      data.ModeView(
+        mode_id=f"count-color/{i}",
+        name=names[i % 5] if i else names[0] + " <b>& more</b>",
+        skill="count color",
+        definition="Questions of the skill count color whose consensus is one of four, five, six.",
+        members=41 - 3 * i,
+        rate=rate(170 - 28 * i, 200),
+        stability=0.93,
+        cards=tuple(
+          _card(folder, 10 * i + j, questions[j % 4], edited=j % 2 == 0) for j in range(cards)
+        ),
+      )
+    )
+  steps = list(range(0, 121, 5))
+  summary = dict(
+    search=dict(prompt_only=rate(44, 200), trained=rate(640, 1000)),
+    precision=rate(628, 640),
+    coverage=dict(gaps_auditable=6, gaps_found=6, effective_modes=8.4),
+    modes=dict(recall=rate(6, 6), precision=rate(5, 6)),
+    rectify=dict(baseline=scores(0.24, 0.97), repaired=scores(0.75, 0.965)),
+    reaudit=rate(109, 1000),
+    queries=dict(grpo=46080, harvest=11277),
+    seconds=dict(train=61.2, report=1.4),
+  )
+  return data.ReportData(
+    title="Audit of easy in the scenes world",
+    target="easy",
+    created="2025-11-02 14:10 UTC",
+    references=("ref-a", "ref-b", "ref-c"),
+    summary=summary,
+    funnel=(
+      data.FunnelRow(name="probes attempted", count=4000),
+      data.FunnelRow(name="well formed", count=3890),
+      data.FunnelRow(name="references agree", count=3512),
+      data.FunnelRow(name="target conflicts", count=1720, note="finds"),
+      data.FunnelRow(name="gates passed", count=1498),
+      data.FunnelRow(name="stable", count=1410, note="greedy, paraphrases and jitters"),
+    ),
+    modes=tuple(views),
+    arms=(
+      data.ArmRow(name="auditor, step 60", queries=9120, verified=rate(512, 800), gaps_found=6, modes_found=9, effective_modes=7.9, unseen_mass=0.012),
+      data.ArmRow(name="untrained auditor", queries=3200, verified=rate(92, 400), gaps_found=5, modes_found=6, effective_modes=5.1, unseen_mass=0.04),
+      data.ArmRow(name="random questions", queries=3200, verified=rate(88, 400)),
+    ),
+    curves=(
+      data.Curve(name="coverage", steps=steps, success=[0.22 + 0.4 * (1 - 0.97**s) for s in steps], effective_modes=[9.4 - 0.02 * s for s in steps]),
+      data.Curve(name="plain reward", steps=steps, success=[0.22 + 0.76 * (1 - 0.95**s) for s in steps], effective_modes=[2.1 + 7.2 * 0.97**s for s in steps]),
+    ),
+    strategies=(
+      data.StrategyRow(name="question", verified=rate(400, 700)),
+      data.StrategyRow(name="edit", verified=rate(120, 300), faithful=rate(291, 300), only_here=1),
+    ),
+    rectify=(
+      data.RectifyRow(name="before repair", **scores(0.24, 0.97)),
+      data.RectifyRow(name="repaired", **scores(0.75, 0.965), examples=2000, queries=50120),
+      data.RectifyRow(name="random questions + consensus", **scores(0.57, 0.97), examples=2000, queries=6939, note="same number of examples"),
+      data.RectifyRow(name="larger sibling, not repaired", **scores(0.31, 0.98)),
+    ),
+    second_round=(
+      data.SecondRoundRow(name="counts above three", before=rate(170, 200), after=rate(61, 200), status="improved"),
+      data.SecondRoundRow(name="dial readings", before=rate(198, 200), after=rate(2, 200), status="fixed"),
+      data.SecondRoundRow(name="exact counts of shapes", before=None, after=rate(44, 200), status="new"),
+    ),
+    health=data.ReferenceHealth(
+      names=("ref-a", "ref-b", "ref-c"),
+      co_error=((0.031, 0.004, 0.002), (0.004, 0.027, 0.006), (0.002, 0.006, 0.12)),
+      all_wrong=rate(3, 1500),
+      effective_number=2.8,
+      warnings=("ref-c shares its training data with the target.",),
+    ),
+    methods=(("Consensus", "All three references give the same answer after normalisation."),),
+    commands=("python -m auditdm_jax report --config=configs/scenes.py --workdir=runs/easy",),
+    versions={"jax": "0.10.2", "python": "3.11"},
+  )
