@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The equations of GRPO as pure functions: arrays in, arrays out.
+
+In the order of use:
+  1. `advantages`    host, numpy: rewards [P,G] -> A [P,G]; NaN rewards are invalid samples.
+  2. `policy_loss`   -min(rho A, clip(rho) A) per token, with dual clip.
+  3. `tis_weight`    corrects for the sampler's numerics being not quite the learner's.
+  4. `kl_penalty`    towards the initial auditor, k2 or ratio x k3.
+  5. `aggregate`     (sum, count) over the tokens; divided once, by the count of the global batch.
+
+Axes: P prompts, G samples of one prompt, N learner rows, C completion positions.
+
+Sources: GRPO (Shao et al. 2024, arXiv:2402.03300), Dr.GRPO (Liu et al. 2025, arXiv:2503.20783), DAPO (Yu et al.
+2025, arXiv:2503.14476), dual clip (Ye et al. 2020, arXiv:1912.09729), k1/k2/k3 (Schulman 2020, "Approximating KL").
+"""
+
+import dataclasses
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+# exp(+-20) is far outside every clip range and far inside fp32: clip the input, then exponentiate.
+_MAX_LOG_RATIO = 20.0
+
+STDS = ("group", "batch", "none")
+AGGREGATIONS = ("token", "sequence", "constant")
+KLS = ("k2", "k3")
+
+
+@dataclasses.dataclass(frozen=True)
+class GrpoConfig:
+  """What makes the loss. The defaults are plain GRPO, one update per rollout.
+
+  Attributes:
+    group_size: G, completions per prompt.
+    std: "group" divides by the group's std, "batch" by that of all valid rewards, "none" by 1.
+    std_eps: added to the std.
+    clip_low: lower clip range of the ratio.
+    clip_high: upper clip range of the ratio (DAPO's clip-higher when above clip_low).
+    dual_clip: bound c > 1 of the loss for A < 0; 0 = off.
+    tis_cap: cap C of the sampler/learner correction; 0 = off.
+    kl: estimator that gives the gradient, "k2" or "k3" (times the ratio).
+    kl_coef: weight of the KL to the initial auditor; 0 = off, and no reference forward.
+    entropy_coef: weight of the entropy bonus; 0 = off.
+    aggregation: "token", "sequence" or "constant".
+    temperature: of the sampler and of the learner's log-probs alike.
+  """
+
+  group_size: int = 8
+  std: str = "group"
+  std_eps: float = 1e-4
+  clip_low: float = 0.2
+  clip_high: float = 0.2
+  dual_clip: float = 0.0
+  tis_cap: float = 0.0
+  kl: str = "k2"
+  kl_coef: float = 0.0
+  entropy_coef: float = 0.0
+  aggregation: str = "sequence"
+  temperature: float = 1.0
+
+  def __post_init__(self):
+    _one_of("std", self.std, STDS)
+    _one_of("aggregation", self.aggregation, AGGREGATIONS)
+    if self.kl == "k1":
+      raise ValueError(
+        "grpo.kl='k1': its expected gradient is zero, so it constrains nothing. Use 'k2' or 'k3'."
+      )
+    _one_of("kl", self.kl, KLS)
+    if self.group_size < 2:
+      raise ValueError(f"grpo.group_size={self.group_size}: a group needs at least 2 samples")
+    if self.dual_clip and self.dual_clip <= 1.0:
+      raise ValueError(f"grpo.dual_clip={self.dual_clip}: must be above 1, or 0 for off")
+    if self.temperature <= 0:
+      raise ValueError(f"grpo.temperature={self.temperature}: training samples, so it must be > 0")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+  if value not in allowed:
+    raise ValueError(f"grpo.{name}={value!r}: must be one of {', '.join(allowed)}")
+
+
+def advantages(
+  rewards: np.ndarray,
+  *,
+  std: str = "group",
+  eps: float = 1e-4,
+  weights: np.ndarray | None = None,
+) -> np.ndarray:
+  """Group-relative advantages, on the host.
+
+  A = (u - mean u) / (s + eps) with u = weights * rewards. The scale s is the std (ddof 1) of the rewards
+  WITHOUT the weights: a weight that all hits of a group share would otherwise cancel. Where a weighted group
+  has equal rewards but unequal weights, s is that of the batch.
+
+  Args:
+    rewards: f[P,G]; NaN marks an invalid sample: no part of any mean, advantage 0.
+    std: see `GrpoConfig.std`.
+    eps: added to s.
+    weights: f[P,G] or None, for instance the novelty of each find.
+
+  Returns:
+    f32[P,G]. All 0 in groups with fewer than 2 valid members or with equal (weighted) rewards.
+  """
+  _one_of("std", std, STDS)
+  rewards = np.asarray(rewards, np.float64)
+  valid = np.isfinite(rewards)
+  raw = np.where(valid, rewards, 0.0)
+  weighted = raw if weights is None else np.where(valid, raw * np.asarray(weights, np.float64), 0.0)
+  scale = _scale(raw, valid, std)
+  count = valid.sum(axis=1, keepdims=True)
+  mean = weighted.sum(axis=1, keepdims=True) / np.maximum(count, 1)
+  # Liveness is tested on the rewards: a std of equal floats need not be exactly 0.
+  live = (count >= 2) & _spread(weighted, valid)
+  if std == "none":
+    eps = 0.0
+  result = (weighted - mean) / (scale + eps)
+  return np.where(valid & live, result, 0.0).astype(np.float32)
+
+
+def _spread(x: np.ndarray, valid: np.ndarray) -> np.ndarray:
+  """bool[P,1]: whether the valid members of a group differ."""
+  high = np.where(valid, x, -np.inf).max(axis=1, keepdims=True)
+  low = np.where(valid, x, np.inf).min(axis=1, keepdims=True)
+  return high > low
+
+
+def _scale(raw: np.ndarray, valid: np.ndarray, std: str) -> np.ndarray:
+  """f[P,1] divisor of each group."""
+  if std == "none":
+    return np.ones((raw.shape[0], 1))
+  flat = raw[valid]
+  batch = flat.std(ddof=1) if flat.size >= 2 and flat.max() > flat.min() else 1.0
+  if std == "batch":
+    return np.full((raw.shape[0], 1), batch)
+  count = valid.sum(axis=1, keepdims=True)
+  mean = raw.sum(axis=1, keepdims=True) / np.maximum(count, 1)
+  square = np.where(valid, (raw - mean) ** 2, 0.0).sum(axis=1, keepdims=True)
+  group = np.sqrt(square / np.maximum(count - 1, 1))
+  return np.where(_spread(raw, valid), group, batch)
+
+
+def group_shares(rewards: np.ndarray) -> dict[str, tuple[float, float]]:
+  """(sum, count) of groups that are all 0, all 1 (equal and above 0), live, and of invalid samples.
+
+  Args:
+    rewards: f[P,G] with NaN for invalid.
+  """
+  rewards = np.asarray(rewards, np.float64)
+  valid = np.isfinite(rewards)
+  raw = np.where(valid, rewards, 0.0)
+  some = valid.any(axis=1)
+  live = some & _spread(raw, valid)[:, 0]
+  zero = some & ~live & (raw.max(axis=1) <= 0)
+  full = some & ~live & ~zero
+  groups = float(max(some.sum(), 1))
+  return {
+    "frac_all0": (float(zero.sum()), groups),
+    "frac_all1": (float(full.sum()), groups),
+    "frac_live": (float(live.sum()), groups),
+    "frac_invalid": (float((~valid).sum()), float(rewards.size)),
+  }
+
+
+def log_ratio_exp(log_ratio: jax.Array) -> jax.Array:
+  """exp with its input clipped to +-20."""
+  return jnp.exp(jnp.clip(log_ratio, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
+
+
+def policy_loss(
+  logp: jax.Array,
+  logp_old: jax.Array,
+  *,
+  advantages: jax.Array,
+  clip_low: float,
+  clip_high: float,
+  dual_clip: float = 0.0,
+) -> tuple[jax.Array, jax.Array]:
+  """The clipped surrogate of PPO per token.
+
+  Args:
+    logp: f32[N,C] of the policy being trained.
+    logp_old: f32[N,C] of the policy at rollout time, no gradient.
+    advantages: f32[N], one for all tokens of a row.
+    clip_low: lower clip range.
+    clip_high: upper clip range.
+    dual_clip: c of the dual clip, 0 = off.
+
+  Returns:
+    loss f32[N,C] and bool[N,C], whether the clip took the gradient away.
+  """
+  ratio = log_ratio_exp(logp - logp_old)
+  adv = advantages[:, None]
+  free = ratio * adv
+  bound = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high) * adv
+  loss = -jnp.minimum(free, bound)
+  clipped = bound < free
+  if dual_clip:
+    ceiling = -dual_clip * adv
+    hit = (adv < 0) & (loss > ceiling)
+    loss = jnp.where(hit, ceiling, loss)
+    clipped = clipped | hit
+  return loss, clipped
+
+
+def tis_weight(logp_old: jax.Array, logp_sampler: jax.Array, *, cap: float) -> jax.Array:
+  """f32[N,C] truncated importance weight min(pi_learner / pi_sampler, cap), without gradient."""
+  return lax.stop_gradient(jnp.minimum(log_ratio_exp(logp_old - logp_sampler), cap))
+
+
+def kl_k3(logp: jax.Array, logp_ref: jax.Array) -> jax.Array:
+  """f32[N,C] k3 = expm1(d) - d with d = logp_ref - logp: the low-variance value of the KL, never below 0."""
+  d = jnp.clip(logp_ref - logp, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+  return jnp.expm1(d) - d
+
+
+def kl_penalty(
+  logp: jax.Array, logp_ref: jax.Array, *, logp_old: jax.Array, kind: str
+) -> jax.Array:
+  """f32[N,C] penalty whose on-policy gradient is that of the KL to the reference.
+
+  k2 = d^2 / 2, or k3 times the ratio. k3 alone has a biased gradient; k1's is 0 in expectation.
+
+  Raises:
+    ValueError: for k1 and unknown kinds.
+  """
+  if kind == "k2":
+    return 0.5 * jnp.square(logp_ref - logp)
+  if kind == "k3":
+    return log_ratio_exp(logp - logp_old) * kl_k3(logp, logp_ref)
+  raise ValueError(f"KL estimator {kind!r} cannot be a loss: use 'k2' or 'k3'")
+
+
+def aggregate(
+  loss: jax.Array, mask: jax.Array, *, how: str, max_length: int
+) -> tuple[jax.Array, jax.Array]:
+  """(sum, count) of a per-token loss; the loss of the step is sum / max(count, 1) over the global batch.
+
+  Args:
+    loss: f32[N,C]; may be anything where the mask is off.
+    mask: bool[N,C] up to and including the terminator; rows without a token are padding.
+    how: "token" (DAPO), "sequence" (GRPO) or "constant" (Dr.GRPO).
+    max_length: T_max of "constant".
+  """
+  _one_of("aggregation", how, AGGREGATIONS)
+  masked = jnp.where(mask, loss, 0.0)
+  length = mask.sum(axis=1)
+  rows = (length > 0).sum().astype(jnp.float32)
+  if how == "token":
+    return masked.sum(), length.sum().astype(jnp.float32)
+  if how == "sequence":
+    return (masked.sum(axis=1) / jnp.maximum(length, 1)).sum(), rows
+  return masked.sum(), rows * max_length
+
+
+def loss_and_metrics(
+  cfg: GrpoConfig,
+  logp: jax.Array,
+  *,
+  entropy: jax.Array,
+  logp_sampler: jax.Array,
+  logp_ref: jax.Array | None,
+  advantages: jax.Array,
+  mask: jax.Array,
+) -> tuple[tuple[jax.Array, jax.Array], dict[str, tuple[jax.Array, jax.Array]]]:
+  """The whole loss of one update per rollout, so logp_old = stop_gradient(logp).
+
+  Args:
+    cfg: the recipe.
+    logp: f32[N,C].
+    entropy: f32[N,C], exact, with gradient.
+    logp_sampler: f32[N,C] as the sampler reported it.
+    logp_ref: f32[N,C] of the initial auditor, or None when cfg.kl_coef is 0.
+    advantages: f32[N].
+    mask: bool[N,C].
+
+  Returns:
+    (sum, count) of the loss, and (sum, count) of each metric. Keys that end in `_max` hold (maximum, 1).
+  """
+  # `where` before any product: a NaN at a padded position must not reach the sums (NaN * 0 is NaN).
+  logp = jnp.where(mask, logp, 0.0)
+  logp_sampler = jnp.where(mask, logp_sampler, 0.0)
+  old = lax.stop_gradient(logp)
+  loss, clipped = policy_loss(
+    logp,
+    old,
+    advantages=advantages,
+    clip_low=cfg.clip_low,
+    clip_high=cfg.clip_high,
+    dual_clip=cfg.dual_clip,
+  )
+  tokens = mask.sum().astype(jnp.float32)
+
+  def per_token(x):
+    return jnp.where(mask, x, 0.0).sum(), tokens
+
+  gap = jnp.abs(old - logp_sampler)
+  tis = tis_weight(old, logp_sampler, cap=cfg.tis_cap or jnp.inf)
+  metrics = {
+    "entropy": per_token(lax.stop_gradient(entropy)),
+    "clipped_share": per_token(clipped.astype(jnp.float32)),
+    "sampler_gap": per_token(gap),
+    "sampler_gap_max": (jnp.where(mask, gap, 0.0).max(), jnp.float32(1)),
+    "tis": per_token(tis),
+    "tis_ess": _effective_share(tis, mask),
+  }
+  if cfg.tis_cap:
+    loss = tis * loss
+  if logp_ref is not None:
+    ref = jnp.where(mask, logp_ref, 0.0)
+    loss = loss + cfg.kl_coef * kl_penalty(logp, ref, logp_old=old, kind=cfg.kl)
+    metrics["kl"] = per_token(kl_k3(old, ref))
+  if cfg.entropy_coef:
+    loss = loss - cfg.entropy_coef * entropy
+  total = aggregate(loss, mask, how=cfg.aggregation, max_length=mask.shape[1])
+  return total, metrics
+
+
+def _effective_share(weight: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Effective sample size over sample size: (sum w)^2 / (n sum w^2), as (value, 1)."""
+  w = jnp.where(mask, weight, 0.0)
+  n = mask.sum().astype(jnp.float32)
+  share = jnp.square(w.sum()) / jnp.maximum(n * jnp.square(w).sum(), 1e-9)
+  return share, jnp.float32(1)

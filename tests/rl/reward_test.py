@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reward terms."""
+
+import json
+
+import pytest
+
+from auditdm_jax.rl import reward
+
+
+def test_disagreement_is_binary():
+  assert reward.disagreement(parsed=True, disagrees=True) == 1.0
+  assert reward.disagreement(parsed=True, disagrees=False) == 0.0
+  assert reward.disagreement(parsed=False, disagrees=True) == 0.0
+
+
+def test_repetition():
+  assert reward.repetition([1, 2, 3, 4]) == 0.0
+  assert reward.repetition([1, 1, 1, 1, 1]) == pytest.approx(2 / 3)
+  assert reward.repetition([1]) == 0.0
+
+
+def test_length_penalty_is_in_tokens():
+  assert reward.length(10, limit=10) == 0.0
+  assert reward.length(15, limit=10) == 0.5
+
+
+def test_total_of_defaults_is_the_signal():
+  parts = {"disagreement": 1.0, "repetition": 0.7, "length": 2.0}
+  assert reward.total(reward.RewardConfig(), parts) == 1.0
+  cfg = reward.RewardConfig(repetition=0.1, length=0.2)
+  assert reward.total(cfg, parts) == pytest.approx(1 - 0.07 - 0.4)
+
+
+def test_novelty_off_is_one():
+  novelty = reward.Novelty(reward.RewardConfig())
+  novelty.update([("a",)] * 10)
+  assert novelty.weight(("a",)) == 1.0
+
+
+def test_archive_prefers_what_is_rare():
+  novelty = reward.Novelty(reward.RewardConfig(novelty="archive"))
+  assert novelty.weight(("a",)) == 1.0
+  novelty.update([("a",)] * 8 + [("b",)] * 2)
+  assert novelty.weight(("a",)) == pytest.approx(6 / 9)
+  assert novelty.weight(("b",)) == pytest.approx(6 / 3)
+  assert novelty.weight(("new",)) == 3.0
+  assert novelty.weight(("a", "new")) == pytest.approx(6 / 9)
+
+
+def test_ema_forgets_and_archive_does_not():
+  weights = {}
+  for mode in ("ema", "archive"):
+    novelty = reward.Novelty(reward.RewardConfig(novelty=mode, novelty_high=100.0))
+    novelty.update([("a",)] * 50)
+    for _ in range(60):
+      novelty.update([("b",)])
+    weights[mode] = novelty.weight(("a",)) / novelty.weight(("b",))
+  assert weights["ema"] > 2 > 1.3 > weights["archive"]
+
+
+def test_state_survives_json_bit_for_bit():
+  cfg = reward.RewardConfig(novelty="ema", novelty_power=0.5)
+  straight, resumed = reward.Novelty(cfg), reward.Novelty(cfg)
+  for step in range(5):
+    straight.update([("k" + str((step * i) % 7), "x") for i in range(11)])
+  resumed.load(json.loads(json.dumps(straight.state(), sort_keys=True)))
+  for novelty in (straight, resumed):
+    novelty.update([("k1", "y")])
+  assert [straight.weight((k,)) for k in ("k1", "k2", "x", "y")] == [
+    resumed.weight((k,)) for k in ("k1", "k2", "x", "y")
+  ]
+
+
+def test_unknown_mode_is_refused():
+  with pytest.raises(ValueError, match="reward.novelty"):
+    reward.RewardConfig(novelty="curiosity")
