@@ -12,7 +12,7 @@ import markupsafe
 from auditdm_jax.audit.report import data
 
 _JOINERS = "\u200c\u200d"
-_PLOT = dict(width=360, height=200, left=38, right=8, top=10, bottom=30)
+_PLOT = dict(width=360, height=200, left=38, right=14, top=10, bottom=34)
 
 
 def visible(text: str) -> str:
@@ -49,10 +49,16 @@ def interval_bar(rate: data.Rate, *, tone: str = "bad") -> markupsafe.Markup:
   return markupsafe.Markup(
     '<svg class="interval {tone}" viewBox="-2 0 204 16" role="img" aria-label="{label}">'
     '<rect class="track" x="0" y="6" width="200" height="4" rx="2"/>'
+    '<rect class="fill" x="0" y="6" width="{mark:.1f}" height="4" rx="2"/>'
     '<rect class="band" x="{low:.1f}" y="3" width="{width:.1f}" height="10" rx="3"/>'
-    '<rect class="mark" x="{mark:.1f}" y="1" width="2.5" height="14" rx="1"/></svg>'
+    '<rect class="mark" x="{edge:.1f}" y="1" width="2.5" height="14" rx="1"/></svg>'
   ).format(
-    tone=tone, label=rate_text(rate), low=low, width=max(high - low, 1.0), mark=mark - 1.25
+    tone=tone,
+    label=rate_text(rate),
+    low=low,
+    width=max(high - low, 1.0),
+    mark=mark,
+    edge=mark - 1.25,
   )
 
 
@@ -90,8 +96,9 @@ def line_chart(
   p = _PLOT
   highest = max((y for _, _, ys in curves for y in ys if y == y), default=1.0)
   y_ticks = [0.0, 0.25, 0.5, 0.75, 1.0] if as_percent else _ticks(max(highest, 1.0))
-  x_ticks = _ticks(max((x for _, xs, _ in curves for x in xs), default=1))
-  y_top, x_top = y_ticks[-1], x_ticks[-1]
+  x_top = max((x for _, xs, _ in curves for x in xs), default=0) or 1
+  x_ticks = [tick for tick in _ticks(x_top) if tick <= x_top]
+  y_top = y_ticks[-1]
 
   def at(x, y):
     inner_w, inner_h = p["width"] - p["left"] - p["right"], p["height"] - p["top"] - p["bottom"]

@@ -203,10 +203,14 @@ def _tiles(data: data_lib.ReportData) -> list[_Tile]:
     note = "of the trained auditor's probes are verified failures"
     if search.get("prompt_only", {}).get("rate"):
       plain = search["prompt_only"]["rate"]
-      note += f"; {charts.percent(plain)} before training (×{search['trained']['rate'] / plain:.1f})"
+      note += (
+        f"; {charts.percent(plain)} before training (×{search['trained']['rate'] / plain:.1f})"
+      )
     tiles.append(_Tile("Search success", charts.percent(search["trained"]["rate"]), note))
   if "precision" in summary:
-    note = f"of verified failures are real, by the independent judge (n = {summary['precision']['n']:,})"
+    note = (
+      f"of verified failures are real, by the independent judge (n = {summary['precision']['n']:,})"
+    )
     tiles.append(_Tile("Precision", charts.percent(summary["precision"]["rate"]), note))
   coverage = summary.get("coverage", {})
   if "gaps_found" in coverage:
@@ -219,6 +223,7 @@ def _tiles(data: data_lib.ReportData) -> list[_Tile]:
   if {"baseline", "repaired"} <= repair.keys():
     before, after = (repair[key]["gaps"]["rate"] for key in ("baseline", "repaired"))
     rest = 100 * (repair["repaired"]["rest"]["rate"] - repair["baseline"]["rest"]["rate"])
-    note = f"from {charts.percent(before)}; the rest moved by {rest:+.1f} points"
+    moved = f"{rest:+.1f}".replace("-", "\N{MINUS SIGN}")
+    note = f"from {charts.percent(before)}; the rest moved by {moved} points"
     tiles.append(_Tile("Gap accuracy after repair", charts.percent(after), note))
   return tiles

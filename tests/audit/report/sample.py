@@ -55,14 +55,24 @@ def _card(folder: pathlib.Path, i: int, question: str, *, edited: bool) -> data.
       data.Gate(name="paraphrase", passed=True, value=1.0),
       data.Gate(name="locality", passed=i % 3 > 0, value=0.0417),
     ),
-    lineage={"auditor": "grpo/step-000090", "seed": "17", "instruction": "make the red circle green"},
+    lineage={
+      "auditor": "grpo/step-000090",
+      "seed": "17",
+      "instruction": "make the red circle green",
+    },
     command=f"python -m auditdm_jax verify --config=configs/scenes.py --probe=9f{i:04d}ab",
   )
 
 
 def report_data(folder: pathlib.Path, *, modes: int = 5, cards: int = 3) -> data.ReportData:
   """Every section filled; images are written to `folder`."""
-  names = ["counts above three", "purple objects", "dial readings", "fourth column", "absent objects"]
+  names = [
+    "counts above three",
+    "purple objects",
+    "dial readings",
+    "fourth column",
+    "absent objects",
+  ]
   views = []
   for i in range(modes):
     questions = ["how many red circles are there ?", HOSTILE, LONG, "what color is the star ?"]
@@ -107,13 +117,39 @@ def report_data(folder: pathlib.Path, *, modes: int = 5, cards: int = 3) -> data
     ),
     modes=tuple(views),
     arms=(
-      data.ArmRow(name="auditor, step 60", queries=9120, verified=rate(512, 800), gaps_found=6, modes_found=9, effective_modes=7.9, unseen_mass=0.012),
-      data.ArmRow(name="untrained auditor", queries=3200, verified=rate(92, 400), gaps_found=5, modes_found=6, effective_modes=5.1, unseen_mass=0.04),
+      data.ArmRow(
+        name="auditor, step 60",
+        queries=9120,
+        verified=rate(512, 800),
+        gaps_found=6,
+        modes_found=9,
+        effective_modes=7.9,
+        unseen_mass=0.012,
+      ),
+      data.ArmRow(
+        name="untrained auditor",
+        queries=3200,
+        verified=rate(92, 400),
+        gaps_found=5,
+        modes_found=6,
+        effective_modes=5.1,
+        unseen_mass=0.04,
+      ),
       data.ArmRow(name="random questions", queries=3200, verified=rate(88, 400)),
     ),
     curves=(
-      data.Curve(name="coverage", steps=steps, success=[0.22 + 0.4 * (1 - 0.97**s) for s in steps], effective_modes=[9.4 - 0.02 * s for s in steps]),
-      data.Curve(name="plain reward", steps=steps, success=[0.22 + 0.76 * (1 - 0.95**s) for s in steps], effective_modes=[2.1 + 7.2 * 0.97**s for s in steps]),
+      data.Curve(
+        name="coverage",
+        steps=steps,
+        success=[0.22 + 0.4 * (1 - 0.97**s) for s in steps],
+        effective_modes=[9.4 - 0.02 * s for s in steps],
+      ),
+      data.Curve(
+        name="plain reward",
+        steps=steps,
+        success=[0.22 + 0.76 * (1 - 0.95**s) for s in steps],
+        effective_modes=[2.1 + 7.2 * 0.97**s for s in steps],
+      ),
     ),
     strategies=(
       data.StrategyRow(name="question", verified=rate(400, 700)),
@@ -122,13 +158,25 @@ def report_data(folder: pathlib.Path, *, modes: int = 5, cards: int = 3) -> data
     rectify=(
       data.RectifyRow(name="before repair", **scores(0.24, 0.97)),
       data.RectifyRow(name="repaired", **scores(0.75, 0.965), examples=2000, queries=50120),
-      data.RectifyRow(name="random questions + consensus", **scores(0.57, 0.97), examples=2000, queries=6939, note="same number of examples"),
+      data.RectifyRow(
+        name="random questions + consensus",
+        **scores(0.57, 0.97),
+        examples=2000,
+        queries=6939,
+        note="same number of examples",
+      ),
       data.RectifyRow(name="larger sibling, not repaired", **scores(0.31, 0.98)),
     ),
     second_round=(
-      data.SecondRoundRow(name="counts above three", before=rate(170, 200), after=rate(61, 200), status="improved"),
-      data.SecondRoundRow(name="dial readings", before=rate(198, 200), after=rate(2, 200), status="fixed"),
-      data.SecondRoundRow(name="exact counts of shapes", before=None, after=rate(44, 200), status="new"),
+      data.SecondRoundRow(
+        name="counts above three", before=rate(170, 200), after=rate(61, 200), status="improved"
+      ),
+      data.SecondRoundRow(
+        name="dial readings", before=rate(198, 200), after=rate(2, 200), status="fixed"
+      ),
+      data.SecondRoundRow(
+        name="exact counts of shapes", before=None, after=rate(44, 200), status="new"
+      ),
     ),
     health=data.ReferenceHealth(
       names=("ref-a", "ref-b", "ref-c"),

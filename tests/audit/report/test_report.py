@@ -77,7 +77,7 @@ def test_mode_files_stay_in_their_folder_and_apart(tmp_path):
 def test_numbers_of_the_summary_are_on_the_pages(report):
   index = (report / "index.html").read_text(encoding="utf-8")
   assert "64.0\u202f%" in index and "×2.9" in index and "6 of 6" in index
-  assert "from 24.0\u202f%; the rest moved by -0.5 points" in index
+  assert "from 24.0\u202f%; the rest moved by \N{MINUS SIGN}0.5 points" in index
   assert json.loads((report / "summary.json").read_text())["queries"]["grpo"] == 46080
   assert "queries.grpo" in (report / "methods.html").read_text(encoding="utf-8")
 
@@ -130,14 +130,19 @@ def test_one_file_per_distinct_image(tmp_path):
   album = pictures.Album(tmp_path)
   array = np.zeros((64, 64, 3), np.uint8)
   first = album.add(array, caption="a")
-  assert album.add(array, caption="b").path == first.path and (first.width, first.pixelated) == (192, True)
+  assert album.add(array, caption="b").path == first.path and (first.width, first.pixelated) == (
+    192,
+    True,
+  )
   wide = album.add(np.zeros((100, 400, 3), np.uint8), caption="c")
   assert (wide.width, wide.height, wide.pixelated) == (224, 56, False)
   assert len(list((tmp_path / "images").iterdir())) == 2
 
 
 def test_charts_leave_gaps_and_scale():
-  svg = charts.line_chart([("a", [0, 1, 2, 3], [0.0, float("nan"), 0.5, 1.0])], title="<t>", as_percent=True)
+  svg = charts.line_chart(
+    [("a", [0, 1, 2, 3], [0.0, float("nan"), 0.5, 1.0])], title="<t>", as_percent=True
+  )
   assert svg.count("M") == 2 and "&lt;t&gt;" in svg and "nan" not in svg
   for top in (1, 3.2, 9.4, 120, 1e5):
     ticks = charts._ticks(top)
