@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The discovery bandit: who may ask the next questions.
+
+Arms are ways to make probes: trained auditor checkpoints, the untrained auditor, random questions.
+A trained auditor brings many finds of few modes, random questions few finds of many modes. The
+budget follows what is *new*:
+
+  index(arm) = [ U + yield_weight · Σ_m f_m · C_m^-power ] / n  +  bonus · sqrt(log(4 t) / n)
+
+with n the arm's probes, t all probes, f_m the arm's finds of mode m, C_m everybody's finds of m,
+and U the modes that were found exactly once, and by this arm: U / n is the Good-Turing estimate of
+the mass of modes that only this arm would still uncover (Good-UCB: Bubeck, Ernst, Garivier,
+"Optimal discovery with probabilistic expert advice", JMLR 14, 2013). The second term keeps the
+yield once all modes are known, with less credit for the hundredth find of a mode than for the
+fifth. A floor keeps every arm alive, since an arm's worth shows only in what it finds.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+import dataclasses
+import math
+from typing import Any, Self
+
+import numpy as np
+
+from auditdm_jax.audit import rates
+
+
+@dataclasses.dataclass(frozen=True)
+class ArmsConfig:
+  """How the budget moves.
+
+  Attributes:
+    floor: share of every batch that each arm keeps.
+    yield_weight: worth of known modes against new ones.
+    power: how fast the worth of a further find of a mode falls.
+    bonus: optimism for arms with few probes.
+    seed: breaks ties.
+  """
+
+  floor: float = 0.08
+  yield_weight: float = 1.0
+  power: float = 0.5
+  bonus: float = 0.05
+  seed: int = 0
+
+
+class Arms:
+  """Allocates probes to arms; a pure function of config and history."""
+
+  def __init__(self, names: Sequence[str], *, config: ArmsConfig = ArmsConfig()):
+    if not names or len(set(names)) != len(names):
+      raise ValueError(f"arm names must be unique and not empty: {list(names)}")
+    if not 0 <= config.floor * len(names) <= 1:
+      raise ValueError(f"a floor of {config.floor} for {len(names)} arms exceeds the budget")
+    self.names = tuple(names)
+    self.config = config
+    self.probes: Counter[str] = Counter()
+    self.finds: dict[str, Counter[str]] = {name: Counter() for name in names}
+    self._batches = 0
+
+  def allocate(self, batch: int) -> dict[str, int]:
+    """Probes per arm for the next batch; they sum to `batch`, every arm present."""
+    floor = int(batch * self.config.floor)
+    shares = self._shares() * (batch - floor * len(self.names))
+    counts = np.floor(shares).astype(int)
+    # Largest remainders; equal ones in an order that changes from batch to batch.
+    order = np.random.default_rng([self.config.seed, self._batches]).permutation(len(self.names))
+    left = batch - floor * len(self.names) - int(counts.sum())
+    rank = sorted(order, key=lambda i: -round(float(shares[i] - counts[i]), 9))
+    for i in rank[:left]:
+      counts[i] += 1
+    self._batches += 1
+    return {name: floor + int(c) for name, c in zip(self.names, counts)}
+
+  def observe(self, arm: str, modes: Sequence[str | None]) -> None:
+    """Books one entry per probe sent by the arm: the mode of its find, or None."""
+    if arm not in self.finds:
+      raise ValueError(f"no arm named {arm!r}; there are {list(self.names)}")
+    self.probes[arm] += len(modes)
+    self.finds[arm].update(m for m in modes if m is not None)
+
+  def index(self, arm: str) -> float:
+    """Worth of the next probe of this arm; infinite before its first."""
+    n = self.probes[arm]
+    if n == 0:
+      return math.inf
+    everyone = self._everyone()
+    mine = self.finds[arm]
+    new = sum(everyone[m] == 1 for m in mine)
+    known = sum(f * everyone[m] ** -self.config.power for m, f in mine.items())
+    optimism = math.sqrt(math.log(4 * self.probes.total()) / n)
+    return (new + self.config.yield_weight * known) / n + self.config.bonus * optimism
+
+  def summary(self) -> dict[str, dict[str, Any]]:
+    """Per arm: probes, finds, modes, modes nobody else found, unseen mass, Chao1."""
+    everyone = self._everyone()
+    return {
+      name: {
+        "probes": self.probes[name],
+        "finds": rates.rate(self.finds[name].total(), self.probes[name]),
+        "modes": len(self.finds[name]),
+        "only_here": sum(everyone[m] == c for m, c in self.finds[name].items()),
+        "unseen_mass": rates.good_turing(self.finds[name].values()),
+        "chao1": rates.chao1(self.finds[name].values()),
+        "effective_modes": rates.effective_number(self.finds[name].values()),
+      }
+      for name in self.names
+    }
+
+  def to_dict(self) -> dict[str, Any]:
+    """JSON-able state, for resume."""
+    return {
+      "names": list(self.names),
+      "config": dataclasses.asdict(self.config),
+      "probes": dict(self.probes),
+      "finds": {name: dict(sorted(c.items())) for name, c in self.finds.items()},
+      "batches": self._batches,
+    }
+
+  @classmethod
+  def from_dict(cls, state: dict[str, Any]) -> Self:
+    """The bandit as it was when `to_dict` was called."""
+    arms = cls(state["names"], config=ArmsConfig(**state["config"]))
+    arms.probes.update(state["probes"])
+    for name, counts in state["finds"].items():
+      arms.finds[name].update(counts)
+    arms._batches = state["batches"]
+    return arms
+
+  def _everyone(self) -> Counter[str]:
+    return sum(self.finds.values(), Counter())
+
+  def _shares(self) -> np.ndarray:
+    values = np.array([self.index(name) for name in self.names])
+    if np.isinf(values).any():
+      values = np.isinf(values).astype(np.float64)
+    if values.sum() == 0:
+      values = np.ones(len(values))
+    return values / values.sum()

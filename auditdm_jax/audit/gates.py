@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gates: pure functions that return pass or fail together with the number they looked at."""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import re
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from auditdm_jax.audit.judge import Judge, Same
+from auditdm_jax.audit.probe import Gate
+from auditdm_jax.audit.words import content_words, tokens
+
+_SEVERAL = re.compile(r"\?.*\?|[\n\r]")
+_SPECIAL = re.compile(r"<[a-z_/]+>", re.IGNORECASE)
+
+
+def well_formed(question: str, *, max_words: int = 40, question_mark: bool = False) -> Gate:
+  """One question on one line, without special tokens; value = number of words."""
+  count = len(tokens(question))
+  note = ""
+  if not 2 <= count <= max_words:
+    note = "length"
+  elif _SEVERAL.search(question.strip()):
+    note = "more than one question"
+  elif _SPECIAL.search(question):
+    note = "special token"
+  elif question_mark and not question.strip().endswith("?"):
+    note = "no question mark"
+  return Gate(
+    name="well_formed", passed=not note, value=count, limit=f"2..{max_words} words", note=note
+  )
+
+
+def answerable(
+  consensus: str, paraphrased: Sequence[Sequence[str]], judge: Judge, *, least: float = 1.0
+) -> Gate:
+  """The references keep their consensus over paraphrases.
+
+  Args:
+    consensus: the consensus on the original wording.
+    paraphrased: per paraphrase the references' answers; may be empty (passes, value 1).
+    judge: decides sameness.
+    least: share of paraphrases that must keep it.
+  """
+  kept = [all(judge.same(consensus, a) for a in answers) for answers in paraphrased]
+  share = sum(kept) / len(kept) if kept else 1.0
+  return Gate(name="answerable", passed=share >= least, value=share, limit=f">= {least}")
+
+
+def both_ways(target_answer: str, consensus: str, judge: Judge, *, question: str = "") -> Gate:
+  """The judge calls the answers different in both orders; value = orders that do."""
+  orders = ((target_answer, consensus), (consensus, target_answer))
+  different = sum(judge.compare(a, b, question=question) is Same.DIFFERENT for a, b in orders)
+  return Gate(name="both_ways", passed=different == 2, value=different, limit="== 2")
+
+
+def language_prior(
+  with_image: Sequence[str], without_image: Sequence[str], judge: Judge
+) -> Gate:
+  """Not all references give their image answer to a blank image as well; value = share that do.
+
+  A question that any image answers the same way does not test sight. Questions about absent
+  things legitimately keep their answer on a blank image: leave the gate out of `required` there.
+  """
+  pairs = list(zip(with_image, without_image, strict=True))
+  share = sum(judge.same(a, b) for a, b in pairs) / len(pairs)
+  return Gate(name="language_prior", passed=share < 1, value=share, limit="< 1")
+
+
+def image_sane(image: np.ndarray, *, least_std: float = 4.0, least_side: int = 16) -> Gate:
+  """Not blank, not tiny; value = standard deviation of the pixels in grey levels."""
+  std = float(image.astype(np.float32).std())
+  size_ok = min(image.shape[:2]) >= least_side
+  return Gate(
+    name="image_sane",
+    passed=std >= least_std and size_ok,
+    value=std,
+    limit=f">= {least_std}",
+    note="" if size_ok else "too small",
+  )
+
+
+def fingerprint(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Perceptual fingerprint: difference hash bool[240] and colour thumbnail i16[8,8,3]."""
+  picture = Image.fromarray(image)
+  grey = np.asarray(picture.convert("L").resize((16, 16), Image.Resampling.BOX), np.int16)
+  thumb = np.asarray(picture.resize((8, 8), Image.Resampling.BOX), np.int16)
+  return (grey[:, 1:] > grey[:, :-1]).ravel(), thumb
+
+
+@dataclasses.dataclass
+class DuplicateIndex:
+  """Probes seen so far; one index over the finds, others over benchmarks (leak test).
+
+  Attributes:
+    bits: largest Hamming distance of two difference hashes of "the same" image.
+    levels: largest difference of two colour thumbnails.
+    overlap: smallest Jaccard overlap of the questions' content words.
+  """
+
+  bits: int = 6
+  levels: int = 8
+  overlap: float = 0.9
+
+  def __post_init__(self) -> None:
+    self._by_words: dict[frozenset[str], list[tuple[np.ndarray, np.ndarray]]] = {}
+
+  def add(self, image: np.ndarray, question: str) -> None:
+    """Remembers a probe."""
+    self._by_words.setdefault(frozenset(content_words(question)), []).append(fingerprint(image))
+
+  def similarity(self, image: np.ndarray, question: str) -> float:
+    """Best text overlap among the remembered probes whose image is the same; 0 if none."""
+    words = frozenset(content_words(question))
+    best, mine = 0.0, None
+    for other, prints in self._by_words.items():
+      union = len(words | other)
+      overlap = len(words & other) / union if union else 1.0
+      if overlap < self.overlap or overlap <= best:
+        continue
+      mine = mine or fingerprint(image)
+      if any(self._close(mine, p) for p in prints):
+        best = overlap
+    return best
+
+  def _close(self, a: tuple, b: tuple) -> bool:
+    hashes_close = np.count_nonzero(a[0] != b[0]) <= self.bits
+    return hashes_close and int(np.abs(a[1] - b[1]).max()) <= self.levels
+
+
+def near_duplicate(
+  image: np.ndarray, question: str, index: DuplicateIndex, *, name: str = "near_duplicate"
+) -> Gate:
+  """No remembered probe has the same image and (nearly) the same words."""
+  value = index.similarity(image, question)
+  return Gate(name=name, passed=value < index.overlap, value=value, limit=f"< {index.overlap}")
+
+
+def composite(
+  source: np.ndarray, edited: np.ndarray, *, threshold: int = 24, grow: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+  """I' = M·edited + (1 − M)·source, M = where the edit changed the source.
+
+  Whole-frame editors re-render everything; pasting only the changed region back makes locality
+  hold by construction.
+
+  Args:
+    source: u8[H,W,3].
+    edited: u8[H,W,3] on the same grid.
+    threshold: grey levels, largest channel difference that still counts as unchanged.
+    grow: pixels by which the mask is opened, then widened.
+
+  Returns:
+    (u8[H,W,3], bool[H,W]).
+  """
+  if source.shape != edited.shape:
+    raise ValueError(f"edit changed the grid: {source.shape} became {edited.shape}")
+  delta = np.abs(source.astype(np.int16) - edited.astype(np.int16)).max(axis=-1)
+  mask = delta > threshold
+  if grow:
+    mask = ndimage.binary_opening(mask, iterations=1)
+    mask = ndimage.binary_dilation(mask, iterations=grow + 1)
+  return np.where(mask[..., None], edited, source), mask
+
+
+def edit_locality(
+  source: np.ndarray,
+  image: np.ndarray,
+  mask: np.ndarray,
+  *,
+  least: float = 0.005,
+  most: float = 0.60,
+) -> tuple[Gate, Gate]:
+  """The two facts of a local edit, measured on the image as reloaded from disk.
+
+  Args:
+    source: u8[H,W,3].
+    image: u8[H,W,3], the composite after a round trip through its file.
+    mask: bool[H,W].
+    least: smallest mask fraction (below: nothing was edited).
+    most: largest mask fraction (above: a new image).
+
+  Returns:
+    (outside unchanged: value = largest difference outside the mask; mask fraction).
+  """
+  outside = np.abs(source.astype(np.int16) - image.astype(np.int16))[~mask]
+  worst = int(outside.max()) if outside.size else 0
+  fraction = float(mask.mean())
+  return (
+    Gate(name="edit_outside", passed=worst == 0, value=worst, limit="== 0"),
+    Gate(
+      name="edit_fraction",
+      passed=least <= fraction <= most,
+      value=fraction,
+      limit=f"{least}..{most}",
+    ),
+  )
+
+
+def sham_image(
+  source: np.ndarray, mask: np.ndarray, reencode: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+  """The edit that edits nothing: the same composite of the source merely encoded and decoded."""
+  return np.where(mask[..., None], reencode(source), source)
+
+
+def sham_control(
+  on_source: Mapping[str, str], on_sham: Mapping[str, str], judge: Judge
+) -> Gate:
+  """Answers must not flip on the sham; value = models that do flip."""
+  flips = sum(not judge.same(on_source[name], on_sham[name]) for name in on_source)
+  return Gate(name="sham_control", passed=flips == 0, value=flips, limit="== 0")

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From answers to a verdict: the references' consensus, and whether the target conflicts with it."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+
+from auditdm_jax.audit.judge import Judge, Same
+from auditdm_jax.audit.probe import Verdict
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+  """What a set of answers amounts to.
+
+  Attributes:
+    consensus: the first reference's wording if all references agree, else None.
+    agree: the references agree on something that is not an abstention.
+    disagreement: the signal s of the paper: agree, and the target means something else.
+    reason: disagreement | agreement | no consensus | abstention | empty | undecided | skipped.
+  """
+
+  consensus: str | None
+  agree: bool
+  disagreement: bool
+  reason: str
+
+
+def decide(
+  target_answer: str | None,
+  reference_answers: Mapping[str, str | None],
+  judge: Judge,
+  *,
+  abstentions: Sequence[str] = (),
+  question: str = "",
+) -> Decision:
+  """Consensus = unanimous references, in the order given; agreement is with the first of them.
+
+  Args:
+    target_answer: the target's answer, None if a cascade did not ask for it.
+    reference_answers: answers by reference name; None where not asked.
+    judge: decides sameness.
+    abstentions: answers such as "unanswerable" that are no consensus even when unanimous.
+    question: passed on to a judge that wants it.
+
+  Returns:
+    The decision. Skipped answers never make a disagreement.
+  """
+  if not reference_answers:
+    raise ValueError("a verdict needs at least one reference")
+  known = [a for a in reference_answers.values() if a is not None]
+  if any(not judge.normalize(a) for a in known):
+    return Decision(None, False, False, "empty")
+  if any(judge.same(a, b) for a in known for b in abstentions):
+    return Decision(None, False, False, "abstention")
+  outcomes = [judge.compare(known[0], a, question=question) for a in known[1:]]
+  if Same.DIFFERENT in outcomes:
+    return Decision(None, False, False, "no consensus")
+  if Same.UNDECIDED in outcomes:
+    return Decision(None, False, False, "undecided")
+  if target_answer is None or len(known) < len(reference_answers):
+    return Decision(None, False, False, "skipped")
+  outcome = judge.compare(target_answer, known[0], question=question)
+  if outcome is Same.UNDECIDED:
+    return Decision(None, False, False, "undecided")
+  differs = outcome is Same.DIFFERENT
+  reason = "disagreement" if differs else "agreement"
+  return Decision(known[0].strip(), True, differs, reason)
+
+
+def is_fixed(
+  target_answer: str | None,
+  reference_answers: Mapping[str, str | None],
+  judge: Judge,
+  *,
+  abstentions: Sequence[str] = (),
+  question: str = "",
+) -> bool:
+  """Whether no further answer can turn this into a disagreement (the cascade's stop rule)."""
+  partial = decide(
+    target_answer, reference_answers, judge, abstentions=abstentions, question=question
+  )
+  if partial.reason != "skipped":
+    return True
+  first = next(iter(reference_answers.values()))
+  if target_answer is None or first is None:
+    return False
+  return judge.compare(target_answer, first, question=question) is not Same.DIFFERENT
+
+
+def verdict(
+  probe_id: str,
+  answers: Mapping[str, str | None],
+  judge: Judge,
+  *,
+  target: str,
+  references: Sequence[str],
+  abstentions: Sequence[str] = (),
+  question: str = "",
+) -> Verdict:
+  """The record of a decision, with all answers."""
+  decision = decide(
+    answers[target],
+    {name: answers[name] for name in references},
+    judge,
+    abstentions=abstentions,
+    question=question,
+  )
+  return Verdict(
+    probe_id=probe_id,
+    answers=dict(answers),
+    target=target,
+    references=tuple(references),
+    **dataclasses.asdict(decision),
+  )

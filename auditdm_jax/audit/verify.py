@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verification: what a find must survive before it is called a failure.
+
+  V0  the references agree and the target differs (a find)
+  V1  + all required gates, the judge in both orders, and the same disagreement in at least
+      `stable_share` of: the original again, k paraphrases, k image jitters
+  V2  + a judge outside the ensemble sides with the consensus against the target
+  V3  + a person's label (set later, from the report)
+
+No find is dropped: each comes back with its grade and every number, and the funnel counts them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+
+import numpy as np
+
+from auditdm_jax.audit import gates
+from auditdm_jax.audit.answer import ModelBank
+from auditdm_jax.audit.probe import Failure, Gate, Probe, Stability, Verdict
+from auditdm_jax.audit.rates import rate
+from auditdm_jax.audit.verdict import decide
+
+Paraphrase = Callable[[str, int], str]
+Jitter = Callable[[np.ndarray, int], np.ndarray]
+Independent = Callable[[np.ndarray, str], str | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifyConfig:
+  """What verification asks for.
+
+  Attributes:
+    paraphrases: wordings per find (0 if there is no paraphraser).
+    jitters: image changes per find.
+    stable_share: least share of trials that must reproduce the disagreement (4 of 5).
+    blank_image: ask the references about a grey image too (the language-prior gate).
+    required: gates that V1 needs; the others are measured and stored only.
+    max_words: longest well-formed question.
+  """
+
+  paraphrases: int = 2
+  jitters: int = 2
+  stable_share: float = 0.8
+  blank_image: bool = True
+  required: tuple[str, ...] = (
+    "well_formed", "answerable", "both_ways", "language_prior", "near_duplicate",
+    "benchmark_leak", "image_sane", "edit_outside", "edit_fraction", "sham_control",
+  )  # fmt: skip
+  max_words: int = 40
+
+
+@dataclasses.dataclass(frozen=True)
+class Find:
+  """A probe, its verdict and gates that only the maker of the image could measure."""
+
+  probe: Probe
+  verdict: Verdict
+  gates: tuple[Gate, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+  """All finds, graded, and how many passed each step."""
+
+  failures: tuple[Failure, ...]
+  funnel: dict[str, int]
+
+  def search_success(self, attempted: int, *, grade: str = "V1") -> dict[str, object]:
+    """Verified / attempted, where attempted = every probe sent, with a Wilson interval."""
+    return rate(sum(f.grade >= grade for f in self.failures), attempted)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trial:
+  find: int
+  label: str
+  image_id: str
+  question: str
+
+
+def verify(
+  finds: Sequence[Find],
+  bank: ModelBank,
+  *,
+  images: Callable[[str], np.ndarray],
+  paraphrase: Paraphrase | None = None,
+  jitter: Jitter | None = None,
+  independent: Independent | None = None,
+  config: VerifyConfig = VerifyConfig(),
+  benchmark: gates.DuplicateIndex | None = None,
+  progress: Callable[[int, int], None] | None = None,
+) -> Verification:
+  """Grades finds.
+
+  Args:
+    finds: disagreements with complete answers.
+    bank: target and references; asked in full, without cascade.
+    images: loads the u8[H,W,3] of an image id.
+    paraphrase: `(question, k) -> other wording`; None: no paraphrase trials.
+    jitter: `(image, k) -> image` that changes nothing of meaning; None: `default_jitter`.
+    independent: answer of a judge outside the ensemble (None where it cannot answer).
+    config: what is asked for.
+    benchmark: index of benchmark items, for the leak gate.
+    progress: called with (probes asked, probes to ask).
+
+  Returns:
+    One Failure per find, in order, and the funnel.
+  """
+  if odd := [f for f in finds if not f.verdict.disagreement]:
+    raise ValueError(f"{len(odd)} of the finds are no disagreements, e.g. {odd[0].verdict}")
+  trials, extra = _plan(finds, images, paraphrase, jitter or default_jitter, config)
+  get = lambda image_id: extra[image_id] if image_id in extra else images(image_id)
+  answers = bank.answers(
+    get,
+    [t.question for t in trials],
+    image_ids=[t.image_id for t in trials],
+    cascade=False,
+    progress=progress,
+  )
+  seen, failures = gates.DuplicateIndex(), []
+  rows: list[list[tuple[_Trial, dict[str, str]]]] = [[] for _ in finds]
+  for i, trial in enumerate(trials):
+    rows[trial.find].append((trial, {name: a[i] for name, a in answers.items()}))
+  for find, tried in zip(finds, rows):
+    image = images(find.probe.image_id)
+    measured = _gates(find, tried, bank, image, seen=seen, benchmark=benchmark, config=config)
+    seen.add(image, find.probe.question)
+    said = independent(image, find.probe.question) if independent else None
+    failures.append(_grade(find, measured, _stability(find, tried, bank), said, bank, config))
+  return Verification(tuple(failures), _funnel(failures, config))
+
+
+def default_jitter(image: np.ndarray, k: int) -> np.ndarray:
+  """Meaning-preserving change number k: even k shifts by one pixel, odd k dims by 4 %."""
+  if k % 2:
+    return np.round(image * (0.96 if k % 4 == 1 else 0.92)).astype(np.uint8)
+  step = 1 if k % 4 == 0 else -1
+  padded = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
+  return padded[1 + step : 1 + step + image.shape[0], 1 : 1 + image.shape[1]]
+
+
+def _plan(
+  finds: Sequence[Find],
+  images: Callable[[str], np.ndarray],
+  paraphrase: Paraphrase | None,
+  jitter: Jitter,
+  config: VerifyConfig,
+) -> tuple[list[_Trial], dict[str, np.ndarray]]:
+  """All questions to ask, and the images that exist only for the trials."""
+  trials, extra = [], {}
+  for i, find in enumerate(finds):
+    source, question = find.probe.image_id, find.probe.question
+    trials.append(_Trial(i, "greedy:0", source, question))
+    if paraphrase:
+      for k in range(config.paraphrases):
+        trials.append(_Trial(i, f"paraphrase:{k}", source, paraphrase(question, k)))
+    for k in range(config.jitters):
+      key = f"jitter:{k}:{source}"
+      if key not in extra:
+        extra[key] = jitter(images(source), k)
+      trials.append(_Trial(i, f"jitter:{k}", key, question))
+    if config.blank_image:
+      shape = images(source).shape
+      key = f"blank:{shape}"
+      extra[key] = np.full(shape, 128, np.uint8)
+      trials.append(_Trial(i, "blank:0", key, question))
+  return trials, extra
+
+
+def _stability(
+  find: Find, tried: Sequence[tuple[_Trial, dict[str, str]]], bank: ModelBank
+) -> Stability:
+  """Counts the trials that end in the same disagreement about the same consensus."""
+  outcomes = []
+  for trial, answers in tried:
+    if trial.label.startswith("blank"):
+      continue
+    decision = decide(
+      answers[bank.target],
+      {name: answers[name] for name in bank.references},
+      bank.judge,
+      abstentions=bank.config.abstentions,
+      question=trial.question,
+    )
+    again = decision.disagreement and bank.judge.same(
+      decision.consensus, find.verdict.consensus, question=trial.question
+    )
+    outcomes.append((trial.label, again))
+  return Stability(
+    k=sum(again for _, again in outcomes),
+    n=len(outcomes),
+    trials=tuple(f"{label}={int(again)}" for label, again in outcomes),
+  )
+
+
+def _gates(
+  find: Find,
+  tried: Sequence[tuple[_Trial, dict[str, str]]],
+  bank: ModelBank,
+  image: np.ndarray,
+  *,
+  seen: gates.DuplicateIndex,
+  benchmark: gates.DuplicateIndex | None,
+  config: VerifyConfig,
+) -> tuple[Gate, ...]:
+  probe, verdict = find.probe, find.verdict
+  answers = {trial.label: a for trial, a in tried}
+  references = lambda label: [answers[label][name] for name in bank.references]
+  wordings = [references(label) for label in answers if label.startswith("paraphrase")]
+  target_answer = verdict.answers[verdict.target]
+  measured = [
+    gates.well_formed(probe.question, max_words=config.max_words),
+    gates.answerable(verdict.consensus, wordings, bank.judge),
+    gates.both_ways(target_answer, verdict.consensus, bank.judge, question=probe.question),
+    gates.near_duplicate(image, probe.question, seen),
+    gates.image_sane(image),
+  ]
+  if config.blank_image:
+    measured.append(
+      gates.language_prior(references("greedy:0"), references("blank:0"), bank.judge)
+    )
+  if benchmark is not None:
+    measured.append(
+      gates.near_duplicate(image, probe.question, benchmark, name="benchmark_leak")
+    )
+  return (*measured, *find.gates)
+
+
+def _grade(
+  find: Find,
+  measured: tuple[Gate, ...],
+  stability: Stability,
+  said: str | None,
+  bank: ModelBank,
+  config: VerifyConfig,
+) -> Failure:
+  passed = all(g.passed for g in measured if g.name in config.required)
+  agrees = None
+  if said is not None:
+    target_answer = find.verdict.answers[find.verdict.target]
+    agrees = bank.judge.same(said, find.verdict.consensus) and not bank.judge.same(
+      said, target_answer
+    )
+  grade = "V0"
+  if passed and stability.share >= config.stable_share:
+    grade = "V2" if agrees else "V1"
+  return Failure(
+    probe=find.probe,
+    verdict=find.verdict,
+    grade=grade,
+    gates=measured,
+    stability=stability,
+    independent=said,
+    independent_agrees=agrees,
+  )
+
+
+def _funnel(failures: Sequence[Failure], config: VerifyConfig) -> dict[str, int]:
+  """Finds left after each required gate in turn, then stability (= V1), then V2."""
+  left, funnel = list(failures), {"finds": len(failures)}
+  present = {g.name for f in failures for g in f.gates}
+  for name in config.required:
+    if name in present:
+      left = [f for f in left if all(g.passed for g in f.gates if g.name == name)]
+      funnel[name] = len(left)
+  funnel["stable"] = sum(f.verified for f in left)
+  funnel["independent_agrees"] = sum(f.grade == "V2" for f in left)
+  return funnel
+
+
+def precision(failures: Sequence[Failure], *, grade: str = "V1") -> Mapping[str, object]:
+  """Share of the failures of at least this grade that the independent judge confirms.
+
+  A question it cannot answer (None) counts as not confirmed: an unanswerable probe is no failure.
+  """
+  graded = [f for f in failures if f.grade >= grade]
+  return rate(sum(f.independent_agrees is True for f in graded), len(graded))

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Words of short questions and answers: tokens, content terms, TF-IDF. No model, no download."""
+
+from collections.abc import Sequence
+import functools
+import math
+import re
+
+import numpy as np
+from scipy import sparse
+
+_TOKEN = re.compile(r"[a-z0-9]+(?:[.:][0-9]+)?")
+STOP = frozenset(
+  "a an the is are was were be been do does did has have had can could will would of in on at to"
+  " from by with for and or if it its this that these those there here what which who whose where"
+  " when why how many much you your see image picture photo shown please any some".split()
+)
+
+
+def singular(word: str) -> str:
+  """Cheap English singular: `circles` → `circle`, `boxes` → `box`; `glass` and `gas` stay."""
+  if len(word) <= 3 or not word.endswith("s") or word.endswith(("ss", "us", "is")):
+    return word
+  if word.endswith("ies") and len(word) > 4:
+    return word[:-3] + "y"
+  if word.endswith(("shes", "ches", "xes", "sses", "zes")):
+    return word[:-2]
+  return word[:-1]
+
+
+def tokens(text: str) -> list[str]:
+  """Lower-case word tokens in order; punctuation is dropped, `3:15` and `2.5` stay whole."""
+  return _TOKEN.findall(text.lower())
+
+
+@functools.lru_cache(maxsize=65536)
+def content_words(text: str) -> tuple[str, ...]:
+  """Singular tokens that are not function words, in order, with repeats."""
+  return tuple(singular(t) for t in tokens(text) if t not in STOP)
+
+
+@functools.lru_cache(maxsize=65536)
+def terms(text: str) -> frozenset[str]:
+  """Content words and their neighbours in pairs.
+
+  Pairs keep `row four` apart from `column four`, which no single word does.
+  """
+  words = content_words(text)
+  return frozenset(words) | {f"{a} {b}" for a, b in zip(words, words[1:])}
+
+
+@functools.lru_cache(maxsize=65536)
+def ngrams(text: str) -> tuple[str, ...]:
+  """All words and word pairs, function words included: `how many` is what makes a skill."""
+  words = [singular(t) for t in tokens(text)]
+  return tuple(words) + tuple(f"{a} {b}" for a, b in zip(words, words[1:]))
+
+
+class TfIdf:
+  """Rows of unit length over the n-grams of a corpus; unseen n-grams are ignored."""
+
+  def __init__(self, corpus: Sequence[str]):
+    grams = [frozenset(ngrams(text)) for text in corpus]
+    self._index = {g: i for i, g in enumerate(sorted(set().union(*grams)))}
+    counts = np.zeros(len(self._index))
+    for row in grams:
+      for gram in row:
+        counts[self._index[gram]] += 1
+    self._idf = np.log((1 + len(corpus)) / (1 + counts)) + 1
+    # What a text would weigh for one n-gram outside the corpus: unknown words must count
+    # against a match, otherwise one shared word would give similarity 1.
+    self._unseen = math.log(1 + len(corpus)) + 1
+
+  def rows(self, texts: Sequence[str]) -> sparse.csr_matrix:
+    """f64[N, n-grams] sparse rows of norm <= 1."""
+    data, cols, ends = [], [], [0]
+    for text in texts:
+      counts: dict[int, int] = {}
+      unseen = 0
+      for gram in ngrams(text):
+        if (i := self._index.get(gram)) is None:
+          unseen += 1
+        else:
+          counts[i] = counts.get(i, 0) + 1
+      values = np.array([(1 + math.log(c)) * self._idf[i] for i, c in counts.items()])
+      # Unknown words weigh half: slot values (a colour the examples lack) are often unknown.
+      norm = math.sqrt(float(values @ values) + unseen * (0.5 * self._unseen) ** 2) or 1.0
+      data.extend(values / norm)
+      cols.extend(counts)
+      ends.append(len(cols))
+    shape = (len(texts), len(self._index))
+    return sparse.csr_matrix((np.asarray(data), cols, ends), shape=shape)
