@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores of one answer against its references: pure functions `(prediction, references) -> [0, 1]`.
+
+Published scorers of one benchmark differ from each other; each function says whose rules it follows.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+import re
+import string
+
+Scorer = Callable[[str, Sequence[str]], float]
+
+_NUMBERS = "zero one two three four five six seven eight nine ten".split()
+_DIGITS = {"none": "0", **{word: str(i) for i, word in enumerate(_NUMBERS)}}
+_ARTICLES = frozenset(("a", "an", "the"))
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_NO_DIGIT_AFTER_PERIOD = re.compile(r"(?!<=\d)(\.)(?!\d)")
+_DIGIT_COMMA_DIGIT = re.compile(r"(\d)(,)(\d)")
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_MAX_PERIODS = 32  # The official script passes re.UNICODE as the count of substitutions.
+
+
+def exact_match(prediction: str, references: Sequence[str]) -> float:
+  """1 if the strings are equal as they are (GQA and AI2D of the PaliGemma transfers)."""
+  return float(prediction in references)
+
+
+def normalized_match(prediction: str, references: Sequence[str]) -> float:
+  """1 if equal without case, punctuation and outer blanks ("t-shirt" is "tshirt"), as lmms-eval's GQA."""
+  return float(_bare(prediction) in map(_bare, references))
+
+
+def _bare(text: str) -> str:
+  return text.strip().lower().translate(_NO_PUNCTUATION)
+
+
+def vqa_accuracy(prediction: str, references: Sequence[str]) -> float:
+  """The official VQAv2 accuracy: the mean of min(1, matches / 3) with each annotator left out in turn.
+
+  When all annotators agree to the letter, nothing is normalised, so "yes" against ten "Yes" scores 0.
+
+  Source: github.com/GT-Vision-Lab/VQA, PythonEvaluationTools/vqaEvaluation/vqaEval.py.
+  """
+  prediction, references = _one_line(prediction), [_one_line(x) for x in references]
+  if len(set(references)) > 1:
+    prediction, references = _vqa_normal(prediction), [_vqa_normal(x) for x in references]
+  matches = [reference == prediction for reference in references]
+  left_out = (min(1.0, (sum(matches) - match) / 3) for match in matches)
+  return sum(left_out) / len(references)
+
+
+def vote_accuracy(prediction: str, references: Sequence[str]) -> float:
+  """min(1, matches / 3) without leaving out or normalising (OK-VQA of the PaliGemma transfers)."""
+  return min(1.0, sum(reference == prediction for reference in references) / 3)
+
+
+def _one_line(text: str) -> str:
+  return text.replace("\n", " ").replace("\t", " ").strip()
+
+
+def _vqa_normal(text: str) -> str:
+  """Punctuation, then number words, articles and contractions, exactly as the official script does."""
+  out = text
+  digit_comma = _DIGIT_COMMA_DIGIT.search(text)
+  for mark in _PUNCTUATION:
+    at_a_blank = f"{mark} " in text or f" {mark}" in text
+    out = out.replace(mark, "" if at_a_blank or digit_comma else " ")
+  out = _NO_DIGIT_AFTER_PERIOD.sub("", out, count=_MAX_PERIODS)
+  words = (_DIGITS.get(word, word) for word in out.lower().split())
+  return " ".join(_contractions().get(word, word) for word in words if word not in _ARTICLES)
+
+
+@functools.cache
+def _contractions() -> dict[str, str]:
+  """A contraction that lacks one of its apostrophes -> the whole one, as far as the official table goes."""
+  table = {"somebody'd": "somebodyd"}  # The table's one entry that goes the other way.
+  for word in _CONTRACTED.split():
+    places = (i for i, char in enumerate(word) if char == "'")
+    table |= {word[:i] + word[i + 1 :]: word for i in places}
+  return table
+
+
+_CONTRACTED = """ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
+haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've
+mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've
+somebody'd've somebody'll somebody's someone'd someone'd've someone'll someone's something'd
+something'd've something'll that's there'd there'd've there're there's they'd they'd've they'll they're
+they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's where'd where's where've
+who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll
+y'all'd've you'd you'd've you'll you're you've"""
+
+
+def relaxed_accuracy(prediction: str, references: Sequence[str]) -> float:
+  """ChartQA: numbers may be off by 5 per cent of the reference, other answers must be equal without case.
+
+  "12%" is read as 0.12. A reference of 0 demands its own spelling. Source: pix2struct, metrics.py.
+  """
+  return max(_relaxed(prediction.strip(), reference) for reference in references)
+
+
+def _relaxed(prediction: str, reference: str) -> float:
+  got, wanted = _number(prediction), _number(reference)
+  if got is not None and wanted:
+    return float(abs(got - wanted) / abs(wanted) <= 0.05)
+  return float(prediction.lower() == reference.lower())
+
+
+def _number(text: str) -> float | None:
+  try:
+    return float(text.rstrip("%")) / 100 if text.endswith("%") else float(text)
+  except ValueError:
+    return None
+
+
+def anls(prediction: str, references: Sequence[str]) -> float:
+  """DocVQA: 1 minus the smallest normalised edit distance, and 0 when that is below one half.
+
+  Texts are compared without case and with single blanks; the distance is divided by the length of the longer
+  text as it was given. Source: the Robust Reading Competition's form, lmms-eval api/metrics.py.
+  """
+  best = max(1 - _distance_share(prediction.strip(), reference) for reference in references)
+  return best if best >= 0.5 else 0.0
+
+
+def _distance_share(prediction: str, reference: str) -> float:
+  longest = max(len(prediction), len(reference))
+  if not longest:
+    return 0.0
+  a, b = (" ".join(text.lower().split()) for text in (prediction, reference))
+  return edit_distance(a, b) / longest
+
+
+def edit_distance(a: str, b: str) -> int:
+  """Levenshtein distance over code points."""
+  previous = list(range(len(b) + 1))
+  for i, x in enumerate(a, 1):
+    row = [i]
+    for j, y in enumerate(b, 1):
+      row.append(min(previous[j] + 1, row[-1] + 1, previous[j - 1] + (x != y)))
+    previous = row
+  return previous[-1]
