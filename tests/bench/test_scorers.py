@@ -109,7 +109,8 @@ def test_anls(prediction, references, expected):
 
 
 @pytest.mark.parametrize(
-  ("a", "b", "distance"), [("", "abc", 3), ("kitten", "sitting", 3), ("flaw", "lawn", 2), ("é", "e", 1)]
+  ("a", "b", "distance"),
+  [("", "abc", 3), ("kitten", "sitting", 3), ("flaw", "lawn", 2), ("é", "e", 1)],
 )
 def test_edit_distance(a, b, distance):
   assert scorers.edit_distance(a, b) == scorers.edit_distance(b, a) == distance
