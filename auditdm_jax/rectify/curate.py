@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chooses training examples from what an audit found.
+
+The label of an example is the consensus of the references. An independent judge has no say here: neither
+in the labels nor, through grades, in which finds are taken, because outside a world with an oracle there is
+none. Evenness over failure modes repairs more than number does (measured in the scenes world), so finds are
+taken in turns: one per group and round, in each group one per source and turn, up to a cap per group.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import dataclasses
+import hashlib
+import math
+
+import numpy as np
+
+from auditdm_jax.audit import probe
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """How many examples to take and how evenly.
+
+  Attributes:
+    size: examples wanted; fewer when there are not enough.
+    cap: largest share of `size` that one group may take, in (0, 1].
+    balanced: take groups in turns; if False draw from all finds alike (still under the cap), which is what
+      a control of random questions needs to stay random.
+    seed: decides every choice that is left open.
+  """
+
+  size: int = 2000
+  cap: float = 0.15
+  balanced: bool = True
+  seed: int = 0
+
+  def __post_init__(self):
+    if self.size < 1 or not 0 < self.cap <= 1:
+      raise ValueError(f"size must be positive and cap in (0, 1], got {self.size} and {self.cap}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Candidate:
+  """A find that may become a training example.
+
+  Attributes:
+    label: the consensus.
+    group: failure mode or question template, what the cap counts.
+    source: which auditor checkpoint or arm asked.
+    provenance: goes with the example unread.
+  """
+
+  image_id: str
+  question: str
+  label: str
+  group: str
+  source: str = ""
+  provenance: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Example:
+  """One training example."""
+
+  image_id: str
+  question: str
+  label: str
+  provenance: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+  @property
+  def key(self) -> tuple[str, str]:
+    return self.image_id, self.question
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stats:
+  """What was offered and what was taken; `short` is by how much the wanted size was missed."""
+
+  offered: int
+  duplicates: int
+  conflicting: int
+  taken: int
+  short: int
+  by_group: Mapping[str, int]
+  by_source: Mapping[str, int]
+  by_label: Mapping[str, int]
+
+
+def from_failures(
+  failures: Iterable[probe.Failure],
+  *,
+  group: Callable[[probe.Failure], str] = lambda failure: failure.mode_id or "unnamed",
+) -> list[Candidate]:
+  """Candidates of all failures that passed the gates and are stable (grade V1 and up alike)."""
+  return [
+    Candidate(
+      image_id=failure.probe.image_id,
+      question=failure.probe.question,
+      label=failure.verdict.consensus,
+      group=group(failure),
+      source=f"{failure.probe.arm}@{failure.probe.step}",
+      provenance={
+        "probe_id": failure.probe.probe_id,
+        "strategy": failure.probe.strategy,
+        "arm": failure.probe.arm,
+        "step": str(failure.probe.step),
+        "seed": str(failure.probe.seed),
+      },
+    )
+    for failure in failures
+    if failure.verified and failure.verdict.consensus is not None
+  ]
+
+
+def curate(candidates: Sequence[Candidate], config: Config) -> tuple[list[Example], Stats]:
+  """Takes up to `config.size` examples; the result depends on the set of candidates, not on their order.
+
+  The same question about the same image is one example. If two candidates give it different labels, which
+  happens when references change between rounds, it is left out.
+  """
+  unique, duplicates, conflicting = _distinct(candidates)
+  ordered = sorted(unique, key=lambda c: _rank(config.seed, c.image_id, c.question))
+  limit = math.ceil(config.cap * config.size)
+  taken = _in_turns(ordered, config, limit) if config.balanced else _capped(ordered, config, limit)
+  order = np.random.default_rng(config.seed).permutation(len(taken))
+  taken = [taken[i] for i in order]
+  examples = [
+    Example(
+      image_id=c.image_id,
+      question=c.question,
+      label=c.label,
+      provenance={**c.provenance, "group": c.group, "source": c.source},
+    )
+    for c in taken
+  ]
+  return examples, Stats(
+    offered=len(candidates),
+    duplicates=duplicates,
+    conflicting=conflicting,
+    taken=len(taken),
+    short=config.size - len(taken),
+    by_group=_counts(c.group for c in taken),
+    by_source=_counts(c.source for c in taken),
+    by_label=_counts(c.label for c in taken),
+  )
+
+
+def _distinct(candidates: Sequence[Candidate]) -> tuple[list[Candidate], int, int]:
+  """Returns (one candidate per image and question, number of repeats, number of conflicting ones)."""
+  by_key: dict[tuple[str, str], list[Candidate]] = {}
+  for candidate in candidates:
+    question = " ".join(candidate.question.lower().split())
+    by_key.setdefault((candidate.image_id, question), []).append(candidate)
+  agreed = {key: same for key, same in by_key.items() if len({c.label for c in same}) == 1}
+  conflicting = sum(len(same) for key, same in by_key.items() if key not in agreed)
+  chosen = [min(same, key=lambda c: (c.source, c.question, c.group)) for same in agreed.values()]
+  return chosen, sum(len(same) - 1 for same in agreed.values()), conflicting
+
+
+def _rank(seed: int, *parts: str) -> bytes:
+  """A seeded order that does not depend on what else is in the list."""
+  return hashlib.sha256("\0".join((str(seed), *parts)).encode()).digest()
+
+
+def _capped(ordered: list[Candidate], config: Config, limit: int) -> list[Candidate]:
+  taken, counts = [], {}
+  for candidate in ordered:
+    if len(taken) < config.size and counts.get(candidate.group, 0) < limit:
+      taken.append(candidate)
+      counts[candidate.group] = counts.get(candidate.group, 0) + 1
+  return taken
+
+
+def _in_turns(ordered: list[Candidate], config: Config, limit: int) -> list[Candidate]:
+  """Rounds over the groups in a seeded order, one candidate each, until the size or the end is reached."""
+  queues: dict[str, list[Candidate]] = {}
+  for candidate in ordered:
+    queues.setdefault(candidate.group, []).append(candidate)
+  turns = {group: _alternating(queue)[:limit] for group, queue in queues.items()}
+  groups = sorted(turns, key=lambda group: _rank(config.seed, group))
+  longest = max(map(len, turns.values()), default=0)
+  rounds = (turns[g][i] for i in range(longest) for g in groups if i < len(turns[g]))
+  return [candidate for candidate, _ in zip(rounds, range(config.size), strict=False)]
+
+
+def _alternating(queue: list[Candidate]) -> list[Candidate]:
+  """The candidates of one group with its sources taking turns."""
+  place: dict[str, int] = {}
+  keyed = []
+  for candidate in queue:
+    place[candidate.source] = place.get(candidate.source, 0) + 1
+    keyed.append((place[candidate.source], len(keyed), candidate))
+  return [candidate for _, _, candidate in sorted(keyed, key=lambda item: item[:2])]
+
+
+def _counts(names: Iterable[str]) -> dict[str, int]:
+  counts: dict[str, int] = {}
+  for name in names:
+    counts[name] = counts.get(name, 0) + 1
+  return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Curation is even, capped, deterministic, and never sees an oracle."""
+
+import collections
+import dataclasses
+import random
+
+import pytest
+
+from auditdm_jax.rectify import curate
+
+
+def _candidates(**counts):
+  return [
+    curate.Candidate(
+      image_id=f"im{i}",
+      question=f"{group} {i}",
+      label="yes",
+      group=group,
+      source=f"ckpt{i % 3}",
+      provenance={"probe_id": f"{group}{i}"},
+    )
+    for group, n in counts.items()
+    for i in range(n)
+  ]
+
+
+def test_groups_take_turns_up_to_the_cap():
+  examples, stats = curate.curate(_candidates(a=500, b=40, c=7), curate.Config(size=100, cap=0.4))
+  assert stats.by_group == {"a": 40, "b": 40, "c": 7} and stats.taken == 87 and stats.short == 13
+  assert len(examples) == 87 == len({e.key for e in examples})
+  even, _ = curate.curate(_candidates(a=500, b=40, c=7), curate.Config(size=30, cap=1.0))
+  count = collections.Counter(e.provenance["group"] for e in even)
+  assert count["c"] == 7 and abs(count["a"] - count["b"]) <= 1
+
+
+def test_sources_share_a_group():
+  _, stats = curate.curate(_candidates(a=300), curate.Config(size=90, cap=1.0))
+  assert set(stats.by_source.values()) == {30}
+
+
+def test_an_unbalanced_draw_keeps_the_proportions_but_for_the_cap():
+  config = curate.Config(size=200, cap=1.0, balanced=False)
+  _, stats = curate.curate(_candidates(a=900, b=100), config)
+  assert 160 <= stats.by_group["a"] <= 195
+  _, capped = curate.curate(_candidates(a=900, b=100), dataclasses.replace(config, cap=0.5))
+  assert capped.by_group == {"a": 100, "b": 100}
+
+
+def test_same_set_same_examples_and_another_seed_others():
+  candidates = _candidates(a=50, b=50)
+  first, _ = curate.curate(candidates, curate.Config(size=20))
+  shuffled = random.Random(0).sample(candidates, len(candidates))
+  assert curate.curate(shuffled, curate.Config(size=20))[0] == first
+  assert curate.curate(candidates, curate.Config(size=20, seed=1))[0] != first
+  assert first != sorted(first, key=lambda e: e.provenance["group"])
+
+
+def test_repeats_are_one_example_and_conflicts_none():
+  one = _candidates(a=1)[0]
+  again = dataclasses.replace(one, question=" A  0", source="ckpt9")
+  other = dataclasses.replace(one, image_id="x")
+  against = dataclasses.replace(other, label="no")
+  examples, stats = curate.curate([again, one, other, against], curate.Config(size=9, cap=1.0))
+  assert [e.question for e in examples] == ["a 0"]
+  assert (stats.duplicates, stats.conflicting, stats.offered) == (1, 2, 4)
+
+
+def test_nothing_found_nothing_taken():
+  examples, stats = curate.curate([], curate.Config(size=10))
+  assert examples == [] and stats.short == 10
+
+
+@pytest.mark.parametrize("bad", [{"size": 0}, {"cap": 0.0}, {"cap": 1.5}])
+def test_bad_settings(bad):
+  with pytest.raises(ValueError, match="positive"):
+    curate.Config(**bad)
+
+
+def test_failures_give_consensus_labels_whatever_the_independent_judge_said():
+  pytest.importorskip("auditdm_jax.core.store")
+  from auditdm_jax.audit import probe
+
+  def failure(grade, consensus, independent):
+    verdict = probe.Verdict(
+      probe_id="p",
+      answers={"t": "two", "r": "three"},
+      target="t",
+      references=("r",),
+      consensus=consensus,
+      agree=True,
+      disagreement=True,
+      reason="",
+    )
+    return probe.Failure(
+      probe=probe.Probe(probe_id="p", image_id="i", question="q", arm="grpo", step=30),
+      verdict=verdict,
+      grade=grade,
+      independent=independent,
+      independent_agrees=grade == "V2",
+    )
+
+  found = curate.from_failures(
+    [
+      failure("V2", "three", "three"),
+      failure("V1", "three", "five"),
+      failure("V0", "three", "three"),
+    ]
+  )
+  assert [c.label for c in found] == ["three", "three"] and found[0] == found[1]
+  assert found[0].source == "grpo@30" and found[0].group == "unnamed"
