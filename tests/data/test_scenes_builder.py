@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scenes data set: prepared and read without TensorFlow, true to its oracle, the same every time."""
+
+import importlib.util
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+from auditdm_jax.core import config
+from auditdm_jax.core import pool
+from auditdm_jax.scenes import questions
+from auditdm_jax.scenes import world
+
+_FILE = pathlib.Path(__file__).parents[2] / "data" / "scenes" / "scenes_dataset_builder.py"
+
+
+def _load():
+  """The builder as the prepare command sees it: a file, not a module of a package."""
+  spec = importlib.util.spec_from_file_location(_FILE.stem, _FILE)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+builder = _load()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  return builder.prepare(str(tmp_path_factory.mktemp("tfds")), config="tiny")
+
+
+def test_splits_have_their_sizes_and_nothing_needs_tensorflow(folder):
+  assert [len(pool.open_tfds(folder, s)) for s in builder.SPLITS] == [12, 8, 8]
+  assert "tensorflow" not in sys.modules
+
+
+def test_rows_are_in_order_and_equal_the_pure_function(folder):
+  heldout = pool.open_tfds(folder, "heldout")
+  tiny = builder.Builder.builder_configs["tiny"]
+  for i in range(len(heldout)):
+    expected = builder.make_example(tiny, "heldout", i)
+    np.testing.assert_array_equal(heldout.image(i), expected["image"])
+    assert heldout.questions(i) == tuple(expected["questions"])
+    assert heldout.text(i, "scene") == expected["scene"]
+
+
+def test_answers_are_those_of_the_oracle(folder):
+  rows = pool.open_tfds(folder, "pool")
+  for i in range(len(rows)):
+    scene = world.Scene.from_json(rows.text(i, "scene"))
+    assert len(rows.questions(i)) == len(rows.answers(i)) == 3
+    for question, answer in zip(rows.questions(i), rows.answers(i), strict=True):
+      assert questions.execute(questions.parse_question(question), scene) == answer
+
+
+def test_no_image_is_in_two_splits(folder):
+  ids = []
+  for split in builder.SPLITS:
+    rows = pool.open_tfds(folder, split)
+    ids += [rows.image_id(i) for i in range(len(rows))]
+  assert len(set(ids)) == len(ids)
+
+
+def test_another_seed_is_another_data_set():
+  first, second = (builder.ScenesConfig(name="x", seed=s) for s in (0, 1))
+  assert (
+    builder.make_example(first, "pool", 0)["scene"]
+    != builder.make_example(second, "pool", 0)["scene"]
+  )
+
+
+def test_errors_teach(folder, tmp_path):
+  with pytest.raises(config.UserError, match="did you mean 'heldout'"):
+    pool.open_tfds(folder, "held_out")
+  with pytest.raises(config.UserError, match="prepare"):
+    pool.open_tfds(tmp_path, "pool")
