@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs one stage: `python -m auditdm_jax STAGE --config=configs/X.py[:args] --workdir=DIR`.
+
+Any value of the config can be overridden: `--config.a.b=c`. The same command run again resumes.
+"""
+
+import ast
+import importlib
+import pathlib
+import signal
+import sys
+from types import FrameType
+
+from absl import flags
+from ml_collections import config_flags
+
+from auditdm_jax import stages
+from auditdm_jax.core import runtime
+from auditdm_jax.core.config import UserError, did_you_mean
+
+_WITHOUT_WORKDIR = {"serve_images"}
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The config, such as configs/scenes.py.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run; made if it is not there.")
+_DEVICES = flags.DEFINE_integer("devices", 0, "Split the CPU into so many devices.", lower_bound=0)
+
+
+class _Terminated(KeyboardInterrupt):
+  """SIGTERM: unwinds like Ctrl-C, so that files and child processes are closed."""
+
+
+def list_stages() -> dict[str, str]:
+  """Returns the stages' names and the first lines of their docstrings, without importing them."""
+  found = {}
+  for path in sorted(pathlib.Path(stages.__path__[0]).glob("*.py")):
+    if not path.stem.startswith("_"):
+      doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+      found[path.stem.replace("_", "-")] = doc.partition("\n")[0]
+  return found
+
+
+def usage() -> str:
+  """Returns the help text."""
+  rows = [f"  {name:14}{doc}" for name, doc in list_stages().items()]
+  return "\n".join([
+    "usage: python -m auditdm_jax STAGE --config=configs/X.py[:args] --workdir=DIR"
+    " [--config.a.b=c] [--devices=N]",
+    *rows,
+    "The same command run again continues where it stopped.",
+  ])
+
+
+def parse(argv: list[str]) -> str:
+  """Parses the flags and returns the module name of the stage.
+
+  Raises:
+    UserError: no such stage, or flags that cannot be read.
+  """
+  known = list_stages()
+  if not argv or argv[0].startswith("-"):
+    raise UserError("the first argument names the stage\n" + usage())
+  stage = argv[0].replace("_", "-")
+  if stage not in known:
+    raise UserError(f"no stage {argv[0]!r}{did_you_mean(stage, known)}\n" + usage())
+  try:
+    rest = flags.FLAGS(argv)[1:]
+  except (flags.Error, OSError, AttributeError, KeyError, TypeError) as e:
+    # What absl and ml_collections raise for unknown flags, missing files and unknown config keys.
+    raise UserError(str(e).strip('"')) from e
+  if rest:
+    raise UserError(f"not a flag: {' '.join(rest)}; flags are written --name=value")
+  if _CONFIG.value is None:
+    raise UserError("--config is missing, such as --config=configs/scenes.py")
+  module = stage.replace("-", "_")
+  if _WORKDIR.value is None and module not in _WITHOUT_WORKDIR:
+    raise UserError("--workdir is missing: where the results go, such as --workdir=runs/first")
+  return module
+
+
+def run(argv: list[str]) -> int:
+  """Runs the stage that the arguments name and returns the exit code."""
+  if not argv or "--help" in argv or "-h" in argv or "-help" in argv:
+    print(usage())
+    return 0 if argv else 2
+  signal.signal(signal.SIGTERM, _terminate)
+  try:
+    module = parse(argv)
+    workdir = pathlib.Path(_WORKDIR.value).absolute() if _WORKDIR.value is not None else None
+    if workdir:
+      workdir.mkdir(parents=True, exist_ok=True)
+    runtime.setup(devices=_DEVICES.value)
+    return importlib.import_module(f"auditdm_jax.stages.{module}").main(_CONFIG.value, workdir)
+  except UserError as e:
+    print(f"auditdm_jax: {e}", file=sys.stderr)
+    return 2
+  except _Terminated:
+    print("terminated; run the same command to continue", file=sys.stderr)
+    return 128 + signal.SIGTERM
+  except KeyboardInterrupt:
+    print("\ninterrupted; run the same command to continue", file=sys.stderr)
+    return 128 + signal.SIGINT
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+  raise _Terminated
+
+
+if __name__ == "__main__":
+  sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints by step: a tree of arrays and a JSON object, whole or not there at all."""
+
+from collections.abc import Mapping, Sequence
+import pathlib
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from auditdm_jax.core import store
+from auditdm_jax.core import tree as tree_lib
+from auditdm_jax.core.config import UserError
+
+
+class Checkpointer:
+  """Saves and restores `<dir>/<step>/`; orbax renames a step into place once it is complete."""
+
+  def __init__(
+    self,
+    dir: str | pathlib.Path,
+    *,
+    keep: int = 2,
+    keep_every: int = 0,
+    keep_steps: Sequence[int] = (),
+  ):
+    """Opens the folder, which is made if it is not there.
+
+    Args:
+      dir: the folder.
+      keep: how many of the latest checkpoints stay.
+      keep_every: steps that are multiples of it stay for ever; 0 for none.
+      keep_steps: steps that stay for ever.
+    """
+    self.dir = pathlib.Path(dir).absolute()
+    policies = [preservation_policy.LatestN(keep), preservation_policy.CustomSteps(keep_steps)]
+    if keep_every:
+      policies.append(preservation_policy.EveryNSteps(keep_every))
+    self._manager = ocp.CheckpointManager(
+      self.dir,
+      item_names=("arrays", "extras"),
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+        cleanup_tmp_directories=True,  # What a killed run left half-written.
+        enable_async_checkpointing=False,
+      ),
+    )
+
+  def save(self, step: int, arrays: Any, extras: Mapping[str, Any]) -> None:
+    """Saves a checkpoint, on disk when it returns.
+
+    Args:
+      step: the last step that is in it.
+      arrays: a pytree of arrays.
+      extras: what else a resumed run must know, as JSON.
+    """
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        arrays=ocp.args.StandardSave(arrays), extras=ocp.args.JsonSave(store.plain(extras))
+      ),
+    )
+    self._manager.wait_until_finished()
+
+  def restore(self, step: int | None, abstract: Any) -> tuple[int, Any, dict[str, Any]]:
+    """Returns (step, arrays, extras) of `step`, or of the latest checkpoint if it is None.
+
+    Args:
+      step: which one.
+      abstract: a tree of arrays or ShapeDtypeStructs with the wanted structure, dtypes and, where
+        it has them, shardings; they need not be those of the run that saved.
+
+    Raises:
+      UserError: there is no such checkpoint, or it holds another tree.
+    """
+    step = self.latest() if step is None else step
+    if step is None or step not in self.steps():
+      raise UserError(f"{self.dir}: no checkpoint of step {step}; there are {self.steps()}")
+    self._check(step, abstract)
+    restored = self._manager.restore(
+      step,
+      args=ocp.args.Composite(
+        arrays=ocp.args.StandardRestore(jax.tree.map(_abstract, abstract)),
+        extras=ocp.args.JsonRestore(),
+      ),
+    )
+    return step, restored.arrays, restored.extras
+
+  def latest(self) -> int | None:
+    """Returns the latest complete step; None if there is none."""
+    return self._manager.latest_step()
+
+  def steps(self) -> list[int]:
+    """Returns the complete steps that are still there, in order."""
+    return sorted(self._manager.all_steps())
+
+  def close(self) -> None:
+    self._manager.close()
+
+  def __enter__(self) -> "Checkpointer":
+    return self
+
+  def __exit__(self, *exc) -> None:
+    self.close()
+
+  def _check(self, step: int, abstract: Any) -> None:
+    saved = self._manager.item_metadata(step).arrays
+    wrong = tree_lib.diff(abstract, saved.tree if saved is not None else {})
+    if wrong:
+      raise UserError(f"{self.dir}/{step} does not fit this model:\n{wrong}")
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+  """Gives a leaf without a sharding the first device, whatever it was saved on."""
+  sharding = leaf.sharding if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) else None
+  sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

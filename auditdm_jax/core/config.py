@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a section of an ml_collections config to a frozen dataclass, every key accounted for.
+
+A module declares what it needs as a frozen dataclass of about a dozen fields and the stage builds
+it: `grpo.Config` from `config.grpo`. No module takes the whole config, and a key that nobody reads
+is an error rather than a setting that silently does nothing.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any, Literal, TypeVar, Union
+
+import ml_collections
+
+T = TypeVar("T")
+
+
+class UserError(ValueError):
+  """A mistake the user can mend; `__main__` prints it as text, without a traceback."""
+
+
+def did_you_mean(name: str, known: typing.Iterable[str]) -> str:
+  """Returns " (did you mean 'x'?)" for the nearest of `known`, or "" if none is near."""
+  near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+  return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def build(cls: type[T], section: Mapping[str, Any] | ml_collections.ConfigDict, *, name="") -> T:
+  """Builds the dataclass `cls` from a config section.
+
+  Nested dataclasses are built from nested sections, tuples from lists or tuples, floats from ints.
+
+  Args:
+    cls: a dataclass whose fields have type hints.
+    section: the keys, one per field; fields with defaults may be left out.
+    name: what the errors call the section, such as "config.grpo"; the class's name if empty.
+
+  Raises:
+    UserError: an unknown key, a missing key or a value of the wrong type.
+  """
+  name = name or f"{cls.__module__.rpartition('.')[2]}.{cls.__qualname__}"
+  if isinstance(section, cls):
+    return section
+  if not isinstance(section, Mapping | ml_collections.ConfigDict):
+    raise UserError(f"{name}: expected a section with keys, got {section!r}")
+  hints = typing.get_type_hints(cls)
+  fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+  for key in section:
+    if key not in fields:
+      raise UserError(
+        f"{name}.{key}: unknown key{did_you_mean(str(key), fields)}; keys: {', '.join(fields)}"
+      )
+  values = {}
+  for key, field in fields.items():
+    if key in section:
+      values[key] = _convert(hints[key], section[key], f"{name}.{key}")
+    elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+      raise UserError(f"{name}.{key}: missing key{did_you_mean(key, section)}")
+  try:
+    return cls(**values)
+  except UserError:
+    raise
+  except ValueError as e:  # Raised by a __post_init__ that checks the values together.
+    raise UserError(f"{name}: {e}") from e
+
+
+def _convert(hint: Any, value: Any, name: str) -> Any:
+  """Returns `value` as the type `hint`, or raises UserError naming the key."""
+  origin, args = typing.get_origin(hint), typing.get_args(hint)
+  if hint is Any:
+    return value
+  if dataclasses.is_dataclass(hint):
+    return build(hint, value, name=name)
+  if origin in (Union, types.UnionType):
+    return _convert_union(args, value, name)
+  if origin is Literal:
+    if any(value == a and type(value) is type(a) for a in args):
+      return value
+    hint_text = did_you_mean(value, [str(a) for a in args]) if isinstance(value, str) else ""
+    raise UserError(f"{name}: {value!r} is not one of {', '.join(map(repr, args))}{hint_text}")
+  if origin is tuple:
+    return _convert_tuple(args, value, name)
+  if origin in (dict, Mapping):
+    if not isinstance(value, Mapping | ml_collections.ConfigDict):
+      raise UserError(f"{name}: expected a section with keys, got {value!r}")
+    return {k: _convert(args[1], value[k], f"{name}.{k}") for k in value}
+  if origin is Callable:
+    if not callable(value):
+      raise UserError(f"{name}: expected a function, got {value!r}")
+    return value
+  return _convert_plain(hint, value, name)
+
+
+def _convert_union(args: tuple, value: Any, name: str) -> Any:
+  if value is None and type(None) in args:
+    return None
+  errors = []
+  for hint in args:
+    if hint is type(None):
+      continue
+    try:
+      return _convert(hint, value, name)
+    except UserError as e:
+      errors.append(str(e))
+  raise UserError("; or ".join(errors))
+
+
+def _convert_tuple(args: tuple, value: Any, name: str) -> tuple:
+  if not isinstance(value, list | tuple):
+    raise UserError(f"{name}: expected a tuple, got {value!r}")
+  if not args:
+    return tuple(value)
+  if len(args) == 2 and args[1] is Ellipsis:
+    args = (args[0],) * len(value)
+  if len(args) != len(value):
+    raise UserError(f"{name}: expected {len(args)} values, got {len(value)}: {value!r}")
+  return tuple(_convert(a, v, f"{name}[{i}]") for i, (a, v) in enumerate(zip(args, value)))
+
+
+def _convert_plain(hint: type, value: Any, name: str) -> Any:
+  if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  # bool is an int to Python, but never one that was meant.
+  if isinstance(value, hint) and not (isinstance(value, bool) and hint in (int, float)):
+    return value
+  raise UserError(f"{name}: expected {hint.__name__}, got {type(value).__name__} {value!r}")

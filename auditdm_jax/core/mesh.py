@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Meshes, and shardings from rules that live in the config.
+
+  rules = [("embedder", ("data", None)), ("attn/.*/w", (None, "data")), (".*", ())]
+
+One row per kind of param: (regex, one entry per axis: a mesh axis, several, or None); the first
+match wins, axes left out at the end are not split. On one device every rule is the same.
+"""
+
+from collections.abc import Mapping, Sequence
+import math
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from auditdm_jax.core import tree as tree_lib
+from auditdm_jax.core.config import UserError, did_you_mean
+
+Rules = Sequence[tuple[str, Sequence[str | Sequence[str] | None]]]
+
+
+def make_mesh(shape: Mapping[str, int], *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """Returns a mesh of named axes, such as {"data": -1, "model": 4}; -1 takes what is left.
+
+  The axes are of type Auto: with jax's Explicit default, `with_sharding_constraint` asserts
+  instead of resharding.
+
+  Raises:
+    UserError: the sizes do not use up the devices.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  sizes = dict(shape)
+  rest = [name for name, size in sizes.items() if size == -1]
+  if len(rest) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+    raise UserError(f"mesh {sizes}: sizes are at least 1, and one of them may be -1")
+  if rest:
+    sizes[rest[0]] = len(devices) // math.prod(s for s in sizes.values() if s != -1)
+  if math.prod(sizes.values()) != len(devices):
+    raise UserError(f"mesh {dict(shape)} does not use up the {len(devices)} devices")
+  kinds = (AxisType.Auto,) * len(sizes)
+  return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds, devices=devices)
+
+
+def shardings(mesh: Mesh, rules: Rules, tree: Any) -> Any:
+  """Returns a tree of NamedShardings for a tree of arrays or ShapeDtypeStructs.
+
+  Raises:
+    UserError: a leaf without a rule, a rule without a leaf, an unknown mesh axis, or an axis of a
+      leaf that its mesh axes do not divide.
+  """
+  # The spec is wrapped: a bare tuple would be taken for a subtree.
+  specs = tree_lib.match_rules([(r, PartitionSpec(*map(_entry, s))) for r, s in rules], tree)
+
+  def named(path: tuple[Any, ...], leaf: Any, spec: Any) -> NamedSharding:
+    spec = spec if isinstance(spec, PartitionSpec) else PartitionSpec()
+    _check(mesh, tree_lib.path_str(path), np.shape(leaf), spec)
+    return NamedSharding(mesh, spec)
+
+  return jax.tree_util.tree_map_with_path(named, tree, specs)
+
+
+def batch_sharding(mesh: Mesh, *, axes: Sequence[str] | None = None) -> NamedSharding:
+  """Splits the leading axis over `axes`, by default over every axis of the mesh."""
+  return NamedSharding(mesh, PartitionSpec(tuple(axes or mesh.axis_names)))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Puts the whole array on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def place_batch(mesh: Mesh, batch: Any) -> Any:
+  """Makes global arrays, split over the batch, of a tree of this process's numpy rows."""
+  sharding = batch_sharding(mesh)
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
+  )
+
+
+def _entry(entry: str | Sequence[str] | None) -> str | tuple[str, ...] | None:
+  return entry if entry is None or isinstance(entry, str) else tuple(entry)
+
+
+def _check(mesh: Mesh, path: str, shape: tuple[int, ...], spec: PartitionSpec) -> None:
+  if len(spec) > len(shape):
+    raise UserError(f"{path} {shape}: the rule {spec} has more entries than the array has axes")
+  for size, entry in zip(shape, spec):
+    names = (entry,) if isinstance(entry, str) else entry or ()
+    for name in names:
+      if name not in mesh.shape:
+        raise UserError(f"{path}: the mesh has no axis {name!r}"
+                        f"{did_you_mean(name, mesh.axis_names)}; it has {dict(mesh.shape)}")
+    parts = math.prod(mesh.shape[name] for name in names)
+    if size % parts:
+      raise UserError(f"{path} {shape}: {size} is not a multiple of the {parts} devices of {names}")

@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run leaves on disk: append-only records, images named by their content, atomic JSON.
+
+A record is one line of JSON and counts from the moment its newline is on disk. Whatever follows the
+last newline of a shard is a write that was cut short: readers skip it, the next append removes it,
+and the run that resumes writes it again, since its key is not among `Records.keys`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import io
+import itertools
+import json
+import logging
+import math
+import os
+import pathlib
+import re
+from typing import Any, BinaryIO
+
+import ml_collections
+import numpy as np
+from PIL import Image
+
+from auditdm_jax.core.config import UserError
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")  # No dash: it separates the name from the process.
+_IMAGE_ID = re.compile(r"[0-9a-f]{64}")
+_counter = itertools.count()
+
+
+def plain(obj: Any) -> Any:
+  """Returns `obj` in terms of JSON: numpy, dataclasses and paths made plain, NaN and ±inf null."""
+  if obj is None or isinstance(obj, str | bool | int):
+    return obj
+  if isinstance(obj, float | np.floating):
+    return float(obj) if math.isfinite(obj) else None
+  if isinstance(obj, np.generic | np.ndarray):
+    return plain(obj.tolist())
+  if isinstance(obj, Mapping | ml_collections.ConfigDict):
+    return {str(key): plain(value) for key, value in obj.items()}
+  if isinstance(obj, list | tuple):
+    return [plain(value) for value in obj]
+  if isinstance(obj, set | frozenset):
+    return sorted(plain(value) for value in obj)
+  if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
+    return {f.name: plain(vars(obj)[f.name]) for f in dataclasses.fields(obj)}
+  if isinstance(obj, os.PathLike):
+    return os.fspath(obj)
+  raise TypeError(f"cannot be written as JSON: {type(obj).__name__} {obj!r}")
+
+
+def canonical_hash(obj: Any) -> str:
+  """Returns 32 hex digits that depend on the content of a JSON-like object, not on key order."""
+  text = json.dumps(plain(obj), sort_keys=True, separators=(",", ":"))
+  return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def write_bytes(path: str | os.PathLike, data: bytes) -> None:
+  """Writes a file that is, after a crash too, either the old one or the new one, never a part."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  tmp = path.with_name(f".{path.name}.{os.getpid()}-{next(_counter)}.tmp")
+  try:
+    with open(tmp, "xb") as f:
+      f.write(data)
+      f.flush()
+      os.fsync(f.fileno())
+    os.replace(tmp, path)
+  finally:
+    tmp.unlink(missing_ok=True)
+  _sync_dir(path.parent)
+
+
+def write_json(path: str | os.PathLike, obj: Any) -> None:
+  """Writes JSON atomically, indented, keys in their order."""
+  text = json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False)
+  write_bytes(path, (text + "\n").encode("utf-8", "backslashreplace"))
+
+
+def read_json(path: str | os.PathLike) -> Any:
+  """Reads a JSON file.
+
+  Raises:
+    UserError: the file is not JSON; a file that is not there stays a FileNotFoundError.
+  """
+  try:
+    return json.loads(pathlib.Path(path).read_bytes())
+  except ValueError as e:
+    raise UserError(f"{path}: not JSON: {e}") from e
+
+
+class JsonLines:
+  """One append-only file of JSON lines, one writer at a time, any number of readers."""
+
+  def __init__(self, path: str | os.PathLike, *, max_row_bytes: int = 1 << 20):
+    self.path = pathlib.Path(path)
+    self._max_row_bytes = max_row_bytes
+
+  def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Appends rows with one write and one fsync; on disk when it returns.
+
+    Raises:
+      ValueError: a row is too long; nothing has been written then.
+    """
+    lines = [self._encode(row) for row in rows]
+    if not lines:
+      return
+    self.path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(self.path) as f:
+      _cut_torn_line(f)
+      f.write(b"".join(lines))
+      f.flush()
+      os.fsync(f.fileno())
+
+  def iterate(self, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields (byte offset after the row, row) from byte `start` on, a torn last line left out.
+
+    Raises:
+      UserError: a complete line is not JSON; a missing file has no rows.
+    """
+    if not self.path.exists():
+      return
+    end = start
+    with open(self.path, "rb") as f:
+      f.seek(start)
+      for line in f:
+        if not line.endswith(b"\n"):
+          logging.warning("%s: leaving out %d bytes of a torn last line", self.path, len(line))
+          return
+        end += len(line)
+        try:
+          row = json.loads(line)
+        except ValueError as e:
+          raise UserError(f"{self.path}: damaged in the line before byte {end}: {e}") from e
+        yield end, row
+
+  def rewind(self, step: int, *, field: str = "step") -> int:
+    """Removes, atomically, the rows with `row[field] > step`; returns how many."""
+    rows = [row for _, row in self.iterate()]
+    kept = [row for row in rows if row[field] <= step]
+    if len(kept) < len(rows):
+      write_bytes(self.path, b"".join(self._encode(row) for row in kept))
+    return len(rows) - len(kept)
+
+  def _encode(self, row: Mapping[str, Any]) -> bytes:
+    line = json.dumps(plain(row), separators=(",", ":"), allow_nan=False).encode() + b"\n"
+    if len(line) > self._max_row_bytes:
+      raise ValueError(
+        f"{self.path}: a row has {len(line)} bytes, more than {self._max_row_bytes}; "
+        f"its longest field is {max(row, key=lambda k: len(str(row[k])))!r}"
+      )
+    return line
+
+
+class Records:
+  """Append-only shards `<dir>/<name>-<process>.jsonl`, one per kind of record and process."""
+
+  def __init__(self, dir: str | os.PathLike, process: int = 0, *, max_row_bytes: int = 1 << 20):
+    self.dir = pathlib.Path(dir)
+    self.dir.mkdir(parents=True, exist_ok=True)
+    self._process = process
+    self._max_row_bytes = max_row_bytes
+    self._keys: dict[tuple, tuple[dict[pathlib.Path, int], set]] = {}
+
+  def append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Appends rows to this process's shard; see `JsonLines.append`."""
+    self._shard(name).append(rows)
+
+  def read(self, name: str) -> list[dict[str, Any]]:
+    """Returns the rows of all processes, shard by shard."""
+    return list(self.iterate(name))
+
+  def iterate(self, name: str) -> Iterator[dict[str, Any]]:
+    """Yields what `read` returns without holding it all."""
+    for shard in self._shards(name):
+      for _, row in shard.iterate():
+        yield row
+
+  def keys(self, name: str, *fields: str) -> set:
+    """Returns the values of one field, or tuples of several, over all rows: what is done already.
+
+    Reads only what was added since the last call. The set belongs to this object: look things up
+    in it, do not change it.
+    """
+    ends, found = self._keys.setdefault((name, fields), ({}, set()))
+    for shard in self._shards(name):
+      for end, row in shard.iterate(ends.get(shard.path, 0)):
+        ends[shard.path] = end
+        found.add(row[fields[0]] if len(fields) == 1 else tuple(row[f] for f in fields))
+    return found
+
+  def rewind(self, name: str, step: int, *, field: str = "step") -> int:
+    """Removes this process's rows of steps after `step`, which a resumed run writes again.
+
+    Other `Records` of the same folder must be made anew afterwards. Returns how many were removed.
+    """
+    self._keys = {key: value for key, value in self._keys.items() if key[0] != name}
+    return self._shard(name).rewind(step, field=field)
+
+  def _shard(self, name: str) -> JsonLines:
+    if not _NAME.fullmatch(name):
+      raise ValueError(f"records are named like 'probes' or 'mode_rates', not {name!r}")
+    path = self.dir / f"{name}-{self._process}.jsonl"
+    return JsonLines(path, max_row_bytes=self._max_row_bytes)
+
+  def _shards(self, name: str) -> list[JsonLines]:
+    paths = self._shard(name).path.parent.glob(f"{name}-*.jsonl")
+    return [JsonLines(p) for p in sorted(paths, key=lambda p: (len(p.name), p.name))]
+
+
+class Images:
+  """Lossless images `<dir>/<image_id>.png`; the id is the sha256 of the shape and the RGB bytes."""
+
+  def __init__(self, dir: str | os.PathLike):
+    self.dir = pathlib.Path(dir)
+    self.dir.mkdir(parents=True, exist_ok=True)
+
+  @staticmethod
+  def id_of(image: np.ndarray) -> str:
+    """Returns the id of u8[H,W,3] without storing it."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+      raise ValueError(f"an image is u8[H,W,3], got {image.dtype}{list(image.shape)}")
+    digest = hashlib.sha256(np.asarray(image.shape, "<u4").tobytes())
+    digest.update(np.ascontiguousarray(image).data)
+    return digest.hexdigest()
+
+  def put(self, image: np.ndarray) -> str:
+    """Stores u8[H,W,3] if it is not there yet, on disk when it returns; returns its id."""
+    image_id = self.id_of(image)
+    path = self.path(image_id)
+    if not path.exists():
+      png = io.BytesIO()
+      Image.fromarray(np.ascontiguousarray(image)).save(png, "PNG", compress_level=1)
+      write_bytes(path, png.getvalue())
+    return image_id
+
+  def get(self, image_id: str) -> np.ndarray:
+    """Returns u8[H,W,3].
+
+    Raises:
+      KeyError: there is no such image.
+      UserError: the file is damaged.
+    """
+    path = self.path(image_id)
+    try:
+      with Image.open(path) as f:
+        image = np.asarray(f.convert("RGB"))
+    except FileNotFoundError:
+      raise KeyError(f"no image {image_id} in {self.dir}") from None
+    except (OSError, SyntaxError, ValueError) as e:
+      raise UserError(f"{path}: damaged ({e}); remove it") from e
+    if self.id_of(image) != image_id:
+      raise UserError(f"{path}: damaged, its content is not what its name says; remove it")
+    return image
+
+  def path(self, image_id: str) -> pathlib.Path:
+    """Returns where the image is or would be."""
+    if not _IMAGE_ID.fullmatch(image_id):
+      raise ValueError(f"not an image id: {image_id!r}")
+    return self.dir / f"{image_id}.png"
+
+  def __contains__(self, image_id: str) -> bool:
+    return self.path(image_id).exists()
+
+
+@contextlib.contextmanager
+def _locked(path: pathlib.Path) -> Iterator[BinaryIO]:
+  """Opens a file for appending while nobody else does."""
+  while True:
+    f = open(path, "a+b")  # Created if need be.
+    fcntl.flock(f, fcntl.LOCK_EX)
+    # A rewind may have replaced the file between the open and the lock.
+    if path.exists() and os.path.samestat(os.fstat(f.fileno()), path.stat()):
+      break
+    f.close()
+  with f:
+    yield f
+
+
+def _cut_torn_line(f: BinaryIO) -> None:
+  size = end = f.seek(0, os.SEEK_END)
+  while end:
+    start = max(0, end - (1 << 16))
+    f.seek(start)
+    newline = f.read(end - start).rfind(b"\n")
+    if newline >= 0:
+      end = start + newline + 1
+      break
+    end = start
+  if end < size:
+    logging.warning("%s: removing %d bytes of a torn last line", f.name, size - end)
+    f.truncate(end)
+
+
+def _sync_dir(path: pathlib.Path) -> None:
+  fd = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(fd)
+  finally:
+    os.close(fd)
