@@ -4,7 +4,6 @@
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-import hashlib
 from typing import Protocol
 
 import numpy as np
@@ -12,8 +11,9 @@ import numpy as np
 from auditdm_jax.audit.judge import Judge
 from auditdm_jax.audit.probe import Verdict, probe_id
 from auditdm_jax.audit.verdict import is_fixed, verdict
+from auditdm_jax.core.store import Images
 
-Images = Sequence[np.ndarray] | Callable[[str], np.ndarray]
+ImageSource = Sequence[np.ndarray] | Callable[[str], np.ndarray]
 Progress = Callable[[int, int], None]
 
 
@@ -135,7 +135,7 @@ class ModelBank:
 
   def answers(
     self,
-    images: Images,
+    images: ImageSource,
     questions: Sequence[str],
     *,
     image_ids: Sequence[str] | None = None,
@@ -176,13 +176,12 @@ class ModelBank:
       if progress:
         progress(start + len(chunk), len(pairs))
     rows = [row[pair] for pair in zip(ids, questions)]
-    for name, texts in found.items():
-      self.asked[name] += len(rows)
+    self.asked.update(dict.fromkeys(found, len(rows)))
     return {name: [texts[i] for i in rows] for name, texts in found.items()}
 
   def verdicts(
     self,
-    images: Images,
+    images: ImageSource,
     questions: Sequence[str],
     *,
     image_ids: Sequence[str] | None = None,
@@ -191,17 +190,13 @@ class ModelBank:
   ) -> list[Verdict]:
     """`answers`, judged: one verdict per probe."""
     ids = list(image_ids) if image_ids is not None else _image_ids(images)
-    answers = self.answers(
-      images, questions, image_ids=ids, cascade=cascade, progress=progress
-    )
+    answers = self.answers(images, questions, image_ids=ids, cascade=cascade, progress=progress)
     return [
       self.verdict(probe_id(ids[i], q), {n: a[i] for n, a in answers.items()}, question=q)
       for i, q in enumerate(questions)
     ]
 
-  def verdict(
-    self, key: str, answers: Mapping[str, str | None], *, question: str = ""
-  ) -> Verdict:
+  def verdict(self, key: str, answers: Mapping[str, str | None], *, question: str = "") -> Verdict:
     """Judges one probe's answers by this bank's roles."""
     return verdict(
       key,
@@ -264,12 +259,5 @@ def _image_ids(images: Sequence[np.ndarray]) -> list[str]:
   by_object: dict[int, str] = {}
   for image in images:
     if id(image) not in by_object:
-      by_object[id(image)] = image_id(image)
+      by_object[id(image)] = Images.id_of(image)
   return [by_object[id(image)] for image in images]
-
-
-def image_id(image: np.ndarray) -> str:
-  """sha256 over shape and RGB bytes: the id that the image store gives the same pixels."""
-  digest = hashlib.sha256(repr(tuple(image.shape)).encode())
-  digest.update(np.ascontiguousarray(image).tobytes())
-  return digest.hexdigest()

@@ -5,14 +5,17 @@ Arms are ways to make probes: trained auditor checkpoints, the untrained auditor
 A trained auditor brings many finds of few modes, random questions few finds of many modes. The
 budget follows what is *new*:
 
-  index(arm) = [ U + yield_weight · Σ_m f_m · C_m^-power ] / n  +  bonus · sqrt(log(4 t) / n)
+  index(arm) = [ U + yield_weight · Σ_m f_m / C_m^power + prior ] / n
 
-with n the arm's probes, t all probes, f_m the arm's finds of mode m, C_m everybody's finds of m,
-and U the modes that were found exactly once, and by this arm: U / n is the Good-Turing estimate of
-the mass of modes that only this arm would still uncover (Good-UCB: Bubeck, Ernst, Garivier,
-"Optimal discovery with probabilistic expert advice", JMLR 14, 2013). The second term keeps the
-yield once all modes are known, with less credit for the hundredth find of a mode than for the
-fifth. A floor keeps every arm alive, since an arm's worth shows only in what it finds.
+with n the arm's probes, f_m the arm's finds of mode m, C_m everybody's finds of m, and U the modes
+that were found exactly once, and by this arm: U / n is the Good-Turing estimate of the mass of
+modes that only this arm would still uncover (Bubeck, Ernst, Garivier, "Optimal discovery with
+probabilistic expert advice", JMLR 14, 2013). The second term keeps the yield once all modes are
+known; with power 1 each mode is worth one, shared among the arms by who brings it, so an arm that
+alone brings many rare modes outweighs one that brings thousands of finds of two. Shares of the
+budget follow the index. A prior and a floor keep every arm alive, since an arm's worth shows only
+in what it finds; their optimism does not shrink slower than the index itself, as a confidence bonus
+would, which ends in an even split once all modes are known.
 """
 
 from collections import Counter
@@ -34,14 +37,14 @@ class ArmsConfig:
     floor: share of every batch that each arm keeps.
     yield_weight: worth of known modes against new ones.
     power: how fast the worth of a further find of a mode falls.
-    bonus: optimism for arms with few probes.
+    prior: finds an arm is credited with before it has any.
     seed: breaks ties.
   """
 
   floor: float = 0.08
   yield_weight: float = 1.0
-  power: float = 0.5
-  bonus: float = 0.05
+  power: float = 1.0
+  prior: float = 0.1
   seed: int = 0
 
 
@@ -89,8 +92,7 @@ class Arms:
     mine = self.finds[arm]
     new = sum(everyone[m] == 1 for m in mine)
     known = sum(f * everyone[m] ** -self.config.power for m, f in mine.items())
-    optimism = math.sqrt(math.log(4 * self.probes.total()) / n)
-    return (new + self.config.yield_weight * known) / n + self.config.bonus * optimism
+    return (new + self.config.yield_weight * known + self.config.prior) / n
 
   def summary(self) -> dict[str, dict[str, Any]]:
     """Per arm: probes, finds, modes, modes nobody else found, unseen mass, Chao1."""

@@ -168,9 +168,7 @@ def _needs_more(only_old: int, only_new: int, n: int, config: CompareConfig) -> 
   discordant = (only_old + only_new + 2) / (n + 2)
   gap = min(max(config.margin, abs(only_new - only_old) / n), discordant)
   worse, better = (discordant + gap) / 2, (discordant - gap) / 2
-  wanted = rates.plan_paired(
-    worse=worse, better=better, alpha=config.level, power=config.power
-  )
+  wanted = rates.plan_paired(worse=worse, better=better, alpha=config.level, power=config.power)
   return max(1, wanted - n)
 
 

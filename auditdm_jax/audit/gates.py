@@ -57,9 +57,7 @@ def both_ways(target_answer: str, consensus: str, judge: Judge, *, question: str
   return Gate(name="both_ways", passed=different == 2, value=different, limit="== 2")
 
 
-def language_prior(
-  with_image: Sequence[str], without_image: Sequence[str], judge: Judge
-) -> Gate:
+def language_prior(with_image: Sequence[str], without_image: Sequence[str], judge: Judge) -> Gate:
   """Not all references give their image answer to a blank image as well; value = share that do.
 
   A question that any image answers the same way does not test sight. Questions about absent
@@ -88,7 +86,8 @@ def fingerprint(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   picture = Image.fromarray(image)
   grey = np.asarray(picture.convert("L").resize((16, 16), Image.Resampling.BOX), np.int16)
   thumb = np.asarray(picture.resize((8, 8), Image.Resampling.BOX), np.int16)
-  return (grey[:, 1:] > grey[:, :-1]).ravel(), thumb
+  # A step counts from 5 levels on: in flat areas noise would toss the bits.
+  return (grey[:, 1:] > grey[:, :-1] + 4).ravel(), thumb
 
 
 @dataclasses.dataclass
@@ -207,9 +206,7 @@ def sham_image(
   return np.where(mask[..., None], reencode(source), source)
 
 
-def sham_control(
-  on_source: Mapping[str, str], on_sham: Mapping[str, str], judge: Judge
-) -> Gate:
+def sham_control(on_source: Mapping[str, str], on_sham: Mapping[str, str], judge: Judge) -> Gate:
   """Answers must not flip on the sham; value = models that do flip."""
   flips = sum(not judge.same(on_source[name], on_sham[name]) for name in on_source)
   return Gate(name="sham_control", passed=flips == 0, value=flips, limit="== 0")

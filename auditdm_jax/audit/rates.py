@@ -54,7 +54,14 @@ def fisher_greater(k: int, n: int, rest_k: int, rest_n: int) -> float:
   """One-sided Fisher exact p that the rate k/n is above rest_k/rest_n."""
   if n == 0 or rest_n == 0:
     return 1.0
-  return float(stats.hypergeom.sf(k - 1, n + rest_n, k + rest_k, n))
+  total_k = k + rest_k
+  j = np.arange(k, min(n, total_k) + 1)
+  log_p = _log_choose(n, j) + _log_choose(rest_n, total_k - j) - _log_choose(n + rest_n, total_k)
+  return min(1.0, float(np.exp(log_p).sum()))
+
+
+def _log_choose(n: int, k: np.ndarray | int) -> np.ndarray:
+  return special.gammaln(n + 1) - special.gammaln(np.add(k, 1)) - special.gammaln(n - k + 1)
 
 
 def mcnemar_exact(b: int, c: int) -> float:
@@ -187,9 +194,7 @@ def _half(p: float, n: int, confidence: float) -> float:
   return math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n))) / (1 + z2 / n)
 
 
-def plan_paired(
-  *, worse: float, better: float, alpha: float = 0.05, power: float = 0.8
-) -> int:
+def plan_paired(*, worse: float, better: float, alpha: float = 0.05, power: float = 0.8) -> int:
   """Paired probes needed for McNemar's test (Connor 1987, Biometrics 43:207).
 
   Args:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From answers to a verdict: the references' consensus, and whether the target conflicts with it."""
+"""From answers to a verdict: the references' consensus, and whether the target conflicts."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses

@@ -110,7 +110,10 @@ def verify(
   if odd := [f for f in finds if not f.verdict.disagreement]:
     raise ValueError(f"{len(odd)} of the finds are no disagreements, e.g. {odd[0].verdict}")
   trials, extra = _plan(finds, images, paraphrase, jitter or default_jitter, config)
-  get = lambda image_id: extra[image_id] if image_id in extra else images(image_id)
+
+  def get(image_id: str) -> np.ndarray:
+    return extra[image_id] if image_id in extra else images(image_id)
+
   answers = bank.answers(
     get,
     [t.question for t in trials],
@@ -206,7 +209,10 @@ def _gates(
 ) -> tuple[Gate, ...]:
   probe, verdict = find.probe, find.verdict
   answers = {trial.label: a for trial, a in tried}
-  references = lambda label: [answers[label][name] for name in bank.references]
+
+  def references(label: str) -> list[str]:
+    return [answers[label][name] for name in bank.references]
+
   wordings = [references(label) for label in answers if label.startswith("paraphrase")]
   target_answer = verdict.answers[verdict.target]
   measured = [
@@ -217,13 +223,9 @@ def _gates(
     gates.image_sane(image),
   ]
   if config.blank_image:
-    measured.append(
-      gates.language_prior(references("greedy:0"), references("blank:0"), bank.judge)
-    )
+    measured.append(gates.language_prior(references("greedy:0"), references("blank:0"), bank.judge))
   if benchmark is not None:
-    measured.append(
-      gates.near_duplicate(image, probe.question, benchmark, name="benchmark_leak")
-    )
+    measured.append(gates.near_duplicate(image, probe.question, benchmark, name="benchmark_leak"))
   return (*measured, *find.gates)
 
 

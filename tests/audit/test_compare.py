@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The ledger of two models: every status, and silence about a model compared with itself."""
+
+import json
+
+import numpy as np
+
+from auditdm_jax.audit.compare import Pair, compare, pairs, summary_counts
+from auditdm_jax.audit.judge import Judge
+
+
+def _pairs(mode, n, old_rate, new_rate, seed=0):
+  rng = np.random.default_rng(seed)
+  old, new = rng.random(n) < old_rate, rng.random(n) < new_rate
+  return [Pair(mode, f"{mode}{i}", bool(a), bool(b)) for i, (a, b) in enumerate(zip(old, new))]
+
+
+def test_statuses():
+  items = (
+    _pairs("gone", 100, 0.95, 0.01)
+    + _pairs("better", 200, 0.9, 0.5)
+    + _pairs("worse", 200, 0.1, 0.5)
+    + _pairs("fresh", 200, 0.02, 0.9)
+    + _pairs("same", 600, 0.0, 0.0)
+    + _pairs("thin", 10, 0.3, 0.5)
+  )
+  got = compare(items, known=["gone", "better", "worse", "same", "thin"])
+  status = {e.mode_id: e.status for e in got.entries}
+  assert status == {
+    "gone": "fixed", "better": "improved", "worse": "regressed", "fresh": "new",
+    "same": "unchanged", "thin": "unsure",
+  }  # fmt: skip
+  thin = next(e for e in got.entries if e.mode_id == "thin")
+  assert thin.needs_more > 10 and got.entries[0].mode_id == "fresh"
+  assert got.exit_code() == 1 and len(got.significant) == 4
+  assert summary_counts(got.counts()) == (
+    "1 new, 1 regressed, 1 improved, 1 fixed, 1 unchanged, 1 unsure"
+  )
+  json.dumps(got.to_dict())
+
+
+def test_a_model_against_itself():
+  items = []
+  for i, rate in enumerate(np.linspace(0, 1, 30)):
+    items += [Pair(p.mode_id, p.probe_id, p.old_failed, p.old_failed) for p in
+              _pairs(f"m{i}", 20 + 10 * i, rate, 0, seed=i)]  # fmt: skip
+  got = compare(items)
+  assert not got.significant and got.exit_code() == 0
+  assert got.exit_code(strict=True) in (0, 2)
+
+
+def test_two_models_of_the_same_rates_are_rarely_significant():
+  found = 0
+  for seed in range(20):
+    items = [p for i in range(10) for p in _pairs(f"m{i}", 60, 0.4, 0.4, seed=100 * seed + i)]
+    found += bool(compare(items).significant)
+  assert found <= 3
+
+
+def test_pairs_leave_out_what_says_nothing():
+  got = pairs(
+    ["m", None, "m"], ["1", "2", "3"], ["red", "red", None], ["Red", "x", "x"], ["blue", "x", "x"],
+    judge=Judge(),
+  )  # fmt: skip
+  assert got == [Pair("m", "1", False, True)]
+
+
+def test_a_probe_counts_once():
+  one = [Pair("m", "1", True, False)] * 50
+  assert compare(one).entries[0].status == "unsure"
+  assert compare([]).entries == ()

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each gate on a case that passes and one that does not."""
+
+import numpy as np
+import pytest
+
+from auditdm_jax.audit import gates
+from auditdm_jax.audit.judge import Judge
+
+
+@pytest.mark.parametrize(
+  "question,ok",
+  [
+    ("what color is the star", True), ("why", False), ("what? and why?", False),
+    ("is it\nred", False), ("what is <eos> there", False), ("word " * 50, False),
+  ],
+)  # fmt: skip
+def test_well_formed(question, ok):
+  assert gates.well_formed(question).passed == ok
+
+
+def test_answerable_counts_paraphrases():
+  judge = Judge()
+  assert gates.answerable("red", [], judge).passed
+  half = gates.answerable("red", [["red", "Red"], ["red", "blue"]], judge)
+  assert not half.passed and half.value == 0.5
+  assert gates.answerable("red", [["red"], ["blue"]], judge, least=0.5).passed
+
+
+def test_judge_both_ways():
+  assert gates.both_ways("red", "blue", Judge()).passed
+  lopsided = gates.both_ways("cat", "animal", Judge(ask=lambda q, a, b: a == "cat"))
+  assert not lopsided.passed
+
+
+def test_language_prior():
+  assert not gates.language_prior(["grass", "grass"], ["grass", "Grass"], Judge()).passed
+  assert gates.language_prior(["red", "red"], ["red", "blue"], Judge()).passed
+
+
+def test_image_sane(make_picture):
+  assert gates.image_sane(make_picture(1)).passed
+  assert not gates.image_sane(np.full((64, 64, 3), 9, np.uint8)).passed
+  assert not gates.image_sane(make_picture(1)[:8]).passed
+
+
+def _smooth(seed):
+  rng = np.random.default_rng(seed)
+  small = rng.integers(0, 255, (4, 4, 3))
+  return np.kron(small, np.ones((16, 16, 1))).astype(np.uint8)
+
+
+def test_near_duplicate_needs_image_and_words():
+  image, index = _smooth(0), gates.DuplicateIndex()
+  assert gates.near_duplicate(image, "what color is the star", index).passed
+  index.add(image, "what color is the star")
+  noisy = np.clip(image.astype(int) + np.random.default_rng(1).integers(-2, 3, image.shape), 0, 255)
+  assert not gates.near_duplicate(noisy.astype(np.uint8), "What color is the star?", index).passed
+  assert gates.near_duplicate(image, "what color is the circle", index).passed
+  assert gates.near_duplicate(_smooth(5), "what color is the star", index).passed
+
+
+def test_composite_keeps_the_outside_and_the_gates_measure_it():
+  source = _smooth(0)
+  edited = np.clip(source.astype(int) + 3, 0, 255).astype(np.uint8)  # whole frame re-rendered
+  edited[16:32, 16:32] = 255 - source[16:32, 16:32]
+  outside, fraction = gates.edit_locality(source, edited, np.zeros((64, 64), bool))
+  assert not outside.passed and not fraction.passed
+  image, mask = gates.composite(source, edited)
+  outside, fraction = gates.edit_locality(source, image, mask)
+  assert outside.passed and fraction.passed and 0.05 < fraction.value < 0.12
+  assert (image[20:28, 20:28] == edited[20:28, 20:28]).all()
+  with pytest.raises(ValueError, match="grid"):
+    gates.composite(source, edited[:32])
+
+
+def test_an_edit_of_everything_or_nothing_fails():
+  source = _smooth(0)
+  for edited in (source, 255 - source):
+    assert not gates.edit_locality(source, *gates.composite(source, edited))[1].passed
+
+
+def test_sham():
+  source = _smooth(0)
+  mask = np.zeros((64, 64), bool)
+  mask[:8] = True
+  sham = gates.sham_image(source, mask, lambda x: x // 2)
+  assert (sham[8:] == source[8:]).all() and (sham[:8] == source[:8] // 2).all()
+  assert gates.sham_control({"t": "red"}, {"t": "Red"}, Judge()).passed
+  assert not gates.sham_control({"t": "red", "r": "red"}, {"t": "red", "r": "blue"}, Judge()).passed

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Statistics against scipy, known values, and simulation."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from auditdm_jax.audit import rates
+
+
+@pytest.mark.parametrize("k,n", [(0, 10), (3, 10), (10, 10), (81, 263), (1, 1)])
+def test_intervals_equal_scipy(k, n):
+  result = stats.binomtest(k, n)
+  exact, wilson = result.proportion_ci(method="exact"), result.proportion_ci(method="wilson")
+  np.testing.assert_allclose(rates.clopper_pearson(k, n), exact, atol=1e-9)
+  np.testing.assert_allclose(rates.wilson(k, n), wilson, atol=1e-9)
+  one_sided = stats.binomtest(k, n, alternative="greater").proportion_ci(method="exact").low
+  assert rates.lower_bounds(k, n) == pytest.approx(one_sided, abs=1e-9)
+
+
+def test_nothing_tried_is_no_rate():
+  assert rates.rate(0, 0) == {"k": 0, "n": 0, "rate": None, "ci95": [0.0, 1.0]}
+
+
+def test_newcombe_covers():
+  rng, hits = np.random.default_rng(0), 0
+  for _ in range(400):
+    cells = rng.multinomial(80, [0.2, 0.05, 0.15, 0.6])
+    low, high = rates.newcombe_paired(*cells)
+    hits += low <= 0.10 <= high
+  assert 0.92 <= hits / 400 <= 0.99
+
+
+def test_newcombe_is_antisymmetric():
+  a = rates.newcombe_paired(10, 3, 9, 30)
+  b = rates.newcombe_paired(10, 9, 3, 30)
+  assert a == pytest.approx((-b[1], -b[0]))
+
+
+@pytest.mark.parametrize("b,c", [(0, 0), (1, 9), (9, 1), (5, 5)])
+def test_mcnemar_is_the_sign_test(b, c):
+  expected = stats.binomtest(b, b + c).pvalue if b + c else 1.0
+  assert rates.mcnemar_exact(b, c) == pytest.approx(expected)
+
+
+def test_fisher_equals_scipy():
+  for k, n, rk, rn in [(9, 10, 3, 60), (0, 5, 4, 10), (5, 5, 0, 5), (40, 200, 30, 3000)]:
+    expected = stats.fisher_exact([[k, n - k], [rk, rn - rk]], alternative="greater")[1]
+    assert rates.fisher_greater(k, n, rk, rn) == pytest.approx(expected, rel=1e-6)
+
+
+def test_benjamini_hochberg_equals_scipy_and_counts_unlisted_tests():
+  p = [0.01, 0.04, 0.03, 0.5, 0.001]
+  np.testing.assert_allclose(rates.benjamini_hochberg(p), stats.false_discovery_control(p))
+  padded = stats.false_discovery_control([*p, 1, 1, 1, 1, 1])[:5]
+  np.testing.assert_allclose(rates.benjamini_hochberg(p, m=10), padded)
+  assert len(rates.benjamini_hochberg([])) == 0
+
+
+def test_diversity_numbers():
+  assert rates.good_turing([1, 1, 3]) == pytest.approx(2 / 5)
+  assert rates.good_turing([]) == 1.0
+  assert rates.chao1([1, 1, 1, 2, 5]) == pytest.approx(5 + 3 * 2 / (2 * 2))
+  assert rates.effective_number([5, 5, 5, 5]) == pytest.approx(4)
+  assert rates.effective_number([]) == 0
+
+
+def test_cluster_bootstrap_is_wider_when_values_share_a_cluster():
+  values = np.repeat(np.random.default_rng(0).integers(0, 2, 40), 10)
+  together = rates.cluster_bootstrap(values, np.repeat(np.arange(40), 10), samples=300)
+  alone = rates.cluster_bootstrap(values, np.arange(400), samples=300)
+  assert together[1] - together[0] > 2 * (alone[1] - alone[0])
+
+
+def test_rogan_gladen_recovers_the_rate():
+  true, sensitivity, specificity = 0.3, 0.9, 0.95
+  flagged = round(10_000 * (true * sensitivity + (1 - true) * (1 - specificity)))
+  got = rates.rogan_gladen(flagged, 10_000, sensitivity, specificity)
+  assert got == pytest.approx(true, abs=1e-3)
+
+
+def test_planners():
+  n = rates.plan_rate(expected=0.5, half_width=0.05)
+  low, high = rates.wilson(n // 2, n)
+  assert (high - low) / 2 <= 0.0502 and 370 <= n <= 390
+  n = rates.plan_paired(worse=0.15, better=0.05)
+  rng = np.random.default_rng(0)
+  draws = rng.multinomial(n, [0.15, 0.05, 0.8], size=400)
+  power = np.mean([rates.mcnemar_exact(b, c) <= 0.05 for b, c, _ in draws])
+  assert 0.7 <= power <= 0.9

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Planted gaps come back as modes; noise does not; ids and modes are stable."""
+
+import json
+
+import numpy as np
+import pytest
+
+from auditdm_jax.audit.skills import Seeds, assign, load_seeds
+from auditdm_jax.audit.stability import align, same_mode, with_stability
+from auditdm_jax.audit.taxonomy import Attempt, Taxonomy, discover_modes
+
+
+def _match(taxonomy, attempts):
+  return taxonomy.match([a.question for a in attempts], [a.consensus for a in attempts])
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_planted_gaps_are_found(seed, world, gap_names, seeds):
+  rng = np.random.default_rng(seed)
+  gaps = [str(g) for g in rng.choice(gap_names, 5, replace=False)]
+  taxonomy = discover_modes(world(seed, 4000, gaps)[0], seeds)
+  fresh, truth = world(seed + 1000, 3000, gaps)
+  modes = _match(taxonomy, fresh)
+  for gap in gaps:
+    inside = [m is not None for m, t in zip(modes, truth) if gap in t]
+    assert np.mean(inside) >= 0.95, gap
+  for mode in taxonomy.modes:
+    pure = [bool(t) for m, t in zip(modes, truth) if m is mode]
+    assert np.mean(pure) >= 0.95, mode.name
+    assert mode.k / mode.n > 0.85 and mode.lower <= mode.k / mode.n
+
+
+@pytest.mark.parametrize("seed,noise", [(0, 0.03), (1, 0.03), (2, 0.2), (3, 0.4)])
+def test_no_gap_no_mode(seed, noise, world, seeds):
+  assert discover_modes(world(seed, 3000, [], noise=noise)[0], seeds).modes == ()
+
+
+def test_names_and_kinds(world, seeds):
+  attempts, _ = world(0, 4000, ["dial", "purple", "star counts", "digit seven"])
+  modes = {m.name: m for m in discover_modes(attempts, seeds).modes}
+  assert set(modes) == {"dial", "colour purple", "count_shape: star", "digit: answer=seven"}
+  assert modes["dial"].kind == "skill" and modes["colour purple"].kind == "cross"
+  assert len(modes["colour purple"].skills) >= 3
+  assert "seven" in modes["digit: answer=seven"].definition
+  assert modes["count_shape: star"].matches("how many stars are there", "2", skill="count_shape")
+  assert not modes["count_shape: star"].matches("how many stars are there", "2", skill="exist")
+
+
+def test_unjudged_attempts_do_not_count(world, seeds):
+  attempts, _ = world(0, 2000, ["dial"])
+  silent = [Attempt("what does the dial read", None, False)] * 5000
+  a, b = discover_modes(attempts, seeds), discover_modes(attempts + silent, seeds)
+  assert [(m.mode_id, m.n) for m in a.modes] == [(m.mode_id, m.n) for m in b.modes]
+  assert discover_modes(silent, seeds).modes == ()
+
+
+def test_failures_outside_every_skill_become_residual_or_other(world, seeds):
+  attempts, _ = world(0, 1500, [])
+  odd = [
+    Attempt(f"could the tall {w} giraffe drive this lorry", "yes", True)
+    for w in ("brown", "sleepy", "happy") for _ in range(10)
+  ]  # fmt: skip
+  modes = discover_modes(attempts + odd, seeds).modes
+  assert len(modes) == 1 and modes[0].k == 30 and "giraffe" in modes[0].definition + modes[0].name
+
+
+def test_taxonomy_survives_json_and_is_deterministic(world, seeds):
+  attempts, _ = world(3, 3000, ["purple", "corner", "dial east"])
+  a, b = discover_modes(attempts, seeds), discover_modes(attempts, seeds)
+  assert a.modes == b.modes
+  again = Taxonomy.from_dict(json.loads(json.dumps(a.to_dict())))
+  assert again.modes == a.modes
+  assert [m and m.mode_id for m in _match(again, attempts[:300])] == [
+    m and m.mode_id for m in _match(a, attempts[:300])
+  ]
+  assert a.mode(a.modes[0].mode_id) is a.modes[0]
+
+
+def test_discovery_counts_match_the_frozen_predicate(world, seeds):
+  attempts, _ = world(4, 3000, ["purple", "column four", "digit seven"])
+  taxonomy = discover_modes(attempts, seeds)
+  matched = _match(taxonomy, attempts)
+  for mode in taxonomy.modes:
+    assert sum(m is mode for m in matched) == mode.n, mode.name
+
+
+def test_bootstrap_stability(world, seeds):
+  attempts, _ = world(5, 2000, ["dial", "ring exists"])
+  stable = with_stability(discover_modes(attempts, seeds), attempts, samples=5)
+  assert [m.stability for m in stable.modes] == [1.0, 1.0]
+
+
+def test_ids_are_carried_over(world, seeds):
+  first, _ = world(6, 3000, ["dial", "purple", "digit seven"])
+  second, _ = world(7, 3000, ["dial east", "purple", "ring exists"])
+  old, new = discover_modes(first, seeds), discover_modes(second, seeds)
+  both = first + second
+  got = align(old, new, [a.question for a in both], [a.consensus for a in both])
+  names = {m.name: m.mode_id for m in old.modes}
+  assert names["colour purple"] in dict(got.kept) and names["digit: answer=seven"] in got.lost
+  assert len(got.new) == 2
+  same = align(old, old, [a.question for a in both], [a.consensus for a in both])
+  assert not same.new and not same.lost and not same.merged and not same.split
+  assert all(same_mode(a, b) for a, b in zip(same.taxonomy.modes, old.modes))
+
+
+def test_assignment(seeds):
+  got = assign(["how many purple objects are there", "why do stars twinkle at night"], seeds)
+  assert got[0][0] == "count_color" and got[1][0] is None
+  assert assign(["anything"], Seeds(()))[0] == (None, 0.0)
+
+
+def test_seed_files(tmp_path):
+  path = tmp_path / "skills.yaml"
+  path.write_text(
+    "- {name: clock, description: Reading a clock., pattern: '^what time'}\n"
+    "- {name: colour, description: Naming a colour., examples: [what color is the car]}\n"
+  )
+  seeds = load_seeds(path)
+  assert assign(["what time is it", "what color is the bus"], seeds)[0] == ("clock", 1.0)
+  for bad, message in [
+    ("- {name: x}", "description"),
+    ("- {name: x, description: y, patern: z}", "unknown key 'patern'"),
+    ("- {name: x, description: y, pattern: '('}", "bad pattern"),
+    ("- {name: x, description: y}\n- {name: x, description: y}", "twice"),
+  ]:
+    path.write_text(bad)
+    with pytest.raises(ValueError, match=message):
+      load_seeds(path)

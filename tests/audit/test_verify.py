@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Grades: what a stable failure, a flicker, a duplicate and a consensus error end up as."""
+
+import numpy as np
+import pytest
+
+from auditdm_jax.audit.answer import ModelBank
+from auditdm_jax.audit.probe import Gate, Probe
+from auditdm_jax.audit.verify import Find, VerifyConfig, default_jitter, precision, verify
+from auditdm_jax.core.store import Images
+
+
+def _truth(question, pixel):
+  if pixel == 128:
+    return "grey"  # the blank image
+  return "red" if "color" in question else "circle"
+
+
+def _target(question, pixel):
+  if "flicker" in question:
+    return "blue" if question == "what color flicker" else _truth(question, pixel)
+  return "blue"
+
+
+@pytest.fixture
+def audit(fake_vlm, make_picture, tmp_path):
+  store = Images(tmp_path)
+  ids = [store.put(make_picture(v)) for v in (40, 80)]
+  vlms = {"t": fake_vlm(_target), "a": fake_vlm(_truth), "b": fake_vlm(_truth)}
+  bank = ModelBank(vlms, "t", ("a", "b"))
+
+  def find(i, question, gates=()):
+    probe = Probe.make(ids[i], question)
+    (found,) = bank.verdicts([store.get(ids[i])], [question])
+    return Find(probe, found, gates)
+
+  def run(finds, **fields):
+    return verify(
+      finds, bank, images=store.get, paraphrase=lambda q, k: f"{q} please {k}", **fields
+    )
+
+  return find, run
+
+
+def test_grades(audit):
+  find, run = audit
+  finds = [
+    find(0, "what color is it"),
+    find(0, "what color flicker"),  # only in exactly these words
+    find(0, "What color is it?"),  # the first one again
+    find(1, "what color is it", (Gate(name="edit_outside", passed=False, value=3, limit="0"),)),
+    find(1, "what shape is it"),  # the oracle disagrees with the references
+  ]
+
+  def oracle(image, question):
+    return "red" if "color" in question else "square"
+
+  result = run(finds, independent=oracle)
+  assert [f.grade for f in result.failures] == ["V2", "V0", "V0", "V0", "V1"]
+  first = result.failures[0]
+  assert (first.stability.k, first.stability.n) == (5, 5) and first.independent == "red"
+  assert {g.name for g in first.gates} >= {"well_formed", "answerable", "language_prior"}
+  flicker = result.failures[1].stability
+  assert flicker.k == 3 and "paraphrase:0=0" in flicker.trials
+  assert [g.name for g in result.failures[2].gates if not g.passed] == ["near_duplicate"]
+  assert result.funnel["finds"] == 5 and result.funnel["stable"] == 2
+  assert result.funnel["independent_agrees"] == 1
+  assert result.search_success(10)["k"] == 2
+  assert precision(result.failures)["rate"] == 0.5
+
+
+def test_gates_that_are_not_required_are_still_measured(audit):
+  find, run = audit
+  bad = Gate(name="edit_outside", passed=False, value=3, limit="0")
+  result = run([find(0, "what color is it", (bad,))], config=VerifyConfig(required=()))
+  assert result.failures[0].grade == "V1" and bad in result.failures[0].gates
+  assert result.failures[0].independent_agrees is None
+
+
+def test_an_oracle_without_an_answer_confirms_nothing(audit):
+  find, run = audit
+  result = run([find(0, "what color is it")], independent=lambda image, question: None)
+  assert result.failures[0].grade == "V1" and precision(result.failures)["k"] == 0
+
+
+def test_only_disagreements_can_be_verified(audit):
+  find, run = audit
+  with pytest.raises(ValueError, match="no disagreements"):
+    run([find(0, "what color flicker now")])
+
+
+def test_no_finds():
+  assert default_jitter(np.zeros((16, 16, 3), np.uint8), 1).shape == (16, 16, 3)
+
+
+def test_jitter_is_small():
+  image = np.kron(np.random.default_rng(0).integers(0, 255, (4, 4, 3)), np.ones((16, 16, 1)))
+  image = image.astype(np.uint8)
+  for k in range(4):
+    other = default_jitter(image, k)
+    assert other.shape == image.shape and other.dtype == np.uint8 and (other != image).any()
+    assert np.median(np.abs(other.astype(int) - image)) <= 20
