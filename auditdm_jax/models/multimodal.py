@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two vision-language wirings: PaliGemma (prefix-LM) and Gemma 3 (causal, image block).
+
+Functions over a parameter tree {"img": tower and projector, "llm": decoder}:
+
+    pixels ─ encode_images ─> features ─┐
+                                        ├─ hidden ─> hidden states ─ unembed ─> logits
+    tokens with image slots ────────────┘
+
+`features` is what the tower puts out, before the projector: the tower is frozen, so features are
+computed once per image and cached. The projector is `img/head`: {kernel, bias} in PaliGemma, as
+in big_vision; {soft_embedding_norm/scale, input_projection/w} in Gemma 3.
+
+Axes: B batch, T query, S key, P patches, M image slots, C completion, D width, V vocab.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+from jax import Array
+import jax.numpy as jnp
+import numpy as np
+
+from auditdm_jax.core import config
+from auditdm_jax.models import gemma
+from auditdm_jax.models import siglip
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class VlmConfig:
+  """A vision-language model.
+
+  Attributes:
+    kind: the wiring: masks and projector.
+    text: the decoder.
+    vision: the tower; None for a text-only model.
+    image_token_id: the id that marks an image slot in the tokens.
+    mm_tokens: image slots per image: Gemma 3 average-pools the patches to this many; None keeps
+      one per patch.
+  """
+
+  kind: Literal["paligemma", "gemma3"]
+  text: gemma.GemmaConfig
+  vision: siglip.SiglipConfig | None
+  image_token_id: int
+  mm_tokens: int | None = None
+
+  def __post_init__(self):
+    if not 0 <= self.image_token_id < self.text.vocab_size:
+      raise ValueError(f"image_token_id {self.image_token_id} is outside the vocabulary")
+    if self.vision is not None and self.mm_tokens is not None:
+      side = round(self.vision.num_patches**0.5)
+      if side % max(1, round(self.mm_tokens**0.5)) or round(self.mm_tokens**0.5) ** 2 != (
+        self.mm_tokens
+      ):
+        raise ValueError(f"{side}x{side} patches cannot be pooled to mm_tokens {self.mm_tokens}")
+
+  @property
+  def num_image_tokens(self) -> int:
+    """Image slots a row of tokens must have; 0 for a text-only model."""
+    if self.vision is None:
+      return 0
+    return self.mm_tokens or self.vision.num_patches
+
+  def to_dict(self) -> dict[str, Any]:
+    return dataclasses.asdict(self)
+
+  @classmethod
+  def from_dict(cls, d: dict[str, Any]) -> "VlmConfig":
+    return config.build(cls, d, name="model")
+
+  def with_dtype(self, dtype: str) -> "VlmConfig":
+    """The same model, computed in `dtype` ("float32" or "bfloat16")."""
+    vision = self.vision and dataclasses.replace(self.vision, dtype=dtype)
+    return dataclasses.replace(
+      self, text=dataclasses.replace(self.text, dtype=dtype), vision=vision
+    )
+
+
+class Projector(nn.Module):
+  """Patches f[B,P,Dv] to image tokens f[B,M,D]."""
+
+  cfg: VlmConfig
+
+  @nn.compact
+  def __call__(self, features: Array) -> Array:
+    cfg, d = self.cfg, self.cfg.text.width
+    x = pool(features.astype(cfg.text.dtype), cfg.mm_tokens)
+    dv = x.shape[-1]
+    if cfg.kind == "paligemma":
+      return siglip.Linear((dv, d), (d,), dv, name="Dense")("bpd,de->bpe", x)
+    x = gemma.RMSNorm(cfg.text.norm_eps, name="soft_embedding_norm")(x)
+    return gemma.Einsum((dv, d), dv, name="input_projection")("bpd,de->bpe", x)
+
+
+def pool(features: Array, tokens: int | None) -> Array:
+  """Averages a square of patches [B,P,D] over square cells, to [B,tokens,D]."""
+  b, p, d = features.shape
+  if tokens is None or tokens == p:
+    return features
+  side, cells = round(p**0.5), round(tokens**0.5)
+  c = side // cells
+  return features.reshape(b, cells, c, cells, c, d).mean(axis=(2, 4)).reshape(b, tokens, d)
+
+
+def init(cfg: VlmConfig, key: Array) -> Params:
+  """Returns fresh fp32 parameters {"img": …, "llm": …}; no "img" without a tower."""
+  k_img, k_head, k_llm = jax.random.split(key, 3)
+  tokens = jnp.zeros((1, 2), jnp.int32)
+  params = {"llm": gemma.Gemma(cfg.text).init(k_llm, tokens)["params"]}
+  if cfg.vision is not None:
+    s, v = cfg.vision.image_size, cfg.vision
+    img = siglip.Siglip(v).init(k_img, jnp.zeros((1, s, s, 3)))["params"]
+    head = Projector(cfg).init(k_head, jnp.zeros((1, v.num_patches, v.width)))["params"]
+    params["img"] = img | {"head": head.get("Dense", head)}
+  return params
+
+
+def encode_images(cfg: VlmConfig, params: Params, pixels: Array) -> Array:
+  """Returns features [N,P,Dv] of pixels f32[N,H,W,3] in [-1, 1]."""
+  tower = {k: v for k, v in params["img"].items() if k != "head"}
+  return siglip.Siglip(cfg.vision).apply({"params": tower}, pixels)
+
+
+def project(cfg: VlmConfig, params: Params, features: Array) -> Array:
+  """Returns image tokens [B,M,D] of features [B,P,Dv]."""
+  head = params["img"]["head"]
+  head = {"Dense": head} if cfg.kind == "paligemma" else head
+  return Projector(cfg).apply({"params": head}, features)
+
+
+def embed(cfg: VlmConfig, params: Params, features: Array | None, tokens: Array) -> Array:
+  """Returns [B,T,D]: token embeddings, with the projected features in the image slots.
+
+  The i-th slot of a row takes the row's i-th image token, wherever it lies; the vocabulary row of
+  the image token is never read.
+  """
+  x = gemma.Gemma(cfg.text).apply({"params": params["llm"]}, tokens, method="embed")
+  if features is None:
+    return x
+  image = project(cfg, params, features)
+  slot = tokens == cfg.image_token_id
+  # A product with one-hot rows rather than a gather, whose gradient would be a scatter.
+  index = jnp.where(slot, jnp.cumsum(slot, axis=1) - 1, -1)
+  placed = jnp.einsum("btm,bmd->btd", jax.nn.one_hot(index, image.shape[1], dtype=x.dtype), image)
+  return jnp.where(slot[..., None], placed, x)
+
+
+def make_attn_mask(valid: Array, ar: Array) -> Array:
+  """Returns bool[B,T,T]: token i sees j iff cumsum(ar)[j] <= cumsum(ar)[i], both valid.
+
+  One rule makes every mask (big_vision, models/proj/paligemma/paligemma.py). Two rows of five:
+
+      PaliGemma, prefix then suffix      Gemma 3, text, image block of 3, text
+      ar   0 0 0 1 1                     ar   1 1 0 0 1
+      0    1 1 1 . .                     1    1 . . . .
+      0    1 1 1 . .                     1    1 1 1 1 .
+      0    1 1 1 . .                     0    1 1 1 1 .
+      1    1 1 1 1 .                     0    1 1 1 1 .
+      1    1 1 1 1 1                     1    1 1 1 1 1
+  """
+  order = jnp.cumsum(ar, axis=1)
+  sees = order[:, None, :] <= order[:, :, None]
+  return sees & valid[:, None, :] & valid[:, :, None]
+
+
+def default_ar(cfg: VlmConfig, tokens: Array) -> Array:
+  """Returns i32[B,T], the mask the architecture prescribes for a prompt.
+
+  PaliGemma sees the whole prompt at once; Gemma 3 is causal but for its image, whose tokens see
+  one another.
+  """
+  if cfg.kind == "paligemma":
+    return jnp.zeros_like(tokens)
+  slot = tokens == cfg.image_token_id
+  inside = slot & jnp.pad(slot, ((0, 0), (1, 0)))[:, :-1]
+  return jnp.where(inside, 0, 1)
+
+
+def positions_of(valid: Array) -> Array:
+  """Returns i32[B,T]: how many valid tokens come before; padding does not count."""
+  return jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
+
+
+def hidden(
+  cfg: VlmConfig,
+  params: Params,
+  features: Array | None,
+  tokens: Array,
+  *,
+  valid: Array,
+  ar: Array | None = None,
+) -> Array:
+  """The full forward pass.
+
+  Args:
+    cfg: the model.
+    params: its parameters.
+    features: [B,P,Dv] of `encode_images`, one image per row, or None.
+    tokens: i32[B,T], with `num_image_tokens` image slots per row if there are features.
+    valid: bool[B,T], False at padding, which may be on either side.
+    ar: i32[B,T] of `make_attn_mask`; None is `default_ar`. A PaliGemma row with a suffix must
+      give it.
+
+  Returns:
+    [B,T,D] after the final norm, for `unembed`.
+  """
+  return prefill(cfg, params, features, tokens, valid=valid, ar=ar, keep_kv=False)[0]
+
+
+def prefill(
+  cfg: VlmConfig,
+  params: Params,
+  features: Array | None,
+  tokens: Array,
+  *,
+  valid: Array,
+  ar: Array | None = None,
+  keep_kv: bool = True,
+) -> tuple[Array, Any]:
+  """As `hidden`; also returns the keys and values ([L,B,T,K,H], [L,B,T,K,H])."""
+  ar = default_ar(cfg, tokens) if ar is None else ar
+  positions = positions_of(valid)
+  return gemma.Gemma(cfg.text, keep_kv=keep_kv).apply(
+    {"params": params["llm"]},
+    embed(cfg, params, features, tokens),
+    positions=positions,
+    key_positions=positions,
+    mask=make_attn_mask(valid, ar),
+    method="decode",
+  )
+
+
+def step(
+  cfg: VlmConfig,
+  params: Params,
+  tokens: Array,
+  *,
+  positions: Array,
+  past: tuple[Array, Array],
+  past_positions: Array,
+  past_valid: Array,
+) -> tuple[Array, tuple[Array, Array]]:
+  """One more text token per row, after `past`.
+
+  Args:
+    cfg: the model.
+    params: its parameters.
+    tokens: i32[B].
+    positions: i32[B] of these tokens.
+    past: keys and values [L,B,S,K,H]; read only.
+    past_positions: i32[B,S].
+    past_valid: bool[B,S], the slots that hold something.
+
+  Returns:
+    [B,D] hidden states, and the keys and values [L,B,1,K,H] to put in the cache.
+  """
+  own = jnp.ones((tokens.shape[0], 1), bool)
+  x, kv = gemma.Gemma(cfg.text, keep_kv=True).apply(
+    {"params": params["llm"]},
+    embed(cfg, params, None, tokens[:, None]),
+    positions=positions[:, None],
+    key_positions=jnp.concatenate([past_positions, positions[:, None]], axis=1),
+    mask=jnp.concatenate([past_valid, own], axis=1)[:, None, :],
+    past=past,
+    method="decode",
+  )
+  return x[:, 0], kv
+
+
+def unembed(cfg: VlmConfig, params: Params, x: Array) -> Array:
+  """Returns fp32 logits [...,V] of hidden states [...,D]: the only road from one to the other."""
+  w = params["llm"]["embedder"]["input_embedding"]
+  # Operands in the compute dtype, accumulation in fp32: bf16 logits of size 30 have an ulp of .125.
+  logits = jnp.einsum("...d,vd->...v", x, w.astype(x.dtype), preferred_element_type=jnp.float32)
+  return gemma.softcap(logits, cfg.text.final_softcap)
+
+
+def sampling_logits(
+  cfg: VlmConfig, params: Params, x: Array, *, banned: tuple[int, ...] = (), temperature=1.0
+) -> Array:
+  """Returns fp32 logits [...,V] of the distribution that is sampled: tempered, without `banned`."""
+  logits = unembed(cfg, params, x) / temperature
+  if not banned:
+    return logits
+  keep = np.ones(cfg.text.vocab_size, bool)
+  keep[list(banned)] = False
+  return jnp.where(keep, logits, gemma.MASKED)
+
+
+def logprob_and_entropy(logits: Array, targets: Array) -> tuple[Array, Array]:
+  """Returns log p(target) and the entropy, both f32[...], of fp32 logits [...,V].
+
+  Neither log-softmax nor probabilities are kept, and the target is picked by a masked sum, which
+  stays local where the vocabulary is sharded.
+  """
+  lse = jax.nn.logsumexp(logits, axis=-1)
+  ids = jnp.arange(logits.shape[-1])
+  target = jnp.sum(jnp.where(ids == targets[..., None], logits, 0.0), axis=-1)
+  expected = jnp.sum(jnp.exp(logits - lse[..., None]) * logits, axis=-1)
+  return target - lse, lse - expected
+
+
+def token_logprobs(
+  cfg: VlmConfig,
+  params: Params,
+  x: Array,
+  targets: Array,
+  *,
+  banned: tuple[int, ...] = (),
+  temperature: float = 1.0,
+  chunk: int | None = None,
+) -> tuple[Array, Array]:
+  """Log-probs of targets under the sampling distribution, without keeping [B,C,V].
+
+  Args:
+    cfg: the model.
+    params: its parameters.
+    x: [B,C,D] hidden states, each the one that predicts its target.
+    targets: i32[B,C]; a banned target has log-prob -1e30 (mask it with `where`).
+    banned: ids that cannot be sampled.
+    temperature: of the sampling distribution.
+    chunk: tokens per piece, recomputed in the backward pass; None is all at once.
+
+  Returns:
+    Log-probs f32[B,C] and entropies f32[B,C].
+  """
+
+  def piece(x, targets):
+    logits = sampling_logits(cfg, params, x, banned=banned, temperature=temperature)
+    return logprob_and_entropy(logits, targets)
+
+  if chunk is None:
+    return piece(x, targets)
+  shape, n = targets.shape, targets.size
+  pad = -n % chunk
+  xs = jnp.pad(x.reshape(n, -1), ((0, pad), (0, 0))).reshape(-1, chunk, x.shape[-1])
+  ts = jnp.pad(targets.reshape(n), (0, pad)).reshape(-1, chunk)
+  body = jax.checkpoint(lambda carry, args: (carry, piece(*args)))
+  _, (logp, entropy) = jax.lax.scan(body, None, (xs, ts))
+  return logp.reshape(-1)[:n].reshape(shape), entropy.reshape(-1)[:n].reshape(shape)

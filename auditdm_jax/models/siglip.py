@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The SigLIP vision tower, with big_vision's parameter names (models/vit.py, scanned).
+
+The head that projects patches into the language model is not here but in `multimodal`, because it
+belongs to the model and not to the tower: towers are frozen and shared.
+
+Axes: B batch, P patches, N heads, H head dim, D width, F ffn, L layers.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+from jax import Array
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class SiglipConfig:
+  """Sizes of a SigLIP tower.
+
+  Attributes:
+    width: D.
+    depth: L.
+    mlp_dim: F.
+    num_heads: N; divides D.
+    patch_size: side of a patch, in pixels.
+    image_size: side of the (square) image, in pixels; a multiple of the patch size.
+    dtype: compute dtype; parameters keep their own.
+    remat: recompute each block in the backward pass.
+    unroll: layers per step of the scan.
+  """
+
+  width: int
+  depth: int
+  mlp_dim: int
+  num_heads: int
+  patch_size: int
+  image_size: int
+  dtype: str = "float32"
+  remat: bool = False
+  unroll: int = 1
+
+  def __post_init__(self):
+    if self.width % self.num_heads:
+      raise ValueError(f"width {self.width} % num_heads {self.num_heads} is not 0")
+    if self.image_size % self.patch_size:
+      raise ValueError(f"image_size {self.image_size} % patch_size {self.patch_size} is not 0")
+
+  @property
+  def num_patches(self) -> int:
+    return (self.image_size // self.patch_size) ** 2
+
+
+class LayerNorm(nn.Module):
+  """LayerNorm with fp32 statistics and epsilon 1e-6."""
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+    bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + 1e-6)
+    return (y * scale + bias).astype(x.dtype)
+
+
+class Linear(nn.Module):
+  """An einsum with `kernel` and `bias`; the bias has the kernel's output axes."""
+
+  kernel: tuple[int, ...]
+  bias: tuple[int, ...]
+  fan_in: int
+
+  @nn.compact
+  def __call__(self, equation: str, x: Array) -> Array:
+    w = self.param("kernel", nn.initializers.normal(self.fan_in**-0.5), self.kernel)
+    b = self.param("bias", nn.initializers.zeros, self.bias)
+    return jnp.einsum(equation, x, w.astype(x.dtype)) + b.astype(x.dtype)
+
+
+class MultiHeadDotProductAttention(nn.Module):
+  """Full self-attention over patches."""
+
+  num_heads: int
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    d, n = x.shape[-1], self.num_heads
+    h = d // n
+    q, k, v = (
+      Linear((d, n, h), (n, h), d, name=name)("bpd,dnh->bpnh", x)
+      for name in ("query", "key", "value")
+    )
+    # fp32 for the softmax, as in the decoder.
+    logits = jnp.einsum("bpnh,bqnh->bnpq", q * h**-0.5, k, preferred_element_type=jnp.float32)
+    probs = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
+    out = jnp.einsum("bnpq,bqnh->bpnh", probs, v)
+    return Linear((n, h, d), (d,), d, name="out")("bpnh,nhd->bpd", out)
+
+
+class MlpBlock(nn.Module):
+  mlp_dim: int
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    d, f = x.shape[-1], self.mlp_dim
+    y = Linear((d, f), (f,), d, name="Dense_0")("bpd,df->bpf", x)
+    return Linear((f, d), (d,), f, name="Dense_1")("bpf,fd->bpd", nn.gelu(y, approximate=True))
+
+
+class EncoderBlock(nn.Module):
+  cfg: SiglipConfig
+
+  @nn.compact
+  def __call__(self, x: Array, _: None) -> tuple[Array, None]:
+    y = LayerNorm(name="LayerNorm_0")(x)
+    x = x + MultiHeadDotProductAttention(
+      self.cfg.num_heads, name="MultiHeadDotProductAttention_0"
+    )(y)
+    y = LayerNorm(name="LayerNorm_1")(x)
+    return x + MlpBlock(self.cfg.mlp_dim, name="MlpBlock_0")(y), None
+
+
+class Encoder(nn.Module):
+  cfg: SiglipConfig
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    block = nn.remat(EncoderBlock, prevent_cse=False) if self.cfg.remat else EncoderBlock
+    x, _ = nn.scan(
+      block,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+      length=self.cfg.depth,
+      unroll=self.cfg.unroll,
+    )(self.cfg, name="encoderblock")(x, None)
+    return LayerNorm(name="encoder_norm")(x)
+
+
+class PatchEmbedding(nn.Module):
+  """The stride-p convolution of the ViT, as one matrix product over flattened patches."""
+
+  cfg: SiglipConfig
+
+  @nn.compact
+  def __call__(self, pixels: Array) -> Array:
+    p, d = self.cfg.patch_size, self.cfg.width
+    kernel = self.param("kernel", nn.initializers.normal((p * p * 3) ** -0.5), (p, p, 3, d))
+    bias = self.param("bias", nn.initializers.zeros, (d,))
+    b, height, width, _ = pixels.shape
+    x = pixels.astype(self.cfg.dtype).reshape(b, height // p, p, width // p, p, 3)
+    x = x.swapaxes(2, 3).reshape(b, -1, p * p * 3)
+    return x @ kernel.reshape(-1, d).astype(x.dtype) + bias.astype(x.dtype)
+
+
+class Siglip(nn.Module):
+  """Patches of an image, attended to one another."""
+
+  cfg: SiglipConfig
+
+  @nn.compact
+  def __call__(self, pixels: Array) -> Array:
+    """Returns [B,P,D] for pixels f32[B,H,W,3] in [-1, 1].
+
+    Raises:
+      ValueError: the images are not of the tower's size.
+    """
+    cfg = self.cfg
+    if pixels.shape[1:] != (cfg.image_size, cfg.image_size, 3):
+      raise ValueError(
+        f"pixels {pixels.shape}: the tower wants [B,{cfg.image_size},{cfg.image_size},3]"
+      )
+    x = PatchEmbedding(cfg, name="embedding")(pixels)
+    init = nn.initializers.normal(cfg.width**-0.5)
+    pos = self.param("pos_embedding", init, (1, cfg.num_patches, cfg.width))
+    return Encoder(cfg, name="Transformer")(x + pos.astype(x.dtype))
