@@ -11,7 +11,7 @@
 The result is a `Taxonomy`: a frozen predicate that sorts fresh probes into modes.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from typing import Any, Self
 import numpy as np
 
 from auditdm_jax.audit import rates, residual
-from auditdm_jax.audit.probe import Record, Verdict
+from auditdm_jax.audit.probe import Rate, Record, Verdict
 from auditdm_jax.audit.skills import Assigner, Seeds
 from auditdm_jax.audit.slices import Found, SliceConfig, Table, decision_list, make_table, term_set
 from auditdm_jax.core.store import canonical_hash
@@ -141,6 +141,19 @@ class Taxonomy:
       rules = by_skill[skill]
       found.append(next((m for r, m in rules if r.matches(skill, have)), None))
     return found
+
+  def fresh_rates(self, attempts: Sequence[Attempt], *, model: str) -> list[Rate]:
+    """Failure rate of every mode on probes it was not discovered on."""
+    judged = [a for a in attempts if a.consensus is not None]
+    matched = self.match([a.question for a in judged], [a.consensus for a in judged])
+    n = Counter(m.mode_id for m in matched if m)
+    k = Counter(m.mode_id for m, a in zip(matched, judged) if m and a.failed)
+    out = []
+    for mode in self.modes:
+      record = rates.rate(k[mode.mode_id], n[mode.mode_id])
+      record["ci95"] = tuple(record["ci95"])
+      out.append(Rate(mode_id=mode.mode_id, model=model, **record))
+    return out
 
   def mode(self, mode_id: str) -> Mode:
     """The mode of an id."""

@@ -37,6 +37,7 @@ class VerifyConfig:
     blank_image: ask the references about a grey image too (the language-prior gate).
     required: gates that V1 needs; the others are measured and stored only.
     max_words: longest well-formed question.
+    chunk: finds looked at together.
   """
 
   paraphrases: int = 2
@@ -48,6 +49,7 @@ class VerifyConfig:
     "benchmark_leak", "image_sane", "edit_outside", "edit_fraction", "sham_control",
   )  # fmt: skip
   max_words: int = 40
+  chunk: int = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,36 +104,50 @@ def verify(
     independent: answer of a judge outside the ensemble (None where it cannot answer).
     config: what is asked for.
     benchmark: index of benchmark items, for the leak gate.
-    progress: called with (probes asked, probes to ask).
+    progress: called with (finds done, finds in all).
 
   Returns:
     One Failure per find, in order, and the funnel.
   """
   if odd := [f for f in finds if not f.verdict.disagreement]:
     raise ValueError(f"{len(odd)} of the finds are no disagreements, e.g. {odd[0].verdict}")
-  trials, extra = _plan(finds, images, paraphrase, jitter or default_jitter, config)
+  seen, failures = gates.DuplicateIndex(), []
+  change = jitter or default_jitter
+  # In chunks: the trials' images exist only while their finds are looked at.
+  for start in range(0, len(finds), config.chunk):
+    chunk = finds[start : start + config.chunk]
+    for find, tried in zip(chunk, _try(chunk, bank, images, paraphrase, change, config)):
+      image = images(find.probe.image_id)
+      measured = _gates(find, tried, bank, image, seen=seen, benchmark=benchmark, config=config)
+      seen.add(image, find.probe.question)
+      said = independent(image, find.probe.question) if independent else None
+      failures.append(_grade(find, measured, _stability(find, tried, bank), said, bank, config))
+    if progress:
+      progress(len(failures), len(finds))
+  return Verification(tuple(failures), _funnel(failures, config))
+
+
+def _try(
+  finds: Sequence[Find],
+  bank: ModelBank,
+  images: Callable[[str], np.ndarray],
+  paraphrase: Paraphrase | None,
+  jitter: Jitter,
+  config: VerifyConfig,
+) -> list[list[tuple[_Trial, dict[str, str]]]]:
+  """Per find its trials, each with all models' answers."""
+  trials, extra = _plan(finds, images, paraphrase, jitter, config)
 
   def get(image_id: str) -> np.ndarray:
     return extra[image_id] if image_id in extra else images(image_id)
 
   answers = bank.answers(
-    get,
-    [t.question for t in trials],
-    image_ids=[t.image_id for t in trials],
-    cascade=False,
-    progress=progress,
+    get, [t.question for t in trials], image_ids=[t.image_id for t in trials], cascade=False
   )
-  seen, failures = gates.DuplicateIndex(), []
-  rows: list[list[tuple[_Trial, dict[str, str]]]] = [[] for _ in finds]
+  tried: list[list[tuple[_Trial, dict[str, str]]]] = [[] for _ in finds]
   for i, trial in enumerate(trials):
-    rows[trial.find].append((trial, {name: a[i] for name, a in answers.items()}))
-  for find, tried in zip(finds, rows):
-    image = images(find.probe.image_id)
-    measured = _gates(find, tried, bank, image, seen=seen, benchmark=benchmark, config=config)
-    seen.add(image, find.probe.question)
-    said = independent(image, find.probe.question) if independent else None
-    failures.append(_grade(find, measured, _stability(find, tried, bank), said, bank, config))
-  return Verification(tuple(failures), _funnel(failures, config))
+    tried[trial.find].append((trial, {name: a[i] for name, a in answers.items()}))
+  return tried
 
 
 def default_jitter(image: np.ndarray, k: int) -> np.ndarray:

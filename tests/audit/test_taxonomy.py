@@ -85,6 +85,15 @@ def test_discovery_counts_match_the_frozen_predicate(world, seeds):
     assert sum(m is mode for m in matched) == mode.n, mode.name
 
 
+def test_fresh_rates(world, seeds):
+  taxonomy = discover_modes(world(0, 3000, ["dial", "purple"])[0], seeds)
+  fresh, _ = world(1, 3000, ["purple"])
+  names = {m.mode_id: m.name for m in taxonomy.modes}
+  got = {names[r.mode_id]: r for r in taxonomy.fresh_rates(fresh, model="t")}
+  assert got["dial"].rate < 0.1 and got["colour purple"].rate > 0.9
+  assert got["dial"].ci95[0] <= got["dial"].rate <= got["dial"].ci95[1]
+
+
 def test_bootstrap_stability(world, seeds):
   attempts, _ = world(5, 2000, ["dial", "ring exists"])
   stable = with_stability(discover_modes(attempts, seeds), attempts, samples=5)

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Health of the ensemble: consensus is not truth, so how often do the references err together?"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from auditdm_jax.audit.judge import Judge
+from auditdm_jax.audit.rates import rate
+
+
+@dataclasses.dataclass(frozen=True)
+class Health:
+  """What the ensemble is worth on questions whose truth is known.
+
+  Attributes:
+    error: error rate per model.
+    co_error: phi correlation of the errors of each pair of models, target included.
+    all_wrong: share of questions on which every reference errs.
+    same_wrong: share of those on which they also agree: false consensus.
+    effective_references: R / (1 + (R - 1)·mean phi): how many independent references they equal.
+    warnings: sentences for the report.
+  """
+
+  error: dict[str, dict[str, object]]
+  co_error: dict[str, dict[str, float]]
+  all_wrong: dict[str, object]
+  same_wrong: dict[str, object]
+  effective_references: float
+  warnings: tuple[str, ...]
+
+  def to_dict(self) -> dict[str, Any]:
+    """JSON-able form."""
+    return dataclasses.asdict(self)
+
+
+def health(
+  answers: Mapping[str, Sequence[str]],
+  truth: Sequence[str],
+  judge: Judge,
+  *,
+  target: str,
+  references: Sequence[str],
+  twin: float = 0.6,
+) -> Health:
+  """Measures the ensemble.
+
+  Args:
+    answers: complete answers per model.
+    truth: the right answers (an oracle, labels); never used to choose or to train.
+    judge: decides sameness.
+    target: name of the target.
+    references: names of the references.
+    twin: error correlation from which two models count as one.
+  """
+  names = (target, *references)
+  wrong = {n: np.array([not judge.same(a, t) for a, t in zip(answers[n], truth)]) for n in names}
+  phi = {a: {b: _phi(wrong[a], wrong[b]) for b in names} for a in names}
+  together = np.logical_and.reduce([wrong[n] for n in references])
+  alike = [
+    all(judge.same(answers[references[0]][i], answers[n][i]) for n in references[1:])
+    for i in np.flatnonzero(together)
+  ]
+  pairs = [phi[a][b] for i, a in enumerate(references) for b in references[:i]]
+  mean_phi = max(0.0, float(np.mean(pairs))) if pairs else 0.0
+  warnings = [
+    f"{a} and {b} err together (phi {phi[a][b]:.2f}): they count as one opinion"
+    for i, a in enumerate(names)
+    for b in names[i + 1 :]
+    if phi[a][b] >= twin
+  ]
+  return Health(
+    error={n: rate(int(w.sum()), len(w)) for n, w in wrong.items()},
+    co_error=phi,
+    all_wrong=rate(int(together.sum()), len(together)),
+    same_wrong=rate(sum(alike), len(alike)),
+    effective_references=len(references) / (1 + (len(references) - 1) * mean_phi),
+    warnings=tuple(warnings),
+  )
+
+
+def _phi(a: np.ndarray, b: np.ndarray) -> float:
+  """Correlation of two error vectors; 0 where one of them never or always errs."""
+  if len(a) == 0 or a.std() == 0 or b.std() == 0:
+    return 0.0
+  return float(np.corrcoef(a, b)[0, 1])

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Twins are noticed, independent references are not accused."""
+
+import numpy as np
+import pytest
+
+from auditdm_jax.audit.health import health
+from auditdm_jax.audit.judge import Judge
+
+
+def _answers(rng, n, error):
+  return ["red" if x else f"wrong{rng.integers(5)}" for x in rng.random(n) >= error]
+
+
+def test_health():
+  rng = np.random.default_rng(0)
+  truth = ["red"] * 2000
+  answers = {"t": _answers(rng, 2000, 0.4), "a": _answers(rng, 2000, 0.2)}
+  answers["b"] = _answers(rng, 2000, 0.2)
+  fine = health(answers, truth, Judge(), target="t", references=("a", "b"))
+  assert not fine.warnings and fine.effective_references == pytest.approx(2, abs=0.2)
+  assert fine.error["t"]["rate"] == pytest.approx(0.4, abs=0.03)
+  assert fine.all_wrong["rate"] == pytest.approx(0.04, abs=0.02)
+  answers["b"] = answers["t"]
+  twins = health(answers, truth, Judge(), target="t", references=("a", "b"))
+  assert len(twins.warnings) == 1 and "t and b" in twins.warnings[0]
+  answers["b"] = answers["a"]
+  one = health(answers, truth, Judge(), target="t", references=("a", "b"))
+  assert one.effective_references == pytest.approx(1) and one.same_wrong["rate"] == 1
