@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Predict, score, tabulate: three steps, of which only the first needs a model and only it is resumed.
+"""Predict, score, tabulate: three steps, of which only the first needs a model.
 
-1. Predictions are stored as they come, each under a key of model, example and prompt; a second run asks
-   only for keys that are missing, and scoring again asks for none.
+1. Predictions are stored as they come, each under a key of model, example and prompt; a second
+   run asks only for keys that are missing, and scoring again asks for none.
 2. A scorer gives each prediction a score in [0, 1].
 3. The table has one row per group of examples, with an interval.
 """
@@ -76,7 +76,7 @@ class Table:
     return by_name[group]
 
   def rates(self, *groups: str) -> dict[str, dict[str, Any]]:
-    """{group: {"k", "n", "rate", "ci95"}} of the named groups, or of all; empty groups have no row."""
+    """{group: {"k", "n", "rate", "ci95"}} of the named groups, or of all; none of empty ones."""
     return {row.group: row.to_dict() for row in self.rows if not groups or row.group in groups}
 
 
@@ -175,7 +175,7 @@ def score(
 
 
 def _row(group: str, values: np.ndarray) -> Row:
-  """`values` f64[N]. Wilson's interval for scores of 0 and 1, the normal one of the mean for others."""
+  """`values` f64[N]. Wilson's interval for scores of 0 and 1, the mean's normal one for others."""
   k, n = float(values.sum()), len(values)
   if np.isin(values, (0.0, 1.0)).all():
     interval = stats.binomtest(int(k), n).proportion_ci(method="wilson")

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores of one answer against its references: pure functions `(prediction, references) -> [0, 1]`.
 
-Published scorers of one benchmark differ from each other; each function says whose rules it follows.
+Published scorers of one benchmark differ from each other; each function says whose rules it
+follows.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ def exact_match(prediction: str, references: Sequence[str]) -> float:
 
 
 def normalized_match(prediction: str, references: Sequence[str]) -> float:
-  """1 if equal without case, punctuation and outer blanks ("t-shirt" is "tshirt"), as lmms-eval's GQA."""
+  """1 if equal without case, punctuation and outer blanks, as in lmms-eval's GQA."""
   return float(_bare(prediction) in map(_bare, references))
 
 
@@ -36,9 +37,10 @@ def _bare(text: str) -> str:
 
 
 def vqa_accuracy(prediction: str, references: Sequence[str]) -> float:
-  """The official VQAv2 accuracy: the mean of min(1, matches / 3) with each annotator left out in turn.
+  """The official VQAv2 accuracy: mean of min(1, matches / 3), leaving out each annotator in turn.
 
-  When all annotators agree to the letter, nothing is normalised, so "yes" against ten "Yes" scores 0.
+  When all annotators agree to the letter, nothing is normalised, so "yes" against ten "Yes"
+  scores 0.
 
   Source: github.com/GT-Vision-Lab/VQA, PythonEvaluationTools/vqaEvaluation/vqaEval.py.
   """
@@ -60,7 +62,7 @@ def _one_line(text: str) -> str:
 
 
 def _vqa_normal(text: str) -> str:
-  """Punctuation, then number words, articles and contractions, exactly as the official script does."""
+  """Punctuation, number words, articles and contractions, as the official script treats them."""
   out = text
   digit_comma = _DIGIT_COMMA_DIGIT.search(text)
   for mark in _PUNCTUATION:
@@ -73,7 +75,7 @@ def _vqa_normal(text: str) -> str:
 
 @functools.cache
 def _contractions() -> dict[str, str]:
-  """A contraction that lacks one of its apostrophes -> the whole one, as far as the official table goes."""
+  """A contraction that lacks one apostrophe -> the whole one, for those of the official table."""
   table = {"somebody'd": "somebodyd"}  # The table's one entry that goes the other way.
   for word in _CONTRACTED.split():
     places = (i for i, char in enumerate(word) if char == "'")
@@ -81,18 +83,21 @@ def _contractions() -> dict[str, str]:
   return table
 
 
-_CONTRACTED = """ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
-haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've
-mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've
-somebody'd've somebody'll somebody's someone'd someone'd've someone'll someone's something'd
-something'd've something'll that's there'd there'd've there're there's they'd they'd've they'll they're
-they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's where'd where's where've
-who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll
-y'all'd've you'd you'd've you'll you're you've"""
+_CONTRACTED = """
+ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't
+haven't he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't
+mightn't've might've mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't she'd've
+should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've
+someone'll someone's something'd something'd've something'll that's there'd there'd've
+there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't
+what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's
+who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd
+you'd've you'll you're you've
+"""
 
 
 def relaxed_accuracy(prediction: str, references: Sequence[str]) -> float:
-  """ChartQA: numbers may be off by 5 per cent of the reference, other answers must be equal without case.
+  """ChartQA: numbers may be off by 5 per cent of the reference, other answers by case only.
 
   "12%" is read as 0.12. A reference of 0 demands its own spelling. Source: pix2struct, metrics.py.
   """
@@ -116,8 +121,9 @@ def _number(text: str) -> float | None:
 def anls(prediction: str, references: Sequence[str]) -> float:
   """DocVQA: 1 minus the smallest normalised edit distance, and 0 when that is below one half.
 
-  Texts are compared without case and with single blanks; the distance is divided by the length of the longer
-  text as it was given. Source: the Robust Reading Competition's form, lmms-eval api/metrics.py.
+  Texts are compared without case and with single blanks; the distance is divided by the length of
+  the longer text as it was given. Source: the Robust Reading Competition's form, lmms-eval
+  api/metrics.py.
   """
   best = max(1 - _distance_share(prediction.strip(), reference) for reference in references)
   return best if best >= 0.5 else 0.0

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where images come from: a prepared TFDS split, or a folder of someone's own images.
 
-Both answer the same five questions: how many, which pixels, which id, which questions, which answers.
-Reading needs no TensorFlow.
+Both answer the same five questions: how many, which pixels, which id, which questions, which
+answers. Reading needs no TensorFlow.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,10 @@ import pathlib
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
-from PIL import ImageOps
+from PIL import Image, ImageOps
 import tensorflow_datasets as tfds
 
-from auditdm_jax.core import config
-from auditdm_jax.core import store
+from auditdm_jax.core import config, store
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
@@ -84,7 +82,7 @@ def _text(value: bytes | str) -> str:
 
 
 def open_tfds(directory: str | os.PathLike, split: str) -> Pool:
-  """Opens a split of a prepared data set, `directory` being `<data_dir>/<name>/<config>/<version>`."""
+  """Opens a split of a prepared data set: `<data_dir>/<name>/<config>/<version>`."""
   directory = pathlib.Path(directory)
   if not (directory / "dataset_info.json").is_file():
     raise config.UserError(
@@ -102,8 +100,8 @@ def open_tfds(directory: str | os.PathLike, split: str) -> Pool:
 class FolderPool:
   """The images of a folder, by name, with what an optional questions.jsonl asks about them.
 
-  A row of questions.jsonl is {"image": file name, "question": text} and may have "answer". Sub-folders are
-  not searched.
+  A row of questions.jsonl is {"image": file name, "question": text} and may have "answer".
+  Sub-folders are not searched.
   """
 
   def __init__(self, directory: str | os.PathLike):

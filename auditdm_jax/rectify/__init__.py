@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Repair: training examples from verified failures, the recipes, fine-tuning here or in big_vision."""
+"""Repair: examples from verified failures, recipes, fine-tuning here or in big_vision."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text of the big_vision config that is written beside exported data; `$names` are filled in by export."""
+"""Text of the big_vision config that export writes beside its data; export fills in `$names`."""
 
 import string
 
@@ -19,13 +19,13 @@ import jax
 import numpy as np
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-MODEL_INIT = $model_init  # f32 npz: big_vision keeps the checkpoint's dtype, and bf16 Adam at 1e-5 hardly moves.
+MODEL_INIT = $model_init  # An f32 npz: at lr 1e-5 most bf16 weights would not move.
 TOKENIZER = $tokenizer
 LLM_VARIANT = $llm_variant
 RES = $res
-TEXT_LEN = $text_len  # The longest row has $longest tokens; longer ones would lose their suffix without a word.
+TEXT_LEN = $text_len  # The longest row has $longest; beyond this a row loses its suffix silently.
 
-if "PositionalSharding" not in dir(jax.sharding):  # Newer jax; big_vision.utils.sync still asks for it.
+if "PositionalSharding" not in dir(jax.sharding):  # Newer jax; big_vision asks for it.
 
   def _one_axis(devices):
     mesh = jax.sharding.Mesh(np.asarray(devices), ("all",))

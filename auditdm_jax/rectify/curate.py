@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Chooses training examples from what an audit found.
 
-The label of an example is the consensus of the references. An independent judge has no say here: neither
-in the labels nor, through grades, in which finds are taken, because outside a world with an oracle there is
-none. Evenness over failure modes repairs more than number does (measured in the scenes world), so finds are
-taken in turns: one per group and round, in each group one per source and turn, up to a cap per group.
+The label of an example is the consensus of the references. An independent judge has no say here:
+neither in the labels nor, through grades, in which finds are taken, because outside a world with
+an oracle there is none. Evenness over failure modes repairs more than number does (measured in
+the scenes world), so finds are taken in turns: one per group and round, in each group one per
+source and turn, up to a cap per group.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,8 +25,8 @@ class Config:
   Attributes:
     size: examples wanted; fewer when there are not enough.
     cap: largest share of `size` that one group may take, in (0, 1].
-    balanced: take groups in turns; if False draw from all finds alike (still under the cap), which is what
-      a control of random questions needs to stay random.
+    balanced: take groups in turns; if False draw from all finds alike (still under the cap),
+      which is what a control of random questions needs to stay random.
     seed: decides every choice that is left open.
   """
 
@@ -113,10 +114,10 @@ def from_failures(
 
 
 def curate(candidates: Sequence[Candidate], config: Config) -> tuple[list[Example], Stats]:
-  """Takes up to `config.size` examples; the result depends on the set of candidates, not on their order.
+  """Takes up to `config.size` examples, whatever the order of the candidates.
 
-  The same question about the same image is one example. If two candidates give it different labels, which
-  happens when references change between rounds, it is left out.
+  The same question about the same image is one example. If two candidates give it different
+  labels, which happens when references change between rounds, it is left out.
   """
   unique, duplicates, conflicting = _distinct(candidates)
   ordered = sorted(unique, key=lambda c: _rank(config.seed, c.image_id, c.question))
@@ -146,7 +147,7 @@ def curate(candidates: Sequence[Candidate], config: Config) -> tuple[list[Exampl
 
 
 def _distinct(candidates: Sequence[Candidate]) -> tuple[list[Candidate], int, int]:
-  """Returns (one candidate per image and question, number of repeats, number of conflicting ones)."""
+  """Returns one candidate per image and question, and the numbers of repeats and conflicts."""
   by_key: dict[tuple[str, str], list[Candidate]] = {}
   for candidate in candidates:
     question = " ".join(candidate.question.lower().split())
@@ -172,7 +173,7 @@ def _capped(ordered: list[Candidate], config: Config, limit: int) -> list[Candid
 
 
 def _in_turns(ordered: list[Candidate], config: Config, limit: int) -> list[Candidate]:
-  """Rounds over the groups in a seeded order, one candidate each, until the size or the end is reached."""
+  """Rounds over the groups in a seeded order, one candidate each, until there are enough."""
   queues: dict[str, list[Candidate]] = {}
   for candidate in ordered:
     queues.setdefault(candidate.group, []).append(candidate)

@@ -7,8 +7,9 @@
   meta.jsonl               where each row came from
   stats.json               counts and lengths
 
-big_vision fails late or silently on bad rows (a missing file kills the run when it is reached, a long prompt
-loses its answer), so `check` holds the written folder to every rule before it is put in place.
+big_vision fails late or silently on bad rows (a missing file kills the run when it is reached, a
+long prompt loses its answer), so `check` holds the written folder to every rule before it is put
+in place.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -24,9 +25,7 @@ from PIL import Image
 
 from auditdm_jax.core import config as config_lib
 from auditdm_jax.core import store
-from auditdm_jax.rectify import bv_template
-from auditdm_jax.rectify import curate
-from auditdm_jax.rectify import recipes
+from auditdm_jax.rectify import bv_template, curate, recipes
 
 _KEYS = ("id", "image", "prefix", "suffix")
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF")  # What tf.io.decode_image reads.

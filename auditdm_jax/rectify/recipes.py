@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fine-tuning recipes as values: those of the PaliGemma transfers, and that of the scenes world.
 
-Source of the transfers: big_vision, configs/proj/paligemma/transfers/*.py (`sweep_best` where there is one).
+Source of the transfers: big_vision, configs/proj/paligemma/transfers/*.py (`sweep_best` where
+there is one).
 """
 
 import dataclasses
@@ -20,11 +21,12 @@ class Recipe:
     steps: number of updates, or 0.
     batch_size: examples per update, new and replay together.
     lr: peak learning rate.
-    wd: weight decay as big_vision counts it: not multiplied by the learning rate, and only on parameters
-      named `kernel`. AdamW's weight decay of the same strength is wd / lr.
+    wd: weight decay as big_vision counts it: not multiplied by the learning rate, and only on
+      parameters named `kernel`. AdamW's weight decay of the same strength is wd / lr.
     label_smoothing: mass that is spread over all other tokens.
     llm_dropout: in the language model's blocks.
-    freeze: parts that keep their weights.
+    freeze: parts that keep their weights; native fine-tuning never trains the vision tower, so that
+      without "img" here it still trains the projector.
     replay: share of each batch from the model's old mix, so that it does not forget.
     warmup: share of the steps in which the learning rate rises from 0; cosine to 0 follows.
     clip: largest global norm of the gradients of unfrozen parameters.
@@ -56,7 +58,7 @@ class Recipe:
     return max(1, self.batch_size - round(self.replay * self.batch_size))
 
   def num_steps(self, num_examples: int) -> int:
-    """Updates for `num_examples` new examples; a last partial batch is filled up from the next pass."""
+    """Updates for `num_examples` new examples; a partial batch is filled from the next pass."""
     return self.steps or max(1, round(self.epochs * num_examples / self.new_per_batch))
 
 
@@ -81,8 +83,8 @@ TRANSFERS = MappingProxyType(
 
 SCENES = MappingProxyType(
   {
-    "scenes-quick": Recipe(steps=450, batch_size=64, lr=2.5e-3, replay=0.5, freeze=("img",)),
-    "scenes": Recipe(steps=1200, batch_size=64, lr=1.5e-3, replay=0.5, freeze=("img",)),
+    "scenes-quick": Recipe(steps=450, batch_size=64, lr=2.5e-3, replay=0.5),
+    "scenes": Recipe(steps=1200, batch_size=64, lr=1.5e-3, replay=0.5),
   }
 )
 

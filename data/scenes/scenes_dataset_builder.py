@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """TFDS builder of the scenes world: rendered images, the scenes they show, questions and answers.
 
-Splits: `pool` (what the auditor looks at), `heldout` (the benchmark) and `rounds` (fresh images for the
-rates of known modes and for second rounds). An example is a pure function of (seed, split, index), and
-the splits draw from separate streams.
+Splits: `pool` (what the auditor looks at), `heldout` (the benchmark) and `rounds` (fresh images
+for the rates of known modes and for second rounds). An example is a pure function of (seed,
+split, index), and the splits draw from separate streams.
 
 COMMAND (no TensorFlow needed):
   python data/scenes/scenes_dataset_builder.py --data_dir=DIR [--config=tiny]
@@ -94,7 +94,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(data_dir: str, *, config: str | ScenesConfig = "default") -> pathlib.Path:
-  """Builds the data set if it is not there and returns its folder, to be opened with `open_tfds`."""
+  """Builds the data set if it is not there and returns its folder, for `open_tfds`."""
   builder = Builder(data_dir=data_dir, config=config, file_format="array_record")
   builder.download_and_prepare()
   return pathlib.Path(builder.data_path)

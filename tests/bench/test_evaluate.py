@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation asks once, scores what was stored, and groups the scenes benchmark by skill and gap."""
+"""Evaluation asks once, scores what was stored, and groups scenes questions by skill and gap."""
 
 import numpy as np
 import pytest
 
-from auditdm_jax.bench import evaluate
-from auditdm_jax.bench import scorers
-from auditdm_jax.bench import specs
+from auditdm_jax.bench import evaluate, scorers, specs
 from auditdm_jax.core import store
 from auditdm_jax.scenes import gaps as gaps_lib
-from auditdm_jax.scenes import questions
-from auditdm_jax.scenes import world
+from auditdm_jax.scenes import questions, world
 
 
 def _examples(n=10):

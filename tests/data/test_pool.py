@@ -5,8 +5,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from auditdm_jax.core import config
-from auditdm_jax.core import pool
+from auditdm_jax.core import config, pool
 
 
 @pytest.fixture
@@ -16,7 +15,8 @@ def folder(tmp_path):
   (tmp_path / "notes.txt").write_text("not an image")
   (tmp_path / "questions.jsonl").write_text(
     '{"image": "b.png", "question": "what is it", "answer": "a dog"}\n\n'
-    '{"image": "b.png", "question": "how many"}\n{"image": "c.png", "question": "q", "answer": "x"}\n'
+    '{"image": "b.png", "question": "how many"}\n'
+    '{"image": "c.png", "question": "q", "answer": "x"}\n'
   )
   return tmp_path
 

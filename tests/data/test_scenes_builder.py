@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scenes data set: prepared and read without TensorFlow, true to its oracle, the same every time."""
+"""The scenes data set: no TensorFlow, true to its oracle, the same every time."""
 
 import importlib.util
 import pathlib
@@ -8,10 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from auditdm_jax.core import config
-from auditdm_jax.core import pool
-from auditdm_jax.scenes import questions
-from auditdm_jax.scenes import world
+from auditdm_jax.core import config, pool
+from auditdm_jax.scenes import questions, world
 
 _FILE = pathlib.Path(__file__).parents[2] / "data" / "scenes" / "scenes_dataset_builder.py"
 

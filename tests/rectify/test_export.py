@@ -11,9 +11,7 @@ from PIL import Image
 import pytest
 
 from auditdm_jax.core import config
-from auditdm_jax.rectify import curate
-from auditdm_jax.rectify import export
-from auditdm_jax.rectify import recipes
+from auditdm_jax.rectify import curate, export, recipes
 
 _MODEL = export.BigVision(model_init="/ckpt/pt.npz", tokenizer="/tok/gemma.model", max_text_len=40)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small inline SVG drawings. Colours come from style.css by class, so they follow the light or dark theme.
+"""Small inline SVG drawings, with colours from style.css, so that they follow the theme.
 
 No `style` attribute is used: the pages' content security policy forbids inline styles.
 """
@@ -16,7 +16,7 @@ _PLOT = dict(width=360, height=200, left=38, right=14, top=10, bottom=34)
 
 
 def visible(text: str) -> str:
-  """Shows control, direction and unpaired surrogate characters as ⟨U+XXXX⟩ instead of obeying them."""
+  """Shows control, direction and unpaired surrogate characters as ⟨U+XXXX⟩."""
 
   def show(char):
     hidden = unicodedata.category(char) in ("Cc", "Cf", "Cs") and char not in _JOINERS
@@ -39,7 +39,8 @@ def rate_text(rate: data.Rate) -> str:
   """`61.7 % (617/1000, 95 % interval 58.6–64.7 %)`."""
   low, high = rate["ci95"]
   counts = f"{rate['k']:,}/{rate['n']:,}"
-  return f"{percent(rate['rate'])} ({counts}, 95\u202f% interval {100 * low:.1f}–{100 * high:.1f}\u202f%)"
+  interval = f"95\u202f% interval {100 * low:.1f}–{100 * high:.1f}\u202f%"
+  return f"{percent(rate['rate'])} ({counts}, {interval})"
 
 
 def interval_bar(rate: data.Rate, *, tone: str = "bad") -> markupsafe.Markup:

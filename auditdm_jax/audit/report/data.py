@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a report shows, as plain frozen values: nothing here knows how it was measured or is drawn.
 
-A rate is the dict `{"k", "n", "rate", "ci95": [low, high]}` wherever one appears. Every section may be
-left empty; an empty section is left out of the pages.
+A rate is the dict `{"k", "n", "rate", "ci95": [low, high]}` wherever one appears. Every section
+may be left empty; an empty section is left out of the pages.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,34 +15,36 @@ Rate = Mapping[str, Any]
 LIMITS = (
   (
     "Consensus is not truth",
-    "A failure is a conflict between the target and a consensus of reference models. When the references "
-    "share an error, the target is blamed for being right, and a weakness that all models share is never "
-    "seen. The co-error table says how often the references are wrong together, where that can be measured.",
+    "A failure is a conflict between the target and a consensus of reference models. When the "
+    "references share an error, the target is blamed for being right, and a weakness that all "
+    "models share is never seen. The co-error table says how often the references are wrong "
+    "together, where that can be measured.",
   ),
   (
     "What was not asked is not known",
-    "The audit finds failures that the auditor, its strategies and its image pool can reach. The absence of "
-    "a mode from this report is not evidence of its absence from the model.",
+    "The audit finds failures that the auditor, its strategies and its image pool can reach. "
+    "The absence of a mode from this report is not evidence of its absence from the model.",
   ),
   (
     "Rates belong to their probes",
-    "A mode's rate is measured on fresh probes drawn from the mode as it is defined here. It is not the rate "
-    "of the error in anyone's traffic, and rates of two modes do not add up.",
+    "A mode's rate is measured on fresh probes drawn from the mode as it is defined here. It "
+    "is not the rate of the error in anyone's traffic, and rates of two modes do not add up.",
   ),
   (
     "Names are descriptions",
-    "A mode is a rule over questions and answers with a readable name. The name describes what its members "
-    "share; it does not claim a cause inside the model.",
+    "A mode is a rule over questions and answers with a readable name. The name describes "
+    "what its members share; it does not claim a cause inside the model.",
   ),
   (
     "Made images are made images",
-    "Generated and edited images can contain something else than what was asked for. The gates remove many "
-    "of these, not all, and a failure on a made image may not carry over to photographs.",
+    "Generated and edited images can contain something else than what was asked for. The "
+    "gates remove many of these, not all, and a failure on a made image may not carry over to "
+    "photographs.",
   ),
   (
     "Repair is measured where it was measured",
-    "Accuracy after fine-tuning is that of the held-out benchmark shown. Skills that the benchmark does not "
-    "cover may have changed in either direction.",
+    "Accuracy after fine-tuning is that of the held-out benchmark shown. Skills that the "
+    "benchmark does not cover may have changed in either direction.",
   ),
 )
 
@@ -69,8 +71,8 @@ class Gate:
 class Card:
   """One failure, with all that is needed to believe or to doubt it.
 
-  `original` is the image the probe started from, `edited` the image that was asked about when it is not
-  the original. The difference image is made by the report.
+  `original` is the image the probe started from, `edited` the image that was asked about when it
+  is not the original. The difference image is made by the report.
   """
 
   probe_id: str
@@ -118,7 +120,7 @@ class ArmRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Curve:
-  """One GRPO run over its steps; `success` in [0, 1], `effective_modes` = exp(entropy of the finds)."""
+  """A GRPO run; `success` is in [0, 1], `effective_modes` the exponential of the finds' entropy."""
 
   name: str
   steps: Sequence[int]
@@ -128,7 +130,7 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StrategyRow:
-  """One way of making probes; `faithful` is the share of made images that show what was asked for."""
+  """A way of making probes; `faithful` counts made images that show what was asked for."""
 
   name: str
   verified: Rate
@@ -138,7 +140,7 @@ class StrategyRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RectifyRow:
-  """Held-out accuracy of one model: the baseline, the repaired target, a control or a larger sibling."""
+  """Held-out accuracy of the baseline, the repaired target, a control or a larger sibling."""
 
   name: str
   all: Rate
@@ -151,7 +153,7 @@ class RectifyRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SecondRoundRow:
-  """One mode before and after the repair; a mode that is new in the second round has no `before`."""
+  """One mode before and after the repair; one that is new has no `before`."""
 
   name: str
   before: Rate | None
@@ -161,7 +163,7 @@ class SecondRoundRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReferenceHealth:
-  """`co_error[i][j]`: share of probes on which references i and j are both wrong, against an independent judge."""
+  """`co_error[i][j]`: share of probes on which an independent judge finds i and j both wrong."""
 
   names: Sequence[str]
   co_error: Sequence[Sequence[float]]

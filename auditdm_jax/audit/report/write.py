@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`write_report`: turns `ReportData` into a folder of static pages.
 
-All text is hostile until proven otherwise: questions and answers come from models. Jinja2 escapes every
-value, control and direction characters are shown instead of obeyed, and the pages' content security
-policy allows images and the style sheet of the folder and nothing else, scripts included.
+All text is hostile until proven otherwise: questions and answers come from models. Jinja2 escapes
+every value, control and direction characters are shown instead of obeyed, and the pages' content
+security policy allows images and the style sheet of the folder and nothing else, scripts
+included.
 """
 
 from collections.abc import Mapping
@@ -21,9 +22,8 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from auditdm_jax.audit.report import charts
+from auditdm_jax.audit.report import charts, pictures
 from auditdm_jax.audit.report import data as data_lib
-from auditdm_jax.audit.report import pictures
 
 _TEMPLATES = pathlib.Path(__file__).parent / "templates"
 _MARKER = "report.json"
@@ -53,8 +53,8 @@ class _Tile:
 def write_report(directory: str | os.PathLike, data: data_lib.ReportData) -> pathlib.Path:
   """Writes the report's folder and returns the path of its index.html.
 
-  The folder is built beside its place and renamed into it, so that a reader never sees half of one. An
-  earlier report at that place is replaced.
+  The folder is built beside its place and renamed into it, so that a reader never sees half of
+  one. An earlier report at that place is replaced.
 
   Raises:
     ValueError: `directory` exists, is not empty and is not a report.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small made-up audit for the report's tests; some of its text is as hostile as model text can be."""
+"""A small made-up audit for the report's tests, some of its text hostile."""
 
 import pathlib
 

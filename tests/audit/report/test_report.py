@@ -9,10 +9,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from auditdm_jax.audit.report import charts
+from auditdm_jax.audit.report import charts, pictures, write
 from auditdm_jax.audit.report import data as data_lib
-from auditdm_jax.audit.report import pictures
-from auditdm_jax.audit.report import write
 from tests.audit.report import sample
 
 

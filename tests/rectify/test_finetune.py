@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fine-tuning learns, forgets less with replay, leaves frozen parts alone, and resumes exactly."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from auditdm_jax.core import config, tree
+from auditdm_jax.models import gemma, multimodal, siglip
+from auditdm_jax.rectify import finetune, recipes, supervised
+from auditdm_jax.text import tokenizer as tokenizer_lib
+
+_WORDS = "color shape of a b c d red blue".split()
+_RECIPE = recipes.Recipe(steps=8, batch_size=8, lr=3e-3, replay=0.5, warmup=0.1)
+
+
+@pytest.fixture(scope="module")
+def model():
+  """(config, params, layout) of a tiny PaliGemma-like model."""
+  words = tokenizer_lib.Tokenizer.word_level(_WORDS)
+  text = gemma.GemmaConfig(
+    vocab_size=words.vocab_size,
+    width=16,
+    depth=1,
+    mlp_dim=32,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    query_scale=8**-0.5,
+  )
+  vision = siglip.SiglipConfig(
+    width=8, depth=1, mlp_dim=16, num_heads=2, patch_size=16, image_size=32
+  )
+  cfg = multimodal.VlmConfig(
+    kind="paligemma", text=text, vision=vision, image_token_id=words.id("<image_soft_token>")
+  )
+  params = jax.jit(multimodal.init, static_argnums=0)(cfg, jax.random.key(0))
+  layout = supervised.Layout(
+    words, "{image}<bos>{text}\n", 4, words.id("<eos>"), length=12, suffix=2
+  )
+  return cfg, params, layout
+
+
+def _data(names, label, *, seed=0):
+  features = np.random.default_rng(seed).normal(size=(3, 4, 8)).astype(np.float32)
+  return finetune.Data(
+    features=features,
+    image=np.arange(len(names), dtype=np.int32) % 3,
+    questions=[f"color of {x}" for x in names],
+    labels=[label] * len(names),
+  )
+
+
+_NEW, _OLD = _data("abcd", "red"), _data("ab", "blue", seed=1)
+
+
+def _run(model, recipe=_RECIPE, *, replay=_OLD, params=None, **options):
+  cfg, start, layout = model
+  return finetune.finetune(
+    cfg, params or start, recipe, layout=layout, new=_NEW, replay=replay, **options
+  )
+
+
+def _equal(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_loss_falls_and_only_the_tower_stays(model):
+  result = _run(model, dataclasses.replace(_RECIPE, steps=60, lr=1e-2))
+  assert result.loss < 1.5 < np.log(model[0].text.vocab_size) and (
+    result.steps,
+    result.skipped,
+  ) == (60, 0)
+  before, after = tree.flatten(model[1]), tree.flatten(result.params)
+  for path in before:
+    tower = path.startswith("img/") and not path.startswith("img/head")
+    assert np.array_equal(before[path], after[path]) == tower or path.endswith("bias"), path
+
+
+@pytest.mark.parametrize("frozen", ["img", "llm"])
+def test_frozen_parts_stay(frozen):
+  recipe = recipes.Recipe(steps=10, batch_size=1, lr=0.1, wd=0.1, freeze=(frozen,))
+  params = {"img": {"head": {"kernel": np.ones(2)}}, "llm": {"x": {"w": np.ones(2)}}}
+  tx = finetune.optimizer(recipe, 10)
+  state = tx.init(params)
+  for _ in range(2):
+    updates, state = tx.update(params, state, params)
+  moved = {part: any(np.any(x != 0) for x in jax.tree.leaves(updates[part])) for part in params}
+  assert moved == {"img": frozen != "img", "llm": frozen != "llm"}
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(model, tmp_path, monkeypatch):
+  straight = _run(model)
+  make = supervised.make_step
+
+  def failing(*args, **options):
+    step, calls = make(*args, **options), []
+
+    def wrapped(state, batch):
+      calls.append(1)
+      if len(calls) > 5:
+        raise KeyboardInterrupt
+      return step(state, batch)
+
+    return wrapped
+
+  monkeypatch.setattr(supervised, "make_step", failing)
+  with pytest.raises(KeyboardInterrupt):
+    _run(model, workdir=tmp_path, save_every=2)
+  monkeypatch.setattr(supervised, "make_step", make)
+  resumed = _run(model, workdir=tmp_path, save_every=2)
+  _equal(resumed.params, straight.params)
+  again = _run(model, workdir=tmp_path)
+  assert again.steps == 8 and again.loss is None
+  _equal(again.params, straight.params)
+  other = dataclasses.replace(_RECIPE, lr=1e-4)
+  with pytest.raises(config.UserError, match="another recipe"):
+    _run(model, other, workdir=tmp_path)
+
+
+def test_batches_are_half_replay_and_a_function_of_the_step(model):
+  batches = finetune._Batches(model[2], _RECIPE, _NEW, _OLD)
+  first, again = batches(5), finetune._Batches(model[2], _RECIPE, _NEW, _OLD)(5)
+  np.testing.assert_array_equal(first.tokens, again.tokens)
+  np.testing.assert_array_equal(first.features, again.features)
+  assert first.features.shape == (8, 4, 8) and first.tokens.shape == (8, 12)
+  assert len(np.unique(first.targets[:4, 0])) == 1
+  assert first.targets[0, 0] != first.targets[4, 0]
+
+
+def test_passes_see_every_example_once():
+  seen = np.concatenate([finetune.indices(0, 0, s, count=3, size=7) for s in range(7)])
+  for i in range(3):
+    assert sorted(seen[7 * i : 7 * i + 7]) == list(range(7))
+  assert list(seen[:7]) != list(seen[7:14])
+  assert list(finetune.indices(1, 0, 0, count=7, size=7)) != list(seen[:7])
+
+
+def test_gradients_that_stay_non_finite_are_an_error(model):
+  bad = dataclasses.replace(_NEW, features=np.full_like(_NEW.features, np.nan))
+  cfg, params, layout = model
+  recipe = dataclasses.replace(_RECIPE, steps=20)
+  with pytest.raises(FloatingPointError, match="15 of 15 gradients were not finite"):
+    finetune.finetune(cfg, params, recipe, layout=layout, new=bad, replay=_OLD, log_every=15)
+
+
+def test_the_optimiser_is_that_of_the_transfers():
+  recipe = recipes.Recipe(steps=100, batch_size=1, lr=0.1, wd=0.01)
+  params = {
+    "img": {"head": {"kernel": np.ones(2), "bias": np.ones(2)}},
+    "llm": {"x": {"w": np.ones(2)}},
+  }
+  tx = finetune.optimizer(recipe, 100)
+  state = tx.init(params)
+  zero = jax.tree.map(np.zeros_like, params)
+  first, state = tx.update(zero, state, params)
+  assert all(np.all(x == 0) for x in jax.tree.leaves(first))  # The warm-up starts at 0.
+  second, state = tx.update(zero, state, params)
+  np.testing.assert_allclose(
+    second["img"]["head"]["kernel"], -0.01 * finetune.schedule(recipe, 100)(1)
+  )
+  assert np.all(second["img"]["head"]["bias"] == 0) and np.all(second["llm"]["x"]["w"] == 0)
+  at = finetune.schedule(recipe, 100)
+  assert at(0) == 0 and at(5) == 1 and float(at(100)) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("recipe", "replay", "message"),
+  [
+    (_RECIPE, None, "none was given"),
+    (dataclasses.replace(_RECIPE, replay=0.0), _OLD, "some was given"),
+    (dataclasses.replace(_RECIPE, llm_dropout=0.1), _OLD, "dropout"),
+  ],
+)
+def test_recipe_and_data_must_fit(model, recipe, replay, message):
+  with pytest.raises(config.UserError, match=message):
+    _run(model, recipe, replay=replay)
