@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Supervised learning of (image, prompt) -> suffix: the one step behind pretraining and repair.
+
+The loss is the cross-entropy of the suffix and its terminator only, as in big_vision's PaliGemma
+transfers (mask_loss is 1 on suffix and EOS, 0 on image, prefix and separator). The vision tower is
+frozen: images come as features, once per unique image.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from auditdm_jax.core import masked
+from auditdm_jax.models import multimodal
+from auditdm_jax.text import prompts
+from auditdm_jax.text.tokenizer import Tokenizer
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass,
+  data_fields=("features", "image", "tokens", "valid", "ar", "position", "targets", "mask"),
+  meta_fields=(),
+)
+@dataclasses.dataclass(frozen=True)
+class Batch:
+  """Rows of [prompt | suffix | padding]; U unique images, N rows, T tokens, C suffix slots."""
+
+  features: Any  # f[U,P,Dv] vision tower output
+  image: Any  # i32[N] row of `features`
+  tokens: Any  # i32[N,T]
+  valid: Any  # bool[N,T]
+  ar: Any  # i32[N,T] 0 in the prompt, 1 in the suffix
+  position: Any  # i32[N,C] where the hidden state that predicts each target stands
+  targets: Any  # i32[N,C]
+  mask: Any  # bool[N,C]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """How text becomes rows.
+
+  Attributes:
+    length: T, tokens of a row with its image slots.
+    suffix: C, most suffix tokens with the terminator.
+  """
+
+  tokenizer: Tokenizer
+  template: str
+  num_image_tokens: int
+  stop_id: int
+  length: int
+  suffix: int
+
+  def rows(self, texts: Sequence[str], suffixes: Sequence[str]) -> dict[str, np.ndarray]:
+    """Every `Batch` field but `features` and `image`.
+
+    Raises:
+      ValueError: a prompt and its suffix do not fit.
+    """
+    n, t, c = len(texts), self.length, self.suffix
+    out = {
+      "tokens": np.zeros((n, t), np.int32), "valid": np.zeros((n, t), bool),
+      "ar": np.ones((n, t), np.int32), "position": np.zeros((n, c), np.int32),
+      "targets": np.zeros((n, c), np.int32), "mask": np.zeros((n, c), bool),
+    }  # fmt: skip
+    for i, (text, suffix) in enumerate(zip(texts, suffixes, strict=True)):
+      prefix, target = self._prompt(text), self._suffix(suffix)
+      p, s = len(prefix), len(target)
+      if p + s - 1 > t or s > c:
+        raise ValueError(
+          f"{p} prompt and {s} suffix tokens do not fit in {t} with {c}: {text[:80]!r} -> {suffix[:80]!r}"
+        )
+      out["tokens"][i, : p + s - 1] = prefix + target[:-1]
+      out["valid"][i, : p + s - 1] = True
+      out["ar"][i, :p] = 0
+      out["position"][i, :s] = np.arange(p - 1, p + s - 1)
+      out["targets"][i, :s] = target
+      out["mask"][i, :s] = True
+    return out
+
+  @functools.lru_cache(maxsize=65536)  # noqa: B019  (layouts live as long as a run)
+  def _prompt(self, text: str) -> list[int]:
+    return prompts.render(self.tokenizer, self.template, text, self.num_image_tokens)
+
+  @functools.lru_cache(maxsize=65536)  # noqa: B019
+  def _suffix(self, text: str) -> list[int]:
+    return [*self.tokenizer.encode(text), self.stop_id]
+
+
+@functools.partial(
+  jax.tree_util.register_dataclass, data_fields=("params", "opt_state", "step", "skipped"), meta_fields=()
+)
+@dataclasses.dataclass(frozen=True)
+class State:
+  """fp32 masters, optimiser state, i32[] step and i32[] number of skipped non-finite steps."""
+
+  params: Any
+  opt_state: Any
+  step: Any
+  skipped: Any
+
+
+def loss_and_nll(cfg, params, batch: Batch, *, label_smoothing: float = 0.0):
+  """Mean token loss f32[] and the mean suffix loss of each row f32[N]."""
+  ar = batch.ar if cfg.kind == "paligemma" else None
+  hidden = multimodal.hidden(
+    cfg, params, batch.features.astype(jnp.float32)[batch.image], batch.tokens, valid=batch.valid, ar=ar
+  )
+  picked = jnp.take_along_axis(hidden, batch.position[..., None], axis=1)
+  logits = multimodal.unembed(cfg, params, picked)
+  nll = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
+  if label_smoothing:
+    uniform = -jax.nn.log_softmax(logits).mean(-1)
+    nll = (1 - label_smoothing) * nll + label_smoothing * uniform
+  total, count = masked.sum_count(nll, batch.mask)
+  rows = jnp.sum(nll * batch.mask, 1) / jnp.maximum(batch.mask.sum(1), 1)
+  return total / jnp.maximum(count, 1), rows
+
+
+def train_step(cfg, tx: optax.GradientTransformation, label_smoothing, state: State, batch: Batch):
+  """One update. A non-finite gradient changes nothing and is counted.
+
+  Returns:
+    The next state and {"loss": f32[], "grad_norm": f32[], "row_loss": f32[N]}.
+  """
+  loss_fn = functools.partial(loss_and_nll, label_smoothing=label_smoothing)
+  (loss, rows), grads = jax.value_and_grad(loss_fn, argnums=1, has_aux=True)(cfg, state.params, batch)
+  norm = optax.global_norm(grads)
+  finite = jnp.isfinite(norm)
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+
+  def keep(new, old):
+    return jnp.where(finite, new, old)
+
+  new = State(
+    params=jax.tree.map(keep, params, state.params),
+    opt_state=jax.tree.map(keep, opt_state, state.opt_state),
+    step=state.step + 1,
+    skipped=state.skipped + jnp.where(finite, 0, 1),
+  )
+  return new, {"loss": loss, "grad_norm": norm, "row_loss": rows}
+
+
+def make_step(cfg, tx, *, label_smoothing: float = 0.0) -> Callable:
+  """`train_step` jitted with a donated state."""
+  step = functools.partial(train_step, cfg, tx, label_smoothing)
+  return jax.jit(step, donate_argnums=0)
+
+
+def init_state(params, tx) -> State:
+  params = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), params)
+  return State(params, tx.init(params), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))

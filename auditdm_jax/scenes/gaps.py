@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Planted gaps: what a target never saw in training, as predicates on (program, answer).
+
+A gap is a set of skills and conditions on slots or the answer; it is planted by leaving every
+question it matches out of the target's training mix. `EASY` and `RARE` are the shipped targets;
+`draw_gaps(seed)` plants others that nobody tuned to.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+
+from auditdm_jax.scenes import questions, world
+from auditdm_jax.scenes.questions import NONE, SKILLS, Program
+
+ANY = "*"  # a condition on any slot or the answer
+
+
+@dataclasses.dataclass(frozen=True)
+class Gap:
+  """A failure mode by construction: skill x attribute.
+
+  Attributes:
+    skills: skills it concerns; () = all.
+    conditions: (slot name, "answer" or `ANY`; words): all must hold.
+  """
+
+  name: str
+  skills: tuple[str, ...] = ()
+  conditions: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+  def __post_init__(self):
+    unknown = [s for s in self.skills if s not in SKILLS]
+    if unknown:
+      raise ValueError(f"gap {self.name!r}: unknown skills {unknown}; known: {', '.join(SKILLS)}")
+
+  def matches(self, program: Program, answer: str) -> bool:
+    """Whether a question with this true answer lies in the gap."""
+    if self.skills and program.skill not in self.skills:
+      return False
+    values = {**dict(program.slots), "answer": answer}
+    for field, wanted in self.conditions:
+      have = set(values.values()) | set(answer.split()) if field == ANY else {values.get(field)}
+      if not have & set(wanted):
+        return False
+    return True
+
+  @classmethod
+  def from_dict(cls, d: dict) -> "Gap":
+    """From {"name", "skills", "conditions": [[field, [word, …]], …]}, as configs write it."""
+    conditions = tuple((field, tuple(words)) for field, words in d.get("conditions", ()))
+    return cls(name=d["name"], skills=tuple(d.get("skills", ())), conditions=conditions)
+
+
+def match(gaps: Iterable[Gap], program: Program, answer: str) -> str | None:
+  """Name of the first gap that a question lies in, or None."""
+  return next((g.name for g in gaps if g.matches(program, answer)), None)
+
+
+_AT = ("color_at", "shape_at", "size_at", "digit_at", "name_at")
+_COUNTS = ("count_all", "count_color", "count_shape", "count_size")
+_DIGITS = ("digit_at", "digit_of", "color_with", "shape_with")
+
+EASY = (
+  Gap("counts above three", _COUNTS, (("answer", ("four", "five", "six")),)),
+  Gap("anything purple", (), ((ANY, ("purple",)),)),
+  Gap("digits five to nine", _DIGITS, ((ANY, world.DIGITS[5:]),)),
+  Gap("the dial", ("dial",)),
+  Gap("absent shapes", ("color_of", "color_of_sized"), (("answer", (NONE,)),)),
+  Gap("column four", _AT, (("column", ("four",)),)),
+  Gap("the lowest object", ("extreme_color", "extreme_shape"), (("extreme", ("lowest",)),)),
+)
+
+RARE = (
+  Gap("dial reads southwest", ("dial",), (("answer", ("southwest",)),)),
+  Gap("gauge is half", ("gauge",), (("answer", ("half",)),)),
+  Gap("digit seven read", ("digit_at", "digit_of"), (("answer", ("seven",)),)),
+  Gap("object with digit two", ("color_with", "shape_with"), (("digit", ("two",)),)),
+  Gap("colour counts above three", ("count_color",), (("answer", ("four", "five", "six")),)),
+  Gap("lowest colour orange", ("extreme_color",), (("answer", ("orange",)),)),
+  Gap("bottom right corner", _AT, (("row", ("four",)), ("column", ("four",)))),
+  Gap("brown background", ("background",), (("answer", ("brown",)),)),
+  Gap("below a shape", ("beside",), (("direction", ("below",)), ("answer", world.COLORS))),
+  Gap("row three", ("row_of",), (("answer", ("three",)),)),
+  Gap("ring by colour", ("shape_of",), (("answer", ("ring",)),)),
+  Gap("smallest is cyan", ("size_compare",), (("superlative", ("smallest",)), ("answer", ("cyan",)))),
+)
+
+
+def draw_gaps(seed: int, *, n: int = 8, share: float = 0.006) -> tuple[Gap, ...]:
+  """Draws `n` conjunction gaps (skill x answer word), each about `share` or less of questions.
+
+  Args:
+    share: the largest share of random questions that a single gap may take.
+  """
+  rng = np.random.default_rng(seed)
+  counts = _answer_shares(np.random.default_rng(0))
+  options = sorted(k for k, v in counts.items() if 0.15 * share <= v <= share)
+  chosen: list[Gap] = []
+  for i in rng.permutation(len(options)):
+    skill, answer = options[int(i)]
+    if len(chosen) < n and all(skill not in g.skills for g in chosen):
+      chosen.append(Gap(f"{skill} is {answer}", (skill,), (("answer", (answer,)),)))
+  return tuple(chosen)
+
+
+def _answer_shares(rng, n: int = 6000) -> dict[tuple[str, str], float]:
+  """(skill, answer) -> share of random questions."""
+  out: dict[tuple[str, str], float] = {}
+  for _ in range(n // 6):
+    scene = world.sample_scene(rng)
+    for _ in range(6):
+      _, answer, program = questions.sample_question(rng, scene)
+      if answer not in (NONE, questions.UNANSWERABLE):
+        out[program.skill, answer] = out.get((program.skill, answer), 0) + 1 / n
+  return out
+
+
+def mode_of(program: Program, answer: str) -> str:
+  """The nameable failure mode (skill x attribute) of a question: what reports group finds by."""
+  slots = dict(program.slots)
+  for field in ("extreme", "superlative", "direction", "digit"):
+    if field in slots:
+      return f"{program.skill}: {slots[field]}"
+  if program.skill.startswith("count_") and slots:
+    return f"{program.skill}: {next(iter(slots.values()))}"
+  return f"{program.skill}: {answer.split()[0]}"

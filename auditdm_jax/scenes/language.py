@@ -1,0 +1,372 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Captions and edit instructions, in both directions: text <-> scene.
+
+A full caption (`caption`) says everything about a scene and reads back to the same scene. A caption
+may leave out sizes, places, the dial, the gauge and the background; `read_caption` fills in what is
+left open from a seed, as a generator would. An edit instruction changes one thing.
+
+  caption   a small red circle with seven at row two column three and the dial reads north at row
+            one column four and the gauge is half and a gray background
+  edit      make the red circle green | make the blue star big | turn the red circle into a ring |
+            write five on the red circle | remove the red circle | move the red circle to row one
+            column two | add a big blue ring with two at row one column one | turn the dial to
+            north | set the gauge to full | paint the background brown
+"""
+
+import dataclasses
+
+import numpy as np
+
+from auditdm_jax.scenes import world
+from auditdm_jax.scenes.questions import paraphrase  # noqa: F401  (the language's third direction)
+from auditdm_jax.scenes.world import Instrument, Obj, Scene
+
+
+class LanguageError(ValueError):
+  """The text does not say what to draw or what to change."""
+
+
+class _Words:
+  """A text's words with a reading position."""
+
+  def __init__(self, text: str):
+    self.text, self.words, self.i = text, text.lower().split(), 0
+
+  def at_end(self) -> bool:
+    return self.i >= len(self.words)
+
+  def take(self, *options: str) -> str | None:
+    """The next word if it is one of the options."""
+    if not self.at_end() and self.words[self.i] in options:
+      self.i += 1
+      return self.words[self.i - 1]
+    return None
+
+  def need(self, *options: str) -> str:
+    word = self.take(*options)
+    if word is None:
+      got = "the end" if self.at_end() else repr(self.words[self.i])
+      raise LanguageError(f"expected {' | '.join(options[:8])}, got {got} in {self.text[:200]!r}")
+    return word
+
+  def phrase(self, text: str) -> bool:
+    """Takes a fixed phrase if all of it comes next."""
+    words = text.split()
+    if self.words[self.i : self.i + len(words)] == words:
+      self.i += len(words)
+      return True
+    return False
+
+
+def place(cell: int) -> str:
+  row, column = divmod(cell, world.GRID)
+  return f"row {world.ORDINALS[row]} column {world.ORDINALS[column]}"
+
+
+def describe(o: Obj, *, size: bool = True, cell: bool = True) -> str:
+  """An object's noun phrase without its article."""
+  digit = f" with {o.digit}" if o.digit else ""
+  return (
+    (f"{o.size} " if size else "")
+    + f"{o.color} {o.shape}{digit}"
+    + (f" at {place(o.cell)}" if cell else "")
+  )
+
+
+def caption(scene: Scene) -> str:
+  """The full caption: `read_caption(caption(scene), seed) == scene` for every seed."""
+  parts = [f"a {describe(o)}" for o in scene.objects]
+  if scene.dial:
+    parts.append(f"the dial reads {scene.dial.value} at {place(scene.dial.cell)}")
+  if scene.gauge:
+    parts.append(f"the gauge is {scene.gauge.value} at {place(scene.gauge.cell)}")
+  return " and ".join([*parts, f"a {scene.background} background"])
+
+
+def read_caption(text: str, seed: int) -> Scene:
+  """The scene a caption asks for; what it leaves open is drawn from `seed`.
+
+  Raises:
+    LanguageError: the text is no caption, or names more than fits.
+  """
+  words = _Words(text)
+  rng = np.random.default_rng(seed)
+  objects: list[dict] = []
+  found: dict[str, dict] = {}
+  while True:
+    _read_part(words, objects, found)
+    if words.at_end():
+      break
+    words.need("and")
+  if not 1 <= len(objects) <= world.MAX_OBJECTS:
+    raise LanguageError(f"a scene has 1 to {world.MAX_OBJECTS} objects, not {len(objects)}")
+  things = [*objects, *(found[k] for k in ("dial", "gauge") if k in found)]
+  _place_all(things, rng)
+  for o in objects:
+    for field, options in (("shape", world.SHAPES), ("color", world.COLORS), ("size", world.SIZES)):
+      o[field] = o[field] or options[int(rng.integers(len(options)))]
+  background = found.get("background", {}).get("value")
+  return Scene(
+    objects=tuple(Obj(**o) for o in objects),
+    dial=Instrument(**found["dial"]) if "dial" in found else None,
+    gauge=Instrument(**found["gauge"]) if "gauge" in found else None,
+    background=background or world.BACKGROUNDS[int(rng.integers(len(world.BACKGROUNDS)))],
+  )
+
+
+def _read_part(words, objects, found):
+  """One item of a caption: an object, the dial, the gauge or the background."""
+  if words.phrase("the dial reads"):
+    name, part = "dial", {"value": words.need(*world.READINGS), "cell": _read_place(words)}
+  elif words.phrase("the gauge is"):
+    name, part = "gauge", {"value": words.need(*world.LEVELS), "cell": _read_place(words)}
+  else:
+    words.need("a")
+    background = words.take(*world.BACKGROUNDS)
+    if not background:
+      objects.append(_read_object(words))
+      return
+    words.need("background")
+    name, part = "background", {"value": background}
+  if name in found:
+    raise LanguageError(f"the {name} is described twice in {words.text[:200]!r}")
+  found[name] = part
+
+
+def _read_object(words) -> dict:
+  """[size] [colour] shape-or-"object" [with digit] [at row R column K]."""
+  size, color = words.take(*world.SIZES), words.take(*world.COLORS)
+  shape = words.need(*world.SHAPES, "object")
+  digit = words.need(*world.DIGITS) if words.take("with") else None
+  return {
+    "cell": _read_place(words), "shape": None if shape == "object" else shape,
+    "color": color, "size": size, "digit": digit,
+  }  # fmt: skip
+
+
+def _read_place(words) -> int | None:
+  return _need_place(words) if words.take("at") else None
+
+
+def _need_place(words) -> int:
+  words.need("row")
+  row = words.need(*world.ORDINALS)
+  words.need("column")
+  return world.cell_of(row, words.need(*world.ORDINALS))
+
+
+def _place_all(things, rng):
+  """Puts things without a place into free cells."""
+  taken = [t["cell"] for t in things if t["cell"] is not None]
+  if len(taken) != len(set(taken)):
+    raise LanguageError("two things are put into the same cell")
+  free = [int(c) for c in rng.permutation(world.CELLS) if c not in taken]
+  for thing in things:
+    if thing["cell"] is None:
+      thing["cell"] = free.pop()
+
+
+def read_edit(text: str, scene: Scene) -> Scene:
+  """The scene after an edit instruction.
+
+  Raises:
+    LanguageError: the text is no instruction, names nothing or several things of the scene, or asks
+      for what cannot be (an occupied cell, a seventh object, the last object removed).
+  """
+  words = _Words(text)
+  verb = words.need("make", "turn", "write", "remove", "move", "add", "set", "paint")
+  after = {
+    "make": _make, "turn": _turn, "write": _write, "remove": _remove, "move": _move,
+    "add": _add, "set": _set_gauge, "paint": _paint,
+  }[verb](words, scene)  # fmt: skip
+  if not words.at_end():
+    raise LanguageError(f"words are left over in {text[:200]!r}")
+  if after == scene:
+    raise LanguageError(f"nothing changes: {text[:200]!r}")
+  return after
+
+
+def _referent(words, scene) -> Obj:
+  """The only object a noun phrase "the [size] [colour] shape|object" fits."""
+  words.need("the")
+  want = {"size": words.take(*world.SIZES), "color": words.take(*world.COLORS)}
+  shape = words.need(*world.SHAPES, "object")
+  want["shape"] = None if shape == "object" else shape
+  have = [
+    o for o in scene.objects
+    if all(v is None or v == w for v, w in zip(want.values(), (o.size, o.color, o.shape), strict=True))
+  ]  # fmt: skip
+  if len(have) != 1:
+    name = " ".join(v for v in want.values() if v)
+    raise LanguageError(f"{len(have)} objects are a {name or 'thing'!r}; exactly one must be")
+  return have[0]
+
+
+def _replace(scene, old: Obj, new: Obj | None) -> Scene:
+  rest = [o for o in scene.objects if o != old]
+  return dataclasses.replace(scene, objects=tuple(rest + ([new] if new else [])))
+
+
+def _make(words, scene):
+  o = _referent(words, scene)
+  word = words.need(*world.COLORS, *world.SIZES)
+  field = "color" if word in world.COLORS else "size"
+  return _replace(scene, o, dataclasses.replace(o, **{field: word}))
+
+
+def _turn(words, scene):
+  if words.phrase("the dial to"):
+    if not scene.dial:
+      raise LanguageError("there is no dial")
+    reading = words.need(*world.READINGS)
+    return dataclasses.replace(scene, dial=Instrument(scene.dial.cell, reading))
+  o = _referent(words, scene)
+  words.need("into")
+  words.need("a")
+  return _replace(scene, o, dataclasses.replace(o, shape=words.need(*world.SHAPES)))
+
+
+def _write(words, scene):
+  digit = words.need(*world.DIGITS)
+  words.need("on")
+  o = _referent(words, scene)
+  return _replace(scene, o, dataclasses.replace(o, digit=digit))
+
+
+def _remove(words, scene):
+  o = _referent(words, scene)
+  if len(scene.objects) == 1:
+    raise LanguageError("the last object cannot be removed")
+  return _replace(scene, o, None)
+
+
+def _move(words, scene):
+  o = _referent(words, scene)
+  words.need("to")
+  return _replace(scene, o, dataclasses.replace(o, cell=_free(_need_place(words), scene)))
+
+
+def _add(words, scene):
+  words.need("a")
+  new = _read_object(words)
+  if len(scene.objects) >= world.MAX_OBJECTS:
+    raise LanguageError(f"a scene has at most {world.MAX_OBJECTS} objects")
+  missing = [k for k in ("cell", "shape", "color", "size") if new[k] is None]
+  if missing:
+    raise LanguageError(f"the new object needs its {', '.join(missing)}")
+  new["cell"] = _free(new["cell"], scene)
+  return dataclasses.replace(scene, objects=(*scene.objects, Obj(**new)))
+
+
+def _free(cell: int, scene: Scene) -> int:
+  if cell in scene.occupied():
+    raise LanguageError(f"{place(cell)} is taken")
+  return cell
+
+
+def _set_gauge(words, scene):
+  if not words.phrase("the gauge to"):
+    raise LanguageError(f"only the gauge can be set: {words.text[:200]!r}")
+  if not scene.gauge:
+    raise LanguageError("there is no gauge")
+  return dataclasses.replace(scene, gauge=Instrument(scene.gauge.cell, words.need(*world.LEVELS)))
+
+
+def _paint(words, scene):
+  if not words.phrase("the background"):
+    raise LanguageError(f"only the background can be painted: {words.text[:200]!r}")
+  return dataclasses.replace(scene, background=words.need(*world.BACKGROUNDS))
+
+
+def describe_edit(before: Scene, after: Scene) -> str:
+  """The instruction that turns `before` into `after`, which differ in one thing.
+
+  Raises:
+    LanguageError: no single instruction says the difference.
+  """
+  options = []
+  if before.background != after.background:
+    options.append(f"paint the background {after.background}")
+  if before.dial and after.dial and before.dial != after.dial:
+    options.append(f"turn the dial to {after.dial.value}")
+  if before.gauge and after.gauge and before.gauge != after.gauge:
+    options.append(f"set the gauge to {after.gauge.value}")
+  gone = [o for o in before.objects if o not in after.objects]
+  come = [o for o in after.objects if o not in before.objects]
+  if come and not gone:
+    options.append(f"add a {describe(come[0])}")
+  for o in gone:
+    options.extend(_object_edits(o, come[0] if come else None))
+  for text in options:
+    try:
+      if read_edit(text, before) == after:
+        return text
+    except LanguageError:
+      continue
+  raise LanguageError("no single instruction says the difference")
+
+
+def _object_edits(old: Obj, new: Obj | None) -> list[str]:
+  """Instructions that may turn object `old` into `new`, shortest reference first."""
+  names = [f"{old.color} {old.shape}", f"{old.size} {old.color} {old.shape}"]
+  if new is None:
+    return [f"remove the {n}" for n in names]
+  return [
+    text
+    for n in names
+    for text in (
+      f"make the {n} {new.color}", f"make the {n} {new.size}", f"turn the {n} into a {new.shape}",
+      f"write {new.digit} on the {n}", f"move the {n} to {place(new.cell)}",
+    )
+  ]  # fmt: skip
+
+
+def sample_caption(rng: np.random.Generator) -> str:
+  """A partial caption of one to three objects, as an untrained captioner writes them."""
+  scene = world.sample_scene(rng)
+  parts = []
+  for o in scene.objects[: int(rng.integers(1, 4))]:
+    parts.append(f"a {describe(o, size=rng.random() < 0.5, cell=rng.random() < 0.4)}")
+  if scene.dial and rng.random() < 0.5:
+    parts.append(f"the dial reads {scene.dial.value}")
+  if scene.gauge and rng.random() < 0.5:
+    parts.append(f"the gauge is {scene.gauge.value}")
+  if rng.random() < 0.3:
+    parts.append(f"a {scene.background} background")
+  return " and ".join(parts)
+
+
+def sample_edit(rng: np.random.Generator, scene: Scene) -> str:
+  """A random instruction that can be carried out on `scene`."""
+  while True:
+    try:
+      text = _draw_edit(rng, scene)
+      read_edit(text, scene)
+      return text
+    except LanguageError:
+      continue
+
+
+def _draw_edit(rng, scene) -> str:
+  def pick(options):
+    return options[int(rng.integers(len(options)))]
+
+  o = scene.objects[int(rng.integers(len(scene.objects)))]
+  name = pick([f"{o.color} {o.shape}", f"{o.size} {o.color} {o.shape}", o.shape])
+  cell = int(rng.integers(world.CELLS))
+  new = Obj(cell, pick(world.SHAPES), pick(world.COLORS), pick(world.SIZES), pick([None, *world.DIGITS]))
+  return pick([
+    f"make the {name} {new.color}", f"make the {name} {new.size}",
+    f"turn the {name} into a {new.shape}", f"write {pick(world.DIGITS)} on the {name}",
+    f"remove the {name}", f"move the {name} to {place(cell)}", f"add a {describe(new)}",
+    f"turn the dial to {pick(world.READINGS)}", f"set the gauge to {pick(world.LEVELS)}",
+    f"paint the background {pick(world.BACKGROUNDS)}",
+  ])  # fmt: skip
+
+
+def words() -> list[str]:
+  """All words of captions and instructions, sorted."""
+  text = """a and at row column with the dial reads gauge is background object make turn into write
+    on remove move to add set paint"""
+  tables = (world.SHAPES, world.COLORS, world.SIZES, world.DIGITS, world.READINGS, world.LEVELS, world.BACKGROUNDS)
+  return sorted(set(text.split()).union(*tables))

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training mixes of the scenes world: which questions (or captions, or edits) a model learns from.
+
+Everything is a pure function of (seed, step), so that a resumed run sees the same examples.
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from auditdm_jax.scenes import language, questions, render, world
+from auditdm_jax.scenes.gaps import Gap, match
+
+LOOKUPS = ("color_at", "shape_at", "size_at", "digit_at", "exist_at", "dial", "gauge", "background")
+SEARCHES = (
+  "color_of", "shape_of", "size_of", "digit_of", "row_of", "column_of", "color_with", "shape_with", "exist",
+)  # fmt: skip
+
+
+MAX_CAPTION_WORDS = 22
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+  """Examples of one step: image index, text, answer and skill per example."""
+
+  image: np.ndarray  # i64[N]
+  texts: list[str]
+  answers: list[str]
+  skills: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mix:
+  """Random questions about a fixed set of scenes, without those that lie in `gaps`.
+
+  Attributes:
+    seed: of the scenes, images and questions.
+    scenes: how many scenes.
+    images: images per step.
+    per_image: questions per image.
+  """
+
+  seed: int
+  scenes: int
+  images: int = 16
+  per_image: int = 4
+  gaps: tuple[Gap, ...] = ()
+
+  @functools.cached_property
+  def all_scenes(self) -> list[world.Scene]:
+    return [world.sample_scene(np.random.default_rng((self.seed, i))) for i in range(self.scenes)]
+
+  def pixels(self, start: int, stop: int) -> np.ndarray:
+    """u8[N,64,64,3] of scenes start to stop."""
+    return np.stack([render.render(s, self.seed * 1_000_003 + start + i)
+                     for i, s in enumerate(self.all_scenes[start:stop])])  # fmt: skip
+
+  def draw(self, step: int, weights: dict[str, float] | None = None) -> Draw:
+    """Questions of one step; `weights` over skills (default uniform)."""
+    rng = np.random.default_rng((self.seed, 7, step))
+    image = np.repeat(rng.integers(self.scenes, size=self.images), self.per_image)
+    out = Draw(image, [], [], [])
+    for index in image:
+      text, answer, program = self._draw_outside_gaps(rng, self.all_scenes[index], weights)
+      out.texts.append(text)
+      out.answers.append(answer)
+      out.skills.append(program.skill)
+    return out
+
+  def _draw_outside_gaps(self, rng, scene, weights):
+    while True:
+      text, answer, program = questions.sample_question(rng, scene, weights=weights)
+      if match(self.gaps, program, answer) is None:
+        return text, answer, program
+
+  def draw_tasks(self, step: int, shares: dict[str, float]) -> Draw:
+    """An auditor's tasks: text = "ask" | "describe" | "edit", answer = what it should write."""
+    rng = np.random.default_rng((self.seed, 8, step))
+    image = np.repeat(rng.integers(self.scenes, size=self.images), self.per_image)
+    names, p = list(shares), np.array(list(shares.values()))
+    out = Draw(image, [], [], [])
+    for index in image:
+      task, scene = names[int(rng.choice(len(names), p=p / p.sum()))], self.all_scenes[index]
+      out.texts.append(task)
+      out.answers.append(_write(task, rng, scene))
+      out.skills.append(task)
+    return out
+
+
+def _write(task, rng, scene) -> str:
+  if task == "ask":
+    return questions.sample_question(rng, scene, ambiguous=0.0)[0]
+  if task == "describe":
+    while True:
+      text = language.sample_caption(rng)
+      if len(text.split()) <= MAX_CAPTION_WORDS:
+        return text
+  if task == "edit":
+    return language.sample_edit(rng, scene)
+  raise ValueError(f"unknown auditor task {task!r}; known: ask, describe, edit")
+
+
+def curriculum(step: int, *, lookups: int, searches: int) -> dict[str, float] | None:
+  """Skill weights: places first, then searches by attribute too, then (None) everything.
+
+  Learning to bind a place to an attribute first saves about half of the examples.
+  """
+  if step < lookups:
+    return dict.fromkeys(LOOKUPS, 1.0)
+  if step < searches:
+    return dict.fromkeys(LOOKUPS, 1.0) | dict.fromkeys(SEARCHES, 2.0)
+  return None
+
+
+def vocabulary() -> list[str]:
+  """All words of the world, sorted, with the auditor's task words."""
+  return sorted({*questions.words(), *language.words(), "ask", "describe", "edit"})

@@ -1,0 +1,408 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions as programs, with the executor that is the oracle of this world.
+
+A program is (skill, slots). Each skill has two surface forms (paraphrases of each other) whose
+upper-case names are slots, an executor, and a proposal that draws slots for a scene. A text is a
+question of this world iff it fits a form: `parse_question` and `execute` are also what checks
+free-form text of an auditor.
+
+Answers are one or two words. `NONE` answers a question about a thing that is not there;
+`UNANSWERABLE` one whose referent is ambiguous.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import numpy as np
+
+from auditdm_jax.scenes import world
+from auditdm_jax.scenes.world import Obj, Scene
+
+NONE, UNANSWERABLE, YES, NO = "none", "unanswerable", "yes", "no"
+DIRECTIONS = {"left": (0, -1), "right": (0, 1), "above": (-1, 0), "below": (1, 0)}
+EXTREMES = ("leftmost", "rightmost", "highest", "lowest")
+SUPERLATIVES = ("biggest", "smallest")
+
+# Slot name in a form -> (slot name in a program, its words).
+SLOTS = {
+  "C": ("color", world.COLORS),
+  "S": ("shape", world.SHAPES),
+  "Z": ("size", world.SIZES),
+  "D": ("digit", world.DIGITS),
+  "R": ("row", world.ORDINALS),
+  "K": ("column", world.ORDINALS),
+  "E": ("extreme", EXTREMES),
+  "M": ("superlative", SUPERLATIVES),
+  "L": ("direction", tuple(DIRECTIONS)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A skill and its slots, sorted (name, word) pairs."""
+
+  skill: str
+  slots: tuple[tuple[str, str], ...] = ()
+
+  def __getitem__(self, slot: str) -> str:
+    return dict(self.slots)[slot]
+
+
+@dataclasses.dataclass(frozen=True)
+class Skill:
+  """One kind of question.
+
+  Attributes:
+    forms: two texts with slots in capitals.
+    about: what it tests, in the words of a report.
+    run: (scene, slots) -> answer.
+    propose: (rng, scene, key object or None) -> slots.
+    keyed: whether `propose` takes an object that the question refers to.
+  """
+
+  name: str
+  forms: tuple[str, str]
+  about: str
+  run: Callable[[Scene, dict[str, str]], str]
+  propose: Callable[[np.random.Generator, Scene, Obj | None], dict[str, str]]
+  keyed: bool = True
+
+
+def _pick(rng, words):
+  return words[int(rng.integers(len(words)))]
+
+
+def _one(matches: list, read: Callable[[Obj], str | None]) -> str:
+  """The attribute of the only match; `NONE` without a match, `UNANSWERABLE` with several."""
+  if not matches:
+    return NONE
+  return (read(matches[0]) or NONE) if len(matches) == 1 else UNANSWERABLE
+
+
+def _matches(scene: Scene, slots: dict[str, str]) -> list[Obj]:
+  """Objects whose attributes equal the slots."""
+  out = []
+  for o in scene.objects:
+    have = {"color": o.color, "shape": o.shape, "size": o.size, "digit": o.digit}
+    if all(have[k] == v for k, v in slots.items() if k in have):
+      out.append(o)
+  return out
+
+
+def _lookup(read):
+  return lambda scene, slots: _one(_matches(scene, slots), read)
+
+
+def _propose_from(*names: str):
+  """Slots `names` copied from the key object, or drawn at random when there is none."""
+
+  def propose(rng, scene, key):
+    out = {}
+    for name in names:
+      words = next(words for slot, words in SLOTS.values() if slot == name)
+      value = {
+        "color": key.color, "shape": key.shape, "size": key.size, "digit": key.digit,
+        "row": key.row, "column": key.column,
+      }.get(name) if key else None  # fmt: skip
+      out[name] = value or _pick(rng, words)
+    return out
+
+  return propose
+
+
+def _at(read):
+  """Executor of a look-up by row and column."""
+
+  def run(scene, slots):
+    found = scene.at(world.cell_of(slots["row"], slots["column"]))
+    return (read(found) or NONE) if found else NONE
+
+  return run
+
+
+def _name_at(scene: Scene, cell: int) -> str:
+  found = scene.at(cell)
+  if found:
+    return f"{found.color} {found.shape}"
+  if scene.dial and scene.dial.cell == cell:
+    return "dial"
+  return "gauge" if scene.gauge and scene.gauge.cell == cell else NONE
+
+
+def _extreme_object(scene: Scene, slots: dict[str, str]) -> list[Obj]:
+  """Objects in the outermost row or column that holds any; more than one = a tie."""
+  axis = {"leftmost": 1, "rightmost": 1, "highest": 0, "lowest": 0}[slots["extreme"]]
+  last = slots["extreme"] in ("rightmost", "lowest")
+  place = [divmod(o.cell, world.GRID)[axis] for o in scene.objects]
+  edge = max(place) if last else min(place)
+  return [o for o, p in zip(scene.objects, place, strict=True) if p == edge]
+
+
+def _superlative_object(scene: Scene, slots: dict[str, str]) -> list[Obj]:
+  size = "big" if slots["superlative"] == "biggest" else "small"
+  return [o for o in scene.objects if o.size == size]
+
+
+def _beside(scene: Scene, slots: dict[str, str]) -> str:
+  """Colour of the object in the cell next to the only object of a shape."""
+  anchors = _matches(scene, {"shape": slots["shape"]})
+  if len(anchors) != 1:
+    return _one(anchors, lambda o: NONE)
+  dy, dx = DIRECTIONS[slots["direction"]]
+  row, column = divmod(anchors[0].cell, world.GRID)
+  if not (0 <= row + dy < world.GRID and 0 <= column + dx < world.GRID):
+    return NONE
+  found = scene.at((row + dy) * world.GRID + column + dx)
+  return found.color if found else NONE
+
+
+def _propose_beside(rng, scene, key):
+  """Half of the questions about a cell that holds an object (most neighbours are empty)."""
+  slots = {"shape": key.shape if key else _pick(rng, world.SHAPES)}
+  directions = tuple(DIRECTIONS)
+  full = [d for d in directions if _beside(scene, {**slots, "direction": d}) in world.COLORS]
+  return {**slots, "direction": _pick(rng, full if full and rng.random() < 0.6 else directions)}
+
+
+def _count(scene, slots):
+  return world.DIGITS[len(_matches(scene, slots))]
+
+
+def _instrument(name: str):
+  def run(scene, slots):
+    found = {"dial": scene.dial, "gauge": scene.gauge}[name]
+    return found.value if found else NONE
+
+  return run
+
+
+def _no_slots(rng, scene, key):
+  return {}
+
+
+def _lookups() -> list[Skill]:
+  """Look-ups of one attribute by a key that is a place or other attributes."""
+  place, color, shape = _propose_from("row", "column"), _propose_from("color"), _propose_from("shape")
+  both, digit = _propose_from("color", "shape"), _propose_from("digit")
+
+  def cell(name, form, other, about, read):
+    return Skill(name, (form, other), about, _at(read), place)
+
+  def by(name, form, other, about, read, propose):
+    return Skill(name, (form, other), about, _lookup(read), propose)
+
+  return [
+    cell("color_at", "what color is at row R column K", "row R column K has what color",
+         "the colour of the object in a given cell", lambda o: o.color),
+    cell("shape_at", "what shape is at row R column K", "row R column K has what shape",
+         "the shape of the object in a given cell", lambda o: o.shape),
+    cell("size_at", "what size is at row R column K", "row R column K has what size",
+         "the size of the object in a given cell", lambda o: o.size),
+    cell("digit_at", "what digit is at row R column K", "row R column K has what digit",
+         "small text: the digit in a given cell", lambda o: o.digit),
+    Skill("name_at", ("what is at row R column K", "row R column K has what"),
+          "recognising the thing in a given cell",
+          lambda s, a: _name_at(s, world.cell_of(a["row"], a["column"])), place),
+    by("color_of", "what color is the S", "the S is what color",
+       "the colour of a named shape", lambda o: o.color, shape),
+    by("shape_of", "what shape is the C object", "the C object is what shape",
+       "the shape of the object of a colour", lambda o: o.shape, color),
+    by("size_of", "what size is the C S", "the C S is what size",
+       "the size of a named object", lambda o: o.size, both),
+    by("digit_of", "what digit is on the C S", "the C S has what digit",
+       "small text: the digit on a named object", lambda o: o.digit, both),
+    by("row_of", "which row is the C S in", "the C S is in which row",
+       "spatial location: the row of a named object", lambda o: o.row, both),
+    by("column_of", "which column is the C S in", "the C S is in which column",
+       "spatial location: the column of a named object", lambda o: o.column, both),
+    by("color_of_sized", "what color is the Z S", "the Z S is what color",
+       "distraction: the colour of the shape of one size", lambda o: o.color,
+       _propose_from("size", "shape")),
+    by("shape_of_sized", "what shape is the Z C object", "the Z C object is what shape",
+       "distraction: the shape of the object of one size and colour", lambda o: o.shape,
+       _propose_from("size", "color")),
+    by("color_with", "what color is the object with digit D", "the object with digit D is what color",
+       "small text: the colour of the object that carries a digit", lambda o: o.color, digit),
+    by("shape_with", "what shape is the object with digit D", "the object with digit D is what shape",
+       "small text: the shape of the object that carries a digit", lambda o: o.shape, digit),
+  ]  # fmt: skip
+
+
+def _relations() -> list[Skill]:
+  """Extremes, comparisons, counts, existence and the instruments."""
+
+  def extreme(name, form, other, about, find, read, slot, words):
+    return Skill(name, (form, other), about, lambda s, a: _one(find(s, a), read),
+                 lambda rng, s, key: {slot: _pick(rng, words)}, keyed=False)  # fmt: skip
+
+  def count(name, form, other, about, *slots):
+    return Skill(name, (form, other), about, _count, _propose_from(*slots), bool(slots))
+
+  return [
+    extreme("extreme_color", "what color is the E object", "the E object is what color",
+            "spatial relation: the colour of the outermost object", _extreme_object,
+            lambda o: o.color, "extreme", EXTREMES),
+    extreme("extreme_shape", "what shape is the E object", "the E object is what shape",
+            "spatial relation: the shape of the outermost object", _extreme_object,
+            lambda o: o.shape, "extreme", EXTREMES),
+    extreme("size_compare", "what color is the M object", "the M object is what color",
+            "size comparison: the colour of the only biggest or smallest object",
+            _superlative_object, lambda o: o.color, "superlative", SUPERLATIVES),
+    Skill("beside", ("what color is L of the S", "L of the S is what color"),
+          "object relationship: the colour of the neighbour of a shape", _beside, _propose_beside),
+    count("count_all", "how many objects are there", "there are how many objects",
+          "counting all objects"),
+    count("count_color", "how many C objects are there", "there are how many C objects",
+          "counting objects of a colour", "color"),
+    count("count_shape", "how many S objects are there", "there are how many S objects",
+          "counting objects of a shape", "shape"),
+    count("count_size", "how many Z objects are there", "there are how many Z objects",
+          "counting objects of a size", "size"),
+    Skill("exist", ("is there a C S", "there is a C S"), "existence of a named object",
+          lambda s, a: YES if _matches(s, a) else NO, _propose_from("color", "shape")),
+    Skill("exist_at", ("is row R column K empty", "row R column K is empty"),
+          "whether a given cell is empty",
+          lambda s, a: NO if world.cell_of(a["row"], a["column"]) in s.occupied() else YES,
+          _propose_from("row", "column")),
+    Skill("dial", ("what does the dial read", "the dial reads what"),
+          "clock reading: the direction of the dial", _instrument("dial"), _no_slots, keyed=False),
+    Skill("gauge", ("how full is the gauge", "the gauge is how full"),
+          "chart reading: the level of the gauge", _instrument("gauge"), _no_slots, keyed=False),
+    Skill("background", ("what color is the background", "the background is what color"),
+          "atmosphere: the background", lambda s, a: s.background, _no_slots, keyed=False),
+  ]  # fmt: skip
+
+
+SKILLS: dict[str, Skill] = {s.name: s for s in _lookups() + _relations()}
+
+
+@functools.cache
+def _classes() -> dict[str, frozenset[str]]:
+  """word -> the slot letters it can fill."""
+  out: dict[str, set[str]] = {}
+  for letter, (_, words) in SLOTS.items():
+    for word in words:
+      out.setdefault(word, set()).add(letter)
+  return {w: frozenset(s) for w, s in out.items()}
+
+
+@functools.cache
+def _signatures() -> dict[tuple, list[tuple[str, tuple[str, ...]]]]:
+  """Form with every slot replaced by "*" -> the (skill, form words) that look like it."""
+  out: dict[tuple, list] = {}
+  for skill in SKILLS.values():
+    for form in skill.forms:
+      words = tuple(form.split())
+      key = tuple("*" if w in SLOTS else w for w in words)
+      out.setdefault(key, []).append((skill.name, words))
+  return out
+
+
+def render_question(program: Program, form: int = 0) -> str:
+  """The text of a program in one of its two forms."""
+  letters = {letter: name for letter, (name, _) in SLOTS.items()}
+  words = SKILLS[program.skill].forms[form].split()
+  slots = dict(program.slots)
+  return " ".join(slots[letters[w]] if w in letters else w for w in words)
+
+
+def parse_question(text: str) -> Program | None:
+  """The program of a text, or None if the text fits no form. Case and a final "?" are ignored."""
+  words = text.lower().strip().rstrip("?").split()
+  classes = _classes()
+  fixed = _form_words()
+  key = tuple("*" if w in classes and w not in fixed else w for w in words)
+  for skill, form in _signatures().get(key, ()):
+    slots = {}
+    for word, slot in zip(words, form, strict=True):
+      if slot in SLOTS:
+        name, allowed = SLOTS[slot]
+        if word not in allowed:
+          break
+        slots[name] = word
+    else:
+      return Program(skill, tuple(sorted(slots.items())))
+  return None
+
+
+@functools.cache
+def _form_words() -> frozenset[str]:
+  return frozenset(w for key in _signatures() for w in key if w != "*")
+
+
+def execute(program: Program, scene: Scene) -> str:
+  """The answer; `NONE` if the asked thing is absent, `UNANSWERABLE` if the referent is ambiguous."""
+  return SKILLS[program.skill].run(scene, dict(program.slots))
+
+
+def sample_question(
+  rng: np.random.Generator,
+  scene: Scene,
+  *,
+  skill: str | None = None,
+  weights: dict[str, float] | None = None,
+  ambiguous: float = 0.06,
+  absent: float = 0.10,
+) -> tuple[str, str, Program]:
+  """Draws (text, answer, program) for a scene.
+
+  Args:
+    skill: fixed skill, else drawn by `weights` (default uniform).
+    ambiguous: chance to keep a draw whose answer is `UNANSWERABLE`.
+    absent: chance to ask about a random, mostly absent thing.
+  """
+  keep_ambiguous, want_absent = rng.random() < ambiguous, rng.random() < absent
+  for _ in range(8):
+    name = skill or _draw_skill(rng, weights)
+    for _ in range(6):
+      key = None if want_absent else _draw_key(rng, scene, name)
+      program = Program(name, tuple(sorted(SKILLS[name].propose(rng, scene, key).items())))
+      answer = execute(program, scene)
+      wanted = (answer == UNANSWERABLE) == keep_ambiguous and (want_absent or _present(name, answer))
+      if wanted:
+        return render_question(program, int(rng.integers(2))), answer, program
+  return render_question(program, int(rng.integers(2))), answer, program
+
+
+def _draw_key(rng, scene, name):
+  """The object a question is about, or None for random slots (yes/no and counts need both)."""
+  mixed = name.startswith(("exist", "count"))
+  if not SKILLS[name].keyed or (mixed and rng.random() < 0.5):
+    return None
+  with_digit = [o for o in scene.objects if o.digit]
+  if with_digit and (name.endswith("_with") or (name.startswith("digit") and rng.random() < 0.6)):
+    return with_digit[int(rng.integers(len(with_digit)))]
+  return scene.objects[int(rng.integers(len(scene.objects)))]
+
+
+def _present(name, answer):
+  """Whether a draw that asks for something present found it (a scene may lack a dial)."""
+  return answer != NONE or name.startswith("digit") or name == "beside"
+
+
+def _draw_skill(rng, weights):
+  names = list(SKILLS) if weights is None else list(weights)
+  if weights is None:
+    return _pick(rng, names)
+  p = np.array(list(weights.values()), np.float64)
+  return names[int(rng.choice(len(names), p=p / p.sum()))]
+
+
+def paraphrase(text: str, k: int = 1) -> str:
+  """The same question in its other form (`k` odd) or its first wording again (`k` even)."""
+  program = parse_question(text)
+  if program is None:
+    raise ValueError(f"not a question of the scenes world: {text!r}")
+  forms = [render_question(program, f) for f in (0, 1)]
+  normal = " ".join(text.lower().strip().rstrip("?").split())
+  return forms[(forms.index(normal) + k) % 2]
+
+
+
+
+def words() -> list[str]:
+  """All words of questions and answers, sorted."""
+  out = {NONE, UNANSWERABLE, YES, NO, "dial", "gauge", *world.READINGS, *world.LEVELS, *world.BACKGROUNDS}
+  out |= _form_words() | set(_classes())
+  return sorted(out)

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scene -> pixels, and pixels -> scene by exact template matching.
+
+An image is u8[64,64,3]: 4x4 cells of 16 pixels, so that one cell is one ViT patch. Each sprite is
+jittered by up to one pixel and the image carries Gaussian noise (sd 6). `parse` inverts `render`:
+it scores every sprite at every jitter against a cell's pixels, which makes the oracle work on any
+image of this world, whoever made it.
+"""
+
+import functools
+
+import numpy as np
+
+from auditdm_jax.scenes import world
+from auditdm_jax.scenes.world import Instrument, Obj, Scene
+
+CELL = 16
+SIZE = CELL * world.GRID
+NOISE_SD = 6.0
+JITTERS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1))
+
+_RGB = {
+  "red": (225, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 235), "yellow": (240, 220, 40),
+  "purple": (160, 50, 190), "orange": (250, 140, 20), "cyan": (40, 210, 220),
+}  # fmt: skip
+_BACKGROUND_RGB = {
+  "white": (240, 240, 240), "gray": (135, 135, 135), "black": (25, 25, 25), "brown": (110, 75, 45),
+}  # fmt: skip
+# Ink classes of a sprite's pixels: 0 background, 1 body colour, 2 lightened body, 3 black, 4 white.
+_BACK, _BODY, _LIGHT, _BLACK, _WHITE = range(5)
+_BLACK_RGB, _WHITE_RGB = (0, 0, 0), (255, 255, 255)
+
+_GLYPHS = (
+  "111101101101111", "010110010010111", "111001111100111", "111001111001111", "101101111001001",
+  "111100111001111", "111100111101111", "111001010010010", "111101111101111", "111101111001111",
+)  # fmt: skip
+
+
+def _shape_ink(shape: str, size: str) -> np.ndarray:
+  """i8[16,16] ink of a bare shape in the middle of its cell."""
+  r = 6.5 if size == "big" else 4.5
+  y, x = np.mgrid[0:CELL, 0:CELL] - (CELL - 1) / 2
+  a = np.abs
+  body = {
+    "circle": x**2 + y**2 <= r**2,
+    "square": (a(x) <= r - 1) & (a(y) <= r - 1),
+    "triangle": (y <= r - 1) & (y >= -r) & (a(x) <= (y + r) * 0.6 + 0.5),
+    "diamond": a(x) + a(y) <= r + 0.5,
+    "cross": ((a(x) <= r / 2.6) | (a(y) <= r / 2.6)) & (a(x) <= r) & (a(y) <= r),
+    "ring": x**2 + y**2 <= r**2,
+  }[shape]
+  ink = np.where(body, _BODY, _BACK).astype(np.int8)
+  if shape == "ring":
+    ink[x**2 + y**2 <= (r - 2) ** 2] = _LIGHT
+  return ink
+
+
+def _with_digit(ink: np.ndarray, digit: str | None) -> np.ndarray:
+  if digit is None:
+    return ink
+  glyph = np.array([c == "1" for c in _GLYPHS[world.DIGITS.index(digit)]]).reshape(5, 3)
+  out = ink.copy()
+  out[6:11, 7:10][glyph] = _BLACK
+  return out
+
+
+def _dial_ink(reading: str) -> np.ndarray:
+  y, x = np.mgrid[0:CELL, 0:CELL] - (CELL - 1) / 2
+  r = np.hypot(x, y)
+  ink = np.where(r <= 6.6, _WHITE, _BACK).astype(np.int8)
+  ink[(r <= 6.6) & (r > 5.4)] = _BLACK
+  angle = world.READINGS.index(reading) * np.pi / 4
+  along = x * np.sin(angle) - y * np.cos(angle)
+  across = np.abs(x * np.cos(angle) + y * np.sin(angle))
+  ink[(along >= -0.5) & (along <= 5) & (across <= 1.0)] = _BLACK
+  return ink
+
+
+def _gauge_ink(level: str) -> np.ndarray:
+  ink = np.full((CELL, CELL), _BACK, np.int8)
+  ink[2:14, 5:11] = _BLACK
+  ink[3:13, 6:10] = _WHITE
+  filled = round(10 * world.LEVELS.index(level) / 4)
+  ink[13 - filled : 13, 7:9] = _BLACK
+  return ink
+
+
+@functools.cache
+def _sprites() -> tuple[list[tuple], np.ndarray]:
+  """All (kind, …) sprite keys and their inks i8[N,16,16] at all jitters; the jitter is last."""
+  keys, inks = [], []
+  for shape in world.SHAPES:
+    for size in world.SIZES:
+      bare = _shape_ink(shape, size)
+      for digit in (None, *world.DIGITS):
+        keys.append(("object", shape, size, digit))
+        inks.append(_with_digit(bare, digit))
+  for reading in world.READINGS:
+    keys.append(("dial", reading))
+    inks.append(_dial_ink(reading))
+  for level in world.LEVELS:
+    keys.append(("gauge", level))
+    inks.append(_gauge_ink(level))
+  all_keys = [(k, j) for k in keys for j in range(len(JITTERS))]
+  all_inks = np.stack([np.roll(i, j, (0, 1)) for i in inks for j in JITTERS])
+  return all_keys, all_inks
+
+
+@functools.cache
+def _ink_of() -> dict[tuple, int]:
+  return {key: i for i, key in enumerate(_sprites()[0])}
+
+
+def _colors(color: str | None, background: str) -> np.ndarray:
+  """f32[5,3]: the RGB of each ink class."""
+  body = np.array(_RGB[color] if color else _WHITE_RGB, np.float32)
+  light = body * 0.4 + 255 * 0.6
+  back = np.array(_BACKGROUND_RGB[background], np.float32)
+  return np.stack([back, body, light, np.array(_BLACK_RGB), np.array(_WHITE_RGB)]).astype(np.float32)
+
+
+def _window(cell: int) -> tuple[slice, slice]:
+  row, column = divmod(cell, world.GRID)
+  return slice(row * CELL, (row + 1) * CELL), slice(column * CELL, (column + 1) * CELL)
+
+
+def contents(scene: Scene) -> dict[int, tuple[tuple, str | None]]:
+  """cell -> (sprite key, colour) of everything in the scene."""
+  out = {o.cell: (("object", o.shape, o.size, o.digit), o.color) for o in scene.objects}
+  if scene.dial:
+    out[scene.dial.cell] = (("dial", scene.dial.value), None)
+  if scene.gauge:
+    out[scene.gauge.cell] = (("gauge", scene.gauge.value), None)
+  return out
+
+
+def render(scene: Scene, seed: int) -> np.ndarray:
+  """Draws u8[64,64,3]; `seed` fixes jitter and noise."""
+  blank = np.zeros((SIZE, SIZE, 3), np.uint8)
+  return _draw(blank, scene, range(world.CELLS), seed)
+
+
+def redraw(image: np.ndarray, before: Scene, after: Scene, seed: int) -> np.ndarray:
+  """`image` of scene `before`, with only the cells that differ in `after` drawn anew."""
+  if before.background != after.background:
+    return render(after, seed)
+  old, new = contents(before), contents(after)
+  changed = [c for c in range(world.CELLS) if old.get(c) != new.get(c)]
+  return _draw(image, after, changed, seed)
+
+
+def _draw(image, scene, cells, seed):
+  rng = np.random.default_rng(seed)
+  jitters = rng.integers(len(JITTERS), size=world.CELLS)
+  noise = rng.normal(0, NOISE_SD, (SIZE, SIZE, 3)).astype(np.float32)
+  things, (_, inks), index = contents(scene), _sprites(), _ink_of()
+  out = image.copy()
+  for cell in cells:
+    window = _window(cell)
+    key, color = things.get(cell, (None, None))
+    colors = _colors(color, scene.background)
+    ink = inks[index[key, int(jitters[cell])]] if key else np.zeros((CELL, CELL), np.int8)
+    out[window] = np.clip(colors[ink] + noise[window] + 0.5, 0, 255)
+  return out
+
+
+@functools.cache
+def _onehots() -> np.ndarray:
+  """f32[N, 5*256]: one-hot inks of all sprites; times per-class pixel errors = squared error."""
+  inks = _sprites()[1].reshape(-1, CELL * CELL)
+  return (inks[:, None, :] == np.arange(5)[None, :, None]).reshape(len(inks), -1).astype(np.float32)
+
+
+def parse(image: np.ndarray) -> Scene:
+  """The scene that `image` u8[64,64,3] shows.
+
+  Raises:
+    ValueError: the image is not of this world's size.
+  """
+  if image.shape != (SIZE, SIZE, 3) or image.dtype != np.uint8:
+    raise ValueError(f"expected u8[{SIZE},{SIZE},3], got {image.dtype}{list(image.shape)}")
+  pixels = image.astype(np.float32)
+  background = _parse_background(pixels)
+  back = np.array(_BACKGROUND_RGB[background], np.float32)
+  objects, dial, gauge = [], None, None
+  for cell in range(world.CELLS):
+    patch = pixels[_window(cell)].reshape(-1, 3)
+    foreground = np.abs(patch - back).max(1) > 4.5 * NOISE_SD
+    if foreground.sum() < 12:
+      continue
+    key, color = _match(patch, foreground, background)
+    if key[0] == "object":
+      objects.append(Obj(cell, shape=key[1], color=color, size=key[2], digit=key[3]))
+    elif key[0] == "dial":
+      dial = Instrument(cell, key[1])
+    else:
+      gauge = Instrument(cell, key[1])
+  return Scene(tuple(objects), dial, gauge, background)
+
+
+def _parse_background(pixels: np.ndarray) -> str:
+  """The background whose colour most of the cells' corner pixels have."""
+  corners = pixels.reshape(world.GRID, CELL, world.GRID, CELL, 3)[:, ::15, :, ::15].reshape(-1, 3)
+  median = np.median(corners, axis=0)
+  return min(_BACKGROUND_RGB, key=lambda b: np.abs(median - _BACKGROUND_RGB[b]).sum())
+
+
+def _match(patch, foreground, background) -> tuple[tuple, str | None]:
+  """The (sprite key, colour) with the least squared error on a cell's pixels f32[256,3]."""
+  names = list(_RGB)
+  distance = np.abs(patch[foreground, None] - np.array([_RGB[n] for n in names])[None]).sum(-1)
+  votes = np.bincount(distance.argmin(1)[distance.min(1) < 75], minlength=len(names))
+  color = names[int(votes.argmax())]
+  errors = ((patch[None] - _colors(color, background)[:, None]) ** 2).sum(-1)
+  scores = _onehots() @ errors.reshape(-1)
+  key, _ = _sprites()[0][int(scores.argmin())]
+  return key, color if key[0] == "object" else None

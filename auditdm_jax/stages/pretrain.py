@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""pretrain: makes the tiny models of the scenes world from a config and seeds.
+
+1. The vision tower learns to name what each cell holds (one linear head per attribute and token).
+2. Every model gets that frozen tower and learns its own questions from its own seed; a target never
+   sees the questions of its gaps; the auditor learns to write questions, edits and captions.
+3. Each model is measured on held-out scenes and saved with its recipe and accuracy.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from auditdm_jax import vlm as vlm_lib
+from auditdm_jax.core import metrics, store
+from auditdm_jax.core.config import UserError, build
+from auditdm_jax.models import multimodal, siglip
+from auditdm_jax.models.gemma import GemmaConfig
+from auditdm_jax.models.multimodal import VlmConfig
+from auditdm_jax.rectify import supervised
+from auditdm_jax.scenes import gaps as gaps_lib
+from auditdm_jax.scenes import mix as mix_lib
+from auditdm_jax.scenes import questions, world
+from auditdm_jax.scenes.mix import Mix
+from auditdm_jax.text.tokenizer import Tokenizer
+
+TEMPLATES = {
+  "paligemma": "{image}<bos>{text}\n",
+  "gemma3": "<bos><start_of_image>{image}<end_of_image>{text}\n",
+}
+STOPS = {"paligemma": "<eos>", "gemma3": "<end_of_turn>"}
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+  """One model: architecture kind and size, seed, gaps, steps; `tasks` makes it an auditor."""
+
+  kind: str
+  seed: int
+  steps: int
+  gaps: str
+  width: int
+  depth: int
+  mlp_dim: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  tasks: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionSpec:
+  model: dict[str, int]
+  seed: int
+  scenes: int
+  batch: int
+  steps: int
+  lr: float
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimSpec:
+  """AdamW with warm-up, a constant rate and a linear decay over the last `decay` of the steps."""
+
+  lr: float
+  warmup: int
+  decay: float
+  b2: float
+  weight_decay: float
+  clip: float
+
+  def build(self, steps: int) -> optax.GradientTransformation:
+    tail = int(self.decay * steps)
+    schedule = optax.join_schedules(
+      [
+        optax.linear_schedule(self.lr / self.warmup, self.lr, self.warmup),
+        optax.constant_schedule(self.lr),
+        optax.linear_schedule(self.lr, 0.0, tail),
+      ],
+      [self.warmup, steps - tail],
+    )
+    return optax.chain(
+      optax.clip_by_global_norm(self.clip),
+      optax.adamw(schedule, b2=self.b2, weight_decay=self.weight_decay),
+    )
+
+
+def gap_set(name: str) -> tuple[gaps_lib.Gap, ...]:
+  """"" | easy | rare | half (every second gap of both) | seed:N (drawn)."""
+  if name.startswith("seed:"):
+    return gaps_lib.draw_gaps(int(name[5:]))
+  known = {
+    "": (), "easy": gaps_lib.EASY, "rare": gaps_lib.RARE, "half": gaps_lib.EASY[::2] + gaps_lib.RARE[::2],
+  }  # fmt: skip
+  if name not in known:
+    raise UserError(f"unknown gap set {name!r}; known: {', '.join(k for k in known if k)}, seed:N")
+  return known[name]
+
+
+def model_config(spec: ModelSpec, vision: siglip.SiglipConfig, tokenizer: Tokenizer) -> VlmConfig:
+  """The VlmConfig of a tiny model, with the features of its full-size family."""
+  gemma3 = spec.kind == "gemma3"
+  text = GemmaConfig(
+    vocab_size=tokenizer.vocab_size,
+    width=spec.width,
+    depth=spec.depth,
+    mlp_dim=spec.mlp_dim,
+    num_heads=spec.num_heads,
+    num_kv_heads=spec.num_kv_heads,
+    head_dim=spec.head_dim,
+    query_scale=spec.head_dim**-0.5,
+    rope_base=1_000_000.0 if gemma3 else 10_000.0,
+    local_rope_base=10_000.0,
+    rope_scale=8.0 if gemma3 else 1.0,
+    window=32,
+    layer_is_local=tuple(i != spec.depth - 1 if gemma3 else i % 2 == 0 for i in range(spec.depth)),
+    attn_softcap=0.0 if gemma3 else 50.0,
+    final_softcap=0.0 if gemma3 else 30.0,
+    qk_norm=gemma3,
+    post_norms=True,
+    post_norm_init=-0.6,
+    unroll=spec.depth,
+  )
+  image_token = tokenizer.id("<image_soft_token>")
+  return VlmConfig(kind=spec.kind, text=text, vision=vision, image_token_id=image_token)
+
+
+# ------------------------------------------------------------------------------- vision tower
+
+
+HEADS = {
+  "kind": 4, "shape": len(world.SHAPES), "color": len(world.COLORS), "size": 2, "digit": 11,
+  "reading": len(world.READINGS), "level": len(world.LEVELS), "background": len(world.BACKGROUNDS),
+  "row": 4, "column": 4,
+}  # fmt: skip
+
+
+def cell_labels(scene: world.Scene) -> dict[str, np.ndarray]:
+  """i32[16] class of every head and cell; -1 where a head does not apply."""
+  out = {h: np.full(world.CELLS, -1, np.int32) for h in HEADS}
+  out["kind"][:] = 0
+  out["background"][:] = world.BACKGROUNDS.index(scene.background)
+  out["row"], out["column"] = np.divmod(np.arange(world.CELLS, dtype=np.int32), world.GRID)
+  for o in scene.objects:
+    out["kind"][o.cell] = 1
+    out["shape"][o.cell] = world.SHAPES.index(o.shape)
+    out["color"][o.cell] = world.COLORS.index(o.color)
+    out["size"][o.cell] = world.SIZES.index(o.size)
+    out["digit"][o.cell] = world.DIGITS.index(o.digit) + 1 if o.digit else 0
+  if scene.dial:
+    out["kind"][scene.dial.cell] = 2
+    out["reading"][scene.dial.cell] = world.READINGS.index(scene.dial.value)
+  if scene.gauge:
+    out["kind"][scene.gauge.cell] = 3
+    out["level"][scene.gauge.cell] = world.LEVELS.index(scene.gauge.value)
+  return out
+
+
+def train_tower(spec: VisionSpec, cfg: VlmConfig):
+  """Trains the tower of `cfg`; returns its params (img/ without the projector) and accuracy."""
+  mix = Mix(seed=spec.seed, scenes=spec.scenes)
+  labels = [cell_labels(s) for s in mix.all_scenes]
+  labels = {h: np.stack([x[h] for x in labels]) for h in HEADS}
+  images = mix.pixels(0, spec.scenes)
+  key = jax.random.key(spec.seed)
+  params = multimodal.init(cfg, key)["img"]
+  heads = {
+    h: 0.02 * jax.random.normal(jax.random.fold_in(key, i), (cfg.vision.width, n))
+    for i, (h, n) in enumerate(HEADS.items())
+  }
+  tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(spec.lr, spec.steps)))
+
+  def loss_fn(train, pixels, target):
+    features = multimodal.encode_images(cfg, {"img": train["img"]}, pixels)
+    loss, right = 0.0, {}
+    for h in HEADS:
+      logits = features @ train["heads"][h]
+      mask = target[h] >= 0
+      nll = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(target[h], 0))
+      loss += jnp.sum(nll * mask) / jnp.maximum(mask.sum(), 1)
+      right[h] = jnp.sum((logits.argmax(-1) == target[h]) * mask) / jnp.maximum(mask.sum(), 1)
+    return loss, right
+
+  @jax.jit
+  def step(train, opt_state, pixels, target):
+    (loss, right), grads = jax.value_and_grad(loss_fn, has_aux=True)(train, pixels, target)
+    updates, opt_state = tx.update(grads, opt_state, train)
+    return optax.apply_updates(train, updates), opt_state, loss, right
+
+  train = {"img": params, "heads": heads}
+  opt_state = tx.init(train)
+  held = max(spec.scenes // 20, spec.batch)
+  progress = metrics.Progress(spec.steps, "vision tower")
+  for i in range(spec.steps):
+    pick = np.random.default_rng((spec.seed, i)).integers(held, spec.scenes, size=spec.batch)
+    train, opt_state, loss, _ = step(
+      train, opt_state, _to_float(images[pick]), {h: v[pick] for h, v in labels.items()}
+    )
+    progress.update(i + 1, loss=float(loss))
+  progress.close()
+  _, right = jax.jit(loss_fn)(train, _to_float(images[:held]), {h: v[:held] for h, v in labels.items()})
+  return train["img"], {h: float(v) for h, v in right.items()}
+
+
+def _to_float(images: np.ndarray) -> np.ndarray:
+  return images.astype(np.float32) / 127.5 - 1.0
+
+
+# ------------------------------------------------------------------------------------- models
+
+
+def train_model(name, spec: ModelSpec, config, cfg, tokenizer, tower) -> vlm_lib.Vlm:
+  """Trains one model from scratch on its own mix and seed; the tower stays as it is."""
+  params = multimodal.init(cfg, jax.random.key(spec.seed))
+  params["img"] = {**params["img"], **tower}
+  model = vlm_lib.Vlm(
+    name=name, cfg=cfg, params=params, tokenizer=tokenizer, template=TEMPLATES[spec.kind],
+    stop_ids=(tokenizer.id(STOPS[spec.kind]),),
+  )  # fmt: skip
+  mix = Mix(
+    seed=spec.seed, scenes=config.mix.scenes, images=config.mix.images, per_image=config.mix.per_image,
+    gaps=gap_set(spec.gaps),
+  )  # fmt: skip
+  features = encode_all(model, mix)
+  layout = supervised.Layout(
+    tokenizer, model.template, world.CELLS, model.stop_ids[0],
+    length=46 if spec.tasks else 30, suffix=mix_lib.MAX_CAPTION_WORDS + 2 if spec.tasks else 3,
+  )  # fmt: skip
+  tx = _freeze(build(OptimSpec, config.optim, name="config.optim").build(spec.steps), tower)
+  state, step = supervised.init_state(params, tx), supervised.make_step(cfg, tx)
+  hardness = dict.fromkeys(questions.SKILLS, 1.0)
+  progress = metrics.Progress(spec.steps, name)
+  for i in range(spec.steps):
+    draw = mix.draw_tasks(i, spec.tasks) if spec.tasks else mix.draw(i, _weights(i, config.mix, hardness))
+    unique, row = np.unique(draw.image, return_inverse=True)
+    padded = np.resize(unique, mix.images)
+    batch = supervised.Batch(
+      features=features[padded], image=row.astype(np.int32), **layout.rows(draw.texts, draw.answers)
+    )
+    state, m = step(state, batch)
+    for skill, loss in zip(draw.skills, np.asarray(m["row_loss"]), strict=True):
+      if skill in hardness:
+        hardness[skill] += 0.02 * (float(loss) - hardness[skill])
+    progress.update(i + 1, loss=float(m["loss"]), hardest=max(hardness, key=hardness.get))
+  progress.close()
+  return dataclasses.replace(model, params=jax.device_get(state.params))
+
+
+def _freeze(tx, tower):
+  """`tx` for everything but the tower, whose updates are zero."""
+  def label(path, _):
+    keys = [k.key for k in path]
+    return "frozen" if keys[0] == "img" and keys[1] in tower else "trained"
+
+  return optax.multi_transform(
+    {"trained": tx, "frozen": optax.set_to_zero()},
+    lambda params: jax.tree_util.tree_map_with_path(label, params),
+  )
+
+
+def _weights(step, mix_section, hardness):
+  """The curriculum's weights, then a third uniform and two thirds by how hard a skill still is."""
+  fixed = mix_lib.curriculum(step, lookups=mix_section.lookups, searches=mix_section.searches)
+  if fixed is not None:
+    return fixed
+  total = sum(hardness.values())
+  return {k: 0.35 / len(hardness) + 0.65 * v / total for k, v in hardness.items()}
+
+
+def encode_all(model: vlm_lib.Vlm, mix: Mix, *, chunk: int = 2000) -> np.ndarray:
+  """f16[N,16,Dv] features of every scene of a mix."""
+  parts = [
+    model.encode(list(mix.pixels(i, min(i + chunk, mix.scenes)))).astype(np.float16)
+    for i in range(0, mix.scenes, chunk)
+  ]
+  return np.concatenate(parts)
+
+
+def measure(model: vlm_lib.Vlm, section, gaps=()) -> dict[str, dict]:
+  """Held-out accuracy {"n", "k", "rate"} overall, per skill, inside and outside the gaps."""
+  mix = Mix(seed=section.seed, scenes=section.scenes, images=section.questions // 6, per_image=6)
+  draw = mix.draw(0)
+  features = encode_all(model, mix)
+  got = model.answer_features(features[draw.image], draw.texts, max_new_tokens=3)
+  tally: dict[str, list[int]] = {}
+  for text, skill, want, have in zip(draw.texts, draw.skills, draw.answers, got, strict=True):
+    gap = gaps_lib.match(gaps, questions.parse_question(text), want)
+    groups = ["all", f"gap/{gap}" if gap else f"skill/{skill}", "gaps" if gap else "rest"]
+    for group in groups:
+      pair = tally.setdefault(group, [0, 0])
+      pair[0] += have == want
+      pair[1] += 1
+  return {g: {"k": int(k), "n": n, "rate": round(k / n, 4)} for g, (k, n) in sorted(tally.items())}
+
+
+def main(config: ConfigDict, workdir: pathlib.Path) -> int:
+  output = pathlib.Path(config.output or workdir / "models")
+  tokenizer = Tokenizer.word_level(mix_lib.vocabulary())
+  vision = build(VisionSpec, config.vision, name="config.vision")
+  siglip_cfg = siglip.SiglipConfig(**vision.model)
+  specs = {n: build(ModelSpec, s, name=f"config.models.{n}") for n, s in config.models.items()}
+  if config.only and config.only not in {"siglip", *specs}:
+    raise UserError(f"unknown model {config.only!r}; known: siglip, {', '.join(specs)}")
+  tower_dir = output / "siglip"
+  first = next(iter(specs.values()))
+  if not (tower_dir / "config.json").exists():
+    params, accuracy = train_tower(vision, model_config(first, siglip_cfg, tokenizer))
+    print("tower accuracy", accuracy, flush=True)
+    vlm_lib.save_tower(tower_dir, siglip_cfg, params, extras={"accuracy": accuracy, "seed": vision.seed})
+  tower = vlm_lib.load_tower(tower_dir, siglip_cfg)
+  for name, spec in specs.items():
+    if config.only not in ("", name) or (output / name / "config.json").exists():
+      continue
+    cfg = model_config(spec, siglip_cfg, tokenizer)
+    model = train_model(name, spec, config, cfg, tokenizer, tower)
+    accuracy = {} if spec.tasks else measure(model, config.heldout, gap_set(spec.gaps))
+    print(name, json.dumps({k: v["rate"] for k, v in accuracy.items()}), flush=True)
+    extras = {"recipe": dataclasses.asdict(spec), "heldout": accuracy}
+    vlm_lib.save_vlm(output / name, model, tower="../siglip", extras=extras)
+  return 0

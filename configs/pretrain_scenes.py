@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes every tiny model of the scenes world: vision tower, targets, references, sibling, auditor.
+
+  python -m auditdm_jax pretrain --config=configs/pretrain_scenes.py --workdir=runs/pretrain
+  python -m auditdm_jax pretrain --config=configs/pretrain_scenes.py:only=ref_gemma3 --workdir=…
+
+Each model is trained from scratch, from its own seed, on its own questions and scenes. A target's
+gaps are planted by leaving their questions out. About 20 minutes of one core per model.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  args = dict(a.split("=") for a in arg.split(",") if a)
+  c = ConfigDict()
+  c.only = args.get("only", "")  # one model's name, else all in order
+  c.output = ""  # folder of model folders; "" = <workdir>/models
+
+  c.vision = ConfigDict(
+    dict(
+      model=dict(width=96, depth=2, mlp_dim=192, num_heads=4, patch_size=16, image_size=64),
+      seed=11, scenes=20_000, batch=128, steps=2_000, lr=2e-3,
+    )
+  )  # fmt: skip
+
+  c.mix = dict(scenes=24_000, images=16, per_image=4, lookups=700, searches=1800)
+  c.optim = dict(lr=2.5e-3, warmup=100, decay=0.35, b2=0.98, weight_decay=0.02, clip=1.0)
+  c.heldout = dict(seed=900_001, scenes=1_000, questions=6_000)
+
+  pg = dict(kind="paligemma", width=96, depth=4, mlp_dim=192, num_heads=4, num_kv_heads=2, head_dim=24)
+  g3 = dict(kind="gemma3", width=96, depth=4, mlp_dim=192, num_heads=4, num_kv_heads=2, head_dim=24)
+  steps = int(args.get("steps", 9000))
+  c.models = dict(
+    ref_paligemma2=dict(seed=101, gaps="", steps=steps, **pg),
+    target_rare=dict(seed=102, gaps="rare", steps=steps, **pg),
+    ref_gemma3=dict(seed=103, gaps="", steps=steps, **g3),
+    target_easy=dict(seed=104, gaps="easy", steps=steps, **pg),
+    sibling=dict(seed=105, gaps="half", steps=steps, **{**pg, "width": 112, "head_dim": 28, "mlp_dim": 224}),
+    auditor=dict(
+      seed=106, gaps="", steps=2000, **{**g3, "depth": 3},
+      tasks=dict(ask=0.7, edit=0.18, describe=0.12),
+    ),
+  )  # fmt: skip
+  return c
