@@ -15,10 +15,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from auditdm_jax import stages
-from auditdm_jax.core import runtime
 from auditdm_jax.core.config import UserError, did_you_mean
 
-_WITHOUT_WORKDIR = {"serve_images"}
+# Runs in an environment of its own, which need not have jax, and leaves nothing behind.
+_SERVERS = {"serve_images"}
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config, such as configs/scenes.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run; made if it is not there.")
 _DEVICES = flags.DEFINE_integer("devices", 0, "Split the CPU into so many devices.", lower_bound=0)
@@ -41,12 +41,14 @@ def list_stages() -> dict[str, str]:
 def usage() -> str:
   """Returns the help text."""
   rows = [f"  {name:14}{doc}" for name, doc in list_stages().items()]
-  return "\n".join([
-    "usage: python -m auditdm_jax STAGE --config=configs/X.py[:args] --workdir=DIR"
-    " [--config.a.b=c] [--devices=N]",
-    *rows,
-    "The same command run again continues where it stopped.",
-  ])
+  return "\n".join(
+    [
+      "usage: python -m auditdm_jax STAGE --config=configs/X.py[:args] --workdir=DIR"
+      " [--config.a.b=c] [--devices=N]",
+      *rows,
+      "The same command run again continues where it stopped.",
+    ]
+  )
 
 
 def parse(argv: list[str]) -> str:
@@ -63,15 +65,23 @@ def parse(argv: list[str]) -> str:
     raise UserError(f"no stage {argv[0]!r}{did_you_mean(stage, known)}\n" + usage())
   try:
     rest = flags.FLAGS(argv)[1:]
-  except (flags.Error, OSError, AttributeError, KeyError, TypeError) as e:
-    # What absl and ml_collections raise for unknown flags, missing files and unknown config keys.
-    raise UserError(str(e).strip('"')) from e
+  except (AttributeError, KeyError) as e:  # Of ml_collections, with a repr inside a repr.
+    message = str(e).replace("\\n", " ").translate({ord(c): None for c in "'\"\\"})
+    raise UserError(f"--config.…: no such key: {message}") from e
+  except (flags.Error, OSError, TypeError, ValueError) as e:
+    # Of a complaint raised by the config file itself only the last line, not ml_collections' trace.
+    raise UserError(str(e).strip().rpartition("\n")[2]) from e
   if rest:
     raise UserError(f"not a flag: {' '.join(rest)}; flags are written --name=value")
   if _CONFIG.value is None:
     raise UserError("--config is missing, such as --config=configs/scenes.py")
+  try:
+    _CONFIG.value.lock()
+  except OSError as e:  # ml_collections holds it back until the config is used.
+    given = next((arg for arg in argv if arg.startswith("--config")), "--config")
+    raise UserError(f"{given}: no such file") from e
   module = stage.replace("-", "_")
-  if _WORKDIR.value is None and module not in _WITHOUT_WORKDIR:
+  if _WORKDIR.value is None and module not in _SERVERS:
     raise UserError("--workdir is missing: where the results go, such as --workdir=runs/first")
   return module
 
@@ -87,7 +97,8 @@ def run(argv: list[str]) -> int:
     workdir = pathlib.Path(_WORKDIR.value).absolute() if _WORKDIR.value is not None else None
     if workdir:
       workdir.mkdir(parents=True, exist_ok=True)
-    runtime.setup(devices=_DEVICES.value)
+    if module not in _SERVERS:
+      importlib.import_module("auditdm_jax.core.runtime").setup(devices=_DEVICES.value)
     return importlib.import_module(f"auditdm_jax.stages.{module}").main(_CONFIG.value, workdir)
   except UserError as e:
     print(f"auditdm_jax: {e}", file=sys.stderr)

@@ -60,7 +60,7 @@ class Manifest:
       "git": _git_revision(),
       "python": platform.python_version(),
       "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
-      "started": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+      "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
       "runs": old.get("runs", 0) + 1,
       "cost": old.get("cost", {}),
     }
@@ -92,7 +92,8 @@ def _changed(old: Any, new: Any, prefix: str = "") -> list[str]:
   if isinstance(old, dict) and isinstance(new, dict):
     keys = [*old, *(k for k in new if k not in old)]
     return [
-      path for key in keys
+      path
+      for key in keys
       for path in _changed(old.get(key), new.get(key), f"{prefix}.{key}" if prefix else key)
     ]
   return [] if old == new else [prefix]

@@ -90,8 +90,10 @@ def _check(mesh: Mesh, path: str, shape: tuple[int, ...], spec: PartitionSpec) -
     names = (entry,) if isinstance(entry, str) else entry or ()
     for name in names:
       if name not in mesh.shape:
-        raise UserError(f"{path}: the mesh has no axis {name!r}"
-                        f"{did_you_mean(name, mesh.axis_names)}; it has {dict(mesh.shape)}")
+        raise UserError(
+          f"{path}: the mesh has no axis {name!r}"
+          f"{did_you_mean(name, mesh.axis_names)}; it has {dict(mesh.shape)}"
+        )
     parts = math.prod(mesh.shape[name] for name in names)
     if size % parts:
       raise UserError(f"{path} {shape}: {size} is not a multiple of the {parts} devices of {names}")

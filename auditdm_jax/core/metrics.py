@@ -139,12 +139,12 @@ class Progress:
       self._task = self._bar.add_task(label, total=total, completed=done, text="")
       self._bar.start()
 
-  def update(self, n: int = 1, **fields: Any) -> None:
-    """Counts `n` units as done and shows `fields`, such as reward=0.31, beside them."""
-    self._done += n
+  def update(self, done: int, **fields: Any) -> None:
+    """Says that `done` of the total are done, and shows `fields` such as reward=0.31 beside it."""
+    self._done = done
     self._text = "  ".join(f"{k} {_short(v)}" for k, v in fields.items())
     if self._bar:
-      self._bar.update(self._task, advance=n, text=self._text)
+      self._bar.update(self._task, completed=done, text=self._text)
     elif time.monotonic() - self._last >= self._every_s:
       self._line()
 

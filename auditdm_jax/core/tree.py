@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trees by path: "llm/layers/attn/q_einsum/w" names a leaf everywhere, in files, rules and errors."""
+"""Trees by path: "llm/layers/attn/q_einsum/w" names a leaf in files, rules and errors alike."""
 
 from collections.abc import Mapping, Sequence
 import difflib
@@ -85,8 +85,10 @@ def match_rules(rules: Sequence[tuple[str, Any]], tree: Any) -> Any:
   flat = flatten(tree)
   for regex, _ in compiled:
     if not any(regex.search(path) for path in flat):
-      raise UserError(f"rule {regex.pattern!r} matches none of the {len(flat)} leaves, "
-                      f"such as {', '.join(list(flat)[:3])}")
+      raise UserError(
+        f"rule {regex.pattern!r} matches none of the {len(flat)} leaves, "
+        f"such as {', '.join(list(flat)[:3])}"
+      )
 
   def spec_of(path: tuple[Any, ...], leaf: Any) -> Any:
     if not np.shape(leaf):
@@ -95,7 +97,9 @@ def match_rules(rules: Sequence[tuple[str, Any]], tree: Any) -> Any:
     for regex, spec in compiled:
       if regex.search(name):
         return spec
-    raise UserError(f"no rule matches {name!r} {np.shape(leaf)}; "
-                    f"rules: {', '.join(repr(r.pattern) for r, _ in compiled)}")
+    raise UserError(
+      f"no rule matches {name!r} {np.shape(leaf)}; "
+      f"rules: {', '.join(repr(r.pattern) for r, _ in compiled)}"
+    )
 
   return jax.tree_util.tree_map_with_path(spec_of, tree)
