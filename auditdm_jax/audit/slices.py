@@ -9,6 +9,7 @@ of the round); a pair must also beat either of its terms alone. A winner that is
 wider candidate around it gives way to the wider one, so that one gap does not become many slices.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 import dataclasses
 
@@ -105,7 +106,8 @@ def make_table(
   sets = [term_set(q, a) for q, a in zip(questions, answers)]
   seen = frozenset().union(*sets)
   keep = [t for t in seen if not t.startswith("any:") or _in_both_roles(t, seen)]
-  names = tuple(sorted(keep, key=_simplicity))
+  common = Counter(t for row in sets for t in row)
+  names = tuple(sorted(keep, key=lambda t: _simplicity(t, common[t])))
   index = {t: i for i, t in enumerate(names)}
   columns, ends = [], [0]
   for row in sets:
@@ -122,10 +124,13 @@ def _in_both_roles(any_term: str, seen: frozenset[str]) -> bool:
   return f"q:{word}" in seen and f"a:{word}" in seen
 
 
-def _simplicity(name: str) -> tuple[int, int, str]:
-  """Among equal candidates: single words before pairs, question before answer before either."""
+def _simplicity(name: str, count: int) -> tuple[int, int, int, str]:
+  """Among equal candidates: single words before pairs, question before answer before either.
+
+  Then the more common: of `row four column two`, people mean `row four`, not `four column`.
+  """
   role, word = name.split(":", 1)
-  return word.count(" "), _ROLE_ORDER[role], word
+  return word.count(" "), _ROLE_ORDER[role], -count, word
 
 
 def decision_list(

@@ -21,7 +21,7 @@ from auditdm_jax.audit.probe import Failure, Gate, Probe, Stability, Verdict
 from auditdm_jax.audit.rates import rate
 from auditdm_jax.audit.verdict import decide
 
-Paraphrase = Callable[[str, int], str]
+Paraphrase = Callable[[str, int], str | None]
 Jitter = Callable[[np.ndarray, int], np.ndarray]
 Independent = Callable[[np.ndarray, str], str | None]
 
@@ -99,7 +99,8 @@ def verify(
     finds: disagreements with complete answers.
     bank: target and references; asked in full, without cascade.
     images: loads the u8[H,W,3] of an image id.
-    paraphrase: `(question, k) -> other wording`; None: no paraphrase trials.
+    paraphrase: `(question, k >= 1) -> another wording`, or None if it has none; None: no
+        paraphrase trials.
     jitter: `(image, k) -> image` that changes nothing of meaning; None: `default_jitter`.
     independent: answer of a judge outside the ensemble (None where it cannot answer).
     config: what is asked for.
@@ -171,9 +172,13 @@ def _plan(
   for i, find in enumerate(finds):
     source, question = find.probe.image_id, find.probe.question
     trials.append(_Trial(i, "greedy:0", source, question))
-    if paraphrase:
-      for k in range(config.paraphrases):
-        trials.append(_Trial(i, f"paraphrase:{k}", source, paraphrase(question, k)))
+    wordings = {question}
+    for k in range(config.paraphrases if paraphrase else 0):
+      other = paraphrase(question, k + 1)
+      # A wording that was tried already is no new evidence.
+      if other is not None and other not in wordings:
+        wordings.add(other)
+        trials.append(_Trial(i, f"paraphrase:{k}", source, other))
     for k in range(config.jitters):
       key = f"jitter:{k}:{source}"
       if key not in extra:

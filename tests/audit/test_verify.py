@@ -35,9 +35,8 @@ def audit(fake_vlm, make_picture, tmp_path):
     return Find(probe, found, gates)
 
   def run(finds, **fields):
-    return verify(
-      finds, bank, images=store.get, paraphrase=lambda q, k: f"{q} please {k}", **fields
-    )
+    fields.setdefault("paraphrase", lambda q, k: f"{q} please {k}")
+    return verify(finds, bank, images=store.get, **fields)
 
   return find, run
 
@@ -101,3 +100,11 @@ def test_jitter_is_small():
     other = default_jitter(image, k)
     assert other.shape == image.shape and other.dtype == np.uint8 and (other != image).any()
     assert np.median(np.abs(other.astype(int) - image)) <= 20
+
+
+def test_a_wording_tried_already_is_no_evidence(audit):
+  find, run = audit
+  stability = run([find(0, "what color is it")], config=VerifyConfig(paraphrases=4)).failures[0]
+  assert stability.stability.n == 1 + 4 + 2
+  again = run([find(0, "what color is it")], paraphrase=lambda q, k: q if k % 2 else None)
+  assert again.failures[0].stability.n == 3
