@@ -97,7 +97,7 @@ you'd've you'll you're you've
 
 
 def relaxed_accuracy(prediction: str, references: Sequence[str]) -> float:
-  """ChartQA: numbers may be off by 5 per cent of the reference, other answers by case only.
+  """ChartQA: numbers may be off by 5 per cent of the reference, others must be equal up to case.
 
   "12%" is read as 0.12. A reference of 0 demands its own spelling. Source: pix2struct, metrics.py.
   """

@@ -14,6 +14,7 @@ import argparse
 from collections.abc import Iterator
 import dataclasses
 import pathlib
+import sys
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,8 @@ def main() -> None:
   parser.add_argument("--data_dir", required=True)
   parser.add_argument("--config", default="default")
   args = parser.parse_args()
+  if not sys.stderr.isatty():
+    tfds.disable_progress_bar()
   print(prepare(args.data_dir, config=args.config))
 
 
