@@ -296,7 +296,13 @@ def _widen(
   config: SliceConfig,
 ) -> int:
   """Index of the winner: the best bound, widened as long as nothing speaks for the narrower."""
-  rank = sorted(passing, key=lambda i: (-round(float(found.lower[i]), 9), len(found.terms[i]), i))
+  place = {name: i for i, name in enumerate(table.names)}  # simplest first
+
+  def order(i: int) -> tuple:
+    simplicity = sum(place[name] for name in found.terms[i])
+    return -round(float(found.lower[i]), 9), len(found.terms[i]), simplicity
+
+  rank = sorted(passing, key=order)
   winner = rank[0]
   weight = table.weight * open_rows
   while True:
