@@ -107,7 +107,7 @@ class State:
 
 
 def loss_and_nll(cfg, params, batch: Batch, *, label_smoothing: float = 0.0):
-  """Mean token loss f32[] and the mean suffix loss of each row f32[N]."""
+  """Mean loss of the suffix tokens f32[], and the mean of each row f32[N]."""
   ar = batch.ar if cfg.kind == "paligemma" else None
   hidden = multimodal.hidden(
     cfg, params, batch.features.astype(jnp.float32)[batch.image], batch.tokens, valid=batch.valid, ar=ar
@@ -118,8 +118,8 @@ def loss_and_nll(cfg, params, batch: Batch, *, label_smoothing: float = 0.0):
   if label_smoothing:
     uniform = -jax.nn.log_softmax(logits).mean(-1)
     nll = (1 - label_smoothing) * nll + label_smoothing * uniform
-  total, count = masked.sum_count(nll, batch.mask)
   rows = jnp.sum(nll * batch.mask, 1) / jnp.maximum(batch.mask.sum(1), 1)
+  total, count = masked.sum_count(nll, batch.mask)
   return total / jnp.maximum(count, 1), rows
 
 

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AuditDM in the scenes world: the whole loop in minutes on two CPU cores.
+
+COMMAND
+  python -m auditdm_jax loop --config=configs/scenes.py --workdir=runs/scenes
+
+ARGS, as configs/scenes.py:target=rare,reward=plain,seed=1
+  target      easy (a fifth of random questions fail) | rare (a twentieth do); the shipped targets
+  reward      novelty (finds of new kinds weigh more) | plain (the paper's binary signal)
+  seed        of everything that is drawn
+  error_rate  share of images that the image service gets wrong
+  round2      0 skips the second round
+
+Everything else is an override: --config.optim.steps=60
+"""
+
+from ml_collections import ConfigDict
+
+WEIGHTS = "data/scenes/weights"
+
+
+def _parse(arg: str) -> dict[str, str]:
+  known = {
+    "target": "easy", "reward": "novelty", "seed": "0", "error_rate": "0.0", "round2": "1",
+  }  # fmt: skip
+  given = dict(a.split("=", 1) for a in arg.split(",") if a)
+  if unknown := sorted(set(given) - set(known)):
+    raise ValueError(f"configs/scenes.py: unknown arg {unknown[0]!r}; args: {', '.join(known)}")
+  return known | given
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  args = _parse(arg)
+  seed, rare = int(args["seed"]), args["target"] == "rare"
+  c = ConfigDict()
+  c.seed = seed
+  c.world = dict(name="scenes", gaps=args["target"])  # the oracle: for checking, never for reward
+
+  c.models = dict(
+    auditor=f"{WEIGHTS}/auditor",
+    target=f"{WEIGHTS}/target_{args['target']}",
+    references=(f"{WEIGHTS}/ref_paligemma2", f"{WEIGHTS}/ref_gemma3"),
+    sibling=f"{WEIGHTS}/sibling",  # the larger, unrepaired model a repair is compared with
+  )
+  c.pool = dict(
+    builder="data/scenes/scenes_dataset_builder.py",
+    data_dir="",  # "" = <workdir>/data
+    dataset="scenes/default/1.0.0",
+    images="pool", heldout="heldout", fresh="rounds",
+  )  # fmt: skip
+  c.images = dict(
+    backend="scenes", error_rate=float(args["error_rate"]), seed=seed, width=64, height=64,
+    address="",  # "" = a service of its own; "host:port" = one that runs already
+  )  # fmt: skip
+  c.bank = dict(max_new_tokens=3, batch_size=512, cascade=False, abstentions=("unanswerable",))
+  c.judge = dict()
+
+  # ---- train: GRPO. The paper: 32 prompts x 8, lr 3e-6, 1000 steps; a tiny model wants more.
+  c.rollout = dict(
+    prompts=dict(question=12, edit=2, generate=1, edit_only=1),
+    group_size=8, temperature=1.0,
+    task=dict(question="ask", caption="describe", edit="edit"),
+    max_new_tokens=dict(question=11, caption=24, edit=14),
+  )  # fmt: skip
+  c.grpo = dict(group_size=8, kl="k2", kl_coef=0.02, entropy_coef=0.003, aggregation="token")
+  c.optim = dict(steps=150, lr=3e-4, final_lr=1e-4, warmup=0.05, weight_decay=0.0)
+  c.reward = dict(novelty="archive", novelty_power=0.5)
+  if args["reward"] == "plain":
+    c.reward = dict(novelty="off")
+  elif args["reward"] != "novelty":
+    raise ValueError(f"reward={args['reward']!r}: novelty or plain")
+  c.mesh = dict(data=-1)
+  c.harvest = (30, 60, 90, 120)  # checkpoints kept for discovery, beside the last
+  c.checkpoint_every = 10
+
+  # ---- discover, verify
+  c.discover = dict(
+    probes=12_000, batch=480,
+    arms=dict(floor=0.06, yield_weight=1.0, seed=seed),
+    search_probes=2_000,  # for the rates of prompt-only against trained
+  )  # fmt: skip
+  c.verify = dict(limit=4_000, paraphrases=2, jitters=2)
+  c.taxonomy = dict(skills="data/scenes/skills.yaml")
+
+  # ---- rectify, evaluate, second round
+  c.rectify = dict(
+    recipe=dict(steps=600, batch_size=64, lr=2e-3, replay=0.5, seed=seed),
+    curate=dict(size=3_000, cap=0.15, seed=seed),
+    length=30, suffix=3,
+  )  # fmt: skip
+  c.round2 = dict(enabled=args["round2"] == "1", steps=60)
+  if rare:
+    c.optim.steps = 240
+    c.harvest = (60, 120, 180)
+  return c
