@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The service as a child: restarts, drains, dies with its parent, imports little."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from auditdm_jax.images import process
+from auditdm_jax.images.client import ImageClient
+from auditdm_jax.images.failures import Reason
+from tests.images import fake
+
+ROOT = pathlib.Path(__file__).parents[2]
+SIZE = dict(width=8, height=8)
+
+
+def _start(tmp_path, **flags):
+  command = [sys.executable, str(ROOT / "tests/images/fake.py")]
+  command += [f"--{k}={v}" for k, v in flags.items()]
+  return process.start(command, log=tmp_path / "images.log", ready_s=30.0)
+
+
+def _gone(pid: int, timeout_s: float) -> bool:
+  until = time.monotonic() + timeout_s
+  while time.monotonic() < until:
+    try:
+      state = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+      return True
+    if state == "Z":  # Ended; nobody has asked for its exit code.
+      return True
+    time.sleep(0.02)
+  return False
+
+
+def test_nothing_is_lost_when_the_server_is_killed_and_restarted(tmp_path):
+  port = fake.free_port()
+  service = _start(tmp_path, port=port, sleep_s=0.03)
+  with ImageClient(service.address, deadline_s=20.0, max_in_flight=8) as client:
+    results = [client.generate(f"p{i}", seed=i, **SIZE) for i in range(80)]
+    results[10].result(10.0)
+    os.kill(service.pid, signal.SIGKILL)
+    assert service.stop() == -signal.SIGKILL
+    assert not all(f.done() for f in results)
+    with _start(tmp_path, port=port, sleep_s=0.03):
+      done = [f.result(20.0) for f in results]
+  assert [r.failure for r in done] == [None] * 80
+  assert max(r.timings.tries for r in done) > 1
+  want = fake.FakeBackend().generate(["p40"], [40], **SIZE)[0]
+  np.testing.assert_array_equal(done[40].image, want)
+
+
+def test_without_a_restart_every_future_ends_in_a_typed_failure(tmp_path):
+  service = _start(tmp_path, sleep_s=0.05)
+  with ImageClient(service.address, deadline_s=1.0, max_in_flight=4, retries=2) as client:
+    results = [client.generate(f"p{i}", seed=i, **SIZE) for i in range(12)]
+    results[0].result(10.0)
+    os.kill(service.pid, signal.SIGKILL)
+    done = [f.result(10.0) for f in results]
+  service.stop()
+  failures = [r.failure for r in done if r.failure]
+  assert failures and {f.reason for f in failures} == {Reason.UNAVAILABLE}
+  assert {f.fault for f in failures} == {"service"}
+  assert all((r.image is None) == (r.failure is not None) for r in done)
+
+
+def test_sigterm_finishes_what_is_in_flight(tmp_path):
+  service = _start(tmp_path, sleep_s=0.2, max_batch=2)
+  with ImageClient(service.address, retries=0) as client:
+    results = [client.generate(f"p{i}", seed=i, **SIZE) for i in range(6)]
+    time.sleep(0.3)
+    codes = []
+    stopper = threading.Thread(target=lambda: codes.append(service.stop()))
+    stopper.start()
+    time.sleep(0.1)
+    late = client.generate("late", seed=0, **SIZE).result(5.0)
+    assert all(f.result(5.0).image is not None for f in results)
+    stopper.join()
+  assert late.failure.reason is Reason.DRAINING and late.failure.fault == "service"
+  assert codes == [0]
+  assert service.stop() == 0
+
+
+def test_the_child_dies_with_its_parent(tmp_path):
+  code = (
+    "import os, sys; from auditdm_jax.images import process; "
+    "handle = process.start([sys.executable, sys.argv[1]], log=sys.argv[2]); "
+    "print(handle.pid, flush=True); os.kill(os.getpid(), 9)"
+  )
+  command = [sys.executable, "-c", code, "tests/images/fake.py", str(tmp_path / "log")]
+  parent = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+  assert _gone(int(parent.stdout), 5.0)
+
+
+def test_an_early_end_shows_the_end_of_the_log(tmp_path):
+  command = [sys.executable, "-c", "import sys; sys.exit('no such weights')"]
+  with pytest.raises(RuntimeError, match="(?s)exit code 1.*no such weights"):
+    process.start(command, log=tmp_path / "log")
+
+
+def test_a_child_that_hangs_is_given_up(tmp_path):
+  command = [sys.executable, "-c", "import time; time.sleep(60)"]
+  with pytest.raises(RuntimeError, match="not ready"):
+    process.start(command, log=tmp_path / "log", ready_s=0.2)
+
+
+@pytest.mark.parametrize("module", ["client", "server", "process"])
+def test_neither_side_imports_jax_or_torch(module):
+  code = (
+    f"import sys, auditdm_jax.images.{module}; "
+    "print(sorted({'jax', 'flax', 'torch', 'tensorflow'} & set(sys.modules)))"
+  )
+  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+  assert done.stdout.strip() == "[]", done.stderr
