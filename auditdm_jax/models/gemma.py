@@ -313,10 +313,12 @@ class Gemma(nn.Module):
     """
     cfg = self.cfg
     is_local = jnp.asarray(cfg.layer_is_local or (False,) * cfg.depth)
-    angles = jnp.stack([
-      rope_angles(positions, cfg.head_dim, base=cfg.rope_base, scale=cfg.rope_scale),
-      rope_angles(positions, cfg.head_dim, base=cfg.local_rope_base),
-    ])
+    angles = jnp.stack(
+      [
+        rope_angles(positions, cfg.head_dim, base=cfg.rope_base, scale=cfg.rope_scale),
+        rope_angles(positions, cfg.head_dim, base=cfg.local_rope_base),
+      ]
+    )
     angles = jnp.stack([jnp.cos(angles), jnp.sin(angles)])  # [cos or sin, global or local, B,T,H/2]
     masks = jnp.stack([mask, mask & window_mask(positions, key_positions, window=cfg.window)])
     x, kv = self.layers(x.astype(cfg.dtype), is_local, past, angles, masks)

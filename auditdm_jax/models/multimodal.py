@@ -24,8 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from auditdm_jax.core import config
-from auditdm_jax.models import gemma
-from auditdm_jax.models import siglip
+from auditdm_jax.models import gemma, siglip
 
 Params = dict[str, Any]
 
@@ -120,10 +119,14 @@ def init(cfg: VlmConfig, key: Array) -> Params:
   return params
 
 
+def tower(params: Params) -> Params:
+  """Returns the tower's own parameters: img/ without the projector."""
+  return {k: v for k, v in params["img"].items() if k != "head"}
+
+
 def encode_images(cfg: VlmConfig, params: Params, pixels: Array) -> Array:
   """Returns features [N,P,Dv] of pixels f32[N,H,W,3] in [-1, 1]."""
-  tower = {k: v for k, v in params["img"].items() if k != "head"}
-  return siglip.Siglip(cfg.vision).apply({"params": tower}, pixels)
+  return siglip.Siglip(cfg.vision).apply({"params": tower(params)}, pixels)
 
 
 def project(cfg: VlmConfig, params: Params, features: Array) -> Array:

@@ -115,9 +115,9 @@ class EncoderBlock(nn.Module):
   @nn.compact
   def __call__(self, x: Array, _: None) -> tuple[Array, None]:
     y = LayerNorm(name="LayerNorm_0")(x)
-    x = x + MultiHeadDotProductAttention(
-      self.cfg.num_heads, name="MultiHeadDotProductAttention_0"
-    )(y)
+    x = x + MultiHeadDotProductAttention(self.cfg.num_heads, name="MultiHeadDotProductAttention_0")(
+      y
+    )
     y = LayerNorm(name="LayerNorm_1")(x)
     return x + MlpBlock(self.cfg.mlp_dim, name="MlpBlock_0")(y), None
 

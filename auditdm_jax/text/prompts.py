@@ -23,9 +23,7 @@ GEMMA3 = (
 GEMMA3_PLAIN = "<bos><start_of_image>{image}<end_of_image>{text}\n"
 
 
-def render(
-  tokenizer: Tokenizer, template: str, text: str, num_image_tokens: int
-) -> list[int]:
+def render(tokenizer: Tokenizer, template: str, text: str, num_image_tokens: int) -> list[int]:
   """Returns the ids of a prompt.
 
   Specials are recognised in the template only, never in `text`; each run between two specials is

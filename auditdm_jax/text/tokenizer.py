@@ -12,9 +12,7 @@ import pathlib
 import re
 
 import tokenizers
-from tokenizers import decoders
-from tokenizers import models
-from tokenizers import pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 
 from auditdm_jax.core.config import UserError, did_you_mean
 
@@ -43,9 +41,7 @@ class Tokenizer:
     self._backend.encode_special_tokens = True  # Specials in text are text.
     added = backend.get_added_tokens_decoder()
     # <unk> is what encode gives for an unknown word, so it is not one of the forbidden ids.
-    self._specials = {
-      t.content: i for i, t in added.items() if t.special and t.content != "<unk>"
-    }
+    self._specials = {t.content: i for i, t in added.items() if t.special and t.content != "<unk>"}
     self.special_ids = frozenset(self._specials.values())
 
   @classmethod
@@ -129,6 +125,13 @@ class Tokenizer:
       near = did_you_mean(token, self._backend.get_vocab())
       raise UserError(f"no token {token!r} in the tokenizer{near}")
     return i
+
+  def token(self, i: int) -> str:
+    """Returns the token of an id; the inverse of `id`."""
+    token = self._backend.id_to_token(i)
+    if token is None:
+      raise UserError(f"no token {i} in the tokenizer of {self.vocab_size}")
+    return token
 
   def encode(self, text: str) -> list[int]:
     """Returns the ids of `text`; none of them is special and none is added."""
