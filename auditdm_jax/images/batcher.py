@@ -19,13 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from auditdm_jax.images.backend import Backend
-from auditdm_jax.images.backend import Job
-from auditdm_jax.images.backend import run_batch
-from auditdm_jax.images.config import Batching
-from auditdm_jax.images.config import Limits
-from auditdm_jax.images.failures import Reason
-from auditdm_jax.images.failures import Refused
+from auditdm_jax.images.backend import Backend, Job, run_batch
+from auditdm_jax.images.config import Batching, Limits
+from auditdm_jax.images.failures import Reason, Refused
 
 _LOG = logging.getLogger(__name__)
 
@@ -211,7 +207,7 @@ class Batcher:
     return sum(entry.job.key == head.job.key for entry in self._queue)
 
   def _finish(self, entry: _Entry, outcome: Outcome) -> None:
-    # A backend's failure may pass, so it is not remembered; images and bad captions stay what they are.
+    # A backend's failure may pass; images and bad captions stay what they are.
     if isinstance(outcome, Done) or outcome.reason is Reason.INVALID_INSTRUCTION:
       self._cache.put(entry.job, outcome)
     self._close(entry)

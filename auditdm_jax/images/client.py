@@ -20,17 +20,11 @@ import time
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health_pb2
-from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 import numpy as np
 
-from auditdm_jax.images import stubs
-from auditdm_jax.images import validate
-from auditdm_jax.images.failures import RULES
-from auditdm_jax.images.failures import Failure
-from auditdm_jax.images.failures import Reason
-from auditdm_jax.images.failures import Refused
-from auditdm_jax.images.failures import from_call
+from auditdm_jax.images import stubs, validate
+from auditdm_jax.images.failures import RULES, Failure, Reason, Refused, from_call
 
 _BACKOFF_S, _MAX_BACKOFF_S = 0.05, 2.0
 _EJECT_S = 1.0

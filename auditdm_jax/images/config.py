@@ -72,3 +72,7 @@ class ImagesConfig:
   limits: Limits = Limits()
   batching: Batching = Batching()
   client: ClientConfig = ClientConfig()
+
+  def __post_init__(self):
+    if not 0 <= self.port < 2**16:  # gRPC would take it modulo 65536, in silence.
+      raise ValueError(f"port {self.port} is not between 0 and 65535")

@@ -9,21 +9,13 @@ import signal
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health
-from grpc_health.v1 import health_pb2
-from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from auditdm_jax.images import stubs
-from auditdm_jax.images import validate
-from auditdm_jax.images.backend import Backend
-from auditdm_jax.images.backend import Job
-from auditdm_jax.images.batcher import Batcher
-from auditdm_jax.images.batcher import Done
+from auditdm_jax.images import stubs, validate
+from auditdm_jax.images.backend import Backend, Job
+from auditdm_jax.images.batcher import Batcher, Done
 from auditdm_jax.images.config import ImagesConfig
-from auditdm_jax.images.failures import REASON_KEY
-from auditdm_jax.images.failures import RULES
-from auditdm_jax.images.failures import Reason
-from auditdm_jax.images.failures import Refused
+from auditdm_jax.images.failures import REASON_KEY, RULES, Reason, Refused
 
 _LOG = logging.getLogger(__name__)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -48,7 +40,7 @@ class ImageServer:
       options=[
         ("grpc.max_receive_message_length", max_bytes),
         ("grpc.max_send_message_length", max_bytes),
-        # gRPC's core would drop waiting calls above a few thousand as CANCELLED; the queue says why.
+        # Above a few thousand waiting calls gRPC's core would say CANCELLED; the queue says why.
         ("grpc.server.max_pending_requests", 20_000),
         ("grpc.server.max_pending_requests_hard_limit", 20_000),
         # Else a second server on the port would start in silence and take half of the calls.

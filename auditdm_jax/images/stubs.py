@@ -10,9 +10,7 @@ import pathlib
 import tempfile
 from typing import Any
 
-from google.protobuf import descriptor_pb2
-from google.protobuf import descriptor_pool
-from google.protobuf import message_factory
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 import grpc
 from grpc_tools import protoc
 
@@ -45,12 +43,9 @@ ImageResponse = _CLASSES[f"{_PACKAGE}.ImageResponse"]
 Timings = _CLASSES[f"{_PACKAGE}.Timings"]
 GetModelInfoRequest = _CLASSES[f"{_PACKAGE}.GetModelInfoRequest"]
 ModelInfo = _CLASSES[f"{_PACKAGE}.ModelInfo"]
-RAW_RGB8 = POOL.FindEnumTypeByName(f"{_PACKAGE}.Encoding").values_by_name["ENCODING_RAW_RGB8"].number
-REASONS = tuple(
-  v.name.removeprefix("REASON_")
-  for v in POOL.FindEnumTypeByName(f"{_PACKAGE}.Reason").values
-  if v.number
-)
+_ENUMS = POOL.FindFileByName(_FILE).enum_types_by_name
+RAW_RGB8 = _ENUMS["Encoding"].values_by_name["ENCODING_RAW_RGB8"].number
+REASONS = tuple(v.name.removeprefix("REASON_") for v in _ENUMS["Reason"].values if v.number)
 
 
 class Stub:

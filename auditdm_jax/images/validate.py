@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """From messages to jobs and back; everything that can be refused is refused here."""
 
-import unicodedata
 from typing import Any
+import unicodedata
 
 import numpy as np
 
 from auditdm_jax.images import stubs
 from auditdm_jax.images.backend import Job
 from auditdm_jax.images.config import Limits
-from auditdm_jax.images.failures import Reason
-from auditdm_jax.images.failures import Refused
+from auditdm_jax.images.failures import Reason, Refused
 
 _MAX_ID_BYTES = 64
 
@@ -66,7 +65,7 @@ def _check_size(width: int, height: int, limits: Limits) -> None:
 
 
 def _checked_text(text: str, limits: Limits) -> str:
-  """The text as it is: refused rather than cut or cleaned, so that what is drawn is what it says."""
+  """The text as it is: refused rather than cut or cleaned, so that it says what is drawn."""
   if not text.strip():
     raise Refused(Reason.INVALID_PROMPT, "the text is empty")
   if len(text) > limits.max_prompt_chars:

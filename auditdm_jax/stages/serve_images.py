@@ -14,8 +14,7 @@ import pathlib
 import ml_collections
 
 from auditdm_jax.core import config as core_config
-from auditdm_jax.images import process
-from auditdm_jax.images import server
+from auditdm_jax.images import process, server
 from auditdm_jax.images.backend import Backend
 from auditdm_jax.images.config import ImagesConfig
 
@@ -39,9 +38,7 @@ def _backend_maker(images: ImagesConfig):
   """Returns what loads the backend; an unknown name is an error before the port opens."""
   if images.backend == "scenes":
     return lambda: _scenes(images)
-  raise core_config.UserError(
-    f"config.images.backend: {images.backend!r} is not one of 'scenes'"
-  )
+  raise core_config.UserError(f"config.images.backend: {images.backend!r} is not one of 'scenes'")
 
 
 def _scenes(images: ImagesConfig) -> Backend:

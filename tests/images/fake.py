@@ -13,10 +13,8 @@ import time
 
 import numpy as np
 
-from auditdm_jax.images import process
-from auditdm_jax.images import server
-from auditdm_jax.images.config import Batching
-from auditdm_jax.images.config import ImagesConfig
+from auditdm_jax.images import process, server
+from auditdm_jax.images.config import Batching, ImagesConfig
 
 
 class FakeBackend:

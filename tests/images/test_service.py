@@ -6,17 +6,13 @@ import hashlib
 import time
 
 import grpc
-from grpc_health.v1 import health_pb2
-from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 import numpy as np
 import pytest
 
-from auditdm_jax.images import failures
-from auditdm_jax.images import stubs
+from auditdm_jax.images import failures, stubs
 from auditdm_jax.images.client import ImageClient
-from auditdm_jax.images.config import Batching
-from auditdm_jax.images.config import ImagesConfig
-from auditdm_jax.images.config import Limits
+from auditdm_jax.images.config import Batching, ImagesConfig, Limits
 from auditdm_jax.images.failures import Reason
 from tests.images import fake
 
