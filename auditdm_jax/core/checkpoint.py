@@ -39,7 +39,11 @@ class Checkpointer:
       policies.append(preservation_policy.EveryNSteps(keep_every))
     self._manager = ocp.CheckpointManager(
       self.dir,
-      item_names=("arrays", "extras"),
+      # By handler and not only by name: a new process reads the trees' shapes before it restores.
+      item_handlers={
+        "arrays": ocp.StandardCheckpointHandler(),
+        "extras": ocp.JsonCheckpointHandler(),
+      },
       options=ocp.CheckpointManagerOptions(
         preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
         cleanup_tmp_directories=True,  # What a killed run left half-written.
@@ -105,8 +109,7 @@ class Checkpointer:
     self.close()
 
   def _check(self, step: int, abstract: Any) -> None:
-    saved = self._manager.item_metadata(step).arrays
-    wrong = tree_lib.diff(abstract, saved.tree if saved is not None else {})
+    wrong = tree_lib.diff(abstract, self._manager.item_metadata(step).arrays.tree)
     if wrong:
       raise UserError(f"{self.dir}/{step} does not fit this model:\n{wrong}")
 

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Lints and tests. Arguments go to pytest: ./launch/test.sh -m slow, ./launch/test.sh tests/core
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/venv.sh
+ensure_venv requirements.txt tests/requirements.txt
+
+run() {
+  echo "+ $*"
+  "$@" </dev/null
+}
+run .venv/bin/ruff check .
+run .venv/bin/ruff format --check .
+run .venv/bin/python -m pytest -m "not slow and not perf" "$@"

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every test runs on the CPU, offline and quietly; what needs several devices gets a process."""
+
+import os
+
+# Before anything imports jax.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["GRPC_VERBOSITY"] = "ERROR"
+
+from collections.abc import Callable  # noqa: E402
+import pathlib  # noqa: E402
+import subprocess  # noqa: E402
+import sys  # noqa: E402
+import textwrap  # noqa: E402
+
+import pytest  # noqa: E402
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture
+def run_python() -> Callable[..., str]:
+  """Runs Python source in a fresh process, with `devices` CPU devices; returns its stdout.
+
+  Fails the test with the process's stderr if it does not exit with `code`.
+  """
+
+  def run(source: str, *, devices: int = 1, code: int = 0, timeout_s: float = 120) -> str:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    done = subprocess.run(
+      [sys.executable, "-c", textwrap.dedent(source)],
+      cwd=ROOT,
+      env={**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}"},
+      stdin=subprocess.DEVNULL,
+      capture_output=True,
+      text=True,
+      timeout=timeout_s,
+      check=False,
+    )
+    assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+  return run

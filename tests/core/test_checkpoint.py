@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from auditdm_jax.core.checkpoint import Checkpointer
+from auditdm_jax.core.config import UserError
+
+
+def state(value: float = 1.0):
+  params = {"llm": {"w": jnp.full((4, 2), value, jnp.bfloat16)}, "b": jnp.full(3, value)}
+  return {"params": params, "opt": optax.adamw(1e-3).init(params), "step": jnp.int32(value)}
+
+
+def test_round_trip_in_a_new_checkpointer(tmp_path):
+  extras = {"carried": [[1, "a"]], "seed": np.int64(3), "best": float("nan")}
+  with Checkpointer(tmp_path / "new" / "ckpt") as checkpoints:
+    assert checkpoints.latest() is None and checkpoints.steps() == []
+    checkpoints.save(1, state(1.0), extras)
+    checkpoints.save(2, state(2.0), extras)
+  with Checkpointer(tmp_path / "new" / "ckpt") as checkpoints:
+    step, tree, found = checkpoints.restore(None, jax.eval_shape(state))
+    assert step == checkpoints.latest() == 2
+    assert found == {"carried": [[1, "a"]], "seed": 3, "best": None}
+    assert jax.tree.structure(tree) == jax.tree.structure(state())
+    jax.tree.map(np.testing.assert_array_equal, tree, state(2.0))
+    assert tree["params"]["llm"]["w"].dtype == jnp.bfloat16
+    assert checkpoints.restore(1, state())[1]["step"] == 1
+
+
+def test_retention(tmp_path):
+  with Checkpointer(tmp_path, keep=2, keep_every=10, keep_steps=(3,)) as checkpoints:
+    for step in (1, 3, 5, 10, 11, 12, 13):
+      checkpoints.save(step, {"w": np.ones(1)}, {})
+    assert checkpoints.steps() == [3, 10, 12, 13]
+
+
+def test_half_written_checkpoints_are_never_restored(tmp_path):
+  with Checkpointer(tmp_path) as checkpoints:
+    checkpoints.save(1, state(1.0), {})
+    checkpoints.save(2, state(2.0), {})
+  # What a kill leaves: the temporary folder, before it is renamed.
+  torn = tmp_path / "3.orbax-checkpoint-tmp"
+  shutil.copytree(tmp_path / "2", torn)
+  shutil.rmtree(torn / "arrays")
+  with Checkpointer(tmp_path) as checkpoints:
+    assert checkpoints.steps() == [1, 2]
+    assert checkpoints.restore(None, state())[0] == 2
+    checkpoints.save(3, state(3.0), {})
+    assert checkpoints.restore(None, state())[1]["step"] == 3
+  assert not torn.exists()
+
+
+def test_errors_teach(tmp_path):
+  with Checkpointer(tmp_path) as checkpoints:
+    with pytest.raises(UserError, match="no checkpoint of step None"):
+      checkpoints.restore(None, state())
+    checkpoints.save(1, {"w": np.zeros((2, 3)), "old": np.zeros(1)}, {})
+    with pytest.raises(UserError, match=r"no checkpoint of step 7; there are \[1\]"):
+      checkpoints.restore(7, state())
+    with pytest.raises(UserError) as error:
+      checkpoints.restore(1, {"w": np.zeros((2, 4)), "new": np.zeros(1)})
+  for text in ("missing new", "unused  old", "w: expected (2, 4), got (2, 3)"):
+    assert text in str(error.value)
+
+
+def test_saved_on_eight_devices_restored_on_one_and_back(tmp_path, run_python):
+  run_python(
+    f"""
+    import jax, numpy as np
+    from auditdm_jax.core import mesh as mesh_lib
+    from auditdm_jax.core.checkpoint import Checkpointer
+
+    mesh = mesh_lib.make_mesh({{"data": -1}})
+    tree = {{"w": np.arange(16.0).reshape(8, 2)}}
+    shardings = mesh_lib.shardings(mesh, [("w", ("data",))], tree)
+    with Checkpointer({str(tmp_path)!r}) as checkpoints:
+      checkpoints.save(1, jax.device_put(tree, shardings), {{}})
+      abstract = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
+      )
+      _, again, _ = checkpoints.restore(1, abstract)
+    assert len(again["w"].addressable_shards) == 8
+    assert again["w"].addressable_shards[3].data.shape == (1, 2)
+    """,
+    devices=8,
+  )
+  with Checkpointer(tmp_path) as checkpoints:
+    _, tree, _ = checkpoints.restore(None, {"w": jax.ShapeDtypeStruct((8, 2), np.float32)})
+  np.testing.assert_array_equal(tree["w"], np.arange(16.0).reshape(8, 2))

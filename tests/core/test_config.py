@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+from collections.abc import Callable
+import dataclasses
+from typing import Any, Literal
+
+import ml_collections
+import pytest
+
+from auditdm_jax.core.config import UserError, build, did_you_mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+  lr: float
+  clip: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  steps: int
+  optim: Optim
+  loss: Literal["grpo", "dr_grpo"] = "grpo"
+  sizes: tuple[int, ...] = ()
+  pair: tuple[str, float] = ("a", 1.0)
+  weights: dict[str, float] = dataclasses.field(default_factory=dict)
+  optims: tuple[Optim, ...] = ()
+  rules: tuple = ()
+  anything: Any = None
+  reward: Callable[[str], float] | None = None
+
+  def __post_init__(self):
+    if self.steps < 0:
+      raise ValueError("steps must not be negative")
+
+
+def section(**changes: Any) -> ml_collections.ConfigDict:
+  return ml_collections.ConfigDict({"steps": 3, "optim": {"lr": 1}, **changes})
+
+
+def test_builds_nested_values():
+  config = build(
+    Config,
+    section(
+      sizes=[1, 2],
+      pair=("b", 2),
+      weights={"a": 1},
+      optims=({"lr": 1.0, "clip": 1},),
+      rules=((".*", ("data", None)),),
+      reward=len,
+    ),
+  )
+  assert config == Config(
+    3,
+    Optim(1.0),
+    sizes=(1, 2),
+    pair=("b", 2.0),
+    weights={"a": 1.0},
+    optims=(Optim(1.0, 1.0),),
+    rules=((".*", ("data", None)),),
+    reward=len,
+  )
+  assert isinstance(config.optim.lr, float) and isinstance(config.weights["a"], float)
+  assert build(Config, config) is config
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"stepps": 4}, r"config.grpo.stepps: unknown key \(did you mean 'steps'\?\); keys: steps, "),
+    ({"optim": {"lrr": 1.0}}, r"config.grpo.optim.lrr: unknown key \(did you mean 'lr'\?\)"),
+    ({"optim": {}}, r"config.grpo.optim.lr: missing key"),
+    ({"steps": 3.0}, r"config.grpo.steps: expected int, got float 3.0"),
+    ({"steps": True}, r"config.grpo.steps: expected int, got bool True"),
+    ({"steps": "3"}, r"config.grpo.steps: expected int, got str '3'"),
+    ({"steps": -1}, r"config.grpo: steps must not be negative"),
+    ({"optim": {"lr": "x"}}, r"config.grpo.optim.lr: expected float, got str"),
+    ({"optim": {"lr": 1, "clip": "x"}}, r"config.grpo.optim.clip: expected float"),
+    ({"optim": 3}, r"config.grpo.optim: expected a section with keys, got 3"),
+    ({"loss": "drgrpo"}, r"config.grpo.loss: 'drgrpo' is not one of .* \(did you mean 'dr_grpo'"),
+    ({"sizes": 3}, r"config.grpo.sizes: expected a tuple, got 3"),
+    ({"sizes": (1, "x")}, r"config.grpo.sizes\[1\]: expected int"),
+    ({"pair": ("a",)}, r"config.grpo.pair: expected 2 values, got 1"),
+    ({"weights": {"a": "x"}}, r"config.grpo.weights.a: expected float"),
+    ({"reward": "len"}, r"config.grpo.reward: expected a function, got 'len'"),
+  ],
+)
+def test_errors_name_section_and_key(changes, message):
+  with pytest.raises(UserError, match=message):
+    build(Config, section(**changes), name="config.grpo")
+
+
+def test_missing_key_shows_what_was_written_instead():
+  with pytest.raises(UserError, match="unknown key.*did you mean 'steps'"):
+    build(Config, {"step": 3, "optim": {"lr": 1.0}})
+
+
+def test_did_you_mean():
+  assert did_you_mean("evalute", ["evaluate", "train"]) == " (did you mean 'evaluate'?)"
+  assert did_you_mean("xyz", ["evaluate", "train"]) == ""

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+import jax
+import numpy as np
+import pytest
+
+from auditdm_jax.core import mesh as mesh_lib
+from auditdm_jax.core.config import UserError
+
+
+def test_one_device():
+  mesh = mesh_lib.make_mesh({"data": -1, "model": 1}, devices=jax.devices()[:1])
+  assert dict(mesh.shape) == {"data": 1, "model": 1}
+  rules = [("w", ("data", None)), (".*", ())]
+  tree = {"w": np.zeros((3, 2)), "b": np.zeros(2), "step": np.int32(0)}
+  placed = jax.device_put(tree, mesh_lib.shardings(mesh, rules, tree))
+  np.testing.assert_array_equal(placed["w"], tree["w"])
+
+
+@pytest.mark.parametrize("shape", [{"data": 5}, {"data": -1, "model": -1}, {"data": 0}])
+def test_sizes_must_use_up_the_devices(shape):
+  with pytest.raises(UserError, match="mesh"):
+    mesh_lib.make_mesh(shape, devices=jax.devices()[:1])
+
+
+@pytest.mark.parametrize(
+  ("spec", "message"),
+  [
+    (("dta", None), r"no axis 'dta' \(did you mean 'data'\?\)"),
+    (("data", None, None), "more entries than the array has axes"),
+  ],
+)
+def test_wrong_rules(spec, message):
+  mesh = mesh_lib.make_mesh({"data": 1}, devices=jax.devices()[:1])
+  with pytest.raises(UserError, match=message):
+    mesh_lib.shardings(mesh, [("w", spec)], {"w": np.zeros((3, 2))})
+
+
+def test_eight_devices(run_python):
+  run_python(
+    """
+    import jax, numpy as np, optax
+    from auditdm_jax.core import mesh as mesh_lib
+
+    mesh = mesh_lib.make_mesh({"data": -1, "model": 2})
+    assert dict(mesh.shape) == {"data": 4, "model": 2}
+    assert all(t == jax.sharding.AxisType.Auto for t in mesh.axis_types)
+
+    params = {"w": np.arange(64.0).reshape(8, 8), "b": np.zeros(3)}
+    rules = [["w", [["data", "model"], None]], ["b", []]]  # As lists, from a config.
+    state = {"params": params, "opt": optax.adam(1.0).init(params)}
+    placed = jax.device_put(state, mesh_lib.shardings(mesh, rules, state))
+    for w in (placed["params"]["w"], placed["opt"][0].mu["w"]):
+      assert {s.data.shape for s in w.addressable_shards} == {(1, 8)}
+    assert placed["params"]["b"].sharding == mesh_lib.replicated(mesh)
+
+    batch = mesh_lib.place_batch(mesh, {"x": np.arange(16)})
+    assert batch["x"].sharding == mesh_lib.batch_sharding(mesh)
+    assert [int(s.data[0]) for s in batch["x"].addressable_shards] == list(range(0, 16, 2))
+    assert int(jax.jit(lambda b: b["x"].sum())(batch)) == 120
+
+    try:
+      mesh_lib.shardings(mesh, [("w", ("data",))], {"w": np.zeros((6, 8))})
+    except ValueError as e:
+      assert "w (6, 8): 6 is not a multiple of the 4 devices of ('data',)" in str(e), e
+    else:
+      raise AssertionError("6 rows on 4 devices")
+    """,
+    devices=8,
+  )

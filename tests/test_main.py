@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: what it says about mistakes, and how it stops."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from auditdm_jax import __main__ as main_lib
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIG = """
+import ml_collections
+
+def get_config(arg=""):
+  if arg == "bad":
+    raise ValueError("target must be easy or rare")
+  return ml_collections.ConfigDict({"grpo": {"lr": 1.0}, "arg": arg})
+"""
+# Runs the command line with a stage of the test's own.
+DRIVER = """
+import sys, types
+from auditdm_jax import __main__ as main_lib
+
+stage = types.ModuleType("auditdm_jax.stages.pretend")
+exec(open(sys.argv[1]).read(), stage.__dict__)
+sys.modules["auditdm_jax.stages.pretend"] = stage
+main_lib.list_stages = lambda: {"pretend": "A stage.", "serve-images": "A server."}
+sys.exit(main_lib.run(["pretend", *sys.argv[2:]]))
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+  """Starts a stage whose `main` has the given body; returns the process."""
+  (tmp_path / "config.py").write_text(CONFIG)
+
+  def run(body: str, *flags: str, config: str = "config.py") -> subprocess.Popen:
+    lines = "".join(f"  {line}\n" for line in body.splitlines())
+    (tmp_path / "stage.py").write_text(f"def main(config, workdir):\n{lines}")
+    command = [sys.executable, "-c", DRIVER, str(tmp_path / "stage.py")]
+    command += [f"--config={tmp_path / config}", f"--workdir={tmp_path / 'run'}", *flags]
+    return subprocess.Popen(
+      command,
+      cwd=ROOT,
+      env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+      stdin=subprocess.DEVNULL,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+
+  return run
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+  out, err = process.communicate(timeout=60)
+  return process.returncode, out, err
+
+
+def test_a_stage_gets_config_and_workdir(start, tmp_path):
+  body = "import jax\nprint(config.grpo.lr, config.arg, workdir, jax.device_count())\nreturn 3"
+  process = start(body, "--config.grpo.lr=2", "--devices=4", config="config.py:rare")
+  code, out, err = finish(process)
+  assert (code, out, err) == (3, f"2.0 rare {tmp_path / 'run'} 4\n", "")
+  assert (tmp_path / "run").is_dir() and (tmp_path / "cache/auditdm_jax/xla").is_dir()
+
+
+@pytest.mark.parametrize(
+  ("flags", "config", "message"),
+  [
+    (["--config.grpo.lrr=2"], "config.py", "no such key: lrr Did you mean lr"),
+    (["--config.grpo.lr=x"], "config.py", "could not convert string to float: 'x'"),
+    (["--wrkdir=x"], "config.py", "Unknown command line flag 'wrkdir'. Did you mean: workdir"),
+    (["more"], "config.py", "not a flag: more"),
+    ([], "nothing.py", "nothing.py: no such file"),
+    ([], "config.py:bad", "ValueError: target must be easy or rare"),
+  ],
+)
+def test_a_mistake_is_one_line(start, flags, config, message):
+  code, out, err = finish(start("return 0", *flags, config=config))
+  assert code == 2 and message in err and len(err.splitlines()) == 1, err
+  assert err.startswith("auditdm_jax: ") and not out
+
+
+def test_a_user_error_of_the_stage_is_one_line(start):
+  body = "from auditdm_jax.core.config import UserError\nraise UserError('mesh is odd')"
+  assert finish(start(body)) == (2, "", "auditdm_jax: mesh is odd\n")
+
+
+def test_a_bug_keeps_its_traceback(start):
+  code, _, err = finish(start("raise ValueError('bug')"))
+  assert code == 1 and "Traceback" in err
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_unwinds(start, tmp_path, signum):
+  body = """
+import time
+try:
+  print("ready", flush=True)
+  time.sleep(60)
+finally:
+  (workdir / "closed").touch()
+"""
+  process = start(body)
+  assert process.stdout.readline() == "ready\n"
+  process.send_signal(signum)
+  code, _, err = finish(process)
+  assert code == 128 + signum
+  assert err.strip().endswith("run the same command to continue")
+  assert (tmp_path / "run" / "closed").exists()
+
+
+def test_stages_are_listed(capsys):
+  assert main_lib.run(["--help"]) == 0
+  out = capsys.readouterr().out
+  for name, doc in main_lib.list_stages().items():
+    assert name in out and doc, f"{name} has no docstring"
+
+
+def test_unknown_stage(capsys):
+  assert main_lib.run(["pretrian", "--config=x"]) == 2
+  assert "no stage 'pretrian' (did you mean 'pretrain'?)" in capsys.readouterr().err
+  assert main_lib.run([]) == 2
