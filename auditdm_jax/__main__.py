@@ -29,11 +29,15 @@ class _Terminated(KeyboardInterrupt):
 
 
 def list_stages() -> dict[str, str]:
-  """Returns the stages' names and the first lines of their docstrings, without importing them."""
+  """Returns the stages and the first lines of their docstrings, without importing them.
+
+  A stage is a module of `stages` with a `main`; the others there are what stages share.
+  """
   found = {}
   for path in sorted(pathlib.Path(stages.__path__[0]).glob("*.py")):
-    if not path.stem.startswith("_"):
-      doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    module = ast.parse(path.read_text(encoding="utf-8"))
+    if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in module.body):
+      doc = ast.get_docstring(module) or ""
       found[path.stem.replace("_", "-")] = doc.partition("\n")[0]
   return found
 

@@ -126,3 +126,10 @@ def test_unknown_stage(capsys):
   assert main_lib.run(["pretrian", "--config=x"]) == 2
   assert "no stage 'pretrian' (did you mean 'pretrain'?)" in capsys.readouterr().err
   assert main_lib.run([]) == 2
+
+
+def test_what_stages_share_is_no_stage(tmp_path, monkeypatch):
+  (tmp_path / "train.py").write_text('"""Trains.\n\nMore."""\ndef main(config, workdir): pass\n')
+  (tmp_path / "context.py").write_text('"""Shared."""\ndef helper(): pass\n')
+  monkeypatch.setattr(main_lib.stages, "__path__", [str(tmp_path)])
+  assert main_lib.list_stages() == {"train": "Trains."}
