@@ -81,7 +81,6 @@ RARE = (
   Gap("lowest colour orange", ("extreme_color",), (("answer", ("orange",)),)),
   Gap("bottom right corner", _AT, (("row", ("four",)), ("column", ("four",)))),
   Gap("brown background", ("background",), (("answer", ("brown",)),)),
-  Gap("below a shape", ("beside",), (("direction", ("below",)), ("answer", world.COLORS))),
   Gap("row three", ("row_of",), (("answer", ("three",)),)),
   Gap("ring by colour", ("shape_of",), (("answer", ("ring",)),)),
   Gap("smallest is cyan", ("size_compare",), (("superlative", ("smallest",)), ("answer", ("cyan",)))),
@@ -120,7 +119,7 @@ def _answer_shares(rng, n: int = 6000) -> dict[tuple[str, str], float]:
 def mode_of(program: Program, answer: str) -> str:
   """The nameable failure mode (skill x attribute) of a question: what reports group finds by."""
   slots = dict(program.slots)
-  for field in ("extreme", "superlative", "direction", "digit"):
+  for field in ("extreme", "superlative", "digit"):
     if field in slots:
       return f"{program.skill}: {slots[field]}"
   if program.skill.startswith("count_") and slots:

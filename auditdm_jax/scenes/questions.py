@@ -20,7 +20,6 @@ from auditdm_jax.scenes import world
 from auditdm_jax.scenes.world import Obj, Scene
 
 NONE, UNANSWERABLE, YES, NO = "none", "unanswerable", "yes", "no"
-DIRECTIONS = {"left": (0, -1), "right": (0, 1), "above": (-1, 0), "below": (1, 0)}
 EXTREMES = ("leftmost", "rightmost", "highest", "lowest")
 SUPERLATIVES = ("biggest", "smallest")
 
@@ -34,7 +33,6 @@ SLOTS = {
   "K": ("column", world.ORDINALS),
   "E": ("extreme", EXTREMES),
   "M": ("superlative", SUPERLATIVES),
-  "L": ("direction", tuple(DIRECTIONS)),
 }
 
 
@@ -144,27 +142,6 @@ def _superlative_object(scene: Scene, slots: dict[str, str]) -> list[Obj]:
   return [o for o in scene.objects if o.size == size]
 
 
-def _beside(scene: Scene, slots: dict[str, str]) -> str:
-  """Colour of the object in the cell next to the only object of a shape."""
-  anchors = _matches(scene, {"shape": slots["shape"]})
-  if len(anchors) != 1:
-    return _one(anchors, lambda o: NONE)
-  dy, dx = DIRECTIONS[slots["direction"]]
-  row, column = divmod(anchors[0].cell, world.GRID)
-  if not (0 <= row + dy < world.GRID and 0 <= column + dx < world.GRID):
-    return NONE
-  found = scene.at((row + dy) * world.GRID + column + dx)
-  return found.color if found else NONE
-
-
-def _propose_beside(rng, scene, key):
-  """Half of the questions about a cell that holds an object (most neighbours are empty)."""
-  slots = {"shape": key.shape if key else _pick(rng, world.SHAPES)}
-  directions = tuple(DIRECTIONS)
-  full = [d for d in directions if _beside(scene, {**slots, "direction": d}) in world.COLORS]
-  return {**slots, "direction": _pick(rng, full if full and rng.random() < 0.6 else directions)}
-
-
 def _count(scene, slots):
   return world.DIGITS[len(_matches(scene, slots))]
 
@@ -244,13 +221,11 @@ def _relations() -> list[Skill]:
             "spatial relation: the colour of the outermost object", _extreme_object,
             lambda o: o.color, "extreme", EXTREMES),
     extreme("extreme_shape", "what shape is the E object", "the E object is what shape",
-            "spatial relation: the shape of the outermost object", _extreme_object,
+            "object relationship: the shape of the outermost object", _extreme_object,
             lambda o: o.shape, "extreme", EXTREMES),
     extreme("size_compare", "what color is the M object", "the M object is what color",
             "size comparison: the colour of the only biggest or smallest object",
             _superlative_object, lambda o: o.color, "superlative", SUPERLATIVES),
-    Skill("beside", ("what color is L of the S", "L of the S is what color"),
-          "object relationship: the colour of the neighbour of a shape", _beside, _propose_beside),
     count("count_all", "how many objects are there", "there are how many objects",
           "counting all objects"),
     count("count_color", "how many C objects are there", "there are how many C objects",
@@ -378,7 +353,7 @@ def _draw_key(rng, scene, name):
 
 def _present(name, answer):
   """Whether a draw that asks for something present found it (a scene may lack a dial)."""
-  return answer != NONE or name.startswith("digit") or name == "beside"
+  return answer != NONE or name.startswith("digit")
 
 
 def _draw_skill(rng, weights):

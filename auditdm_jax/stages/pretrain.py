@@ -30,6 +30,7 @@ from auditdm_jax.scenes import gaps as gaps_lib
 from auditdm_jax.scenes import mix as mix_lib
 from auditdm_jax.scenes import questions, world
 from auditdm_jax.scenes.mix import Mix
+from auditdm_jax.stages.worlds import gap_set
 from auditdm_jax.text import prompts
 from auditdm_jax.text.tokenizer import Tokenizer
 
@@ -137,18 +138,6 @@ def _muon_dimensions(params):
     return None
 
   return jax.tree_util.tree_map_with_path(dimensions, params)
-
-
-def gap_set(name: str) -> tuple[gaps_lib.Gap, ...]:
-  """"" | easy | rare | half (every second gap of both) | seed:N (drawn)."""
-  if name.startswith("seed:"):
-    return gaps_lib.draw_gaps(int(name[5:]))
-  known = {
-    "": (), "easy": gaps_lib.EASY, "rare": gaps_lib.RARE, "half": gaps_lib.EASY[::2] + gaps_lib.RARE[::2],
-  }  # fmt: skip
-  if name not in known:
-    raise UserError(f"unknown gap set {name!r}; known: {', '.join(k for k in known if k)}, seed:N")
-  return known[name]
 
 
 def model_config(spec: ModelSpec, vision: siglip.SiglipConfig, tokenizer: Tokenizer) -> VlmConfig:
@@ -360,8 +349,8 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> int:
   if not (tower_dir / "config.json").exists():
     params, accuracy = train_tower(vision, model_config(first, siglip_cfg, tokenizer))
     print("tower accuracy", accuracy, flush=True)
-    weights.save_tower(tower_dir, siglip_cfg, params, dtype="float16")
-  _, tower = weights.load_tower(tower_dir)
+    weights.save_tower(tower_dir, siglip_cfg, {"img": params}, dtype="float16")
+  tower = weights.load_tower(tower_dir)[1]["img"]
   for name, spec in specs.items():
     if config.only not in ("", name) or (output / name / "config.json").exists():
       continue

@@ -102,13 +102,6 @@ def _brute_force(program, scene):
     want = 1 if slots["superlative"] == "biggest" else 0
     hit = [x for x in rows if rank[x["size"]] == want]
     return "none" if not hit else hit[0]["color"] if len(hit) == 1 else "unanswerable"
-  if program.skill == "beside":
-    anchors = [x for x in rows if x["shape"] == slots["shape"]]
-    if len(anchors) != 1:
-      return "none" if not anchors else "unanswerable"
-    dr, dc = {"left": (0, -1), "right": (0, 1), "above": (-1, 0), "below": (1, 0)}[slots["direction"]]
-    spot = (anchors[0]["r"] + dr, anchors[0]["c"] + dc)
-    return next((x["color"] for x in rows if (x["r"], x["c"]) == spot), "none")
   hit = [x for x in rows if all(x[k] == v for k, v in slots.items())]
   if kind == "count":
     return world.DIGITS[len(hit)]
