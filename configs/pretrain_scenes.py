@@ -25,10 +25,14 @@ def get_config(arg: str = "") -> ConfigDict:
   )  # fmt: skip
 
   c.mix = dict(scenes=24_000, images=16, per_image=4, lookups=700, searches=1800)
-  c.optim = dict(lr=2.5e-3, muon_lr=1e-2, warmup=100, decay=0.35, b2=0.98, weight_decay=0.02, clip=1.0)
+  c.optim = dict(
+    lr=2.5e-3, muon_lr=1e-2, warmup=100, decay=0.35, b2=0.98, weight_decay=0.02, clip=1.0
+  )
   c.heldout = dict(seed=900_001, scenes=1_000, questions=6_000)
 
-  pg = dict(kind="paligemma", width=96, depth=4, mlp_dim=192, num_heads=4, num_kv_heads=2, head_dim=24)
+  pg = dict(
+    kind="paligemma", width=96, depth=4, mlp_dim=192, num_heads=4, num_kv_heads=2, head_dim=24
+  )
   g3 = dict(kind="gemma3", width=96, depth=4, mlp_dim=192, num_heads=4, num_kv_heads=2, head_dim=24)
   steps = int(args.get("steps", 9000))
   c.models = dict(

@@ -57,10 +57,13 @@ def get_config(arg: str = "") -> ConfigDict:
 
   # ---- train: GRPO. The paper: 32 prompts x 8, lr 3e-6, 1000 steps; a tiny model wants more.
   c.rollout = dict(
-    prompts=dict(question=12, edit=2, generate=1, edit_only=1),
-    group_size=8, temperature=1.0,
-    task=dict(question="ask", caption="describe", edit="edit"),
-    max_new_tokens=dict(question=11, caption=24, edit=14),
+    prompts={"question": 12, "edit": 2, "generate": 1, "edit-only": 1},
+    max_new_tokens=dict(question=11, caption=24, instruction=14),
+    task={  # the tiny auditor knows three words; {} = the full instructions of text/prompts.py
+      "question": "ask", "caption": "describe", "instruction": "edit",
+      "question-after-caption": "ask", "question-after-instruction": "ask",
+    },
+    width=64, height=64,
   )  # fmt: skip
   c.grpo = dict(group_size=8, kl="k2", kl_coef=0.02, entropy_coef=0.003, aggregation="token")
   c.optim = dict(steps=150, lr=3e-4, final_lr=1e-4, warmup=0.05, weight_decay=0.0)
@@ -70,6 +73,7 @@ def get_config(arg: str = "") -> ConfigDict:
   elif args["reward"] != "novelty":
     raise ValueError(f"reward={args['reward']!r}: novelty or plain")
   c.mesh = dict(data=-1)
+  c.rules = ((".*", ()),)  # tiny: every parameter on every device
   c.harvest = (30, 60, 90, 120)  # checkpoints kept for discovery, beside the last
   c.checkpoint_every = 10
 

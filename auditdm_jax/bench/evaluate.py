@@ -101,7 +101,7 @@ def evaluate(
     groups: names of the groups that an example belongs to, beside "all".
     records: where predictions are kept and found again; nothing is kept if None.
     batch_size: predictions per call and per write.
-    on_batch: told the number of examples that were just answered.
+    on_batch: told the number of examples that are answered so far.
   """
   predictions = predict(
     answer_fn, examples, model=model, records=records, batch_size=batch_size, on_batch=on_batch
@@ -146,7 +146,7 @@ def predict(
     if records is not None:
       records.append("predictions", rows)
     if on_batch is not None:
-      on_batch(len(batch))
+      on_batch(start + len(batch))
   return {example_id: known[key] for example_id, key in keys.items()}
 
 

@@ -178,7 +178,7 @@ def finetune(
   train_step = supervised.make_step(cfg, tx, label_smoothing=recipe.label_smoothing)
   writer = metrics.Writer(workdir, name, resume_step=first) if workdir else None
   progress = metrics.Progress(steps, name, done=first)
-  loss, shown = None, first
+  loss = None
   for step in range(first, steps):
     state, m = train_step(state, batches(step))
     done = step + 1
@@ -188,8 +188,7 @@ def finetune(
         raise FloatingPointError(f"{name}: {skipped} of {done} gradients were not finite")
       if writer:
         writer.write(done, {"loss": loss, "grad_norm": float(m["grad_norm"]), "skipped": skipped})
-      progress.update(done - shown, loss=loss)
-      shown = done
+      progress.update(done, loss=loss)
     if run and (done % save_every == 0 or done == steps):
       run.save(state)
   progress.close()

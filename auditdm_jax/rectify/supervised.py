@@ -6,9 +6,9 @@ transfers (mask_loss is 1 on suffix and EOS, 0 on image, prefix and separator). 
 frozen: images come as features, once per unique image.
 """
 
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -94,7 +94,9 @@ class Layout:
 
 
 @functools.partial(
-  jax.tree_util.register_dataclass, data_fields=("params", "opt_state", "step", "skipped"), meta_fields=()
+  jax.tree_util.register_dataclass,
+  data_fields=("params", "opt_state", "step", "skipped"),
+  meta_fields=(),
 )
 @dataclasses.dataclass(frozen=True)
 class State:
@@ -110,7 +112,12 @@ def loss_and_nll(cfg, params, batch: Batch, *, label_smoothing: float = 0.0):
   """Mean loss of the suffix tokens f32[], and the mean of each row f32[N]."""
   ar = batch.ar if cfg.kind == "paligemma" else None
   hidden = multimodal.hidden(
-    cfg, params, batch.features.astype(jnp.float32)[batch.image], batch.tokens, valid=batch.valid, ar=ar
+    cfg,
+    params,
+    batch.features.astype(jnp.float32)[batch.image],
+    batch.tokens,
+    valid=batch.valid,
+    ar=ar,
   )
   picked = jnp.take_along_axis(hidden, batch.position[..., None], axis=1)
   logits = multimodal.unembed(cfg, params, picked)
@@ -130,7 +137,9 @@ def train_step(cfg, tx: optax.GradientTransformation, label_smoothing, state: St
     The next state and {"loss": f32[], "grad_norm": f32[], "row_loss": f32[N]}.
   """
   loss_fn = functools.partial(loss_and_nll, label_smoothing=label_smoothing)
-  (loss, rows), grads = jax.value_and_grad(loss_fn, argnums=1, has_aux=True)(cfg, state.params, batch)
+  (loss, rows), grads = jax.value_and_grad(loss_fn, argnums=1, has_aux=True)(
+    cfg, state.params, batch
+  )
   norm = optax.global_norm(grads)
   finite = jnp.isfinite(norm)
   updates, opt_state = tx.update(grads, state.opt_state, state.params)

@@ -21,7 +21,6 @@ import functools
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from auditdm_jax.audit.answer import FeatureCache, ModelBank
@@ -112,9 +111,7 @@ def _sample_rows(cfg, sc, params, features, tokens, valid, *, group, seed, ids, 
     return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, prompt_id), sample), turn)
 
   keys = jax.vmap(jax.vmap(row, (None, 0)))(ids, samples)
-  return decode.sample(
-    cfg, sc, params, features, tokens, valid=valid, group=group, row_keys=keys
-  )
+  return decode.sample(cfg, sc, params, features, tokens, valid=valid, group=group, row_keys=keys)
 
 
 class Rollout:
@@ -219,10 +216,7 @@ class Rollout:
       )
     )  # fmt: skip
     return [
-      [
-        self._turn(kind, image_ids[i], encoded[i], drawn, (i, g))
-        for g in range(samples.shape[1])
-      ]
+      [self._turn(kind, image_ids[i], encoded[i], drawn, (i, g)) for g in range(samples.shape[1])]
       for i in range(len(texts))
     ]
 
@@ -283,9 +277,7 @@ class Rollout:
 
   def _ask_again(self, params, trajectories, *, stream) -> list[Trajectory]:
     """Second turns of the two-turn strategies, in rows of a static shape."""
-    open_rows = [
-      i for i, t in enumerate(trajectories) if t.strategy in prompts_lib.TWO_TURNS
-    ]
+    open_rows = [i for i, t in enumerate(trajectories) if t.strategy in prompts_lib.TWO_TURNS]
     ready = [i for i in open_rows if trajectories[i].image_id]
     if not ready:
       return trajectories
@@ -415,7 +407,9 @@ def collect(
   with rollout.timer("pack"):
     advantages = grpo_lib.advantages(rewards, std=grpo.std, eps=grpo.std_eps, weights=weights)
     batch = _pack(rollout, done, advantages.reshape(-1), row_multiple)
-  shares = {k: total / max(count, 1) for k, (total, count) in grpo_lib.group_shares(rewards).items()}
+  shares = {
+    k: total / max(count, 1) for k, (total, count) in grpo_lib.group_shares(rewards).items()
+  }
   finds = [
     (key(t.question, t.verdict.consensus),)
     for t in done if t.verdict is not None and t.verdict.disagreement

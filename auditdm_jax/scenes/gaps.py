@@ -6,8 +6,8 @@ question it matches out of the target's training mix. `EASY` and `RARE` are the 
 `draw_gaps(seed)` plants others that nobody tuned to.
 """
 
-import dataclasses
 from collections.abc import Iterable
+import dataclasses
 
 import numpy as np
 
@@ -83,7 +83,9 @@ RARE = (
   Gap("brown background", ("background",), (("answer", ("brown",)),)),
   Gap("row three", ("row_of",), (("answer", ("three",)),)),
   Gap("ring by colour", ("shape_of",), (("answer", ("ring",)),)),
-  Gap("smallest is cyan", ("size_compare",), (("superlative", ("smallest",)), ("answer", ("cyan",)))),
+  Gap(
+    "smallest is cyan", ("size_compare",), (("superlative", ("smallest",)), ("answer", ("cyan",)))
+  ),
 )
 
 

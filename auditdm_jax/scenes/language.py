@@ -354,7 +354,9 @@ def _draw_edit(rng, scene) -> str:
   o = scene.objects[int(rng.integers(len(scene.objects)))]
   name = pick([f"{o.color} {o.shape}", f"{o.size} {o.color} {o.shape}", o.shape])
   cell = int(rng.integers(world.CELLS))
-  new = Obj(cell, pick(world.SHAPES), pick(world.COLORS), pick(world.SIZES), pick([None, *world.DIGITS]))
+  new = Obj(
+    cell, pick(world.SHAPES), pick(world.COLORS), pick(world.SIZES), pick([None, *world.DIGITS])
+  )
   return pick([
     f"make the {name} {new.color}", f"make the {name} {new.size}",
     f"turn the {name} into a {new.shape}", f"write {pick(world.DIGITS)} on the {name}",
@@ -368,5 +370,13 @@ def words() -> list[str]:
   """All words of captions and instructions, sorted."""
   text = """a and at row column with the dial reads gauge is background object make turn into write
     on remove move to add set paint"""
-  tables = (world.SHAPES, world.COLORS, world.SIZES, world.DIGITS, world.READINGS, world.LEVELS, world.BACKGROUNDS)
+  tables = (
+    world.SHAPES,
+    world.COLORS,
+    world.SIZES,
+    world.DIGITS,
+    world.READINGS,
+    world.LEVELS,
+    world.BACKGROUNDS,
+  )
   return sorted(set(text.split()).union(*tables))

@@ -10,9 +10,9 @@ Answers are one or two words. `NONE` answers a question about a thing that is no
 `UNANSWERABLE` one whose referent is ambiguous.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
-from collections.abc import Callable
 
 import numpy as np
 
@@ -160,7 +160,11 @@ def _no_slots(rng, scene, key):
 
 def _lookups() -> list[Skill]:
   """Look-ups of one attribute by a key that is a place or other attributes."""
-  place, color, shape = _propose_from("row", "column"), _propose_from("color"), _propose_from("shape")
+  place, color, shape = (
+    _propose_from("row", "column"),
+    _propose_from("color"),
+    _propose_from("shape"),
+  )
   both, digit = _propose_from("color", "shape"), _propose_from("digit")
 
   def cell(name, form, other, about, read):
@@ -334,7 +338,9 @@ def sample_question(
       key = None if want_absent else _draw_key(rng, scene, name)
       program = Program(name, tuple(sorted(SKILLS[name].propose(rng, scene, key).items())))
       answer = execute(program, scene)
-      wanted = (answer == UNANSWERABLE) == keep_ambiguous and (want_absent or _present(name, answer))
+      wanted = (answer == UNANSWERABLE) == keep_ambiguous and (
+        want_absent or _present(name, answer)
+      )
       if wanted:
         return render_question(program, int(rng.integers(2))), answer, program
   return render_question(program, int(rng.integers(2))), answer, program
@@ -374,10 +380,18 @@ def paraphrase(text: str, k: int = 1) -> str:
   return forms[(forms.index(normal) + k) % 2]
 
 
-
-
 def words() -> list[str]:
   """All words of questions and answers, sorted."""
-  out = {NONE, UNANSWERABLE, YES, NO, "dial", "gauge", *world.READINGS, *world.LEVELS, *world.BACKGROUNDS}
+  out = {
+    NONE,
+    UNANSWERABLE,
+    YES,
+    NO,
+    "dial",
+    "gauge",
+    *world.READINGS,
+    *world.LEVELS,
+    *world.BACKGROUNDS,
+  }
   out |= _form_words() | set(_classes())
   return sorted(out)

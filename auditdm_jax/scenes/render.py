@@ -116,7 +116,9 @@ def _colors(color: str | None, background: str) -> np.ndarray:
   body = np.array(_RGB[color] if color else _WHITE_RGB, np.float32)
   light = body * 0.4 + 255 * 0.6
   back = np.array(_BACKGROUND_RGB[background], np.float32)
-  return np.stack([back, body, light, np.array(_BLACK_RGB), np.array(_WHITE_RGB)]).astype(np.float32)
+  return np.stack([back, body, light, np.array(_BLACK_RGB), np.array(_WHITE_RGB)]).astype(
+    np.float32
+  )
 
 
 def _window(cell: int) -> tuple[slice, slice]:

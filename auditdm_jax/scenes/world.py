@@ -108,7 +108,13 @@ def sample_scene(rng: np.random.Generator) -> Scene:
   for cell in cells[:n]:
     digit = DIGITS[int(rng.integers(10))] if rng.random() < 0.5 else None
     objects.append(
-      Obj(cell=cell, shape=_pick(rng, shapes), color=_pick(rng, colors), size=_pick(rng, SIZES), digit=digit)
+      Obj(
+        cell=cell,
+        shape=_pick(rng, shapes),
+        color=_pick(rng, colors),
+        size=_pick(rng, SIZES),
+        digit=digit,
+      )
     )
   dial = Instrument(cells[n], _pick(rng, READINGS)) if rng.random() < 0.6 else None
   gauge = Instrument(cells[n + 1], _pick(rng, LEVELS)) if rng.random() < 0.6 else None

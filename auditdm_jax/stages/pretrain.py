@@ -14,10 +14,10 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import numpy as np
 import optax
 import optax.contrib
-from ml_collections import ConfigDict
 
 from auditdm_jax import vlm as vlm_lib
 from auditdm_jax.core import metrics
@@ -124,7 +124,7 @@ _MATRICES = {
 
 
 def _name(path) -> str:
-  """"a/b/c" of a tree path; optax wraps a tree's masked parts, whose keys are kept."""
+  """ "a/b/c" of a tree path; optax wraps a tree's masked parts, whose keys are kept."""
   return "/".join(str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey))
 
 
@@ -211,7 +211,9 @@ def train_tower(spec: VisionSpec, cfg: VlmConfig):
     h: 0.02 * jax.random.normal(jax.random.fold_in(key, i), (cfg.vision.width, n))
     for i, (h, n) in enumerate(HEADS.items())
   }
-  tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(spec.lr, spec.steps)))
+  tx = optax.chain(
+    optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(spec.lr, spec.steps))
+  )
 
   def loss_fn(train, pixels, target):
     features = multimodal.encode_images(cfg, {"img": train["img"]}, pixels)
@@ -239,9 +241,11 @@ def train_tower(spec: VisionSpec, cfg: VlmConfig):
     train, opt_state, loss, _ = step(
       train, opt_state, _to_float(images[pick]), {h: v[pick] for h, v in labels.items()}
     )
-    progress.update(1, loss=float(loss))
+    progress.update(i + 1, loss=float(loss))
   progress.close()
-  _, right = jax.jit(loss_fn)(train, _to_float(images[:held]), {h: v[:held] for h, v in labels.items()})
+  _, right = jax.jit(loss_fn)(
+    train, _to_float(images[:held]), {h: v[:held] for h, v in labels.items()}
+  )
   return train["img"], {h: float(v) for h, v in right.items()}
 
 
@@ -274,7 +278,11 @@ def train_model(name, spec: ModelSpec, config, cfg, tokenizer, tower) -> vlm_lib
   hardness = dict.fromkeys(questions.SKILLS, 1.0)
   progress = metrics.Progress(spec.steps, name)
   for i in range(spec.steps):
-    draw = mix.draw_tasks(i, spec.tasks) if spec.tasks else mix.draw(i, _weights(i, config.mix, hardness))
+    draw = (
+      mix.draw_tasks(i, spec.tasks)
+      if spec.tasks
+      else mix.draw(i, _weights(i, config.mix, hardness))
+    )
     unique, row = np.unique(draw.image, return_inverse=True)
     padded = np.resize(unique, mix.images)
     batch = supervised.Batch(
@@ -284,13 +292,14 @@ def train_model(name, spec: ModelSpec, config, cfg, tokenizer, tower) -> vlm_lib
     for skill, loss in zip(draw.skills, np.asarray(m["row_loss"]), strict=True):
       if skill in hardness:
         hardness[skill] += 0.02 * (float(loss) - hardness[skill])
-    progress.update(1, loss=float(m["loss"]), hardest=max(hardness, key=hardness.get))
+    progress.update(i + 1, loss=float(m["loss"]), hardest=max(hardness, key=hardness.get))
   progress.close()
   return dataclasses.replace(model, params=jax.device_get(state.params))
 
 
 def _freeze(tx, tower):
   """`tx` for everything but the tower, whose updates are zero."""
+
   def label(path, _):
     keys = [k.key for k in path]
     return "frozen" if keys[0] == "img" and keys[1] in tower else "trained"

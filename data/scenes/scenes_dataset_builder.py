@@ -33,7 +33,7 @@ class ScenesConfig(tfds.core.BuilderConfig):
   pool: int = 6000
   heldout: int = 1500
   rounds: int = 3000
-  questions: int = 4
+  questions: int = 8
   seed: int = 0
 
 

@@ -91,9 +91,12 @@ def _brute_force(program, scene):
     thing = scene.dial if program.skill == "dial" else scene.gauge
     return thing.value if thing else "none"
   if kind == "extreme":
-    key, sign = {"leftmost": ("c", 1), "rightmost": ("c", -1), "highest": ("r", 1), "lowest": ("r", -1)}[
-      slots["extreme"]
-    ]
+    key, sign = {
+      "leftmost": ("c", 1),
+      "rightmost": ("c", -1),
+      "highest": ("r", 1),
+      "lowest": ("r", -1),
+    }[slots["extreme"]]
     ranked = sorted(sign * x[key] for x in rows)
     hit = [x for x in rows if sign * x[key] == ranked[0]]
     return hit[0][by] if len(hit) == 1 else "unanswerable"
@@ -157,7 +160,9 @@ def test_captions_that_say_nothing_are_refused(text):
 
 
 def test_edits_that_cannot_be_are_refused():
-  scene = language.read_caption("a big red circle at row one column one and a big red circle at row two column two", 0)
+  scene = language.read_caption(
+    "a big red circle at row one column one and a big red circle at row two column two", 0
+  )
   for text in ("make the red circle blue", "remove the cross", "turn the dial to north", "paint it red",
                f"paint the background {scene.background}", "make the circle", "set the dial to half"):  # fmt: skip
     with pytest.raises(language.LanguageError):
@@ -166,7 +171,9 @@ def test_edits_that_cannot_be_are_refused():
 
 def test_backend_errors_are_seeded_and_have_the_wanted_rate():
   backend = ScenesBackend(error_rate=0.1, seed=4)
-  captions = ["a small red circle at row one column one and a big blue ring at row two column two"] * 600
+  captions = [
+    "a small red circle at row one column one and a big blue ring at row two column two"
+  ] * 600
   seeds = list(range(600))
   images = backend.generate(captions, seeds, width=64, height=64)
   again = backend.generate(captions, seeds, width=64, height=64)

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the stages share: a config's models, pools, world, image service and files, opened once."""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import pathlib
+import subprocess
+import sys
+
+from ml_collections import ConfigDict
+import numpy as np
+
+from auditdm_jax.audit import skills
+from auditdm_jax.audit.answer import BankConfig, FeatureCache, ModelBank
+from auditdm_jax.audit.judge import Judge, JudgeConfig
+from auditdm_jax.core import pool as pool_lib
+from auditdm_jax.core import store
+from auditdm_jax.core.config import UserError, build
+from auditdm_jax.images import process
+from auditdm_jax.images.client import ImageClient
+from auditdm_jax.images.config import ImagesConfig
+from auditdm_jax.stages.worlds import World, open_world
+from auditdm_jax.vlm import Vlm, load_vlm
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelsConfig:
+  """Folders of the models; `sibling` ("" = none) is only evaluated, for comparison."""
+
+  auditor: str
+  target: str
+  references: tuple[str, ...]
+  sibling: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolConfig:
+  """Where images come from.
+
+  Attributes:
+    builder: script that prepares the TFDS data set if it is not there; "" = none.
+    data_dir: where it lies; "" = <workdir>/data.
+    dataset: name/config/version under data_dir, or a folder of images.
+    images: split the auditor looks at.
+    heldout: split of the benchmark.
+    fresh: split for the rates of known modes.
+  """
+
+  builder: str
+  data_dir: str
+  dataset: str
+  images: str
+  heldout: str
+  fresh: str
+
+
+@dataclasses.dataclass(frozen=True)
+class WorldConfig:
+  name: str = ""
+  gaps: str = ""
+
+
+class InMemoryPool:
+  """A pool whose rows are read once; ids are hashed once."""
+
+  def __init__(self, pool: pool_lib.ImagePool):
+    self.split = pool.split
+    self._images = [pool.image(i) for i in range(len(pool))]
+    self._ids = [store.Images.id_of(image) for image in self._images]
+    self._asked = [(pool.questions(i), pool.answers(i)) for i in range(len(pool))]
+
+  def __len__(self) -> int:
+    return len(self._images)
+
+  def image(self, i: int) -> np.ndarray:
+    return self._images[i]
+
+  def image_id(self, i: int) -> str:
+    return self._ids[i]
+
+  def questions(self, i: int) -> tuple[str, ...]:
+    return self._asked[i][0]
+
+  def answers(self, i: int) -> tuple[str, ...]:
+    return self._asked[i][1]
+
+
+class ImageSource:
+  """image_id -> u8[H,W,3] from the pools in memory, else from the store of made images."""
+
+  def __init__(self, made: store.Images):
+    self.made = made
+    self._known: dict[str, np.ndarray] = {}
+
+  def add_pool(self, pool: InMemoryPool) -> None:
+    for i in range(len(pool)):
+      self._known[pool.image_id(i)] = pool.image(i)
+
+  def put(self, image: np.ndarray) -> str:
+    """Stores a made image and returns its id."""
+    image_id = self.made.put(image)
+    self._known[image_id] = image
+    return image_id
+
+  def __call__(self, image_id: str) -> np.ndarray:
+    found = self._known.get(image_id)
+    return self.made.get(image_id) if found is None else found
+
+
+class Context:
+  """Everything a stage opens, from one config and one workdir."""
+
+  def __init__(self, config: ConfigDict, workdir: str | os.PathLike):
+    self.config, self.workdir = config, pathlib.Path(workdir)
+    self.workdir.mkdir(parents=True, exist_ok=True)
+    self.models = build(ModelsConfig, config.models, name="config.models")
+    world = build(WorldConfig, config.world, name="config.world")
+    self.world: World = open_world(world.name, world.gaps)
+    self.images = ImageSource(store.Images(self.workdir / "images"))
+    self._stack = contextlib.ExitStack()
+    self._pools: dict[str, InMemoryPool] = {}
+
+  def __enter__(self) -> "Context":
+    return self
+
+  def __exit__(self, *exc) -> None:
+    self._stack.close()
+
+  @functools.cached_property
+  def judge(self) -> Judge:
+    return Judge(build(JudgeConfig, self.config.judge, name="config.judge"))
+
+  @functools.cached_property
+  def cache(self) -> FeatureCache:
+    """Image features of every tower in use."""
+    return FeatureCache(build(BankConfig, self.config.bank, name="config.bank").feature_bytes)
+
+  @functools.cached_property
+  def auditor(self) -> Vlm:
+    return load_vlm(self.models.auditor)
+
+  @functools.cached_property
+  def target(self) -> Vlm:
+    return load_vlm(self.models.target)
+
+  @functools.cached_property
+  def sibling(self) -> Vlm | None:
+    return load_vlm(self.models.sibling) if self.models.sibling else None
+
+  @functools.cached_property
+  def references(self) -> dict[str, Vlm]:
+    loaded = [load_vlm(path) for path in self.models.references]
+    return {vlm.name: vlm for vlm in loaded}
+
+  def bank(self, target: Vlm | None = None) -> ModelBank:
+    """The references and `target` (default: the config's)."""
+    target = target or self.target
+    return ModelBank(
+      {target.name: target, **self.references}, target.name, list(self.references),
+      judge=self.judge, config=build(BankConfig, self.config.bank, name="config.bank"),
+      cache=self.cache,
+    )  # fmt: skip
+
+  @functools.cached_property
+  def seeds(self) -> skills.Seeds:
+    return skills.load_seeds(self.config.taxonomy.skills)
+
+  def pool(self, name: str) -> InMemoryPool:
+    """The split that config.pool.<name> (images, heldout, fresh) names."""
+    if name not in self._pools:
+      section = build(PoolConfig, self.config.pool, name="config.pool")
+      split = dataclasses.asdict(section)[name]
+      self._pools[name] = InMemoryPool(pool_lib.open_tfds(self._dataset(section), split))
+      self.images.add_pool(self._pools[name])
+    return self._pools[name]
+
+  def _dataset(self, section: PoolConfig) -> pathlib.Path:
+    data_dir = pathlib.Path(section.data_dir or self.workdir / "data")
+    directory = data_dir / section.dataset
+    if not (directory / "dataset_info.json").is_file() and section.builder:
+      print(f"preparing {section.dataset} in {data_dir}", flush=True)
+      env = dict(
+        os.environ, PYTHONPATH=os.pathsep.join(p or "." for p in sys.path), JAX_PLATFORMS="cpu"
+      )
+      command = [sys.executable, section.builder, f"--data_dir={data_dir}"]
+      done = subprocess.run(command, env=env, check=False, capture_output=True, text=True)
+      if done.returncode:
+        raise UserError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return directory
+
+  @functools.cached_property
+  def client(self) -> ImageClient:
+    """A client of the running image service, or of one started for this run."""
+    section = build(ImagesConfig, self.config.images, name="config.images")
+    address = section.address
+    if not address:
+      config_path = self.workdir / "images_config.py"
+      rows = self.config.images.to_dict()
+      store.write_bytes(
+        config_path,
+        "from ml_collections import ConfigDict\n\n\ndef get_config():\n"
+        f"  return ConfigDict({{'images': {rows!r}}})\n".encode(),
+      )
+      handle = process.spawn(str(config_path), log=self.workdir / "images.log")
+      self._stack.callback(handle.stop)
+      address = handle.address
+    options = section.client
+    client = ImageClient(
+      address, deadline_s=options.deadline_s, max_in_flight=options.max_in_flight, retries=options.retries
+    )  # fmt: skip
+    self._stack.callback(client.close)
+    client.wait_ready(60.0)
+    return client
+
+  def done(self, stage: str) -> dict | None:
+    """What `finish` wrote for a stage of this workdir, or None. Another config is an error."""
+    path = self.workdir / stage / "done.json"
+    if not path.exists():
+      return None
+    record = store.read_json(path)
+    if record["config"] != self.config_hash:
+      raise UserError(
+        f"{path.parent} was made with another config; use another --workdir, or remove that folder"
+      )
+    return record["result"]
+
+  def finish(self, stage: str, result: dict) -> dict:
+    """Marks a stage as done, atomically, with its result."""
+    (self.workdir / stage).mkdir(parents=True, exist_ok=True)
+    store.write_json(
+      self.workdir / stage / "done.json", {"config": self.config_hash, "result": result}
+    )
+    return result
+
+  @functools.cached_property
+  def config_hash(self) -> str:
+    return store.canonical_hash(self.config.to_dict())

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""discover: sweeps the image pool for finds with a bandit over arms.
+
+Arms are the trained auditor's checkpoints, the untrained auditor and random questions. The budget
+moves to the arm that brings finds of new kinds. Finds made during GRPO are free and are kept. The
+control is random questions alone at equal total queries, GRPO's included.
+"""
+
+from collections.abc import Sequence
+import pathlib
+
+from ml_collections import ConfigDict
+import numpy as np
+
+from auditdm_jax.audit import rates
+from auditdm_jax.audit.answer import ModelBank
+from auditdm_jax.audit.arms import Arms, ArmsConfig
+from auditdm_jax.audit.probe import Probe
+from auditdm_jax.core import metrics, store
+from auditdm_jax.core.config import build
+from auditdm_jax.stages import train
+from auditdm_jax.stages.attempts import Attempt, ModeKey
+from auditdm_jax.stages.context import Context, InMemoryPool
+
+RANDOM, UNTRAINED = "random", "untrained"
+
+
+def main(config: ConfigDict, workdir: pathlib.Path) -> int:
+  with Context(config, workdir) as ctx:
+    run(ctx)
+  return 0
+
+
+def run(ctx: Context) -> dict:
+  """Spends config.discover.probes over the arms; resumes after the last whole batch."""
+  if (found := ctx.done("discover")) is not None:
+    return found
+  section, records = ctx.config.discover, store.Records(ctx.workdir / "discover")
+  checkpoints = {f"auditor@{step}": step for step in train.checkpoints(ctx)}
+  arms = Arms(
+    [*checkpoints, UNTRAINED, RANDOM],
+    config=build(ArmsConfig, section.arms, name="config.discover.arms"),
+  )
+  mode_key = ModeKey(ctx.seeds)
+  done: dict[int, list[dict]] = {}
+  for row in records.read("attempts"):
+    done.setdefault(row["batch"], []).append(row)
+  ask = _Asker(ctx, checkpoints)
+  progress = metrics.Progress(section.probes, "discover")
+  finds = 0
+  for batch in range(-(-section.probes // section.batch)):
+    plan = arms.allocate(section.batch)
+    rows = done.get(batch, [])
+    if not rows or not rows[-1].get("last"):
+      have = {r["key"] for r in rows}
+      attempts = [a for arm, n in plan.items() for a in ask(arm, n, batch)]
+      rows_new = [
+        {"batch": batch, "key": f"{batch}/{i}", **a.to_dict()} for i, a in enumerate(attempts)
+      ]
+      rows_new[-1]["last"] = True
+      records.append("attempts", [r for r in rows_new if r["key"] not in have])
+    else:
+      attempts = [Attempt.from_dict(r) for r in rows]
+    for arm in plan:
+      arms.observe(arm, [mode_key(a) for a in attempts if a.probe.arm == arm])
+    finds += sum(a.is_find for a in attempts)
+    progress.update(
+      (batch + 1) * section.batch, finds=finds, arms=" ".join(f"{k}:{v}" for k, v in plan.items())
+    )
+  progress.close()
+  return ctx.finish("discover", {"arms": arms.summary(), "probes": section.probes})
+
+
+def load(ctx: Context) -> list[Attempt]:
+  """Every attempted probe: GRPO's completions, then discovery's."""
+  rows = store.Records(ctx.workdir / "discover").read("attempts")
+  return [*train.load_attempts(ctx), *(Attempt.from_dict(r) for r in rows)]
+
+
+class _Asker:
+  """Makes and asks an arm's probes: a pure function of (config.seed, arm, batch, n)."""
+
+  def __init__(self, ctx: Context, checkpoints: dict[str, int]):
+    self._ctx, self._checkpoints, self._bank = ctx, checkpoints, ctx.bank()
+    self._auditor = train.Asker(ctx, self._bank)
+    self._pool = ctx.pool("images")
+    self._random = RandomQuestions(self._pool, ctx.config.seed)
+
+  def __call__(self, arm: str, n: int, batch: int) -> list[Attempt]:
+    if n == 0:
+      return []
+    if arm == RANDOM:
+      return ask_questions(self._ctx, self._bank, self._pool, self._random.take(n), arm=arm)
+    place = 1 + sorted([*self._checkpoints, UNTRAINED]).index(arm)
+    return self._auditor.ask(self._checkpoints.get(arm), n, arm=arm, stream=1000 * place + batch)
+
+
+class RandomQuestions:
+  """The data set's own questions in a seeded order, each once: the control of an auditor."""
+
+  def __init__(self, pool: InMemoryPool, seed: int):
+    asked = [(i, q) for i in range(len(pool)) for q in pool.questions(i)]
+    order = np.random.default_rng((seed, 51)).permutation(len(asked))
+    self._asked, self._at = [asked[int(i)] for i in order], 0
+
+  def __len__(self) -> int:
+    return len(self._asked)
+
+  def take(self, n: int) -> list[tuple[int, str]]:
+    self._at += n
+    return self._asked[self._at - n : self._at]
+
+
+def ask_questions(
+  ctx: Context,
+  bank: ModelBank,
+  pool: InMemoryPool,
+  asked: Sequence[tuple[int, str]],
+  *,
+  arm: str,
+  label: str = "",
+) -> list[Attempt]:
+  """Puts (image number, question) pairs to the bank."""
+  ids = [pool.image_id(i) for i, _ in asked]
+  progress = metrics.Progress(len(asked), label) if label else None
+  verdicts = bank.verdicts(
+    ctx.images,
+    [q for _, q in asked],
+    image_ids=ids,
+    progress=(lambda done, _: progress.update(done)) if progress else None,
+  )
+  if progress:
+    progress.close()
+  return [
+    Attempt(
+      Probe.make(image_id, question, arm=arm, source=f"{pool.split}/{i}", seed=ctx.config.seed), v
+    )
+    for (i, question), image_id, v in zip(asked, ids, verdicts, strict=True)
+  ]
+
+
+def random_control(ctx: Context, n: int) -> list[Attempt]:
+  """`n` random questions of the pool put to the audited target (all there are, if fewer)."""
+  pool = ctx.pool("images")
+  questions = RandomQuestions(pool, ctx.config.seed + 1)
+  asked = questions.take(min(n, len(questions)))
+  return ask_questions(ctx, ctx.bank(), pool, asked, arm="control", label="random questions")
+
+
+def arm_row(attempts: Sequence[Attempt], verified: dict, cover: dict, keys: Sequence[str]) -> dict:
+  """One row of summary.json's arms."""
+  counts: dict[str, int] = {}
+  for key in keys:
+    counts[key] = counts.get(key, 0) + 1
+  return {
+    "queries": len(attempts), "verified": verified, "confirmed_unique": cover["confirmed"],
+    "gaps_found": cover["gaps_found"], "effective_modes": cover["effective_modes"],
+    "effective_skills": cover["effective_skills"],
+    "unseen_mass": rates.good_turing(counts.values()) if counts else None,
+  }  # fmt: skip

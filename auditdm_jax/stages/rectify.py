@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""rectify: verified failures become training data that repairs the target, beside its controls.
+
+Labels are the references' consensus, never the oracle. Every arm has the same recipe and replay:
+  repaired         failures the auditor found
+  control_random   random questions with a consensus, at equal training examples
+  control_mined    failures among random questions, at equal total queries (GRPO's included)
+
+The loop runs all three; this stage by itself repairs from the failures.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import pathlib
+
+from ml_collections import ConfigDict
+import numpy as np
+
+from auditdm_jax.audit.probe import Failure
+from auditdm_jax.core.config import build
+from auditdm_jax.rectify import curate, finetune, recipes, supervised
+from auditdm_jax.stages import verify
+from auditdm_jax.stages.attempts import Attempt, unique_finds
+from auditdm_jax.stages.context import Context
+from auditdm_jax.vlm import Vlm, save_vlm
+
+MAX_REPLAY = 6_000
+
+
+def main(config: ConfigDict, workdir: pathlib.Path) -> int:
+  with Context(config, workdir) as ctx:
+    ctx.pool("images")
+    examples = from_failures(ctx, verify.load_failures(ctx))
+    repair(ctx, "repaired", examples, replay_examples(ctx))
+    print(f"repaired target: {ctx.workdir / 'rectify' / 'repaired'}")
+  return 0
+
+
+def repair(ctx: Context, name: str, examples: Sequence[curate.Example], replay) -> Vlm:
+  """Fine-tunes the target on `examples` and saves it as rectify/<name>."""
+  section, target = ctx.config.rectify, ctx.target
+  layout = supervised.Layout(
+    target.tokenizer, target.template, target.cfg.num_image_tokens, target.stop_ids[0],
+    length=section.length, suffix=section.suffix,
+  )  # fmt: skip
+  result = finetune.finetune(
+    target.cfg, target.params, build(recipes.Recipe, section.recipe, name="config.rectify.recipe"),
+    layout=layout, new=_data(ctx, target, examples), replay=_data(ctx, target, replay),
+    workdir=ctx.workdir / "rectify", name=name,
+  )  # fmt: skip
+  model = target.with_params(result.params, name=name)
+  folder = ctx.workdir / "rectify" / name
+  extras = {k: v for k, v in model.extras.items() if k != "tower"}
+  save_vlm(folder, dataclasses.replace(model, extras=extras | {"examples": len(examples)}))
+  return model
+
+
+def replay_examples(ctx: Context) -> list[curate.Example]:
+  """Questions of the target's own kind, answered by the target itself: what it must not forget.
+
+  A target's training mix is rarely at hand, so replay is its own behaviour where the references
+  agree with it.
+  """
+  recipe = ctx.config.rectify.recipe
+  size = min(int(recipe.steps * recipe.batch_size * recipe.replay), MAX_REPLAY)
+  pool, rng = ctx.pool("images"), np.random.default_rng((ctx.config.seed, 41))
+  asked = [(i, q) for i in range(len(pool)) for q in pool.questions(i)]
+  chosen = [asked[int(k)] for k in rng.permutation(len(asked))[: 2 * size]]
+  bank = ctx.bank()
+  verdicts = bank.verdicts(
+    ctx.images, [q for _, q in chosen], image_ids=[pool.image_id(i) for i, _ in chosen]
+  )
+  kept = [
+    curate.Example(image_id=pool.image_id(i), question=q, label=v.answers[v.target])
+    for (i, q), v in zip(chosen, verdicts, strict=True)
+    if v.agree and not v.disagreement
+  ]
+  return kept[:size]
+
+
+def from_failures(ctx: Context, failures: Sequence[Failure]) -> list[curate.Example]:
+  """Examples of verified failures, evenly over modes and sources."""
+  config = build(curate.Config, ctx.config.rectify.curate, name="config.rectify.curate")
+  return curate.curate(curate.from_failures(failures), config)[0]
+
+
+def random_examples(ctx: Context, attempts: Sequence[Attempt], size: int) -> list[curate.Example]:
+  """Random questions with a consensus, whether the target knew them or not."""
+  return _curated(ctx, [a for a in attempts if a.verdict.consensus is not None], size)
+
+
+def mined_examples(ctx: Context, attempts: Sequence[Attempt], size: int) -> list[curate.Example]:
+  """Random questions on which the target conflicts with the consensus."""
+  return _curated(ctx, unique_finds(attempts), size)
+
+
+def _curated(ctx, attempts, size):
+  candidates = [
+    curate.Candidate(
+      image_id=a.probe.image_id, question=a.probe.question, label=a.verdict.consensus, group="random"
+    )
+    for a in attempts
+  ]  # fmt: skip
+  config = curate.Config(size=size, cap=1.0, balanced=False, seed=ctx.config.seed)
+  return curate.curate(candidates, config)[0]
+
+
+def _data(ctx: Context, vlm: Vlm, examples: Sequence[curate.Example]) -> finetune.Data:
+  ids = list(dict.fromkeys(e.image_id for e in examples))
+  row = {image_id: i for i, image_id in enumerate(ids)}
+  return finetune.Data(
+    features=ctx.cache.features(vlm, ids, ctx.images).astype(np.float16),
+    image=np.array([row[e.image_id] for e in examples], np.int32),
+    questions=[e.question for e in examples],
+    labels=[e.label for e in examples],
+  )

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""report: one folder that opens from a file, with the summary, the modes and their failures."""
+
+import datetime
+import importlib.metadata
+import pathlib
+import shlex
+import sys
+
+from ml_collections import ConfigDict
+
+from auditdm_jax.audit.probe import Failure
+from auditdm_jax.audit.report import data as report_data
+from auditdm_jax.audit.report.write import write_report
+from auditdm_jax.core import store
+from auditdm_jax.core.config import UserError
+from auditdm_jax.stages import verify
+from auditdm_jax.stages.context import Context
+
+CARDS = 8  # per mode
+GATES_NOTE = "unique finds that pass this and everything above"
+METHODS = (
+  ("Find", "The references agree on an answer that is no abstention, and the target says something else."),
+  ("Verified (V1)", "The find passes the gates and shows again in at least 4 of 5 trials: asked again, "
+   "in another wording, on slightly changed images."),
+  ("Independent judge (V2)", "In the scenes world the symbolic oracle reads the image and confirms that "
+   "the consensus is true and the target wrong. It is used for reporting only, never as reward or label."),
+  ("Search success", "Confirmed finds among all probes sent, malformed ones included."),
+  ("Modes", "Rules over question and consensus whose failure rate among all attempted probes is "
+   "significantly raised; their rates are measured on fresh images and questions."),
+  ("Controls", "prompt-only auditor; random questions at equal total queries (GRPO's included); "
+   "random questions with consensus at equal training examples; mined random failures at equal queries."),
+)  # fmt: skip
+
+
+def main(config: ConfigDict, workdir: pathlib.Path) -> int:
+  with Context(config, workdir) as ctx:
+    path = workdir / "summary.json"
+    if not path.exists():
+      raise UserError(f"{path} is not there; run the loop first")
+    print(f"report: {run(ctx, store.read_json(path))}")
+  return 0
+
+
+def run(ctx: Context, summary: dict) -> pathlib.Path:
+  """Writes <workdir>/report and returns its index.html."""
+  ctx.pool("images")  # so that source images are found by id
+  verified = ctx.done("verify")
+  failures = verify.load_failures(ctx)
+  evaluated = ctx.done("evaluate")
+  data = report_data.ReportData(
+    title="Audit of " + ctx.target.name,
+    target=ctx.target.name,
+    references=list(ctx.references),
+    created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    summary=summary,
+    funnel=[
+      report_data.FunnelRow(name=k.replace("_", " "), count=v)
+      for k, v in verified["funnel"].items()
+    ],
+    modes=_modes(ctx, verified["modes"], failures),
+    arms=_arms(summary),
+    curves=_curves(ctx, summary),
+    strategies=_strategies(summary),
+    rectify=_rectify(summary),
+    second_round=_second_round(summary),
+    health=_health(evaluated["health"]),
+    methods=METHODS,
+    commands=[_command(ctx)],
+    versions={
+      name: importlib.metadata.version(name)
+      for name in ("jax", "flax", "optax", "orbax-checkpoint")
+    },
+  )
+  return write_report(ctx.workdir / "report", data)
+
+
+def _command(ctx: Context) -> str:
+  return "python -m auditdm_jax " + " ".join(shlex.quote(a) for a in sys.argv[1:])
+
+
+def _modes(ctx, rows, failures: list[Failure]):
+  by_mode: dict[str, list[Failure]] = {}
+  for f in failures:
+    if f.verified and f.mode_id:
+      by_mode.setdefault(f.mode_id, []).append(f)
+  views = []
+  for row in sorted(rows, key=lambda r: -len(by_mode.get(r["mode_id"], ()))):
+    members = by_mode.get(row["mode_id"], [])
+    notes = (
+      {"planted gap (oracle)": f"{row['gap']} ({row['gap_share']:.0%} of confirmed)"}
+      if row["gap"]
+      else {}
+    )
+    views.append(
+      report_data.ModeView(
+        mode_id=row["mode_id"], name=row["name"], skill=", ".join(row["skills"]),
+        definition=row["definition"], members=len(members), rate=row["fresh"],
+        cards=[_card(ctx, f) for f in _varied(members)], notes=notes,
+      )
+    )  # fmt: skip
+  return views
+
+
+def _varied(members: list[Failure]) -> list[Failure]:
+  """A few members: made images first (they show more), then by probe id."""
+  return sorted(members, key=lambda f: (f.probe.source_image_id is None, f.probe.probe_id))[:CARDS]
+
+
+def _card(ctx, f: Failure):
+  made = f.probe.source_image_id not in (None, f.probe.image_id)
+  source = f.probe.source_image_id if made else f.probe.image_id
+  lineage = {
+    "arm": f.probe.arm, "step": str(f.probe.step), "seed": str(f.probe.seed),
+    "source image": source[:12], "image": f.probe.image_id[:12],
+  }  # fmt: skip
+  if f.probe.instruction:
+    lineage["instruction"] = f.probe.instruction
+  if f.probe.caption:
+    lineage["caption"] = f.probe.caption
+  return report_data.Card(
+    probe_id=f.probe.probe_id, question=f.probe.question, target=f.verdict.target,
+    answers=f.verdict.answers, consensus=f.verdict.consensus, grade=f.grade,
+    original=_path(ctx, source), edited=_path(ctx, f.probe.image_id) if made else None,
+    strategy=f.probe.strategy, truth=f.independent,
+    gates=[report_data.Gate(name=g.name, passed=g.passed, value=g.value) for g in f.gates],
+    lineage=lineage,
+    command=f"python -m auditdm_jax answer --model {shlex.quote(ctx.models.target)}"
+    f" --image report/images/{f.probe.image_id}.png --prompt {shlex.quote(f.probe.question)}",
+  )  # fmt: skip
+
+
+def _path(ctx, image_id: str) -> pathlib.Path:
+  """The PNG of an image; those of the pool are put into the store on first use."""
+  path = ctx.images.made.path(image_id)
+  if not path.exists():
+    ctx.images.made.put(ctx.images(image_id))
+  return path
+
+
+def _arms(summary):
+  return [
+    report_data.ArmRow(
+      name=name, queries=row["queries"], verified=row["verified"], gaps_found=row["gaps_found"],
+      effective_modes=row["effective_modes"], unseen_mass=row.get("unseen_mass"),
+    )
+    for name, row in summary["arms"].items()
+  ]  # fmt: skip
+
+
+def _curves(ctx, summary):
+  rows = summary["curve"]
+  return [
+    report_data.Curve(
+      name="GRPO", steps=[r["step"] for r in rows], success=[r["success"] for r in rows],
+      effective_modes=[r["effective_modes"] for r in rows],
+    )
+  ] if rows else []  # fmt: skip
+
+
+def _strategies(summary):
+  return [
+    report_data.StrategyRow(
+      name=name,
+      verified=row["verified"],
+      faithful=row.get("faithful"),
+      only_here=row.get("only_here"),
+    )
+    for name, row in summary["strategies"].items()
+  ]
+
+
+def _rectify(summary):
+  return [
+    report_data.RectifyRow(
+      name=name.replace("_", " "), all=row["all"], gaps=row["gaps"], rest=row["rest"],
+      examples=row.get("examples"), queries=row.get("queries"),
+    )
+    for name, row in summary["rectify"].items()
+  ]  # fmt: skip
+
+
+def _second_round(summary):
+  return [
+    report_data.SecondRoundRow(
+      name=row["name"], before=row["before"], after=row["after"], status=row["status"]
+    )
+    for row in summary.get("second_round", {}).get("modes", ())
+  ]
+
+
+def _health(h: dict):
+  names = list(h["error"])
+  return report_data.ReferenceHealth(
+    names=names,
+    co_error=[[1.0 if a == b else h["co_error"][a][b] for b in names] for a in names],
+    all_wrong=h["all_wrong"], same_wrong=h["same_wrong"],
+    effective_number=h["effective_references"], warnings=h["warnings"],
+  )  # fmt: skip

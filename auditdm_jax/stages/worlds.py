@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a data set can tell beside its images: an oracle, paraphrases, planted gaps.
+
+A world without an oracle (every real data set) leaves these empty; the stages then report what the
+references say and nothing about the truth.
+"""
+
+from collections.abc import Callable
+import dataclasses
+
+import numpy as np
+
+from auditdm_jax import scenes
+from auditdm_jax.core.config import UserError
+from auditdm_jax.scenes import gaps as gaps_lib
+from auditdm_jax.scenes import language, questions, render
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+  """A world's hooks.
+
+  Attributes:
+    oracle: (image u8[H,W,3], question) -> the true answer or None. Checks only: never a reward,
+      never a label.
+    paraphrase: (question, k) -> another wording or None.
+    gap_of: (question, true answer) -> name of the planted gap or None.
+    mode_of: (question, true answer) -> nameable failure mode.
+    faithful: (source image or None, text, image, seed) -> whether the image shows what the caption
+      or the instruction says.
+    gaps: names of all planted gaps.
+  """
+
+  oracle: Callable[[np.ndarray, str], str | None] | None = None
+  paraphrase: Callable[[str, int], str | None] | None = None
+  gap_of: Callable[[str, str], str | None] | None = None
+  mode_of: Callable[[str, str], str] | None = None
+  faithful: Callable[[np.ndarray | None, str, np.ndarray, int], bool] | None = None
+  gaps: tuple[str, ...] = ()
+
+
+def gap_set(name: str) -> tuple[gaps_lib.Gap, ...]:
+  """ "" | easy | rare | half (every second gap of both) | seed:N (drawn)."""
+  if name.startswith("seed:") and name[5:].isdigit():
+    return gaps_lib.draw_gaps(int(name[5:]))
+  known = {
+    "": (), "easy": gaps_lib.EASY, "rare": gaps_lib.RARE, "half": gaps_lib.EASY[::2] + gaps_lib.RARE[::2],
+  }  # fmt: skip
+  if name not in known:
+    raise UserError(f"unknown gap set {name!r}; known: {', '.join(k for k in known if k)}, seed:N")
+  return known[name]
+
+
+def open_world(name: str, gaps: str) -> World:
+  """The hooks of "scenes", or none for ""."""
+  if not name:
+    return World()
+  if name != "scenes":
+    raise UserError(f"config.world.name: unknown world {name!r}; known: scenes, or '' for none")
+  planted = gap_set(gaps)
+
+  def gap_of(question: str, answer: str) -> str | None:
+    program = questions.parse_question(question)
+    return gaps_lib.match(planted, program, answer) if program else None
+
+  return World(
+    oracle=scenes.oracle,
+    paraphrase=_paraphrase,
+    gap_of=gap_of,
+    mode_of=lambda q, answer: gaps_lib.mode_of(questions.parse_question(q), answer),
+    faithful=_faithful,
+    gaps=tuple(g.name for g in planted),
+  )
+
+
+def _paraphrase(question: str, k: int) -> str | None:
+  return language.paraphrase(question, k) if questions.parse_question(question) else None
+
+
+def _faithful(source, text, image, seed) -> bool:
+  want = (
+    language.read_caption(text, seed)
+    if source is None
+    else language.read_edit(text, render.parse(source))
+  )
+  return render.parse(image) == want
