@@ -10,8 +10,8 @@ One learner row is one turn of one trajectory:
 Axes: N rows, T tokens, C completion positions, U unique images, P patches, D vision width.
 """
 
-import dataclasses
 from collections.abc import Sequence
+import dataclasses
 from typing import Any
 
 import jax

@@ -70,9 +70,7 @@ def length(tokens: int, *, limit: int) -> float:
 
 def total(cfg: RewardConfig, parts: Mapping[str, float]) -> float:
   """The reward: the signal less the weighted penalties."""
-  return (
-    parts["disagreement"] - cfg.repetition * parts["repetition"] - cfg.length * parts["length"]
-  )
+  return parts["disagreement"] - cfg.repetition * parts["repetition"] - cfg.length * parts["length"]
 
 
 class Novelty:
