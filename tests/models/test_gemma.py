@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scanned decoder against a plain, unrolled re-implementation in float64."""
+
+import dataclasses
+import functools
+import operator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from auditdm_jax.models import gemma
+
+GEMMA2 = gemma.GemmaConfig(
+  vocab_size=17,
+  width=12,
+  depth=3,
+  mlp_dim=20,
+  num_heads=4,
+  num_kv_heads=2,
+  head_dim=6,
+  query_scale=0.3,
+  window=3,
+  layer_is_local=gemma.alternate(3, local=1, every=2),
+  attn_softcap=1.5,
+  post_norm_init=-0.6,
+  embed_init_std=0.5,
+)
+GEMMA3 = dataclasses.replace(
+  GEMMA2,
+  depth=6,
+  query_scale=None,
+  rope_base=1e6,
+  rope_scale=8.0,
+  layer_is_local=gemma.alternate(6, local=5, every=6),
+  attn_softcap=0.0,
+  qk_norm=True,
+)
+GEMMA1 = dataclasses.replace(GEMMA2, post_norms=False, layer_is_local=(), window=None)
+
+
+def reference(cfg, params, tokens, positions, mask):
+  """One layer after the other, one einsum at a time, in float64."""
+  p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+
+  def norm(x, scale):
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + cfg.norm_eps) * (1 + scale)
+
+  def rope(x, base, scale):
+    half = cfg.head_dim // 2
+    angle = positions[:, :, None, None] / scale * base ** (-np.arange(half) / half)
+    a, b = x[..., :half], x[..., half:]
+    return np.concatenate(
+      [a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], -1
+    )
+
+  x = p["embedder"]["input_embedding"][tokens] * np.sqrt(cfg.width)
+  for i in range(cfg.depth):
+    w = jax.tree.map(operator.itemgetter(i), p["layers"])
+    local = bool(cfg.layer_is_local) and cfg.layer_is_local[i]
+    y = norm(x, w["pre_attention_norm"]["scale"])
+    q = np.einsum("btd,ndh->btnh", y, w["attn"]["q_einsum"]["w"])
+    k, v = np.einsum("btd,ckdh->cbtkh", y, w["attn"]["kv_einsum"]["w"])
+    if cfg.qk_norm:
+      q = norm(q, w["attn"]["query_norm"]["scale"])
+      k = norm(k, w["attn"]["key_norm"]["scale"])
+    base, scale = (cfg.local_rope_base, 1.0) if local else (cfg.rope_base, cfg.rope_scale)
+    q, k = rope(q, base, scale), rope(k, base, scale)
+    q = q * (cfg.head_dim**-0.5 if cfg.query_scale is None else cfg.query_scale)
+    repeat = cfg.num_heads // cfg.num_kv_heads
+    k, v = np.repeat(k, repeat, axis=2), np.repeat(v, repeat, axis=2)
+    logits = np.einsum("btnh,bsnh->bnts", q, k)
+    if cfg.attn_softcap:
+      logits = cfg.attn_softcap * np.tanh(logits / cfg.attn_softcap)
+    seen = mask.copy()
+    if local:
+      seen &= np.abs(positions[:, :, None] - positions[:, None, :]) < cfg.window
+    logits = np.where(seen[:, None], logits, -1e30)
+    e = np.exp(logits - logits.max(-1, keepdims=True))
+    out = np.einsum("bnts,bsnh->btnh", e / e.sum(-1, keepdims=True), v)
+    y = np.einsum("btnh,nhd->btd", out, w["attn"]["attn_vec_einsum"]["w"])
+    x = x + (norm(y, w["post_attention_norm"]["scale"]) if cfg.post_norms else y)
+    y = norm(x, w["pre_ffw_norm"]["scale"])
+    gate, up = np.einsum("btd,cdf->cbtf", y, w["mlp"]["gating_einsum"])
+    gelu = 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
+    y = (gelu * up) @ w["mlp"]["linear"]
+    x = x + (norm(y, w["post_ffw_norm"]["scale"]) if cfg.post_norms else y)
+  return norm(x, p["final_norm"]["scale"])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def make(cfg):
+  """Params with every norm scale moved off its initial value."""
+  params = gemma.Gemma(cfg).init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+  leaves, tree = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(1), len(leaves))
+  noise = [0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)]
+  return jax.tree.unflatten(tree, [x + n for x, n in zip(leaves, noise)])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run(cfg, params, tokens, positions, mask):
+  def forward(m, tokens):
+    return m.decode(m.embed(tokens), positions=positions, key_positions=positions, mask=mask)[0]
+
+  return gemma.Gemma(cfg).apply({"params": params}, tokens, method=forward)
+
+
+def inputs(*, b=2, t=9):
+  rng = np.random.default_rng(0)
+  tokens = rng.integers(0, 17, (b, t))
+  positions = np.broadcast_to(np.arange(t), (b, t))
+  mask = np.broadcast_to(np.tri(t, dtype=bool), (b, t, t)).copy()
+  mask[1, :5, :5] = True  # A bidirectional prefix in one row.
+  return tokens, positions, mask
+
+
+@pytest.mark.parametrize("cfg", [GEMMA1, GEMMA2, GEMMA3], ids=["gemma1", "gemma2", "gemma3"])
+def test_scan_equals_unrolled_reference(cfg):
+  params = make(cfg)
+  got = run(cfg, params, *inputs())
+  np.testing.assert_allclose(got, reference(cfg, params, *inputs()), atol=2e-5)
+
+
+@pytest.mark.parametrize("change", [{"unroll": 6}, {"remat": True}], ids=str)
+def test_unrolling_and_remat_change_nothing(change):
+  params, data = make(GEMMA3), inputs()
+
+  def loss(params, cfg):
+    return jnp.mean(run(cfg, params, *data) ** 3)
+
+  grad = jax.jit(jax.grad(loss), static_argnums=1)
+  plain, other = grad(params, GEMMA3), grad(params, dataclasses.replace(GEMMA3, **change))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, other)
+
+
+def test_window_is_felt():
+  params, (tokens, positions, mask) = make(GEMMA2), inputs()
+  every = dataclasses.replace(GEMMA2, layer_is_local=(True,) * 3)
+  other = tokens.copy()
+  other[:, 0] = (tokens[:, 0] + 1) % 17
+  # Three layers of window 3 reach back 6 positions, so the last two of nine cannot see the first.
+  same = run(every, params, tokens, positions, mask) == run(every, params, other, positions, mask)
+  assert same[0, 7:].all() and not same[0, :7].any()
+  assert not np.array_equal(
+    run(GEMMA2, params, tokens, positions, mask)[0, 8],
+    run(GEMMA2, params, other, positions, mask)[0, 8],
+  )
+
+
+def test_bfloat16_is_near_and_fully_masked_rows_are_finite():
+  params, (tokens, positions, mask) = make(GEMMA2), inputs()
+  mask[0, 3] = False
+  full = run(GEMMA2, params, tokens, positions, mask)
+  half = run(dataclasses.replace(GEMMA2, dtype="bfloat16"), params, tokens, positions, mask)
+  assert half.dtype == jnp.bfloat16 and np.isfinite(full).all()
+  assert np.abs(full - half.astype(np.float32)).mean() < 0.03
+
+
+def test_tree_names_and_initial_scales():
+  init = jax.jit(gemma.Gemma(GEMMA3).init)
+  params = init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+  layers = params["layers"]
+  assert layers["attn"]["q_einsum"]["w"].shape == (6, 4, 12, 6)
+  assert layers["attn"]["kv_einsum"]["w"].shape == (6, 2, 2, 12, 6)
+  assert layers["attn"]["attn_vec_einsum"]["w"].shape == (6, 4, 6, 12)
+  assert layers["attn"]["query_norm"]["scale"].shape == (6, 6)
+  assert layers["mlp"]["gating_einsum"].shape == (6, 2, 12, 20)
+  assert layers["mlp"]["linear"].shape == (6, 20, 12)
+  assert np.all(layers["post_ffw_norm"]["scale"] == np.float32(-0.6))
+  assert np.all(layers["pre_ffw_norm"]["scale"] == 0)
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"num_kv_heads": 3}, "num_kv_heads 3"),
+    ({"layer_is_local": (True,)}, "depth 3"),
+    ({"window": None}, "window is None"),
+    ({"head_dim": 5}, "odd"),
+  ],
+)
+def test_impossible_configs_are_refused(change, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(GEMMA2, **change)
+
+
+def test_alternate():
+  assert gemma.alternate(4, local=1, every=2) == (True, False, True, False)
+  assert gemma.alternate(7, local=5, every=6) == (True,) * 5 + (False, True)

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Masks, image slots, padding and the head."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from auditdm_jax.core import tree
+from auditdm_jax.models import gemma, siglip
+from auditdm_jax.models import multimodal as mm
+
+IMAGE = 8
+TEXT = gemma.GemmaConfig(
+  vocab_size=19,
+  width=12,
+  depth=3,
+  mlp_dim=20,
+  num_heads=4,
+  num_kv_heads=2,
+  head_dim=6,
+  window=4,
+  layer_is_local=(True, False, True),
+  embed_init_std=0.5,
+)
+VISION = siglip.SiglipConfig(
+  width=10, depth=1, mlp_dim=12, num_heads=2, patch_size=4, image_size=16
+)
+PALIGEMMA = mm.VlmConfig(
+  "paligemma", dataclasses.replace(TEXT, attn_softcap=5.0, final_softcap=3.0), VISION, IMAGE
+)
+GEMMA3 = mm.VlmConfig(
+  "gemma3", dataclasses.replace(TEXT, qk_norm=True, rope_base=1e6), VISION, IMAGE, mm_tokens=4
+)
+BOTH = pytest.mark.parametrize("cfg", [PALIGEMMA, GEMMA3], ids=["paligemma", "gemma3"])
+
+
+init = jax.jit(mm.init, static_argnums=0)
+hidden = jax.jit(mm.hidden, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def features_of(cfg, params, n):
+  pixels = jax.random.uniform(jax.random.key(0), (n, 16, 16, 3), minval=-1.0)
+  return mm.encode_images(cfg, params, pixels)
+
+
+def test_attention_masks_as_drawn():
+  valid = np.ones((1, 5), bool)
+  prefix = mm.make_attn_mask(valid, np.array([[0, 0, 0, 1, 1]]))[0].astype(int)
+  assert prefix.tolist() == [[1, 1, 1, 0, 0]] * 3 + [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+  tokens = jnp.array([[3, IMAGE, IMAGE, IMAGE, 4]])
+  ar = mm.default_ar(GEMMA3, tokens)
+  assert ar.tolist() == [[1, 1, 0, 0, 1]]
+  block = mm.make_attn_mask(valid, ar)[0].astype(int)
+  assert block.tolist() == [[1, 0, 0, 0, 0]] + [[1, 1, 1, 1, 0]] * 3 + [[1, 1, 1, 1, 1]]
+  assert mm.default_ar(PALIGEMMA, tokens).tolist() == [[0] * 5]
+  padded = mm.make_attn_mask(np.array([[False, True, True]]), np.array([[1, 1, 1]]))[0]
+  assert padded.astype(int).tolist() == [[0, 0, 0], [0, 1, 0], [0, 1, 1]]
+
+
+def test_image_block_sees_itself_and_text_is_causal():
+  """By effect: which positions of the output move when one input token or patch does."""
+  params = init(GEMMA3, jax.random.key(0))
+  features = features_of(GEMMA3, params, 1)
+  tokens = np.array([[2, IMAGE, IMAGE, IMAGE, IMAGE, 10, 11]])
+  valid = np.ones_like(tokens, bool)
+  # The last pooled cell of the image: earlier image slots must see it, the BOS must not.
+  moved = features.at[:, 15].add(1.0)
+  out = [hidden(GEMMA3, params, f, tokens, valid=valid) for f in (features, moved)]
+  assert (jnp.abs(out[0] - out[1]).max(-1) > 1e-6)[0].tolist() == [False] + [True] * 6
+  other = tokens.copy()
+  other[0, 5] = 12
+  out = [hidden(GEMMA3, params, features, t, valid=valid) for t in (tokens, other)]
+  assert (jnp.abs(out[0] - out[1]).max(-1) > 1e-6)[0].tolist() == [False] * 5 + [True] * 2
+
+
+def test_prefix_sees_all_of_itself_and_suffix_is_causal():
+  params = init(PALIGEMMA, jax.random.key(0))
+  features = features_of(PALIGEMMA, params, 1)
+  tokens = np.array([[IMAGE] * 16 + [2, 10, 11, 12]])
+  valid, ar = np.ones_like(tokens, bool), np.array([[0] * 18 + [1, 1]])
+  wide = dataclasses.replace(
+    PALIGEMMA, text=dataclasses.replace(PALIGEMMA.text, layer_is_local=(), window=None)
+  )
+
+  def moves(at, *, ar):
+    other = tokens.copy()
+    other[0, at] = 13
+    out = [hidden(wide, params, features, t, valid=valid, ar=ar) for t in (tokens, other)]
+    return (jnp.abs(out[0] - out[1]).max(-1) > 1e-7)[0]
+
+  assert moves(17, ar=ar).all()
+  assert np.flatnonzero(moves(18, ar=ar)).tolist() == [18, 19]
+  assert moves(19, ar=None).all()
+
+
+@BOTH
+def test_left_padding_equals_right_padding(cfg):
+  params = init(cfg, jax.random.key(0))
+  features, m = features_of(cfg, params, 2), cfg.num_image_tokens
+  rows = [[2] + [IMAGE] * m + [10, 11, 12, 13], [2] + [IMAGE] * m + [14]]
+  length = max(map(len, rows)) + 2
+
+  def padded(left):
+    tokens, valid = np.zeros((2, length), np.int32), np.zeros((2, length), bool)
+    for i, row in enumerate(rows):
+      where = slice(length - len(row), None) if left else slice(0, len(row))
+      tokens[i, where], valid[i, where] = row, True
+    return hidden(cfg, params, features, tokens, valid=valid)[valid]
+
+  np.testing.assert_allclose(padded(True), padded(False), atol=1e-5)
+  alone = [
+    hidden(cfg, params, features[i : i + 1], np.array([r]), valid=np.ones((1, len(r)), bool))[0]
+    for i, r in enumerate(rows)
+  ]
+  np.testing.assert_allclose(padded(True), np.concatenate(alone), atol=1e-5)
+
+
+@BOTH
+def test_image_slots_take_projected_features_unscaled(cfg):
+  params, m = init(cfg, jax.random.key(0)), cfg.num_image_tokens
+  params["llm"]["embedder"]["input_embedding"] = (
+    params["llm"]["embedder"]["input_embedding"].at[IMAGE].set(jnp.nan)  # Never read.
+  )
+  features = features_of(cfg, params, 2)
+  tokens = np.array([[2] + [IMAGE] * m + [10], [2, 10] + [IMAGE] * m])
+  x = mm.embed(cfg, params, features, tokens)
+  image = mm.project(cfg, params, features)
+  np.testing.assert_array_equal(x[0, 1:-1], image[0])
+  np.testing.assert_array_equal(x[1, 2:], image[1])
+  want = params["llm"]["embedder"]["input_embedding"][10] * 12**0.5
+  np.testing.assert_allclose(x[0, -1], want, rtol=1e-6)
+
+
+def test_projectors():
+  params = init(PALIGEMMA, jax.random.key(0))
+  f = features_of(PALIGEMMA, params, 2)
+  head = params["img"]["head"]
+  np.testing.assert_allclose(
+    mm.project(PALIGEMMA, params, f), f @ head["kernel"] + head["bias"], atol=1e-5
+  )
+  params = init(GEMMA3, jax.random.key(0))
+  head = params["img"]["head"]
+  head["soft_embedding_norm"]["scale"] += 0.5
+  grid = np.asarray(f).reshape(2, 4, 4, 10)
+  cells = [grid[:, i : i + 2, j : j + 2].mean((1, 2)) for i in (0, 2) for j in (0, 2)]
+  x = np.stack(cells, 1)
+  x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * 1.5
+  np.testing.assert_allclose(
+    mm.project(GEMMA3, params, f), x @ head["input_projection"]["w"], atol=1e-5
+  )
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 4, 100])
+def test_token_logprobs_equal_plain_log_softmax(chunk):
+  params = init(PALIGEMMA, jax.random.key(0))
+  x = jax.random.normal(jax.random.key(1), (2, 5, 12))
+  targets = jax.random.randint(jax.random.key(2), (2, 5), 9, 19)
+
+  def plain(params, x):
+    logits = x @ params["llm"]["embedder"]["input_embedding"].T
+    logits = 3.0 * jnp.tanh(logits / 3.0) / 0.7
+    logp = jax.nn.log_softmax(logits.at[..., jnp.array([0, IMAGE])].set(-jnp.inf))
+    kept = jnp.where(jnp.isfinite(logp), logp, 0.0)
+    picked = jnp.take_along_axis(logp, targets[..., None], axis=-1)[..., 0]
+    return picked, -jnp.sum(jnp.exp(logp) * kept, axis=-1)
+
+  def ours(params, x):
+    return mm.token_logprobs(
+      PALIGEMMA, params, x, targets, banned=(0, IMAGE), temperature=0.7, chunk=chunk
+    )
+
+  def grads(f):
+    loss = lambda p, x: sum(jnp.sum(v * v) for v in f(p, x))  # noqa: E731
+    return jax.jit(jax.grad(loss, argnums=(0, 1)))(params, x)
+
+  for got, want in zip(jax.jit(ours)(params, x), plain(params, x)):
+    np.testing.assert_allclose(got, want, atol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), grads(ours), grads(plain))
+
+
+def test_banned_target_is_finite():
+  params = init(PALIGEMMA, jax.random.key(0))
+  x = jnp.ones((1, 1, 12))
+  logp, entropy = mm.token_logprobs(PALIGEMMA, params, x, jnp.zeros((1, 1), int), banned=(0,))
+  assert logp[0, 0] < -1e29 and np.isfinite(logp).all() and np.isfinite(entropy).all()
+
+
+@BOTH
+def test_config_round_trip_and_errors(cfg):
+  assert mm.VlmConfig.from_dict(cfg.to_dict()) == cfg
+  with pytest.raises(ValueError, match="model.text.depht.*did you mean 'depth'"):
+    d = cfg.to_dict()
+    mm.VlmConfig.from_dict(d | {"text": d["text"] | {"depht": 3}})
+  with pytest.raises(ValueError, match="outside the vocabulary"):
+    dataclasses.replace(cfg, image_token_id=19)
+  with pytest.raises(ValueError, match="pooled to mm_tokens 9"):
+    dataclasses.replace(cfg, mm_tokens=9)
+
+
+def test_full_size_tree_is_that_of_big_vision():
+  """PaliGemma 2 3B at 448 px: names, shapes and the count of 3.033e9, without the weights."""
+  text = gemma.GemmaConfig(257152, 2304, 26, 9216, 8, 4, 256)
+  vision = siglip.SiglipConfig(1152, 27, 4304, 16, patch_size=14, image_size=448)
+  cfg = mm.VlmConfig("paligemma", text, vision, image_token_id=257151)
+  flat = tree.flatten(jax.eval_shape(lambda key: mm.init(cfg, key), jax.random.key(0)))
+  assert round(sum(x.size for x in flat.values()) / 1e6) == 3033
+  block = "img/Transformer/encoderblock/MultiHeadDotProductAttention_0/"
+  for path, shape in {
+    "img/embedding/kernel": (14, 14, 3, 1152),
+    "img/pos_embedding": (1, 1024, 1152),
+    block + "query/kernel": (27, 1152, 16, 72),
+    block + "out/kernel": (27, 16, 72, 1152),
+    "img/head/kernel": (1152, 2304),
+    "llm/embedder/input_embedding": (257152, 2304),
+    "llm/layers/attn/q_einsum/w": (26, 8, 2304, 256),
+    "llm/layers/attn/kv_einsum/w": (26, 2, 4, 2304, 256),
+    "llm/layers/attn/attn_vec_einsum/w": (26, 8, 256, 2304),
+    "llm/layers/mlp/gating_einsum": (26, 2, 2304, 9216),
+    "llm/layers/mlp/linear": (26, 9216, 2304),
+    "llm/layers/post_ffw_norm/scale": (26, 2304),
+    "llm/final_norm/scale": (2304,),
+  }.items():
+    assert flat[path].shape == shape, path
