@@ -2,6 +2,7 @@
 """The smallest auditor with all of Gemma 3's parts, and batches for it."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -43,12 +44,20 @@ def config(**changes):
   return dataclasses.replace(cfg, **changes)
 
 
+@functools.cache
+def params(seed=0):
+  """Random weights; drawn by numpy, since compiling the true init costs seconds."""
+  rng = np.random.default_rng(seed)
+  shapes = jax.eval_shape(functools.partial(multimodal.init, config()), jax.random.key(0))
+  return jax.tree.map(lambda s: rng.normal(0, 0.2, s.shape).astype(np.float32), shapes)
+
+
 def auditor(seed=0):
   tok = tokenizer()
   return Vlm(
     name="auditor",
     cfg=config(),
-    params=multimodal.init(config(), jax.random.key(seed)),
+    params=params(seed),
     tokenizer=tok,
     template=prompts.GEMMA3_PLAIN,
     stop_ids=(tok.id("<eos>"),),
