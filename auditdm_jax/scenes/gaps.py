@@ -72,20 +72,19 @@ EASY = (
   Gap("the lowest object", ("extreme_color", "extreme_shape"), (("extreme", ("lowest",)),)),
 )
 
+# Answers and slot values that never occur: a conjunction of values that are each known from other
+# questions would be no gap, since models of this size compose them.
 RARE = (
   Gap("dial reads southwest", ("dial",), (("answer", ("southwest",)),)),
+  Gap("dial reads north", ("dial",), (("answer", ("north",)),)),
   Gap("gauge is half", ("gauge",), (("answer", ("half",)),)),
+  Gap("gauge is full", ("gauge",), (("answer", ("full",)),)),
   Gap("digit seven read", ("digit_at", "digit_of"), (("answer", ("seven",)),)),
+  Gap("digit zero read", ("digit_at", "digit_of"), (("answer", ("zero",)),)),
   Gap("object with digit two", ("color_with", "shape_with"), (("digit", ("two",)),)),
-  Gap("colour counts above three", ("count_color",), (("answer", ("four", "five", "six")),)),
-  Gap("lowest colour orange", ("extreme_color",), (("answer", ("orange",)),)),
-  Gap("bottom right corner", _AT, (("row", ("four",)), ("column", ("four",)))),
-  Gap("brown background", ("background",), (("answer", ("brown",)),)),
   Gap("row three", ("row_of",), (("answer", ("three",)),)),
-  Gap("ring by colour", ("shape_of",), (("answer", ("ring",)),)),
-  Gap(
-    "smallest is cyan", ("size_compare",), (("superlative", ("smallest",)), ("answer", ("cyan",)))
-  ),
+  Gap("column two", ("column_of",), (("answer", ("two",)),)),
+  Gap("brown background", ("background",), (("answer", ("brown",)),)),
 )
 
 
