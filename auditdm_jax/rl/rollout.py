@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From prompts to rewarded trajectories, in the order of the algorithm:
+"""One step of GRPO up to the learner's batch; the code is in the order of the steps.
 
-  1. `prompts`      (image, strategy) pairs of a step: a pure function of (seed, step).
-  2. `_sample`      each image encoded once, each prompt prefilled once, G completions each.
-  3. `parse_reply`  fields, or why not: a malformed reply is the auditor's fault and earns 0.
-  4. `_make_images` captions and instructions go to the image service as soon as they are read; a
-                    fault of the service makes a sample invalid (NaN), nobody's fault.
-     `_ask_again`   two-turn strategies ask Q* about the new image.
-  5. `_answer`      target and references answer every probe.
-  6. `_reward`      the binary signal and whatever terms the config names.
-  7. `collect`      group advantages, packed rows, one record per completion.
+  1. `draw_prompts`   (image, strategy) prompts of the step: a pure function of (seed, step).
+  2. `generate`       encode each image once, sample G replies per prompt, image strategies first.
+  3.                  parse each reply; a malformed one is the auditor's fault: reward 0, it counts.
+  4.                  image strategies: the text goes to the image service the moment it is parsed. The service's
+                      fault is nobody's: the sample is invalid. `edit` and `generate` then ask about the new image.
+  5. `judge`          target and references answer; the verdict says whether they disagree.
+  6. `score`          verdict -> reward terms -> reward.
+  7. `pack`           group advantages, and all turns as the learner's rows.
 
-What a trajectory is asked about, answered and earns never depends on the batch it was in: every
-draw is fold_in(seed, stream, prompt id, sample, turn, t).
+Strategies: `question` (Q*, I) · `edit` (Q*, I_e) · `generate` (Q*, I_g) · `edit-only` (Q, I_e) · `generate-only`
+(Q, I_g), where Q is a question of the data set about the source image.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+import concurrent.futures
 import dataclasses
 import functools
 from typing import Any, Protocol
@@ -23,472 +24,535 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from auditdm_jax.audit.answer import FeatureCache, ModelBank
-from auditdm_jax.audit.probe import Probe
-from auditdm_jax.core.config import UserError
-from auditdm_jax.core.metrics import Timer
-from auditdm_jax.models import decode
+from auditdm_jax.audit.answer import ModelBank
+from auditdm_jax.core import metrics as metrics_lib
+from auditdm_jax.core.config import UserError, did_you_mean
 from auditdm_jax.rl import batch as batch_lib
 from auditdm_jax.rl import grpo as grpo_lib
+from auditdm_jax.rl import records as records_lib
 from auditdm_jax.rl import reward as reward_lib
-from auditdm_jax.rl.batch import LearnerBatch, Trajectory, Turn
+from auditdm_jax.rl.batch import Trajectory, Turn
+from auditdm_jax.rl.sampler import Sampler
 from auditdm_jax.text import prompts as prompts_lib
 from auditdm_jax.vlm import Vlm
 
+_KINDS = ("instruction", "caption", "question")  # Texts for images first: the service is slow.
+_SECOND_SLACK = 8  # Re-tokenised text may be a few tokens longer than what was sampled.
 
-class ImagePool(Protocol):
-  """Images with their data set's own questions (core.pool)."""
+
+class Pool(Protocol):
+  """Source images and the data set's own questions about them."""
 
   def __len__(self) -> int: ...
+  def image(self, i: int) -> np.ndarray: ...
   def image_id(self, i: int) -> str: ...
   def questions(self, i: int) -> Sequence[str]: ...
 
 
-class ImageStore(Protocol):
-  """image_id -> u8[H,W,3]; `put` stores a new image and returns its id."""
+class ImageFailure(Protocol):
+  """Why there is no image; `fault` is "auditor" or "service"."""
 
-  def __call__(self, image_id: str) -> np.ndarray: ...
-  def put(self, image: np.ndarray) -> str: ...
+  reason: Any
+  message: str
+  fault: str
+
+
+class ImageResult(Protocol):
+  """What the image service made: an image or a failure."""
+
+  image: np.ndarray | None
+  failure: ImageFailure | None
+
+
+class ImageClient(Protocol):
+  """The asking side of the image service; futures never raise."""
+
+  def generate(
+    self, prompt: str, *, seed: int, width: int, height: int
+  ) -> concurrent.futures.Future: ...
+  def edit(
+    self, image: np.ndarray, instruction: str, *, seed: int
+  ) -> concurrent.futures.Future: ...
+
+
+class RolloutError(RuntimeError):
+  """Too many samples of a step were invalid."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
-  """What is sampled in a step.
+  """What is asked of the auditor.
 
   Attributes:
-    prompts: strategy -> prompts per step (static shapes need a fixed mix).
-    task: what the auditor is asked, by the keys of text.prompts.AUDITOR_PROMPTS; {} = those.
-    max_new_tokens: longest reply by kind: question, caption, instruction.
-    width: of generated images.
-    height: of generated images.
-    max_invalid: share of invalid samples in a step above which the run stops.
+    prompts: prompts per step by strategy; fixed, so that shapes are. "edit_only" is "edit-only".
+    task: the auditor's task by kind (question, caption, instruction, question-after-caption,
+      question-after-instruction); what is missing is `text.prompts.AUDITOR_PROMPTS`, but a given `question` also
+      serves the second turns.
+    max_new_tokens: by kind of reply: question, caption, instruction.
+    max_chars: longest reply that is accepted.
+    max_invalid: share of invalid samples above which a step fails.
+    seed: of everything that is drawn.
   """
 
-  prompts: dict[str, int]
-  max_new_tokens: dict[str, int]
+  prompts: dict[str, int] = dataclasses.field(default_factory=lambda: {"question": 32})
   task: dict[str, str] = dataclasses.field(default_factory=dict)
-  width: int = 1024
-  height: int = 1024
+  max_new_tokens: dict[str, int] = dataclasses.field(
+    default_factory=lambda: {"question": 64, "caption": 128, "instruction": 64}
+  )
+  max_chars: int = 400
   max_invalid: float = 0.2
+  seed: int = 0
 
   def __post_init__(self):
-    for strategy in self.prompts:
-      if strategy not in prompts_lib.FIRST_TURN:
-        known = ", ".join(prompts_lib.FIRST_TURN)
-        raise UserError(f"config.rollout.prompts: unknown strategy {strategy!r}; known: {known}")
-    missing = {"question", *map(_kind, self.prompts)} - set(self.max_new_tokens)
-    if missing:
-      raise UserError(f"config.rollout.max_new_tokens: {sorted(missing)[0]!r} is missing")
+    for strategy, count in self.prompts.items():
+      name = strategy.replace("_", "-")
+      if name not in prompts_lib.FIRST_TURN:
+        hint = did_you_mean(name, prompts_lib.FIRST_TURN)
+        raise UserError(f"rollout.prompts.{strategy}: unknown strategy{hint}")
+      if count < 0:
+        raise UserError(f"rollout.prompts.{strategy}={count}: must be at least 0")
+    if not sum(self.prompts.values()):
+      raise UserError("rollout.prompts: no strategy has a prompt")
+    for kind in self.task:
+      if kind not in prompts_lib.AUDITOR_PROMPTS:
+        hint = did_you_mean(kind, prompts_lib.AUDITOR_PROMPTS)
+        raise UserError(f"rollout.task.{kind}: unknown kind{hint}")
+    needed = {prompts_lib.FIRST_TURN[s] for s in self.counts()} | {"question"}
+    if missing := needed - set(self.max_new_tokens):
+      raise UserError(f"rollout.max_new_tokens.{sorted(missing)[0]}: missing key")
+    if unknown := set(self.max_new_tokens) - set(_KINDS):
+      hint = did_you_mean(sorted(unknown)[0], _KINDS)
+      raise UserError(f"rollout.max_new_tokens.{sorted(unknown)[0]}: unknown kind{hint}")
 
-  def text(self, key: str, first: str = "") -> str:
-    """The task text under a key of AUDITOR_PROMPTS."""
-    return (self.task or prompts_lib.AUDITOR_PROMPTS)[key].replace("{first}", first)
+  def counts(self) -> dict[str, int]:
+    """Strategies with at least one prompt, in the order they are worked on."""
+    named = {name.replace("_", "-"): count for name, count in self.prompts.items() if count}
+    order = sorted(named, key=lambda s: (_KINDS.index(prompts_lib.FIRST_TURN[s]), s))
+    return {strategy: named[strategy] for strategy in order}
+
+  def task_text(self, kind: str, *, first: str = "") -> str:
+    """The auditor's task; `first` is the caption or instruction of the first turn."""
+    text = self.task.get(kind)
+    if text is None and kind.startswith("question-after-"):
+      text = self.task.get("question")
+    text = prompts_lib.AUDITOR_PROMPTS[kind] if text is None else text
+    return text.replace("{first}", first)
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """One (image, strategy) draw; `prompt_id` is unique in its stream."""
+  """One draw: `uid` counts all draws of the run, `index` is the image's place in the pool."""
 
-  prompt_id: int
+  uid: int
+  index: int
   strategy: str
-  image: int  # in the pool
 
 
-class InvalidRollout(RuntimeError):
-  """Too many samples of a step could not be scored."""
+def draw_prompts(counts: dict[str, int], *, seed: int, step: int, size: int) -> list[Prompt]:
+  """Prompts of a step: the next images of an endless walk through shuffled passes over the pool."""
+  strategies = [strategy for strategy, count in counts.items() for _ in range(count)]
+  first = step * len(strategies)
+  return [
+    Prompt(uid, int(_order(seed, uid // size, size)[uid % size]), strategy)
+    for uid, strategy in enumerate(strategies, start=first)
+  ]
 
 
-def _kind(strategy: str) -> str:
-  return prompts_lib.FIRST_TURN[strategy]
+@functools.lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, size: int) -> np.ndarray:
+  return np.random.default_rng((seed, epoch)).permutation(size)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "sc", "group"))
-def _sample_rows(cfg, sc, params, features, tokens, valid, *, group, seed, ids, samples, turn):
-  """Completions [P,G] whose randomness is that of (seed..., prompt id, sample, turn)."""
-  key = jax.random.fold_in(jax.random.key(seed[0]), seed[1])
-
-  def row(prompt_id, sample):
-    return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, prompt_id), sample), turn)
-
-  keys = jax.vmap(jax.vmap(row, (None, 0)))(ids, samples)
-  return decode.sample(cfg, sc, params, features, tokens, valid=valid, group=group, row_keys=keys)
-
-
-class Rollout:
-  """Samples the auditor and asks the models; holds no state but caches."""
-
-  def __init__(
-    self,
-    config: RolloutConfig,
-    auditor: Vlm,
-    *,
-    pool: ImagePool,
-    images: ImageStore,
-    bank: ModelBank,
-    cache: FeatureCache,
-    client: Callable[[], Any],
-    seed: int,
-    temperature: float,
-  ):
-    """Args: `client` opens the image service's client on first use; the rest as named."""
-    self.config, self.bank, self.pool = config, bank, pool
-    self._auditor, self._images, self._cache = auditor, images, cache
-    self._client, self._seed = functools.cache(client), seed
-    tok = auditor.tokenizer
-    self.banned = tuple(sorted(tok.unsampled_ids(auditor.stop_ids)))
-    self._sampling = {
-      kind: decode.SampleConfig(n, temperature, auditor.stop_ids, self.banned)
-      for kind, n in config.max_new_tokens.items()
-    }
-    self.timer = Timer()
-
-  # ---------------------------------------------------------------- 1. prompts
-
-  def prompts(self, step: int) -> list[Prompt]:
-    """The step's prompts; images come in seeded passes through the pool."""
-    mix = [s for s, n in self.config.prompts.items() for _ in range(n)]
-    return self.make_prompts(mix, first=step * len(mix))
-
-  def make_prompts(self, mix: Sequence[str], *, first: int) -> list[Prompt]:
-    """Prompts number `first`, first + 1, … of the endless walk through the pool."""
-    out = []
-    for prompt_id, strategy in enumerate(mix, first):
-      epoch, place = divmod(prompt_id, len(self.pool))
-      out.append(Prompt(prompt_id, strategy, int(self._order(epoch)[place])))
-    return out
-
-  @functools.lru_cache(maxsize=4)  # noqa: B019  (a rollout lives as long as its run)
-  def _order(self, epoch: int) -> np.ndarray:
-    return np.random.default_rng((self._seed, 61, epoch)).permutation(len(self.pool))
-
-  # ------------------------------------------------------- 2.-4. trajectories
-
-  def trajectories(
-    self, params: Any, prompts: Sequence[Prompt], *, group: int, stream: int
-  ) -> list[Trajectory]:
-    """Unanswered trajectories of `prompts`, `group` per prompt, prompt-major.
-
-    Args:
-      params: the auditor's.
-      prompts: what to ask about what.
-      group: G.
-      stream: separates the randomness of calls that share prompt ids (a step, an arm's batch).
-    """
-    out: dict[tuple[int, int], Trajectory] = {}
-    for kind in dict.fromkeys(_kind(p.strategy) for p in prompts):
-      chosen = [p for p in prompts if _kind(p.strategy) == kind]
-      with self.timer("sample"):
-        turns = self._first_turns(params, kind, chosen, group=group, stream=stream)
-      for (prompt, g), turn in turns.items():
-        out[prompt.prompt_id, g] = self._read(prompt, g, turn, stream)
-    ordered = [out[p.prompt_id, g] for p in prompts for g in range(group)]
-    with self.timer("images"):
-      ordered = self._make_images(ordered)
-    with self.timer("sample"):
-      return self._ask_again(params, ordered, stream=stream)
-
-  def _first_turns(self, params, kind, prompts, *, group, stream):
-    ids = [self.pool.image_id(p.image) for p in prompts]
-    texts = [self.config.text(kind)] * len(prompts)
-    samples = np.tile(np.arange(group, dtype=np.int32), (len(prompts), 1))
-    rows = self._sample(
-      params, kind, ids, texts, stream=stream, turn=0,
-      prompt_ids=[p.prompt_id for p in prompts], samples=samples,
-    )  # fmt: skip
-    return {(p, g): rows[i][g] for i, p in enumerate(prompts) for g in range(group)}
-
-  def _sample(self, params, kind, image_ids, texts, *, stream, turn, prompt_ids, samples):
-    """Turns [P][G] of `kind` about images; one prefill per prompt."""
-    vlm, sc = self._auditor, self._sampling[kind]
-    encoded = [
-      prompts_lib.render(vlm.tokenizer, vlm.template, t, vlm.cfg.num_image_tokens) for t in texts
-    ]
-    width = max(map(len, encoded))
-    tokens, valid = np.zeros((len(texts), width), np.int32), np.zeros((len(texts), width), bool)
-    for i, row in enumerate(encoded):
-      tokens[i, : len(row)], valid[i, : len(row)] = row, True
-    features = self._cache.features(vlm, image_ids, self._images)
-    drawn = jax.device_get(
-      _sample_rows(
-        vlm.cfg, sc, params, features, tokens, valid, group=samples.shape[1],
-        seed=np.array([self._seed, stream], np.uint32), ids=np.array(prompt_ids, np.int32),
-        samples=samples, turn=turn,
-      )
-    )  # fmt: skip
-    return [
-      [self._turn(kind, image_ids[i], encoded[i], drawn, (i, g)) for g in range(samples.shape[1])]
-      for i in range(len(texts))
-    ]
-
-  def _turn(self, kind, image_id, prompt, drawn, at) -> Turn:
-    length = int(drawn.length[at])
-    tokens = drawn.tokens[at]
-    return Turn(
-      kind=kind, image_id=image_id, prompt=tuple(prompt),
-      text=self._auditor.tokenizer.decode(tokens[:length]).strip(),
-      tokens=tokens, logprobs=drawn.logprobs[at], length=length,
-      truncated=bool(drawn.truncated[at]),
-    )  # fmt: skip
-
-  def _read(self, prompt: Prompt, g: int, turn: Turn, stream: int) -> Trajectory:
-    """A trajectory after its first turn: parsed, or malformed."""
-    source = self.pool.image_id(prompt.image)
-    trajectory = Trajectory(
-      prompt_id=prompt.prompt_id, sample=g, strategy=prompt.strategy, source_image_id=source,
-      turns=(turn,),
-      image_seed=int(np.random.SeedSequence((self._seed, stream, prompt.prompt_id, g)).generate_state(1)[0] >> 1),
-    )  # fmt: skip
-    reply = _parse(prompt.strategy, turn, second=False)
-    if isinstance(reply, prompts_lib.Malformed):
-      return dataclasses.replace(trajectory, malformed=reply.reason)
-    trajectory = dataclasses.replace(trajectory, fields={turn.kind: reply.text})
-    if turn.kind == "question":
-      return dataclasses.replace(trajectory, question=reply.text, image_id=source)
-    own = list(self.pool.questions(prompt.image))
-    if prompt.strategy in prompts_lib.TWO_TURNS or not own:
-      return trajectory
-    # "*-only": the data set's own question of the source image, one per sample.
-    return dataclasses.replace(trajectory, question=own[g % len(own)])
-
-  def _make_images(self, trajectories: list[Trajectory]) -> list[Trajectory]:
-    """Sends every caption and instruction, then waits for all of them."""
-    pending = {}
-    for i, t in enumerate(trajectories):
-      if not t.malformed and "caption" in t.fields:
-        c = self.config
-        pending[i] = self._client().generate(
-          t.fields["caption"], seed=t.image_seed, width=c.width, height=c.height
-        )
-      elif not t.malformed and "instruction" in t.fields:
-        source = self._images(t.source_image_id)
-        pending[i] = self._client().edit(source, t.fields["instruction"], seed=t.image_seed)
-    out = list(trajectories)
-    for i, future in pending.items():
-      out[i] = self._with_image(out[i], future.result())
-    return out
-
-  def _with_image(self, t: Trajectory, result: Any) -> Trajectory:
-    if result.image is not None:
-      return dataclasses.replace(t, image_id=self._images.put(np.asarray(result.image)))
-    reason = f"{result.failure.reason}: {result.failure.message}"[:200]
-    if result.failure.fault == "auditor":
-      return dataclasses.replace(t, malformed=reason, question="")
-    return dataclasses.replace(t, invalid=reason, question="")
-
-  def _ask_again(self, params, trajectories, *, stream) -> list[Trajectory]:
-    """Second turns of the two-turn strategies, in rows of a static shape."""
-    open_rows = [i for i, t in enumerate(trajectories) if t.strategy in prompts_lib.TWO_TURNS]
-    ready = [i for i in open_rows if trajectories[i].image_id]
-    if not ready:
-      return trajectories
-    # Rows without an image repeat a row that has one, so that the program's shape never changes.
-    rows = ready + [ready[0]] * (len(open_rows) - len(ready))
-    texts = [
-      self.config.text(f"question-after-{_kind(t.strategy)}", t.fields[_kind(t.strategy)])
-      for t in (trajectories[i] for i in rows)
-    ]
-    samples = np.array([[trajectories[i].sample] for i in rows], np.int32)
-    turns = self._sample(
-      params, "question", [trajectories[i].image_id for i in rows], texts, stream=stream, turn=1,
-      prompt_ids=[trajectories[i].prompt_id for i in rows], samples=samples,
-    )  # fmt: skip
-    out = list(trajectories)
-    for i, (turn,) in zip(ready, turns):
-      t = dataclasses.replace(out[i], turns=(*out[i].turns, turn))
-      reply = _parse(t.strategy, turn, second=True)
-      if isinstance(reply, prompts_lib.Malformed):
-        out[i] = dataclasses.replace(t, malformed=reply.reason)
-      else:
-        out[i] = dataclasses.replace(
-          t, question=reply.text, fields={**t.fields, "question": reply.text}
-        )
-    return out
-
-  # -------------------------------------------------------------- 5. answers
-
-  def answer(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
-    """Trajectories with the verdict of every probe that came to be."""
-    asked = [i for i, t in enumerate(trajectories) if t.question and not (t.malformed or t.invalid)]
-    with self.timer("answer"):
-      verdicts = self.bank.verdicts(
-        self._images, [trajectories[i].question for i in asked],
-        image_ids=[trajectories[i].image_id for i in asked],
-      )  # fmt: skip
-    out = list(trajectories)
-    for i, verdict in zip(asked, verdicts, strict=True):
-      out[i] = dataclasses.replace(out[i], verdict=verdict, answers=dict(verdict.answers))
-    return out
-
-
-def probe_of(t: Trajectory, *, arm: str, step: int, seed: int, source: str = "") -> Probe:
-  """The probe of a trajectory with its lineage; a malformed reply is an empty question."""
-  return Probe.make(
-    t.image_id or t.source_image_id, t.question, strategy=t.strategy, arm=arm, source=source,
-    source_image_id=t.source_image_id, instruction=t.fields.get("instruction"),
-    caption=t.fields.get("caption"), seed=t.image_seed if len(t.turns) else seed, step=step,
-  )  # fmt: skip
-
-
-def _parse(strategy: str, turn: Turn, *, second: bool):
-  if turn.truncated:
-    return prompts_lib.Malformed("truncated")
-  return prompts_lib.parse_reply(strategy, turn.text, second=second)
-
-
-# ------------------------------------------------------- 6.-7. reward and rows
+def draw_seed(*numbers: int) -> int:
+  """A 32-bit seed that depends on all numbers."""
+  return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 @dataclasses.dataclass(frozen=True)
-class Collected:
-  """A step's rows for the learner, its trajectories with rewards, and metrics."""
+class StepResult:
+  """What a step hands on: to the learner, to the store, to the log."""
 
-  batch: LearnerBatch
-  trajectories: list[Trajectory]
+  batch: batch_lib.LearnerBatch
+  records: list[dict[str, Any]]
   metrics: dict[str, float]
-  finds: list[tuple[str, ...]]  # novelty keys of this step's finds
+  seconds: dict[str, float]
 
 
-def score(
-  trajectories: Sequence[Trajectory],
-  config: reward_lib.RewardConfig,
-  novelty: reward_lib.Novelty,
-  key: Callable[[str, str], str],
-) -> list[Trajectory]:
-  """Trajectories with reward parts, reward (NaN = invalid) and novelty weight.
+class Rollout:
+  """Makes probes with the auditor and rewards them."""
 
-  Args:
-    trajectories: answered.
-    config: which terms count.
-    novelty: counts of earlier steps.
-    key: (question, consensus) -> what novelty counts.
-  """
-  out = []
-  for t in trajectories:
-    if t.invalid:
-      out.append(t)
-      continue
-    find = t.verdict is not None and t.verdict.disagreement
-    said = t.turns[-1]
-    parts = {
-      "disagreement": reward_lib.disagreement(parsed=not t.malformed, disagrees=find),
-      "repetition": reward_lib.repetition(said.tokens[: said.length].tolist()),
-      "length": reward_lib.length(said.length, limit=config.length_limit),
-    }
-    weight = novelty.weight((key(t.question, t.verdict.consensus),)) if find else 1.0
-    out.append(
-      dataclasses.replace(t, parts=parts, reward=reward_lib.total(config, parts), weight=weight)
+  def __init__(
+    self,
+    cfg: RolloutConfig,
+    grpo: grpo_lib.GrpoConfig,
+    reward: reward_lib.RewardConfig,
+    *,
+    auditor: Vlm,
+    pool: Pool,
+    bank: ModelBank,
+    features: Callable[[Sequence[str]], np.ndarray],
+    load: Callable[[str], np.ndarray],
+    keep: Callable[[np.ndarray], str],
+    client: ImageClient | None = None,
+    key_of: Callable[[str, str], Iterable[str]] | None = None,
+    well_formed: Callable[[str], bool] | None = None,
+    oracle: Callable[[np.ndarray, str], str | None] | None = None,
+    row_multiple: int = 1,
+    mesh: jax.sharding.Mesh | None = None,
+  ):
+    """Connects what the stage has opened.
+
+    Args:
+      cfg: prompts.
+      grpo: group size, temperature, advantages.
+      reward: reward terms.
+      auditor: architecture, tokenizer and template; params are given to each step.
+      pool: source images.
+      bank: target and references.
+      features: image ids -> f32[N,patches,D] of the auditor's tower, cached by the caller.
+      load: image id -> u8[H,W,3], for pool images and made ones.
+      keep: stores a made image and returns its id.
+      client: the image service; needed by the image strategies.
+      key_of: (question, consensus) -> keys of a find for novelty; needed if that is on.
+      well_formed: says whether a question is one at all (never whether it is answerable).
+      oracle: (image, question) -> the truth or None; goes to the records only.
+      row_multiple: learner rows are padded to a multiple of it.
+      mesh: splits the sampler's prompts.
+
+    Raises:
+      UserError: a strategy or term lacks what it needs.
+    """
+    if grpo.group_size < 2:
+      raise UserError("grpo.group_size: at least 2")
+    if client is None and any(s != "question" for s in cfg.counts()):
+      raise UserError("rollout.prompts: image strategies need an image service")
+    if reward.novelty != "off" and key_of is None:
+      raise UserError("reward.novelty needs keys of finds, which this world does not define")
+    self.config, self._grpo, self._reward = cfg, grpo, reward
+    self._pool, self._bank, self._client = pool, bank, client
+    self._features, self._load, self._keep = features, load, keep
+    self._key_of, self._well_formed, self._oracle = key_of, well_formed, oracle
+    self._row_multiple = row_multiple
+    self._sampler = Sampler(auditor, seed=cfg.seed, temperature=grpo.temperature, mesh=mesh)
+    self.banned = self._sampler.banned
+    self.novelty = reward_lib.Novelty(reward)
+    self._widths = self._prompt_widths()
+
+  def step(self, params: Any, step: int) -> StepResult:
+    """Steps 1 to 7 with the current params.
+
+    Raises:
+      RolloutError: too many samples are invalid.
+    """
+    timer = metrics_lib.Timer()
+    prompts = draw_prompts(
+      self.config.counts(), seed=self.config.seed, step=step, size=len(self._pool)
     )
-  return out
+    trajectories = self.generate(params, prompts, step=step, timer=timer)
+    self.check(trajectories, step)
+    with timer("answers"):
+      trajectories = self.judge(trajectories)
+    with timer("reward"):
+      trajectories = self.score(trajectories)
+      truth = [self._truth(t) for t in trajectories]
+    with timer("pack"):
+      batch, advantages = self.pack(trajectories)
+    rows = [
+      records_lib.completion(t, step=step, advantage=float(a), truth=o)
+      for t, a, o in zip(trajectories, advantages.reshape(-1), truth)
+    ]
+    metrics = records_lib.metrics(rows, group_size=self._grpo.group_size)
+    return StepResult(batch, rows, metrics, timer.seconds)
 
+  def identity(self) -> list[Any]:
+    """What decides the samples and rewards: a resumed run must have the same."""
+    return [self.config, self._reward, self._bank.target, self._bank.references, len(self._pool)]
 
-def collect(
-  rollout: Rollout,
-  params: Any,
-  *,
-  step: int,
-  grpo: grpo_lib.GrpoConfig,
-  reward: reward_lib.RewardConfig,
-  novelty: reward_lib.Novelty,
-  key: Callable[[str, str], str],
-  row_multiple: int = 1,
-) -> Collected:
-  """One step's rollout, from prompts to packed rows.
+  # ---- 2 to 4
 
-  Raises:
-    InvalidRollout: more than `max_invalid` of the samples could not be scored.
-  """
-  prompts = rollout.prompts(step)
-  done = rollout.trajectories(params, prompts, group=grpo.group_size, stream=step)
-  done = score(rollout.answer(done), reward, novelty, key)
-  _check_valid(done, rollout.config.max_invalid, step)
-  shape = (len(prompts), grpo.group_size)
-  rewards = np.array([t.reward for t in done]).reshape(shape)
-  weights = np.array([t.weight for t in done]).reshape(shape)
-  with rollout.timer("pack"):
-    advantages = grpo_lib.advantages(rewards, std=grpo.std, eps=grpo.std_eps, weights=weights)
-    batch = _pack(rollout, done, advantages.reshape(-1), row_multiple)
-  shares = {
-    k: total / max(count, 1) for k, (total, count) in grpo_lib.group_shares(rewards).items()
-  }
-  finds = [
-    (key(t.question, t.verdict.consensus),)
-    for t in done if t.verdict is not None and t.verdict.disagreement
-  ]  # fmt: skip
-  return Collected(batch, done, shares | _metrics(done), finds)
+  def generate(
+    self, params: Any, prompts: Sequence[Prompt], *, step: int, timer: metrics_lib.Timer
+  ) -> list[Trajectory]:
+    """Lets the auditor make probes.
 
+    Args:
+      params: tree of the current auditor.
+      prompts: P of them; the number per strategy decides which programs are compiled.
+      step: of training, for the random numbers.
+      timer: counts the seconds of the phases.
 
-def _check_valid(trajectories, limit, step):
-  reasons = [t.invalid for t in trajectories if t.invalid]
-  if len(reasons) > limit * len(trajectories):
-    common = max(set(reasons), key=reasons.count)
-    raise InvalidRollout(
-      f"step {step}: {len(reasons)} of {len(trajectories)} samples could not be scored"
-      f" (limit {limit:.0%}); most often: {common}"
+    Returns:
+      P·G trajectories: all samples of the first prompt, then those of the next.
+    """
+    group = self._grpo.group_size
+    with timer("features"):
+      source_ids = [self._pool.image_id(p.index) for p in prompts]
+      features = self._features(source_ids)
+    made: dict[int, Trajectory] = {}
+    futures: dict[int, concurrent.futures.Future] = {}
+    for kind in _KINDS:
+      rows = [r for r, p in enumerate(prompts) if prompts_lib.FIRST_TURN[p.strategy] == kind]
+      if not rows:
+        continue
+      task = self._sampler.prompt(self.config.task_text(kind))
+      with timer("sample"):
+        turns = self._sampler.sample(
+          params,
+          [task] * len(rows),
+          features=features[rows],
+          image_ids=[source_ids[r] for r in rows],
+          kind=kind,
+          width=self._widths[0],
+          max_new_tokens=self.config.max_new_tokens[kind],
+          step=step,
+          turn=0,
+          uids=np.array([prompts[r].uid for r in rows]),
+          samples=np.tile(np.arange(group), (len(rows), 1)),
+        )
+      for r, replies in zip(rows, turns):
+        for g, turn in enumerate(replies):
+          trajectory = self._first(prompts[r], g, turn, source_ids[r])
+          made[r * group + g] = trajectory
+          if kind != "question" and not trajectory.malformed:
+            futures[r * group + g] = self._request(trajectory, prompts[r])
+    with timer("images"):
+      for i, future in futures.items():
+        made[i] = self._received(made[i], future.result())
+    trajectories = [made[i] for i in range(len(made))]
+    return self._ask_about_images(params, prompts, trajectories, step=step, timer=timer)
+
+  def _first(self, prompt: Prompt, g: int, turn: Turn, source_id: str) -> Trajectory:
+    """A trajectory after its first turn."""
+    trajectory = Trajectory(
+      prompt_id=prompt.uid,
+      sample=g,
+      strategy=prompt.strategy,
+      source_image_id=source_id,
+      turns=(turn,),
+    )
+    trajectory = self._parsed(trajectory, turn, second=False)
+    if turn.kind == "question":
+      return dataclasses.replace(trajectory, image_id=source_id)
+    seed = draw_seed(self.config.seed, prompt.uid, g)
+    question = ""
+    if prompt.strategy not in prompts_lib.TWO_TURNS:
+      asked = self._pool.questions(prompt.index)
+      if not asked:
+        raise UserError(
+          f"strategy {prompt.strategy!r} needs the data set's questions, but image {prompt.index} has none"
+        )
+      question = asked[seed % len(asked)]
+    return dataclasses.replace(trajectory, image_seed=seed, question=question)
+
+  def _parsed(self, trajectory: Trajectory, turn: Turn, *, second: bool) -> Trajectory:
+    """Reads a reply into `fields`, or says why it cannot be read."""
+    if turn.truncated:
+      return dataclasses.replace(trajectory, malformed="no end within the token limit")
+    reply = prompts_lib.parse_reply(
+      trajectory.strategy, turn.text, second=second, max_chars=self.config.max_chars
+    )
+    if isinstance(reply, prompts_lib.Malformed):
+      return dataclasses.replace(trajectory, malformed=reply.reason)
+    fields = trajectory.fields | {reply.kind: reply.text}
+    if reply.kind != "question":
+      return dataclasses.replace(trajectory, fields=fields)
+    malformed = ""
+    if self._well_formed is not None and not self._well_formed(reply.text):
+      malformed = "not a question of this world"
+    return dataclasses.replace(
+      trajectory, fields=fields, question=reply.text, malformed=malformed
     )
 
+  def _request(self, trajectory: Trajectory, prompt: Prompt) -> concurrent.futures.Future:
+    """Hands a caption or an instruction to the image service; made images are as large as their source."""
+    source = self._pool.image(prompt.index)
+    if "instruction" in trajectory.fields:
+      return self._client.edit(
+        source, trajectory.fields["instruction"], seed=trajectory.image_seed
+      )
+    return self._client.generate(
+      trajectory.fields["caption"],
+      seed=trajectory.image_seed,
+      width=source.shape[1],
+      height=source.shape[0],
+    )
 
-def _pack(rollout: Rollout, trajectories, advantages, row_multiple) -> LearnerBatch:
-  """First and second turns as learner rows; the trajectory's advantage goes to both."""
-  config, cache, vlm = rollout.config, rollout._cache, rollout._auditor  # noqa: SLF001
-  turns = [(turn, a) for t, a in zip(trajectories, advantages, strict=True) for turn in t.turns]
-  strategies = [t.strategy for t in trajectories]
-  rows = len(strategies) + sum(s in prompts_lib.TWO_TURNS for s in strategies)
-  rows = -(-rows // row_multiple) * row_multiple
-  ids = list(dict.fromkeys(turn.image_id for turn, _ in turns))
-  sources = len(set(t.prompt_id for t in trajectories))
-  unique = sources + rows - len(strategies)  # static: one per prompt, one per second turn
-  features = cache.features(vlm, ids + [ids[0]] * (unique - len(ids)), rollout._images)  # noqa: SLF001
-  place = {image_id: i for i, image_id in enumerate(ids)}
-  kinds = {"question", *(_kind(s) for s in strategies)}
-  return batch_lib.pack(
-    [turn for turn, _ in turns], [a for _, a in turns], features=features,
-    image=[place[turn.image_id] for turn, _ in turns], rows=rows,
-    prompt_width=max(len(turn.prompt) for turn, _ in turns),
-    completion_width=max(config.max_new_tokens[k] for k in kinds),
-  )  # fmt: skip
+  def _received(self, trajectory: Trajectory, result: ImageResult) -> Trajectory:
+    """Files the image, or whose fault it is that there is none."""
+    if result.failure is None:
+      return dataclasses.replace(trajectory, image_id=self._keep(result.image))
+    why = f"{result.failure.reason.name}: {result.failure.message}"
+    if result.failure.fault == "auditor":
+      return dataclasses.replace(trajectory, malformed=why)
+    return dataclasses.replace(trajectory, invalid=why)
 
+  def _ask_about_images(
+    self,
+    params: Any,
+    prompts: Sequence[Prompt],
+    trajectories: list[Trajectory],
+    *,
+    step: int,
+    timer: metrics_lib.Timer,
+  ) -> list[Trajectory]:
+    """Second turns. Samples without an image go along on their source, so that shapes stay; they are dropped."""
+    rows = [i for i, t in enumerate(trajectories) if t.strategy in prompts_lib.TWO_TURNS]
+    if not rows:
+      return trajectories
+    texts = [self._second_prompt(trajectories[i]) for i in rows]
+    fallback = self._sampler.prompt(self.config.task_text("question"))[: self._widths[1]]
+    ids = [trajectories[i].image_id or trajectories[i].source_image_id for i in rows]
+    with timer("features"):
+      features = self._features(ids)
+    with timer("sample"):
+      turns = self._sampler.sample(
+        params,
+        [text if len(text) <= self._widths[1] else fallback for text in texts],
+        features=features,
+        image_ids=ids,
+        kind="question",
+        width=self._widths[1],
+        max_new_tokens=self.config.max_new_tokens["question"],
+        step=step,
+        turn=1,
+        uids=np.array([trajectories[i].prompt_id for i in rows]),
+        samples=np.array([[trajectories[i].sample] for i in rows]),
+      )
+    result = list(trajectories)
+    for i, text, (turn,) in zip(rows, texts, turns):
+      trajectory = trajectories[i]
+      if trajectory.malformed or trajectory.invalid:
+        continue
+      if len(text) > self._widths[1]:
+        result[i] = dataclasses.replace(trajectory, malformed="too long for the second turn")
+        continue
+      trajectory = dataclasses.replace(trajectory, turns=(*trajectory.turns, turn))
+      result[i] = self._parsed(trajectory, turn, second=True)
+    return result
 
-def _metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-  """What says how the search goes (GRPO.md 6)."""
-  valid = [t for t in trajectories if not t.invalid]
-  finds = [t for t in valid if t.verdict is not None and t.verdict.disagreement]
-  questions = {t.question for t in valid if t.question}
-  turns = [turn for t in trajectories for turn in t.turns]
-  ended = [turn.length for turn in turns if not turn.truncated]
-  reasons = [t.verdict.reason for t in valid if t.verdict is not None]
-  n = max(len(valid), 1)
-  out = {
-    "find_rate": len(finds) / n,
-    "malformed": sum(bool(t.malformed) for t in valid) / n,
-    "invalid": 1 - len(valid) / max(len(trajectories), 1),
-    "unique_questions": len(questions) / n,
-    "truncated": sum(t.truncated for t in turns) / max(len(turns), 1),
-    "length": float(np.mean(ended)) if ended else 0.0,
-    "novelty_weight": float(np.mean([t.weight for t in finds])) if finds else 1.0,
-    "tokens": float(sum(t.length for t in turns)),
-  }
-  for name in sorted(set(reasons)):
-    out[f"verdict/{name.replace(' ', '_')}"] = reasons.count(name) / n
-  for strategy in dict.fromkeys(t.strategy for t in valid):
-    own = [t for t in valid if t.strategy == strategy]
-    hits = sum(t.verdict is not None and t.verdict.disagreement for t in own)
-    out[f"find_rate/{strategy}"] = hits / len(own)
-  return out
+  def _second_prompt(self, trajectory: Trajectory) -> tuple[int, ...]:
+    kind = prompts_lib.FIRST_TURN[trajectory.strategy]
+    first = trajectory.fields.get(kind, "")
+    return self._sampler.prompt(self.config.task_text(f"question-after-{kind}", first=first))
 
+  def _prompt_widths(self) -> tuple[int, int]:
+    """Static prompt lengths of first and second turns."""
+    kinds = {prompts_lib.FIRST_TURN[s] for s in self.config.counts()}
+    first = max(len(self._sampler.prompt(self.config.task_text(kind))) for kind in kinds)
+    second = 0
+    for strategy in set(self.config.counts()) & prompts_lib.TWO_TURNS:
+      kind = prompts_lib.FIRST_TURN[strategy]
+      name = f"question-after-{kind}"
+      width = len(self._sampler.prompt(self.config.task_text(name)))
+      if self.config.task_text(name, first="x") != self.config.task_text(name):
+        width += self.config.max_new_tokens[kind] + _SECOND_SLACK
+      second = max(second, width)
+    return first, second
 
-def record(t: Trajectory, *, step: int, arm: str, seed: int) -> Mapping[str, Any]:
-  """What is stored of every completion."""
-  return {
-    "step": step,
-    "prompt_id": t.prompt_id,
-    "sample": t.sample,
-    "texts": [turn.text for turn in t.turns],
-    "lengths": [turn.length for turn in t.turns],
-    "malformed": t.malformed,
-    "invalid": t.invalid,
-    "reward": None if np.isnan(t.reward) else t.reward,
-    "parts": t.parts,
-    "weight": t.weight,
-    "probe": probe_of(t, arm=arm, step=step, seed=seed).to_dict(),
-    "verdict": t.verdict.to_dict() if t.verdict is not None else None,
-  }
+  # ---- 5 and 6
+
+  def check(self, trajectories: Sequence[Trajectory], step: int) -> None:
+    """Stops a run that would learn from what is left of its samples."""
+    reasons = Counter(t.invalid for t in trajectories if t.invalid)
+    invalid = sum(reasons.values())
+    if invalid > self.config.max_invalid * len(trajectories):
+      listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(5))
+      raise RolloutError(
+        f"step {step}: {invalid} of {len(trajectories)} samples are invalid, more than "
+        f"{self.config.max_invalid:.0%}: {listed}"
+      )
+
+  def judge(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+    """Asks target and references about every probe that came to be."""
+    result = list(trajectories)
+    rows = [i for i, t in enumerate(trajectories) if not t.malformed and not t.invalid]
+    if not rows:
+      return result
+    asked = [trajectories[i] for i in rows]
+    verdicts = self._bank.verdicts(
+      self._load, [t.question for t in asked], image_ids=[t.image_id for t in asked]
+    )
+    for i, verdict in zip(rows, verdicts):
+      result[i] = dataclasses.replace(
+        trajectories[i], verdict=verdict, answers=dict(verdict.answers)
+      )
+    return result
+
+  def score(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+    """Reward terms and novelty weights; counts the finds of the step."""
+    result, finds = [], []
+    for trajectory in trajectories:
+      disagrees = trajectory.verdict is not None and trajectory.verdict.disagreement
+      tokens = [int(x) for turn in trajectory.turns for x in turn.tokens[: turn.length]]
+      parts = {
+        "disagreement": reward_lib.disagreement(
+          parsed=not trajectory.malformed, disagrees=disagrees
+        ),
+        "repetition": reward_lib.repetition(tokens),
+        "length": reward_lib.length(len(tokens), limit=self._reward.length_limit),
+      }
+      reward = float("nan") if trajectory.invalid else reward_lib.total(self._reward, parts)
+      weight = 1.0
+      if disagrees and self._key_of is not None:
+        keys = tuple(self._key_of(trajectory.question, trajectory.verdict.consensus))
+        weight = self.novelty.weight(keys)
+        finds.append(keys)
+      result.append(
+        dataclasses.replace(trajectory, parts=parts, reward=reward, weight=weight)
+      )
+    self.novelty.update(finds)
+    return result
+
+  def _truth(self, trajectory: Trajectory) -> bool | None:
+    """Whether the oracle confirms a find; None without an oracle. For the records only."""
+    if self._oracle is None:
+      return None
+    verdict = trajectory.verdict
+    if verdict is None or not verdict.disagreement:
+      return False
+    answer = self._oracle(self._load(trajectory.image_id), trajectory.question)
+    same = self._bank.judge.same
+    return (
+      answer is not None
+      and same(answer, verdict.consensus)
+      and not same(answer, verdict.answers[verdict.target])
+    )
+
+  # ---- 7
+
+  def pack(
+    self, trajectories: Sequence[Trajectory]
+  ) -> tuple[batch_lib.LearnerBatch, np.ndarray]:
+    """The learner's batch, and advantages f32[P,G]. Rows and images have static counts."""
+    group = self._grpo.group_size
+    advantages = grpo_lib.advantages(
+      np.array([t.reward for t in trajectories]).reshape(-1, group),
+      std=self._grpo.std,
+      eps=self._grpo.std_eps,
+      weights=np.array([t.weight for t in trajectories]).reshape(-1, group),
+    )
+    turns, row_advantages = [], []
+    for trajectory, advantage in zip(trajectories, advantages.reshape(-1)):
+      if not trajectory.invalid:
+        turns += trajectory.turns
+        row_advantages += [advantage] * len(trajectory.turns)
+    two = sum(t.strategy in prompts_lib.TWO_TURNS for t in trajectories)
+    rows = -(-(len(trajectories) + two) // self._row_multiple) * self._row_multiple
+    images = list(dict.fromkeys(turn.image_id for turn in turns))
+    place = {image_id: i for i, image_id in enumerate(images)}
+    capacity = len(trajectories) // group + two
+    spare = trajectories[0].source_image_id
+    batch = batch_lib.pack(
+      turns,
+      row_advantages,
+      features=self._features(images + [spare] * (capacity - len(images))),
+      image=[place[turn.image_id] for turn in turns],
+      rows=rows,
+      prompt_width=max(self._widths),
+      completion_width=max(
+        self.config.max_new_tokens[k]
+        for k in {prompts_lib.FIRST_TURN[s] for s in self.config.counts()}
+        | ({"question"} if two else set())
+      ),
+    )
+    return batch, advantages

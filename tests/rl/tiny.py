@@ -60,7 +60,8 @@ def auditor(seed=0):
     params=params(seed),
     tokenizer=tok,
     template=prompts.GEMMA3_PLAIN,
-    stop_ids=(tok.id("<eos>"),),
+    # A set of terminators, large enough that random weights end what they begin.
+    stop_ids=tuple(tok.id(w) for w in ("<eos>", "?", "square", "circle", "edit", "the")),
   )
 
 

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The auditor's pen: groups of completions for prompts about images, each draw a pure function.
+
+Every random number is fold_in(seed, step, prompt, turn, sample, token): sample (prompt, g) is the same in any order
+of the batch and after any resume. Programs are compiled per (kind of reply, shape); parameters are an argument.
+"""
+
+from collections.abc import Sequence
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from auditdm_jax.core import mesh as mesh_lib
+from auditdm_jax.models import decode, multimodal
+from auditdm_jax.rl.batch import Turn
+from auditdm_jax.text import prompts as prompts_lib
+from auditdm_jax.vlm import Vlm
+
+
+class Sampler:
+  """Samples with the architecture, tokenizer and template of a Vlm, and the params of the moment."""
+
+  def __init__(
+    self, auditor: Vlm, *, seed: int, temperature: float, mesh: jax.sharding.Mesh | None = None
+  ):
+    """Takes the auditor; its own params are not used.
+
+    Args:
+      auditor: the initial auditor.
+      seed: of all draws.
+      temperature: of the sampling distribution.
+      mesh: the learner's, if prompts are to be split over it.
+    """
+    self._auditor = auditor
+    self._seed = np.uint32(seed)
+    self._temperature = temperature
+    self._mesh = mesh
+    self.banned = auditor.tokenizer.unsampled_ids(auditor.stop_ids)
+
+  def prompt(self, text: str) -> tuple[int, ...]:
+    """Token ids of a prompt, image slots included."""
+    vlm = self._auditor
+    return tuple(
+      prompts_lib.render(vlm.tokenizer, vlm.template, text, vlm.cfg.num_image_tokens)
+    )
+
+  def sample(
+    self,
+    params: Any,
+    prompts: Sequence[tuple[int, ...]],
+    *,
+    features: np.ndarray,
+    image_ids: Sequence[str],
+    kind: str,
+    width: int,
+    max_new_tokens: int,
+    step: int,
+    turn: int,
+    uids: np.ndarray,
+    samples: np.ndarray,
+  ) -> list[list[Turn]]:
+    """Draws a group of replies for each prompt.
+
+    Args:
+      params: tree of the current auditor.
+      prompts: P prompts of at most `width` tokens.
+      features: f32[P,patches,D] of their images.
+      image_ids: P ids, for the record.
+      kind: of the reply, for the record.
+      width: static prompt length.
+      max_new_tokens: C, static.
+      step: of training.
+      turn: 0 or 1.
+      uids: i32[P] prompt ids.
+      samples: i32[P,G] sample numbers g.
+
+    Returns:
+      [P][G] turns.
+    """
+    tokens = np.zeros((len(prompts), width), np.int32)
+    valid = np.zeros((len(prompts), width), bool)
+    for row, prompt in enumerate(prompts):
+      tokens[row, : len(prompt)], valid[row, : len(prompt)] = prompt, True
+    sc = decode.SampleConfig(
+      max_new_tokens, self._temperature, self._auditor.stop_ids, self.banned
+    )
+    draws = np.array([step, turn], np.int32)
+    drawn = _sample(
+      self._auditor.cfg,
+      sc,
+      params,
+      *(self._place(x) for x in (features, tokens, valid)),
+      self._seed,
+      draws,
+      np.asarray(uids, np.int32),
+      np.asarray(samples, np.int32),
+    )
+    host = jax.device_get(drawn)  # One transfer for all rows.
+    texts = self._auditor.tokenizer
+    return [
+      [
+        Turn(
+          kind=kind,
+          image_id=image_ids[p],
+          prompt=tuple(prompt),
+          text=texts.decode(host.tokens[p, g, : host.length[p, g]]),
+          tokens=host.tokens[p, g],
+          logprobs=host.logprobs[p, g],
+          length=int(host.length[p, g]),
+          truncated=bool(host.truncated[p, g]),
+        )
+        for g in range(host.tokens.shape[1])
+      ]
+      for p, prompt in enumerate(prompts)
+    ]
+
+  def _place(self, x: np.ndarray) -> Any:
+    if self._mesh is None:
+      return x
+    even = x.shape[0] % self._mesh.size == 0
+    split = mesh_lib.batch_sharding(self._mesh) if even else mesh_lib.replicated(self._mesh)
+    return jax.device_put(x, split)
+
+
+def compile_count() -> int:
+  """Sampling programs compiled so far in this process."""
+  return _sample._cache_size()
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "sc"))
+def _sample(
+  cfg: multimodal.VlmConfig,
+  sc: decode.SampleConfig,
+  params: Any,
+  features: jax.Array,
+  tokens: jax.Array,
+  valid: jax.Array,
+  seed: jax.Array,
+  draws: jax.Array,
+  uids: jax.Array,
+  samples: jax.Array,
+) -> decode.Samples:
+  fold = jax.random.fold_in
+  base = fold(jax.random.key(seed), draws[0])
+
+  def row_key(uid, g):
+    return fold(fold(fold(base, uid), draws[1]), g)
+
+  keys = jax.vmap(jax.vmap(row_key, (None, 0)))(uids, samples)
+  return decode.sample(
+    cfg, sc, params, features, tokens, valid=valid, group=samples.shape[1], row_keys=keys
+  )

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A world around the tiny auditor: pool, ensemble and image service that answer by hash."""
+
+import concurrent.futures
+import dataclasses
+import enum
+import zlib
+
+import numpy as np
+
+from auditdm_jax.audit.judge import Judge
+from auditdm_jax.audit.probe import probe_id
+from auditdm_jax.audit.verdict import verdict
+from auditdm_jax.core.store import Images
+from auditdm_jax.rl import grpo, learner as learner_lib, reward, rollout as rollout_lib
+from auditdm_jax.core import mesh as mesh_lib
+from tests.rl import tiny
+
+WORDS = ("red", "blue", "unanswerable")
+
+
+def pick(*key):
+  return zlib.crc32(repr(key).encode())
+
+
+class Pool:
+  def __init__(self, n=6, questions=("what color is it ?", "is it red ?")):
+    self._images = [np.full((16, 16, 3), 10 * i, np.uint8) for i in range(n)]
+    self._questions = questions
+
+  def __len__(self):
+    return len(self._images)
+
+  def image(self, i):
+    return self._images[i]
+
+  def image_id(self, i):
+    return Images.id_of(self._images[i])
+
+  def questions(self, i):
+    return self._questions
+
+
+class Bank:
+  """Two references that often agree and a target that often does not."""
+
+  target, references = "t", ("a", "b")
+
+  def __init__(self):
+    self.judge = Judge()
+    self.asked = []
+
+  def verdicts(self, load, questions, *, image_ids):
+    self.asked += list(zip(image_ids, questions))
+    return [self._verdict(i, q) for i, q in zip(image_ids, questions)]
+
+  def _verdict(self, image_id, question):
+    a = WORDS[pick("a", image_id, question) % 3]
+    b = a if pick("b", image_id, question) % 4 else "green"
+    t = WORDS[pick("t", image_id, question) % 2]
+    return verdict(
+      probe_id(image_id, question),
+      {"t": t, "a": a, "b": b},
+      self.judge,
+      target="t",
+      references=self.references,
+      abstentions=("unanswerable",),
+    )
+
+
+class Reason(enum.Enum):
+  INVALID_INSTRUCTION = "cannot be carried out"
+  DEADLINE = "not done in time"
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+  reason: Reason
+  message: str
+  fault: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  image: np.ndarray | None
+  failure: Failure | None
+
+
+class Client:
+  """Every fourth text is nonsense to it; `broken` of a hundred requests fail on their own."""
+
+  def __init__(self, broken=0):
+    self.broken = broken
+    self.requests = []
+
+  def edit(self, image, instruction, *, seed):
+    return self._make(instruction, seed, image.shape)
+
+  def generate(self, prompt, *, seed, width, height):
+    return self._make(prompt, seed, (height, width, 3))
+
+  def _make(self, text, seed, shape):
+    self.requests.append((text, seed))
+    future = concurrent.futures.Future()
+    if pick("service", seed) % 100 < self.broken:
+      failure = Failure(Reason.DEADLINE, "late", "service")
+    elif pick("nonsense", text) % 4 == 0:
+      failure = Failure(Reason.INVALID_INSTRUCTION, "no such thing", "auditor")
+    else:
+      failure = None
+    image = None if failure else np.full(shape, seed % 251, np.uint8)
+    future.set_result(Result(image, failure))
+    return future
+
+
+class Store:
+  """Made images and those of the pool, by id."""
+
+  def __init__(self, pool):
+    self._images = {pool.image_id(i): pool.image(i) for i in range(len(pool))}
+
+  def keep(self, image):
+    image_id = Images.id_of(image)
+    self._images[image_id] = image
+    return image_id
+
+  def __call__(self, image_id):
+    return self._images[image_id]
+
+
+def features(image_ids):
+  draw = lambda i: np.random.default_rng(pick(i)).normal(size=(4, 8))  # noqa: E731
+  return np.stack([draw(i) for i in image_ids]).astype(np.float32)
+
+
+MIXED = {"question": 2, "edit": 1, "generate": 1, "edit_only": 1, "generate_only": 1}
+
+
+def rollout(prompts=None, *, group_size=4, client=None, pool=None, oracle=None, **options):
+  pool = pool or Pool()
+  store = Store(pool)
+  reward_cfg = options.pop("reward_cfg", reward.RewardConfig())
+  extra = {k: options.pop(k) for k in ("well_formed", "row_multiple") if k in options}
+  cfg = rollout_lib.RolloutConfig(
+    prompts=prompts or MIXED,
+    task={"question": "ask", "caption": "describe", "instruction": "edit"},
+    max_new_tokens={"question": 5, "caption": 7, "instruction": 6},
+    **{"seed": 3, "max_invalid": 0.9} | options,
+  )
+  return rollout_lib.Rollout(
+    cfg,
+    grpo.GrpoConfig(group_size=group_size),
+    reward_cfg,
+    auditor=tiny.auditor(),
+    pool=pool,
+    bank=Bank(),
+    features=features,
+    load=store,
+    keep=store.keep,
+    client=client or Client(),
+    key_of=lambda question, answer: (answer,),
+    oracle=oracle,
+    **extra,
+  )
+
+
+def learner(steps=4):
+  vlm = tiny.auditor()
+  return learner_lib.Learner(
+    vlm.cfg,
+    grpo.GrpoConfig(group_size=4, kl_coef=0.02),
+    optim=learner_lib.OptimConfig(steps=steps, lr=1e-2),
+    mesh=mesh_lib.make_mesh({"data": -1}),
+    rules=[(".*", ())],
+    params=vlm.params,
+    banned=vlm.tokenizer.unsampled_ids(vlm.stop_ids),
+  )
