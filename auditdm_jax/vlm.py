@@ -62,7 +62,8 @@ class Vlm:
   @functools.cached_property
   def tower_id(self) -> str:
     """Hash of the tower and its weights: models of one id have the same features."""
-    digest = hashlib.sha256(repr(self._vision()).encode())
+    sizes = dataclasses.replace(self._vision(), remat=False, unroll=1)
+    digest = hashlib.sha256(repr(sizes).encode())
     for path, leaf in sorted(tree.flatten(multimodal.tower(self.params)).items()):
       array = np.asarray(leaf)
       digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
@@ -120,7 +121,9 @@ class Vlm:
       _same_length(features, prompts)
     slots = 0 if features is None else self.cfg.num_image_tokens
     ids = [prompts_lib.render(self.tokenizer, self.template, p, slots) for p in prompts]
-    sc = decode.SampleConfig(max_new_tokens, temperature, self.stop_ids)
+    # An image slot among the words would be read as part of the image.
+    banned = (self.cfg.image_token_id,)
+    sc = decode.SampleConfig(max_new_tokens, temperature, self.stop_ids, banned)
     # Long with long: each call is padded to the longest of its rows only.
     order = np.argsort([len(i) for i in ids], kind="stable")
     answers = [""] * len(prompts)

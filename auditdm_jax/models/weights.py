@@ -193,10 +193,13 @@ def _read_header(folder: pathlib.Path) -> dict[str, Any]:
 def _write_tensors(path: pathlib.Path, flat: Mapping[str, Any], dtype: str) -> None:
   if dtype not in _DTYPES:
     raise UserError(f"dtype {dtype!r} is not one of {', '.join(_DTYPES)}")
-  tensors = {k: np.ascontiguousarray(np.asarray(v).astype(_DTYPES[dtype])) for k, v in flat.items()}
-  for name, tensor in tensors.items():
+  tensors = {}
+  for name, value in flat.items():
+    with np.errstate(over="ignore"):  # Looked at in the next line.
+      tensor = np.ascontiguousarray(np.asarray(value).astype(_DTYPES[dtype]))
     if not np.isfinite(tensor.astype(np.float32)).all():
       raise UserError(f"{path}: {name} has values that are not finite in {dtype}")
+    tensors[name] = tensor
   store.write_bytes(path, safetensors.numpy.save(tensors))
 
 

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cached sampling against the full forward pass, at windows smaller than the sequence."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from auditdm_jax.models import decode, gemma, siglip
+from auditdm_jax.models import multimodal as mm
+
+IMAGE, P, G, T, C = 8, 3, 2, 9, 6
+TEXT = gemma.GemmaConfig(
+  vocab_size=19,
+  width=12,
+  depth=3,
+  mlp_dim=20,
+  num_heads=4,
+  num_kv_heads=2,
+  head_dim=6,
+  window=4,
+  layer_is_local=(True, True, False),
+  embed_init_std=0.6,
+)
+VISION = siglip.SiglipConfig(width=8, depth=1, mlp_dim=12, num_heads=2, patch_size=4, image_size=8)
+PALIGEMMA = mm.VlmConfig(
+  "paligemma", dataclasses.replace(TEXT, attn_softcap=5.0, final_softcap=3.0), VISION, IMAGE
+)
+GEMMA3 = mm.VlmConfig("gemma3", dataclasses.replace(TEXT, qk_norm=True), VISION, IMAGE)
+BOTH = pytest.mark.parametrize("cfg", [PALIGEMMA, GEMMA3], ids=["paligemma", "gemma3"])
+BANNED = (0, 2, IMAGE)
+
+init = jax.jit(mm.init, static_argnums=0)
+sample = jax.jit(decode.sample, static_argnums=(0, 1), static_argnames="group")
+
+
+def prompts(*, left=False):
+  """Three prompts of different lengths, 4 image slots each, and their features."""
+  rows = [[2] + [IMAGE] * 4 + words for words in ([10, 11, 12, 13], [14], [15, 16])]
+  tokens, valid = np.zeros((P, T), np.int32), np.zeros((P, T), bool)
+  for i, row in enumerate(rows):
+    where = slice(T - len(row), None) if left else slice(0, len(row))
+    tokens[i, where], valid[i, where] = row, True
+  features = np.random.default_rng(0).normal(size=(P, 4, 8)).astype(np.float32)
+  return features, tokens, valid, rows
+
+
+def draw(cfg, sc, params, *, left=False, order=(0, 1, 2), seed=0):
+  features, tokens, valid, _ = prompts(left=left)
+  keys = jax.random.split(jax.random.key(seed), (P, G))
+  order = np.array(order)
+  out = sample(
+    cfg,
+    sc,
+    params,
+    features[order],
+    tokens[order],
+    valid=valid[order],
+    group=G,
+    row_keys=keys[order],
+  )
+  return jax.tree.map(np.asarray, out)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def teacher_forced(cfg, sc, params, out):
+  """The full forward pass over prompt and completion of every row.
+
+  Returns the log-probs f32[P,G,C] of the completions, and the likeliest tokens i32[P,G,C].
+  """
+  features, tokens, valid, _ = prompts(left=True)
+  c = out.tokens.shape[-1]
+  rows = jnp.concatenate([jnp.repeat(tokens, G, axis=0), out.tokens.reshape(P * G, c)], axis=1)
+  ar = jnp.concatenate([jnp.zeros((P * G, T)), jnp.ones((P * G, c))], axis=1)
+  x = mm.hidden(
+    cfg,
+    params,
+    jnp.repeat(features, G, axis=0),
+    rows,
+    valid=jnp.concatenate([jnp.repeat(valid, G, axis=0), jnp.ones((P * G, c), bool)], axis=1),
+    ar=ar.astype(jnp.int32) if cfg.kind == "paligemma" else None,
+  )[:, -c - 1 : -1]
+  how = {"banned": sc.banned_ids, "temperature": sc.temperature or 1.0}
+  logp, _ = mm.token_logprobs(cfg, params, x, rows[:, -c:], **how)
+  best = jnp.argmax(mm.sampling_logits(cfg, params, x, **how), axis=-1)
+  return logp.reshape(P, G, c), best.reshape(P, G, c)
+
+
+def check_logprobs(cfg, sc, params, out):
+  """Every drawn token has the log-prob that the full pass over its own row gives it."""
+  want, _ = teacher_forced(cfg, sc, params, out)
+  drawn = np.arange(C) < out.length[..., None]
+  np.testing.assert_allclose(out.logprobs, np.where(drawn, want, 0.0), atol=2e-5)
+  assert not out.tokens[~drawn].any()
+
+
+@BOTH
+def test_sampled_logprob_is_teacher_forced_logprob(cfg):
+  params = init(cfg, jax.random.key(0))
+  sc = decode.SampleConfig(C, 0.8, stop_ids=(), banned_ids=BANNED)
+  out = draw(cfg, sc, params)
+  assert (out.length == C).all() and out.truncated.all()
+  assert not np.isin(out.tokens, BANNED).any()
+  check_logprobs(cfg, sc, params, out)
+  # On the left, the same draws: neither caches nor randomness know where the padding is.
+  other = draw(cfg, sc, params, left=True)
+  np.testing.assert_array_equal(out.tokens, other.tokens)
+  np.testing.assert_allclose(out.logprobs, other.logprobs, atol=2e-5)
+
+
+@BOTH
+def test_greedy_takes_the_likeliest_token_of_the_full_forward(cfg):
+  params = init(cfg, jax.random.key(1))
+  sc = decode.SampleConfig(C, 0.0, banned_ids=(IMAGE,))
+  out = draw(cfg, sc, params)
+  np.testing.assert_array_equal(out.tokens[:, 0], out.tokens[:, 1])
+  _, best = teacher_forced(cfg, sc, params, out)
+  np.testing.assert_array_equal(out.tokens, best)
+  check_logprobs(cfg, sc, params, out)
+
+
+def test_terminators_lengths_and_truncation():
+  """Several terminators, one of them the pad id: the lengths come from the sampler."""
+  cfg = GEMMA3
+  params = init(cfg, jax.random.key(0))
+  stops, words = (0, 3, 7), tuple(range(9, 19))
+  banned = tuple(i for i in range(19) if i not in stops + words)
+  sc = decode.SampleConfig(C, 3.0, stop_ids=stops, banned_ids=banned)
+  ended, by = 0, set()
+  for seed in range(4):
+    out = draw(cfg, sc, params, seed=seed)
+    for tokens, n, truncated in zip(
+      out.tokens.reshape(-1, C), out.length.ravel(), out.truncated.ravel()
+    ):
+      stop_at = np.flatnonzero(np.isin(tokens[:n], stops))
+      assert truncated == (len(stop_at) == 0)
+      assert n == (C if truncated else stop_at[0] + 1)
+      ended, by = ended + (not truncated), by | ({tokens[n - 1]} if not truncated else set())
+    check_logprobs(cfg, sc, params, out)
+  assert 0 < ended < 4 * P * G and by == set(stops)
+
+
+def test_stopping_early_draws_the_same():
+  """Until its terminator, a row is what it is without terminators."""
+  params = init(GEMMA3, jax.random.key(0))
+  free = draw(GEMMA3, decode.SampleConfig(C, 1.0), params)
+  stop = int(free.tokens[0, 0, 1])
+  out = draw(GEMMA3, decode.SampleConfig(C, 1.0, stop_ids=(stop,)), params)
+  for p in range(P):
+    for g in range(G):
+      n = out.length[p, g]
+      assert out.tokens[p, g, :n].tolist() == free.tokens[p, g, :n].tolist()
+  assert out.length[0, 0] <= 2 and not out.truncated[0, 0]
+
+
+def test_a_sample_does_not_depend_on_its_place_in_the_batch():
+  params = init(PALIGEMMA, jax.random.key(0))
+  sc = decode.SampleConfig(C, 1.0, stop_ids=(3,))
+  straight, turned = draw(PALIGEMMA, sc, params), draw(PALIGEMMA, sc, params, order=(2, 0, 1))
+  back = np.argsort([2, 0, 1])
+  np.testing.assert_array_equal(straight.tokens, turned.tokens[back])
+  assert not np.array_equal(straight.tokens[:, 0], straight.tokens[:, 1])
+  assert not np.array_equal(straight.tokens, draw(PALIGEMMA, sc, params, seed=1).tokens)
+
+
+def test_draws_follow_the_distribution():
+  """5,000 first tokens of one prompt against the probabilities of the full pass."""
+  params = init(GEMMA3, jax.random.key(0))
+  features, tokens, valid, _ = prompts()
+  sc = decode.SampleConfig(1, 0.7, banned_ids=BANNED)
+  keys = jax.random.split(jax.random.key(0), (1, 5000))
+  out = sample(
+    GEMMA3, sc, params, features[:1], tokens[:1], valid=valid[:1], group=5000, row_keys=keys
+  )
+  drawn = np.bincount(np.asarray(out.tokens).ravel(), minlength=19) / 5000
+  x = jax.jit(mm.hidden, static_argnums=0)(
+    GEMMA3, params, features[:1], tokens[:1], valid=valid[:1]
+  )[0, -1]
+  probs = jax.nn.softmax(
+    mm.sampling_logits(GEMMA3, params, x, banned=BANNED, temperature=0.7), axis=-1
+  )
+  np.testing.assert_allclose(drawn, probs, atol=0.03)
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"max_new_tokens": 0}, "max_new_tokens 0"),
+    ({"temperature": -1.0}, "negative"),
+    ({"stop_ids": (1, 2), "banned_ids": (2,)}, r"\[2\] are both"),
+  ],
+)
+def test_impossible_settings_are_refused(change, message):
+  with pytest.raises(ValueError, match=message):
+    decode.SampleConfig(**({"max_new_tokens": 3} | change))
+
+
+def test_keys_must_fit_the_group():
+  params = init(GEMMA3, jax.random.key(0))
+  features, tokens, valid, _ = prompts()
+  with pytest.raises(ValueError, match=r"expected \(3, 2\)"):
+    keys = jax.random.split(jax.random.key(0), (P, 3))
+    sc = decode.SampleConfig(2)
+    decode.sample(GEMMA3, sc, params, features, tokens, valid=valid, group=2, row_keys=keys)

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Vlm from a folder: answers, buckets, shared programs, tower identity."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from auditdm_jax import vlm as vlm_lib
+from auditdm_jax.core.config import UserError
+from auditdm_jax.core.mesh import make_mesh
+from auditdm_jax.models import gemma, siglip
+from auditdm_jax.models import multimodal as mm
+from auditdm_jax.text import prompts
+from auditdm_jax.text.tokenizer import Tokenizer
+from auditdm_jax.vlm import Vlm, load_vlm, save_vlm
+
+WORDS = "what is where the red blue round thing cup dish ? a b c d e".split()
+TOKENIZER = Tokenizer.word_level(WORDS)
+TEXT = gemma.GemmaConfig(
+  vocab_size=TOKENIZER.vocab_size,
+  width=12,
+  depth=2,
+  mlp_dim=16,
+  num_heads=2,
+  num_kv_heads=1,
+  head_dim=6,
+  window=4,
+  layer_is_local=(True, False),
+  embed_init_std=0.6,
+)
+VISION = siglip.SiglipConfig(width=8, depth=1, mlp_dim=12, num_heads=2, patch_size=4, image_size=8)
+RNG = np.random.default_rng(0)
+IMAGES = [RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8) for _ in range(4)]
+QUESTIONS = [" ".join(RNG.choice(WORDS, n)) for n in (1, 14, 2, 6, 9, 3, 12, 4, 5, 1, 7)]
+
+
+def make(kind, template, *, seed=0):
+  cfg = mm.VlmConfig(kind, TEXT, VISION, TOKENIZER.image_id)
+  params = jax.jit(mm.init, static_argnums=0)(cfg, jax.random.key(seed))
+  return Vlm("tiny", cfg, params, TOKENIZER, template, (TOKENIZER.id("<eos>"), TOKENIZER.id("a")))
+
+
+@pytest.fixture(scope="module", params=["paligemma", "gemma3"])
+def vlm(request):
+  # No newline at the end: an untrained model repeats what it read last, which should be a word.
+  templates = {"paligemma": prompts.PALIGEMMA, "gemma3": prompts.GEMMA3_PLAIN}
+  return make(request.param, templates[request.param].strip())
+
+
+def test_answers_in_a_batch_equal_answers_one_by_one(vlm):
+  images = [IMAGES[i % 4] for i in range(len(QUESTIONS))]
+  together = vlm.answer(images, QUESTIONS, max_new_tokens=5)
+  alone = [vlm.answer([i], [q], max_new_tokens=5)[0] for i, q in zip(images, QUESTIONS)]
+  assert together == alone
+  assert len(set(together)) > 1
+
+
+def test_calls_larger_than_a_batch_are_cut(vlm, monkeypatch):
+  images = [IMAGES[i % 4] for i in range(len(QUESTIONS))]
+  whole = vlm.answer(images, QUESTIONS, max_new_tokens=5)
+  monkeypatch.setattr(vlm_lib, "_MAX_BATCH", 4)
+  assert vlm.answer(images, QUESTIONS, max_new_tokens=5) == whole
+
+
+def test_sampled_answers_depend_on_seed_and_row_only(vlm, monkeypatch):
+  images = [IMAGES[0]] * 11
+  ask = {"max_new_tokens": 5, "temperature": 1.5}
+  first = vlm.answer(images, QUESTIONS, **ask, seed=1)
+  assert first != vlm.answer(images, QUESTIONS, **ask, seed=2)
+  monkeypatch.setattr(vlm_lib, "_MAX_BATCH", 4)
+  assert vlm.answer(images, QUESTIONS, **ask, seed=1) == first
+
+
+def test_cached_features_answer_as_images_do(vlm):
+  features = vlm.encode(IMAGES)
+  assert features.shape == (4, 4, 8) and features.dtype == np.float32
+  np.testing.assert_allclose(features[2:3], vlm.encode(IMAGES[2:3]), atol=1e-6)
+  by_image = vlm.answer(IMAGES, QUESTIONS[:4], max_new_tokens=5)
+  assert vlm.answer_features(features, QUESTIONS[:4], max_new_tokens=5) == by_image
+  assert vlm.encode([]).shape == (0, 4, 8)
+  assert vlm.answer([], [], max_new_tokens=3) == []
+
+
+def test_folder_round_trip(vlm, tmp_path):
+  save_vlm(tmp_path / "target", dataclasses.replace(vlm, extras={"seed": 3}))
+  again = load_vlm(tmp_path / "target")
+  assert (again.name, again.extras, again.stop_ids) == ("target", {"seed": 3}, vlm.stop_ids)
+  assert again.cfg == vlm.cfg and again.tower_id == vlm.tower_id
+  ask = (IMAGES, QUESTIONS[:4])
+  assert again.answer(*ask, max_new_tokens=5) == vlm.answer(*ask, max_new_tokens=5)
+  half = load_vlm(tmp_path / "target", dtype=jnp.bfloat16)
+  assert half.cfg.text.dtype == "bfloat16"
+  assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(half.params))
+  assert len(half.answer(*ask, max_new_tokens=2)) == 4
+  assert half.tower_id != vlm.tower_id
+
+
+def test_a_mesh_changes_no_answer(vlm, tmp_path):
+  save_vlm(tmp_path / "m", vlm)
+  meshed = load_vlm(tmp_path / "m", mesh=make_mesh({"data": -1}))
+  ask = (IMAGES, QUESTIONS[:4])
+  assert meshed.answer(*ask, max_new_tokens=3) == vlm.answer(*ask, max_new_tokens=3)
+
+
+def test_other_parameters_run_the_same_program(vlm):
+  ask = (vlm.encode(IMAGES), QUESTIONS[:4])
+  before = vlm.answer_features(*ask, max_new_tokens=4)
+  size = vlm_lib._sample._cache_size()
+  tuned = vlm.with_params(jax.tree.map(lambda x: x * 1.3 + 0.1, vlm.params), name="tuned")
+  twin = make(vlm.cfg.kind, vlm.template, seed=5)
+  assert [v.answer_features(*ask, max_new_tokens=4) for v in (tuned, twin)] != [before, before]
+  assert vlm_lib._sample._cache_size() == size
+  assert tuned.name == "tuned"
+
+
+def test_tower_id_is_of_the_tower_alone(vlm):
+  llm = jax.tree.map(lambda x: x + 1, vlm.params["llm"])
+  head = jax.tree.map(lambda x: x + 1, vlm.params["img"]["head"])
+  params = {"llm": llm, "img": vlm.params["img"] | {"head": head}}
+  assert vlm.with_params(params).tower_id == vlm.tower_id
+  moved = vlm.params["img"] | {"pos_embedding": vlm.params["img"]["pos_embedding"] + 1}
+  assert vlm.with_params(vlm.params | {"img": moved}).tower_id != vlm.tower_id
+
+
+def test_logits_are_those_the_answers_come_from(vlm):
+  pixels = np.stack(IMAGES[:2]).astype(np.float32) / 127.5 - 1
+  rows = [prompts.render(TOKENIZER, vlm.template, q, 4) for q in ("what is red", "where")]
+  length = max(map(len, rows))
+  ids = np.array([[0] * (length - len(r)) + r for r in rows])
+  mask = np.array([[False] * (length - len(r)) + [True] * len(r) for r in rows])
+  logits = vlm.logits(pixels, ids, input_mask=mask)
+  assert logits.shape == (2, length, TOKENIZER.vocab_size) and logits.dtype == jnp.float32
+  logits = np.array(logits[:, -1])
+  logits[:, TOKENIZER.image_id] = -np.inf
+  answers = vlm.answer(IMAGES[:2], ["what is red", "where"], max_new_tokens=1)
+  assert [TOKENIZER.decode([i]) for i in logits.argmax(-1)] == answers
+
+
+def test_errors_teach(vlm, tmp_path):
+  with pytest.raises(UserError, match="2 images for 1 prompts"):
+    vlm.answer(IMAGES[:2], ["what?"], max_new_tokens=1)
+  with pytest.raises(UserError, match=r"\[1\] image slots, each should have 4"):
+    vlm.logits(np.zeros((1, 8, 8, 3)), np.array([[TOKENIZER.image_id, 10]]))
+  save_vlm(tmp_path / "m", vlm)
+  config = tmp_path / "m" / "config.json"
+  header = json.loads(config.read_text())
+  for change, message in (
+    ({"stop": None}, "needs a 'template' and a list 'stop'"),
+    ({"stop": ["<eso>"]}, "did you mean '<eos>'"),
+    ({"template": "<bos>"}, "needs one {text}"),
+  ):
+    config.write_text(json.dumps(header | change))
+    with pytest.raises(UserError, match=message):
+      load_vlm(tmp_path / "m")
