@@ -63,7 +63,6 @@ def get_config(arg: str = "") -> ConfigDict:
       "question": "ask", "caption": "describe", "instruction": "edit",
       "question-after-caption": "ask", "question-after-instruction": "ask",
     },
-    width=64, height=64,
   )  # fmt: skip
   c.grpo = dict(group_size=8, kl="k2", kl_coef=0.02, entropy_coef=0.003, aggregation="token")
   c.optim = dict(steps=150, lr=3e-4, final_lr=1e-4, warmup=0.05, weight_decay=0.0)
@@ -74,8 +73,8 @@ def get_config(arg: str = "") -> ConfigDict:
     raise ValueError(f"reward={args['reward']!r}: novelty or plain")
   c.mesh = dict(data=-1)
   c.rules = ((".*", ()),)  # tiny: every parameter on every device
-  c.harvest = (30, 60, 90, 120)  # checkpoints kept for discovery, beside the last
-  c.checkpoint_every = 10
+  # Auditors stored for discovery beside the last one: early ones ask about more.
+  c.checkpoints = dict(checkpoint_every=10, keep=2, harvest=(30, 60, 90, 120))
 
   # ---- discover, verify
   c.discover = dict(
@@ -95,5 +94,5 @@ def get_config(arg: str = "") -> ConfigDict:
   c.round2 = dict(enabled=args["round2"] == "1", steps=60)
   if rare:
     c.optim.steps = 240
-    c.harvest = (60, 120, 180)
+    c.checkpoints.harvest = (60, 120, 180)
   return c

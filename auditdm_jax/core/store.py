@@ -59,8 +59,11 @@ def canonical_hash(obj: Any) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def write_bytes(path: str | os.PathLike, data: bytes) -> None:
-  """Writes a file that is, after a crash too, either the old one or the new one, never a part."""
+def write_bytes(path: str | os.PathLike, data: bytes, *, durable: bool = True) -> None:
+  """Writes a file that is either the old one or the new one, never a part.
+
+  Durable files hold this after a crash of the machine too, at the price of two fsyncs.
+  """
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   tmp = path.with_name(f".{path.name}.{os.getpid()}-{next(_counter)}.tmp")
@@ -68,11 +71,13 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     with open(tmp, "xb") as f:
       f.write(data)
       f.flush()
-      os.fsync(f.fileno())
+      if durable:
+        os.fsync(f.fileno())
     os.replace(tmp, path)
   finally:
     tmp.unlink(missing_ok=True)
-  _sync_dir(path.parent)
+  if durable:
+    _sync_dir(path.parent)
 
 
 def write_json(path: str | os.PathLike, obj: Any) -> None:
@@ -229,13 +234,17 @@ class Images:
     return digest.hexdigest()
 
   def put(self, image: np.ndarray) -> str:
-    """Stores u8[H,W,3] if it is not there yet, on disk when it returns; returns its id."""
+    """Stores u8[H,W,3] if it is not there yet; returns its id.
+
+    Not fsynced, which would cost more than making the image: the name is the hash of the content,
+    so damage by a crash of the machine is seen when it is read, and the same draw makes it again.
+    """
     image_id = self.id_of(image)
     path = self.path(image_id)
     if not path.exists():
       png = io.BytesIO()
       Image.fromarray(np.ascontiguousarray(image)).save(png, "PNG", compress_level=1)
-      write_bytes(path, png.getvalue())
+      write_bytes(path, png.getvalue(), durable=False)
     return image_id
 
   def get(self, image_id: str) -> np.ndarray:

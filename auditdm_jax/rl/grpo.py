@@ -277,7 +277,7 @@ def loss_and_metrics(
     mask: bool[N,C].
 
   Returns:
-    (sum, count) of the loss, and (sum, count) of each metric. Keys that end in `_max` hold (maximum, 1).
+    (sum, count) of the loss, and of each metric; `combine` adds those of micro-batches.
   """
   # `where` before any product: a NaN at a padded position must not reach the sums (NaN * 0 is NaN).
   logp = jnp.where(mask, logp, 0.0)
@@ -304,7 +304,7 @@ def loss_and_metrics(
     "sampler_gap": per_token(gap),
     "sampler_gap_max": (jnp.where(mask, gap, 0.0).max(), jnp.float32(1)),
     "tis": per_token(tis),
-    "tis_ess": _effective_share(tis, mask),
+    "tis_square": per_token(jnp.square(tis)),
   }
   if cfg.tis_cap:
     loss = tis * loss
@@ -318,9 +318,20 @@ def loss_and_metrics(
   return total, metrics
 
 
-def _effective_share(weight: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Effective sample size over sample size: (sum w)^2 / (n sum w^2), as (value, 1)."""
-  w = jnp.where(mask, weight, 0.0)
-  n = mask.sum().astype(jnp.float32)
-  share = jnp.square(w.sum()) / jnp.maximum(n * jnp.square(w).sum(), 1e-9)
-  return share, jnp.float32(1)
+def combine(
+  a: dict[str, tuple[jax.Array, jax.Array]], b: dict[str, tuple[jax.Array, jax.Array]]
+) -> dict[str, tuple[jax.Array, jax.Array]]:
+  """Metrics of two micro-batches as those of one: sums and counts add up, maxima are compared."""
+
+  def one(name):
+    (x, n), (y, m) = a[name], b[name]
+    return (jnp.maximum(x, y), n) if name.endswith("_max") else (x + y, n + m)
+
+  return {name: one(name) for name in a}
+
+
+def finish(metrics: dict[str, tuple[jax.Array, jax.Array]]) -> dict[str, jax.Array]:
+  """The means, and the effective sample size of TIS as a share: (mean w)^2 / mean w^2."""
+  means = {name: total / jnp.maximum(count, 1.0) for name, (total, count) in metrics.items()}
+  square = means.pop("tis_square")
+  return means | {"tis_ess": jnp.square(means["tis"]) / jnp.maximum(square, 1e-9)}

@@ -271,7 +271,13 @@ class Rollout:
   # ---- 2 to 4
 
   def generate(
-    self, params: Any, prompts: Sequence[Prompt], *, step: int, timer: metrics_lib.Timer
+    self,
+    params: Any,
+    prompts: Sequence[Prompt],
+    *,
+    step: int,
+    timer: metrics_lib.Timer,
+    group: int | None = None,
   ) -> list[Trajectory]:
     """Lets the auditor make probes.
 
@@ -280,11 +286,12 @@ class Rollout:
       prompts: P of them; the number per strategy decides which programs are compiled.
       step: of training, for the random numbers.
       timer: counts the seconds of the phases.
+      group: G; None is that of GRPO. A sweep of the pool takes 1.
 
     Returns:
       P·G trajectories: all samples of the first prompt, then those of the next.
     """
-    group = self._grpo.group_size
+    group = group or self._grpo.group_size
     with timer("features"):
       source_ids = [self._pool.image_id(p.index) for p in prompts]
       features = self._features(source_ids)

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scenes world: symbolic scenes, an exact renderer, programs as questions, and their oracle."""
 
+import functools
+
 import numpy as np
 
-from auditdm_jax.scenes import questions, render
+from auditdm_jax.scenes import questions, render, world
 
 
 def oracle(image: np.ndarray, question: str) -> str | None:
@@ -11,5 +13,11 @@ def oracle(image: np.ndarray, question: str) -> str | None:
   program = questions.parse_question(question)
   if program is None:
     return None
-  answer = questions.execute(program, render.parse(image))
+  answer = questions.execute(program, _seen(image.tobytes(), image.shape))
   return None if answer == questions.UNANSWERABLE else answer
+
+
+@functools.lru_cache(maxsize=8192)
+def _seen(pixels: bytes, shape: tuple[int, ...]) -> world.Scene:
+  """The scene an image shows, parsed once: many questions are about one image."""
+  return render.parse(np.frombuffer(pixels, np.uint8).reshape(shape))

@@ -76,6 +76,7 @@ EASY = (
 # questions would be no gap, since models of this size compose them.
 RARE = (
   Gap("dial reads southwest", ("dial",), (("answer", ("southwest",)),)),
+  Gap("dial reads east", ("dial",), (("answer", ("east",)),)),
   Gap("dial reads north", ("dial",), (("answer", ("north",)),)),
   Gap("gauge is half", ("gauge",), (("answer", ("half",)),)),
   Gap("gauge is full", ("gauge",), (("answer", ("full",)),)),
@@ -83,7 +84,6 @@ RARE = (
   Gap("digit zero read", ("digit_at", "digit_of"), (("answer", ("zero",)),)),
   Gap("object with digit two", ("color_with", "shape_with"), (("digit", ("two",)),)),
   Gap("row three", ("row_of",), (("answer", ("three",)),)),
-  Gap("column two", ("column_of",), (("answer", ("two",)),)),
   Gap("brown background", ("background",), (("answer", ("brown",)),)),
 )
 

@@ -167,10 +167,21 @@ def _draw(image, scene, cells, seed):
 
 
 @functools.cache
-def _onehots() -> np.ndarray:
-  """f32[N, 5*256]: one-hot inks of all sprites; times per-class pixel errors = squared error."""
-  inks = _sprites()[1].reshape(-1, CELL * CELL)
-  return (inks[:, None, :] == np.arange(5)[None, :, None]).reshape(len(inks), -1).astype(np.float32)
+def _candidates() -> tuple[np.ndarray, np.ndarray]:
+  """Sprites without a digit at all jitters, and the sprites each may be with one.
+
+  Returns:
+    inks i8[K*J,256] of K keys at J jitters, and numbers i64[K*J,11] of the sprites with no digit or
+    a digit at the same jitter (an instrument's own number, repeated).
+  """
+  keys, inks = _sprites()
+  bare = [i for i, (key, _) in enumerate(keys) if key[0] != "object" or key[3] is None]
+  numbers = [
+    [_ink_of()[(*key[:3], digit) if key[0] == "object" else key, jitter]
+     for digit in (None, *world.DIGITS)]
+    for key, jitter in (keys[i] for i in bare)
+  ]  # fmt: skip
+  return inks[bare].reshape(len(bare), -1), np.array(numbers)
 
 
 def parse(image: np.ndarray) -> Scene:
@@ -214,6 +225,12 @@ def _match(patch, foreground, background) -> tuple[tuple, str | None]:
   votes = np.bincount(distance.argmin(1)[distance.min(1) < 75], minlength=len(names))
   color = names[int(votes.argmax())]
   errors = ((patch[None] - _colors(color, background)[:, None]) ** 2).sum(-1)
-  scores = _onehots() @ errors.reshape(-1)
-  key, _ = _sprites()[0][int(scores.argmin())]
+  pixels = np.arange(CELL * CELL)
+  inks, numbers = _candidates()
+  # First the likeliest jitters of each sprite, then the digits: they hide part of a shape.
+  scores = errors[inks, pixels].sum(1).reshape(-1, len(JITTERS))
+  rows = np.arange(len(scores))[:, None] * len(JITTERS) + np.argsort(scores, axis=1)[:, :3]
+  options = np.unique(numbers[rows])
+  inks = _sprites()[1][options].reshape(len(options), -1)
+  key, _ = _sprites()[0][options[int(errors[inks, pixels].sum(1).argmin())]]
   return key, color if key[0] == "object" else None

@@ -36,7 +36,7 @@ def run(ctx: Context) -> dict:
   if (found := ctx.done("discover")) is not None:
     return found
   section, records = ctx.config.discover, store.Records(ctx.workdir / "discover")
-  checkpoints = {f"auditor@{step}": step for step in train.checkpoints(ctx)}
+  checkpoints = {f"auditor@{step}": step for step in train.auditors(ctx)}
   arms = Arms(
     [*checkpoints, UNTRAINED, RANDOM],
     config=build(ArmsConfig, section.arms, name="config.discover.arms"),
@@ -73,6 +73,7 @@ def run(ctx: Context) -> dict:
 
 def load(ctx: Context) -> list[Attempt]:
   """Every attempted probe: GRPO's completions, then discovery's."""
+  ctx.pool("images")  # so that their images are found by id
   rows = store.Records(ctx.workdir / "discover").read("attempts")
   return [*train.load_attempts(ctx), *(Attempt.from_dict(r) for r in rows)]
 

@@ -70,12 +70,10 @@ def run(ctx: Context) -> dict[str, Any]:
   trained = stage("train", lambda: train.run(ctx))
   searched = stage("search", lambda: search(ctx))
   stage("discover", lambda: discover.run(ctx))
-  control = stage("random control", lambda: random_control(ctx, trained["probes"]))
+  control = stage("random control", lambda: random_control(ctx, trained["completions"]))
   verified = stage("verify", lambda: verify.run(ctx))
   repaired = stage("rectify", lambda: repair(ctx, evaluated))
-  second = (
-    stage("re-audit", lambda: reaudit.run(ctx, repaired)) if ctx.config.round2.enabled else {}
-  )
+  second = stage("re-audit", lambda: reaudit.run(ctx)) if ctx.config.round2.enabled else {}
   summary = stage(
     "summary", lambda: summarise(ctx, evaluated, searched, control, verified, repaired, second)
   )

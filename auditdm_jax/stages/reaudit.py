@@ -19,7 +19,7 @@ from auditdm_jax.stages import train, verify
 from auditdm_jax.stages.context import Context
 from auditdm_jax.vlm import Vlm, load_vlm
 
-FOLDER = "round2"
+NAME = "round2"
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
@@ -83,8 +83,8 @@ def second_round(ctx: Context, bank, known: taxonomy.Taxonomy) -> dict:
   """GRPO against the repaired target, from the trained auditor; new modes by name."""
   steps = ctx.config.round2.steps
   start = train.Asker(ctx, bank).params(ctx.config.optim.steps)
-  train.train_auditor(ctx, bank, folder=FOLDER, steps=steps, start=start)
-  attempts = train.load_attempts(ctx, FOLDER)
+  train.train_auditor(ctx, bank, name=NAME, steps=steps, start=start)
+  attempts = train.load_attempts(ctx, NAME)
   late = [a for a in attempts if a.probe.step >= steps - 15]
   found = taxonomy.discover_modes(attempts_lib.outcomes(attempts), ctx.seeds)
   old = {m.name for m in known.modes}

@@ -1,30 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """train: trains the auditor with GRPO against the target and the references.
 
-The trained checkpoints then ask: `sample_attempts` is the auditor's inference pass.
+The stored auditors then ask: `Asker` is their inference pass over the pool.
 """
 
 import dataclasses
 import functools
 import pathlib
+from typing import Any
 
 from ml_collections import ConfigDict
-import numpy as np
 
 from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.audit.probe import Probe, Verdict
 from auditdm_jax.core import mesh as mesh_lib
-from auditdm_jax.core import store
-from auditdm_jax.core.checkpoint import Checkpointer
-from auditdm_jax.core.config import build
+from auditdm_jax.core import metrics, store
+from auditdm_jax.core.config import UserError, build
 from auditdm_jax.rl import grpo, reward, rollout, trainer
 from auditdm_jax.rl.batch import Trajectory
 from auditdm_jax.rl.learner import Learner, OptimConfig
-from auditdm_jax.stages import attempts as attempts_lib
 from auditdm_jax.stages.attempts import Attempt, ModeKey
 from auditdm_jax.stages.context import Context
+from auditdm_jax.vlm import load_vlm
 
-FOLDER = "train"
+NAME = "train"
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
@@ -35,100 +34,99 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> int:
 
 def run(ctx: Context) -> dict:
   """Trains to config.optim.steps; resumes."""
-  if (found := ctx.done(FOLDER)) is not None:
+  if (found := ctx.done(NAME)) is not None:
     return found
-  train_auditor(ctx, ctx.bank(), folder=FOLDER, steps=ctx.config.optim.steps)
-  rows = (
-    ctx.config.optim.steps * sum(ctx.config.rollout.prompts.values()) * ctx.config.grpo.group_size
+  result = train_auditor(ctx, ctx.bank(), name=NAME, steps=ctx.config.optim.steps)
+  per_step = sum(ctx.config.rollout.prompts.values()) * grpo_config(ctx).group_size
+  return ctx.finish(
+    NAME, {"steps": result.steps, "completions": result.steps * per_step, "probes": result.probes}
   )
-  return ctx.finish(FOLDER, {"steps": ctx.config.optim.steps, "probes": rows})
 
 
-def train_auditor(ctx: Context, bank: ModelBank, *, folder: str, steps: int, start=None) -> Learner:
-  """One GRPO training in <workdir>/<folder>, from the auditor of the config or params `start`."""
-  workdir = ctx.workdir / folder
-  learner = make_learner(ctx, steps=steps, start=start)
-  key = ModeKey(ctx.seeds)
-  trainer.train(
-    make_rollout(ctx, bank), learner,
-    trainer.TrainerConfig(
-      steps=steps, checkpoint_every=ctx.config.checkpoint_every,
-      harvest=tuple(s for s in ctx.config.harvest if s < steps),
-      fingerprint=ctx.config_hash, seed=ctx.config.seed, arm=folder,
-    ),
-    reward=build(reward.RewardConfig, ctx.config.reward, name="config.reward"),
-    key=key.of, workdir=workdir,
-    confirmed=functools.partial(_confirmed, ctx, folder) if ctx.world.oracle else None,
-  )  # fmt: skip
-  return learner
-
-
-def make_learner(ctx: Context, *, steps: int, start=None) -> Learner:
-  optim = build(OptimConfig, ctx.config.optim, name="config.optim")
-  vlm = ctx.auditor
-  return Learner(
-    vlm.cfg, build(grpo.GrpoConfig, ctx.config.grpo, name="config.grpo"),
-    optim=dataclasses.replace(optim, steps=steps),
-    mesh=mesh_lib.make_mesh(ctx.config.mesh.to_dict()),
+def train_auditor(
+  ctx: Context, bank: ModelBank, *, name: str, steps: int, start: Any = None
+) -> trainer.TrainResult:
+  """One GRPO training, from the config's auditor or from params `start`."""
+  vlm, optim = ctx.auditor, build(OptimConfig, ctx.config.optim, name="config.optim")
+  mesh = mesh_lib.make_mesh(ctx.config.mesh.to_dict())
+  made = make_rollout(ctx, bank, mesh=mesh)
+  learner = Learner(
+    vlm.cfg, grpo_config(ctx), optim=dataclasses.replace(optim, steps=steps), mesh=mesh,
     rules=[(regex, tuple(spec)) for regex, spec in ctx.config.rules],
-    params=vlm.params if start is None else start,
-    banned=vlm.tokenizer.unsampled_ids(vlm.stop_ids),
+    params=vlm.params if start is None else start, banned=made.banned,
   )  # fmt: skip
+  section = ctx.config.checkpoints.to_dict()
+  section["harvest"] = tuple(s for s in section["harvest"] if s < steps)
+  cfg = build(trainer.TrainConfig, section, name="config.checkpoints")
+  return trainer.train(cfg, made, learner, auditor=vlm, workdir=ctx.workdir, name=name)
 
 
-def make_rollout(ctx: Context, bank: ModelBank) -> rollout.Rollout:
+def grpo_config(ctx: Context) -> grpo.GrpoConfig:
+  return build(grpo.GrpoConfig, ctx.config.grpo, name="config.grpo")
+
+
+def make_rollout(ctx: Context, bank: ModelBank, *, mesh=None) -> rollout.Rollout:
+  """Connects the sampler, the image service and the models."""
+  cfg = build(rollout.RolloutConfig, ctx.config.rollout, name="config.rollout")
+  key, vlm = ModeKey(ctx.seeds), ctx.auditor
+  needs_images = any(s != "question" for s in cfg.counts())
   return rollout.Rollout(
-    build(rollout.RolloutConfig, ctx.config.rollout, name="config.rollout"), ctx.auditor,
-    pool=ctx.pool("images"), images=ctx.images, bank=bank, cache=ctx.cache,
-    client=lambda: ctx.client, seed=ctx.config.seed, temperature=ctx.config.grpo.temperature,
-  )  # fmt: skip
+    dataclasses.replace(cfg, seed=ctx.config.seed),
+    grpo_config(ctx),
+    build(reward.RewardConfig, ctx.config.reward, name="config.reward"),
+    auditor=vlm,
+    pool=ctx.pool("images"),
+    bank=bank,
+    features=lambda ids: ctx.cache.features(vlm, ids, ctx.images),
+    load=ctx.images,
+    keep=ctx.images.put,
+    client=ctx.client if needs_images else None,
+    key_of=lambda question, consensus: (key.of(question, consensus),),
+    well_formed=ctx.world.well_formed,
+    oracle=ctx.world.oracle,
+    row_multiple=mesh.size if mesh else 1,
+    mesh=mesh if mesh and mesh.size > 1 else None,
+  )
 
 
-def _confirmed(ctx: Context, arm: str, t: Trajectory) -> bool:
-  if t.verdict is None:
-    return False
-  return attempts_lib.truth_of(ctx, _attempt(t, arm=arm, step=0, seed=0)).confirmed
+def auditors(ctx: Context) -> dict[int, pathlib.Path]:
+  """The stored auditors that discovery harvests from, by number of updates."""
+  root = ctx.workdir / "auditors" / NAME
+  found = {int(p.name): p for p in sorted(root.glob("*")) if (p / "config.json").exists()}
+  if not found:
+    raise UserError(f"{root}: no trained auditor; run the stage train first")
+  return found
 
 
-def _attempt(t: Trajectory, *, arm: str, step: int, seed: int) -> Attempt:
-  return Attempt(rollout.probe_of(t, arm=arm, step=step, seed=seed), t.verdict)
-
-
-def checkpoints(ctx: Context) -> list[int]:
-  """Steps of the trained auditors that discovery harvests from, in order."""
-  with Checkpointer(ctx.workdir / FOLDER / "checkpoints") as found:
-    wanted = {*ctx.config.harvest, ctx.config.optim.steps}
-    return [s for s in found.steps() if s in wanted]
-
-
-def load_attempts(ctx: Context, folder: str = FOLDER) -> list[Attempt]:
+def load_attempts(ctx: Context, name: str = NAME) -> list[Attempt]:
   """Every completion of a GRPO training as an attempt; invalid ones (nobody's fault) are left out."""
-  rows = store.Records(ctx.workdir / folder).read(trainer.RECORDS)
-  return [
-    Attempt(Probe.from_dict(r["probe"]), Verdict.from_dict(r["verdict"]) if r["verdict"] else None)
-    for r in rows
-    if not r["invalid"]
-  ]
+  rows = store.Records(ctx.workdir / "records" / name).read(trainer.COMPLETIONS)
+  out = []
+  for r in rows:
+    if r["invalid"]:
+      continue
+    probe = Probe.make(
+      r["image_id"] or r["source_image_id"], r["question"], strategy=r["strategy"], arm=name,
+      source_image_id=r["source_image_id"], instruction=r["instruction"], caption=r["caption"],
+      seed=r["image_seed"], step=r["step"],
+    )  # fmt: skip
+    out.append(Attempt(probe, Verdict.from_dict(r["verdict"]) if r["verdict"] else None))
+  return out
 
 
 class Asker:
-  """Asks with an auditor's checkpoint: one probe per image, strategies in the config's shares."""
+  """Asks with an auditor's params: one probe per image, strategies in the config's shares."""
 
-  def __init__(self, ctx: Context, bank: ModelBank, *, folder: str = FOLDER):
-    self._ctx, self._folder = ctx, folder
-    self._rollout = make_rollout(ctx, bank)
-    self._learner = make_learner(ctx, steps=1)
+  def __init__(self, ctx: Context, bank: ModelBank):
+    self._ctx, self._rollout = ctx, make_rollout(ctx, bank)
 
-  def params(self, step: int | None):
-    """The untrained auditor (None) or the one after `step` updates."""
-    if step is None:
-      return self._ctx.auditor.params
-    return self._load(step)
+  def params(self, step: int | None) -> Any:
+    """The untrained auditor's (None) or those after `step` updates."""
+    return self._ctx.auditor.params if step is None else self._load(step)
 
-  @functools.lru_cache(maxsize=8)  # noqa: B019
-  def _load(self, step: int):
-    directory = self._ctx.workdir / self._folder / "checkpoints"
-    return trainer.load_params(directory, step, self._learner)
+  @functools.lru_cache(maxsize=8)  # noqa: B019  (an asker lives as long as its stage)
+  def _load(self, step: int) -> Any:
+    return load_vlm(auditors(self._ctx)[step]).params
 
   def ask(
     self, step: int | None, n: int, *, arm: str, stream: int, strategies=None
@@ -136,29 +134,36 @@ class Asker:
     """`n` attempts, in chunks of one static shape; a pure function of the arguments.
 
     Args:
-      step: of the checkpoint, None = untrained.
+      step: updates of the auditor, None = untrained.
       n: how many.
       arm: name in the records.
-      stream: separates draws; images follow from it.
-      strategies: {strategy: prompts per chunk}, default the config's rollout mix.
+      stream: separates draws; which images are looked at follows from it.
+      strategies: {strategy: share}, default the config's rollout mix.
     """
-    mix = dict(strategies or self._rollout.config.prompts)
-    group = self._ctx.config.grpo.group_size
-    names = [s for s, k in mix.items() for _ in range(k * group)]
+    counts = self._rollout.config.counts() if strategies is None else strategies
+    scale = grpo_config(self._ctx).group_size
+    counts = {s: k * scale for s, k in counts.items()}
+    seed, size = self._ctx.config.seed, len(self._ctx.pool("images"))
     out: list[Attempt] = []
     chunk = 0
     while len(out) < n:
-      # Which images: the walk through the pool goes on where this arm's last chunk ended.
-      first = (stream * 97 + chunk) * len(names)
-      prompts = self._rollout.make_prompts(names, first=first)
-      done = self._rollout.trajectories(
-        self.params(step), prompts, group=1, stream=1_000_003 + stream * 64 + chunk
+      draw = stream * 101 + chunk
+      prompts = rollout.draw_prompts(counts, seed=seed + 1, step=draw, size=size)
+      done = self._rollout.generate(
+        self.params(step), prompts, step=1_000_000 + draw, timer=metrics.Timer(), group=1
       )
-      keep = np.random.default_rng((self._ctx.config.seed, stream, chunk)).permutation(len(done))
-      done = [done[int(i)] for i in sorted(keep[: n - len(out)])]
-      out += [
-        _attempt(t, arm=arm, step=step or 0, seed=self._ctx.config.seed)
-        for t in self._rollout.answer(done)
-      ]
+      # A share of every strategy when not all are wanted.
+      keep = sorted(range(len(done)), key=lambda i: i * 7919 % len(done))[: n - len(out)]
+      done = self._rollout.judge([done[i] for i in sorted(keep)])
+      out += [_attempt(t, arm=arm, step=step or 0) for t in done if not t.invalid]
       chunk += 1
     return out
+
+
+def _attempt(t: Trajectory, *, arm: str, step: int) -> Attempt:
+  probe = Probe.make(
+    t.image_id or t.source_image_id, t.question, strategy=t.strategy, arm=arm,
+    source_image_id=t.source_image_id, instruction=t.fields.get("instruction"),
+    caption=t.fields.get("caption"), seed=t.image_seed, step=step,
+  )  # fmt: skip
+  return Attempt(probe, t.verdict)

@@ -24,6 +24,7 @@ class World:
     oracle: (image u8[H,W,3], question) -> the true answer or None. Checks only: never a reward,
       never a label.
     paraphrase: (question, k) -> another wording or None.
+    well_formed: whether a text is a question at all (never whether it has an answer).
     gap_of: (question, true answer) -> name of the planted gap or None.
     mode_of: (question, true answer) -> nameable failure mode.
     faithful: (source image or None, text, image, seed) -> whether the image shows what the caption
@@ -33,6 +34,7 @@ class World:
 
   oracle: Callable[[np.ndarray, str], str | None] | None = None
   paraphrase: Callable[[str, int], str | None] | None = None
+  well_formed: Callable[[str], bool] | None = None
   gap_of: Callable[[str, str], str | None] | None = None
   mode_of: Callable[[str, str], str] | None = None
   faithful: Callable[[np.ndarray | None, str, np.ndarray, int], bool] | None = None
@@ -66,6 +68,7 @@ def open_world(name: str, gaps: str) -> World:
   return World(
     oracle=scenes.oracle,
     paraphrase=_paraphrase,
+    well_formed=lambda q: questions.parse_question(q) is not None,
     gap_of=gap_of,
     mode_of=lambda q, answer: gaps_lib.mode_of(questions.parse_question(q), answer),
     faithful=_faithful,

@@ -31,8 +31,8 @@ class ScenesConfig(tfds.core.BuilderConfig):
   """How many images each split has, and how many questions come with an image."""
 
   pool: int = 6000
-  heldout: int = 1500
-  rounds: int = 3000
+  heldout: int = 750
+  rounds: int = 2500
   questions: int = 8
   seed: int = 0
 
