@@ -208,7 +208,8 @@ class Context:
       address = handle.address
     options = section.client
     client = ImageClient(
-      address, deadline_s=options.deadline_s, max_in_flight=options.max_in_flight, retries=options.retries
+      address, deadline_s=options.deadline_s, max_in_flight=options.max_in_flight,
+      retries=options.retries,
     )  # fmt: skip
     self._stack.callback(client.close)
     client.wait_ready(60.0)

@@ -57,7 +57,8 @@ def auditable(target: Mapping[str, dict], references: list[Mapping[str, dict]]) 
   names = [g.removeprefix("gap: ") for g in target if g.startswith("gap: ")]
   return [
     n for n in names
-    if target[f"gap: {n}"]["rate"] <= 0.6 and all(r[f"gap: {n}"]["rate"] >= 0.85 for r in references)
+    if target[f"gap: {n}"]["rate"] <= 0.6
+    and all(r[f"gap: {n}"]["rate"] >= 0.85 for r in references)
   ]  # fmt: skip
 
 

@@ -47,7 +47,8 @@ def run(ctx: Context) -> dict[str, Any]:
     return store.read_json(path)
   manifest.Manifest(ctx.workdir).record(
     "loop", config=ctx.config.to_dict(), seeds={"seed": ctx.config.seed},
-    models={"auditor": ctx.models.auditor, "target": ctx.models.target}, devices=runtime.describe_devices(),
+    models={"auditor": ctx.models.auditor, "target": ctx.models.target},
+    devices=runtime.describe_devices(),
   )  # fmt: skip
   seconds: dict[str, float] = {}
 
@@ -178,8 +179,12 @@ def summarise(ctx, evaluated, searched, control, verified, repaired, second) -> 
     "precision": verified["precision"],
     "coverage": cover,
     "gaps": {
-      g: {"target": evaluated["tables"][ctx.target.name].get(f"gap: {g}"), "auditable": g in auditable,
-          "finds": cover["per_gap"].get(g, 0)} for g in ctx.world.gaps
+      g: {
+        "target": evaluated["tables"][ctx.target.name].get(f"gap: {g}"),
+        "auditable": g in auditable,
+        "finds": cover["per_gap"].get(g, 0),
+      }
+      for g in ctx.world.gaps
     },
     "modes": mode_scores(verified["modes"], auditable),
     "rectify": rows,
@@ -305,6 +310,6 @@ def show(summary: dict) -> None:
   c = summary["coverage"]
   console.print(
     f"gaps found {c['gaps_found']} of {c['gaps_auditable']} auditable · effective modes"
-    f" {c['effective_modes']} (skills {c['effective_skills']}) · queries {summary['queries']['total']}"
-    f" · {summary['seconds']['total']:.0f} s"
+    f" {c['effective_modes']} (skills {c['effective_skills']})"
+    f" · queries {summary['queries']['total']} · {summary['seconds']['total']:.0f} s"
   )

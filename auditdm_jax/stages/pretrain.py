@@ -40,11 +40,14 @@ STOPS = {"paligemma": "<eos>", "gemma3": "<end_of_turn>"}
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-  """One model: architecture kind and size, seed, gaps, steps; `tasks` makes it an auditor."""
+  """One model: architecture kind and size, seed, gaps, steps; `tasks` makes it an auditor.
+
+  Each entry of `steps` is a training of its own, with its own schedule, on from the one before.
+  """
 
   kind: str
   seed: int
-  steps: int
+  steps: tuple[int, ...]
   gaps: str
   width: int
   depth: int
@@ -265,36 +268,45 @@ def train_model(name, spec: ModelSpec, config, cfg, tokenizer, tower) -> vlm_lib
     stop_ids=(tokenizer.id(STOPS[spec.kind]),),
   )  # fmt: skip
   mix = Mix(
-    seed=spec.seed, scenes=config.mix.scenes, images=config.mix.images, per_image=config.mix.per_image,
-    gaps=gap_set(spec.gaps),
+    seed=spec.seed, scenes=config.mix.scenes, images=config.mix.images,
+    per_image=config.mix.per_image, gaps=gap_set(spec.gaps),
   )  # fmt: skip
   features = encode_all(model, mix)
   layout = supervised.Layout(
     tokenizer, model.template, world.CELLS, model.stop_ids[0],
     length=46 if spec.tasks else 30, suffix=mix_lib.MAX_CAPTION_WORDS + 2 if spec.tasks else 3,
   )  # fmt: skip
-  tx = _freeze(build(OptimSpec, config.optim, name="config.optim").build(spec.steps), tower)
-  state, step = supervised.init_state(params, tx), supervised.make_step(cfg, tx)
-  hardness = dict.fromkeys(questions.SKILLS, 1.0)
-  progress = metrics.Progress(spec.steps, name)
-  for i in range(spec.steps):
-    draw = (
-      mix.draw_tasks(i, spec.tasks)
-      if spec.tasks
-      else mix.draw(i, _weights(i, config.mix, hardness))
-    )
-    unique, row = np.unique(draw.image, return_inverse=True)
-    padded = np.resize(unique, mix.images)
-    batch = supervised.Batch(
-      features=features[padded], image=row.astype(np.int32), **layout.rows(draw.texts, draw.answers)
-    )
-    state, m = step(state, batch)
-    for skill, loss in zip(draw.skills, np.asarray(m["row_loss"]), strict=True):
-      if skill in hardness:
-        hardness[skill] += 0.02 * (float(loss) - hardness[skill])
-    progress.update(i + 1, loss=float(m["loss"]), hardest=max(hardness, key=hardness.get))
+  optim = build(OptimSpec, config.optim, name="config.optim")
+  progress = metrics.Progress(sum(spec.steps), name)
+  first = 0
+  for steps in spec.steps:
+    tx = _freeze(optim.build(steps), tower)
+    state, step = supervised.init_state(params, tx), supervised.make_step(cfg, tx)
+    hardness = dict.fromkeys(questions.SKILLS, 1.0)
+    for i in range(first, first + steps):
+      draw = (
+        mix.draw_tasks(i, spec.tasks)
+        if spec.tasks
+        else mix.draw(i, _weights(i, config.mix, hardness))
+      )
+      state, m = step(state, _batch(draw, features, layout, mix.images))
+      for skill, loss in zip(draw.skills, np.asarray(m["row_loss"]), strict=True):
+        if skill in hardness:
+          hardness[skill] += 0.02 * (float(loss) - hardness[skill])
+      progress.update(i + 1, loss=float(m["loss"]), hardest=max(hardness, key=hardness.get))
+    params, first = state.params, first + steps
   progress.close()
-  return dataclasses.replace(model, params=jax.device_get(state.params))
+  return dataclasses.replace(model, params=jax.device_get(params))
+
+
+def _batch(draw: mix_lib.Draw, features, layout: supervised.Layout, images: int) -> supervised.Batch:
+  """The rows of a draw; the number of unique images is padded to a static one."""
+  unique, row = np.unique(draw.image, return_inverse=True)
+  return supervised.Batch(
+    features=features[np.resize(unique, images)],
+    image=row.astype(np.int32),
+    **layout.rows(draw.texts, draw.answers),
+  )
 
 
 def _freeze(tx, tower):

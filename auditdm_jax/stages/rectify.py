@@ -97,7 +97,8 @@ def mined_examples(ctx: Context, attempts: Sequence[Attempt], size: int) -> list
 def _curated(ctx, attempts, size):
   candidates = [
     curate.Candidate(
-      image_id=a.probe.image_id, question=a.probe.question, label=a.verdict.consensus, group="random"
+      image_id=a.probe.image_id, question=a.probe.question, label=a.verdict.consensus,
+      group="random",
     )
     for a in attempts
   ]  # fmt: skip

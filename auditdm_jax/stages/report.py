@@ -20,16 +20,19 @@ from auditdm_jax.stages.context import Context
 CARDS = 8  # per mode
 GATES_NOTE = "unique finds that pass this and everything above"
 METHODS = (
-  ("Find", "The references agree on an answer that is no abstention, and the target says something else."),
-  ("Verified (V1)", "The find passes the gates and shows again in at least 4 of 5 trials: asked again, "
-   "in another wording, on slightly changed images."),
-  ("Independent judge (V2)", "In the scenes world the symbolic oracle reads the image and confirms that "
-   "the consensus is true and the target wrong. It is used for reporting only, never as reward or label."),
+  ("Find", "The references agree on an answer that is no abstention, and the target says something "
+   "else."),
+  ("Verified (V1)", "The find passes the gates and shows again in at least 4 of 5 trials: asked "
+   "again, in another wording, on slightly changed images."),
+  ("Independent judge (V2)", "In the scenes world the symbolic oracle reads the image and confirms "
+   "that the consensus is true and the target wrong. It is used for reporting only, never as "
+   "reward or label."),
   ("Search success", "Confirmed finds among all probes sent, malformed ones included."),
   ("Modes", "Rules over question and consensus whose failure rate among all attempted probes is "
    "significantly raised; their rates are measured on fresh images and questions."),
   ("Controls", "prompt-only auditor; random questions at equal total queries (GRPO's included); "
-   "random questions with consensus at equal training examples; mined random failures at equal queries."),
+   "random questions with consensus at equal training examples; mined random failures at equal "
+   "queries."),
 )  # fmt: skip
 
 
@@ -125,9 +128,19 @@ def _card(ctx, f: Failure):
     strategy=f.probe.strategy, truth=f.independent,
     gates=[report_data.Gate(name=g.name, passed=g.passed, value=g.value) for g in f.gates],
     lineage=lineage,
-    command=f"python -m auditdm_jax answer --model {shlex.quote(ctx.models.target)}"
-    f" --image report/images/{f.probe.image_id}.png --prompt {shlex.quote(f.probe.question)}",
+    command=_reproduce(ctx, f),
   )  # fmt: skip
+
+
+def _reproduce(ctx, f: Failure) -> str:
+  """A shell line that asks the target this question again."""
+  code = (
+    "import numpy, PIL.Image, auditdm_jax; print(auditdm_jax.load_vlm("
+    f"{ctx.models.target!r}).answer([numpy.array(PIL.Image.open("
+    f"{str(ctx.images.made.path(f.probe.image_id))!r}))], [{f.probe.question!r}],"
+    f" max_new_tokens={ctx.config.bank.max_new_tokens}))"
+  )
+  return f"python -c {shlex.quote(code)}"
 
 
 def _path(ctx, image_id: str) -> pathlib.Path:

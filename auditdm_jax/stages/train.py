@@ -99,7 +99,7 @@ def auditors(ctx: Context) -> dict[int, pathlib.Path]:
 
 
 def load_attempts(ctx: Context, name: str = NAME) -> list[Attempt]:
-  """Every completion of a GRPO training as an attempt; invalid ones (nobody's fault) are left out."""
+  """Every completion of a GRPO training as an attempt, but for invalid ones (nobody's fault)."""
   rows = store.Records(ctx.workdir / "records" / name).read(trainer.COMPLETIONS)
   out = []
   for r in rows:

@@ -138,7 +138,9 @@ def fresh_modes(ctx: Context, tax: Taxonomy) -> list[dict]:
     rows.append({
       "mode_id": mode.mode_id, "name": mode.name, "definition": mode.definition,
       "skills": list(mode.skills), "found": {"k": mode.k, "n": mode.n},
-      "fresh": {"k": rate.k, "n": rate.n, "rate": rate.rate, "ci95": list(rate.ci95)} if rate else None,
+      "fresh": {
+        "k": rate.k, "n": rate.n, "rate": rate.rate, "ci95": list(rate.ci95),
+      } if rate else None,
       "confirmed": sum(t.confirmed for t in truths),
       "gap": max(gaps, key=gaps.get) if gaps else None,
       "gap_share": max(gaps.values()) / sum(t.confirmed for t in truths) if gaps else 0.0,
