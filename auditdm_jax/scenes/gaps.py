@@ -46,12 +46,6 @@ class Gap:
         return False
     return True
 
-  @classmethod
-  def from_dict(cls, d: dict) -> "Gap":
-    """From {"name", "skills", "conditions": [[field, [word, …]], …]}, as configs write it."""
-    conditions = tuple((field, tuple(words)) for field, words in d.get("conditions", ()))
-    return cls(name=d["name"], skills=tuple(d.get("skills", ())), conditions=conditions)
-
 
 def match(gaps: Iterable[Gap], program: Program, answer: str) -> str | None:
   """Name of the first gap that a question lies in, or None."""
@@ -89,10 +83,11 @@ RARE = (
 
 
 def draw_gaps(seed: int, *, n: int = 8, share: float = 0.006) -> tuple[Gap, ...]:
-  """Draws `n` conjunction gaps (skill x answer word), each about `share` or less of questions.
+  """Draws up to `n` gaps (skill x answer), each of another skill.
 
   Args:
-    share: the largest share of random questions that a single gap may take.
+    share: the largest share of random questions that a single gap may take; the smallest is about
+      a seventh of it.
   """
   rng = np.random.default_rng(seed)
   counts = _answer_shares(np.random.default_rng(0))

@@ -43,17 +43,13 @@ class Program:
   skill: str
   slots: tuple[tuple[str, str], ...] = ()
 
-  def __getitem__(self, slot: str) -> str:
-    return dict(self.slots)[slot]
-
 
 @dataclasses.dataclass(frozen=True)
 class Skill:
-  """One kind of question.
+  """One kind of question. What it tests is said in data/scenes/skills.yaml.
 
   Attributes:
     forms: two texts with slots in capitals.
-    about: what it tests, in the words of a report.
     run: (scene, slots) -> answer.
     propose: (rng, scene, key object or None) -> slots.
     keyed: whether `propose` takes an object that the question refers to.
@@ -61,7 +57,6 @@ class Skill:
 
   name: str
   forms: tuple[str, str]
-  about: str
   run: Callable[[Scene, dict[str, str]], str]
   propose: Callable[[np.random.Generator, Scene, Obj | None], dict[str, str]]
   keyed: bool = True
@@ -93,7 +88,7 @@ def _lookup(read):
 
 
 def _propose_from(*names: str):
-  """Slots `names` copied from the key object, or drawn at random when there is none."""
+  """Slots `names` copied from the key object, or drawn at random where it has none."""
 
   def propose(rng, scene, key):
     out = {}
@@ -167,89 +162,74 @@ def _lookups() -> list[Skill]:
   )
   both, digit = _propose_from("color", "shape"), _propose_from("digit")
 
-  def cell(name, form, other, about, read):
-    return Skill(name, (form, other), about, _at(read), place)
+  def cell(name, form, other, read):
+    return Skill(name, (form, other), _at(read), place)
 
-  def by(name, form, other, about, read, propose):
-    return Skill(name, (form, other), about, _lookup(read), propose)
+  def by(name, form, other, read, propose):
+    return Skill(name, (form, other), _lookup(read), propose)
 
   return [
     cell("color_at", "what color is at row R column K", "row R column K has what color",
-         "the colour of the object in a given cell", lambda o: o.color),
+         lambda o: o.color),
     cell("shape_at", "what shape is at row R column K", "row R column K has what shape",
-         "the shape of the object in a given cell", lambda o: o.shape),
+         lambda o: o.shape),
     cell("size_at", "what size is at row R column K", "row R column K has what size",
-         "the size of the object in a given cell", lambda o: o.size),
+         lambda o: o.size),
     cell("digit_at", "what digit is at row R column K", "row R column K has what digit",
-         "small text: the digit in a given cell", lambda o: o.digit),
+         lambda o: o.digit),
     Skill("name_at", ("what is at row R column K", "row R column K has what"),
-          "recognising the thing in a given cell",
           lambda s, a: _name_at(s, world.cell_of(a["row"], a["column"])), place),
-    by("color_of", "what color is the S", "the S is what color",
-       "the colour of a named shape", lambda o: o.color, shape),
+    by("color_of", "what color is the S", "the S is what color", lambda o: o.color, shape),
     by("shape_of", "what shape is the C object", "the C object is what shape",
-       "the shape of the object of a colour", lambda o: o.shape, color),
-    by("size_of", "what size is the C S", "the C S is what size",
-       "the size of a named object", lambda o: o.size, both),
-    by("digit_of", "what digit is on the C S", "the C S has what digit",
-       "small text: the digit on a named object", lambda o: o.digit, both),
-    by("row_of", "which row is the C S in", "the C S is in which row",
-       "spatial location: the row of a named object", lambda o: o.row, both),
+       lambda o: o.shape, color),
+    by("size_of", "what size is the C S", "the C S is what size", lambda o: o.size, both),
+    by("digit_of", "what digit is on the C S", "the C S has what digit", lambda o: o.digit, both),
+    by("row_of", "which row is the C S in", "the C S is in which row", lambda o: o.row, both),
     by("column_of", "which column is the C S in", "the C S is in which column",
-       "spatial location: the column of a named object", lambda o: o.column, both),
+       lambda o: o.column, both),
     by("color_of_sized", "what color is the Z S", "the Z S is what color",
-       "distraction: the colour of the shape of one size", lambda o: o.color,
-       _propose_from("size", "shape")),
+       lambda o: o.color, _propose_from("size", "shape")),
     by("shape_of_sized", "what shape is the Z C object", "the Z C object is what shape",
-       "distraction: the shape of the object of one size and colour", lambda o: o.shape,
-       _propose_from("size", "color")),
-    by("color_with", "what color is the object with digit D", "the object with digit D is what color",
-       "small text: the colour of the object that carries a digit", lambda o: o.color, digit),
-    by("shape_with", "what shape is the object with digit D", "the object with digit D is what shape",
-       "small text: the shape of the object that carries a digit", lambda o: o.shape, digit),
+       lambda o: o.shape, _propose_from("size", "color")),
+    by("color_with", "what color is the object with digit D",
+       "the object with digit D is what color", lambda o: o.color, digit),
+    by("shape_with", "what shape is the object with digit D",
+       "the object with digit D is what shape", lambda o: o.shape, digit),
   ]  # fmt: skip
 
 
 def _relations() -> list[Skill]:
   """Extremes, comparisons, counts, existence and the instruments."""
 
-  def extreme(name, form, other, about, find, read, slot, words):
-    return Skill(name, (form, other), about, lambda s, a: _one(find(s, a), read),
+  def extreme(name, form, other, find, read, slot, words):
+    return Skill(name, (form, other), lambda s, a: _one(find(s, a), read),
                  lambda rng, s, key: {slot: _pick(rng, words)}, keyed=False)  # fmt: skip
 
-  def count(name, form, other, about, *slots):
-    return Skill(name, (form, other), about, _count, _propose_from(*slots), bool(slots))
+  def count(name, form, other, *slots):
+    return Skill(name, (form, other), _count, _propose_from(*slots), bool(slots))
 
   return [
     extreme("extreme_color", "what color is the E object", "the E object is what color",
-            "spatial relation: the colour of the outermost object", _extreme_object,
-            lambda o: o.color, "extreme", EXTREMES),
+            _extreme_object, lambda o: o.color, "extreme", EXTREMES),
     extreme("extreme_shape", "what shape is the E object", "the E object is what shape",
-            "object relationship: the shape of the outermost object", _extreme_object,
-            lambda o: o.shape, "extreme", EXTREMES),
+            _extreme_object, lambda o: o.shape, "extreme", EXTREMES),
     extreme("size_compare", "what color is the M object", "the M object is what color",
-            "size comparison: the colour of the only biggest or smallest object",
             _superlative_object, lambda o: o.color, "superlative", SUPERLATIVES),
-    count("count_all", "how many objects are there", "there are how many objects",
-          "counting all objects"),
-    count("count_color", "how many C objects are there", "there are how many C objects",
-          "counting objects of a colour", "color"),
-    count("count_shape", "how many S objects are there", "there are how many S objects",
-          "counting objects of a shape", "shape"),
-    count("count_size", "how many Z objects are there", "there are how many Z objects",
-          "counting objects of a size", "size"),
-    Skill("exist", ("is there a C S", "there is a C S"), "existence of a named object",
+    count("count_all", "how many objects are there", "there are how many objects"),
+    count("count_color", "how many C objects are there", "there are how many C objects", "color"),
+    count("count_shape", "how many S objects are there", "there are how many S objects", "shape"),
+    count("count_size", "how many Z objects are there", "there are how many Z objects", "size"),
+    Skill("exist", ("is there a C S", "there is a C S"),
           lambda s, a: YES if _matches(s, a) else NO, _propose_from("color", "shape")),
     Skill("exist_at", ("is row R column K empty", "row R column K is empty"),
-          "whether a given cell is empty",
           lambda s, a: NO if world.cell_of(a["row"], a["column"]) in s.occupied() else YES,
           _propose_from("row", "column")),
-    Skill("dial", ("what does the dial read", "the dial reads what"),
-          "clock reading: the direction of the dial", _instrument("dial"), _no_slots, keyed=False),
-    Skill("gauge", ("how full is the gauge", "the gauge is how full"),
-          "chart reading: the level of the gauge", _instrument("gauge"), _no_slots, keyed=False),
+    Skill("dial", ("what does the dial read", "the dial reads what"), _instrument("dial"),
+          _no_slots, keyed=False),
+    Skill("gauge", ("how full is the gauge", "the gauge is how full"), _instrument("gauge"),
+          _no_slots, keyed=False),
     Skill("background", ("what color is the background", "the background is what color"),
-          "atmosphere: the background", lambda s, a: s.background, _no_slots, keyed=False),
+          lambda s, a: s.background, _no_slots, keyed=False),
   ]  # fmt: skip
 
 
@@ -311,7 +291,7 @@ def _form_words() -> frozenset[str]:
 
 
 def execute(program: Program, scene: Scene) -> str:
-  """The answer; `NONE` if the asked thing is absent, `UNANSWERABLE` if the referent is ambiguous."""
+  """The answer; `NONE` if the thing is absent, `UNANSWERABLE` if the referent is ambiguous."""
   return SKILLS[program.skill].run(scene, dict(program.slots))
 
 
@@ -319,7 +299,6 @@ def sample_question(
   rng: np.random.Generator,
   scene: Scene,
   *,
-  skill: str | None = None,
   weights: dict[str, float] | None = None,
   ambiguous: float = 0.06,
   absent: float = 0.10,
@@ -327,13 +306,13 @@ def sample_question(
   """Draws (text, answer, program) for a scene.
 
   Args:
-    skill: fixed skill, else drawn by `weights` (default uniform).
-    ambiguous: chance to keep a draw whose answer is `UNANSWERABLE`.
+    weights: of the skills to draw from; default all, uniform.
+    ambiguous: chance to look for a draw whose answer is `UNANSWERABLE`; others avoid it.
     absent: chance to ask about a random, mostly absent thing.
   """
   keep_ambiguous, want_absent = rng.random() < ambiguous, rng.random() < absent
   for _ in range(8):
-    name = skill or _draw_skill(rng, weights)
+    name = _draw_skill(rng, weights)
     for _ in range(6):
       key = None if want_absent else _draw_key(rng, scene, name)
       program = Program(name, tuple(sorted(SKILLS[name].propose(rng, scene, key).items())))

@@ -18,6 +18,13 @@ def all_scenes():
   return [world.sample_scene(np.random.default_rng((5, i))) for i in range(N)]
 
 
+@pytest.fixture(scope="module")
+def all_questions(all_scenes):
+  """(text, answer, program) of a question about each scene."""
+  rng = np.random.default_rng(9)
+  return [questions.sample_question(rng, scene) for scene in all_scenes]
+
+
 def test_caption_round_trip(all_scenes):
   for i, scene in enumerate(all_scenes):
     text = language.caption(scene)
@@ -27,7 +34,7 @@ def test_caption_round_trip(all_scenes):
 
 
 def test_pixels_round_trip(all_scenes):
-  for i, scene in enumerate(all_scenes[:2000]):
+  for i, scene in enumerate(all_scenes[300:2000], 300):  # the others: by the edits below
     assert render.parse(render.render(scene, i)) == scene
 
 
@@ -37,14 +44,14 @@ def test_scene_json_round_trip(all_scenes):
 
 
 def test_edit_gives_the_rendered_scene(all_scenes):
-  backend = ScenesBackend()
+  backend, rng = ScenesBackend(), np.random.default_rng(6)
   for i, scene in enumerate(all_scenes):
-    rng = np.random.default_rng(i)
     text = language.sample_edit(rng, scene)
     after = language.read_edit(text, scene)
     assert language.read_edit(language.describe_edit(scene, after), scene) == after
-    if i < 1500:
+    if i < 300:
       before = render.render(scene, i)
+      assert render.parse(before) == scene
       image = backend.edit([before], [text], [i])[0]
       assert render.parse(image) == after
 
@@ -117,24 +124,19 @@ def _brute_force(program, scene):
   return hit[0][kind] or "none"
 
 
-def test_executor_against_brute_force_and_question_round_trip(all_scenes):
-  for i, scene in enumerate(all_scenes):
-    text, answer, program = questions.sample_question(np.random.default_rng((9, i)), scene)
+def test_executor_against_brute_force_and_question_round_trip(all_scenes, all_questions):
+  for scene, (text, answer, program) in zip(all_scenes, all_questions, strict=True):
     assert questions.parse_question(text) == program
     other = language.paraphrase(text)
     assert other != text and questions.parse_question(other) == program
     assert questions.execute(program, scene) == answer == _brute_force(program, scene)
 
 
-def test_every_skill_and_enough_failure_modes():
+def test_every_skill_and_enough_failure_modes(all_questions):
   assert len(questions.SKILLS) >= 20
-  rng, modes, skills = np.random.default_rng(0), set(), set()
-  for _ in range(3000):
-    _, answer, program = questions.sample_question(rng, world.sample_scene(rng))
-    modes.add(gaps.mode_of(program, answer))
-    skills.add(program.skill)
-  assert len(modes) >= 24
-  assert skills == set(questions.SKILLS)
+  some = all_questions[:3000]
+  assert len({gaps.mode_of(program, answer) for _, answer, program in some}) >= 24
+  assert {program.skill for _, _, program in some} == set(questions.SKILLS)
 
 
 def test_oracle_reads_pixels_and_refuses_what_has_no_answer(all_scenes):
@@ -151,7 +153,8 @@ def test_oracle_reads_pixels_and_refuses_what_has_no_answer(all_scenes):
 @pytest.mark.parametrize(
   "text",
   ["", "and", "a", "a red", "a red circle and", "a red circle at row nine column one", "x " * 500,
-   " and ".join(["a red circle"] * 7), "a red circle and the dial reads north and the dial reads east",
+   " and ".join(["a red circle"] * 7),
+   "a red circle and the dial reads north and the dial reads east",
    "a red circle at row one column one and a blue ring at row one column one"],
 )  # fmt: skip
 def test_captions_that_say_nothing_are_refused(text):
@@ -163,8 +166,10 @@ def test_edits_that_cannot_be_are_refused():
   scene = language.read_caption(
     "a big red circle at row one column one and a big red circle at row two column two", 0
   )
-  for text in ("make the red circle blue", "remove the cross", "turn the dial to north", "paint it red",
-               f"paint the background {scene.background}", "make the circle", "set the dial to half"):  # fmt: skip
+  for text in (
+    "make the red circle blue", "remove the cross", "turn the dial to north", "paint it red",
+    f"paint the background {scene.background}", "make the circle", "set the dial to half",
+  ):  # fmt: skip
     with pytest.raises(language.LanguageError):
       language.read_edit(text, scene)
 
@@ -185,22 +190,16 @@ def test_backend_errors_are_seeded_and_have_the_wanted_rate():
   assert isinstance(backend.generate(captions[:1], [0], width=32, height=64)[0], ValueError)
 
 
-def test_drawn_gaps_are_rare_and_reproducible():
+def test_drawn_gaps_are_rare_and_reproducible(all_questions):
   drawn = gaps.draw_gaps(3)
   assert drawn == gaps.draw_gaps(3) != gaps.draw_gaps(4)
-  rng, hits, n = np.random.default_rng(1), 0, 4000
-  for _ in range(n):
-    _, answer, program = questions.sample_question(rng, world.sample_scene(rng))
-    hits += gaps.match(drawn, program, answer) is not None
-  assert 0 < hits / n < 0.08
+  assert 0 < _share(drawn, all_questions) < 0.08
 
 
-def test_target_easy_and_rare_have_the_promised_size():
-  rng, n = np.random.default_rng(2), 6000
-  hits = {"easy": 0, "rare": 0}
-  for _ in range(n):
-    _, answer, program = questions.sample_question(rng, world.sample_scene(rng))
-    hits["easy"] += gaps.match(gaps.EASY, program, answer) is not None
-    hits["rare"] += gaps.match(gaps.RARE, program, answer) is not None
-  assert 0.18 < hits["easy"] / n < 0.30
-  assert 0.03 < hits["rare"] / n < 0.075
+def test_target_easy_and_rare_have_the_promised_size(all_questions):
+  assert 0.18 < _share(gaps.EASY, all_questions) < 0.30
+  assert 0.03 < _share(gaps.RARE, all_questions) < 0.075
+
+
+def _share(planted, asked):
+  return np.mean([gaps.match(planted, program, answer) is not None for _, answer, program in asked])
