@@ -3,7 +3,7 @@
 
 
 def __getattr__(name: str):
-  """`load_vlm` and `Vlm` on first use: the image server imports this package and must not need jax."""
+  """`load_vlm` and `Vlm` on first use: the image server imports this package and needs no jax."""
   if name not in ("load_vlm", "Vlm"):
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
   from auditdm_jax import vlm

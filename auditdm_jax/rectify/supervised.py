@@ -74,7 +74,8 @@ class Layout:
       p, s = len(prefix), len(target)
       if p + s - 1 > t or s > c:
         raise ValueError(
-          f"{p} prompt and {s} suffix tokens do not fit in {t} with {c}: {text[:80]!r} -> {suffix[:80]!r}"
+          f"{p} prompt and {s} suffix tokens do not fit in {t} with {c}:"
+          f" {text[:80]!r} -> {suffix[:80]!r}"
         )
       out["tokens"][i, : p + s - 1] = prefix + target[:-1]
       out["valid"][i, : p + s - 1] = True

@@ -5,7 +5,8 @@ One learner row is one turn of one trajectory:
 
   tokens   [ image slots and prompt | completion, terminator included | padding ]
                                     ^ completion_start
-  targets / loss_mask / logp_sampler are [N,C]: position c of row n is the token at completion_start[n] + c.
+  targets / loss_mask / logp_sampler are [N,C]: position c of row n is the token at
+  completion_start[n] + c.
 
 Axes: N rows, T tokens, C completion positions, U unique images, P patches, D vision width.
 """

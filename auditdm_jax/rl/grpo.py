@@ -10,8 +10,9 @@ In the order of use:
 
 Axes: P prompts, G samples of one prompt, N learner rows, C completion positions.
 
-Sources: GRPO (Shao et al. 2024, arXiv:2402.03300), Dr.GRPO (Liu et al. 2025, arXiv:2503.20783), DAPO (Yu et al.
-2025, arXiv:2503.14476), dual clip (Ye et al. 2020, arXiv:1912.09729), k1/k2/k3 (Schulman 2020, "Approximating KL").
+Sources: GRPO (Shao et al. 2024, arXiv:2402.03300), Dr.GRPO (Liu et al. 2025, arXiv:2503.20783),
+DAPO (Yu et al. 2025, arXiv:2503.14476), dual clip (Ye et al. 2020, arXiv:1912.09729), k1/k2/k3
+(Schulman 2020, "Approximating KL").
 """
 
 import dataclasses
@@ -91,9 +92,9 @@ def advantages(
 ) -> np.ndarray:
   """Group-relative advantages, on the host.
 
-  A = (u - mean u) / (s + eps) with u = weights * rewards. The scale s is the std (ddof 1) of the rewards
-  WITHOUT the weights: a weight that all hits of a group share would otherwise cancel. Where a weighted group
-  has equal rewards but unequal weights, s is that of the batch.
+  A = (u - mean u) / (s + eps) with u = weights * rewards. The scale s is the std (ddof 1) of the
+  rewards WITHOUT the weights: a weight that all hits of a group share would otherwise cancel. Where
+  a weighted group has equal rewards but unequal weights, s is that of the batch.
 
   Args:
     rewards: f[P,G]; NaN marks an invalid sample: no part of any mean, advantage 0.
@@ -211,7 +212,7 @@ def tis_weight(logp_old: jax.Array, logp_sampler: jax.Array, *, cap: float) -> j
 
 
 def kl_k3(logp: jax.Array, logp_ref: jax.Array) -> jax.Array:
-  """f32[N,C] k3 = expm1(d) - d with d = logp_ref - logp: the low-variance value of the KL, never below 0."""
+  """f32[N,C] k3 = expm1(d) - d, d = logp_ref - logp: the low-variance value of the KL, >= 0."""
   d = jnp.clip(logp_ref - logp, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
   return jnp.expm1(d) - d
 
@@ -236,7 +237,9 @@ def kl_penalty(
 def aggregate(
   loss: jax.Array, mask: jax.Array, *, how: str, max_length: int
 ) -> tuple[jax.Array, jax.Array]:
-  """(sum, count) of a per-token loss; the loss of the step is sum / max(count, 1) over the global batch.
+  """(sum, count) of a per-token loss.
+
+  The loss of the step is sum / max(count, 1) over the global batch.
 
   Args:
     loss: f32[N,C]; may be anything where the mask is off.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is written down of a step: one record per completion, and the numbers that diagnose a run."""
+"""What is written down of a step: one record per completion, and numbers that diagnose a run."""
 
 from collections.abc import Sequence
 import math
@@ -15,7 +15,10 @@ from auditdm_jax.rl.batch import Trajectory
 def completion(
   trajectory: Trajectory, *, step: int, advantage: float, truth: bool | None
 ) -> dict[str, Any]:
-  """The record of one trajectory. `reward` is None where it is invalid, `oracle_success` without an oracle."""
+  """The record of one trajectory.
+
+  `reward` is None where it is invalid, `oracle_success` without an oracle.
+  """
   t, verdict = trajectory, trajectory.verdict
   asked = verdict is not None
   return {

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reward terms as plain functions; each is logged on its own.
 
-The default is the binary signal of AuditDM: 1 when the reply parses, the references agree on an answer and the
-target says something else. Everything else is off unless a config names it. The oracle of a synthetic world is no
-part of any term.
+The default is the binary signal of AuditDM: 1 when the reply parses, the references agree on an
+answer and the target says something else. Everything else is off unless a config names it. The
+oracle of a synthetic world is no part of any term.
 
-Novelty is a weight on the reward of a find, by the inverse frequency of its key among the finds so far. It enters
-after the advantages were scaled by the std of the unweighted reward (see `grpo.advantages`).
+Novelty is a weight on the reward of a find, by the inverse frequency of its key among the finds so
+far. It enters after the advantages were scaled by the std of the unweighted reward (see
+`grpo.advantages`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -53,7 +54,7 @@ class RewardConfig:
 
 
 def disagreement(*, parsed: bool, disagrees: bool) -> float:
-  """AuditDM's signal: 1 iff the reply parsed and the target conflicts with a consensus that exists."""
+  """AuditDM's signal: 1 iff the reply parsed, and the target conflicts with a consensus."""
   return float(parsed and disagrees)
 
 
@@ -76,7 +77,8 @@ def total(cfg: RewardConfig, parts: Mapping[str, float]) -> float:
 class Novelty:
   """Inverse frequency of a find's keys among the finds so far.
 
-  A find has one or more keys, for instance (skill, answer) or its slot values; the most frequent one decides:
+  A find has one or more keys, for instance (skill, answer) or its slot values; the most frequent
+  one decides:
 
     weight = clip(((mean count + 1) / (count of the key + 1)) ** power, low, high)
 

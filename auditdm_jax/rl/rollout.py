@@ -4,14 +4,15 @@
   1. `draw_prompts`   (image, strategy) prompts of the step: a pure function of (seed, step).
   2. `generate`       encode each image once, sample G replies per prompt, image strategies first.
   3.                  parse each reply; a malformed one is the auditor's fault: reward 0, it counts.
-  4.                  image strategies: the text goes to the image service the moment it is parsed. The service's
-                      fault is nobody's: the sample is invalid. `edit` and `generate` then ask about the new image.
+  4.                  image strategies: the text goes to the image service the moment it is parsed.
+                      The service's fault is nobody's: the sample is invalid. `edit` and `generate`
+                      then ask about the new image.
   5. `judge`          target and references answer; the verdict says whether they disagree.
   6. `score`          verdict -> reward terms -> reward.
   7. `pack`           group advantages, and all turns as the learner's rows.
 
-Strategies: `question` (Q*, I) · `edit` (Q*, I_e) · `generate` (Q*, I_g) · `edit-only` (Q, I_e) · `generate-only`
-(Q, I_g), where Q is a question of the data set about the source image.
+Strategies: `question` (Q*, I) · `edit` (Q*, I_e) · `generate` (Q*, I_g) · `edit-only` (Q, I_e) ·
+`generate-only` (Q, I_g), where Q is a question of the data set about the source image.
 """
 
 from collections import Counter
@@ -86,8 +87,8 @@ class RolloutConfig:
   Attributes:
     prompts: prompts per step by strategy; fixed, so that shapes are. "edit_only" is "edit-only".
     task: the auditor's task by kind (question, caption, instruction, question-after-caption,
-      question-after-instruction); what is missing is `text.prompts.AUDITOR_PROMPTS`, but a given `question` also
-      serves the second turns.
+      question-after-instruction); what is missing is `text.prompts.AUDITOR_PROMPTS`, but a given
+      `question` also serves the second turns.
     max_new_tokens: by kind of reply: question, caption, instruction.
     max_chars: longest reply that is accepted.
     max_invalid: share of invalid samples above which a step fails.
@@ -346,7 +347,8 @@ class Rollout:
       asked = self._pool.questions(prompt.index)
       if not asked:
         raise UserError(
-          f"strategy {prompt.strategy!r} needs the data set's questions, but image {prompt.index} has none"
+          f"strategy {prompt.strategy!r} needs the data set's questions, but image {prompt.index}"
+          " has none"
         )
       question = asked[seed % len(asked)]
     return dataclasses.replace(trajectory, image_seed=seed, question=question)
@@ -366,17 +368,13 @@ class Rollout:
     malformed = ""
     if self._well_formed is not None and not self._well_formed(reply.text):
       malformed = "not a question of this world"
-    return dataclasses.replace(
-      trajectory, fields=fields, question=reply.text, malformed=malformed
-    )
+    return dataclasses.replace(trajectory, fields=fields, question=reply.text, malformed=malformed)
 
   def _request(self, trajectory: Trajectory, prompt: Prompt) -> concurrent.futures.Future:
-    """Hands a caption or an instruction to the image service; made images are as large as their source."""
+    """Hands a caption or an instruction to the image service; images have their source's size."""
     source = self._pool.image(prompt.index)
     if "instruction" in trajectory.fields:
-      return self._client.edit(
-        source, trajectory.fields["instruction"], seed=trajectory.image_seed
-      )
+      return self._client.edit(source, trajectory.fields["instruction"], seed=trajectory.image_seed)
     return self._client.generate(
       trajectory.fields["caption"],
       seed=trajectory.image_seed,
@@ -402,7 +400,10 @@ class Rollout:
     step: int,
     timer: metrics_lib.Timer,
   ) -> list[Trajectory]:
-    """Second turns. Samples without an image go along on their source, so that shapes stay; they are dropped."""
+    """Second turns.
+
+    Samples without an image go along on their source, so that shapes stay; they are dropped.
+    """
     rows = [i for i, t in enumerate(trajectories) if t.strategy in prompts_lib.TWO_TURNS]
     if not rows:
       return trajectories
@@ -504,9 +505,7 @@ class Rollout:
         keys = tuple(self._key_of(trajectory.question, trajectory.verdict.consensus))
         weight = self.novelty.weight(keys)
         finds.append(keys)
-      result.append(
-        dataclasses.replace(trajectory, parts=parts, reward=reward, weight=weight)
-      )
+      result.append(dataclasses.replace(trajectory, parts=parts, reward=reward, weight=weight))
     self.novelty.update(finds)
     return result
 
@@ -527,9 +526,7 @@ class Rollout:
 
   # ---- 7
 
-  def pack(
-    self, trajectories: Sequence[Trajectory]
-  ) -> tuple[batch_lib.LearnerBatch, np.ndarray]:
+  def pack(self, trajectories: Sequence[Trajectory]) -> tuple[batch_lib.LearnerBatch, np.ndarray]:
     """The learner's batch, and advantages f32[P,G]. Rows and images have static counts."""
     group = self._grpo.group_size
     advantages = grpo_lib.advantages(

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The auditor's pen: groups of completions for prompts about images, each draw a pure function.
 
-Every random number is fold_in(seed, step, prompt, turn, sample, token): sample (prompt, g) is the same in any order
-of the batch and after any resume. Programs are compiled per (kind of reply, shape); parameters are an argument.
+Every random number is fold_in(seed, step, prompt, turn, sample, token): sample (prompt, g) is the
+same in any order of the batch and after any resume. Programs are compiled per (kind of reply,
+shape); parameters are an argument.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from auditdm_jax.vlm import Vlm
 
 
 class Sampler:
-  """Samples with the architecture, tokenizer and template of a Vlm, and the params of the moment."""
+  """Samples with the architecture, tokenizer and template of a Vlm, and the current params."""
 
   def __init__(
     self, auditor: Vlm, *, seed: int, temperature: float, mesh: jax.sharding.Mesh | None = None
@@ -42,9 +43,7 @@ class Sampler:
   def prompt(self, text: str) -> tuple[int, ...]:
     """Token ids of a prompt, image slots included."""
     vlm = self._auditor
-    return tuple(
-      prompts_lib.render(vlm.tokenizer, vlm.template, text, vlm.cfg.num_image_tokens)
-    )
+    return tuple(prompts_lib.render(vlm.tokenizer, vlm.template, text, vlm.cfg.num_image_tokens))
 
   def sample(
     self,
@@ -83,9 +82,7 @@ class Sampler:
     valid = np.zeros((len(prompts), width), bool)
     for row, prompt in enumerate(prompts):
       tokens[row, : len(prompt)], valid[row, : len(prompt)] = prompt, True
-    sc = decode.SampleConfig(
-      max_new_tokens, self._temperature, self._auditor.stop_ids, self.banned
-    )
+    sc = decode.SampleConfig(max_new_tokens, self._temperature, self._auditor.stop_ids, self.banned)
     draws = np.array([step, turn], np.int32)
     drawn = _sample(
       self._auditor.cfg,

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loop: roll out, update, write down, checkpoint; a run that is started again goes on as if it had not stopped.
+"""The loop: roll out, update, write down, checkpoint.
 
-A checkpoint holds the train state, the counts of novelty and of probes, and nothing random: every draw is a function
-of (seed, step, …). Rows of steps after the checkpoint are removed on resume, since they are written again.
+A run that is started again goes on as if it had not stopped. A checkpoint holds the train state,
+the counts of novelty and of probes, and nothing random: every draw is a function of (seed, step,
+…). Rows of steps after the checkpoint are removed on resume, since they are written again.
 """
 
 from collections.abc import Iterator
@@ -129,9 +130,7 @@ class _Run:
         first, self._learner.abstract_state()
       )
       if extras["config"] != self._fingerprint():
-        raise UserError(
-          f"{self._checkpoints.dir}: made with other settings; use another --workdir"
-        )
+        raise UserError(f"{self._checkpoints.dir}: made with other settings; use another --workdir")
       self._rollout.novelty.load(extras["novelty"])
       self.probes = extras["probes"]
     self._records.rewind(COMPLETIONS, first - 1)
@@ -199,7 +198,7 @@ class _Stop(threading.Event):
 
 @contextlib.contextmanager
 def _asked_to_stop() -> Iterator[_Stop]:
-  """Turns the first SIGINT or SIGTERM into a request to stop after the step; the second stops at once."""
+  """Makes the first SIGINT or SIGTERM a request to stop after the step; the second stops at once."""
   stop = _Stop()
   if threading.current_thread() is not threading.main_thread():
     yield stop

@@ -194,7 +194,7 @@ def _referent(words, scene) -> Obj:
   want["shape"] = None if shape == "object" else shape
   have = [
     o for o in scene.objects
-    if all(v is None or v == w for v, w in zip(want.values(), (o.size, o.color, o.shape), strict=True))
+    if all(v in (None, w) for v, w in zip(want.values(), (o.size, o.color, o.shape), strict=True))
   ]  # fmt: skip
   if len(have) != 1:
     name = " ".join(v for v in want.values() if v)

@@ -14,7 +14,8 @@ from auditdm_jax.scenes.gaps import Gap, match
 
 LOOKUPS = ("color_at", "shape_at", "size_at", "digit_at", "exist_at", "dial", "gauge", "background")
 SEARCHES = (
-  "color_of", "shape_of", "size_of", "digit_of", "row_of", "column_of", "color_with", "shape_with", "exist",
+  "color_of", "shape_of", "size_of", "digit_of", "row_of", "column_of", "color_with", "shape_with",
+  "exist",
 )  # fmt: skip
 
 

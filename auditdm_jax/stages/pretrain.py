@@ -299,7 +299,9 @@ def train_model(name, spec: ModelSpec, config, cfg, tokenizer, tower) -> vlm_lib
   return dataclasses.replace(model, params=jax.device_get(params))
 
 
-def _batch(draw: mix_lib.Draw, features, layout: supervised.Layout, images: int) -> supervised.Batch:
+def _batch(
+  draw: mix_lib.Draw, features, layout: supervised.Layout, images: int
+) -> supervised.Batch:
   """The rows of a draw; the number of unique images is padded to a static one."""
   unique, row = np.unique(draw.image, return_inverse=True)
   return supervised.Batch(

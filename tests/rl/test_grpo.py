@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The equations against a float64 re-implementation, and the known bugs of other codebases by name."""
+"""The equations against a float64 re-implementation, and known bugs of other codebases by name."""
 
 import dataclasses
 
@@ -189,7 +189,7 @@ def test_kl_values(x64):
 
 
 def test_kl_gradients_are_those_of_the_true_kl(x64):
-  """Exact expectation over a small categorical: E_pi[d penalty / d theta] = d KL(pi || ref) / d theta."""
+  """Exactly, over a small categorical: E_pi[d penalty / d theta] = d KL(pi || ref) / d theta."""
   rng = np.random.default_rng(6)
   theta, ref = jnp.array(rng.normal(size=9)), jax.nn.log_softmax(jnp.array(rng.normal(size=9)))
 

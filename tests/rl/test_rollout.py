@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From prompts to the learner's batch, with an ensemble and an image service that answer by hash."""
+"""From prompts to the learner's batch; the ensemble and the image service answer by hash."""
 
 import collections
 import dataclasses
@@ -10,7 +10,8 @@ import pytest
 
 from auditdm_jax.core.config import UserError
 from auditdm_jax.core.metrics import Timer
-from auditdm_jax.rl import reward, rollout as rollout_lib, sampler
+from auditdm_jax.rl import reward, sampler
+from auditdm_jax.rl import rollout as rollout_lib
 from tests.rl import fakes, tiny
 
 
@@ -27,9 +28,7 @@ def by(rows, **wanted):
 
 def test_prompts_are_a_pure_function_and_epochs_cover_the_pool():
   counts = {"edit": 1, "question": 2}
-  draws = [
-    rollout_lib.draw_prompts(counts, seed=1, step=step, size=7) for step in range(14)
-  ]
+  draws = [rollout_lib.draw_prompts(counts, seed=1, step=step, size=7) for step in range(14)]
   flat = [p for step in draws for p in step]
   assert [p.uid for p in flat] == list(range(42))
   for epoch in range(6):
@@ -115,9 +114,7 @@ def test_batch_has_the_features_and_log_probs_of_each_row(mixed):
   made, result = mixed
   b, turns = result.batch, [t for r in result.records for t in r["turns"]]
   for row, turn in enumerate(turns):
-    np.testing.assert_array_equal(
-      b.features[b.image[row]], fakes.features([turn["image_id"]])[0]
-    )
+    np.testing.assert_array_equal(b.features[b.image[row]], fakes.features([turn["image_id"]])[0])
     assert b.loss_mask[row].sum() == turn["length"]
     assert b.logp_sampler[row].sum() == pytest.approx(turn["logprob"], rel=1e-4)
 

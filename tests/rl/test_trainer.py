@@ -28,9 +28,7 @@ def start(workdir, *, steps=6, hook=None, **options):
   if hook:
     update = learner.update
     learner.update = lambda batch: hook(int(learner.state.step), lambda: update(batch))
-  result = trainer.train(
-    CONFIG, rollout, learner, auditor=tiny.auditor(), workdir=workdir
-  )
+  result = trainer.train(CONFIG, rollout, learner, auditor=tiny.auditor(), workdir=workdir)
   return learner, result
 
 
