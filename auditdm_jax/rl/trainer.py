@@ -198,7 +198,7 @@ class _Stop(threading.Event):
 
 @contextlib.contextmanager
 def _asked_to_stop() -> Iterator[_Stop]:
-  """Makes the first SIGINT or SIGTERM a request to stop after the step; the second stops at once."""
+  """The first SIGINT or SIGTERM asks to stop after the step; the second one stops at once."""
   stop = _Stop()
   if threading.current_thread() is not threading.main_thread():
     yield stop
