@@ -5,8 +5,9 @@
   2. `train_step`        loss, gradient, clip, AdamW; pure, jitted once, state donated.
   3. `Learner`           places params and state by the rules of the config and feeds `train_step`.
 
-Params are fp32 masters in a flat dict {path: leaf}, split into what trains and what is frozen (the vision tower;
-its features come with the batch). Weights of the initial auditor stay on the devices only while the KL is on.
+Params are fp32 masters in a flat dict {path: leaf}, split into what trains and what is frozen (the
+vision tower; its features come with the batch). Weights of the initial auditor stay on the devices
+only while the KL is on.
 """
 
 from collections.abc import Callable, Mapping
@@ -42,7 +43,8 @@ class OptimConfig:
     steps: length of the schedule.
     lr: peak.
     final_lr: at the end of the cosine.
-    warmup: share of the steps. Step 0 already moves: a warm-up from exactly 0 would waste a rollout.
+    warmup: share of the steps. Step 0 already moves: a warm-up from exactly 0 would waste a
+      rollout.
     b1: Adam's.
     b2: Adam's.
     eps: Adam's.
@@ -50,7 +52,8 @@ class OptimConfig:
     clip_norm: of the global gradient norm.
     frozen: regex of params that do not train.
     head_chunk: tokens per chunk of the head, 0 = all at once.
-    micro_rows: rows per micro-batch, 0 = all at once. Saves memory, and on a CPU time: small ones stay in its cache.
+    micro_rows: rows per micro-batch, 0 = all at once. Saves memory, and on a CPU time: small ones
+      stay in its cache.
   """
 
   steps: int = 1000
@@ -113,7 +116,7 @@ def optimizer(cfg: OptimConfig) -> optax.GradientTransformation:
 def forward_logprobs(
   cfg: StepConfig, params: FlatParams, batch: batch_lib.LearnerBatch
 ) -> tuple[jax.Array, jax.Array]:
-  """(log-prob, entropy) f32[N,C] of the completions, by the sampler's own temperature and banned ids."""
+  """(log-prob, entropy) f32[N,C] of completions, by the sampler's temperature and banned ids."""
   tree = tree_lib.unflatten(params)
   hidden = multimodal.hidden(
     cfg.model, tree, batch.features[batch.image], batch.tokens, valid=batch.valid
@@ -208,9 +211,7 @@ def _accumulate(
     whole = ("features",)
     rows = {f.name: vars(batch)[f.name] for f in dataclasses.fields(batch) if f.name not in whole}
     # Row r goes to micro-batch r % M: each takes an equal share of every device's rows.
-    rows = jax.tree.map(
-      lambda x: x.reshape(micro_rows, -1, *x.shape[1:]).swapaxes(0, 1), rows
-    )
+    rows = jax.tree.map(lambda x: x.reshape(micro_rows, -1, *x.shape[1:]).swapaxes(0, 1), rows)
 
     def body(carry, micro):
       new = sums(dataclasses.replace(batch, **micro))
@@ -218,9 +219,10 @@ def _accumulate(
         jax.tree.map(jnp.add, carry[:3], new[:3]) + (grpo_lib.combine(carry[3], new[3]),)
       ), None
 
-    first, rest = (jax.tree.map(lambda x, s=s: x[s], rows) for s in (0, slice(1, None)))
-    start = sums(dataclasses.replace(batch, **first))
-    (grads, total, count, metrics), _ = jax.lax.scan(body, start, rest)
+    # From zero, so that the body is compiled once; no maximum is below it.
+    one = dataclasses.replace(batch, **jax.tree.map(lambda x: x[0], rows))
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(sums, one))
+    (grads, total, count, metrics), _ = jax.lax.scan(body, zero, rows)
   count = jnp.maximum(count, 1.0)
   return jax.tree.map(lambda g: g / count, grads), total / count, metrics
 
@@ -251,7 +253,8 @@ class Learner:
       banned: ids that are never sampled.
 
     Raises:
-      UserError: `optim.frozen` leaves nothing to train, or the mesh does not divide `optim.micro_rows`.
+      UserError: `optim.frozen` leaves nothing to train, or the mesh does not divide
+        `optim.micro_rows`.
     """
     if optim.micro_rows % mesh.size:
       raise UserError(
@@ -294,7 +297,7 @@ class Learner:
 
   @property
   def params(self) -> dict[str, Any]:
-    """The current auditor as a tree, for the sampler. Not to be kept: the next update donates it."""
+    """The auditor as it is, a tree for the sampler. Do not keep it: the next update donates it."""
     return tree_lib.unflatten(self._frozen | self.state.params)
 
   def params_of(self, state: TrainState) -> dict[str, Any]:

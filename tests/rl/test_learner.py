@@ -18,9 +18,10 @@ from auditdm_jax.rl import learner as learner_lib
 from tests.rl import tiny
 
 RULES = [(".*", ())]
+GRPO = grpo.GrpoConfig()
 
 
-def make(grpo_cfg=grpo.GrpoConfig(), *, params=None, **optim):
+def make(grpo_cfg=GRPO, *, params=None, **optim):
   vlm = tiny.auditor()
   return learner_lib.Learner(
     vlm.cfg,
@@ -146,15 +147,15 @@ def test_entropy_gradient_is_not_zero_through_the_chunked_head():
     def entropy(flat, cfg=cfg):
       return learner_lib.forward_logprobs(cfg, flat, batch)[1].sum()
 
-    grads[chunk] = jax.jit(jax.grad(entropy))(tree_lib.flatten(vlm.params))["llm/embedder/input_embedding"]
+    grad = jax.jit(jax.grad(entropy))(tree_lib.flatten(vlm.params))
+    grads[chunk] = grad["llm/embedder/input_embedding"]
   assert np.abs(grads[7]).max() > 1e-3
   np.testing.assert_allclose(grads[7], grads[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_ratio_is_one_at_update_zero_at_any_temperature(temperature):
+def test_ratio_is_one_at_update_zero_at_any_temperature():
   """The sampler's log-probs are the learner's; banned ids and temperature are on both sides."""
-  vlm = tiny.auditor()
+  vlm, temperature = tiny.auditor(), 0.6
   batch = tiny.batch(rows=8)
   banned = vlm.tokenizer.unsampled_ids(vlm.stop_ids)
   sc = decode.SampleConfig(5, temperature, vlm.stop_ids, banned)
@@ -175,6 +176,20 @@ def test_ratio_is_one_at_update_zero_at_any_temperature(temperature):
   metrics = make(grpo.GrpoConfig(temperature=temperature)).update(batch)
   assert metrics["sampler_gap_max"] < 1e-5
   assert metrics["tis"] == pytest.approx(1, abs=1e-5)
+
+
+def test_one_batch_equals_its_micro_batches():
+  """Means divide by the count of the whole batch, not by that of each part."""
+  cfg = grpo.GrpoConfig(entropy_coef=0.01, tis_cap=2.0)
+  results = []
+  for micro_rows in (0, 4):
+    learner = make(cfg, micro_rows=micro_rows, lr=1e-3, warmup=0.0)
+    metrics = learner.update(tiny.batch(rows=16))
+    results.append((metrics, host(learner.state.opt_state[1].mu)))
+  for metrics, gradients in results[1:]:
+    assert metrics == pytest.approx(results[0][0], rel=1e-4, abs=1e-6)
+    for path, want in results[0][1].items():
+      np.testing.assert_allclose(gradients[path], want, rtol=1e-3, atol=1e-6, err_msg=path)
 
 
 def test_nothing_to_train_is_refused():
