@@ -305,7 +305,13 @@ class Learner:
     return tree_lib.unflatten(self._frozen | state.params)
 
   def update(self, batch: batch_lib.LearnerBatch) -> dict[str, float]:
-    """One `train_step` on host arrays; blocks until the metrics are there."""
+    """One `train_step` on host arrays; blocks until the metrics are there.
+
+    Raises:
+      ValueError: the number of rows is not a multiple of `row_multiple`.
+    """
+    if len(batch.tokens) % self.row_multiple:
+      raise ValueError(f"{len(batch.tokens)} rows: not a multiple of {self.row_multiple}")
     placed = jax.device_put(batch, self._batch_shardings)
     self.state, metrics = self._step(self.state, placed, self._frozen, self._reference)
     return {name: float(value) for name, value in jax.device_get(metrics).items()}

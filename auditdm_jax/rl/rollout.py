@@ -223,8 +223,6 @@ class Rollout:
     Raises:
       UserError: a strategy or term lacks what it needs.
     """
-    if grpo.group_size < 2:
-      raise UserError("grpo.group_size: at least 2")
     if client is None and any(s != "question" for s in cfg.counts()):
       raise UserError("rollout.prompts: image strategies need an image service")
     if reward.novelty != "off" and key_of is None:

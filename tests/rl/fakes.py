@@ -142,7 +142,7 @@ def rollout(prompts=None, *, group_size=4, client=None, pool=None, oracle=None, 
   pool = pool or Pool()
   store = Store(pool)
   reward_cfg = options.pop("reward_cfg", reward.RewardConfig())
-  extra = {k: options.pop(k) for k in ("well_formed", "row_multiple") if k in options}
+  extra = {k: options.pop(k) for k in ("well_formed", "row_multiple", "mesh") if k in options}
   cfg = rollout_lib.RolloutConfig(
     prompts=prompts or MIXED,
     task={"question": "ask", "caption": "describe", "instruction": "edit"},

@@ -192,6 +192,12 @@ def test_one_batch_equals_its_micro_batches():
       np.testing.assert_allclose(gradients[path], want, rtol=1e-3, atol=1e-6, err_msg=path)
 
 
+def test_rows_that_do_not_divide_are_refused():
+  learner = make(micro_rows=4)
+  with pytest.raises(ValueError, match="not a multiple of 4"):
+    learner.update(tiny.batch(rows=6))
+
+
 def test_nothing_to_train_is_refused():
   with pytest.raises(ValueError, match="nothing would train"):
     make(frozen=".*")

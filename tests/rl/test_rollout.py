@@ -3,6 +3,7 @@
 
 import collections
 import dataclasses
+import json
 import math
 
 import numpy as np
@@ -199,3 +200,26 @@ def test_configs_that_cannot_be_meant_are_refused():
     rollout_lib.RolloutConfig(prompts={"generate": 1}, max_new_tokens={"question": 4})
   with pytest.raises(UserError, match="rollout.task"):
     rollout_lib.RolloutConfig(task={"questoin": "ask"})
+
+
+STEPS = """
+  import json, jax
+  from auditdm_jax.core import mesh
+  from tests.rl import fakes
+  devices = mesh.make_mesh({"data": -1})
+  learner = fakes.learner()
+  rollout = fakes.rollout({"question": 8, "edit": 2}, mesh=devices, row_multiple=8)
+  rows = []
+  for step in range(2):
+    result = rollout.step(learner.params, step)
+    learner.update(result.batch)
+    rows += [[r["question"], r["instruction"], r["reward"]] for r in result.records]
+  print(json.dumps([jax.device_count(), rows]))
+"""
+
+
+def test_one_device_equals_eight(run_python):
+  """Texts and rewards, before and after an update: prompts are split, draws do not care."""
+  one, eight = (json.loads(run_python(STEPS, devices=n)) for n in (1, 8))
+  assert (one[0], eight[0]) == (1, 8)
+  assert one[1] == eight[1]
