@@ -92,7 +92,7 @@ def train(
         done = step + 1
         run.keep(done, force=done == steps or stop.is_set())
         progress.update(done, **_shown(row))
-        if stop.is_set() and done < steps:
+        if stop.is_set():
           _leave(stop)
   return TrainResult(steps, run.probes, run.auditors())
 
