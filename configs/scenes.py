@@ -65,8 +65,8 @@ def get_config(arg: str = "") -> ConfigDict:
     },
   )  # fmt: skip
   c.grpo = dict(group_size=8, kl="k2", kl_coef=0.02, entropy_coef=0.003, aggregation="token")
-  c.optim = dict(steps=150, lr=3e-4, final_lr=1e-4, warmup=0.05, weight_decay=0.0)
-  c.reward = dict(novelty="archive", novelty_power=0.5)
+  c.optim = dict(steps=150, lr=3e-4, final_lr=1e-4, warmup=0.05, weight_decay=0.0, micro_rows=16)
+  c.reward = dict(novelty="archive", novelty_power=0.4)
   if args["reward"] == "plain":
     c.reward = dict(novelty="off")
   elif args["reward"] != "novelty":
@@ -82,12 +82,18 @@ def get_config(arg: str = "") -> ConfigDict:
     arms=dict(floor=0.06, yield_weight=1.0, seed=seed),
     search_probes=2_000,  # for the rates of prompt-only against trained
   )  # fmt: skip
-  c.verify = dict(limit=4_000, paraphrases=2, jitters=2)
+  c.verify = dict(
+    limit=4_000, paraphrases=2, jitters=2,
+    # Not language_prior: "none" is the true answer about an empty image too.
+    required=(
+      "well_formed", "answerable", "both_ways", "near_duplicate", "image_sane",
+    ),
+  )  # fmt: skip
   c.taxonomy = dict(skills="data/scenes/skills.yaml")
 
   # ---- rectify, evaluate, second round
   c.rectify = dict(
-    recipe=dict(steps=600, batch_size=64, lr=2e-3, replay=0.5, seed=seed),
+    recipe=dict(steps=700, batch_size=64, lr=2e-3, replay=0.5, seed=seed),
     curate=dict(size=3_000, cap=0.15, seed=seed),
     length=30, suffix=3,
   )  # fmt: skip

@@ -58,8 +58,8 @@ def repair(ctx: Context, name: str, examples: Sequence[curate.Example], replay) 
 def replay_examples(ctx: Context) -> list[curate.Example]:
   """Questions of the target's own kind, answered by the target itself: what it must not forget.
 
-  A target's training mix is rarely at hand, so replay is its own behaviour where the references
-  agree with it.
+  A target's training mix is rarely at hand, so replay is its own behaviour where all references say
+  the same: abstentions too, or the repaired target would forget to abstain.
   """
   recipe = ctx.config.rectify.recipe
   size = min(int(recipe.steps * recipe.batch_size * recipe.replay), MAX_REPLAY)
@@ -73,7 +73,7 @@ def replay_examples(ctx: Context) -> list[curate.Example]:
   kept = [
     curate.Example(image_id=pool.image_id(i), question=q, label=v.answers[v.target])
     for (i, q), v in zip(chosen, verdicts, strict=True)
-    if v.agree and not v.disagreement
+    if all(ctx.judge.same(v.answers[v.target], v.answers[r]) for r in v.references)
   ]
   return kept[:size]
 

@@ -49,7 +49,7 @@ def train_auditor(
   """One GRPO training, from the config's auditor or from params `start`."""
   vlm, optim = ctx.auditor, build(OptimConfig, ctx.config.optim, name="config.optim")
   mesh = mesh_lib.make_mesh(ctx.config.mesh.to_dict())
-  made = make_rollout(ctx, bank, mesh=mesh)
+  made = make_rollout(ctx, bank, mesh=mesh, rows=optim.micro_rows or mesh.size)
   learner = Learner(
     vlm.cfg, grpo_config(ctx), optim=dataclasses.replace(optim, steps=steps), mesh=mesh,
     rules=[(regex, tuple(spec)) for regex, spec in ctx.config.rules],
@@ -65,7 +65,7 @@ def grpo_config(ctx: Context) -> grpo.GrpoConfig:
   return build(grpo.GrpoConfig, ctx.config.grpo, name="config.grpo")
 
 
-def make_rollout(ctx: Context, bank: ModelBank, *, mesh=None) -> rollout.Rollout:
+def make_rollout(ctx: Context, bank: ModelBank, *, mesh=None, rows: int = 1) -> rollout.Rollout:
   """Connects the sampler, the image service and the models."""
   cfg = build(rollout.RolloutConfig, ctx.config.rollout, name="config.rollout")
   key, vlm = ModeKey(ctx.seeds), ctx.auditor
@@ -84,7 +84,7 @@ def make_rollout(ctx: Context, bank: ModelBank, *, mesh=None) -> rollout.Rollout
     key_of=lambda question, consensus: (key.of(question, consensus),),
     well_formed=ctx.world.well_formed,
     oracle=ctx.world.oracle,
-    row_multiple=mesh.size if mesh else 1,
+    row_multiple=rows,
     mesh=mesh if mesh and mesh.size > 1 else None,
   )
 

@@ -140,7 +140,7 @@ def fresh_modes(ctx: Context, tax: Taxonomy) -> list[dict]:
       "skills": list(mode.skills), "found": {"k": mode.k, "n": mode.n},
       "fresh": {
         "k": rate.k, "n": rate.n, "rate": rate.rate, "ci95": list(rate.ci95),
-      } if rate else None,
+      } if rate and rate.n else None,
       "confirmed": sum(t.confirmed for t in truths),
       "gap": max(gaps, key=gaps.get) if gaps else None,
       "gap_share": max(gaps.values()) / sum(t.confirmed for t in truths) if gaps else 0.0,
