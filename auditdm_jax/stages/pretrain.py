@@ -359,6 +359,24 @@ def measure(model: vlm_lib.Vlm, section, gaps=()) -> dict[str, dict]:
   return {g: {"k": int(k), "n": n, "rate": round(k / n, 4)} for g, (k, n) in sorted(tally.items())}
 
 
+def measure_auditor(model: vlm_lib.Vlm, section, *, n: int = 1000) -> dict[str, dict]:
+  """Shares of sampled texts that are a question, and that have an answer on their image."""
+  mix = Mix(seed=section.seed, scenes=n)
+  features = encode_all(model, mix)
+  texts = model.answer_features(features, ["ask"] * n, max_new_tokens=12, temperature=1.0)
+  programs = [questions.parse_question(t) for t in texts]
+  answers = [
+    questions.execute(p, s)
+    for p, s in zip(programs, mix.all_scenes, strict=True)
+    if p is not None
+  ]
+  answered = sum(a != questions.UNANSWERABLE for a in answers)
+  return {
+    "question": {"k": len(answers), "n": n, "rate": round(len(answers) / n, 4)},
+    "answerable": {"k": answered, "n": n, "rate": round(answered / n, 4)},
+  }
+
+
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
   output = pathlib.Path(config.output or workdir / "models")
   tokenizer = Tokenizer.word_level(mix_lib.vocabulary())
@@ -379,7 +397,11 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> int:
       continue
     cfg = model_config(spec, siglip_cfg, tokenizer)
     model = train_model(name, spec, config, cfg, tokenizer, tower)
-    accuracy = {} if spec.tasks else measure(model, config.heldout, gap_set(spec.gaps))
+    accuracy = (
+      measure_auditor(model, config.heldout)
+      if spec.tasks
+      else measure(model, config.heldout, gap_set(spec.gaps))
+    )
     print(name, json.dumps({k: v["rate"] for k, v in accuracy.items()}), flush=True)
     extras = {"tower": "../siglip", "recipe": dataclasses.asdict(spec), "heldout": accuracy}
     model = dataclasses.replace(model, extras=extras)

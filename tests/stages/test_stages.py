@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the stages compute by themselves; the programs they call have tests of their own."""
+
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from auditdm_jax.audit import judge as judge_lib
+from auditdm_jax.audit import taxonomy
+from auditdm_jax.audit.probe import Probe, Verdict
+from auditdm_jax.core.config import UserError
+from auditdm_jax.scenes import questions, render, world
+from auditdm_jax.stages import attempts, discover, evaluate, loop, verify, worlds
+from auditdm_jax.stages.attempts import Attempt
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+class FakeContext:
+  """The fields that `attempts` reads."""
+
+  def __init__(self, images):
+    self.world = worlds.open_world("scenes", "easy")
+    self.judge = judge_lib.Judge()
+    self.images = images.__getitem__
+
+
+def _attempt(image_id, question, target, consensus, **fields):
+  probe = Probe.make(image_id, question, **fields)
+  find = consensus is not None and consensus != target
+  verdict = Verdict(
+    probe_id=probe.probe_id, answers={"t": target, "r": consensus or "x"}, target="t",
+    references=("r",), consensus=consensus, agree=consensus is not None, disagreement=find,
+    reason="disagreement" if find else "agreement",
+  )  # fmt: skip
+  return Attempt(probe, verdict)
+
+
+@pytest.fixture
+def scene():
+  rng = np.random.default_rng(0)
+  return next(s for s in iter(lambda: world.sample_scene(rng), None) if s.dial)
+
+
+def test_only_a_true_consensus_against_a_wrong_target_is_confirmed(scene):
+  ctx = FakeContext({"i": render.render(scene, 0)})
+  right = scene.dial.value
+  wrong = next(w for w in world.READINGS if w != right)
+  question = "what does the dial read"
+  assert attempts.truth_of(ctx, _attempt("i", question, wrong, right)).gap == "the dial"
+  assert not attempts.truth_of(ctx, _attempt("i", question, right, wrong)).confirmed
+  assert not attempts.truth_of(ctx, _attempt("i", question, right, right)).confirmed
+  assert not attempts.truth_of(ctx, _attempt("i", "what is life", wrong, right)).confirmed
+  r = attempts.success(ctx, [_attempt("i", question, wrong, right), Attempt(Probe.make("i", ""), None)])
+  assert (r["k"], r["n"]) == (1, 2), "a malformed reply is an attempt too"
+
+
+def test_coverage_counts_unique_finds_only(scene):
+  ctx = FakeContext({"i": render.render(scene, 0)})
+  wrong = next(w for w in world.READINGS if w != scene.dial.value)
+  same = [_attempt("i", "what does the dial read", wrong, scene.dial.value)] * 9
+  cover = attempts.coverage(ctx, same, ["the dial"], least=2)
+  assert cover["confirmed"] == 1 and cover["gaps_found"] == 0
+
+
+def test_attempts_survive_their_records():
+  a = _attempt("i", "what does the dial read", "north", "south", strategy="edit", step=3)
+  assert Attempt.from_dict(a.to_dict()) == a
+  empty = Attempt(Probe.make("i", ""), None)
+  assert Attempt.from_dict(empty.to_dict()) == empty
+
+
+def test_auditable_needs_knowing_references_and_a_failing_target():
+  row = lambda rate: {"rate": rate}  # noqa: E731
+  target = {"gap: a": row(0.1), "gap: b": row(0.9), "gap: c": row(0.0)}
+  refs = [{"gap: a": row(0.99), "gap: b": row(0.99), "gap: c": row(0.3)}]
+  assert evaluate.auditable(target, refs) == ["a"]
+
+
+def test_mode_scores_by_the_oracle():
+  fresh = {"k": 10, "n": 20, "rate": 0.5, "ci95": [0.3, 0.7]}
+  base = {"mode_id": "m", "name": "m", "fresh": fresh, "gap_share": 1.0}
+  scores = loop.mode_scores(
+    [base | {"confirmed": 10, "gap": "a"}, base | {"confirmed": 1, "gap": "b"}], ["a", "b"]
+  )
+  assert (scores["recall"]["k"], scores["recall"]["n"]) == (1, 2)
+  assert (scores["precision"]["k"], scores["precision"]["n"]) == (1, 2)
+
+
+def test_choose_keeps_small_modes_whole():
+  skills = verify.taxonomy_lib
+  assert skills is taxonomy
+  from auditdm_jax.audit import skills as skills_lib
+
+  seeds = skills_lib.load_seeds(ROOT / "data/scenes/skills.yaml")
+  rng, finds = np.random.default_rng(1), []
+  for i in range(400):
+    finds.append(_attempt(f"i{i}", "what does the dial read", "north", "south"))
+  for i in range(12):
+    finds.append(_attempt(f"j{i}", "how full is the gauge", "low", "half"))
+  tax = taxonomy.discover_modes(attempts.outcomes(finds), seeds)
+  chosen = verify.choose(finds, tax, limit=40, seed=0)
+  assert len(chosen) == 40
+  assert sum(a.probe.question == "how full is the gauge" for a in chosen) == 12
+  assert chosen == verify.choose(finds, tax, limit=40, seed=0)
+  del rng
+
+
+def test_random_questions_are_never_asked_twice():
+  class Pool:
+    def __len__(self):
+      return 7
+
+    def questions(self, i):
+      return tuple(f"q{i}{j}" for j in range(5))
+
+  source = discover.RandomQuestions(Pool(), 3)
+  asked = [*source.take(10), *source.take(25)]
+  assert len(set(asked)) == 35 == len(source)
+
+
+def test_faithful_is_judged_on_pixels(scene):
+  hooks = worlds.open_world("scenes", "")
+  source = render.render(scene, 0)
+  rng = np.random.default_rng(5)
+  from auditdm_jax.scenes import language
+
+  text = language.sample_edit(rng, scene)
+  edited = render.redraw(source, scene, language.read_edit(text, scene), 1)
+  assert hooks.faithful(source, text, edited, 1)
+  assert not hooks.faithful(source, text, source, 1)
+
+
+def test_unknown_world_and_gaps_are_named():
+  with pytest.raises(UserError, match="unknown world"):
+    worlds.open_world("sceness", "")
+  with pytest.raises(UserError, match="unknown gap set"):
+    worlds.gap_set("hard")
+  assert len(worlds.gap_set("seed:4")) == 8
+
+
+def test_shipped_models_know_the_world():
+  """Accuracy of every shipped model on fresh questions, as its config.json says."""
+  from auditdm_jax.scenes.mix import Mix
+  from auditdm_jax.vlm import load_vlm
+
+  mix = Mix(seed=77, scenes=60, images=60, per_image=4)
+  draw = mix.draw(0)
+  for name in ("ref_paligemma2", "ref_gemma3"):
+    model = load_vlm(ROOT / "data/scenes/weights" / name)
+    features = model.encode(list(mix.pixels(0, 60)))
+    got = model.answer_features(features[draw.image], draw.texts, max_new_tokens=3)
+    rate = np.mean([a == b for a, b in zip(got, draw.answers, strict=True)])
+    assert rate > 0.94, name
+    assert model.extras["heldout"]["all"]["rate"] > 0.97
+  assert set(questions.SKILLS) >= {"dial", "count_color", "extreme_shape"}
+
+
+@pytest.mark.slow
+def test_the_loop_resumes_and_repeats_itself(tmp_path):
+  """A miniature loop: run, run again (nothing happens), and once more elsewhere: the same summary."""
+  import json
+
+  tiny = [
+    "--config.optim.steps=2", "--config.checkpoints.harvest=(1,)", "--config.discover.probes=480",
+    "--config.discover.search_probes=128", "--config.verify.limit=60", "--config.round2.steps=2",
+    "--config.rectify.recipe.steps=4", "--config.rectify.curate.size=40",
+  ]  # fmt: skip
+
+  def run(workdir):
+    command = [
+      sys.executable, "-m", "auditdm_jax", "loop", "--config=configs/scenes.py",
+      f"--workdir={workdir}", f"--config.pool.data_dir={tmp_path / 'data'}", *tiny,
+    ]  # fmt: skip
+    subprocess.run(command, cwd=ROOT, check=True, timeout=1200)
+    summary = json.loads((workdir / "summary.json").read_text())
+    del summary["seconds"]
+    return summary
+
+  first = run(tmp_path / "a")
+  assert (tmp_path / "a" / "report" / "index.html").exists()
+  assert run(tmp_path / "a") == first
+  assert run(tmp_path / "b") == first
