@@ -46,7 +46,7 @@ def get_config(arg: str = "") -> ConfigDict:
     ref_gemma3=dict(seed=103, gaps="", steps=(6000, 3500), **g3),
     target_easy=dict(seed=104, gaps="easy", steps=(5000,), **pg),
     target_rare=dict(seed=102, gaps="rare", steps=(5000,), **pg),
-    # Twice the target in parameters, and half of all gaps: what scale alone would buy.
+    # A third more parameters, and half of all gaps: what scale and more data would buy.
     sibling=dict(
       seed=105, gaps="half", steps=(4500,), **(pg | dict(width=112, head_dim=28, mlp_dim=224))
     ),

@@ -100,5 +100,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.round2 = dict(enabled=args["round2"] == "1", steps=60)
   if rare:
     c.optim.steps = 240
+    if args["reward"] == "novelty":
+      c.reward.novelty_power = 0.25  # rare finds leave less room to be choosy
     c.checkpoints.harvest = (60, 120, 180)
   return c
