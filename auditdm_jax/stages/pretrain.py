@@ -366,9 +366,7 @@ def measure_auditor(model: vlm_lib.Vlm, section, *, n: int = 1000) -> dict[str, 
   texts = model.answer_features(features, ["ask"] * n, max_new_tokens=12, temperature=1.0)
   programs = [questions.parse_question(t) for t in texts]
   answers = [
-    questions.execute(p, s)
-    for p, s in zip(programs, mix.all_scenes, strict=True)
-    if p is not None
+    questions.execute(p, s) for p, s in zip(programs, mix.all_scenes, strict=True) if p is not None
   ]
   answered = sum(a != questions.UNANSWERABLE for a in answers)
   return {

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the stages compute by themselves; the programs they call have tests of their own."""
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -9,12 +10,15 @@ import numpy as np
 import pytest
 
 from auditdm_jax.audit import judge as judge_lib
+from auditdm_jax.audit import skills as skills_lib
 from auditdm_jax.audit import taxonomy
 from auditdm_jax.audit.probe import Probe, Verdict
 from auditdm_jax.core.config import UserError
-from auditdm_jax.scenes import questions, render, world
+from auditdm_jax.scenes import language, questions, render, world
+from auditdm_jax.scenes.mix import Mix
 from auditdm_jax.stages import attempts, discover, evaluate, loop, verify, worlds
 from auditdm_jax.stages.attempts import Attempt
+from auditdm_jax.vlm import load_vlm
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -54,7 +58,8 @@ def test_only_a_true_consensus_against_a_wrong_target_is_confirmed(scene):
   assert not attempts.truth_of(ctx, _attempt("i", question, right, wrong)).confirmed
   assert not attempts.truth_of(ctx, _attempt("i", question, right, right)).confirmed
   assert not attempts.truth_of(ctx, _attempt("i", "what is life", wrong, right)).confirmed
-  r = attempts.success(ctx, [_attempt("i", question, wrong, right), Attempt(Probe.make("i", ""), None)])
+  malformed = Attempt(Probe.make("i", ""), None)
+  r = attempts.success(ctx, [_attempt("i", question, wrong, right), malformed])
   assert (r["k"], r["n"]) == (1, 2), "a malformed reply is an attempt too"
 
 
@@ -91,12 +96,8 @@ def test_mode_scores_by_the_oracle():
 
 
 def test_choose_keeps_small_modes_whole():
-  skills = verify.taxonomy_lib
-  assert skills is taxonomy
-  from auditdm_jax.audit import skills as skills_lib
-
   seeds = skills_lib.load_seeds(ROOT / "data/scenes/skills.yaml")
-  rng, finds = np.random.default_rng(1), []
+  finds = []
   for i in range(400):
     finds.append(_attempt(f"i{i}", "what does the dial read", "north", "south"))
   for i in range(12):
@@ -106,7 +107,6 @@ def test_choose_keeps_small_modes_whole():
   assert len(chosen) == 40
   assert sum(a.probe.question == "how full is the gauge" for a in chosen) == 12
   assert chosen == verify.choose(finds, tax, limit=40, seed=0)
-  del rng
 
 
 def test_random_questions_are_never_asked_twice():
@@ -126,8 +126,6 @@ def test_faithful_is_judged_on_pixels(scene):
   hooks = worlds.open_world("scenes", "")
   source = render.render(scene, 0)
   rng = np.random.default_rng(5)
-  from auditdm_jax.scenes import language
-
   text = language.sample_edit(rng, scene)
   edited = render.redraw(source, scene, language.read_edit(text, scene), 1)
   assert hooks.faithful(source, text, edited, 1)
@@ -144,9 +142,6 @@ def test_unknown_world_and_gaps_are_named():
 
 def test_shipped_models_know_the_world():
   """Accuracy of every shipped model on fresh questions, as its config.json says."""
-  from auditdm_jax.scenes.mix import Mix
-  from auditdm_jax.vlm import load_vlm
-
   mix = Mix(seed=77, scenes=60, images=60, per_image=4)
   draw = mix.draw(0)
   for name in ("ref_paligemma2", "ref_gemma3"):
@@ -161,9 +156,7 @@ def test_shipped_models_know_the_world():
 
 @pytest.mark.slow
 def test_the_loop_resumes_and_repeats_itself(tmp_path):
-  """A miniature loop: run, run again (nothing happens), and once more elsewhere: the same summary."""
-  import json
-
+  """A miniature loop; run again nothing happens; elsewhere it gives the same summary."""
   tiny = [
     "--config.optim.steps=2", "--config.checkpoints.harvest=(1,)", "--config.discover.probes=480",
     "--config.discover.search_probes=128", "--config.verify.limit=60", "--config.round2.steps=2",
