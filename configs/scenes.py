@@ -10,6 +10,7 @@ ARGS, as configs/scenes.py:target=rare,reward=plain,seed=1
   seed        of everything that is drawn
   error_rate  share of images that the image service gets wrong
   round2      0 skips the second round
+  gaps        those of another target, which config.models.target then names: seed:N
 
 Everything else is an override: --config.optim.steps=60
 """
@@ -22,6 +23,7 @@ WEIGHTS = "data/scenes/weights"
 def _parse(arg: str) -> dict[str, str]:
   known = {
     "target": "easy", "reward": "novelty", "seed": "0", "error_rate": "0.0", "round2": "1",
+    "gaps": "",
   }  # fmt: skip
   given = dict(a.split("=", 1) for a in arg.split(",") if a)
   if unknown := sorted(set(given) - set(known)):
@@ -34,7 +36,9 @@ def get_config(arg: str = "") -> ConfigDict:
   seed, rare = int(args["seed"]), args["target"] == "rare"
   c = ConfigDict()
   c.seed = seed
-  c.world = dict(name="scenes", gaps=args["target"])  # the oracle: for checking, never for reward
+  c.world = dict(
+    name="scenes", gaps=args["gaps"] or args["target"]
+  )  # the oracle: for checking, never for reward
 
   c.models = dict(
     auditor=f"{WEIGHTS}/auditor",
