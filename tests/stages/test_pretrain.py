@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recipe of the shipped models: their folders, gaps left out, a miniature retrained."""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from auditdm_jax.core import tree
+from auditdm_jax.core.config import build
+from auditdm_jax.models import multimodal, siglip, weights
+from auditdm_jax.scenes import gaps, questions
+from auditdm_jax.scenes.mix import Mix, vocabulary
+from auditdm_jax.stages import pretrain
+from auditdm_jax.text.tokenizer import Tokenizer
+
+ROOT = pathlib.Path(__file__).parents[2]
+WEIGHTS = ROOT / "data/scenes/weights"
+
+
+@pytest.fixture(scope="module")
+def config():
+  spec = importlib.util.spec_from_file_location("c", ROOT / "configs/pretrain_scenes.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config()
+
+
+def test_shipped_folders_say_the_recipe_of_the_config(config):
+  for name, section in config.models.items():
+    spec = build(pretrain.ModelSpec, section)
+    found = json.loads((WEIGHTS / name / "config.json").read_text())
+    recipe = found["recipe"] | {"steps": tuple(found["recipe"]["steps"])}
+    assert recipe == dataclasses.asdict(spec), name
+    size = (WEIGHTS / name / "model.safetensors").stat().st_size
+    assert size < 1_000_000, name
+
+
+@pytest.mark.parametrize("name", ["easy", "rare", "half", "seed:3"])
+def test_no_question_of_a_gap_is_ever_drawn(name):
+  planted = pretrain.gap_set(name)
+  mix = Mix(seed=3, scenes=60, gaps=planted)
+  for step in range(12):
+    draw = mix.draw(step)
+    for text, answer in zip(draw.texts, draw.answers, strict=True):
+      assert gaps.match(planted, questions.parse_question(text), answer) is None
+
+
+def test_a_miniature_learns_the_same_twice_and_leaves_its_tower_alone(config):
+  tokenizer = Tokenizer.word_level(vocabulary())
+  spec = dataclasses.replace(build(pretrain.ModelSpec, config.models.target_easy), steps=(12, 4))
+  cfg = pretrain.model_config(spec, siglip.SiglipConfig(**config.vision.model), tokenizer)
+  tower = weights.load_tower(WEIGHTS / "siglip")[1]["img"]
+  config = config.copy_and_resolve_references()
+  config.mix.scenes = 24
+  runs = [
+    pretrain.train_model("mini", spec, config, cfg, tokenizer, tower).params for _ in range(2)
+  ]
+  for a, b in zip(*map(jax.tree.leaves, runs), strict=True):
+    np.testing.assert_array_equal(a, b)
+  trained = tree.flatten(multimodal.tower(runs[0]))
+  for path, leaf in tree.flatten(tower).items():
+    np.testing.assert_array_equal(trained[path], leaf)
+  fresh = tree.flatten(multimodal.init(cfg, jax.random.key(spec.seed)))
+  moved = tree.flatten(runs[0])
+  assert not np.array_equal(moved["llm/layers/mlp/linear"], fresh["llm/layers/mlp/linear"])
