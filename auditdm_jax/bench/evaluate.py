@@ -146,7 +146,7 @@ def predict(
     if records is not None:
       records.append("predictions", rows)
     if on_batch is not None:
-      on_batch(start + len(batch))
+      on_batch(len(examples) - len(missing) + start + len(batch))
   return {example_id: known[key] for example_id, key in keys.items()}
 
 
