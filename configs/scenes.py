@@ -104,6 +104,9 @@ def get_config(arg: str = "") -> ConfigDict:
   c.round2 = dict(enabled=args["round2"] == "1", steps=60)
   if rare:
     c.optim.steps = 240
+    c.discover.probes = 17_000
+    # A twentieth of the questions fails: many more examples would repair it at random too.
+    c.rectify.curate.size = 1_000
     if args["reward"] == "novelty":
       c.reward.novelty_power = 0.25  # rare finds leave less room to be choosy
     c.checkpoints.harvest = (60, 120, 180)
