@@ -54,6 +54,7 @@ def get_config(arg: str = "") -> ConfigDict:
   )  # fmt: skip
   c.images = dict(
     backend="scenes", error_rate=float(args["error_rate"]), seed=seed, width=64, height=64,
+    port=0,  # of `serve-images`; 0 = any free one
     address="",  # "" = a service of its own; "host:port" = one that runs already
   )  # fmt: skip
   c.bank = dict(max_new_tokens=3, batch_size=512, cascade=False, abstentions=("unanswerable",))
