@@ -98,7 +98,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
   # ---- rectify, evaluate, second round
   c.rectify = dict(
-    recipe=dict(steps=700, batch_size=64, lr=2e-3, replay=0.5, seed=seed),
+    recipe=dict(steps=700, batch_size=64, micro_rows=8, lr=2e-3, replay=0.5, seed=seed),
     curate=dict(size=3_000, cap=0.15, seed=seed),
     length=30, suffix=3,
   )  # fmt: skip
@@ -106,6 +106,7 @@ def get_config(arg: str = "") -> ConfigDict:
   if rare:
     c.optim.steps = 240
     c.discover.probes = 17_000
+    c.discover.arms.power = 0.5  # GRPO's own finds are even already; the sweep goes for number
     # A twentieth of the questions fails: many more examples would repair it at random too.
     c.rectify.curate.size = 1_000
     if args["reward"] == "novelty":

@@ -175,7 +175,9 @@ def finetune(
   if first >= steps:
     return _result(state, None)
   batches = _Batches(layout, recipe, new, replay)
-  train_step = supervised.make_step(cfg, tx, label_smoothing=recipe.label_smoothing)
+  train_step = supervised.make_step(
+    cfg, tx, label_smoothing=recipe.label_smoothing, micro_rows=recipe.micro_rows
+  )
   writer = metrics.Writer(workdir, name, resume_step=first) if workdir else None
   progress = metrics.Progress(steps, name, done=first)
   loss = None

@@ -4,6 +4,7 @@
 Everything is a pure function of (seed, step), so that a resumed run sees the same examples.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 
@@ -20,6 +21,7 @@ SEARCHES = (
 
 
 MAX_CAPTION_WORDS = 22
+CHOICES = 4  # Questions drawn for each that is asked, when the hard ones are to be drilled.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +60,33 @@ class Mix:
     return np.stack([render.render(s, self.seed * 1_000_003 + start + i)
                      for i, s in enumerate(self.all_scenes[start:stop])])  # fmt: skip
 
-  def draw(self, step: int, weights: dict[str, float] | None = None) -> Draw:
-    """Questions of one step; `weights` over skills (default uniform)."""
+  def draw(
+    self,
+    step: int,
+    weights: dict[str, float] | None = None,
+    *,
+    hardness: Callable[[str, str], float] | None = None,
+  ) -> Draw:
+    """Questions of one step.
+
+    Args:
+      step: which.
+      weights: over skills; None is uniform.
+      hardness: of (skill, answer); with it each question is one of `CHOICES` drawn, in proportion
+        to their hardness: answers that are rare get their share.
+    """
     rng = np.random.default_rng((self.seed, 7, step))
     image = np.repeat(rng.integers(self.scenes, size=self.images), self.per_image)
     out = Draw(image, [], [], [])
     for index in image:
-      text, answer, program = self._draw_outside_gaps(rng, self.all_scenes[index], weights)
+      scene = self.all_scenes[index]
+      n = 1 if hardness is None else CHOICES
+      drawn = [self._draw_outside_gaps(rng, scene, weights) for _ in range(n)]
+      pick = 0
+      if hardness is not None:
+        p = np.array([hardness(program.skill, answer) for _, answer, program in drawn])
+        pick = int(rng.choice(n, p=p / p.sum()))
+      text, answer, program = drawn[pick]
       out.texts.append(text)
       out.answers.append(answer)
       out.skills.append(program.skill)

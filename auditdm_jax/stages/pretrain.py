@@ -42,7 +42,8 @@ STOPS = {"paligemma": "<eos>", "gemma3": "<end_of_turn>"}
 class ModelSpec:
   """One model: architecture kind and size, seed, gaps, steps; `tasks` makes it an auditor.
 
-  Each entry of `steps` is a training of its own, with its own schedule, on from the one before.
+  Each entry of `steps` is a training of its own, with its own schedule, on from the one before;
+  in those of `drill`, which follow, questions are chosen by how hard their (skill, answer) still is.
   """
 
   kind: str
@@ -55,6 +56,7 @@ class ModelSpec:
   num_heads: int
   num_kv_heads: int
   head_dim: int
+  drill: tuple[int, ...] = ()
   tasks: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -79,6 +81,7 @@ class OptimSpec:
     muon_lr: of Muon.
     warmup: steps.
     decay: share of the steps in which the rate falls to 0.
+    micro_rows: examples per micro-batch, 0 = all at once.
   """
 
   lr: float
@@ -88,6 +91,7 @@ class OptimSpec:
   b2: float
   weight_decay: float
   clip: float
+  micro_rows: int
 
   def build(self, steps: int) -> optax.GradientTransformation:
     muon = optax.chain(
@@ -277,26 +281,50 @@ def train_model(name, spec: ModelSpec, config, cfg, tokenizer, tower) -> vlm_lib
     length=46 if spec.tasks else 30, suffix=mix_lib.MAX_CAPTION_WORDS + 2 if spec.tasks else 3,
   )  # fmt: skip
   optim = build(OptimSpec, config.optim, name="config.optim")
-  progress = metrics.Progress(sum(spec.steps), name)
+  phases = [(n, False) for n in spec.steps] + [(n, True) for n in spec.drill]
+  progress = metrics.Progress(sum(n for n, _ in phases), name)
   first = 0
-  for steps in spec.steps:
+  for steps, drill in phases:
     tx = _freeze(optim.build(steps), tower)
-    state, step = supervised.init_state(params, tx), supervised.make_step(cfg, tx)
-    hardness = dict.fromkeys(questions.SKILLS, 1.0)
+    state, step = (
+      supervised.init_state(params, tx),
+      supervised.make_step(cfg, tx, micro_rows=optim.micro_rows),
+    )
+    hardness = _Hardness()
     for i in range(first, first + steps):
-      draw = (
-        mix.draw_tasks(i, spec.tasks)
-        if spec.tasks
-        else mix.draw(i, _weights(i, config.mix, hardness))
-      )
+      if spec.tasks:
+        draw = mix.draw_tasks(i, spec.tasks)
+      else:
+        draw = mix.draw(
+          i, _weights(i, config.mix, hardness.skills), hardness=hardness if drill else None
+        )
       state, m = step(state, _batch(draw, features, layout, mix.images))
-      for skill, loss in zip(draw.skills, np.asarray(m["row_loss"]), strict=True):
-        if skill in hardness:
-          hardness[skill] += 0.02 * (float(loss) - hardness[skill])
-      progress.update(i + 1, loss=float(m["loss"]), hardest=max(hardness, key=hardness.get))
+      hardness.update(draw, np.asarray(m["row_loss"]))
+      progress.update(i + 1, loss=float(m["loss"]), hardest=hardness.hardest())
     params, first = state.params, first + steps
   progress.close()
   return dataclasses.replace(model, params=jax.device_get(params))
+
+
+class _Hardness:
+  """Running mean of the loss per skill and per (skill, answer); 1 before the first."""
+
+  def __init__(self):
+    self.skills = dict.fromkeys(questions.SKILLS, 1.0)
+    self._answers: dict[tuple[str, str], float] = {}
+
+  def __call__(self, skill: str, answer: str) -> float:
+    return self._answers.get((skill, answer), 1.0)
+
+  def update(self, draw: mix_lib.Draw, losses: np.ndarray) -> None:
+    for skill, answer, loss in zip(draw.skills, draw.answers, losses, strict=True):
+      if skill in self.skills:  # And not an auditor's task.
+        self.skills[skill] += 0.02 * (float(loss) - self.skills[skill])
+        old = self(skill, answer)
+        self._answers[skill, answer] = old + 0.02 * (float(loss) - old)
+
+  def hardest(self) -> str:
+    return max(self.skills, key=self.skills.get)
 
 
 def _batch(

@@ -63,6 +63,29 @@ def _run(model, recipe=_RECIPE, *, replay=_OLD, params=None, **options):
   )
 
 
+def test_micro_batches_are_the_batch(model):
+  # Suffixes of one and two tokens: a mean of the means of micro-batches would be another loss.
+  cfg, params, layout = model
+  n = 8
+  batch = supervised.Batch(
+    features=_NEW.features,
+    image=np.arange(n, dtype=np.int32) % 3,
+    **layout.rows([f"color of {x}" for x in "abcdabcd"], ["red"] * 5 + [""] * 3),
+  )
+  whole, halves = (
+    jax.jit(supervised.loss_and_grads, static_argnames=("cfg", "label_smoothing", "micro_rows"))(
+      cfg, params, batch, label_smoothing=0.1, micro_rows=rows
+    )
+    for rows in (0, 2)
+  )
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), whole, halves)
+
+
+def test_rows_that_do_not_divide_are_refused():
+  with pytest.raises(ValueError, match="micro_rows"):
+    recipes.Recipe(steps=1, batch_size=6, lr=1.0, micro_rows=4)
+
+
 def _equal(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
