@@ -49,7 +49,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.pool = dict(
     builder="data/scenes/scenes_dataset_builder.py",
     data_dir="",  # "" = <workdir>/data
-    dataset="scenes/default/1.0.0",
+    dataset="scenes/default/1.1.0",
     images="pool", heldout="heldout", fresh="rounds",
   )  # fmt: skip
   c.images = dict(
@@ -71,7 +71,7 @@ def get_config(arg: str = "") -> ConfigDict:
   )  # fmt: skip
   c.grpo = dict(group_size=8, kl="k2", kl_coef=0.02, entropy_coef=0.003, aggregation="token")
   c.optim = dict(steps=150, lr=3e-4, final_lr=1e-4, warmup=0.05, weight_decay=0.0, micro_rows=16)
-  c.reward = dict(novelty="archive", novelty_power=0.4)
+  c.reward = dict(novelty="archive", novelty_power=0.3)
   if args["reward"] == "plain":
     c.reward = dict(novelty="off")
   elif args["reward"] != "novelty":
@@ -98,18 +98,19 @@ def get_config(arg: str = "") -> ConfigDict:
 
   # ---- rectify, evaluate, second round
   c.rectify = dict(
-    recipe=dict(steps=700, batch_size=64, micro_rows=8, lr=2e-3, replay=0.5, seed=seed),
+    recipe=dict(steps=1_000, batch_size=64, micro_rows=8, lr=2e-3, replay=0.5, seed=seed),
     curate=dict(size=3_000, cap=0.15, seed=seed),
     length=30, suffix=3,
   )  # fmt: skip
   c.round2 = dict(enabled=args["round2"] == "1", steps=60)
   if rare:
     c.optim.steps = 240
-    c.discover.probes = 17_000
-    c.discover.arms.power = 0.5  # GRPO's own finds are even already; the sweep goes for number
+    c.discover.probes = 24_000
+    # GRPO's own finds are even already, so the sweep goes for number.
+    c.discover.arms.update(floor=0.03, power=0.25)
     # A twentieth of the questions fails: many more examples would repair it at random too.
-    c.rectify.curate.size = 1_000
+    c.rectify.curate.size, c.rectify.recipe.steps = 1_000, 700
     if args["reward"] == "novelty":
-      c.reward.novelty_power = 0.25  # rare finds leave less room to be choosy
+      c.reward.novelty_power = 0.2  # rare finds leave less room to be choosy
     c.checkpoints.harvest = (60, 120, 180)
   return c

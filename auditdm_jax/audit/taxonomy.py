@@ -102,6 +102,11 @@ class Mode(Record):
   examples: tuple[str, ...] = ()
   stability: float | None = None
 
+  @property
+  def words(self) -> frozenset[str]:
+    """Its terms without their roles."""
+    return frozenset(t.split(":", 1)[1] for t in self.terms)
+
   def matches(self, question: str, consensus: str | None, *, skill: str | None) -> bool:
     """Whether a probe has this mode's terms; earlier modes are not asked (`Taxonomy.match`)."""
     have = term_set(question, consensus)
@@ -154,6 +159,29 @@ class Taxonomy:
       record["ci95"] = tuple(record["ci95"])
       out.append(Rate(mode_id=mode.mode_id, model=model, **record))
     return out
+
+  @functools.cached_property
+  def families(self) -> dict[str, str]:
+    """Mode id -> family: modes that share a word are one weakness, seen in several skills.
+
+    The word with the most failures takes all modes that have it, then the next one among those that
+    are left. A mode that shares no word is a family of its own.
+    """
+    left = {m.mode_id: m for m in self.modes}
+    found: dict[str, str] = {}
+    while left:
+      failures: Counter[str] = Counter()
+      shared: Counter[str] = Counter()
+      for mode in left.values():
+        failures.update(dict.fromkeys(mode.words, mode.k))
+        shared.update(mode.words)
+      words = [w for w in failures if shared[w] > 1]
+      if not words:
+        break
+      word = max(words, key=lambda w: (failures[w], w))
+      found |= {i: word for i, mode in left.items() if word in mode.words}
+      left = {i: mode for i, mode in left.items() if i not in found}
+    return found | {i: mode.name for i, mode in left.items()}
 
   def mode(self, mode_id: str) -> Mode:
     """The mode of an id."""

@@ -69,7 +69,7 @@ def truth_of(ctx: Context, attempt: Attempt) -> Truth:
   if not attempt.is_find or ctx.world.oracle is None:
     return Truth(False)
   verdict, question = attempt.verdict, attempt.probe.question
-  answer = ctx.world.oracle(ctx.images(attempt.probe.image_id), question)
+  answer = ctx.true_answer(attempt.probe.image_id, question)
   if answer is None or not ctx.judge.same(answer, verdict.consensus):
     return Truth(False)
   if ctx.judge.same(answer, verdict.answers[verdict.target]):

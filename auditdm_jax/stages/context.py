@@ -121,6 +121,7 @@ class Context:
     self.images = ImageSource(store.Images(self.workdir / "images"))
     self._stack = contextlib.ExitStack()
     self._pools: dict[str, InMemoryPool] = {}
+    self._true_answers: dict[tuple[str, str], str | None] = {}
 
   def __enter__(self) -> "Context":
     return self
@@ -162,6 +163,13 @@ class Context:
       judge=self.judge, config=build(BankConfig, self.config.bank, name="config.bank"),
       cache=self.cache,
     )  # fmt: skip
+
+  def true_answer(self, image_id: str, question: str) -> str | None:
+    """What the world's oracle says; it is asked once per image and question."""
+    key = image_id, question
+    if key not in self._true_answers:
+      self._true_answers[key] = self.world.oracle(self.images(image_id), question)
+    return self._true_answers[key]
 
   @functools.cached_property
   def seeds(self) -> skills.Seeds:

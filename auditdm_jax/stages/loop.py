@@ -257,7 +257,7 @@ def _faithful(ctx: Context, a: Attempt) -> bool:
 
 def _exposed(ctx: Context, a: Attempt) -> bool:
   """Whether it took the new image: on the source, the same question has another true answer."""
-  before = ctx.world.oracle(ctx.images(a.probe.source_image_id), a.probe.question)
+  before = ctx.true_answer(a.probe.source_image_id, a.probe.question)
   return before is None or not ctx.judge.same(before, a.verdict.consensus)
 
 

@@ -43,7 +43,7 @@ class ModelSpec:
   """One model: architecture kind and size, seed, gaps, steps; `tasks` makes it an auditor.
 
   Each entry of `steps` is a training of its own, with its own schedule, on from the one before;
-  in those of `drill`, which follow, questions are chosen by how hard their (skill, answer) still is.
+  in those of `drill`, which follow, questions are chosen by how hard their (skill, answer) is.
   """
 
   kind: str

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from auditdm_jax.audit.probe import Failure
+from auditdm_jax.audit.taxonomy import Taxonomy
 from auditdm_jax.core.config import build
 from auditdm_jax.rectify import curate, finetune, recipes, supervised
 from auditdm_jax.stages import verify
@@ -79,9 +80,11 @@ def replay_examples(ctx: Context) -> list[curate.Example]:
 
 
 def from_failures(ctx: Context, failures: Sequence[Failure]) -> list[curate.Example]:
-  """Examples of verified failures, evenly over modes and sources."""
+  """Examples of verified failures, evenly over families of modes and over sources."""
   config = build(curate.Config, ctx.config.rectify.curate, name="config.rectify.curate")
-  return curate.curate(curate.from_failures(failures), config)[0]
+  families = Taxonomy.from_dict(ctx.done("verify")["taxonomy"]).families
+  candidates = curate.from_failures(failures, group=lambda f: families.get(f.mode_id, "unnamed"))
+  return curate.curate(candidates, config)[0]
 
 
 def random_examples(ctx: Context, attempts: Sequence[Attempt], size: int) -> list[curate.Example]:

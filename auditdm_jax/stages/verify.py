@@ -82,14 +82,14 @@ def audit(ctx: Context, attempts: list[Attempt], *, label: str):
 
 
 def choose(finds: list[Attempt], tax: Taxonomy, *, limit: int, seed: int) -> list[Attempt]:
-  """At most `limit` finds, evenly over modes: a mode with few keeps them all."""
+  """At most `limit` finds, evenly over families of modes: one with few keeps them all."""
   if len(finds) <= limit:
     return finds
   modes = tax.match([a.probe.question for a in finds], [a.verdict.consensus for a in finds])
   groups: dict[str, list[int]] = {}
   for i in np.random.default_rng((seed, 31)).permutation(len(finds)):
     mode = modes[int(i)]
-    groups.setdefault(mode.mode_id if mode else "", []).append(int(i))
+    groups.setdefault(tax.families[mode.mode_id] if mode else "", []).append(int(i))
   taken: list[int] = []
   turn = 0
   while len(taken) < limit:

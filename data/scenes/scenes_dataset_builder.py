@@ -7,7 +7,7 @@ split, index), and the splits draw from separate streams.
 
 COMMAND (no TensorFlow needed):
   python data/scenes/scenes_dataset_builder.py --data_dir=DIR [--config=tiny]
-Reading: `auditdm_jax.core.pool.open_tfds(DIR / "scenes/default/1.0.0", "pool")`.
+Reading: `auditdm_jax.core.pool.open_tfds(DIR / "scenes/default/1.1.0", "pool")`.
 """
 
 import argparse
@@ -30,7 +30,7 @@ _SEED_BITS = 2**31
 class ScenesConfig(tfds.core.BuilderConfig):
   """How many images each split has, and how many questions come with an image."""
 
-  pool: int = 6000
+  pool: int = 10_000
   heldout: int = 750
   rounds: int = 2500
   questions: int = 8
@@ -61,8 +61,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
   """The scenes world as a data set."""
 
   name = "scenes"
-  VERSION = tfds.core.Version("1.0.0")
-  RELEASE_NOTES = {"1.0.0": "First version."}
+  VERSION = tfds.core.Version("1.1.0")
+  RELEASE_NOTES = {"1.0.0": "First version.", "1.1.0": "10,000 images in the pool, not 6,000."}
   BUILDER_CONFIGS = [
     ScenesConfig(name="default", description="The audit's images."),
     ScenesConfig(name="tiny", description="For tests.", pool=12, heldout=8, rounds=8, questions=3),

@@ -8,7 +8,7 @@ import pytest
 
 from auditdm_jax.audit.skills import Seeds, assign, load_seeds
 from auditdm_jax.audit.stability import align, same_mode, with_stability
-from auditdm_jax.audit.taxonomy import Attempt, Taxonomy, discover_modes
+from auditdm_jax.audit.taxonomy import Attempt, Mode, Taxonomy, discover_modes
 
 
 def _match(taxonomy, attempts):
@@ -45,6 +45,28 @@ def test_names_and_kinds(world, seeds):
   assert "seven" in modes["digit: answer=seven"].definition
   assert modes["count_shape: star"].matches("how many stars are there", "2", skill="count_shape")
   assert not modes["count_shape: star"].matches("how many stars are there", "2", skill="exist")
+
+
+def test_modes_that_share_a_word_are_one_family():
+  def mode(name, k, *terms):
+    return Mode(
+      mode_id=f"m-{name}", name=name, kind="term", skills=(), terms=terms, definition="", rules=(),
+      n=k, k=k, lower=0.5, q_value=0.0,
+    )  # fmt: skip
+
+  modes = (
+    mode("a", 50, "q:column four", "a:none"),
+    mode("b", 40, "any:column four", "a:blue"),
+    mode("c", 30, "q:purple", "a:none"),  # "none" is shared too, but "column four" came first
+    mode("d", 20, "q:purple"),
+    mode("e", 90),
+    mode("f", 10, "a:blue"),
+  )
+  families = Taxonomy(Seeds(()), modes).families
+  assert families == {
+    "m-a": "column four", "m-b": "column four", "m-c": "purple", "m-d": "purple", "m-e": "e",
+    "m-f": "f",
+  }  # fmt: skip
 
 
 def test_unjudged_attempts_do_not_count(world, seeds):
