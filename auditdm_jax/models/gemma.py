@@ -1,22 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One decoder for Gemma 2 and Gemma 3: what differs between the two is data in `GemmaConfig`.
+"""One decoder for Gemma 1, 2 and 3: what differs between them is data in `GemmaConfig`.
 
 The blocks run as one scan over layers, and the parameter tree is big_vision's
 (models/ppp/gemma.py), every block parameter with a leading layer axis, so that the published
-PaliGemma 2 weights load by identity. The two norms of Gemma 3's queries and keys, which big_vision
-does not have, are `layers/attn/{query_norm,key_norm}/scale`.
+PaliGemma 2 weights load by identity. What big_vision does not have: the norms of Gemma 3's queries
+and keys, `layers/attn/{query_norm,key_norm}/scale`; biases, `layers/attn/*_einsum/b`; a head of its
+own, `embedder/output_embedding`.
 
 Axes: B batch, T query, S key, N heads, K kv-heads, G heads per kv-head, H head dim, D width,
 F ffn, V vocab, L layers.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 from jax import Array
 import jax.numpy as jnp
+import numpy as np
+
+from auditdm_jax.models.activations import Activation, activate
 
 MASKED = -1e30  # Finite: a row in which everything is masked must not become NaN.
 
@@ -26,7 +31,7 @@ class GemmaConfig:
   """Sizes and switches of a Gemma decoder.
 
   Attributes:
-    vocab_size: V, rows of the (tied) embedding.
+    vocab_size: V, rows of the embedding.
     width: D.
     depth: L.
     mlp_dim: F.
@@ -37,13 +42,17 @@ class GemmaConfig:
     rope_base: rotary base of the layers with global attention.
     rope_scale: linear scaling of positions in the global layers (Gemma 3: 8 from 4B up).
     local_rope_base: rotary base of the layers with a window.
-    window: a local layer sees keys less than this many positions away; None is no window.
+    local_rope_scale: linear scaling of positions in those.
+    window: a local layer sees keys less than this many positions back; None is no window.
     layer_is_local: per layer, whether it has the window; () is none. See `alternate`.
     attn_softcap: cap of attention logits, 50 in Gemma 2; 0 is none.
     final_softcap: cap of output logits, 30 in Gemma 2; 0 is none. Applied in one place only,
       `multimodal.unembed`.
     qk_norm: RMSNorm of queries and keys before RoPE (Gemma 3).
     post_norms: RMSNorm of what attention and MLP put out (Gemma 2 and 3).
+    attn_bias: biases of the four attention projections.
+    activation: of the gate of the MLP.
+    tied_head: the embedding is also the head; otherwise that is `embedder/output_embedding`.
     norm_eps: epsilon of every RMSNorm.
     post_norm_init: initial `scale` of the post norms, which multiply by 1 + scale: -0.6 for small
       models trained from scratch, which then start near the identity.
@@ -64,12 +73,16 @@ class GemmaConfig:
   rope_base: float = 10_000.0
   rope_scale: float = 1.0
   local_rope_base: float = 10_000.0
+  local_rope_scale: float = 1.0
   window: int | None = None
   layer_is_local: tuple[bool, ...] = ()
   attn_softcap: float = 0.0
   final_softcap: float = 0.0
   qk_norm: bool = False
   post_norms: bool = True
+  attn_bias: bool = False
+  activation: Activation = "gelu_tanh"
+  tied_head: bool = True
   norm_eps: float = 1e-6
   post_norm_init: float = 0.0
   embed_init_std: float = 0.02
@@ -99,24 +112,27 @@ def alternate(depth: int, *, local: int, every: int) -> tuple[bool, ...]:
 
 
 def window_mask(positions: Array, key_positions: Array, *, window: int | None) -> Array:
-  """Returns bool[B,T,S]: keys less than `window` positions away, on either side.
+  """Returns bool[B,T,S]: keys less than `window` positions back, and all that lie ahead.
 
-  A row with window 3; the mask of the architecture takes off the right side where it is causal:
+  A row with window 3; what lies ahead is the business of the architecture's mask, which takes it
+  off but inside an image block:
 
       key    0 1 2 3 4
-      q 0    1 1 1 . .
-      q 1    1 1 1 1 .
+      q 0    1 1 1 1 1
+      q 1    1 1 1 1 1
       q 2    1 1 1 1 1
       q 3    . 1 1 1 1
+      q 4    . . 1 1 1
   """
-  distance = jnp.abs(positions[:, :, None] - key_positions[:, None, :])
-  return jnp.ones_like(distance, bool) if window is None else distance < window
+  back = positions[:, :, None] - key_positions[:, None, :]
+  return jnp.ones_like(back, bool) if window is None else back < window
 
 
 def rope_angles(positions: Array, head_dim: int, *, base: float, scale: float = 1.0) -> Array:
   """Returns f32[B,T,H/2]: rotary angles of i32[B,T] positions, always in fp32."""
-  exponents = jnp.arange(head_dim // 2, dtype=jnp.float32) * (2.0 / head_dim)
-  return positions.astype(jnp.float32)[..., None] * (base**-exponents / scale)
+  # In float64 and rounded once: an error of the frequency is multiplied by the position.
+  frequencies = base ** (-np.arange(0, head_dim, 2) / head_dim) / scale
+  return positions.astype(jnp.float32)[..., None] * frequencies.astype(np.float32)
 
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
@@ -146,49 +162,92 @@ class RMSNorm(nn.Module):
 
 
 class Einsum(nn.Module):
-  """A bias-free weight `w` of the given shape, applied by an einsum in the dtype of x."""
+  """A weight `w` of the given shape, applied by an einsum in the dtype of x, and a bias `b`.
+
+  Attributes:
+    shape: of the weight.
+    fan_in: of the weight, for its initial values.
+    bias: shape of the bias, which is broadcast to the result; None for none.
+  """
 
   shape: tuple[int, ...]
   fan_in: int
+  bias: tuple[int, ...] | None = None
 
   @nn.compact
   def __call__(self, equation: str, x: Array) -> Array:
     w = self.param("w", nn.initializers.normal(self.fan_in**-0.5), self.shape)
-    return jnp.einsum(equation, x, w.astype(x.dtype))
+    y = jnp.einsum(equation, x, w.astype(x.dtype))
+    if self.bias is None:
+      return y
+    return y + self.param("b", nn.initializers.zeros, self.bias).astype(x.dtype)
 
 
-def attend(
-  q: Array, k: Array, v: Array, mask: Array, *, past: tuple[Array, Array] | None, cap: float
-) -> Array:
-  """Grouped-query attention over `past` keys followed by the call's own.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Past:
+  """Keys and values of earlier calls, for T queries per row that are samples of one prompt.
 
-  The two parts meet in one softmax and are never concatenated: the past is read only, so a decode
+  The samples read one prefix and each its own suffix. The axes are in the order in which a step's
+  products read them, or XLA would transpose the cache at each step.
+  """
+
+  prefix: tuple[Array, Array]  # keys [L,B,K,H,S], values [L,B,K,S,H]
+  suffix: tuple[Array, Array]  # keys [L,B,T,K,H,C], values [L,B,T,K,C,H]
+
+  @classmethod
+  def start(cls, kv: tuple[Array, Array], *, samples: int, room: int) -> "Past":
+    """Empty suffixes of `room` tokens after a prefill's keys and values [L,B,S,K,H]."""
+    k, v = kv
+    layers, b, _, heads, h = k.shape
+    rows = (layers, b, samples, heads)
+    empty = jnp.zeros((*rows, h, room), k.dtype), jnp.zeros((*rows, room, h), v.dtype)
+    return cls((jnp.einsum("lbskh->lbkhs", k), jnp.einsum("lbskh->lbksh", v)), empty)
+
+  def write(self, kv: tuple[Array, Array], at: Array | int) -> "Past":
+    """Puts the keys and values [L,B,T,K,H] of a step into place `at` of the suffixes."""
+    put = jax.lax.dynamic_update_slice_in_dim
+    k = put(self.suffix[0], kv[0][..., :, None], at, axis=5)
+    v = put(self.suffix[1], kv[1][..., None, :], at, axis=4)
+    return Past(self.prefix, (k, v))
+
+
+def attend(q: Array, k: Array, v: Array, mask: Array, *, past: Past | None, cap: float) -> Array:
+  """Grouped-query attention over `past` followed by the call's own keys.
+
+  The parts meet in one softmax and are never concatenated: the past is read only, so a decode
   step copies no cache.
 
   Args:
     q: [B,T,K,G,H], scaled.
     k: [B,T,K,H] own keys.
     v: [B,T,K,H] own values.
-    mask: bool[B,T,S+T], what each query sees, past first.
-    past: keys and values [B,S,K,H], or None (S = 0).
+    mask: bool[B,T,S+C+T], what each query sees: prefix, suffix, own.
+    past: that of this layer, without the axis L; None for none (S = C = 0).
     cap: soft cap of the logits, before the mask; 0 for none.
 
   Returns:
     [B,T,K,G,H]
   """
   # Logits in fp32: bf16 has an ulp of .125 at their size, and the cap and softmax need better.
-  parts = ((k, v),) if past is None else (past, (k, v))
-  logits = jnp.concatenate(
-    [jnp.einsum("btkgh,bskh->bkgts", q, p[0], preferred_element_type=jnp.float32) for p in parts],
-    axis=-1,
-  )
-  logits = jnp.where(mask[:, None, None], softcap(logits, cap), MASKED)
-  probs = jax.nn.softmax(logits, axis=-1).astype(q.dtype)
-  if past is None:
-    return jnp.einsum("bkgts,bskh->btkgh", probs, v)
-  s = past[0].shape[1]
-  out = jnp.einsum("bkgts,bskh->btkgh", probs[..., :s], past[1])
-  return out + jnp.einsum("bkgts,bskh->btkgh", probs[..., s:], v)
+  product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  heads = jnp.moveaxis(q, 1, 3)  # [B,K,G,T,H], so that the samples are rows of one product.
+  logits = [product("bkgth,bskh->bkgts", heads, k)]
+  if past is not None:
+    of_prefix = product("bkgth,bkhs->bkgts", heads, past.prefix[0])
+    of_suffix = product("btkgh,btkhs->btkgs", q, past.suffix[0])
+    logits = [of_prefix, jnp.moveaxis(of_suffix, 1, 3), *logits]
+  ends = np.cumsum([part.shape[-1] for part in logits])[:-1]
+  logits = softcap(jnp.concatenate(logits, axis=-1), cap)
+  probs = jax.nn.softmax(jnp.where(mask[:, None, None], logits, MASKED), axis=-1).astype(q.dtype)
+  *of_past, of_own = jnp.split(probs, ends, axis=-1)
+  out = jnp.einsum("bkgts,bskh->bkgth", of_own, v)
+  if past is not None:
+    of_prefix, of_suffix = of_past
+    out += jnp.einsum("bkgts,bksh->bkgth", of_prefix, past.prefix[1])
+    of_suffix = jnp.einsum("btkgs,btksh->btkgh", jnp.moveaxis(of_suffix, 3, 1), past.suffix[1])
+    out += jnp.moveaxis(of_suffix, 1, 3)
+  return jnp.moveaxis(out, 3, 1)
 
 
 class Attention(nn.Module):
@@ -197,11 +256,21 @@ class Attention(nn.Module):
   cfg: GemmaConfig
 
   @nn.compact
-  def __call__(self, x: Array, *, cos: Array, sin: Array, mask: Array, past: Any):
+  def __call__(self, x: Array, *, cos: Array, sin: Array, mask: Array, past: Past | None):
     cfg = self.cfg
     n, kv, h, d = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, cfg.width
-    q = Einsum((n, d, h), d, name="q_einsum")("btd,ndh->btnh", x)
-    k, v = Einsum((2, kv, d, h), d, name="kv_einsum")("btd,ckdh->cbtkh", x)
+    q_bias, kv_bias, out_bias = (
+      ((n, h), (2, 1, 1, kv, h), (d,)) if cfg.attn_bias else (None, None, None)
+    )
+    q_of = Einsum((n, d, h), d, q_bias, name="q_einsum")
+    kv_of = Einsum((2, kv, d, h), d, kv_bias, name="kv_einsum")
+    if past is None:
+      q, (k, v) = q_of("btd,ndh->btnh", x), kv_of("btd,ckdh->cbtkh", x)
+    else:
+      # One product per head: a step has few rows, and must not transpose the weights for them.
+      q = q_of("nbtd,ndh->nbth", jnp.broadcast_to(x, (n, *x.shape)))
+      k, v = kv_of("ckbtd,ckdh->ckbth", jnp.broadcast_to(x, (2, kv, *x.shape)))
+      q, k, v = (jnp.moveaxis(y, 0, 2) for y in (q, k, v))
     if cfg.qk_norm:
       q = RMSNorm(cfg.norm_eps, name="query_norm")(q)
       k = RMSNorm(cfg.norm_eps, name="key_norm")(k)
@@ -210,11 +279,13 @@ class Attention(nn.Module):
     q = q.reshape(*q.shape[:2], kv, n // kv, h)
     out = attend(q, k, v, mask, past=past, cap=cfg.attn_softcap)
     out = out.reshape(*out.shape[:2], n, h)
-    return Einsum((n, h, d), n * h, name="attn_vec_einsum")("btnh,nhd->btd", out), (k, v)
+    project = Einsum((n, h, d), n * h, out_bias, name="attn_vec_einsum")
+    # An einsum contracts in the order of the alphabet: i, j is how the weight lies.
+    return project("btij,ijd->btd", out), (k, v)
 
 
 class Mlp(nn.Module):
-  """GELU-gated MLP; the two weights are bare parameters, as in big_vision."""
+  """Gated MLP; the two weights are bare parameters, as in big_vision."""
 
   cfg: GemmaConfig
 
@@ -224,7 +295,7 @@ class Mlp(nn.Module):
     gating = self.param("gating_einsum", nn.initializers.normal(d**-0.5), (2, d, f))
     linear = self.param("linear", nn.initializers.normal(f**-0.5), (f, d))
     gating = gating.astype(x.dtype)
-    y = nn.gelu(x @ gating[0], approximate=True) * (x @ gating[1])
+    y = activate(self.cfg.activation, x @ gating[0]) * (x @ gating[1])
     return y @ linear.astype(x.dtype)
 
 
@@ -235,7 +306,7 @@ class Block(nn.Module):
   keep_kv: bool
 
   @nn.compact
-  def __call__(self, x: Array, is_local: Array, past: Any, angles: Array, mask: Array):
+  def __call__(self, x: Array, is_local: Array, past: Past | None, angles: Array, mask: Array):
     cfg = self.cfg
     pick = is_local.astype(jnp.int32)
     post = {"eps": cfg.norm_eps, "init": cfg.post_norm_init}
@@ -250,7 +321,7 @@ class Block(nn.Module):
 
 
 class Embedder(nn.Module):
-  """The embedding, tied with the head; `multimodal.unembed` reads it for the logits."""
+  """The embedding, and the head: `multimodal.unembed` reads one of the two for the logits."""
 
   cfg: GemmaConfig
 
@@ -259,6 +330,8 @@ class Embedder(nn.Module):
     shape = (self.cfg.vocab_size, self.cfg.width)
     init = nn.initializers.normal(self.cfg.embed_init_std)
     w = self.param("input_embedding", init, shape)
+    if not self.cfg.tied_head:
+      self.param("output_embedding", init, shape)
     x = jnp.take(w, tokens, axis=0).astype(self.cfg.dtype)
     # As big_vision and Gemma: the factor itself is rounded to the compute dtype.
     return x * jnp.asarray(self.cfg.width**0.5, x.dtype)
@@ -295,17 +368,25 @@ class Gemma(nn.Module):
     return self.embedder(tokens)
 
   def decode(
-    self, x: Array, *, positions: Array, key_positions: Array, mask: Array, past: Any = None
+    self,
+    x: Array,
+    *,
+    positions: Array,
+    key_positions: Array,
+    mask: Array,
+    wide: Array | None = None,
+    past: Past | None = None,
   ) -> tuple[Array, Any]:
     """Runs the blocks and the final norm.
 
     Args:
       x: [B,T,D] embeddings, text and image.
       positions: i32[B,T] of the queries.
-      key_positions: i32[B,S+T] of the past keys and the queries' own.
-      mask: bool[B,T,S+T], what each query may see by the architecture; the window of the local
-        layers is taken off here.
-      past: keys and values ([L,B,S,K,H], [L,B,S,K,H]) that came out of earlier calls, or None.
+      key_positions: i32[B,S+C+T] of the past keys and the queries' own.
+      mask: bool[B,T,S+C+T], what each query may see by the architecture; what lies outside of the
+        window of the local layers is taken off here.
+      wide: bool[B,T,S+C+T], the part of `mask` that a window leaves alone, or None.
+      past: what came out of earlier calls, or None.
 
     Returns:
       [B,T,D], and the keys and values ([L,B,T,K,H], [L,B,T,K,H]) of this call (None unless
@@ -316,11 +397,12 @@ class Gemma(nn.Module):
     angles = jnp.stack(
       [
         rope_angles(positions, cfg.head_dim, base=cfg.rope_base, scale=cfg.rope_scale),
-        rope_angles(positions, cfg.head_dim, base=cfg.local_rope_base),
+        rope_angles(positions, cfg.head_dim, base=cfg.local_rope_base, scale=cfg.local_rope_scale),
       ]
     )
     angles = jnp.stack([jnp.cos(angles), jnp.sin(angles)])  # [cos or sin, global or local, B,T,H/2]
-    masks = jnp.stack([mask, mask & window_mask(positions, key_positions, window=cfg.window)])
+    near = window_mask(positions, key_positions, window=cfg.window)
+    masks = jnp.stack([mask, mask & (near if wide is None else near | wide)])
     x, kv = self.layers(x.astype(cfg.dtype), is_local, past, angles, masks)
     return self.final_norm(x), kv
 

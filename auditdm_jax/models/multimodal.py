@@ -37,7 +37,8 @@ class VlmConfig:
     kind: the wiring: masks and projector.
     text: the decoder.
     vision: the tower; None for a text-only model.
-    image_token_id: the id that marks an image slot in the tokens.
+    image_token_id: the id that marks an image slot in the tokens; it may lie outside of the
+      vocabulary, as it does in big_vision's; -1 in a text-only model.
     mm_tokens: image slots per image: Gemma 3 average-pools the patches to this many; None keeps
       one per patch.
   """
@@ -49,18 +50,16 @@ class VlmConfig:
   mm_tokens: int | None = None
 
   def __post_init__(self):
-    if not 0 <= self.image_token_id < self.text.vocab_size:
-      raise ValueError(f"image_token_id {self.image_token_id} is outside the vocabulary")
+    if self.image_token_id < (-1 if self.vision is None else 0):
+      raise ValueError(f"image_token_id {self.image_token_id} is not a token")
     if self.vision is not None and self.mm_tokens is not None:
-      side = round(self.vision.num_patches**0.5)
-      if side % max(1, round(self.mm_tokens**0.5)) or round(self.mm_tokens**0.5) ** 2 != (
-        self.mm_tokens
-      ):
+      side, cells = round(self.vision.num_patches**0.5), round(self.mm_tokens**0.5)
+      if not 0 < cells <= side or cells**2 != self.mm_tokens or side // (side // cells) != cells:
         raise ValueError(f"{side}x{side} patches cannot be pooled to mm_tokens {self.mm_tokens}")
 
   @property
   def num_image_tokens(self) -> int:
-    """Image slots a row of tokens must have; 0 for a text-only model."""
+    """Image slots of one image; 0 for a text-only model."""
     if self.vision is None:
       return 0
     return self.mm_tokens or self.vision.num_patches
@@ -92,18 +91,22 @@ class Projector(nn.Module):
     dv = x.shape[-1]
     if cfg.kind == "paligemma":
       return siglip.Linear((dv, d), (d,), dv, name="Dense")("bpd,de->bpe", x)
-    x = gemma.RMSNorm(cfg.text.norm_eps, name="soft_embedding_norm")(x)
+    x = gemma.RMSNorm(cfg.vision.norm_eps, name="soft_embedding_norm")(x)
     return gemma.Einsum((dv, d), dv, name="input_projection")("bpd,de->bpe", x)
 
 
 def pool(features: Array, tokens: int | None) -> Array:
-  """Averages a square of patches [B,P,D] over square cells, to [B,tokens,D]."""
+  """Averages a square of patches [B,P,D] over square cells, to [B,tokens,D].
+
+  Rows and columns that do not fill a cell are left out, at the bottom and on the right.
+  """
   b, p, d = features.shape
   if tokens is None or tokens == p:
     return features
   side, cells = round(p**0.5), round(tokens**0.5)
   c = side // cells
-  return features.reshape(b, cells, c, cells, c, d).mean(axis=(2, 4)).reshape(b, tokens, d)
+  square = features.reshape(b, side, side, d)[:, : cells * c, : cells * c]
+  return square.reshape(b, cells, c, cells, c, d).mean(axis=(2, 4)).reshape(b, tokens, d)
 
 
 def init(cfg: VlmConfig, key: Array) -> Params:
@@ -139,21 +142,28 @@ def project(cfg: VlmConfig, params: Params, features: Array) -> Array:
 def embed(cfg: VlmConfig, params: Params, features: Array | None, tokens: Array) -> Array:
   """Returns [B,T,D]: token embeddings, with the projected features in the image slots.
 
-  The i-th slot of a row takes the row's i-th image token, wherever it lies; the vocabulary row of
-  the image token is never read.
+  Args:
+    cfg: the model.
+    params: its parameters.
+    features: [B,P,Dv], one image per row, or [B,I,P,Dv], I images of which a row uses the first
+      that its slots ask for; None if there are no images.
+    tokens: i32[B,T]. The i-th slot of a row takes the row's i-th image token, wherever it lies.
   """
+  slot = tokens == cfg.image_token_id
+  if cfg.image_token_id >= cfg.text.vocab_size:
+    tokens = jnp.where(slot, 0, tokens)  # The vocabulary has no row for it.
   x = gemma.Gemma(cfg.text).apply({"params": params["llm"]}, tokens, method="embed")
   if features is None:
     return x
-  image = project(cfg, params, features)
-  slot = tokens == cfg.image_token_id
+  image = project(cfg, params, features.reshape(-1, *features.shape[-2:]))
+  image = image.reshape(tokens.shape[0], -1, image.shape[-1])
   # A product with one-hot rows rather than a gather, whose gradient would be a scatter.
   index = jnp.where(slot, jnp.cumsum(slot, axis=1) - 1, -1)
   placed = jnp.einsum("btm,bmd->btd", jax.nn.one_hot(index, image.shape[1], dtype=x.dtype), image)
   return jnp.where(slot[..., None], placed, x)
 
 
-def make_attn_mask(valid: Array, ar: Array) -> Array:
+def make_attn_mask(valid: Array, ar: Array, segment: Array | None = None) -> Array:
   """Returns bool[B,T,T]: token i sees j iff cumsum(ar)[j] <= cumsum(ar)[i], both valid.
 
   One rule makes every mask (big_vision, models/proj/paligemma/paligemma.py). Two rows of five:
@@ -165,10 +175,26 @@ def make_attn_mask(valid: Array, ar: Array) -> Array:
       0    1 1 1 . .                     0    1 1 1 1 .
       1    1 1 1 1 .                     0    1 1 1 1 .
       1    1 1 1 1 1                     1    1 1 1 1 1
+
+  With `segment` i32[B,T], i sees j only if j is of segment 0 or of i's own: several completions
+  after one prompt, 0 0 1 1 2 2, do not see one another.
   """
   order = jnp.cumsum(ar, axis=1)
   sees = order[:, None, :] <= order[:, :, None]
+  if segment is not None:
+    sees = sees & shares(segment)
   return sees & valid[:, None, :] & valid[:, :, None]
+
+
+def shares(segment: Array) -> Array:
+  """Returns bool[B,T,T]: whether j is of segment 0 or of i's own, for i32[B,T] segments."""
+  return (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])
+
+
+def same_block(ar: Array) -> Array:
+  """Returns bool[B,T,T]: the tokens between which `ar` makes no difference of order."""
+  order = jnp.cumsum(ar, axis=1)
+  return order[:, None, :] == order[:, :, None]
 
 
 def default_ar(cfg: VlmConfig, tokens: Array) -> Array:
@@ -184,9 +210,15 @@ def default_ar(cfg: VlmConfig, tokens: Array) -> Array:
   return jnp.where(inside, 0, 1)
 
 
-def positions_of(valid: Array) -> Array:
-  """Returns i32[B,T]: how many valid tokens come before; padding does not count."""
-  return jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
+def positions_of(valid: Array, segment: Array | None = None) -> Array:
+  """Returns i32[B,T]: how many valid tokens come before; padding does not count.
+
+  With `segment`, those of segment 0 and of the token's own: each restarts at the prefix's end.
+  """
+  if segment is None:
+    return jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
+  before = jnp.tri(valid.shape[1], dtype=bool) & shares(segment) & valid[:, None, :]
+  return jnp.maximum(jnp.sum(before, axis=2) - 1, 0)
 
 
 def hidden(
@@ -197,22 +229,26 @@ def hidden(
   *,
   valid: Array,
   ar: Array | None = None,
+  segment: Array | None = None,
 ) -> Array:
   """The full forward pass.
 
   Args:
     cfg: the model.
     params: its parameters.
-    features: [B,P,Dv] of `encode_images`, one image per row, or None.
-    tokens: i32[B,T], with `num_image_tokens` image slots per row if there are features.
+    features: [B,P,Dv] or [B,I,P,Dv] of `encode_images`, or None; see `embed`.
+    tokens: i32[B,T], with `num_image_tokens` image slots per image of the row.
     valid: bool[B,T], False at padding, which may be on either side.
     ar: i32[B,T] of `make_attn_mask`; None is `default_ar`. A PaliGemma row with a suffix must
       give it.
+    segment: i32[B,T] of `make_attn_mask`; None is one segment.
 
   Returns:
     [B,T,D] after the final norm, for `unembed`.
   """
-  return prefill(cfg, params, features, tokens, valid=valid, ar=ar, keep_kv=False)[0]
+  return prefill(cfg, params, features, tokens, valid=valid, ar=ar, segment=segment, keep_kv=False)[
+    0
+  ]
 
 
 def prefill(
@@ -223,17 +259,20 @@ def prefill(
   *,
   valid: Array,
   ar: Array | None = None,
+  segment: Array | None = None,
   keep_kv: bool = True,
 ) -> tuple[Array, Any]:
   """As `hidden`; also returns the keys and values ([L,B,T,K,H], [L,B,T,K,H])."""
   ar = default_ar(cfg, tokens) if ar is None else ar
-  positions = positions_of(valid)
+  positions = positions_of(valid, segment)
   return gemma.Gemma(cfg.text, keep_kv=keep_kv).apply(
     {"params": params["llm"]},
     embed(cfg, params, features, tokens),
     positions=positions,
     key_positions=positions,
-    mask=make_attn_mask(valid, ar),
+    mask=make_attn_mask(valid, ar, segment),
+    # PaliGemma's prefix sees all of itself in every layer, Gemma 3's image only what is near.
+    wide=same_block(ar) if cfg.kind == "paligemma" else None,
     method="decode",
   )
 
@@ -244,40 +283,45 @@ def step(
   tokens: Array,
   *,
   positions: Array,
-  past: tuple[Array, Array],
+  past: gemma.Past,
   past_positions: Array,
   past_valid: Array,
 ) -> tuple[Array, tuple[Array, Array]]:
-  """One more text token per row, after `past`.
+  """One more text token for each of G samples per prompt, after `past`.
 
   Args:
     cfg: the model.
     params: its parameters.
-    tokens: i32[B].
+    tokens: i32[B,G].
     positions: i32[B] of these tokens.
-    past: keys and values [L,B,S,K,H]; read only.
-    past_positions: i32[B,S].
-    past_valid: bool[B,S], the slots that hold something.
+    past: prefix [L,B,K,S,H] and suffixes [L,B,G,K,C,H]; read only.
+    past_positions: i32[B,S+C].
+    past_valid: bool[B,S+C], the slots that hold something.
 
   Returns:
-    [B,D] hidden states, and the keys and values [L,B,1,K,H] to put in the cache.
+    [B,G,D] hidden states, and the keys and values [L,B,G,K,H] to put in the suffixes.
   """
-  own = jnp.ones((tokens.shape[0], 1), bool)
-  x, kv = gemma.Gemma(cfg.text, keep_kv=True).apply(
+  b, g = tokens.shape
+  positions = jnp.broadcast_to(positions[:, None], (b, g))
+  # All that is past, and of the samples' new tokens the own one.
+  mask = [
+    jnp.broadcast_to(part, (b, g, part.shape[-1]))
+    for part in (past_valid[:, None], jnp.eye(g, dtype=bool))
+  ]
+  return gemma.Gemma(cfg.text, keep_kv=True).apply(
     {"params": params["llm"]},
-    embed(cfg, params, None, tokens[:, None]),
-    positions=positions[:, None],
-    key_positions=jnp.concatenate([past_positions, positions[:, None]], axis=1),
-    mask=jnp.concatenate([past_valid, own], axis=1)[:, None, :],
+    embed(cfg, params, None, tokens),
+    positions=positions,
+    key_positions=jnp.concatenate([past_positions, positions], axis=1),
+    mask=jnp.concatenate(mask, axis=2),
     past=past,
     method="decode",
   )
-  return x[:, 0], kv
 
 
 def unembed(cfg: VlmConfig, params: Params, x: Array) -> Array:
   """Returns fp32 logits [...,V] of hidden states [...,D]: the only road from one to the other."""
-  w = params["llm"]["embedder"]["input_embedding"]
+  w = params["llm"]["embedder"]["input_embedding" if cfg.text.tied_head else "output_embedding"]
   # Operands in the compute dtype, accumulation in fp32: bf16 logits of size 30 have an ulp of .125.
   logits = jnp.einsum("...d,vd->...v", x, w.astype(x.dtype), preferred_element_type=jnp.float32)
   return gemma.softcap(logits, cfg.text.final_softcap)
@@ -291,7 +335,7 @@ def sampling_logits(
   if not banned:
     return logits
   keep = np.ones(cfg.text.vocab_size, bool)
-  keep[list(banned)] = False
+  keep[[i for i in banned if 0 <= i < cfg.text.vocab_size]] = False
   return jnp.where(keep, logits, gemma.MASKED)
 
 

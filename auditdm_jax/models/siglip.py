@@ -14,6 +14,8 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
+from auditdm_jax.models.activations import Activation, activate
+
 
 @dataclasses.dataclass(frozen=True)
 class SiglipConfig:
@@ -25,7 +27,11 @@ class SiglipConfig:
     mlp_dim: F.
     num_heads: N; divides D.
     patch_size: side of a patch, in pixels.
-    image_size: side of the (square) image, in pixels; a multiple of the patch size.
+    image_size: side of the (square) image, in pixels; what is left of it on the right and at the
+      bottom after the last whole patch is not looked at.
+    norm_eps: epsilon of every LayerNorm.
+    activation: of the MLP.
+    pooling_head: the tower has a `PoolingHead`.
     dtype: compute dtype; parameters keep their own.
     remat: recompute each block in the backward pass.
     unroll: layers per step of the scan.
@@ -37,6 +43,9 @@ class SiglipConfig:
   num_heads: int
   patch_size: int
   image_size: int
+  norm_eps: float = 1e-6
+  activation: Activation = "gelu_tanh"
+  pooling_head: bool = False
   dtype: str = "float32"
   remat: bool = False
   unroll: int = 1
@@ -44,8 +53,8 @@ class SiglipConfig:
   def __post_init__(self):
     if self.width % self.num_heads:
       raise ValueError(f"width {self.width} % num_heads {self.num_heads} is not 0")
-    if self.image_size % self.patch_size:
-      raise ValueError(f"image_size {self.image_size} % patch_size {self.patch_size} is not 0")
+    if self.image_size < self.patch_size:
+      raise ValueError(f"image_size {self.image_size} is less than patch_size {self.patch_size}")
 
   @property
   def num_patches(self) -> int:
@@ -53,7 +62,9 @@ class SiglipConfig:
 
 
 class LayerNorm(nn.Module):
-  """LayerNorm with fp32 statistics and epsilon 1e-6."""
+  """LayerNorm with fp32 statistics."""
+
+  eps: float
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -61,7 +72,7 @@ class LayerNorm(nn.Module):
     bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
     y = x.astype(jnp.float32)
     y = y - jnp.mean(y, axis=-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + 1e-6)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
     return (y * scale + bias).astype(x.dtype)
 
 
@@ -101,12 +112,14 @@ class MultiHeadDotProductAttention(nn.Module):
 
 class MlpBlock(nn.Module):
   mlp_dim: int
+  activation: Activation
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     d, f = x.shape[-1], self.mlp_dim
     y = Linear((d, f), (f,), d, name="Dense_0")("bpd,df->bpf", x)
-    return Linear((f, d), (d,), f, name="Dense_1")("bpf,fd->bpd", nn.gelu(y, approximate=True))
+    y = activate(self.activation, y)
+    return Linear((f, d), (d,), f, name="Dense_1")("bpf,fd->bpd", y)
 
 
 class EncoderBlock(nn.Module):
@@ -114,12 +127,11 @@ class EncoderBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, _: None) -> tuple[Array, None]:
-    y = LayerNorm(name="LayerNorm_0")(x)
-    x = x + MultiHeadDotProductAttention(self.cfg.num_heads, name="MultiHeadDotProductAttention_0")(
-      y
-    )
-    y = LayerNorm(name="LayerNorm_1")(x)
-    return x + MlpBlock(self.cfg.mlp_dim, name="MlpBlock_0")(y), None
+    cfg = self.cfg
+    y = LayerNorm(cfg.norm_eps, name="LayerNorm_0")(x)
+    x = x + MultiHeadDotProductAttention(cfg.num_heads, name="MultiHeadDotProductAttention_0")(y)
+    y = LayerNorm(cfg.norm_eps, name="LayerNorm_1")(x)
+    return x + MlpBlock(cfg.mlp_dim, cfg.activation, name="MlpBlock_0")(y), None
 
 
 class Encoder(nn.Module):
@@ -135,7 +147,34 @@ class Encoder(nn.Module):
       length=self.cfg.depth,
       unroll=self.cfg.unroll,
     )(self.cfg, name="encoderblock")(x, None)
-    return LayerNorm(name="encoder_norm")(x)
+    return LayerNorm(self.cfg.norm_eps, name="encoder_norm")(x)
+
+
+class PoolingHead(nn.Module):
+  """The head of a SigLIP that was saved with it: kept, so that it can be saved again, not used.
+
+  The language model takes the patches. Names and shapes are those of a Hugging Face checkpoint.
+  """
+
+  cfg: SiglipConfig
+
+  @nn.compact
+  def __call__(self) -> None:
+    d, f = self.cfg.width, self.cfg.mlp_dim
+    for name, shape in {
+      "probe": (1, 1, d),
+      "attention.in_proj_weight": (3 * d, d),
+      "attention.in_proj_bias": (3 * d,),
+      "attention.out_proj.weight": (d, d),
+      "attention.out_proj.bias": (d,),
+      "layernorm.weight": (d,),
+      "layernorm.bias": (d,),
+      "mlp.fc1.weight": (f, d),
+      "mlp.fc1.bias": (f,),
+      "mlp.fc2.weight": (d, f),
+      "mlp.fc2.bias": (d,),
+    }.items():
+      self.param(name, nn.initializers.zeros, shape)
 
 
 class PatchEmbedding(nn.Module):
@@ -148,8 +187,8 @@ class PatchEmbedding(nn.Module):
     p, d = self.cfg.patch_size, self.cfg.width
     kernel = self.param("kernel", nn.initializers.normal((p * p * 3) ** -0.5), (p, p, 3, d))
     bias = self.param("bias", nn.initializers.zeros, (d,))
-    b, height, width, _ = pixels.shape
-    x = pixels.astype(self.cfg.dtype).reshape(b, height // p, p, width // p, p, 3)
+    b, n = pixels.shape[0], self.cfg.image_size // p
+    x = pixels[:, : n * p, : n * p].astype(self.cfg.dtype).reshape(b, n, p, n, p, 3)
     x = x.swapaxes(2, 3).reshape(b, -1, p * p * 3)
     return x @ kernel.reshape(-1, d).astype(x.dtype) + bias.astype(x.dtype)
 
@@ -174,4 +213,6 @@ class Siglip(nn.Module):
     x = PatchEmbedding(cfg, name="embedding")(pixels)
     init = nn.initializers.normal(cfg.width**-0.5)
     pos = self.param("pos_embedding", init, (1, cfg.num_patches, cfg.width))
+    if cfg.pooling_head:
+      PoolingHead(cfg, name="pooling_head")()
     return Encoder(cfg, name="Transformer")(x + pos.astype(x.dtype))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 from auditdm_jax.models import gemma
 
@@ -38,10 +39,13 @@ GEMMA3 = dataclasses.replace(
   qk_norm=True,
 )
 GEMMA1 = dataclasses.replace(GEMMA2, post_norms=False, layer_is_local=(), window=None)
+# Legal in a config.json, and in no published one.
+ODD = dataclasses.replace(GEMMA2, local_rope_scale=3.0, attn_bias=True, activation="gelu")
 
 
-def reference(cfg, params, tokens, positions, mask):
+def reference(cfg, params, tokens, positions, mask, wide=None):
   """One layer after the other, one einsum at a time, in float64."""
+  wide = np.zeros_like(mask) if wide is None else wide
   p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
 
   def norm(x, scale):
@@ -62,10 +66,15 @@ def reference(cfg, params, tokens, positions, mask):
     y = norm(x, w["pre_attention_norm"]["scale"])
     q = np.einsum("btd,ndh->btnh", y, w["attn"]["q_einsum"]["w"])
     k, v = np.einsum("btd,ckdh->cbtkh", y, w["attn"]["kv_einsum"]["w"])
+    if cfg.attn_bias:
+      q = q + w["attn"]["q_einsum"]["b"]
+      k, v = k + w["attn"]["kv_einsum"]["b"][0, 0, 0], v + w["attn"]["kv_einsum"]["b"][1, 0, 0]
     if cfg.qk_norm:
       q = norm(q, w["attn"]["query_norm"]["scale"])
       k = norm(k, w["attn"]["key_norm"]["scale"])
-    base, scale = (cfg.local_rope_base, 1.0) if local else (cfg.rope_base, cfg.rope_scale)
+    base, scale = (
+      (cfg.local_rope_base, cfg.local_rope_scale) if local else (cfg.rope_base, cfg.rope_scale)
+    )
     q, k = rope(q, base, scale), rope(k, base, scale)
     q = q * (cfg.head_dim**-0.5 if cfg.query_scale is None else cfg.query_scale)
     repeat = cfg.num_heads // cfg.num_kv_heads
@@ -75,16 +84,19 @@ def reference(cfg, params, tokens, positions, mask):
       logits = cfg.attn_softcap * np.tanh(logits / cfg.attn_softcap)
     seen = mask.copy()
     if local:
-      seen &= np.abs(positions[:, :, None] - positions[:, None, :]) < cfg.window
+      seen &= (positions[:, :, None] - positions[:, None, :] < cfg.window) | wide
     logits = np.where(seen[:, None], logits, -1e30)
     e = np.exp(logits - logits.max(-1, keepdims=True))
     out = np.einsum("bnts,bsnh->btnh", e / e.sum(-1, keepdims=True), v)
     y = np.einsum("btnh,nhd->btd", out, w["attn"]["attn_vec_einsum"]["w"])
+    y = y + w["attn"]["attn_vec_einsum"].get("b", 0)
     x = x + (norm(y, w["post_attention_norm"]["scale"]) if cfg.post_norms else y)
     y = norm(x, w["pre_ffw_norm"]["scale"])
     gate, up = np.einsum("btd,cdf->cbtf", y, w["mlp"]["gating_einsum"])
-    gelu = 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
-    y = (gelu * up) @ w["mlp"]["linear"]
+    inner = np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3))
+    if cfg.activation == "gelu":
+      inner = scipy.special.erf(gate / np.sqrt(2))
+    y = (0.5 * gate * (1 + inner) * up) @ w["mlp"]["linear"]
     x = x + (norm(y, w["post_ffw_norm"]["scale"]) if cfg.post_norms else y)
   return norm(x, p["final_norm"]["scale"])
 
@@ -100,9 +112,10 @@ def make(cfg):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def run(cfg, params, tokens, positions, mask):
+def run(cfg, params, tokens, positions, mask, wide=None):
   def forward(m, tokens):
-    return m.decode(m.embed(tokens), positions=positions, key_positions=positions, mask=mask)[0]
+    where = dict(positions=positions, key_positions=positions)
+    return m.decode(m.embed(tokens), **where, mask=mask, wide=wide)[0]
 
   return gemma.Gemma(cfg).apply({"params": params}, tokens, method=forward)
 
@@ -116,11 +129,20 @@ def inputs(*, b=2, t=9):
   return tokens, positions, mask
 
 
-@pytest.mark.parametrize("cfg", [GEMMA1, GEMMA2, GEMMA3], ids=["gemma1", "gemma2", "gemma3"])
-def test_scan_equals_unrolled_reference(cfg):
+@pytest.mark.parametrize("name", ["gemma1", "gemma2", "gemma3", "odd"])
+def test_scan_equals_unrolled_reference(name):
+  cfg = {"gemma1": GEMMA1, "gemma2": GEMMA2, "gemma3": GEMMA3, "odd": ODD}[name]
   params = make(cfg)
   got = run(cfg, params, *inputs())
   np.testing.assert_allclose(got, reference(cfg, params, *inputs()), atol=2e-5)
+
+
+def test_what_is_wide_is_seen_in_spite_of_the_window():
+  params, wide = make(GEMMA2), np.zeros((2, 9, 9), bool)
+  wide[1, :5, :5] = True
+  got = run(GEMMA2, params, *inputs(), wide)
+  np.testing.assert_allclose(got, reference(GEMMA2, params, *inputs(), wide), atol=2e-5)
+  assert np.abs(got - run(GEMMA2, params, *inputs()))[1, 3:5].max() > 0.01
 
 
 @pytest.mark.parametrize("change", [{"unroll": 6}, {"remat": True}], ids=str)
@@ -168,6 +190,7 @@ def test_tree_names_and_initial_scales():
   assert layers["attn"]["query_norm"]["scale"].shape == (6, 6)
   assert layers["mlp"]["gating_einsum"].shape == (6, 2, 12, 20)
   assert layers["mlp"]["linear"].shape == (6, 20, 12)
+  assert params["embedder"].keys() == {"input_embedding"}
   assert np.all(layers["post_ffw_norm"]["scale"] == np.float32(-0.6))
   assert np.all(layers["pre_ffw_norm"]["scale"] == 0)
 

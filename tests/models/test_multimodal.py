@@ -121,6 +121,101 @@ def test_left_padding_equals_right_padding(cfg):
 
 
 @BOTH
+def test_cached_decoding_is_the_full_forward_beyond_the_window(cfg):
+  params, m, t, rest = init(cfg, jax.random.key(0)), cfg.num_image_tokens, 6, 9
+  features = features_of(cfg, params, 2)
+  text = jax.random.randint(jax.random.key(1), (2, t + rest), 9, 19)
+  tokens = jnp.concatenate([jnp.full((2, m), IMAGE), text], axis=1)
+  start = m + t  # Of what is decoded: more than twice the window, after a prompt longer than it.
+  valid = jnp.ones_like(tokens, bool).at[1, m + 2 : start].set(False)
+  ar = jnp.zeros_like(tokens).at[:, start:].set(1) if cfg.kind == "paligemma" else None
+  want = hidden(cfg, params, features, tokens, valid=valid, ar=ar)[:, start:]
+
+  _, kv = mm.prefill(cfg, params, features, tokens[:, :start], valid=valid[:, :start])
+  past = gemma.Past.start(kv, samples=1, room=rest)
+  positions, step = mm.positions_of(valid), jax.jit(mm.step, static_argnums=0)
+  for i in range(start, start + rest):
+    written = valid & (jnp.arange(start + rest) < i)
+    x, kv = step(
+      cfg,
+      params,
+      tokens[:, i : i + 1],
+      positions=positions[:, i],
+      past=past,
+      past_positions=positions,
+      past_valid=written,
+    )
+    past = past.write(kv, i - start)
+    np.testing.assert_allclose(x[:, 0], want[:, i - start], atol=2e-5)
+
+
+def test_windows_of_a_prefix_and_of_an_image_block():
+  """A window of 4: a prefix of 18 sees all of itself, an image block what is near or ahead."""
+
+  def sees(cfg, tokens, *, ar, at):
+    """Which outputs of one local layer move with the input at `at`."""
+    text = dataclasses.replace(cfg.text, layer_is_local=(True,), depth=1)
+    cfg = dataclasses.replace(cfg, text=text)
+    params = init(cfg, jax.random.key(0))
+    valid, m = np.ones_like(tokens, bool), cfg.num_image_tokens
+    features = features_of(cfg, params, 1)
+    slot = np.flatnonzero(tokens[0, : at + 1] == IMAGE).size - 1
+    cell = np.arange(16) if m == 16 else np.arange(16).reshape(4, 4)[::2, ::2].ravel()
+    moved = features.at[:, cell[slot]].add(1.0)
+    out = [hidden(cfg, params, f, tokens, valid=valid, ar=ar) for f in (features, moved)]
+    return np.flatnonzero((jnp.abs(out[0] - out[1]).max(-1) > 1e-6)[0]).tolist()
+
+  tokens = np.array([[IMAGE] * 16 + [2, 10, 11, 12]])
+  ar = np.array([[0] * 18 + [1, 1]])
+  assert sees(PALIGEMMA, tokens, ar=ar, at=0) == list(range(18))
+  assert sees(PALIGEMMA, tokens, ar=ar, at=15) == list(range(19))
+  tokens = np.array([[2, IMAGE, IMAGE, IMAGE, IMAGE, 10, 11]])
+  narrow = dataclasses.replace(GEMMA3, text=dataclasses.replace(GEMMA3.text, window=2))
+  assert sees(narrow, tokens, ar=None, at=1) == [1, 2]
+  assert sees(narrow, tokens, ar=None, at=4) == [1, 2, 3, 4, 5]
+
+
+def test_rows_with_several_images():
+  """Two images in a row are those of two rows with one, and a row without has no use for one."""
+  params = init(GEMMA3, jax.random.key(0))
+  features = features_of(GEMMA3, params, 4)
+  block = [IMAGE] * 4
+  tokens = np.array([block + [2] + block + [3], [2, *block] + [3] * 5, [2] * 10])
+  spare = jnp.full((2, 2, *features.shape[1:]), jnp.inf)
+  spare = spare.at[0, 0].set(features[2])
+  x = mm.embed(GEMMA3, params, jnp.stack([features[:2], *spare.at[:, 1].set(0.0)]), tokens)
+  image = mm.project(GEMMA3, params, features)
+  np.testing.assert_array_equal(x[0, :4], image[0])
+  np.testing.assert_array_equal(x[0, 5:9], image[1])
+  np.testing.assert_array_equal(x[1, 1:5], image[2])
+  np.testing.assert_array_equal(x[2], mm.embed(GEMMA3, params, None, tokens[2:])[0])
+
+
+def test_an_image_token_outside_of_the_vocabulary():
+  far = dataclasses.replace(PALIGEMMA, image_token_id=500)
+  params = init(PALIGEMMA, jax.random.key(0))
+  features = features_of(PALIGEMMA, params, 1)
+  tokens = np.array([[IMAGE] * 16 + [2, 10]])
+  moved = np.where(tokens == IMAGE, 500, tokens)
+  np.testing.assert_array_equal(
+    mm.embed(far, params, features, moved), mm.embed(PALIGEMMA, params, features, tokens)
+  )
+  assert np.isfinite(mm.embed(far, params, None, moved)).all()
+  logits = mm.sampling_logits(far, params, jnp.ones((1, 12)), banned=(0, 500))
+  assert (logits < -1e29).sum() == 1
+
+
+def test_an_untied_head_is_read_by_unembed_alone():
+  cfg = dataclasses.replace(
+    PALIGEMMA, text=dataclasses.replace(PALIGEMMA.text, tied_head=False, final_softcap=0.0)
+  )
+  params = init(cfg, jax.random.key(0))
+  head = params["llm"]["embedder"]["output_embedding"]
+  x = jax.random.normal(jax.random.key(1), (3, 12))
+  np.testing.assert_allclose(mm.unembed(cfg, params, x), x @ head.T, atol=1e-5)
+
+
+@BOTH
 def test_image_slots_take_projected_features_unscaled(cfg):
   params, m = init(cfg, jax.random.key(0)), cfg.num_image_tokens
   params["llm"]["embedder"]["input_embedding"] = (
@@ -196,8 +291,8 @@ def test_config_round_trip_and_errors(cfg):
   with pytest.raises(ValueError, match="model.text.depht.*did you mean 'depth'"):
     d = cfg.to_dict()
     mm.VlmConfig.from_dict(d | {"text": d["text"] | {"depht": 3}})
-  with pytest.raises(ValueError, match="outside the vocabulary"):
-    dataclasses.replace(cfg, image_token_id=19)
+  with pytest.raises(ValueError, match="image_token_id -1 is not a token"):
+    dataclasses.replace(cfg, image_token_id=-1)
   with pytest.raises(ValueError, match="pooled to mm_tokens 9"):
     dataclasses.replace(cfg, mm_tokens=9)
 

@@ -8,10 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
+import scipy.stats
 
 from auditdm_jax.models import siglip
+from auditdm_jax.models.activations import activate
 
 CFG = siglip.SiglipConfig(width=12, depth=2, mlp_dim=20, num_heads=3, patch_size=4, image_size=12)
+
+ACTIVATIONS = {
+  "gelu_tanh": lambda y: 0.5 * y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3))),
+  "gelu": lambda y: y * scipy.stats.norm.cdf(y),
+  "quick_gelu": lambda y: y * scipy.special.expit(1.702 * y),
+  "silu": lambda y: y * scipy.special.expit(y),
+  "relu": lambda y: np.maximum(y, 0),
+}
 
 
 def reference(cfg, params, pixels):
@@ -19,7 +30,7 @@ def reference(cfg, params, pixels):
 
   def norm(x, w):
     x = x - x.mean(-1, keepdims=True)
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * w["scale"] + w["bias"]
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + cfg.norm_eps) * w["scale"] + w["bias"]
 
   side, s = cfg.image_size // cfg.patch_size, cfg.patch_size
   patches = [
@@ -43,7 +54,7 @@ def reference(cfg, params, pixels):
     x = x + np.einsum("bpnh,nhd->bpd", out, a["out"]["kernel"]) + a["out"]["bias"]
     m = w["MlpBlock_0"]
     y = norm(x, w["LayerNorm_1"]) @ m["Dense_0"]["kernel"] + m["Dense_0"]["bias"]
-    y = 0.5 * y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
+    y = ACTIVATIONS[cfg.activation](y)
     x = x + y @ m["Dense_1"]["kernel"] + m["Dense_1"]["bias"]
   return norm(x, p["Transformer"]["encoder_norm"])
 
@@ -59,8 +70,27 @@ def test_tower_equals_reference():
     np.testing.assert_allclose(got, want, atol=2e-5)
 
 
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_activations(kind):
+  y = np.linspace(-4, 4, 50)
+  np.testing.assert_allclose(activate(kind, jnp.asarray(y)), ACTIVATIONS[kind](y), atol=1e-6)
+
+
+def test_a_tower_of_another_kind():
+  """With pixels to spare, another epsilon and a head that nobody reads."""
+  cfg = dataclasses.replace(
+    CFG, activation="quick_gelu", norm_eps=0.1, image_size=14, pooling_head=True, depth=1
+  )
+  pixels = np.random.default_rng(0).uniform(-1, 1, (2, 14, 14, 3)).astype(np.float32)
+  params = jax.jit(siglip.Siglip(cfg).init)(jax.random.key(0), pixels)["params"]
+  params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape), params)
+  got = jax.jit(siglip.Siglip(cfg).apply)({"params": params}, pixels)
+  np.testing.assert_allclose(got, reference(cfg, params, pixels[:, :12, :12]), atol=2e-5)
+  assert params["pooling_head"]["attention.in_proj_weight"].shape == (36, 12)
+
+
 def test_wrong_sizes_are_refused():
   with pytest.raises(ValueError, match=r"wants \[B,12,12,3\]"):
     siglip.Siglip(CFG).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
-  with pytest.raises(ValueError, match="image_size 13"):
-    dataclasses.replace(CFG, image_size=13)
+  with pytest.raises(ValueError, match="image_size 3 is less"):
+    dataclasses.replace(CFG, image_size=3)
