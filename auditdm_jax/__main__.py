@@ -2,6 +2,7 @@
 """Runs one stage: `python -m auditdm_jax STAGE --config=configs/X.py[:args] --workdir=DIR`.
 
 Any value of the config can be overridden: `--config.a.b=c`. The same command run again resumes.
+`answer` and `convert` take flags of their own instead: `python -m auditdm_jax convert --help`.
 """
 
 import ast
@@ -9,7 +10,7 @@ import importlib
 import pathlib
 import signal
 import sys
-from types import FrameType
+from types import FrameType, ModuleType
 
 from absl import flags
 from ml_collections import config_flags
@@ -19,6 +20,8 @@ from auditdm_jax.core.config import UserError, did_you_mean
 
 # Runs in an environment of its own, which need not have jax, and leaves nothing behind.
 _SERVERS = {"serve_images"}
+# Run once and from flags of their own, `FLAGS`, instead of a config and a folder of results.
+_TOOLS = {"answer", "convert"}
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config, such as configs/scenes.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run; made if it is not there.")
 _DEVICES = flags.DEFINE_integer("devices", 0, "Split the CPU into so many devices.", lower_bound=0)
@@ -50,9 +53,15 @@ def usage() -> str:
       "usage: python -m auditdm_jax STAGE --config=configs/X.py[:args] --workdir=DIR"
       " [--config.a.b=c] [--devices=N]",
       *rows,
+      f"{' and '.join(sorted(_TOOLS))} have other flags: --help after the stage lists them.",
       "The same command run again continues where it stopped.",
     ]
   )
+
+
+def tool_usage(module: ModuleType) -> str:
+  """Returns the help text of a stage that has flags of its own."""
+  return f"{module.__doc__}\n{module.FLAGS.module_help(module)}"
 
 
 def parse(argv: list[str]) -> str:
@@ -67,8 +76,10 @@ def parse(argv: list[str]) -> str:
   stage = argv[0].replace("_", "-")
   if stage not in known:
     raise UserError(f"no stage {argv[0]!r}{did_you_mean(stage, known)}\n" + usage())
+  module = stage.replace("-", "_")
+  own = _stage(module).FLAGS if module in _TOOLS else flags.FLAGS
   try:
-    rest = flags.FLAGS(argv)[1:]
+    rest = own(argv)[1:]
   except (AttributeError, KeyError) as e:  # Of ml_collections, with a repr inside a repr.
     message = str(e).replace("\\n", " ").translate({ord(c): None for c in "'\"\\"})
     raise UserError(f"--config.…: no such key: {message}") from e
@@ -77,6 +88,8 @@ def parse(argv: list[str]) -> str:
     raise UserError(str(e).strip().rpartition("\n")[2]) from e
   if rest:
     raise UserError(f"not a flag: {' '.join(rest)}; flags are written --name=value")
+  if module in _TOOLS:
+    return module
   if _CONFIG.value is None:
     raise UserError("--config is missing, such as --config=configs/scenes.py")
   try:
@@ -84,7 +97,6 @@ def parse(argv: list[str]) -> str:
   except OSError as e:  # ml_collections holds it back until the config is used.
     given = next((arg for arg in argv if arg.startswith("--config")), "--config")
     raise UserError(f"{given}: no such file") from e
-  module = stage.replace("-", "_")
   if _WORKDIR.value is None and module not in _SERVERS:
     raise UserError("--workdir is missing: where the results go, such as --workdir=runs/first")
   return module
@@ -92,18 +104,22 @@ def parse(argv: list[str]) -> str:
 
 def run(argv: list[str]) -> int:
   """Runs the stage that the arguments name and returns the exit code."""
-  if not argv or "--help" in argv or "-h" in argv or "-help" in argv:
-    print(usage())
+  if not argv or {"--help", "-h", "-help"} & set(argv):
+    tool = argv[0].replace("-", "_") if argv else ""
+    print(tool_usage(_stage(tool)) if tool in _TOOLS else usage())
     return 0 if argv else 2
   signal.signal(signal.SIGTERM, _terminate)
   try:
     module = parse(argv)
+    if module in _TOOLS:
+      importlib.import_module("auditdm_jax.core.runtime").setup()
+      return _stage(module).main()
     workdir = pathlib.Path(_WORKDIR.value).absolute() if _WORKDIR.value is not None else None
     if workdir:
       workdir.mkdir(parents=True, exist_ok=True)
     if module not in _SERVERS:
       importlib.import_module("auditdm_jax.core.runtime").setup(devices=_DEVICES.value)
-    return importlib.import_module(f"auditdm_jax.stages.{module}").main(_CONFIG.value, workdir)
+    return _stage(module).main(_CONFIG.value, workdir)
   except UserError as e:
     print(f"auditdm_jax: {e}", file=sys.stderr)
     return 2
@@ -113,6 +129,10 @@ def run(argv: list[str]) -> int:
   except KeyboardInterrupt:
     print("\ninterrupted; run the same command to continue", file=sys.stderr)
     return 128 + signal.SIGINT
+
+
+def _stage(module: str) -> ModuleType:
+  return importlib.import_module(f"auditdm_jax.stages.{module}")
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

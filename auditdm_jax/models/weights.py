@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model folders: config, weights and tokenizer, strict in both directions.
+"""Models on disk, strict in both directions: our own folders, and what others write and read.
 
     model/
       config.json         {"format": "auditdm-1", "model": {…VlmConfig}, "template": …, "stop": […],
-                           "tower": "../siglip", …}
+                           "origin": {"format": "hf", …}, "tower": "../siglip", …}
       model.safetensors   one tensor per parameter, named by its path: llm/layers/attn/q_einsum/w
       tokenizer.json
     siglip/
@@ -11,144 +11,327 @@
       model.safetensors   img/… without the head
 
 With "tower", everything under img/ but the projector comes from that folder, so that models can
-share one frozen tower. A tensor too many, too few or of another shape is an error that names it.
+share one frozen tower. With "weights", the parameters are not in model.safetensors but in the named
+npz file or Orbax folder beside config.json.
+
+`load` and `open_model` also take folders of Hugging Face, and npz files and checkpoint folders of
+big_vision. A tensor too many, too few or of another shape is an error that names it. "origin" in
+the extras says where a model comes from, whichever folder it lies in now: its format, and what it
+takes to write it back as it was.
 """
 
 from collections.abc import Mapping
 import dataclasses
-import json
+import functools
+import logging
 import os
 import pathlib
+import shutil
+import tempfile
+import types
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
 import ml_dtypes
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from auditdm_jax.core import config, store, tree
 from auditdm_jax.core.config import UserError
-from auditdm_jax.models import multimodal, siglip
+from auditdm_jax.models import (
+  big_vision,
+  hf,
+  hf_config,
+  leaves,
+  multimodal,
+  siglip,
+  tensor_files,
+  variants,
+)
+from auditdm_jax.models.leaves import Leaf
 from auditdm_jax.models.multimodal import Params, VlmConfig
+from auditdm_jax.models.tensor_files import read_safetensors
 
 FORMAT = "auditdm-1"
-WEIGHTS = "model.safetensors"
-_DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+# What lies beside the weights and is taken along: tokenizers, processors, terminators.
+SIDE_FILES = (
+  "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
+  "added_tokens.json", "generation_config.json", "preprocessor_config.json",
+  "processor_config.json", "chat_template.json", "chat_template.jinja", "gemma_tokenizer.model",
+)  # fmt: skip
+_ORBAX = "_METADATA"  # What a checkpoint of Orbax has.
+_MAX_WRONG = 4  # Parameters that an error names.
+_RESERVED = {"format", "model", "weights"}
+# Of the config, what is about computing and not about the model.
+COMPUTE = {"dtype": "float32", "remat": False, "unroll": 1}
 
 
 class Tokenizer(Protocol):
   """What is needed of `text.tokenizer.Tokenizer`."""
 
   def save(self, path: pathlib.Path) -> None:
-    """Writes tokenizer.json."""
+    """Writes tokenizer.json, or tokenizer.model, into the folder `path`."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Opened:
+  """A model on disk, nothing of it read but headers.
+
+  Attributes:
+    cfg: its architecture.
+    tree: its parameters by path, all that the architecture has and no other.
+    extras: what its config.json says beside format and model; "origin" is always there.
+    side: the files beside the weights that belong to it, by name; or, of a JSON file that has to
+      say something else than it does, what that is.
+  """
+
+  cfg: VlmConfig
+  tree: dict[str, Leaf]
+  extras: dict[str, Any]
+  side: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Loaded:
-  """What a model folder holds; `extras` is what config.json says beside format and model."""
+  """A model on its devices; `cfg`, `extras` and `side` as in `Opened`."""
 
   cfg: VlmConfig
-  params: Params  # numpy, fp32
+  params: Params
   extras: dict[str, Any]
+  side: dict[str, Any]
 
 
-def save(
-  folder: str | os.PathLike,
-  cfg: VlmConfig,
-  params: Params,
-  tokenizer: Tokenizer,
-  extras: Mapping[str, Any],
+# -------------------------------------------------------------------------------------- reading
+
+
+def load(
+  path: str | os.PathLike,
   *,
-  dtype: str = "float32",
-) -> None:
-  """Writes a model folder; config.json comes last, so that a torn folder does not load.
+  mesh: Mesh | None = None,
+  dtype: Any = None,
+  model: VlmConfig | None = None,
+  image_size: int | None = None,
+) -> Loaded:
+  """Reads a model of any origin, each shard straight to its device.
 
   Args:
-    folder: where; made if missing.
-    cfg: the model.
-    params: its parameters.
-    tokenizer: its tokenizer.
-    extras: "template", "stop", and what else is to be said in config.json. With "tower", the path
-      of the tower's folder from this one, the tower's parameters are left out.
-    dtype: of the tensors in the file.
+    path: see `open_model`.
+    mesh: where to: split by `variants.SHARDING_RULES` over its axes "fsdp" and "tensor", and
+      replicated over the others; None is the default device.
+    dtype: of the parameters; None keeps that of the file.
+    model: see `open_model`.
+    image_size: see `open_model`.
 
   Raises:
-    UserError: parameters that are not the model's, or that the dtype cannot hold.
+    UserError: something is missing, torn, or not what the config says.
   """
-  folder = pathlib.Path(folder)
-  if taken := {"format", "model"} & set(extras):
-    raise UserError(f"extras cannot hold {sorted(taken)}: they are written from the model")
-  _check(cfg, params, f"parameters for {folder}")
-  flat = tree.flatten(params)
-  if extras.get("tower"):
-    _tower_folder(folder, extras["tower"])
-    flat = {k: v for k, v in flat.items() if not _of_tower(k)}
-  folder.mkdir(parents=True, exist_ok=True)
-  _write_tensors(folder / WEIGHTS, flat, dtype)
-  tokenizer.save(folder / "tokenizer.json")
-  header = {"format": FORMAT, "model": cfg.to_dict()}
-  store.write_json(folder / "config.json", header | dict(extras))
+  opened = open_model(path, model=model, image_size=image_size)
+  flat = opened.tree
+  if dtype is not None:
+    flat = {k: leaves.cast(v, jnp.dtype(dtype)) for k, v in flat.items()}
+  where = None if mesh is None else variants.shardings(mesh, leaves.abstract(flat))
+  placed = leaves.place(flat, where)
+  return Loaded(opened.cfg, tree.unflatten(placed), opened.extras, opened.side)
 
 
-def save_tower(
-  folder: str | os.PathLike, vision: siglip.SiglipConfig, params: Params, *, dtype: str = "float32"
-) -> None:
-  """Writes the folder of a tower that models share; of `params` only img/ but the head is read."""
-  folder = pathlib.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  flat = {k: v for k, v in tree.flatten(params).items() if _of_tower(k)}
-  _write_tensors(folder / WEIGHTS, flat, dtype)
-  store.write_json(folder / "config.json", {"format": FORMAT, "vision": dataclasses.asdict(vision)})
+def open_model(
+  path: str | os.PathLike, *, model: VlmConfig | None = None, image_size: int | None = None
+) -> Opened:
+  """Finds out what `path` is, and opens it.
 
-
-def load(folder: str | os.PathLike) -> Loaded:
-  """Reads a model folder.
+  Args:
+    path: a model folder of this package or of Hugging Face; an npz file of big_vision; a checkpoint
+      folder of its trainer, by name, by name without the step, or the folder above; an Orbax
+      checkpoint of a tree like ours.
+    model: the config of a model that has none on disk (npz, big_vision, Orbax); without it, a
+      config.json beside the file, or else what the shapes imply (`big_vision.infer`).
+    image_size: another resolution, for which the position embeddings are resampled.
 
   Raises:
-    UserError: something is missing, torn, or not what the config says; one line or a list of
-      parameter paths.
+    UserError: as `load`.
   """
-  folder = pathlib.Path(folder)
-  header = _read_header(folder)
-  if "model" not in header:
-    raise UserError(f"{folder}/config.json: no 'model'; is this the folder of a tower?")
-  try:
-    cfg = VlmConfig.from_dict(header["model"])
-  except UserError as e:
-    raise UserError(f"{folder}/config.json: {e}") from e
-  flat = _read_tensors(folder / WEIGHTS)
-  if header.get("tower"):
-    flat |= _read_tower(_tower_folder(folder, header["tower"]), cfg, flat)
-  params = tree.unflatten(flat)
-  _check(cfg, params, str(folder / WEIGHTS))
-  extras = {k: v for k, v in header.items() if k not in ("format", "model")}
-  return Loaded(cfg, params, extras)
+  path = pathlib.Path(path)
+  if not path.exists() and big_vision.find(path) is None:
+    raise UserError(f"{path}: no such file or folder")
+  header = _read_header(path) if path.is_dir() else None
+  if header is None:
+    opened = _open_bare(path, model)
+  elif model is not None:
+    raise UserError(f"{path}/config.json says what the model is; another one cannot be asked for")
+  elif "format" in header:
+    opened = _open_native(path, header)
+  else:
+    opened = _open_hf(path, header)
+  if image_size is not None:
+    opened = _resized(opened, image_size)
+  _check(opened.cfg, opened.tree, str(path))
+  return opened
 
 
 def load_tower(folder: str | os.PathLike) -> tuple[siglip.SiglipConfig, Params]:
   """Reads the folder of a tower; the parameters are {"img": …} without a head, fp32."""
-  folder = pathlib.Path(folder)
-  header = _read_header(folder)
-  if "vision" not in header:
-    raise UserError(f"{folder}/config.json: no 'vision'; is this the folder of a whole model?")
-  vision = config.build(siglip.SiglipConfig, header["vision"], name=f"{folder}/config.json: vision")
-  return vision, tree.unflatten(_read_tensors(folder / WEIGHTS))
+  vision, flat = _open_tower(pathlib.Path(folder))
+  return vision, tree.unflatten({k: v.whole().astype(np.float32) for k, v in flat.items()})
 
 
-def cast(params: Params, dtype: Any) -> Params:
-  """Returns the parameters in another dtype."""
-  return jax.tree.map(lambda x: x.astype(dtype), params)
+def _open_bare(path: pathlib.Path, model: VlmConfig | None) -> Opened:
+  """Opens parameters that no config.json of theirs describes."""
+  found = big_vision.find(path)
+  if found is not None:
+    flat, format = big_vision.read(found), "big_vision"
+  elif (path / _ORBAX).is_file():
+    found, format = path, "orbax"
+    flat = big_vision.to_ours(tensor_files.read_orbax(path))
+  elif path.is_dir():
+    raise UserError(f"{path}: not a model folder, there is no config.json in it")
+  else:
+    raise UserError(f"{path}: not an npz file; of a model in a folder, name the folder")
+  side = side_files(found.parent)
+  header = _header_beside(found)
+  if model is None and header is not None:
+    cfg = _config(header, found.parent)
+    return Opened(cfg, flat, _extras(header), side)
+  origin = {"format": format}
+  if model is None:
+    model, origin["inferred"] = big_vision.infer(flat, str(path))
+    logging.info("%s: %s", path, origin["inferred"])
+  return Opened(*big_vision.fit(model, flat), {"origin": origin}, side)
+
+
+def _header_beside(found: pathlib.Path) -> dict[str, Any] | None:
+  """Returns the config.json beside a file of parameters, if it is that file's."""
+  path = found.parent / "config.json"
+  if not path.is_file():
+    return None
+  header = store.read_json(path)
+  ours = isinstance(header, dict) and header.get("format") == FORMAT and "model" in header
+  return header if ours and header.get("weights", found.name) == found.name else None
+
+
+def _open_native(path: pathlib.Path, header: dict[str, Any]) -> Opened:
+  if header["format"] != FORMAT:
+    raise UserError(
+      f"{path}/config.json: format is {header['format']!r}, this program reads {FORMAT!r}"
+    )
+  if "model" not in header:
+    raise UserError(f"{path}/config.json: no 'model'; is this the folder of a tower?")
+  cfg = _config(header, path)
+  flat = _native_tree(path, header)
+  if header.get("tower"):
+    flat |= _read_tower(_tower_folder(path, header["tower"]), cfg, flat)
+  return Opened(cfg, dict(sorted(flat.items())), _extras(header), side_files(path))
+
+
+def _native_tree(path: pathlib.Path, header: Mapping[str, Any]) -> dict[str, Leaf]:
+  name = header.get("weights")
+  if name is None:
+    return read_safetensors(path)
+  if not isinstance(name, str) or pathlib.PurePath(name).name != name:
+    raise UserError(f"{path}/config.json: weights {name!r} is not a name in the folder")
+  if (path / name / _ORBAX).is_file():
+    return tensor_files.read_orbax(path / name)
+  if big_vision.find(path / name) is None:
+    raise UserError(f"{path}/config.json: weights {name!r} is neither an npz file nor of Orbax")
+  return big_vision.read(path / name)
+
+
+def _open_hf(path: pathlib.Path, header: dict[str, Any]) -> Opened:
+  cfg = hf_config.read_config(header, where=f"{path}/config.json")
+  tensors = read_safetensors(path)
+  layout = dataclasses.asdict(hf.detect_layout(tensors, where=str(path)))
+  origin = {"format": "hf", "layout": layout, "config": header}
+  flat = hf.to_ours(cfg, tensors, where=str(path))
+  return Opened(cfg, flat, {"origin": origin}, side_files(path))
+
+
+def _resized(opened: Opened, image_size: int) -> Opened:
+  """The same model for images of another size."""
+  cfg, flat = opened.cfg, dict(opened.tree)
+  if cfg.vision is None:
+    raise UserError("the model has no vision tower: an image size means nothing")
+  try:
+    vision = dataclasses.replace(cfg.vision, image_size=image_size)
+    cfg = dataclasses.replace(cfg, vision=vision)
+  except ValueError as e:
+    raise UserError(f"image size {image_size}: {e}") from e
+  cfg, flat = big_vision.fit(cfg, flat)
+  side = opened.side | {
+    name: _with_size(store.read_json(opened.side[name]), cfg)
+    for name in ("preprocessor_config.json", "processor_config.json")
+    if name in opened.side
+  }
+  return dataclasses.replace(opened, cfg=cfg, tree=flat, side=side)
+
+
+def _with_size(processor: Any, cfg: VlmConfig) -> Any:
+  """A processor's config for the images of `cfg`."""
+  if not isinstance(processor, dict):
+    return processor
+  made = {k: _with_size(v, cfg) for k, v in processor.items()}
+  if isinstance(made.get("size"), dict) and {"height", "width"} <= made["size"].keys():
+    made["size"] = {"height": cfg.vision.image_size, "width": cfg.vision.image_size}
+  if "image_seq_length" in made:
+    made["image_seq_length"] = cfg.num_image_tokens
+  return made
+
+
+def _read_header(folder: pathlib.Path) -> dict[str, Any] | None:
+  """Returns config.json; None if the folder has none."""
+  path = folder / "config.json"
+  if not path.is_file():
+    return None
+  header = store.read_json(path)
+  if not isinstance(header, dict):
+    raise UserError(f"{path}: not the config of a model: format is None")
+  return header
+
+
+def _config(header: Mapping[str, Any], folder: pathlib.Path) -> VlmConfig:
+  try:
+    return VlmConfig.from_dict(header["model"])
+  except UserError as e:
+    raise UserError(f"{folder}/config.json: {e}") from e
+
+
+def _extras(header: Mapping[str, Any]) -> dict[str, Any]:
+  return {"origin": {"format": "native"}} | {k: v for k, v in header.items() if k not in _RESERVED}
+
+
+def side_folder(path: str | os.PathLike) -> pathlib.Path:
+  """Returns the folder in which tokenizer and processor of the model `path` are looked for."""
+  path = pathlib.Path(path)
+  if (path / "config.json").is_file():
+    return path
+  found = path if (path / _ORBAX).is_file() else big_vision.find(path)
+  return path if found is None else found.parent
+
+
+def side_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Returns the tokenizer's and the processor's files of a folder, by name."""
+  return {name: folder / name for name in SIDE_FILES if (folder / name).is_file()}
 
 
 def _of_tower(path: str) -> bool:
   return path.startswith("img/") and not path.startswith("img/head/")
 
 
-def _check(cfg: VlmConfig, params: Params, what: str) -> None:
-  expected = jax.eval_shape(lambda key: multimodal.init(cfg, key), jax.random.key(0))
-  if text := tree.diff(expected, params):
-    raise UserError(f"{what} does not fit the model in its config:\n{text}")
+@functools.lru_cache(maxsize=32)
+def _expected(cfg: VlmConfig) -> Mapping[str, jax.ShapeDtypeStruct]:
+  """The model's parameters by path; tracing it costs more than reading a small one."""
+  return tree.flatten(jax.eval_shape(lambda key: multimodal.init(cfg, key), jax.random.key(0)))
+
+
+def _check(cfg: VlmConfig, flat: Mapping[str, Any], what: str) -> None:
+  expected = _expected(cfg)
+  if text := tree.diff(expected, flat):
+    lines = [line.strip() for line in text.splitlines()]
+    more = f"; and {len(lines) - _MAX_WRONG} more" if len(lines) > _MAX_WRONG else ""
+    raise UserError(f"{what} does not fit its config: {'; '.join(lines[:_MAX_WRONG])}{more}")
+  for name, leaf in flat.items():
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+      raise UserError(f"{what}: {name} is {leaf.dtype}, and parameters are floating point")
 
 
 def _tower_folder(folder: pathlib.Path, tower: str) -> pathlib.Path:
@@ -160,54 +343,118 @@ def _tower_folder(folder: pathlib.Path, tower: str) -> pathlib.Path:
   return path
 
 
-def _read_tower(
-  folder: pathlib.Path, cfg: VlmConfig, own: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-  vision, params = load_tower(folder)
+def _open_tower(folder: pathlib.Path) -> tuple[siglip.SiglipConfig, dict[str, Leaf]]:
+  header = _read_header(folder)
+  if header is None:
+    raise UserError(f"{folder}: not a model folder, there is no config.json in it")
+  if header.get("format") != FORMAT or "vision" not in header:
+    raise UserError(f"{folder}/config.json: no 'vision'; is this the folder of a whole model?")
+  vision = config.build(siglip.SiglipConfig, header["vision"], name=f"{folder}/config.json: vision")
+  return vision, read_safetensors(folder)
+
+
+def _read_tower(folder: pathlib.Path, cfg: VlmConfig, own: Mapping[str, Leaf]) -> dict[str, Leaf]:
+  vision, flat = _open_tower(folder)
   if both := [k for k in own if _of_tower(k)]:
     raise UserError(f"{both[0]} is in the model's folder although the tower is {folder}")
   # Compute settings may differ; the sizes may not, and not all of them show in the shapes.
-  sizes = [
-    (dataclasses.replace(v, dtype="float32", remat=False, unroll=1) if v else None)
-    for v in (vision, cfg.vision)
-  ]
+  sizes = [v and dataclasses.replace(v, **COMPUTE) for v in (vision, cfg.vision)]
   if sizes[0] != sizes[1]:
     raise UserError(f"the tower {folder} is {sizes[0]}, but the model wants {sizes[1]}")
-  return tree.flatten(params)
+  return flat
 
 
-def _read_header(folder: pathlib.Path) -> dict[str, Any]:
-  path = folder / "config.json"
-  if not path.is_file():
-    raise UserError(f"{folder}: not a model folder, there is no config.json in it")
-  try:
-    header = json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as e:
-    raise UserError(f"{path}: not JSON: {e}") from e
-  if not isinstance(header, dict) or header.get("format") != FORMAT:
-    found = header.get("format") if isinstance(header, dict) else None
-    raise UserError(f"{path}: format is {found!r}, this program reads {FORMAT!r}")
-  return header
+# -------------------------------------------------------------------------------------- writing
 
 
-def _write_tensors(path: pathlib.Path, flat: Mapping[str, Any], dtype: str) -> None:
-  if dtype not in _DTYPES:
-    raise UserError(f"dtype {dtype!r} is not one of {', '.join(_DTYPES)}")
-  tensors = {}
-  for name, value in flat.items():
-    with np.errstate(over="ignore"):  # Looked at in the next line.
-      tensor = np.ascontiguousarray(np.asarray(value).astype(_DTYPES[dtype]))
-    if not np.isfinite(tensor.astype(np.float32)).all():
-      raise UserError(f"{path}: {name} has values that are not finite in {dtype}")
-    tensors[name] = tensor
-  store.write_bytes(path, safetensors.numpy.save(tensors))
+def save(
+  folder: str | os.PathLike,
+  cfg: VlmConfig,
+  params: Params,
+  tokenizer: Tokenizer | None,
+  extras: Mapping[str, Any],
+  *,
+  dtype: str = "float32",
+  side: Mapping[str, Any] = types.MappingProxyType({}),
+) -> None:
+  """Writes a model folder; config.json comes last, so that a torn folder does not load.
+
+  Args:
+    folder: where; made if missing, written over if there.
+    cfg: the model.
+    params: its parameters.
+    tokenizer: its tokenizer, if it has one.
+    extras: "template", "stop", and what else is to be said in config.json. With "tower", the path
+      of the tower's folder from this one, the tower's parameters are left out.
+    dtype: of the tensors in the file.
+    side: `Loaded.side` of the model it was made from.
+
+  Raises:
+    UserError: parameters that are not the model's, or that the dtype cannot hold.
+  """
+  folder = pathlib.Path(folder)
+  if taken := _RESERVED & set(extras):
+    raise UserError(f"extras cannot hold {sorted(taken)}: they are written from the model")
+  flat = _finite(tree.flatten(params), dtype)
+  _check(cfg, flat, f"parameters for {folder}")
+  if extras.get("tower"):
+    _tower_folder(folder, extras["tower"])
+    flat = {k: v for k, v in flat.items() if not _of_tower(k)}
+  _replace_tensors(folder, flat)
+  write_side_files(folder, side)
+  if tokenizer is not None:
+    tokenizer.save(folder)
+  header = {"format": FORMAT, "model": cfg.to_dict()}
+  store.write_json(folder / "config.json", header | dict(extras))
 
 
-def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-  if not path.is_file():
-    raise UserError(f"{path}: no such file")
-  try:
-    flat = safetensors.numpy.load_file(path)
-  except (safetensors.SafetensorError, ValueError, KeyError) as e:
-    raise UserError(f"{path}: not a whole safetensors file: {e}") from e
-  return {k: flat[k].astype(np.float32) for k in sorted(flat)}
+def save_tower(
+  folder: str | os.PathLike, vision: siglip.SiglipConfig, params: Params, *, dtype: str = "float32"
+) -> None:
+  """Writes the folder of a tower that models share; of `params` only img/ but the head is read."""
+  folder = pathlib.Path(folder)
+  flat = {k: v for k, v in tree.flatten(params).items() if _of_tower(k)}
+  _replace_tensors(folder, _finite(flat, dtype))
+  store.write_json(folder / "config.json", {"format": FORMAT, "vision": dataclasses.asdict(vision)})
+
+
+def write_side_files(folder: pathlib.Path, side: Mapping[str, Any]) -> None:
+  """Writes `Opened.side` into a folder, which may be the one they are from."""
+  for name, file in side.items():
+    if not isinstance(file, pathlib.Path):
+      store.write_json(folder / name, file)
+    elif file.absolute() != (folder / name).absolute():
+      shutil.copyfile(file, folder / name)
+
+
+def _finite(flat: Mapping[str, Any], dtype: str) -> dict[str, Leaf]:
+  """Leaves of arrays that reading checks: a model with NaN is not worth a file."""
+  if dtype not in DTYPES:
+    raise UserError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+
+  def checked(name: str, array: Any) -> Leaf:
+    leaf = leaves.of_array(array, name)
+    want = np.dtype(DTYPES[dtype])
+
+    def read(index: leaves.Index) -> np.ndarray:
+      with np.errstate(over="ignore"):  # Looked at in the next line.
+        made = leaf.read(index).astype(want)
+      if not np.isfinite(made.astype(np.float32)).all():
+        raise UserError(f"{name} has values that are not finite in {dtype}")
+      return made
+
+    return dataclasses.replace(leaf, dtype=want, read=read)
+
+  return {name: checked(name, array) for name, array in flat.items()}
+
+
+def _replace_tensors(folder: pathlib.Path, flat: Mapping[str, Leaf]) -> None:
+  """Writes a folder's tensors, over others if need be; takes away config.json, which comes last."""
+  folder.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as new:
+    tensor_files.write_safetensors(pathlib.Path(new), flat)
+    (folder / "config.json").unlink(missing_ok=True)
+    for old in (*folder.glob("model*.safetensors"), folder / tensor_files.INDEX):
+      old.unlink(missing_ok=True)
+    for file in pathlib.Path(new).iterdir():
+      file.rename(folder / file.name)

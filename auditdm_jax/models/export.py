@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes an opened model for others: transformers, big_vision, Orbax, or in our own format.
+
+Tensors go from file to file piece by piece and keep their dtype. What is written appears under its
+name when it is whole, and not at all if anything fails.
+"""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import dataclasses
+import os
+import pathlib
+import shutil
+from typing import Any
+
+from auditdm_jax.core import store
+from auditdm_jax.core.config import UserError
+from auditdm_jax.models import big_vision, hf, hf_config, tensor_files
+from auditdm_jax.models.leaves import Leaf
+from auditdm_jax.models.multimodal import VlmConfig
+from auditdm_jax.models.tensor_files import Tick, no_progress
+from auditdm_jax.models.weights import COMPUTE, FORMAT, Opened, write_side_files
+
+
+def write_native(path: pathlib.Path, opened: Opened, *, tick: Tick = no_progress) -> None:
+  """Writes a model folder of this package. Nothing is there if it fails."""
+  with _new_folder(path) as folder:
+    tensor_files.write_safetensors(folder, opened.tree, tick=tick)
+    _write_rest(folder, opened)
+
+
+def write_orbax(path: pathlib.Path, opened: Opened, *, tick: Tick = no_progress) -> None:
+  """Writes a model folder whose parameters are an Orbax checkpoint, params/."""
+  with _new_folder(path) as folder:
+    (folder / "params").mkdir()
+    tensor_files.write_orbax(folder / "params", opened.tree, tick=tick)
+    _write_rest(folder, opened, weights="params")
+
+
+def write_big_vision(path: pathlib.Path, opened: Opened, *, tick: Tick = no_progress) -> None:
+  """Writes an npz file for big_vision: by itself if `path` ends in .npz, else in a model folder.
+
+  Raises:
+    UserError: big_vision has no such model.
+  """
+  tensors = big_vision.from_ours(opened.cfg, opened.tree)
+  if path.suffix == ".npz":
+    with _new(path) as file:
+      tensor_files.write_npz(file, tensors, tick=tick)
+    return
+  rows = tensors["params/llm/embedder/input_embedding"].shape[0]
+  text = dataclasses.replace(opened.cfg.text, vocab_size=rows)
+  with _new_folder(path) as folder:
+    tensor_files.write_npz(folder / "model.npz", tensors, tick=tick)
+    cfg = dataclasses.replace(opened.cfg, text=text)
+    _write_rest(folder, dataclasses.replace(opened, cfg=cfg), weights="model.npz")
+
+
+def write_hf(path: pathlib.Path, opened: Opened, *, tick: Tick = no_progress) -> None:
+  """Writes a folder for transformers; what came from one has its config.json and names again."""
+  cfg, flat = opened.cfg, dict(opened.tree)
+  origin = opened.extras["origin"]
+  if cfg.image_token_id >= cfg.text.vocab_size:
+    cfg, flat = big_vision.with_image_token(cfg, flat)
+  if origin["format"] == "hf" and _is_still(origin["config"], cfg):
+    header, layout = origin["config"], hf.Layout(**origin["layout"])
+  else:
+    header, layout = hf_config.write_config(cfg), None
+  tensors = hf.from_ours(cfg, flat, layout=layout)
+  with _new_folder(path) as folder:
+    tensor_files.write_safetensors(folder, tensors, tick=tick)
+    write_side_files(folder, opened.side)
+    store.write_json(folder / "config.json", _with_dtype(header, tensors))
+
+
+def _with_dtype(header: Any, tensors: Mapping[str, Leaf]) -> Any:
+  """A config.json of transformers that says the dtype that most of the tensors have.
+
+  By default transformers loads a model in the dtype that its config says.
+  """
+  if not isinstance(header, dict):
+    return header
+  sizes: dict[str, int] = {}
+  for leaf in tensors.values():
+    sizes[leaf.dtype.name] = sizes.get(leaf.dtype.name, 0) + leaf.nbytes
+  most = max(sizes, key=lambda name: sizes[name])
+  return {
+    k: most if k in ("dtype", "torch_dtype") and isinstance(v, str) else _with_dtype(v, tensors)
+    for k, v in header.items()
+  }
+
+
+def _is_still(header: Mapping[str, Any], cfg: VlmConfig) -> bool:
+  """Whether a config.json of transformers still describes the model."""
+
+  def model(cfg: VlmConfig) -> VlmConfig:
+    vision = cfg.vision and dataclasses.replace(cfg.vision, **COMPUTE)
+    return dataclasses.replace(cfg, text=dataclasses.replace(cfg.text, **COMPUTE), vision=vision)
+
+  return model(hf_config.read_config(header, where="origin")) == model(cfg)
+
+
+def _write_rest(folder: pathlib.Path, opened: Opened, **more: Any) -> None:
+  write_side_files(folder, opened.side)
+  header = {"format": FORMAT, "model": opened.cfg.to_dict(), **more}
+  # The tower is written with the model.
+  extras = {k: v for k, v in opened.extras.items() if k != "tower"}
+  store.write_json(folder / "config.json", header | extras)
+
+
+@contextlib.contextmanager
+def _new(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Gives a path to write to, which becomes `path` if that succeeds and is removed if not.
+
+  Raises:
+    UserError: there is something at `path`, or the disk does not take it.
+  """
+  if path.exists():
+    raise UserError(f"{path} is there already, and nothing is written over")
+  path = path.absolute()
+  tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    yield tmp
+    tmp.rename(path)
+  except OSError as e:
+    raise UserError(f"{path} could not be written: {e}") from e
+  finally:
+    if tmp.is_dir():
+      shutil.rmtree(tmp)
+    tmp.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _new_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  with _new(path) as tmp:
+    tmp.mkdir()
+    yield tmp

@@ -1,0 +1,387 @@
+# SPDX-License-Identifier: Apache-2.0
+"""convert: every pair of formats, bit by bit, and mistakes that leave nothing behind."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from auditdm_jax import __main__ as main_lib
+from auditdm_jax.core import tree
+from auditdm_jax.models import gemma, hf, hf_config, leaves, siglip, tensor_files, weights
+from auditdm_jax.models import multimodal as mm
+from auditdm_jax.stages import convert
+
+TEXT = gemma.GemmaConfig(
+  vocab_size=64,
+  width=16,
+  depth=3,
+  mlp_dim=24,
+  num_heads=4,
+  num_kv_heads=2,
+  head_dim=8,
+  query_scale=8**-0.5,
+  attn_softcap=50.0,
+  final_softcap=30.0,
+)
+VISION = siglip.SiglipConfig(16, 2, 24, 2, patch_size=4, image_size=8)
+PALIGEMMA = mm.VlmConfig("paligemma", TEXT, VISION, image_token_id=63)
+GEMMA3 = mm.VlmConfig(
+  "gemma3",
+  dataclasses.replace(
+    TEXT, attn_softcap=0.0, final_softcap=0.0, qk_norm=True, window=5,
+    layer_is_local=(True, True, False), rope_base=1e6, rope_scale=8.0,
+  ),
+  VISION,
+  image_token_id=63,
+  mm_tokens=1,
+)  # fmt: skip
+CONFIGS = {"paligemma": PALIGEMMA, "gemma3": GEMMA3}
+
+
+def run(*flags: str) -> int:
+  """Runs the command line, which in a process of its own would start without values."""
+  convert.FLAGS.unparse_flags()
+  for name in convert.FLAGS:
+    convert.FLAGS[name].unparse()
+  return main_lib.run(["convert", *flags])
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path, monkeypatch):
+  monkeypatch.setattr(leaves, "_PIECE_BYTES", 200)  # So that tensors go over in several pieces.
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def work(tmp_path):
+  """A folder of which a test can say what is in it."""
+  (tmp_path / "work").mkdir()
+  return tmp_path / "work"
+
+
+def arrays_of(cfg, dtype="float32"):
+  """Random parameters by path."""
+  shapes = tree.flatten(jax.eval_shape(lambda k: mm.init(cfg, k), jax.random.key(0)))
+  rng = np.random.default_rng(0)
+  return {k: (0.3 * rng.standard_normal(v.shape)).astype(dtype) for k, v in shapes.items()}
+
+
+def write_hf(folder, cfg, *, dtype="float32", old=False, max_shard_bytes=10_000, **config):
+  """A folder as transformers writes it, from random parameters; its names the older ones."""
+  layout = hf.default_layout(cfg)
+  if old:
+    layout = hf.Layout(text="language_model.model.", tower="vision_tower.vision_model.")
+  flat = {k: leaves.of_array(v) for k, v in arrays_of(cfg, dtype).items()}
+  folder.mkdir()
+  tensor_files.write_safetensors(
+    folder, hf.from_ours(cfg, flat, layout=layout), max_shard_bytes=max_shard_bytes
+  )
+  header = hf_config.write_config(cfg) | {"torch_dtype": np.dtype(dtype).name} | config
+  (folder / "config.json").write_text(json.dumps(header))
+  (folder / "tokenizer.json").write_text("{}")
+  (folder / "preprocessor_config.json").write_text(
+    json.dumps({"size": {"height": 8, "width": 8}, "image_seq_length": 4, "do_resize": True})
+  )
+  return folder
+
+
+def tensors_in(folder):
+  """Name -> (dtype, shape, bytes) of all safetensors files of a folder, by the library."""
+  flat = {}
+  for path in folder.glob("*.safetensors"):
+    flat |= safetensors.numpy.load_file(path)
+  return {k: (v.dtype, v.shape, v.tobytes()) for k, v in flat.items()}
+
+
+def params_of(path):
+  return {
+    k: (v.dtype, v.shape, v.whole().tobytes()) for k, v in weights.open_model(path).tree.items()
+  }
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", ml_dtypes.bfloat16])
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("old", [False, True], ids=["new_names", "old_names"])
+def test_from_hugging_face_and_back_is_the_same(work, dtype, kind, old):
+  """Over our own format and over Orbax: tensors, their names, config and what lies beside."""
+  start = write_hf(work / "hf", CONFIGS[kind], dtype=dtype, old=old, transformers_version="4.50.0")
+  assert len(list(start.glob("*.safetensors"))) > 1
+  for middle in ("native", "orbax"):
+    assert not run(f"--input={start}", f"--output={work / middle}", f"--to={middle}")
+    back = work / f"hf_{middle}"
+    assert not run(f"--input={work / middle}", f"--output={back}", "--to=hf")
+    assert tensors_in(back) == tensors_in(start)
+    for name in ("config.json", "tokenizer.json", "preprocessor_config.json"):
+      assert json.loads((back / name).read_text()) == json.loads((start / name).read_text())
+  assert not list(work.glob(".*"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", ml_dtypes.bfloat16])
+@pytest.mark.parametrize("middle", ["native", "orbax", "hf"])
+def test_from_npz_and_back_is_the_same(work, dtype, middle):
+  cfg = dataclasses.replace(PALIGEMMA, image_token_id=64)
+  arrays = {f"params/{k}": v for k, v in arrays_of(cfg, dtype).items()}
+  np.savez(work / "x.npz", **arrays)
+  assert not run(f"--input={work / 'x.npz'}", f"--output={work / middle}", f"--to={middle}")
+  if middle == "hf":  # It has rows for the image token, which a short vocabulary keeps.
+    assert weights.open_model(work / "hf").cfg.text.vocab_size == 128
+    assert set(params_of(work / "hf")) == set(params_of(work / "x.npz"))
+    return
+  assert not run(f"--input={work / middle}", f"--output={work / 'y.npz'}", "--to=big_vision")
+  before, after = np.load(work / "x.npz"), np.load(work / "y.npz")
+  assert sorted(before.files) == sorted(after.files)
+  for name in before.files:
+    assert before[name].dtype == after[name].dtype
+    assert before[name].tobytes() == after[name].tobytes()
+
+
+def test_a_folder_for_big_vision_keeps_what_an_npz_cannot_say(work):
+  windowed = dataclasses.replace(
+    PALIGEMMA, text=dataclasses.replace(TEXT, window=7, layer_is_local=(True, False, True))
+  )
+  start = write_hf(work / "hf", windowed)
+  assert not run(f"--input={start}", f"--output={work / 'bv'}", "--to=big_vision")
+  assert {p.name for p in (work / "bv").iterdir()} == {
+    "model.npz", "config.json", "tokenizer.json", "preprocessor_config.json",
+  }  # fmt: skip
+  for path in (work / "bv", work / "bv" / "model.npz"):
+    opened = weights.open_model(path)
+    assert opened.cfg == windowed and opened.extras["origin"]["format"] == "hf"
+    assert params_of(path) == params_of(start)
+  assert not run(f"--input={work / 'bv'}", f"--output={work / 'back'}", "--to=hf")
+  assert tensors_in(work / "back") == tensors_in(start)
+
+
+def test_another_dtype(work):
+  start = write_hf(work / "hf", PALIGEMMA, dtype="float32")
+  flags = (f"--input={start}", f"--output={work / 'short'}", "--to=hf", "--dtype=bfloat16")
+  assert not run(*flags)
+  assert json.loads((work / "short" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+  for name, (_, shape, data) in tensors_in(start).items():
+    short = np.frombuffer(data, np.float32).astype(ml_dtypes.bfloat16)
+    assert tensors_in(work / "short")[name] == (short.dtype, shape, short.tobytes())
+
+
+def test_another_resolution(work):
+  start = write_hf(work / "hf", PALIGEMMA)
+  flags = (f"--input={start}", f"--output={work / 'big'}", "--to=hf", "--image_size=12")
+  assert not run(*flags)
+  header = json.loads((work / "big" / "config.json").read_text())
+  assert header["vision_config"]["image_size"] == 12
+  assert json.loads((work / "big" / "preprocessor_config.json").read_text()) == {
+    "size": {"height": 12, "width": 12}, "image_seq_length": 9, "do_resize": True,
+  }  # fmt: skip
+  assert weights.load(work / "big").params["img"]["pos_embedding"].shape == (1, 9, 16)
+
+
+def test_our_own_models_convert(work):
+  """With a shared tower, which goes into the model, and back with all it says of itself."""
+  extras = {"template": "{image}<bos>{text}\n", "stop": ["<eos>"], "recipe": {"seed": 3}}
+  params = tree.unflatten({k: jnp.asarray(v) for k, v in arrays_of(GEMMA3).items()})
+
+  class Words:
+    def save(self, path):
+      (path / "tokenizer.json").write_text("{}")
+
+  weights.save_tower(work / "siglip", VISION, params)
+  weights.save(work / "m", GEMMA3, params, Words(), extras | {"tower": "../siglip"})
+  for to in ("hf", "orbax", "native"):
+    assert not run(f"--input={work / 'm'}", f"--output={work / to}", f"--to={to}")
+    assert params_of(work / to) == params_of(work / "m")
+  for to in ("orbax", "orbax/params", "native"):
+    opened = weights.open_model(work / to)
+    assert weights.side_folder(work / to) == work / to.removesuffix("/params")
+    assert opened.cfg == GEMMA3 and opened.extras == extras | {"origin": {"format": "native"}}
+
+
+# --------------------------------------------------------------------------------- transformers
+
+
+def transformers_model(kind):
+  """A tiny random model of transformers whose softcaps and windows matter."""
+  torch = pytest.importorskip("torch")
+  transformers = pytest.importorskip("transformers")
+  torch.manual_seed(0)
+  header = hf_config.write_config(CONFIGS[kind])
+  classes = {
+    "paligemma": transformers.PaliGemmaForConditionalGeneration,
+    "gemma3": transformers.Gemma3ForConditionalGeneration,
+  }
+  header.pop("architectures")
+  model = classes[kind](classes[kind].config_class(**header)).eval()
+  for x in model.parameters():
+    torch.nn.init.normal_(x, std=0.2)
+  return torch, classes[kind], model
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_what_we_write_loads_in_transformers(work, kind):
+  """A model of theirs, over our format and, without its config.json, from its bare parameters."""
+  torch, cls, model = transformers_model(kind)
+  model.save_pretrained(work / "hf", max_shard_size="30KB")
+  assert not run(f"--input={work / 'hf'}", f"--output={work / 'ours'}", "--to=native")
+  assert not run(f"--input={work / 'ours'}", f"--output={work / 'back'}", "--to=hf")
+  assert tensors_in(work / "back") == tensors_in(work / "hf")
+  header = json.loads((work / "ours" / "config.json").read_text())
+  (work / "ours" / "config.json").write_text(json.dumps(header | {"origin": {"format": "native"}}))
+  assert not run(f"--input={work / 'ours'}", f"--output={work / 'fresh'}", "--to=hf")
+
+  slots = [63] * CONFIGS[kind].num_image_tokens
+  ids = torch.tensor([slots + [2, 5, 9, 11, 7, 4, 8, 3]])
+  inputs = {
+    "input_ids": ids,
+    "pixel_values": torch.rand(1, 3, 8, 8) * 2 - 1,
+    "token_type_ids": (ids == 63).int() if kind == "gemma3" else torch.zeros_like(ids),
+  }
+  with torch.no_grad():
+    expected = model(**inputs).logits
+    for name in ("back", "fresh"):
+      again = cls.from_pretrained(work / name).eval()
+      torch.testing.assert_close(again(**inputs).logits, expected, atol=0, rtol=0)
+  assert np.ptp(expected.numpy()) > 1
+
+
+def test_an_npz_becomes_a_model_of_transformers(work):
+  """It has no row for the image token, and gets one that takes nothing from the others."""
+  torch, cls, model = transformers_model("paligemma")
+  model.save_pretrained(work / "hf")
+  for source, target, to in (("hf", "x.npz", "big_vision"), ("x.npz", "back", "hf")):
+    assert not run(f"--input={work / source}", f"--output={work / target}", f"--to={to}")
+  again = cls.from_pretrained(work / "back").eval()
+  assert again.config.image_token_id == 64
+  text = [2, 5, 9, 11, 7, 4, 8, 3]
+  pixels = torch.rand(1, 3, 8, 8) * 2 - 1
+  with torch.no_grad():
+    expected, got = (
+      m(input_ids=torch.tensor([[image] * 4 + text]), pixel_values=pixels).logits
+      for m, image in ((model, 63), (again, 64))
+    )
+  torch.testing.assert_close(got[..., :64], expected, atol=1e-5, rtol=0)
+  assert (got[..., :64].amax(-1) > got[..., 64:].amax(-1)).all()
+
+
+# ------------------------------------------------------------------------------------- mistakes
+
+
+def test_help_lists_the_flags(capsys):
+  assert run("--help") == 0
+  out = capsys.readouterr().out
+  assert "--image_size" in out and "<hf|big_vision|native|orbax>" in out and "--config" not in out
+
+
+def torn(folder):
+  last = max(folder.glob("*.safetensors"))
+  last.write_bytes(last.read_bytes()[:-8])
+
+
+def without_a_shard(folder):
+  max(folder.glob("*.safetensors")).unlink()
+
+
+def in_another_file(folder):
+  path = folder / "model.safetensors.index.json"
+  index = json.loads(path.read_text())
+  names = sorted(set(index["weight_map"].values()))
+  first = min(k for k, v in index["weight_map"].items() if v == names[0])
+  index["weight_map"][first] = names[1]
+  path.write_text(json.dumps(index))
+
+
+def of_another_shape(folder):
+  path = max(folder.glob("*.safetensors"))
+  flat = safetensors.numpy.load_file(path)
+  name = max(k for k in flat if flat[k].ndim == 2)
+  safetensors.numpy.save_file(flat | {name: flat[name][:-1]}, path)
+
+
+def of_another_architecture(folder):
+  header = json.loads((folder / "config.json").read_text())
+  header["architectures"] = ["LlavaForConditionalGeneration"]
+  (folder / "config.json").write_text(json.dumps(header))
+
+
+def a_pickle(folder):
+  for path in folder.glob("model*"):
+    path.unlink()
+  (folder / "pytorch_model.bin").write_bytes(b"\x80\x02}q\x00.")
+
+
+def a_pickle_in_disguise(folder):
+  for path in folder.glob("model*"):
+    path.unlink()
+  (folder / "model.safetensors").write_bytes(b"PK\x03\x04" + b"\x00" * 100)
+
+
+@pytest.mark.parametrize(
+  ("harm", "message"),
+  [
+    (lambda f: (f / "config.json").unlink(), "there is no config.json in it"),
+    (lambda f: (f / "config.json").write_text("{"), "config.json: not JSON"),
+    (torn, "not a whole safetensors file"),
+    (without_a_shard, "which is not in the folder"),
+    (in_another_file, "but it is not"),
+    (of_another_shape, "expected ("),
+    (of_another_architecture, "'LlavaForConditionalGeneration' is not known"),
+    (a_pickle, "pytorch_model.bin is a pickle"),
+    (a_pickle_in_disguise, "not a whole safetensors file, but a pickle or a zip file"),
+  ],
+)
+def test_a_wrong_input_is_one_line_and_leaves_nothing(work, capsys, harm, message):
+  start = write_hf(work / "hf", PALIGEMMA)
+  harm(start)
+  assert run(f"--input={start}", f"--output={work / 'deep' / 'out'}", "--to=native") == 2
+  err = capsys.readouterr().err
+  assert message in err and len(err.splitlines()) == 1 and err.startswith("auditdm_jax: "), err
+  assert [p.name for p in work.iterdir()] == ["hf"]
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["--to=hf"], "is there already"),
+    (["--to=hg", "--output={}/y"], "value should be one of <hf|"),
+    (["--to=hf", "--output={}/y", "--input={}/z"], "/z: no such file or folder"),
+    (["--to=hf", "--output={}/y", "--dtype=int8"], "value should be one of <float32|"),
+    (["--to=hf", "--output={}/y", "--model=paligemma2_3b_48"], "did you mean 'paligemma2_3b_448'"),
+    (["--to=hf", "--output={}/y", "--model=paligemma2_3b_448"], "config.json says what the model"),
+    (["--to=hf", "--output={}/y", "--image_size=3"], "image size 3"),
+    (["--to=big_vision", "--output={}/y"], "big_vision has PaliGemma only"),
+    (["--output={}/y"], "--to must have a value"),
+    (["--to=native", "--output={}/y", "--dtype=float16"], "not finite in float16"),
+  ],
+)
+def test_wrong_flags_are_one_line_and_leave_nothing(work, capsys, flags, message):
+  start = write_hf(work / "hf", GEMMA3)
+  path = max(start.glob("*.safetensors"))
+  flat = safetensors.numpy.load_file(path)
+  name = max(flat)
+  safetensors.numpy.save_file(flat | {name: np.full_like(flat[name], 1e6)}, path)
+  (work / "x").mkdir()
+  flags = [flag.format(work) for flag in flags]
+  assert run(f"--input={start}", f"--output={work / 'x'}", *flags) == 2
+  err = capsys.readouterr().err
+  *progress, last = err.splitlines()
+  assert message in last and all(line.startswith("tensors ") for line in progress), err
+  assert sorted(p.name for p in work.iterdir()) == ["hf", "x"] and not list((work / "x").iterdir())
+
+
+def test_a_disk_that_does_not_take_it_is_one_line(work, capsys, monkeypatch):
+  start = write_hf(work / "hf", PALIGEMMA)
+
+  def full(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(convert.shutil, "disk_usage", lambda path: type("", (), {"free": 10}))
+    assert run(f"--input={start}", f"--output={work / 'x'}", "--to=native") == 2
+  assert "GB are needed" in capsys.readouterr().err
+  monkeypatch.setattr(tensor_files, "_bytes", full)
+  assert run(f"--input={start}", f"--output={work / 'x'}", "--to=native") == 2
+  assert "x could not be written: [Errno 28] No space left" in capsys.readouterr().err
+  assert [p.name for p in work.iterdir()] == ["hf"]
