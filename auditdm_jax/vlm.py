@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vision-language model behind `answer`: weights, tokenizer, preprocessing and decoding.
+"""A vision-language model behind `answer` and `logits`: weights, tokenizer, pixels and decoding.
 
     vlm = load_vlm("data/models/target")
     vlm.answer([image], ["what color is the circle?"], max_new_tokens=3)  # -> ["red"]
@@ -8,10 +8,11 @@ The compiled programs belong to this module and not to a `Vlm`: parameters are a
 theirs, so models of one config share them, and fine-tuning a model recompiles nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 import hashlib
+import math
 import os
 import pathlib
 from typing import Any
@@ -22,17 +23,25 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
+from auditdm_jax.core import config, tree
 from auditdm_jax.core import mesh as mesh_lib
-from auditdm_jax.core import tree
 from auditdm_jax.core.config import UserError
 from auditdm_jax.models import decode, multimodal, preprocess, siglip, weights
 from auditdm_jax.models.multimodal import Params, VlmConfig
+from auditdm_jax.models.preprocess import Picture, Pixels
+from auditdm_jax.text import hf
 from auditdm_jax.text import prompts as prompts_lib
-from auditdm_jax.text.tokenizer import Tokenizer
+from auditdm_jax.text.tokenizer import FILENAMES, Tokenizer
 
 _MAX_BATCH = 256  # Rows of one program; more are cut into several calls.
+_MEMORY = 1 << 32  # Bytes that one call's activations and cache may take, roughly.
+# A model of fewer parameters is padded to _MIN_BATCH rows: for it, compiling costs more than rows.
+_SMALL = 1 << 24
 _MIN_BATCH = 8
 _LENGTH_MULTIPLE = 8
+# Of PaliGemma's own demonstrations and most of its transfers (BENCHMARKS: the others do not).
+_BIG_VISION = Pixels("big_vision", antialias=True)
+_EOS = 1  # Of every SentencePiece model of Gemma.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,47 +52,55 @@ class Vlm:
     name: what records and reports call it.
     cfg: its architecture.
     params: its parameters, on the device.
-    tokenizer: its tokenizer.
+    tokenizer: its tokenizer; None for a folder without one, which has logits but no answers.
     template: its prompt template, see `text.prompts`.
     stop_ids: the ids that end an answer.
     extras: what else its config.json says, such as how it was trained.
-    mesh: the mesh its parameters are replicated on and its batches are split over, or None.
+    mesh: the mesh its parameters are on and its batches are split over, or None.
+    pixels: how it wants its images.
+    side: the files that lay beside its weights, see `weights.Loaded`; they go where it is saved.
   """
 
   name: str
   cfg: VlmConfig
   params: Params
-  tokenizer: Tokenizer
+  tokenizer: Tokenizer | None
   template: str
   stop_ids: tuple[int, ...]
   extras: dict[str, Any] = dataclasses.field(default_factory=dict)
   mesh: Mesh | None = None
+  pixels: Pixels = Pixels()
+  side: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   @functools.cached_property
   def tower_id(self) -> str:
-    """Hash of the tower and its weights: models of one id have the same features."""
+    """Hash of the tower, its weights and its pixels: models of one id have the same features."""
     sizes = dataclasses.replace(self._vision(), remat=False, unroll=1)
-    digest = hashlib.sha256(repr(sizes).encode())
+    digest = hashlib.sha256(repr((sizes, self.pixels)).encode())
     for path, leaf in sorted(tree.flatten(multimodal.tower(self.params)).items()):
       array = np.asarray(leaf)
       digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
       digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
-  def encode(self, images: Sequence[np.ndarray]) -> np.ndarray:
-    """Returns features f32[N,P,Dv] of u8[H,W,3] images: the tower's output, to be cached."""
+  def encode(self, images: Sequence[Picture]) -> np.ndarray:
+    """Returns features f32[N,P,Dv] of images as in `answer`: the tower's output, to be cached."""
     vision, tower = self._vision(), multimodal.tower(self.params)
     out = np.zeros((len(images), vision.num_patches, vision.width), np.float32)
-    for rows in np.split(np.arange(len(images)), range(_MAX_BATCH, len(images), _MAX_BATCH)):
-      pixels = preprocess.preprocess([images[i] for i in rows], size=vision.image_size)
-      if len(rows):
-        pixels = self._place(_pad_rows(pixels, _bucket(len(rows))))
-        out[rows] = np.asarray(_encode(vision, tower, pixels))[: len(rows)]
+    # The attention of one layer, and an MLP's input and output.
+    p = vision.num_patches
+    most = _most_rows(4 * p * (p * vision.num_heads + 2 * vision.mlp_dim))
+    for rows in _cut(np.arange(len(images)), most):
+      pixels = preprocess.preprocess(
+        [images[i] for i in rows], size=vision.image_size, how=self.pixels
+      )
+      pixels = self._place(_pad_rows(pixels, self._bucket(len(rows))))
+      out[rows] = np.asarray(_encode(vision, tower, pixels))[: len(rows)]
     return out
 
   def answer(
     self,
-    images: Sequence[np.ndarray],
+    images: Sequence[Picture | Sequence[Picture] | None] | None,
     prompts: Sequence[str],
     *,
     max_new_tokens: int,
@@ -93,19 +110,33 @@ class Vlm:
     """Answers prompts[i] about images[i]; an image given several times is encoded once.
 
     Args:
-      images: u8[H,W,3] each, of any sizes.
+      images: one entry per prompt: u8[H,W,3] of any size, a Pillow image, the path of an image
+        file, a list of several of them, or None for a prompt without image. None is none at all.
       prompts: the questions, without the template.
       max_new_tokens: the longest answer, in tokens.
       temperature: 0 is greedy.
       seed: of the sampling; answer i depends on (seed, i) and not on the batch.
+
+    Raises:
+      UserError: images that cannot be read or that the model cannot take.
     """
+    if isinstance(prompts, str):
+      raise UserError(f"prompts is one string, {prompts[:20]!r}: expected a list of them")
+    images = [None] * len(prompts) if images is None else images
     _same_length(images, prompts)
-    unique = {id(image): image for image in images}
-    order = {key: i for i, key in enumerate(unique)}
-    features = self.encode(list(unique.values()))[[order[id(image)] for image in images]]
-    return self.answer_features(
-      features, prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
+    groups = [_as_group(image) for image in images]
+    ask = functools.partial(
+      self._answer, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
     )
+    answers = [""] * len(prompts)
+    for rows in self._windows([len(g) for g in groups]):
+      unique = {id(image): image for i in rows for image in groups[i]}
+      order = {key: k for k, key in enumerate(unique)}
+      features = self.encode(list(unique.values())) if unique else None
+      which = [[order[id(image)] for image in groups[i]] for i in rows]
+      for i, text in zip(rows, ask(features, which, [prompts[i] for i in rows], rows)):
+        answers[i] = text
+    return answers
 
   def answer_features(
     self,
@@ -117,23 +148,19 @@ class Vlm:
     seed: int = 0,
   ) -> list[str]:
     """As `answer`, for features [N,P,Dv] of `encode` in any float dtype; None for text only."""
+    rows = np.arange(len(prompts))
     if features is not None:
       _same_length(features, prompts)
-    slots = 0 if features is None else self.cfg.num_image_tokens
-    ids = [prompts_lib.render(self.tokenizer, self.template, p, slots) for p in prompts]
-    # An image slot among the words would be read as part of the image.
-    banned = (self.cfg.image_token_id,)
-    sc = decode.SampleConfig(max_new_tokens, temperature, self.stop_ids, banned)
-    # Long with long: each call is padded to the longest of its rows only.
-    order = np.argsort([len(i) for i in ids], kind="stable")
-    answers = [""] * len(prompts)
-    for rows in np.split(order, range(_MAX_BATCH, len(order), _MAX_BATCH)):
-      if len(rows):
-        samples = self._sample(sc, features, [ids[i] for i in rows], rows=rows, seed=seed)
-        tokens, lengths = np.asarray(samples.tokens)[:, 0], np.asarray(samples.length)[:, 0]
-        for k, i in enumerate(rows):
-          answers[i] = self.tokenizer.decode(tokens[k, : lengths[k]]).strip()
-    return answers
+    which = [[] if features is None else [i] for i in rows]
+    return self._answer(
+      features,
+      which,
+      prompts,
+      rows,
+      max_new_tokens=max_new_tokens,
+      temperature=temperature,
+      seed=seed,
+    )
 
   def logits(
     self,
@@ -146,24 +173,30 @@ class Vlm:
     """Returns f32[B,T,V] for callers who have tokens.
 
     Args:
-      pixel_values: f32[B,H,W,3] in [-1, 1], or None.
+      pixel_values: f32[N,H,W,3], the N images that fill the image slots in the order of the rows;
+        a row has one, several or none. Without it the image token is a token like any other.
       input_ids: i32[B,T], image slots included, padded on either side.
       input_mask: bool[B,T], False at padding; None is no padding.
       mask_ar: i32[B,T] of `multimodal.make_attn_mask`; None is what the architecture prescribes:
-        the whole row as prefix for PaliGemma.
+        the whole row as prefix for PaliGemma, causal but for the images for Gemma 3.
+
+    Raises:
+      UserError: slots and images do not match.
     """
-    tokens = jnp.asarray(input_ids, jnp.int32)
-    valid = jnp.ones_like(tokens, bool) if input_mask is None else jnp.asarray(input_mask, bool)
-    slots = np.sum(np.asarray(input_ids) == self.cfg.image_token_id, axis=1)
-    expected = 0 if pixel_values is None else self.cfg.num_image_tokens
-    if np.any(slots != expected):
-      raise UserError(f"rows have {slots.tolist()} image slots, each should have {expected}")
+    ids = np.asarray(input_ids, np.int32)
+    valid = np.ones(ids.shape, bool) if input_mask is None else np.asarray(input_mask, bool)
+    if ids.ndim != 2 or valid.shape != ids.shape:
+      raise UserError(f"input_ids {ids.shape}, input_mask {valid.shape}: both should be [B,T]")
     features = None
     if pixel_values is not None:
-      features = _encode(
-        self._vision(), multimodal.tower(self.params), jnp.asarray(pixel_values, jnp.float32)
-      )
-    return _logits(self.cfg, self.params, features, tokens, valid, mask_ar)
+      vision, pixels = self._vision(), jnp.asarray(pixel_values, jnp.float32)
+      which = self._fill(ids, len(pixels))
+      if len(pixels):
+        features = _encode(vision, multimodal.tower(self.params), pixels)[which]
+    if features is None and mask_ar is None and self.cfg.kind == "gemma3":
+      mask_ar = np.ones(ids.shape, np.int32)
+    ar = None if mask_ar is None else jnp.asarray(mask_ar, jnp.int32)
+    return _logits(self.cfg, self.params, features, ids, valid, ar)
 
   def with_params(self, params: Params, *, name: str | None = None) -> "Vlm":
     """The same model with other parameters, such as fine-tuned ones."""
@@ -174,67 +207,172 @@ class Vlm:
       raise UserError(f"model {self.name!r} has no vision tower")
     return self.cfg.vision
 
+  def _fill(self, ids: np.ndarray, images: int) -> np.ndarray:
+    """Returns i[B,I]: which of the images are a row's, 0 where it has fewer than others."""
+    need = self.cfg.num_image_tokens
+    slots = np.sum(ids == self.cfg.image_token_id, axis=1)
+    if np.any(slots % need) or np.sum(slots) != images * need:
+      raise UserError(f"rows have {slots.tolist()} image slots, {images} images need {need} each")
+    count = slots // need
+    which = np.zeros((len(ids), max(count, default=0)), np.int32)
+    which[np.arange(which.shape[1]) < count[:, None]] = np.arange(images)
+    return which
+
+  def _windows(self, counts: Sequence[int]) -> Iterator[list[int]]:
+    """Cuts rows, in order, so that the features of each piece's images fit into the memory."""
+    vision = self.cfg.vision
+    most = _MEMORY // (4 * vision.num_patches * vision.width) if vision else len(counts)
+    rows, held = [], 0
+    for i, count in enumerate(counts):
+      if rows and held + count > most:
+        yield rows
+        rows, held = [], 0
+      rows.append(i)
+      held += count
+    yield rows
+
+  def _answer(
+    self,
+    features: np.ndarray | None,
+    which: Sequence[Sequence[int]],
+    prompts: Sequence[str],
+    names: Sequence[int],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+  ) -> list[str]:
+    """Answers prompts about features[which[i]]; names[i] is what prompt i's randomness hangs on."""
+    if self.tokenizer is None:
+      raise UserError(f"model {self.name!r} has no tokenizer: none of {', '.join(FILENAMES)}")
+    if features is not None and any(which) and "{image}" not in self.template:
+      raise UserError(f"model {self.name!r}: its template {self.template!r} has no {{image}}")
+    slots = self.cfg.num_image_tokens
+    ids = [
+      prompts_lib.render(self.tokenizer, self.template, p, slots, images=len(w))
+      for p, w in zip(prompts, which)
+    ]
+    sc = decode.SampleConfig(max_new_tokens, temperature, self.stop_ids)
+    answers = [""] * len(prompts)
+    for rows in self._batches(ids, which, max_new_tokens):
+      batch = np.array([which[i] for i in rows])
+      x = features[batch if batch.shape[1] > 1 else batch[:, 0]] if batch.size else None
+      samples = self._sample(
+        sc, x, [ids[i] for i in rows], np.array([names[i] for i in rows]), seed
+      )
+      tokens, lengths = np.asarray(samples.tokens)[:, 0], np.asarray(samples.length)[:, 0]
+      for k, i in enumerate(rows):
+        answers[i] = self.tokenizer.decode(tokens[k, : lengths[k]]).strip()
+    return answers
+
+  def _batches(
+    self, ids: Sequence[Sequence[int]], which: Sequence[Sequence[int]], new: int
+  ) -> Iterator[list[int]]:
+    """Cuts rows into calls: of one number of images each, and long with long.
+
+    Each call is padded to the longest of its rows only.
+    """
+    text = self.cfg.text
+    for count in sorted({len(w) for w in which}):
+      rows = [i for i, w in enumerate(which) if len(w) == count]
+      longest = max(len(ids[i]) for i in rows)
+      # The cache of all layers, the attention of one, and the features; 4 bytes each.
+      need = 2 * text.depth * text.num_kv_heads * text.head_dim * (longest + new)
+      need += text.num_heads * longest**2
+      if count:
+        need += count * self._vision().num_patches * self._vision().width
+      rows.sort(key=lambda i: len(ids[i]))
+      for part in _cut(np.array(rows), _most_rows(4 * need)):
+        yield part.tolist()
+
   def _sample(
     self,
     sc: decode.SampleConfig,
     features: np.ndarray | None,
     ids: Sequence[Sequence[int]],
-    *,
-    rows: np.ndarray,
+    names: np.ndarray,
     seed: int,
   ) -> decode.Samples:
     """Draws one sample for each of `ids`, in a program of a bucketed shape."""
-    n = _bucket(len(ids))
-    length = -(-max(map(len, ids)) // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+    n = self._bucket(len(ids))
+    length = _round_up(max(map(len, ids)))
     tokens = np.zeros((n, length), np.int32)
     valid = np.zeros((n, length), bool)
     for k, row in enumerate([*ids, *[ids[-1]] * (n - len(ids))]):
       tokens[k, : len(row)], valid[k, : len(row)] = row, True
     if features is not None:
-      features = self._place(_pad_rows(np.asarray(features[rows]), n))
-    tokens, valid, rows = (self._place(x) for x in (tokens, valid, _pad_rows(rows, n)))
-    return _sample(self.cfg, sc, self.params, features, tokens, valid, rows, np.int32(seed))
+      features = self._place(_pad_rows(np.asarray(features), n))
+    tokens, valid, names = (self._place(x) for x in (tokens, valid, _pad_rows(names, n)))
+    return _sample(self.cfg, sc, self.params, features, tokens, valid, names, np.int32(seed))
+
+  def _bucket(self, n: int) -> int:
+    """Returns the power of two that n rows are padded to."""
+    return max(_MIN_BATCH if self._is_small else 1, 1 << (n - 1).bit_length())
+
+  @functools.cached_property
+  def _is_small(self) -> bool:
+    return sum(x.size for x in jax.tree.leaves(self.params)) < _SMALL
 
   def _place(self, x: np.ndarray) -> Array | np.ndarray:
     if self.mesh is None:
       return x
-    split = x.shape[0] % self.mesh.size == 0
+    # Along the axis that splits the heads every device has all rows.
+    axes = [name for name in self.mesh.axis_names if name != "tensor"]
+    split = x.shape[0] % math.prod(self.mesh.shape[name] for name in axes) == 0
     return jax.device_put(
-      x, mesh_lib.batch_sharding(self.mesh) if split else mesh_lib.replicated(self.mesh)
+      x,
+      mesh_lib.batch_sharding(self.mesh, axes=axes)
+      if split and axes
+      else mesh_lib.replicated(self.mesh),
     )
 
 
 def load_vlm(path: str | os.PathLike, *, mesh: Mesh | None = None, dtype: Any = jnp.float32) -> Vlm:
-  """Reads a model folder, see `models.weights`.
+  """Reads a model: ours, Hugging Face's or big_vision's; see `models.weights`.
+
+  How prompts, answers and images are made is the origin's way (`text.hf`, `models.preprocess`),
+  unless the config.json of a native folder says otherwise by "template", "stop" or "pixels".
 
   Args:
-    path: the folder; its name becomes the model's.
-    mesh: replicate the parameters over this mesh and split batches over it.
+    path: the folder, or big_vision's npz; its name becomes the model's.
+    mesh: shard the parameters over this mesh, if it has the axes of `variants.SHARDING_RULES`, or
+      replicate them, and split batches over it.
     dtype: of the parameters and of the computation.
 
   Raises:
-    UserError: the folder is not a whole model.
+    UserError: it is not a whole model.
   """
   path = pathlib.Path(path)
-  loaded = weights.load(path)
-  tokenizer = Tokenizer.from_file(path / "tokenizer.json")
-  extras = dict(loaded.extras)
-  template, stop = extras.pop("template", None), extras.pop("stop", None)
+  loaded = weights.load(path, mesh=mesh, dtype=dtype)
+  cfg, extras = loaded.cfg, dict(loaded.extras)
+  origin = extras["origin"]["format"]
+  folder = weights.side_folder(path)
+  tokenizer = _tokenizer(folder, cfg)
+  where = f"{folder}/config.json"
+  own = {key: extras.pop(key) for key in ("template", "stop", "pixels") if key in extras}
+  if origin == "hf":
+    own = _hf_ways(folder, cfg, tokenizer) | own
+  elif origin != "native":
+    own = {"template": prompts_lib.PALIGEMMA, "stop": [_EOS], "pixels": _BIG_VISION} | own
+  template, stop = own.get("template"), own.get("stop")
   if not isinstance(template, str) or not isinstance(stop, list) or not stop:
-    raise UserError(f"{path}/config.json: needs a 'template' and a list 'stop' of tokens")
-  # Now rather than at the first question.
-  prompts_lib.render(tokenizer, template, "", loaded.cfg.num_image_tokens)
-  params = weights.cast(loaded.params, dtype)
-  device = None if mesh is None else mesh_lib.replicated(mesh)
+    raise UserError(f"{where}: needs a 'template' and a list 'stop' of tokens")
+  if origin == "native":
+    if tokenizer is None:
+      raise UserError(f"{folder}: no tokenizer, none of {', '.join(FILENAMES)}")
+    # Now rather than at the first question.
+    prompts_lib.render(tokenizer, template, "", cfg.num_image_tokens)
   return Vlm(
     name=path.resolve().name,
-    cfg=loaded.cfg.with_dtype(jnp.dtype(dtype).name),
-    params=jax.device_put(params, device),
+    cfg=cfg.with_dtype(jnp.dtype(dtype).name),
+    params=loaded.params,
     tokenizer=tokenizer,
     template=template,
-    stop_ids=tuple(tokenizer.id(s) for s in stop),
+    stop_ids=tuple(_stop_id(tokenizer, s) for s in stop),
     extras=extras,
     mesh=mesh,
+    pixels=config.build(Pixels, own.get("pixels", {}), name=f"{where}: pixels"),
+    side=loaded.side,
   )
 
 
@@ -244,19 +382,77 @@ def save_vlm(path: str | os.PathLike, vlm: Vlm, *, dtype: str = "float32") -> No
   The tower is written with the model unless `vlm.extras["tower"]` names its folder, relative to
   `path`.
   """
-  names = [vlm.tokenizer.token(i) for i in vlm.stop_ids]
-  extras = vlm.extras | {"template": vlm.template, "stop": names}
-  weights.save(path, vlm.cfg, vlm.params, vlm.tokenizer, extras, dtype=dtype)
+  stop = [vlm.tokenizer.token(i) if vlm.tokenizer else i for i in vlm.stop_ids]
+  extras = vlm.extras | {"template": vlm.template, "stop": stop}
+  if vlm.pixels != Pixels():
+    extras["pixels"] = dataclasses.asdict(vlm.pixels)
+  weights.save(path, vlm.cfg, vlm.params, vlm.tokenizer, extras, dtype=dtype, side=vlm.side)
+
+
+def _tokenizer(folder: pathlib.Path, cfg: VlmConfig) -> Tokenizer | None:
+  """Reads the tokenizer in a folder, if there is one, as the model wants it."""
+  tokenizer = Tokenizer.in_folder(folder)
+  if tokenizer is None or cfg.vision is None:
+    return tokenizer
+  try:
+    return tokenizer.for_model(
+      image_id=cfg.image_token_id, rows=cfg.text.vocab_size, locations=cfg.kind == "paligemma"
+    )
+  except UserError as e:
+    raise UserError(f"{folder}: {e}") from e
+
+
+def _hf_ways(folder: pathlib.Path, cfg: VlmConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
+  """Returns "template", "stop" and "pixels" of a Hugging Face folder."""
+  paligemma = cfg.kind == "paligemma"
+  ways = {
+    "template": hf.template(folder, tokenizer, paligemma=paligemma),
+    "stop": hf.stop_ids(folder),
+  }
+  if cfg.vision is not None:
+    ways["pixels"] = preprocess.read_processor(
+      folder,
+      size=cfg.vision.image_size,
+      # Of SigLIP's image processor, which PaliGemma uses, and of Gemma 3's.
+      resample="bicubic" if paligemma else "bilinear",
+    )
+  return ways
+
+
+def _stop_id(tokenizer: Tokenizer | None, stop: str | int) -> int:
+  if isinstance(stop, int):
+    return stop
+  if tokenizer is None:
+    raise UserError(f"stop {stop!r} is a token, but there is no tokenizer to say which")
+  return tokenizer.id(stop)
+
+
+def _as_group(images: Picture | Sequence[Picture] | None) -> tuple[Picture, ...]:
+  if images is None:
+    return ()
+  return tuple(images) if isinstance(images, list | tuple) else (images,)
+
+
+def _cut(rows: np.ndarray, most: int) -> list[np.ndarray]:
+  """Cuts rows into pieces of at most `most`, none of them empty."""
+  return np.split(rows, range(most, len(rows), most)) if len(rows) else []
+
+
+def _most_rows(row_bytes: int) -> int:
+  """Returns the power of two, up to _MAX_BATCH, of rows that fit into the memory."""
+  fit = max(1, _MEMORY // row_bytes)
+  return min(_MAX_BATCH, 1 << (fit.bit_length() - 1))
+
+
+def _round_up(length: int) -> int:
+  """Returns the length that prompts are padded to: few lengths, none an eighth too long."""
+  step = max(_LENGTH_MULTIPLE, 1 << length.bit_length() >> 4)
+  return -(-length // step) * step
 
 
 def _same_length(images: Sequence[Any], prompts: Sequence[str]) -> None:
   if len(images) != len(prompts):
     raise UserError(f"{len(images)} images for {len(prompts)} prompts: one each, please")
-
-
-def _bucket(n: int) -> int:
-  """Returns the power of two that n rows are padded to."""
-  return max(_MIN_BATCH, 1 << (n - 1).bit_length())
 
 
 def _pad_rows(x: np.ndarray, n: int) -> np.ndarray:

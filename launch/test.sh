@@ -12,4 +12,4 @@ run() {
 }
 run .venv/bin/ruff check .
 run .venv/bin/ruff format --check .
-run .venv/bin/python -m pytest -m "not slow and not perf" "$@"
+run .venv/bin/python -m pytest -m "not slow and not perf and not network" "$@"

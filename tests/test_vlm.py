@@ -7,13 +7,17 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 import pytest
+import tokenizers
 
 from auditdm_jax import vlm as vlm_lib
+from auditdm_jax.core import tree
 from auditdm_jax.core.config import UserError
 from auditdm_jax.core.mesh import make_mesh
-from auditdm_jax.models import gemma, siglip
+from auditdm_jax.models import gemma, preprocess, siglip
 from auditdm_jax.models import multimodal as mm
+from auditdm_jax.models.preprocess import Pixels
 from auditdm_jax.text import prompts
 from auditdm_jax.text.tokenizer import Tokenizer
 from auditdm_jax.vlm import Vlm, load_vlm, save_vlm
@@ -88,7 +92,8 @@ def test_cached_features_answer_as_images_do(vlm):
 def test_folder_round_trip(vlm, tmp_path):
   save_vlm(tmp_path / "target", dataclasses.replace(vlm, extras={"seed": 3}))
   again = load_vlm(tmp_path / "target")
-  assert (again.name, again.extras, again.stop_ids) == ("target", {"seed": 3}, vlm.stop_ids)
+  extras = {"seed": 3, "origin": {"format": "native"}}
+  assert (again.name, again.extras, again.stop_ids) == ("target", extras, vlm.stop_ids)
   assert again.cfg == vlm.cfg and again.tower_id == vlm.tower_id
   ask = (IMAGES, QUESTIONS[:4])
   assert again.answer(*ask, max_new_tokens=5) == vlm.answer(*ask, max_new_tokens=5)
@@ -135,15 +140,76 @@ def test_logits_are_those_the_answers_come_from(vlm):
   logits = vlm.logits(pixels, ids, input_mask=mask)
   assert logits.shape == (2, length, TOKENIZER.vocab_size) and logits.dtype == jnp.float32
   logits = np.array(logits[:, -1])
-  logits[:, TOKENIZER.image_id] = -np.inf
   answers = vlm.answer(IMAGES[:2], ["what is red", "where"], max_new_tokens=1)
   assert [TOKENIZER.decode([i]) for i in logits.argmax(-1)] == answers
+
+
+def test_big_vision_npz(tmp_path):
+  """The tokenizer lies beside the file and knows no image token, whose id has no row."""
+  backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 3}, unk_token="<unk>"))
+  backend.add_special_tokens(["<pad>", "<eos>", "<bos>"])
+  backend.add_tokens([*WORDS, "\n"])
+  backend.save(str(tmp_path / "tokenizer.json"))
+  text = dataclasses.replace(TEXT, window=None, layer_is_local=(), vocab_size=40)
+  text = dataclasses.replace(text, query_scale=6**-0.5, attn_softcap=50.0, final_softcap=30.0)
+  cfg = mm.VlmConfig("paligemma", text, VISION, image_token_id=40)
+  params = jax.jit(mm.init, static_argnums=0)(cfg, jax.random.key(2))
+  np.savez(tmp_path / "x.npz", **{f"params/{k}": v for k, v in tree.flatten(params).items()})
+  vlm = load_vlm(tmp_path / "x.npz")
+  # What training began with is not in a checkpoint.
+  text = dataclasses.replace(text, embed_init_std=vlm.cfg.text.embed_init_std)
+  assert vlm.cfg == dataclasses.replace(cfg, text=text)
+  assert vlm.extras["origin"]["format"] == "big_vision"
+  assert (vlm.pixels, vlm.stop_ids) == (Pixels("big_vision"), (1,))
+  assert vlm.template == prompts.PALIGEMMA
+  image = RNG.integers(0, 256, (20, 31, 3), dtype=np.uint8)
+  ids = prompts.render(vlm.tokenizer, vlm.template, "what is", 4)
+  assert ids[:5] == [40] * 4 + [vlm.tokenizer.id("<bos>")]
+  pixels = preprocess.preprocess([image], size=8, how=Pixels("big_vision"))
+  first = int(vlm.logits(pixels, [ids])[0, -1].argmax())
+  assert vlm.answer([image], ["what is"], max_new_tokens=1) == [vlm.tokenizer.decode([first])]
+
+
+def test_images_of_any_kind_and_in_windows(vlm, tmp_path, monkeypatch):
+  Image.fromarray(IMAGES[0]).save(tmp_path / "a.png")
+  kinds = [IMAGES[0], Image.fromarray(IMAGES[0]), tmp_path / "a.png", str(tmp_path / "a.png")]
+  got = vlm.answer([*kinds, [IMAGES[0]]], [QUESTIONS[1]] * 5, max_new_tokens=4)
+  assert len(set(got)) == 1
+  want = vlm.answer(IMAGES, QUESTIONS[:4], max_new_tokens=4, temperature=1.0)
+  monkeypatch.setattr(vlm_lib, "_MEMORY", 1)  # Not more than one row at a time.
+  assert vlm.answer(IMAGES, QUESTIONS[:4], max_new_tokens=4, temperature=1.0) == want
+
+
+def test_rows_and_lengths_are_bucketed(vlm, monkeypatch):
+  assert [vlm_lib._round_up(n) for n in (1, 8, 9, 127, 129, 300, 1100)] == [
+    8, 8, 16, 128, 144, 320, 1152
+  ]  # fmt: skip
+  assert all(vlm_lib._round_up(n) < 1.125 * n + 8 for n in range(1, 3000))
+  assert [vlm._bucket(n) for n in (1, 8, 9)] == [8, 8, 16]
+  monkeypatch.setattr(vlm_lib, "_SMALL", 1)
+  big = dataclasses.replace(vlm)
+  assert [big._bucket(n) for n in (1, 2, 3, 9)] == [1, 2, 4, 16]
+  assert [vlm_lib._most_rows(n) for n in (1, 1 << 28, 3 << 28, 1 << 40)] == [256, 16, 4, 1]
 
 
 def test_errors_teach(vlm, tmp_path):
   with pytest.raises(UserError, match="2 images for 1 prompts"):
     vlm.answer(IMAGES[:2], ["what?"], max_new_tokens=1)
-  with pytest.raises(UserError, match=r"\[1\] image slots, each should have 4"):
+  with pytest.raises(UserError, match="prompts is one string, 'what'"):
+    vlm.answer(None, "what", max_new_tokens=1)
+  with pytest.raises(UserError, match="image 1 is float32"):
+    vlm.answer([IMAGES[0], IMAGES[1] / np.float32(255)], ["a", "b"], max_new_tokens=1)
+  plain = dataclasses.replace(vlm, template="<bos>{text}")
+  with pytest.raises(UserError, match="has no {image}"):
+    plain.answer(IMAGES[:1], ["what?"], max_new_tokens=1)
+  text_only = dataclasses.replace(vlm, cfg=dataclasses.replace(vlm.cfg, vision=None))
+  for ask in (
+    lambda: text_only.answer(IMAGES[:1], ["what?"], max_new_tokens=1),
+    lambda: text_only.logits(np.zeros((1, 8, 8, 3)), [[10]]),
+  ):
+    with pytest.raises(UserError, match="'tiny' has no vision tower"):
+      ask()
+  with pytest.raises(UserError, match=r"\[1\] image slots, 1 images need 4 each"):
     vlm.logits(np.zeros((1, 8, 8, 3)), np.array([[TOKENIZER.image_id, 10]]))
   save_vlm(tmp_path / "m", vlm)
   config = tmp_path / "m" / "config.json"
@@ -156,3 +222,7 @@ def test_errors_teach(vlm, tmp_path):
     config.write_text(json.dumps(header | change))
     with pytest.raises(UserError, match=message):
       load_vlm(tmp_path / "m")
+  config.write_text(json.dumps(header))
+  (tmp_path / "m" / "tokenizer.json").unlink()
+  with pytest.raises(UserError, match="m: no tokenizer, none of tokenizer.json"):
+    load_vlm(tmp_path / "m")

@@ -1,52 +1,262 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images to pixels: u8[H,W,3] of any size to f32[S,S,3] in [-1, 1]."""
+"""Images to pixels: anything that is a picture to f32[S,S,3], as the weights' origin makes them.
+
+Three origins squeeze an image to the model's square in three ways, and each model wants its own:
+
+    native      Pillow, bilinear; alpha dropped
+    hf          Pillow, as the processor's config says; transparent parts become white
+    big_vision  TensorFlow's bilinear in floats, truncated to uint8; alpha dropped
+
+All of them see the image upright, as its EXIF tag says.
+"""
 
 from collections.abc import Sequence
+import dataclasses
+import functools
+import os
+import pathlib
+import struct
+from typing import Any, Literal
+import zlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
+
+from auditdm_jax.core import store
+from auditdm_jax.core.config import UserError
+
+Picture = np.ndarray | Image.Image | str | os.PathLike
+
+_FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers.
+_MAX_PIXELS = 1 << 27  # A file of a few kB can unpack to more than the memory holds.
+# What Pillow raises for a file that is damaged or no image.
+_BROKEN = (
+  OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error,
+  Image.DecompressionBombError,
+)  # fmt: skip
 
 
-def preprocess(images: Sequence[np.ndarray | Image.Image], *, size: int) -> np.ndarray:
-  """Returns f32[N,size,size,3] in [-1, 1].
+@dataclasses.dataclass(frozen=True)
+class Pixels:
+  """How an origin makes pixels of an image.
 
-  An image of another size is squeezed to the square, bilinearly, as big_vision and transformers
-  do; grey becomes RGB, and alpha is dropped.
+  Attributes:
+    origin: whose arithmetic.
+    resample: filter of the resizing; big_vision has "bilinear" only.
+    antialias: big_vision's `resize(antialias=…)`: its transfer configs differ in it. Pillow's
+      filters always do.
+    resize: whether images of other sizes are resized rather than refused.
+    rescale: what u8 values are multiplied by; of "hf" only, as are the next two.
+    mean: subtracted per channel, after that.
+    std: divided by per channel, after that.
+  """
+
+  origin: Literal["native", "hf", "big_vision"] = "native"
+  resample: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"] = "bilinear"
+  antialias: bool = True
+  resize: bool = True
+  rescale: float = 1 / 255
+  mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+  std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+  def __post_init__(self):
+    if self.origin == "big_vision" and self.resample != "bilinear":
+      raise ValueError(f"resample {self.resample!r}: big_vision's is 'bilinear'")
+    if self.origin != "big_vision" and not self.antialias:
+      raise ValueError("antialias false: Pillow's filters, of all origins but big_vision, do")
+    if not all(self.std):
+      raise ValueError(f"std {self.std} has a zero")
+
+
+def preprocess(images: Sequence[Picture], *, size: int, how: Pixels | None = None) -> np.ndarray:
+  """Returns f32[N,size,size,3], in [-1, 1] unless the processor's config says otherwise.
 
   Args:
-    images: u8[H,W,3], u8[H,W] or u8[H,W,4] arrays, or PIL images.
+    images: u8[H,W,3], u8[H,W] or u8[H,W,4] arrays, Pillow images, or paths of image files.
     size: side of the model's images, in pixels.
+    how: the origin's way; None is the native one.
 
   Raises:
-    ValueError: an image of another dtype or shape, or an empty one.
+    UserError: one that is no image, or damaged, empty or too large; it says which.
   """
-  if not len(images):
-    return np.zeros((0, size, size, 3), np.float32)
-  u8 = np.stack([_square(image, size, index) for index, image in enumerate(images)])
-  return u8.astype(np.float32) * np.float32(1 / 127.5) - np.float32(1)
+  how = how or Pixels()
+  out = np.zeros((len(images), size, size, 3), np.float32)
+  for i, image in enumerate(images):
+    name = f"image {i} ({image})" if isinstance(image, str | os.PathLike) else f"image {i}"
+    out[i] = _scale(_square(image, size, name, how), how)
+  return out
 
 
-def _square(image: np.ndarray | Image.Image, size: int, index: int) -> np.ndarray:
-  if isinstance(image, Image.Image):
-    pil = image
-  else:
+def read_processor(
+  folder: str | os.PathLike, *, size: int, resample: Literal["bilinear", "bicubic"]
+) -> Pixels:
+  """Reads how a Hugging Face folder makes pixels, from processor_config or preprocessor_config.
+
+  Args:
+    folder: the model's; with neither file the settings are transformers' defaults.
+    size: side of the tower's images.
+    resample: the default filter of the model's image processor.
+
+  Raises:
+    UserError: settings that do not fit the tower, or that are not supported.
+  """
+  path, settings = _read_settings(pathlib.Path(folder))
+  for key in ("do_pan_and_scan", "do_center_crop", "do_pad"):
+    if settings.get(key):
+      raise UserError(f"{path}: {key} true is not supported: images are squeezed to the square")
+  want = {"height": size, "width": size}
+  if settings.get("size", want) not in (want, size):
+    raise UserError(f"{path}: size {settings['size']}, but the tower's is {want}")
+  code = settings.get("resample", _FILTERS.index(resample))
+  if code not in range(len(_FILTERS)):
+    raise UserError(f"{path}: resample {code!r} is not one of Pillow's 0 to {len(_FILTERS) - 1}")
+  normalize = settings.get("do_normalize", True)
+  try:
+    return Pixels(
+      origin="hf",
+      resample=_FILTERS[code],
+      resize=settings.get("do_resize", True),
+      rescale=float(settings.get("rescale_factor", 1 / 255))
+      if settings.get("do_rescale", True)
+      else 1.0,
+      mean=_channels(settings.get("image_mean", 0.5)) if normalize else (0.0, 0.0, 0.0),
+      std=_channels(settings.get("image_std", 0.5)) if normalize else (1.0, 1.0, 1.0),
+    )
+  except (TypeError, ValueError) as e:
+    raise UserError(f"{path}: {e}") from e
+
+
+def _read_settings(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
+  """Returns the file that counts and its settings; null is as good as missing."""
+  for name in ("processor_config.json", "preprocessor_config.json"):
+    path = folder / name
+    if not path.is_file():
+      continue
+    settings = store.read_json(path)
+    if not isinstance(settings, dict):
+      raise UserError(f"{path}: not a JSON object")
+    # transformers 5 nests them in the processor's own file, where older ones have none.
+    if name == "processor_config.json":
+      settings = settings.get("image_processor")
+    if settings is not None:
+      return path, {k: v for k, v in settings.items() if v is not None}
+  return folder / "preprocessor_config.json", {}
+
+
+def _channels(value: float | Sequence[float]) -> tuple[float, float, float]:
+  if isinstance(value, int | float):
+    return (float(value),) * 3
+  if len(value) != 3:
+    raise ValueError(f"{value} is not one number per channel")
+  return (float(value[0]), float(value[1]), float(value[2]))
+
+
+def _scale(u8: np.ndarray, how: Pixels) -> np.ndarray:
+  """u8 to f32, in each origin's own order of operations: the results differ in the last bit."""
+  if how.origin == "native":
+    return u8.astype(np.float32) * np.float32(1 / 127.5) - np.float32(1)
+  if how.origin == "big_vision":
+    return u8.astype(np.float32) / np.float32(255) * np.float32(2) - np.float32(1)
+  scaled = (u8.astype(np.float64) * how.rescale).astype(np.float32)
+  return (scaled - np.array(how.mean, np.float32)) / np.array(how.std, np.float32)
+
+
+def _square(image: Picture, size: int, name: str, how: Pixels) -> np.ndarray:
+  """Returns u8[size,size,3]."""
+  if not isinstance(image, Image.Image | str | os.PathLike):
     image = np.asarray(image)
     if image.dtype == np.uint8 and image.shape == (size, size, 3):
       return image
-    pil = _to_pil(image, index)
-  if pil.mode != "RGB":
-    pil = pil.convert("RGB")
-  if pil.size != (size, size):
-    pil = pil.resize((size, size), Image.Resampling.BILINEAR)
-  return np.asarray(pil)
+    image = _from_array(image, name)
+  try:
+    if isinstance(image, Image.Image):
+      rgb = _to_rgb(image, name, white=how.origin == "hf")
+    else:
+      with Image.open(image) as opened:
+        rgb = _to_rgb(opened, name, white=how.origin == "hf")
+  except UserError:
+    raise
+  except _BROKEN as e:
+    raise UserError(f"{name} cannot be read: {e}") from e
+  if rgb.size == (size, size):
+    return np.asarray(rgb)
+  if not how.resize:
+    raise UserError(f"{name} is {rgb.width}x{rgb.height}, and the processor does not resize")
+  if how.origin == "big_vision":
+    return _resize_in_floats(np.asarray(rgb), size, antialias=how.antialias)
+  return np.asarray(rgb.resize((size, size), _FILTERS.index(how.resample)))
 
 
-def _to_pil(image: np.ndarray, index: int) -> Image.Image:
+def _from_array(image: np.ndarray, name: str) -> Image.Image:
   if image.dtype != np.uint8:
-    raise ValueError(
-      f"image {index} is {image.dtype}: expected uint8 in 0..255 (pixels are scaled here)"
-    )
+    raise UserError(f"{name} is {image.dtype}: expected uint8 in 0..255 (pixels are scaled here)")
   channels = image.shape[2] if image.ndim == 3 else None
   if image.ndim not in (2, 3) or channels not in (None, 3, 4) or 0 in image.shape:
-    raise ValueError(f"image {index} has shape {image.shape}: expected [H,W,3], [H,W,4] or [H,W]")
+    raise UserError(f"{name} has shape {image.shape}: expected [H,W,3], [H,W,4] or [H,W]")
   return Image.fromarray(np.ascontiguousarray(image))
+
+
+def _to_rgb(image: Image.Image, name: str, *, white: bool) -> Image.Image:
+  """Returns it upright, in RGB; transparent parts become white, or keep what is under them."""
+  if image.width * image.height > _MAX_PIXELS:
+    raise UserError(f"{name} has {image.width}x{image.height} pixels: more than {_MAX_PIXELS}")
+  image = ImageOps.exif_transpose(image)
+  if image.mode.startswith("I;16"):
+    # Pillow would clip to 255; the high byte is what decoders to 8 bits keep.
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+  if image.mode in ("I", "F"):
+    raise UserError(f"{name} has 32 bits per channel (mode {image.mode}): convert it to 8 first")
+  if white and image.has_transparency_data:
+    image = image.convert("RGBA")
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+  return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _resize_in_floats(image: np.ndarray, size: int, *, antialias: bool) -> np.ndarray:
+  """As `tf.image.resize(method="bilinear")` and a cast to uint8, bit for bit.
+
+  Sums run tap by tap in fp32 because the cast truncates: a value of 6.9999995 becomes 6.
+  """
+  x = image.astype(np.float32)
+  if antialias:
+    x = _weigh(x, *_triangle(x.shape[0], size))
+    x = _weigh(x.swapaxes(0, 1), *_triangle(x.shape[1], size)).swapaxes(0, 1)
+  else:
+    low, high, part = _neighbours(x.shape[1], size)
+    x = x[:, low] + (x[:, high] - x[:, low]) * part[:, None]
+    low, high, part = _neighbours(x.shape[0], size)
+    x = x[low] + (x[high] - x[low]) * part[:, None, None]
+  return np.clip(x, 0, 255).astype(np.uint8)
+
+
+def _weigh(x: np.ndarray, source: np.ndarray, weights: np.ndarray) -> np.ndarray:
+  """Returns f32[S,...]: sums over taps k of weights[S,k] * x[source[S,k]]."""
+  out = np.zeros((len(source), *x.shape[1:]), np.float32)
+  for rows, w in zip(source.T, weights.T):
+    out += w[:, None, None] * x[rows]
+  return out
+
+
+@functools.lru_cache(maxsize=64)
+def _triangle(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the taps i[S,k] and weights f32[S,k] of a triangle as wide as an output pixel."""
+  half, one = np.float32(0.5), np.float32(1)
+  inverse = one / (np.float32(new) / np.float32(old))
+  width = max(inverse, one)
+  centre = (np.arange(new, dtype=np.float32) + half) * inverse
+  first = np.clip(np.ceil(centre - width - half).astype(int), 0, old - 1)
+  last = np.clip(np.floor(centre + width - half).astype(int), 0, old - 1)
+  source = first[:, None] + np.arange(np.max(last - first) + 1)
+  distance = np.abs((source.astype(np.float32) + half - centre[:, None]) * (one / width))
+  weights = np.where(source <= last[:, None], np.maximum(one - distance, 0), 0).astype(np.float32)
+  total = np.cumsum(weights, axis=1)[:, -1:]  # In order: numpy's sum would pair them.
+  return np.minimum(source, old - 1), weights * (one / total)
+
+
+@functools.lru_cache(maxsize=64)
+def _neighbours(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns the two neighbours of each output pixel, and how far it is from the first."""
+  scale = np.float32(old) / np.float32(new)
+  at = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * scale - np.float32(0.5)
+  low, high = np.floor(at).astype(int), np.ceil(at).astype(int)
+  return np.maximum(low, 0), np.minimum(high, old - 1), at - np.floor(at)

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prompt templates: where the image, the text and the special tokens of a model's prompt go.
 
-A template is a string in the model's config.json. `{image}` stands for the image slots, `{text}`
-for the text, specials are written out, and all else is literal text.
+A template is a string in the model's config.json. `{image}` stands for the slots of an image,
+`{text}` for the text (`{text|trim}` without the blanks around it), specials are written out, and
+all else is literal text. What stands between `{{` and `}}` around `{image}` is there once per
+image, and not at all without one; without such brackets that is `{image}` alone.
 """
 
 import dataclasses
@@ -14,49 +16,67 @@ from auditdm_jax.text.tokenizer import Tokenizer
 
 # big_vision's order: image, BOS, prefix, separator; the model's reply is the suffix.
 PALIGEMMA = "{image}<bos>{text}\n"
-# One user turn of the Gemma 3 chat template, image first, as its processor spells it out.
+# What Gemma 3's processor makes of <start_of_image>.
+_GEMMA3_IMAGE = "{{\n\n<start_of_image>{image}<end_of_image>\n\n}}"
+# One user turn of the Gemma chat template, images first.
 GEMMA3 = (
-  "<bos><start_of_turn>user\n"
-  "\n\n<start_of_image>{image}<end_of_image>\n\n"
-  "{text}<end_of_turn>\n<start_of_turn>model\n"
+  f"<bos><start_of_turn>user\n{_GEMMA3_IMAGE}{{text|trim}}<end_of_turn>\n<start_of_turn>model\n"
 )
+# Of a decoder that was not taught turns.
+PRETRAINED = f"<bos>{_GEMMA3_IMAGE}{{text}}"
 # What the word-level models of the scenes world are trained on.
 GEMMA3_PLAIN = "<bos><start_of_image>{image}<end_of_image>{text}\n"
 
+_SECTION = re.compile(r"\{\{((?:(?!\}\}).)*\{image\}.*?)\}\}", re.DOTALL)
+_TEXT = re.compile(r"\{text(?:\|trim)?\}")
 
-def render(tokenizer: Tokenizer, template: str, text: str, num_image_tokens: int) -> list[int]:
+
+def render(
+  tokenizer: Tokenizer, template: str, text: str, num_image_tokens: int, *, images: int = 1
+) -> list[int]:
   """Returns the ids of a prompt.
 
   Specials are recognised in the template only, never in `text`; each run between two specials is
   encoded as one string, so that pieces merge across the border of template and text.
+
+  Args:
+    tokenizer: the model's.
+    template: see above.
+    text: what `{text}` stands for.
+    num_image_tokens: slots of one image.
+    images: how many images there are.
 
   Raises:
     UserError: the template has not one `{text}` and at most one `{image}`, or the tokenizer lacks
       one of its specials.
   """
   ids: list[int] = []
-  for kind, part in _parse(template, tokenizer.specials):
+  for kind, part in _parse(template, tokenizer.specials, images):
     if kind == "image":
       ids += [tokenizer.image_id] * num_image_tokens
     elif kind == "special":
       ids.append(tokenizer.id(part))
     else:
-      ids += tokenizer.encode(text.join(part.split("{text}")))
+      words = _TEXT.sub(lambda m: text.strip() if m[0] == "{text|trim}" else text, part)
+      ids += tokenizer.encode(words)
   return ids
 
 
 @functools.lru_cache(maxsize=64)
-def _parse(template: str, specials: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+def _parse(template: str, specials: tuple[str, ...], images: int) -> tuple[tuple[str, str], ...]:
   """Splits a template into ("special" | "image" | "plain", string) runs."""
-  if template.count("{text}") != 1 or template.count("{image}") > 1:
+  if len(_TEXT.findall(template)) != 1 or template.count("{image}") > 1:
     raise UserError(f"template {template!r}: needs one {{text}} and at most one {{image}}")
+  marked = template if _SECTION.search(template) else template.replace("{image}", "{{{image}}}")
+  whole = _SECTION.sub(lambda m: m[1] * images, marked)
   pattern = "|".join(["{image}", *map(re.escape, sorted(specials, key=len, reverse=True))])
   runs = []
-  for part in re.split(f"({pattern})", template):
+  for part in re.split(f"({pattern})", whole):
     if not part:
       continue
     kind = "image" if part == "{image}" else "special" if part in specials else "plain"
-    if kind == "plain" and (unknown := re.search(r"<[a-z_]+>|\{(?!text\})\w*\}", part)):
+    known = _TEXT.sub("", part)
+    if kind == "plain" and (unknown := re.search(r"<[a-z_]+>|\{[\w|]*\}", known)):
       raise UserError(
         f"template {template!r}: {unknown[0]} is neither a special token of the tokenizer nor a"
         " placeholder"

@@ -3,11 +3,13 @@
 
 `encode` never gives the id of a special token, whatever the text says: a reply that spells out
 "<end_of_turn>" must not end a turn when it is put into the next prompt. Specials enter only through
-a template, in `prompts.render`.
+a template, in `prompts.render`. PaliGemma's <loc0123> and <seg012> are not special: questions and
+answers are made of them.
 """
 
 from collections.abc import Iterable, Sequence
 import functools
+import os
 import pathlib
 import re
 
@@ -15,6 +17,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from auditdm_jax.core.config import UserError, did_you_mean
+from auditdm_jax.text import backends
+from auditdm_jax.text.backends import IMAGE_TOKENS, LOCATIONS, Backend
 
 # Of the word-level tokenizer; the ids are Gemma's where Gemma has low ones.
 SPECIALS = (
@@ -28,36 +32,42 @@ SPECIALS = (
   "<end_of_image>",
   "<image_soft_token>",
 )
-_IMAGE_TOKENS = ("<image_soft_token>", "<image>")  # Gemma 3's name and PaliGemma's.
+# In a model's folder the first of these that is there; the last is big_vision's.
+FILENAMES = ("tokenizer.json", "tokenizer.model", "gemma_tokenizer.model")
 _PUNCTUATION = "?.,;"
+_NEARBY = 10_000  # Ids whose tokens an error may suggest.
 _WORD = r"\n|[?.,;<>]|[^\s?.,;<>]+"
 
 
 class Tokenizer:
-  """Text to ids and back over a Hugging Face `tokenizers.Tokenizer`."""
+  """Text to ids and back over a tokenizer file.
 
-  def __init__(self, backend: tokenizers.Tokenizer):
+  Args:
+    backend: the file.
+    image_id: the id of an image slot, where the file knows none.
+  """
+
+  def __init__(self, backend: Backend, *, image_id: int | None = None):
     self._backend = backend
-    self._backend.encode_special_tokens = True  # Specials in text are text.
-    added = backend.get_added_tokens_decoder()
-    # <unk> is what encode gives for an unknown word, so it is not one of the forbidden ids.
-    self._specials = {t.content: i for i, t in added.items() if t.special and t.content != "<unk>"}
-    self.special_ids = frozenset(self._specials.values())
+    self._image_id = image_id
+    self.special_ids = frozenset(backend.specials.values())
 
   @classmethod
-  def from_file(cls, path) -> "Tokenizer":
-    """Reads a `tokenizer.json`.
+  def from_file(cls, path: str | os.PathLike) -> "Tokenizer":
+    """Reads a `tokenizer.json`, or a SentencePiece `.model`.
 
     Raises:
       UserError: there is no such file, or it is not a tokenizer.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-      raise UserError(f"{path}: no such file")
-    try:
-      return cls(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")))
-    except Exception as e:  # The library raises bare Exceptions.
-      raise UserError(f"{path}: not a tokenizer.json: {e}") from e
+    return cls(backends.read(pathlib.Path(path)))
+
+  @classmethod
+  def in_folder(cls, folder: str | os.PathLike) -> "Tokenizer | None":
+    """Reads the tokenizer of a model's folder; None if there is none."""
+    for name in FILENAMES:
+      if (path := pathlib.Path(folder) / name).is_file():
+        return cls.from_file(path)
+    return None
 
   @classmethod
   def word_level(cls, words: Iterable[str]) -> "Tokenizer":
@@ -87,16 +97,36 @@ class Tokenizer:
       + [decoders.Replace(f" {p}", p) for p in _PUNCTUATION]
       + [decoders.Replace(tokenizers.Regex(" ?\n ?"), "\n")]
     )
-    return cls(backend)
+    return cls(backends.JsonBackend(backend))
+
+  def for_model(self, *, image_id: int, rows: int, locations: bool) -> "Tokenizer":
+    """Returns this tokenizer as a model with images wants it.
+
+    Args:
+      image_id: the model's id of an image slot; the file may know none, as big_vision's.
+      rows: size of the model's vocabulary.
+      locations: whether the model was taught <loc0123> and <seg012>. If they are not in the file
+        they come after its last token, where big_vision and transformers put them.
+
+    Raises:
+      UserError: the file's image token has another id.
+    """
+    backend, last = self._backend, self.vocab_size + len(LOCATIONS)
+    if locations and backend.id(LOCATIONS[0]) is None and last <= min(rows, image_id):
+      backend = backend.append(LOCATIONS)
+    for name in IMAGE_TOKENS:
+      if backend.id(name) not in (None, image_id):
+        raise UserError(f"{name} is {backend.id(name)} to the tokenizer, {image_id} to the model")
+    return Tokenizer(backend, image_id=image_id)
 
   @property
   def vocab_size(self) -> int:
     """Number of ids, specials included."""
-    return self._backend.get_vocab_size(with_added_tokens=True)
+    return self._backend.size
 
-  @property
+  @functools.cached_property
   def specials(self) -> tuple[str, ...]:
-    return tuple(self._specials)
+    return tuple(self._backend.specials)
 
   @functools.cached_property
   def image_id(self) -> int:
@@ -105,10 +135,10 @@ class Tokenizer:
     Raises:
       UserError: the tokenizer has none.
     """
-    for name in _IMAGE_TOKENS:
-      if self._backend.token_to_id(name) is not None:
-        return self._backend.token_to_id(name)
-    raise UserError(f"the tokenizer has no image token ({' or '.join(_IMAGE_TOKENS)})")
+    known = [i for name in IMAGE_TOKENS if (i := self._backend.id(name)) is not None]
+    if not known and self._image_id is None:
+      raise UserError(f"the tokenizer has no image token ({' or '.join(IMAGE_TOKENS)})")
+    return known[0] if known else self._image_id
 
   @functools.cached_property
   def pad_id(self) -> int:
@@ -120,42 +150,49 @@ class Tokenizer:
     Raises:
       UserError: there is no such token.
     """
-    i = self._backend.token_to_id(token)
+    i = self._backend.id(token)
     if i is None:
-      near = did_you_mean(token, self._backend.get_vocab())
+      # A real vocabulary is too large to be compared with.
+      names = map(self._backend.token, range(min(self.vocab_size, _NEARBY)))
+      near = did_you_mean(token, [*self.specials, *(n for n in names if n)])
       raise UserError(f"no token {token!r} in the tokenizer{near}")
     return i
 
+  def __contains__(self, token: str) -> bool:
+    return self._backend.id(token) is not None
+
   def token(self, i: int) -> str:
     """Returns the token of an id; the inverse of `id`."""
-    token = self._backend.id_to_token(i)
+    token = self._backend.token(i)
     if token is None:
       raise UserError(f"no token {i} in the tokenizer of {self.vocab_size}")
     return token
 
   def encode(self, text: str) -> list[int]:
     """Returns the ids of `text`; none of them is special and none is added."""
-    ids = self._backend.encode(text, add_special_tokens=False).ids
+    ids = self._backend.encode(text)
     if self.special_ids.isdisjoint(ids):
       return ids
     # A backend whose model itself knows a special as one piece: encode its two ends apart.
-    names = sorted(self._specials, key=len, reverse=True)
+    names = sorted(self.specials, key=len, reverse=True)
     cut = re.sub(
       "|".join(map(re.escape, names)), lambda m: f"{m[0][0]}\0{m[0][1:]}", text.replace("\0", "")
     )
-    parts = (self._backend.encode(p, add_special_tokens=False).ids for p in cut.split("\0"))
+    parts = (self._backend.encode(p) for p in cut.split("\0"))
     return [i for part in parts for i in part if i not in self.special_ids]
 
   def unsampled_ids(self, stop_ids: Sequence[int]) -> tuple[int, ...]:
     """Returns the ids a sampler should be banned from: <unk> and the specials but `stop_ids`."""
-    unk = self._backend.token_to_id("<unk>")
+    unk = self._backend.id("<unk>")
     ids = self.special_ids | ({unk} if unk is not None else set())
     return tuple(sorted(ids - set(stop_ids)))
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Returns the text of `ids` without the specials."""
-    return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
+    """Returns the text of `ids` without the specials, places and shapes included."""
+    return self._backend.decode([int(i) for i in ids])
 
-  def save(self, path) -> None:
-    """Writes a `tokenizer.json`."""
-    pathlib.Path(path).write_text(self._backend.to_str(pretty=False), encoding="utf-8")
+  def save(self, path: str | os.PathLike) -> None:
+    """Writes `tokenizer.json` or `tokenizer.model` into a folder, or the file of that name."""
+    path = pathlib.Path(path)
+    file = path / self._backend.filename if path.is_dir() else path
+    file.write_bytes(self._backend.to_bytes())

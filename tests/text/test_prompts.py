@@ -24,9 +24,34 @@ def test_templates_as_the_families_prescribe():
   assert render(prompts.GEMMA3) == [*start, *text, 5, NEWLINE, 4, MODEL, NEWLINE]
 
 
+def test_each_image_and_no_image():
+  def render(template, images, text="red"):
+    return prompts.render(TOKENIZER, template, text, 2, images=images)
+
+  one = [6, IMAGE, IMAGE, 7]
+  assert render(prompts.PALIGEMMA, 0) == [BOS, RED, NEWLINE]
+  assert render(prompts.PALIGEMMA, 2) == [IMAGE] * 4 + [BOS, RED, NEWLINE]
+  end = [RED, 5, NEWLINE, 4, MODEL, NEWLINE]
+  assert render(prompts.GEMMA3, 0) == [BOS, 4, USER, NEWLINE, *end]
+  assert render(prompts.GEMMA3, 2) == [
+    *[BOS, 4, USER, *[NEWLINE] * 3, *one, *[NEWLINE] * 4, *one, NEWLINE, NEWLINE], *end
+  ]  # fmt: skip
+  assert render(prompts.GEMMA3, 0, "\n red\t\n") == render(prompts.GEMMA3, 0)
+  assert render(prompts.PRETRAINED, 0, "\nred") == [BOS, NEWLINE, RED]
+  assert render("{{<start_of_image>{image}}}{text}", 2) == [6, IMAGE, IMAGE] * 2 + [RED]
+
+
 @pytest.mark.parametrize(
   "text",
-  ["<eos>", "{image}", "{text}", "<image_soft_token><bos>", "<end_of_turn>\n<start_of_turn>"],
+  [
+    "<eos>",
+    "{image}",
+    "{text}",
+    "{{{image}}}",
+    "{text|trim}",
+    "<image_soft_token><bos>",
+    "<end_of_turn>\n<start_of_turn>",
+  ],
 )
 def test_text_cannot_leave_its_place(text):
   ids = prompts.render(TOKENIZER, prompts.PALIGEMMA, text, 3)
@@ -46,6 +71,8 @@ def test_no_image_slots_without_an_image():
     ("{image}{image}{text}", "at most one {image}"),
     ("<boss>{text}", "<boss> is neither"),
     ("{text}{question}", "{question} is neither"),
+    ("{text|upper}{text}", "{text|upper} is neither"),
+    ("{text}{text|trim}", "needs one {text}"),
   ],
 )
 def test_wrong_templates_are_explained(template, message):

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Round trips, and text that tries to be a special token."""
 
+import io
+import json
+
 import pytest
+import sentencepiece
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from auditdm_jax.core.config import UserError
+from auditdm_jax.text import backends, prompts
 from auditdm_jax.text import tokenizer as tokenizer_lib
 from auditdm_jax.text.tokenizer import Tokenizer
 
@@ -40,7 +45,115 @@ def byte_level():
   backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
   backend.decoder = decoders.ByteLevel()
   backend.add_special_tokens(["<pad>", "<eos>", "<image>"])
-  return Tokenizer(backend)
+  return Tokenizer(backends.JsonBackend(backend))
+
+
+CORPUS = [
+  "what colour is the circle in the image",
+  "detect the red cup , please",
+  "naïve café 東京",
+]
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory):
+  """A SentencePiece model with Gemma's settings: bytes, no prefix blank, turns as user symbols."""
+  out = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(CORPUS * 9),
+    model_writer=out,
+    model_type="bpe",
+    vocab_size=340,
+    byte_fallback=True,
+    add_dummy_prefix=False,
+    remove_extra_whitespaces=False,
+    normalization_rule_name="identity",
+    pad_id=0,
+    eos_id=1,
+    bos_id=2,
+    unk_id=3,
+    pad_piece="<pad>",
+    eos_piece="<eos>",
+    bos_piece="<bos>",
+    user_defined_symbols=["<start_of_turn>", "<end_of_turn>", "<b>", "\n\n"],
+    minloglevel=2,
+  )
+  path = tmp_path_factory.mktemp("sp") / "gemma_tokenizer.model"
+  path.write_bytes(out.getvalue())
+  return path
+
+
+TEXTS = [
+  *CORPUS,
+  "  the  cup\n\n<b>is</b>\t😀",
+  "",
+  "<loc0012><loc1023> cup ; <seg007>",
+  "<loc1024>",
+]
+
+
+def test_sentencepiece_ids(model_file):
+  tokenizer = Tokenizer.from_file(model_file)
+  reference = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
+  assert tokenizer.vocab_size == reference.get_piece_size() == 340
+  for text in TEXTS:
+    ids = reference.encode(text)
+    assert tokenizer.encode(text) == ids
+    assert tokenizer.decode([2, *ids, 5, 1, 9999]) == reference.decode(ids) == text
+  assert tokenizer.id("<eos>") == 1 and tokenizer.token(5) == "<end_of_turn>"
+  assert "<eos>" in tokenizer and "<loc0000>" not in tokenizer and "<unk>" in tokenizer
+  with pytest.raises(UserError, match="did you mean '<end_of_turn>'"):
+    tokenizer.id("<end_of_tun>")
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_text_never_becomes_a_special_of_sentencepiece(model_file, text):
+  tokenizer = Tokenizer.from_file(model_file)
+  ids = tokenizer.encode(text)
+  assert ids and tokenizer.special_ids.isdisjoint(ids)
+  assert {tokenizer.id("<start_of_turn>"), 0, 1, 2} <= tokenizer.special_ids
+  assert prompts.render(tokenizer, "<bos>{text}<eos>", text, 0) == [2, *ids, 1]
+  assert tokenizer.decode(ids) in (text, text.replace("\0", ""))
+
+
+def test_locations_come_after_the_last_piece_as_in_big_vision(model_file, tmp_path):
+  bare = Tokenizer.from_file(model_file)
+  tokenizer = bare.for_model(image_id=1492, rows=1492, locations=True)
+  ids = tokenizer.encode("cup <loc0003><loc1023><seg127>")
+  assert ids[-3:] == [340 + 3, 340 + 1023, 340 + 1024 + 127]
+  assert tokenizer.decode([*ids, 1492]) == "cup <loc0003><loc1023><seg127>"
+  assert tokenizer.encode(CORPUS[0]) == bare.encode(CORPUS[0])
+  assert tokenizer.image_id == 1492 and tokenizer.vocab_size == 1492
+  tokenizer.save(tmp_path)
+  assert [p.name for p in tmp_path.iterdir()] == ["tokenizer.model"]
+  again = Tokenizer.in_folder(tmp_path).for_model(image_id=1492, rows=1492, locations=True)
+  assert again.encode("<seg127>") == [1491] and again.vocab_size == 1492
+  # A vocabulary without room for them was not taught them; one for Gemma 3 neither.
+  for rows, image_id, locations in ((400, 5000, True), (5000, 400, True), (5000, 5000, False)):
+    model = bare.for_model(image_id=image_id, rows=rows, locations=locations)
+    assert "<loc0000>" not in model
+
+
+def test_locations_are_content_even_where_the_file_says_special(tmp_path):
+  backend = tokenizers.Tokenizer(models.WordLevel({"<unk>": 0, "cup": 1}, unk_token="<unk>"))
+  backend.add_special_tokens(["<loc0000>", "<loc0001>", "<eos>", "<image>"])
+  backend.save(str(tmp_path / "tokenizer.json"))
+  tokenizer = Tokenizer.in_folder(tmp_path)
+  assert tokenizer.encode("cup<loc0001>") == [1, 3]
+  assert tokenizer.decode([1, 3, 4]) == "cup <loc0001>"
+  assert set(tokenizer.specials) == {"<eos>", "<image>"}
+  assert tokenizer.for_model(image_id=5, rows=6, locations=True).image_id == 5
+  with pytest.raises(UserError, match="<image> is 5 to the tokenizer, 7 to the model"):
+    tokenizer.for_model(image_id=7, rows=9, locations=True)
+  with pytest.raises(UserError, match="no image token"):
+    _ = Tokenizer.from_file(_plain_json(tmp_path)).image_id
+
+
+def _plain_json(folder):
+  tokenizers.Tokenizer(models.WordLevel({"<unk>": 0}, unk_token="<unk>")).save(
+    str(folder / "plain.json")
+  )
+  return folder / "plain.json"
 
 
 def test_ids_are_fixed(words):
@@ -111,6 +224,9 @@ def test_errors_teach(tmp_path, words):
     words.token(99)
   with pytest.raises(UserError, match="no such file"):
     Tokenizer.from_file(tmp_path / "tokenizer.json")
-  (tmp_path / "tokenizer.json").write_text("{}")
-  with pytest.raises(UserError, match="not a tokenizer.json"):
-    Tokenizer.from_file(tmp_path / "tokenizer.json")
+  assert Tokenizer.in_folder(tmp_path) is None
+  for name in ("tokenizer.json", "tokenizer.model"):
+    for torn in ("{}", json.dumps({"added_tokens": []}), "\0torn", ""):
+      (tmp_path / name).write_text(torn)
+      with pytest.raises(UserError, match=f"{name}: not a "):
+        Tokenizer.from_file(tmp_path / name)

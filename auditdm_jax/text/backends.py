@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two kinds of tokenizer files: Hugging Face's tokenizer.json and SentencePiece's .model.
+
+Both come down to pieces of a vocabulary, some of them special. What `tokenizer.Tokenizer` makes of
+them is the same for both.
+"""
+
+from collections.abc import Mapping, Sequence
+import json
+import pathlib
+import re
+from typing import Protocol
+
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
+import tokenizers
+
+from auditdm_jax.core.config import UserError
+
+IMAGE_TOKENS = ("<image_soft_token>", "<image>")  # Gemma 3's name and PaliGemma's.
+# PaliGemma's places and shapes: what an answer may be made of, so not special.
+LOCATIONS = (*(f"<loc{i:04}>" for i in range(1024)), *(f"<seg{i:03}>" for i in range(128)))
+_LOCATION = re.compile(r"<loc\d{4}>|<seg\d{3}>")
+# SentencePiece knows turns and images as user-defined symbols, like any other.
+_CONTROL = ("<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>")
+
+
+class Backend(Protocol):
+  """What a tokenizer file does.
+
+  Attributes:
+    filename: what the file is called in a model's folder.
+    specials: the special tokens and their ids, without <unk>.
+    size: number of ids, specials included.
+  """
+
+  filename: str
+  specials: Mapping[str, int]
+  size: int
+
+  def encode(self, text: str) -> list[int]:
+    """Returns ids, none of them added; a special is one only if the model itself knows it."""
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """Returns the text of ids without the specials; ids outside the vocabulary are nothing."""
+
+  def id(self, token: str) -> int | None:
+    """Returns the id of a token, special or not."""
+
+  def token(self, i: int) -> str | None:
+    """Returns the token of an id."""
+
+  def append(self, tokens: Sequence[str]) -> "Backend":
+    """Returns a backend with more tokens, none of them special, after the last."""
+
+  def to_bytes(self) -> bytes:
+    """Returns the file."""
+
+
+class JsonBackend:
+  """A tokenizer.json."""
+
+  filename = "tokenizer.json"
+
+  def __init__(self, backend: tokenizers.Tokenizer):
+    self._backend = backend
+    self._backend.encode_special_tokens = True  # Specials in text are text.
+    added = backend.get_added_tokens_decoder()
+    # <unk> is what encode gives for an unknown word, so it is not one of the forbidden ids.
+    self.specials = {t.content: i for i, t in added.items() if t.special and t.content != "<unk>"}
+    self.size = backend.get_vocab_size(with_added_tokens=True)
+
+  @classmethod
+  def read(cls, path: pathlib.Path) -> "JsonBackend":
+    try:
+      text = path.read_text(encoding="utf-8")
+      backend = cls(tokenizers.Tokenizer.from_str(text))
+      if any(map(_LOCATION.fullmatch, backend.specials)):
+        backend = cls(tokenizers.Tokenizer.from_str(_free_locations(text)))
+    except Exception as e:  # The library raises bare Exceptions.
+      raise UserError(f"{path}: not a tokenizer.json: {e}") from e
+    return backend
+
+  def encode(self, text: str) -> list[int]:
+    return self._backend.encode(text, add_special_tokens=False).ids
+
+  def decode(self, ids: Sequence[int]) -> str:
+    return self._backend.decode(ids, skip_special_tokens=True)
+
+  def id(self, token: str) -> int | None:
+    return self._backend.token_to_id(token)
+
+  def token(self, i: int) -> str | None:
+    return self._backend.id_to_token(i)
+
+  def append(self, tokens: Sequence[str]) -> "JsonBackend":
+    copy = tokenizers.Tokenizer.from_str(self._backend.to_str())
+    copy.add_tokens(list(tokens))
+    return JsonBackend(copy)
+
+  def to_bytes(self) -> bytes:
+    return self._backend.to_str(pretty=False).encode()
+
+
+class PieceBackend:
+  """A SentencePiece .model."""
+
+  filename = "tokenizer.model"
+
+  def __init__(self, model: bytes):
+    self._model = model
+    self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+    self.size = self._pieces.get_piece_size()
+    names = {self.token(i): i for i in range(self.size) if self._pieces.is_control(i)}
+    known = {token: self.id(token) for token in (*_CONTROL, *IMAGE_TOKENS)}
+    self.specials = names | {token: i for token, i in known.items() if i is not None}
+
+  @classmethod
+  def read(cls, path: pathlib.Path) -> "PieceBackend":
+    model = path.read_bytes()
+    try:
+      if not model:  # The library takes it for one without pieces.
+        raise ValueError("the file is empty")
+      return cls(model)
+    except (RuntimeError, ValueError) as e:
+      raise UserError(f"{path}: not a SentencePiece model: {e}") from e
+
+  def encode(self, text: str) -> list[int]:
+    return self._pieces.encode(text)
+
+  def decode(self, ids: Sequence[int]) -> str:
+    specials = set(self.specials.values())
+    return self._pieces.decode([i for i in ids if 0 <= i < self.size and i not in specials])
+
+  def id(self, token: str) -> int | None:
+    i = self._pieces.piece_to_id(token)
+    # What is unknown has the id of the unknown piece.
+    return i if self._pieces.id_to_piece(i) == token else None
+
+  def token(self, i: int) -> str | None:
+    return self._pieces.id_to_piece(i) if 0 <= i < self.size else None
+
+  def append(self, tokens: Sequence[str]) -> "PieceBackend":
+    """As big_vision appends its token sets (pp/ops_text.py): user-defined, with score 0."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(self._model)
+    kind = proto.SentencePiece.Type.USER_DEFINED
+    proto.pieces.extend(proto.SentencePiece(piece=t, score=0.0, type=kind) for t in tokens)
+    return PieceBackend(proto.SerializeToString())
+
+  def to_bytes(self) -> bytes:
+    return self._model
+
+
+def read(path: pathlib.Path) -> Backend:
+  """Reads a tokenizer.json or a .model.
+
+  Raises:
+    UserError: there is no such file, or it is not a tokenizer.
+  """
+  if not path.is_file():
+    raise UserError(f"{path}: no such file")
+  return PieceBackend.read(path) if path.suffix == ".model" else JsonBackend.read(path)
+
+
+def _free_locations(text: str) -> str:
+  """Returns a tokenizer.json whose places and shapes are no longer marked as special."""
+  tokenizer = json.loads(text)
+  for token in tokenizer["added_tokens"]:
+    token["special"] = token["special"] and not _LOCATION.fullmatch(token["content"])
+  return json.dumps(tokenizer, ensure_ascii=False)
