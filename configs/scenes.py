@@ -57,7 +57,9 @@ def get_config(arg: str = "") -> ConfigDict:
     port=0,  # of `serve-images`; 0 = any free one
     address="",  # "" = a service of its own; "host:port" = one that runs already
   )  # fmt: skip
-  c.bank = dict(max_new_tokens=3, batch_size=512, cascade=False, abstentions=("unanswerable",))
+  c.bank = dict(
+    max_new_tokens=3, batch_size=512, cascade=False, dedup=True, abstentions=("unanswerable",)
+  )
   c.judge = dict()
 
   # ---- train: GRPO. The paper: 32 prompts x 8, lr 3e-6, 1000 steps; a tiny model wants more.
@@ -69,6 +71,9 @@ def get_config(arg: str = "") -> ConfigDict:
       "question-after-caption": "ask", "question-after-instruction": "ask",
     },
   )  # fmt: skip
+  # Off, as in the paper: topping a batch up with live groups, and gauges of reward hacking.
+  c.rollout.dynamic = dict(rounds=0, max_age=0)
+  c.rollout.gauges = dict(every=0, sample=64, heldout="")
   c.grpo = dict(group_size=8, kl="k2", kl_coef=0.02, entropy_coef=0.003, aggregation="token")
   c.optim = dict(steps=150, lr=3e-4, final_lr=1e-4, warmup=0.05, weight_decay=0.0, micro_rows=16)
   c.reward = dict(novelty="archive", novelty_power=0.3)
@@ -79,7 +84,9 @@ def get_config(arg: str = "") -> ConfigDict:
   c.mesh = dict(data=-1)
   c.rules = ((".*", ()),)  # tiny: every parameter on every device
   # Auditors stored for discovery beside the last one: early ones ask about more.
-  c.checkpoints = dict(checkpoint_every=10, keep=2, harvest=(30, 60, 90, 120))
+  c.checkpoints = dict(
+    checkpoint_every=10, keep=2, harvest=(30, 60, 90, 120), best="", peak_tflops=0.0
+  )
 
   # ---- discover, verify
   c.discover = dict(

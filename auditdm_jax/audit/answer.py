@@ -41,6 +41,7 @@ class BankConfig:
     max_new_tokens: longest answer.
     batch_size: probes per device call (a Vlm buckets what it gets).
     feature_bytes: bound of the feature cache.
+    dedup: ask equal (image, question) pairs once.
     cascade: ask the next model only where the verdict is still open.
     order: cascade order, cheap to dear; empty = first reference, target, other references.
     abstentions: answers that are no consensus.
@@ -49,6 +50,7 @@ class BankConfig:
   max_new_tokens: int = 8
   batch_size: int = 512
   feature_bytes: int = 512 * 2**20
+  dedup: bool = True
   cascade: bool = False
   order: tuple[str, ...] = ()
   abstentions: tuple[str, ...] = ()
@@ -163,8 +165,10 @@ class ModelBank:
     if not len(ids) == len(questions) or not (callable(images) or len(images) == len(ids)):
       raise ValueError(f"{len(ids)} images for {len(questions)} questions")
     get = images if callable(images) else dict(zip(ids, images)).__getitem__
-    pairs = list(dict.fromkeys(zip(ids, questions)))
-    row = {pair: i for i, pair in enumerate(pairs)}
+    pairs, rows = list(zip(ids, questions)), list(range(len(ids)))
+    if self.config.dedup:
+      row = {pair: i for i, pair in enumerate(dict.fromkeys(pairs))}
+      rows, pairs = [row[pair] for pair in pairs], list(row)
     wanted = tuple(models or self.order)
     cascade = models is None and (self.config.cascade if cascade is None else cascade)
     found: dict[str, list[str | None]] = {name: [] for name in wanted}
@@ -175,7 +179,6 @@ class ModelBank:
         found[name] += texts
       if progress:
         progress(start + len(chunk), len(pairs))
-    rows = [row[pair] for pair in zip(ids, questions)]
     self.asked.update(dict.fromkeys(found, len(rows)))
     return {name: [texts[i] for i in rows] for name, texts in found.items()}
 

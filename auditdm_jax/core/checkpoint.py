@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints by step: a tree of arrays and a JSON object, whole or not there at all."""
+"""Checkpoints by step: a tree of arrays and a JSON object, whole or not there at all.
+
+A save returns once the arrays are on the host and writes on in the background; a step counts from
+the moment orbax has renamed it into place. What a kill interrupts is removed by the next opening.
+"""
 
 from collections.abc import Mapping, Sequence
+import math
 import pathlib
 from typing import Any
 
@@ -15,7 +20,7 @@ from auditdm_jax.core.config import UserError
 
 
 class Checkpointer:
-  """Saves and restores `<dir>/<step>/`; orbax renames a step into place once it is complete."""
+  """Saves and restores `<dir>/<step>/`."""
 
   def __init__(
     self,
@@ -24,6 +29,7 @@ class Checkpointer:
     keep: int = 2,
     keep_every: int = 0,
     keep_steps: Sequence[int] = (),
+    keep_best: bool = False,
   ):
     """Opens the folder, which is made if it is not there.
 
@@ -32,11 +38,17 @@ class Checkpointer:
       keep: how many of the latest checkpoints stay.
       keep_every: steps that are multiples of it stay for ever; 0 for none.
       keep_steps: steps that stay for ever.
+      keep_best: the step with the greatest score stays until another one is better.
     """
     self.dir = pathlib.Path(dir).absolute()
     policies = [preservation_policy.LatestN(keep), preservation_policy.CustomSteps(keep_steps)]
     if keep_every:
       policies.append(preservation_policy.EveryNSteps(keep_every))
+    if keep_best:
+      policies.append(
+        preservation_policy.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
+      )
+    self._keep_best = keep_best
     self._manager = ocp.CheckpointManager(
       self.dir,
       # By handler and not only by name: a new process reads the trees' shapes before it restores.
@@ -47,25 +59,37 @@ class Checkpointer:
       options=ocp.CheckpointManagerOptions(
         preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
         cleanup_tmp_directories=True,  # What a killed run left half-written.
-        enable_async_checkpointing=False,
+        best_fn=_score if keep_best else None,
       ),
     )
 
-  def save(self, step: int, arrays: Any, extras: Mapping[str, Any]) -> None:
-    """Saves a checkpoint, on disk when it returns.
+  def save(
+    self, step: int, arrays: Any, extras: Mapping[str, Any], *, score: float | None = None
+  ) -> None:
+    """Starts a checkpoint; `wait` returns when it is on disk.
+
+    The arrays may be donated as soon as this returns. A save that is still under way is waited for
+    first, and its error, if it had one, is raised here.
 
     Args:
       step: the last step that is in it.
       arrays: a pytree of arrays.
       extras: what else a resumed run must know, as JSON.
+      score: for `keep_best`; None, and what is not finite, is never the best.
     """
+    known = self._keep_best and score is not None and math.isfinite(score)
     self._manager.save(
       step,
       args=ocp.args.Composite(
         arrays=ocp.args.StandardSave(arrays), extras=ocp.args.JsonSave(store.plain(extras))
       ),
+      metrics={"score": float(score)} if known else None,
     )
+
+  def wait(self) -> None:
+    """Returns when everything saved so far is on disk; raises what went wrong."""
     self._manager.wait_until_finished()
+    self._manager.check_for_errors()
 
   def restore(self, step: int | None, abstract: Any) -> tuple[int, Any, dict[str, Any]]:
     """Returns (step, arrays, extras) of `step`, or of the latest checkpoint if it is None.
@@ -93,13 +117,21 @@ class Checkpointer:
 
   def latest(self) -> int | None:
     """Returns the latest complete step; None if there is none."""
+    self.wait()
     return self._manager.latest_step()
+
+  def best(self) -> int | None:
+    """Returns the complete step with the greatest score; None without scores."""
+    self.wait()
+    return self._manager.best_step() if self._keep_best else None
 
   def steps(self) -> list[int]:
     """Returns the complete steps that are still there, in order."""
+    self.wait()
     return sorted(self._manager.all_steps())
 
   def close(self) -> None:
+    """Ends what is under way."""
     self._manager.close()
 
   def __enter__(self) -> "Checkpointer":
@@ -112,6 +144,10 @@ class Checkpointer:
     wrong = tree_lib.diff(abstract, self._manager.item_metadata(step).arrays.tree)
     if wrong:
       raise UserError(f"{self.dir}/{step} does not fit this model:\n{wrong}")
+
+
+def _score(metrics: Mapping[str, float]) -> float:
+  return metrics["score"]
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

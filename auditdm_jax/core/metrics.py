@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Numbers of a run: means that add up, writers, phase timers, a progress line with an ETA."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import pathlib
 import sys
@@ -14,6 +14,14 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from auditdm_jax.core import store
+
+# Columns that differ between two runs that are otherwise the same.
+_VOLATILE = ("seconds/", "machine/")
+
+
+def is_volatile(name: str) -> bool:
+  """Whether a column is about the clock or the machine, and not about the run."""
+  return name == "time" or name.startswith(_VOLATILE)
 
 
 class Means:
@@ -30,6 +38,14 @@ class Means:
   def result(self) -> dict[str, float]:
     """Returns the means; NaN for a name that has counted nothing."""
     return {k: t / c if c else float("nan") for k, (t, c) in self._pairs.items()}
+
+  def state(self) -> dict[str, list[float]]:
+    """The sums and counts, for a checkpoint."""
+    return {name: list(pair) for name, pair in self._pairs.items()}
+
+  def load(self, state: Mapping[str, Sequence[float]]) -> None:
+    """Restores `state`."""
+    self._pairs = {name: (total, count) for name, (total, count) in state.items()}
 
 
 class Timer:

@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """What travels between the rollout (host) and the learner (devices).
 
-One learner row is one turn of one trajectory:
+A learner row is a prompt about one image and the G completions that share it. Completion i sees the
+prompt and itself only, and its positions go on where the prompt's end:
 
-  tokens   [ image slots and prompt | completion, terminator included | padding ]
-                                    ^ completion_start
-  targets / loss_mask / logp_sampler are [N,C]: position c of row n is the token at
-  completion_start[n] + c.
+  tokens     p p p p . | a a a . | b b b b      p prompt, image slots included; . padding
+  segment    0 0 0 0 0 | 1 1 1 1 | 2 2 2 2
+  position   0 1 2 3 . | 4 5 6 . | 4 5 6 7      . is never looked at
+                       |<- C-1 ->|<- C-1 ->     the last token of a completion predicts nothing
 
-Axes: N rows, T tokens, C completion positions, U unique images, P patches, D vision width.
+G = 1 makes plain rows. Rows of one shape make a part; a batch has as many parts as it has shapes:
+first turns share their prompts, second turns each have an image of their own.
+
+Axes: N rows, W prompt, G completions of a row, C completion positions, T = W + G (C - 1) tokens,
+U unique images, P patches, D width.
 """
 
 from collections.abc import Sequence
@@ -18,6 +23,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from auditdm_jax.models import multimodal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,95 +65,133 @@ class Trajectory:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class LearnerBatch:
-  """Device side of one GRPO step."""
+class Rows:
+  """Learner rows of one static shape."""
 
-  features: jax.Array  # f32[U,P,D] vision features, once per image
   image: jax.Array  # i32[N] row -> unique image
-  tokens: jax.Array  # i32[N,T]
-  valid: jax.Array  # bool[N,T]
-  completion_start: jax.Array  # i32[N], at least 1
-  targets: jax.Array  # i32[N,C]
-  loss_mask: jax.Array  # bool[N,C]; all False in padding rows
-  advantages: jax.Array  # f32[N]
-  logp_sampler: jax.Array  # f32[N,C]
+  prompt: jax.Array  # i32[N,W]
+  prompt_valid: jax.Array  # bool[N,W], a prefix of the row
+  targets: jax.Array  # i32[N,G,C]
+  loss_mask: jax.Array  # bool[N,G,C]; all False where there is no completion
+  advantages: jax.Array  # f32[N,G]
+  logp_sampler: jax.Array  # f32[N,G,C]
+  logp_old: jax.Array | None = None  # f32[N,G,C]; None = the policy is still that of the rollout
 
 
-def pack(
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LearnerBatch:
+  """Device side of one GRPO step; it has features or pixels."""
+
+  features: jax.Array | None  # f32[U,P,D] of a frozen tower, once per image
+  pixels: jax.Array | None  # f32[U,H,W,3] in [-1,1], where the tower trains
+  parts: tuple[Rows, ...]
+
+
+def pack_rows(
   turns: Sequence[Turn],
   advantages: Sequence[float],
   *,
-  features: np.ndarray,
   image: Sequence[int],
   rows: int,
   prompt_width: int,
   completion_width: int,
-) -> LearnerBatch:
-  """Lays turns out as plain rows of static shape.
+  per_row: int = 1,
+) -> Rows:
+  """Lays turns out in rows of static shape.
+
+  Consecutive turns with the same prompt and image share a row, up to `per_row` of them.
 
   Args:
-    turns: at most `rows` of them.
+    turns: what the auditor said.
     advantages: one per turn, that of its trajectory.
-    features: f32[U,P,D].
-    image: index into features of each turn.
+    image: index of each turn's image among the batch's.
     rows: N; what is missing becomes rows without loss.
-    prompt_width: the longest prompt.
-    completion_width: C.
+    prompt_width: W, the longest prompt.
+    completion_width: C, the longest completion.
+    per_row: G; 1 = plain rows.
 
   Returns:
-    A LearnerBatch of numpy arrays, T = prompt_width + completion_width.
+    Rows of numpy arrays.
 
   Raises:
     ValueError: if something does not fit.
   """
-  n, width = rows, prompt_width + completion_width
-  if len(turns) > n:
-    raise ValueError(f"{len(turns)} turns do not fit into {n} rows")
-  tokens = np.zeros((n, width), np.int32)
-  valid = np.zeros((n, width), bool)
-  start = np.ones((n,), np.int32)
-  targets = np.zeros((n, completion_width), np.int32)
-  loss_mask = np.zeros((n, completion_width), bool)
-  logp = np.zeros((n, completion_width), np.float32)
-  row_adv = np.zeros((n,), np.float32)
-  row_image = np.zeros((n,), np.int32)
-  for r, turn in enumerate(turns):
+  shape = (rows, per_row, completion_width)
+  prompt, prompt_valid = (
+    np.zeros((rows, prompt_width), np.int32),
+    np.zeros((rows, prompt_width), bool),
+  )
+  row_image, row_adv = np.zeros(rows, np.int32), np.zeros(shape[:2], np.float32)
+  targets, logp = np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+  loss_mask = np.zeros(shape, bool)
+  places = _places(turns, image, per_row)
+  if places and places[-1][0] >= rows:
+    raise ValueError(f"{len(turns)} turns do not fit into {rows} rows of {per_row}")
+  for turn, advantage, index, (r, g) in zip(turns, advantages, image, places):
     p, c = len(turn.prompt), turn.length
     if p > prompt_width or c > completion_width:
       raise ValueError(
         f"turn of {p} prompt and {c} completion tokens does not fit into "
         f"{prompt_width} + {completion_width}"
       )
-    tokens[r, :p] = turn.prompt
-    tokens[r, p : p + c] = turn.tokens[:c]
-    valid[r, : p + c] = True
-    start[r] = p
-    targets[r, :c] = turn.tokens[:c]
-    loss_mask[r, :c] = True
-    logp[r, :c] = turn.logprobs[:c]
-  row_adv[: len(turns)] = advantages
-  row_image[: len(turns)] = image
-  if len(turns) < n and turns:
-    # Padding rows repeat the first prompt: image slots stay where the model expects them.
-    p = len(turns[0].prompt)
-    tokens[len(turns) :, :p] = turns[0].prompt
-    valid[len(turns) :, :p] = True
-    start[len(turns) :] = p
-  return LearnerBatch(
-    features=features,
-    image=row_image,
-    tokens=tokens,
-    valid=valid,
-    completion_start=start,
-    targets=targets,
-    loss_mask=loss_mask,
-    advantages=row_adv,
-    logp_sampler=logp,
-  )
+    prompt[r, :p], prompt_valid[r, :p], row_image[r] = turn.prompt, True, index
+    targets[r, g, :c], loss_mask[r, g, :c] = turn.tokens[:c], True
+    logp[r, g, :c], row_adv[r, g] = turn.logprobs[:c], advantage
+  used = places[-1][0] + 1 if places else 0
+  # Padding rows repeat the first prompt: image slots stay where the model expects them.
+  prompt[used:], prompt_valid[used:] = prompt[:1], prompt_valid[:1]
+  return Rows(row_image, prompt, prompt_valid, targets, loss_mask, row_adv, logp)
 
 
-def gather_completion(hidden: jax.Array, batch: LearnerBatch) -> jax.Array:
-  """Hidden states that predict the completion: f32[N,T,D] -> f32[N,C,D], before the head."""
-  offset = jnp.arange(batch.targets.shape[1])[None, :]
-  index = jnp.minimum(batch.completion_start[:, None] - 1 + offset, hidden.shape[1] - 1)
-  return jnp.take_along_axis(hidden, index[:, :, None], axis=1)
+def _places(turns: Sequence[Turn], image: Sequence[int], per_row: int) -> list[tuple[int, int]]:
+  """(row, slot) of each turn."""
+  places: list[tuple[int, int]] = []
+  last = None
+  for turn, index in zip(turns, image):
+    row, slot = places[-1] if places else (-1, 0)
+    key = (turn.prompt, index)
+    fits = key == last and slot + 1 < per_row
+    places.append((row, slot + 1) if fits else (row + 1, 0))
+    last = key
+  return places
+
+
+def padded(rows: int, *, devices: int, micro_rows: int = 0) -> int:
+  """How many rows a part of `rows` rows must have: all devices and micro-batches take equal shares.
+
+  Args:
+    rows: that are needed.
+    devices: of the mesh.
+    micro_rows: rows at a time, a multiple of `devices`; 0 = all.
+  """
+  multiple = micro_rows if micro_rows and rows > micro_rows else devices
+  return -(-rows // multiple) * multiple
+
+
+def sequence(cfg: multimodal.VlmConfig, rows: Rows) -> dict[str, jax.Array]:
+  """What `multimodal.hidden` takes: tokens, valid, ar and segment, each [N,T]."""
+  n, g, c = rows.targets.shape
+
+  def line(prompt, completions):
+    return jnp.concatenate([prompt, completions.reshape(n, g * (c - 1))], axis=1)
+
+  number = jnp.broadcast_to(jnp.arange(1, g + 1)[:, None], (n, g, c - 1))
+  return {
+    "tokens": line(rows.prompt, rows.targets[:, :, :-1]),
+    # A completion's last token is not here, its others count for every row alike.
+    "valid": line(rows.prompt_valid, rows.loss_mask[:, :, :-1]),
+    "ar": line(multimodal.default_ar(cfg, rows.prompt), jnp.ones_like(number)),
+    "segment": line(jnp.zeros_like(rows.prompt), number),
+  }
+
+
+def predicting(hidden: jax.Array, rows: Rows) -> jax.Array:
+  """Hidden states f[N,G,C,D], each the one that predicts its target, of f[N,T,D]."""
+  n, g, c = rows.targets.shape
+  width = rows.prompt.shape[1]
+  last = jnp.maximum(rows.prompt_valid.sum(axis=1) - 1, 0)
+  first = jnp.take_along_axis(hidden[:, :width], last[:, None, None], axis=1)
+  first = jnp.broadcast_to(first[:, None], (n, g, 1, hidden.shape[-1]))
+  later = hidden[:, width:].reshape(n, g, c - 1, hidden.shape[-1])
+  return jnp.concatenate([first, later], axis=2)

@@ -3,16 +3,17 @@
 
 In the order of use:
   1. `advantages`    host, numpy: rewards [P,G] -> A [P,G]; NaN rewards are invalid samples.
-  2. `policy_loss`   -min(rho A, clip(rho) A) per token, with dual clip.
-  3. `tis_weight`    corrects for the sampler's numerics being not quite the learner's.
-  4. `kl_penalty`    towards the initial auditor, k2 or ratio x k3.
-  5. `aggregate`     (sum, count) over the tokens; divided once, by the count of the global batch.
+  2. `log_ratio`     of policy and rollout policy, per token or per sequence (GSPO).
+  3. `policy_loss`   -min(rho A, clip(rho) A) per token, with dual clip.
+  4. `tis_weight`    corrects for the sampler's numerics being not quite the learner's.
+  5. `kl_penalty`    towards the initial auditor, k2 or ratio x k3.
+  6. `aggregate`     (sum, count) over the tokens; divided once, by the count of the global batch.
 
-Axes: P prompts, G samples of one prompt, N learner rows, C completion positions.
+Axes: P prompts, G samples of one prompt, N completions, C completion positions.
 
 Sources: GRPO (Shao et al. 2024, arXiv:2402.03300), Dr.GRPO (Liu et al. 2025, arXiv:2503.20783),
-DAPO (Yu et al. 2025, arXiv:2503.14476), dual clip (Ye et al. 2020, arXiv:1912.09729), k1/k2/k3
-(Schulman 2020, "Approximating KL").
+DAPO (Yu et al. 2025, arXiv:2503.14476), GSPO (Zheng et al. 2025, arXiv:2507.18071), dual clip (Ye
+et al. 2020, arXiv:1912.09729), k1/k2/k3 (Schulman 2020, "Approximating KL").
 """
 
 import dataclasses
@@ -22,12 +23,18 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from auditdm_jax.core.config import UserError
+
 # exp(+-20) is far outside every clip range and far inside fp32: clip the input, then exponentiate.
 _MAX_LOG_RATIO = 20.0
 
 STDS = ("group", "batch", "none")
 AGGREGATIONS = ("token", "sequence", "constant")
+RATIOS = ("token", "sequence")
 KLS = ("k2", "k3")
+
+# Bins of the histogram that gives percentiles of a gap: ten per decade from 1e-8 to 10.
+_BINS, _LOWEST, _PER_DECADE = 90, 1e-8, 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +45,8 @@ class GrpoConfig:
     group_size: G, completions per prompt.
     std: "group" divides by the group's std, "batch" by that of all valid rewards, "none" by 1.
     std_eps: added to the std.
+    ratio: "token", or "sequence" for GSPO's geometric mean over the completion, whose clip range is
+      far smaller (3e-4 and 4e-4 in the paper).
     clip_low: lower clip range of the ratio.
     clip_high: upper clip range of the ratio (DAPO's clip-higher when above clip_low).
     dual_clip: bound c > 1 of the loss for A < 0; 0 = off.
@@ -47,11 +56,13 @@ class GrpoConfig:
     entropy_coef: weight of the entropy bonus; 0 = off.
     aggregation: "token", "sequence" or "constant".
     temperature: of the sampler and of the learner's log-probs alike.
+    updates: per rollout. In the first one the ratio is 1, so with one nothing is ever clipped.
   """
 
   group_size: int = 8
   std: str = "group"
   std_eps: float = 1e-4
+  ratio: str = "token"
   clip_low: float = 0.2
   clip_high: float = 0.2
   dual_clip: float = 0.0
@@ -61,26 +72,35 @@ class GrpoConfig:
   entropy_coef: float = 0.0
   aggregation: str = "sequence"
   temperature: float = 1.0
+  updates: int = 1
 
   def __post_init__(self):
     _one_of("std", self.std, STDS)
+    _one_of("ratio", self.ratio, RATIOS)
     _one_of("aggregation", self.aggregation, AGGREGATIONS)
     if self.kl == "k1":
-      raise ValueError(
+      raise UserError(
         "grpo.kl='k1': its expected gradient is zero, so it constrains nothing. Use 'k2' or 'k3'."
       )
     _one_of("kl", self.kl, KLS)
     if self.group_size < 2:
-      raise ValueError(f"grpo.group_size={self.group_size}: a group needs at least 2 samples")
+      raise UserError(f"grpo.group_size={self.group_size}: a group needs at least 2 samples")
+    if not 0 <= self.clip_low < 1 or self.clip_high < 0:
+      raise UserError(
+        f"grpo.clip_low={self.clip_low}, clip_high={self.clip_high}: the ratio is kept in "
+        "[1 - clip_low, 1 + clip_high], so 0 <= clip_low < 1 and clip_high >= 0"
+      )
+    if self.updates < 1:
+      raise UserError(f"grpo.updates={self.updates}: a rollout needs at least 1 update")
     if self.dual_clip and self.dual_clip <= 1.0:
-      raise ValueError(f"grpo.dual_clip={self.dual_clip}: must be above 1, or 0 for off")
+      raise UserError(f"grpo.dual_clip={self.dual_clip}: must be above 1, or 0 for off")
     if self.temperature <= 0:
-      raise ValueError(f"grpo.temperature={self.temperature}: training samples, so it must be > 0")
+      raise UserError(f"grpo.temperature={self.temperature}: training samples, so it must be > 0")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
   if value not in allowed:
-    raise ValueError(f"grpo.{name}={value!r}: must be one of {', '.join(allowed)}")
+    raise UserError(f"grpo.{name}={value!r}: must be one of {', '.join(allowed)}")
 
 
 def advantages(
@@ -170,9 +190,22 @@ def log_ratio_exp(log_ratio: jax.Array) -> jax.Array:
   return jnp.exp(jnp.clip(log_ratio, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
 
 
+def log_ratio(logp: jax.Array, logp_old: jax.Array, mask: jax.Array, *, how: str) -> jax.Array:
+  """f32[N,C] log of the importance ratio that is clipped.
+
+  "token": logp - logp_old. "sequence" (GSPO): its mean over the completion, at every token, so that
+  a completion is clipped as a whole; the gradient is that of the mean.
+  """
+  _one_of("ratio", how, RATIOS)
+  gap = jnp.where(mask, logp - logp_old, 0.0)
+  if how == "token":
+    return gap
+  mean = gap.sum(axis=1, keepdims=True) / jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
+  return jnp.broadcast_to(mean, gap.shape)
+
+
 def policy_loss(
-  logp: jax.Array,
-  logp_old: jax.Array,
+  log_ratio: jax.Array,
   *,
   advantages: jax.Array,
   clip_low: float,
@@ -182,9 +215,8 @@ def policy_loss(
   """The clipped surrogate of PPO per token.
 
   Args:
-    logp: f32[N,C] of the policy being trained.
-    logp_old: f32[N,C] of the policy at rollout time, no gradient.
-    advantages: f32[N], one for all tokens of a row.
+    log_ratio: f32[N,C], of the policy being trained and the policy of the rollout.
+    advantages: f32[N], one for all tokens of a completion.
     clip_low: lower clip range.
     clip_high: upper clip range.
     dual_clip: c of the dual clip, 0 = off.
@@ -192,7 +224,7 @@ def policy_loss(
   Returns:
     loss f32[N,C] and bool[N,C], whether the clip took the gradient away.
   """
-  ratio = log_ratio_exp(logp - logp_old)
+  ratio = log_ratio_exp(log_ratio)
   adv = advantages[:, None]
   free = ratio * adv
   bound = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high) * adv
@@ -264,20 +296,24 @@ def loss_and_metrics(
   *,
   entropy: jax.Array,
   logp_sampler: jax.Array,
+  logp_old: jax.Array | None,
   logp_ref: jax.Array | None,
   advantages: jax.Array,
   mask: jax.Array,
+  max_length: int,
 ) -> tuple[tuple[jax.Array, jax.Array], dict[str, tuple[jax.Array, jax.Array]]]:
-  """The whole loss of one update per rollout, so logp_old = stop_gradient(logp).
+  """The whole loss.
 
   Args:
     cfg: the recipe.
     logp: f32[N,C].
     entropy: f32[N,C], exact, with gradient.
     logp_sampler: f32[N,C] as the sampler reported it.
+    logp_old: f32[N,C] of the policy of the rollout; None in the first update, which is that policy.
     logp_ref: f32[N,C] of the initial auditor, or None when cfg.kl_coef is 0.
     advantages: f32[N].
     mask: bool[N,C].
+    max_length: T_max of the aggregation "constant".
 
   Returns:
     (sum, count) of the loss, and of each metric; `combine` adds those of micro-batches.
@@ -285,10 +321,9 @@ def loss_and_metrics(
   # `where` before any product: a NaN at a padded position must not reach the sums (NaN * 0 is NaN).
   logp = jnp.where(mask, logp, 0.0)
   logp_sampler = jnp.where(mask, logp_sampler, 0.0)
-  old = lax.stop_gradient(logp)
+  old = lax.stop_gradient(logp if logp_old is None else jnp.where(mask, logp_old, 0.0))
   loss, clipped = policy_loss(
-    logp,
-    old,
+    log_ratio(logp, old, mask, how=cfg.ratio),
     advantages=advantages,
     clip_low=cfg.clip_low,
     clip_high=cfg.clip_high,
@@ -306,6 +341,7 @@ def loss_and_metrics(
     "clipped_share": per_token(clipped.astype(jnp.float32)),
     "sampler_gap": per_token(gap),
     "sampler_gap_max": (jnp.where(mask, gap, 0.0).max(), jnp.float32(1)),
+    "sampler_gap_bins": (_histogram(gap, mask), tokens),
     "tis": per_token(tis),
     "tis_square": per_token(jnp.square(tis)),
   }
@@ -314,11 +350,23 @@ def loss_and_metrics(
   if logp_ref is not None:
     ref = jnp.where(mask, logp_ref, 0.0)
     loss = loss + cfg.kl_coef * kl_penalty(logp, ref, logp_old=old, kind=cfg.kl)
-    metrics["kl"] = per_token(kl_k3(old, ref))
+    metrics["kl"] = per_token(kl_k3(lax.stop_gradient(logp), ref))
   if cfg.entropy_coef:
     loss = loss - cfg.entropy_coef * entropy
-  total = aggregate(loss, mask, how=cfg.aggregation, max_length=mask.shape[1])
-  return total, metrics
+  return aggregate(loss, mask, how=cfg.aggregation, max_length=max_length), metrics
+
+
+def _histogram(gap: jax.Array, mask: jax.Array) -> jax.Array:
+  """f32[bins] of gaps >= 0; unlike a percentile, it adds up over micro-batches and hosts."""
+  bins = jnp.floor(_PER_DECADE * jnp.log10(jnp.maximum(gap, _LOWEST) / _LOWEST))
+  bins = jnp.where(mask, jnp.clip(bins, 0, _BINS - 1), -1)
+  return (bins[..., None] == jnp.arange(_BINS)).sum(axis=(0, 1)).astype(jnp.float32)
+
+
+def _percentile(bins: jax.Array, share: float) -> jax.Array:
+  """f32[], the upper edge of the bin in which `share` of the values is reached."""
+  reached = jnp.cumsum(bins) >= share * bins.sum()
+  return _LOWEST * 10.0 ** ((jnp.argmax(reached) + 1) / _PER_DECADE)
 
 
 def combine(
@@ -334,7 +382,10 @@ def combine(
 
 
 def finish(metrics: dict[str, tuple[jax.Array, jax.Array]]) -> dict[str, jax.Array]:
-  """The means, and the effective sample size of TIS as a share: (mean w)^2 / mean w^2."""
+  """The means, the 99th percentile of the gap (to a tenth of a decade), and TIS's effective sample
+  size as a share: (mean w)^2 / mean w^2.
+  """
   means = {name: total / jnp.maximum(count, 1.0) for name, (total, count) in metrics.items()}
+  means["sampler_gap_p99"] = _percentile(means.pop("sampler_gap_bins"), 0.99)
   square = means.pop("tis_square")
   return means | {"tis_ess": jnp.square(means["tis"]) / jnp.maximum(square, 1e-9)}

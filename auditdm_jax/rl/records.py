@@ -1,23 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is written down of a step: one record per completion, and numbers that diagnose a run."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+import itertools
 import math
 from typing import Any
 
 import numpy as np
 
 from auditdm_jax.audit import probe as probe_lib
+from auditdm_jax.audit.judge import Judge
+from auditdm_jax.audit.probe import Verdict
 from auditdm_jax.rl import grpo as grpo_lib
 from auditdm_jax.rl.batch import Trajectory
 
 
 def completion(
-  trajectory: Trajectory, *, step: int, advantage: float, truth: bool | None
+  trajectory: Trajectory, *, step: int, advantage: float, truth: bool | None, full: bool
 ) -> dict[str, Any]:
   """The record of one trajectory.
 
-  `reward` is None where it is invalid, `oracle_success` without an oracle.
+  `reward` is None where it is invalid, `oracle_success` without an oracle. `full` says that all
+  models were to be asked whatever the first ones say.
   """
   t, verdict = trajectory, trajectory.verdict
   asked = verdict is not None
@@ -34,6 +38,7 @@ def completion(
     "instruction": t.fields.get("instruction"),
     "probe_id": probe_lib.probe_id(t.image_id, t.question) if asked else None,
     "verdict": verdict.to_dict() if asked else None,
+    "full": full,
     "malformed": t.malformed or None,
     "invalid": t.invalid or None,
     "parts": dict(t.parts),
@@ -61,54 +66,90 @@ def metrics(rows: Sequence[dict[str, Any]], *, group_size: int) -> dict[str, flo
   out = {k: s / c for k, (s, c) in grpo_lib.group_shares(rewards.reshape(-1, group_size)).items()}
   counted = [r for r in rows if r["invalid"] is None]
   out["reward"] = _mean(r["reward"] for r in counted)
+  for part in sorted({name for r in counted for name in r["parts"]}):
+    out[f"reward/{part}"] = _mean(r["parts"][part] for r in counted if part in r["parts"])
   out |= _outcomes(counted)
   finds = [r for r in counted if r["parts"]["disagreement"]]
   out["novelty_weight"] = _mean((r["weight"] for r in finds), empty=1.0)
   if rows[0]["oracle_success"] is not None:
     out["oracle_success"] = _mean(r["oracle_success"] for r in counted)
     out["oracle_precision"] = _mean((r["oracle_success"] for r in finds), empty=1.0)
+  out["completions"] = float(len(rows))
+  out["tokens"] = float(sum(turn["length"] for r in counted for turn in r["turns"]))
   for strategy in sorted({r["strategy"] for r in rows}):
-    out[f"find_rate/{strategy}"] = _mean(
-      r["parts"]["disagreement"] for r in counted if r["strategy"] == strategy
-    )
-  turns = [turn for r in counted for turn in r["turns"]]
-  out["tokens"] = float(sum(turn["length"] for turn in turns))
-  for kind in sorted({turn["kind"] for turn in turns}):
-    mine = [turn for turn in turns if turn["kind"] == kind]
-    out[f"length/{kind}"] = _mean(turn["length"] for turn in mine if not turn["truncated"])
-    out[f"truncated/{kind}"] = _mean(turn["truncated"] for turn in mine)
-  out |= _diversity(rows, group_size)
+    mine = [r for r in counted if r["strategy"] == strategy]
+    out[f"find_rate/{strategy}"] = _mean(r["parts"]["disagreement"] for r in mine)
+    out |= _lengths(strategy, [turn for r in mine for turn in r["turns"]])
+  return out | _diversity(rows, group_size)
+
+
+def agreement(verdicts: Iterable[Verdict], judge: Judge) -> dict[str, float]:
+  """How often each two models say the same, over probes that were put to all of them.
+
+  Not over all that all have answered: in a cascade, those are disputed more often than others.
+  """
+  full = list(verdicts)
+  out = {"agreement/probes": float(len(full))}
+  if full:
+    names = (full[0].target, *full[0].references)
+    for a, b in itertools.combinations(names, 2):
+      out[f"agreement/{a}~{b}"] = _mean(judge.same(v.answers[a], v.answers[b]) for v in full)
   return out
 
 
 def _outcomes(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-  """Where the reward came from or went: shares of the valid samples, which add up to 1."""
+  """Where the reward came from or went: shares of the valid samples, which add up to 1.
+
+  A cascade leaves open why a probe is no find; those put to all models stand for the others.
+  """
   count = max(len(rows), 1)
-  malformed = sum(r["malformed"] is not None for r in rows)
-  finds = sum(bool(r["parts"]["disagreement"]) for r in rows)
-  agree = sum(r["verdict"] is not None and r["verdict"]["agree"] for r in rows)
-  asked = sum(r["verdict"] is not None for r in rows)
+  malformed = sum(r["malformed"] is not None for r in rows) / count
+  finds = sum(bool(r["parts"]["disagreement"]) for r in rows) / count
+  asked = [r for r in rows if r["verdict"] is not None]
+  known = [r["verdict"] for r in asked if r["full"] and not r["parts"]["disagreement"]]
+  agree = _mean(v["agree"] for v in known)
+  rest = len(asked) / count - finds
   return {
-    "share_malformed": malformed / count,
-    "share_find": finds / count,
-    "share_all_agree": (agree - finds) / count,
-    "share_no_consensus": (asked - agree) / count,
-    "probes": float(asked),
+    "share_malformed": malformed,
+    "share_find": finds,
+    "share_all_agree": rest * agree,
+    "share_no_consensus": rest * (1.0 - agree),
+    "probes": float(len(asked) + sum("answerability" in r["parts"] for r in rows)),
   }
+
+
+def _lengths(strategy: str, turns: Sequence[dict[str, Any]]) -> dict[str, float]:
+  """Tokens of the replies that came to an end, and the share of those that did not."""
+  out = {}
+  for kind in sorted({turn["kind"] for turn in turns}):
+    mine = [turn for turn in turns if turn["kind"] == kind]
+    ended = (turn["length"] for turn in mine if not turn["truncated"])
+    out[f"length/{strategy}/{kind}"] = _mean(ended)
+    out[f"truncated/{strategy}/{kind}"] = _mean(turn["truncated"] for turn in mine)
+  return out
 
 
 def _diversity(rows: Sequence[dict[str, Any]], group_size: int) -> dict[str, float]:
-  """Different questions per batch and per group, as shares of those that were asked."""
+  """How different the questions are, as shares of what was asked.
+
+  distinct_4: different runs of four words; duplicates: probes, image included, that another sample
+  of the step had put already.
+  """
   texts = [r["question"] if r["verdict"] is not None else "" for r in rows]
   asked = [text for text in texts if text]
+  probes = [r["probe_id"] for r in rows if r["verdict"] is not None]
   groups = [texts[i : i + group_size] for i in range(0, len(texts), group_size)]
   groups = [[text for text in group if text] for group in groups]
+  words = [text.lower().split() for text in asked]
+  runs = [tuple(w[i : i + 4]) for w in words for i in range(len(w) - 3)]
   return {
     "unique_questions": len(set(asked)) / max(len(asked), 1),
     "unique_questions_in_group": _mean(len(set(g)) / len(g) for g in groups if g),
+    "distinct_4": len(set(runs)) / max(len(runs), 1),
+    "duplicates": 1.0 - len(set(probes)) / len(probes) if probes else 0.0,
   }
 
 
-def _mean(values, *, empty: float = 0.0) -> float:
+def _mean(values: Iterable[float], *, empty: float = 0.0) -> float:
   values = [float(v) for v in values]
   return math.fsum(values) / len(values) if values else empty

@@ -6,16 +6,17 @@ answer and the target says something else. Everything else is off unless a confi
 oracle of a synthetic world is no part of any term.
 
 Novelty is a weight on the reward of a find, by the inverse frequency of its key among the finds so
-far. It enters after the advantages were scaled by the std of the unweighted reward (see
-`grpo.advantages`).
+far, or by how far its text is from theirs. It enters after the advantages were scaled by the std of
+the unweighted reward (see `grpo.advantages`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import math
 from typing import Any
 
-NOVELTY_MODES = ("off", "archive", "ema")
+NOVELTY_MODES = ("off", "archive", "ema", "text")
+_ARCHIVE = 4096  # texts that novelty compares with: the latest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,11 +24,14 @@ class RewardConfig:
   """Which terms make the reward.
 
   Attributes:
-    novelty: "off", "archive" (counts since the start) or "ema" (counts that fade).
-    novelty_power: exponent of the inverse frequency.
+    novelty: "off", "archive" (counts since the start), "ema" (counts that fade) or "text" (distance
+      to the nearest question that was a find).
+    novelty_power: exponent of the inverse frequency, or of the distance.
     novelty_low: least weight of a find.
     novelty_high: greatest weight of a find.
     novelty_decay: per-step factor on the counts of "ema".
+    answerability: share of its reward that a find loses whose references do not keep their
+      consensus over a paraphrase of the question.
     repetition: penalty for the share of repeated n-grams.
     length: penalty for the share of tokens above `length_limit`.
     length_limit: in tokens.
@@ -38,6 +42,7 @@ class RewardConfig:
   novelty_low: float = 0.1
   novelty_high: float = 3.0
   novelty_decay: float = 0.9
+  answerability: float = 0.0
   repetition: float = 0.0
   length: float = 0.0
   length_limit: int = 64
@@ -51,11 +56,20 @@ class RewardConfig:
       raise ValueError("reward.novelty_low must be above 0 and at most novelty_high")
     if not 0 <= self.novelty_decay < 1:
       raise ValueError(f"reward.novelty_decay={self.novelty_decay}: must be in [0, 1)")
+    if not 0 <= self.answerability <= 1:
+      raise ValueError(f"reward.answerability={self.answerability}: a share, from 0 to 1")
 
 
 def disagreement(*, parsed: bool, disagrees: bool) -> float:
   """AuditDM's signal: 1 iff the reply parsed, and the target conflicts with a consensus."""
   return float(parsed and disagrees)
+
+
+def answerability(
+  consensus: str, answers: Sequence[str], *, same: Callable[[str, str], bool]
+) -> float:
+  """1 iff all references say over a paraphrase what they agreed on before."""
+  return float(all(same(consensus, answer) for answer in answers))
 
 
 def repetition(tokens: Sequence[int], *, n: int = 3) -> float:
@@ -70,38 +84,67 @@ def length(tokens: int, *, limit: int) -> float:
 
 
 def total(cfg: RewardConfig, parts: Mapping[str, float]) -> float:
-  """The reward: the signal less the weighted penalties."""
-  return parts["disagreement"] - cfg.repetition * parts["repetition"] - cfg.length * parts["length"]
+  """The reward: the signal, as far as it is answerable, less the weighted penalties.
+
+  Where nobody asked whether a question is answerable, it is taken for it.
+  """
+  signal = parts["disagreement"]
+  if "answerability" in parts:
+    signal *= 1.0 - cfg.answerability * (1.0 - parts["answerability"])
+  return signal - cfg.repetition * parts["repetition"] - cfg.length * parts["length"]
+
+
+def text_distance(a: frozenset[str], b: frozenset[str]) -> float:
+  """Jaccard distance of two sets of features of `features_of`, in [0, 1]."""
+  return 1.0 - len(a & b) / len(a | b) if a or b else 0.0
+
+
+def features_of(text: str) -> frozenset[str]:
+  """The words of a text and the pairs of neighbours among them."""
+  words = text.lower().split()
+  return frozenset(words) | {f"{a} {b}" for a, b in zip(words, words[1:])}
 
 
 class Novelty:
-  """Inverse frequency of a find's keys among the finds so far.
+  """How much a find is worth, by the finds before it.
 
-  A find has one or more keys, for instance (skill, answer) or its slot values; the most frequent
-  one decides:
+  "archive" and "ema": a find has one or more keys, for instance (skill, answer) or its slot values;
+  the most frequent one decides, with the mean over the keys seen so far:
 
     weight = clip(((mean count + 1) / (count of the key + 1)) ** power, low, high)
 
-  with the mean over the keys seen so far. The first step has weight 1 everywhere.
+  "text" (ours): the key is the question itself, and what counts is the distance d in [0, 1] to the
+  nearest question of the archive:
+
+    weight = low + (high - low) * d ** power
+
+  The first step has weight 1 everywhere.
   """
 
   def __init__(self, cfg: RewardConfig):
     self._cfg = cfg
-    self._counts: dict[str, float] = {}
+    self._counts: dict[str, float] = {}  # by key; in "text" mode which find it was last
+    self._features: dict[str, frozenset[str]] = {}
 
   def weight(self, keys: Iterable[str]) -> float:
-    """Weight of a find with these keys, by the counts before this step."""
-    keys = tuple(keys)
-    if self._cfg.novelty == "off" or not self._counts or not keys:
+    """Weight of a find with these keys, by the finds before this step."""
+    cfg, keys = self._cfg, tuple(keys)
+    if cfg.novelty == "off" or not self._counts or not keys:
       return 1.0
+    if cfg.novelty == "text":
+      distance = max(self._distance(key) for key in keys)
+      return cfg.novelty_low + (cfg.novelty_high - cfg.novelty_low) * distance**cfg.novelty_power
     mean = math.fsum(self._counts.values()) / len(self._counts)  # the same in any order
     count = max(self._counts.get(key, 0.0) for key in keys)
-    weight = ((mean + 1.0) / (count + 1.0)) ** self._cfg.novelty_power
-    return min(max(weight, self._cfg.novelty_low), self._cfg.novelty_high)
+    weight = ((mean + 1.0) / (count + 1.0)) ** cfg.novelty_power
+    return min(max(weight, cfg.novelty_low), cfg.novelty_high)
 
   def update(self, finds: Iterable[Iterable[str]]) -> None:
     """Adds the finds of a step, in their order."""
     if self._cfg.novelty == "off":
+      return
+    if self._cfg.novelty == "text":
+      self._remember([key for keys in finds for key in keys])
       return
     if self._cfg.novelty == "ema":
       faded = {key: count * self._cfg.novelty_decay for key, count in self._counts.items()}
@@ -117,3 +160,22 @@ class Novelty:
   def load(self, state: Mapping[str, Any]) -> None:
     """Restores `state`."""
     self._counts = {str(key): float(count) for key, count in state["counts"].items()}
+    self._features = {}
+
+  def _distance(self, text: str) -> float:
+    if text in self._counts:
+      return 0.0
+    mine = features_of(text)
+    for other in self._counts:
+      if other not in self._features:
+        self._features[other] = features_of(other)
+    return min(text_distance(mine, self._features[other]) for other in self._counts)
+
+  def _remember(self, texts: Sequence[str]) -> None:
+    """Adds questions and forgets all but the latest."""
+    last = max(self._counts.values(), default=0.0)
+    for number, text in enumerate(texts, start=1):
+      self._counts[text] = last + number
+    for text in sorted(self._counts, key=self._counts.__getitem__)[:-_ARCHIVE]:
+      del self._counts[text]
+      self._features.pop(text, None)

@@ -2,78 +2,46 @@
 """One step of GRPO up to the learner's batch; the code is in the order of the steps.
 
   1. `draw_prompts`   (image, strategy) prompts of the step: a pure function of (seed, step).
-  2. `generate`       encode each image once, sample G replies per prompt, image strategies first.
+  2. `first_turns`    encode each image once, sample G replies per prompt, image strategies first.
   3.                  parse each reply; a malformed one is the auditor's fault: reward 0, it counts.
   4.                  image strategies: the text goes to the image service the moment it is parsed.
-                      The service's fault is nobody's: the sample is invalid. `edit` and `generate`
+     `second_turns`   The service's fault is nobody's: the sample is invalid. `edit` and `generate`
                       then ask about the new image.
-  5. `judge`          target and references answer; the verdict says whether they disagree.
+  5. `judge`          target and references answer; the verdict says whether they disagree. Probes
+                      about source images are answered while the new ones are made.
   6. `score`          verdict -> reward terms -> reward.
   7. `pack`           group advantages, and all turns as the learner's rows.
+
+With dynamic sampling (off by default, see `rl.dynamic`) steps 1 to 6 are repeated until enough
+groups are live.
 
 Strategies: `question` (Q*, I) · `edit` (Q*, I_e) · `generate` (Q*, I_g) · `edit-only` (Q, I_e) ·
 `generate-only` (Q, I_g), where Q is a question of the data set about the source image.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-import concurrent.futures
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
-import functools
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
 
 from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.core import metrics as metrics_lib
-from auditdm_jax.core.config import UserError, did_you_mean
+from auditdm_jax.core.config import UserError
 from auditdm_jax.rl import batch as batch_lib
+from auditdm_jax.rl import flops
 from auditdm_jax.rl import grpo as grpo_lib
 from auditdm_jax.rl import records as records_lib
 from auditdm_jax.rl import reward as reward_lib
-from auditdm_jax.rl.batch import Trajectory, Turn
-from auditdm_jax.rl.sampler import Sampler
+from auditdm_jax.rl.batch import Trajectory
+from auditdm_jax.rl.draws import Prompt, RolloutConfig, draw_prompts
+from auditdm_jax.rl.dynamic import Carry, Group
+from auditdm_jax.rl.probing import ImageClient, Pool, Prober
+from auditdm_jax.rl.scoring import Scorer
 from auditdm_jax.text import prompts as prompts_lib
 from auditdm_jax.vlm import Vlm
-
-_KINDS = ("instruction", "caption", "question")  # Texts for images first: the service is slow.
-_SECOND_SLACK = 8  # Re-tokenised text may be a few tokens longer than what was sampled.
-
-
-class Pool(Protocol):
-  """Source images and the data set's own questions about them."""
-
-  def __len__(self) -> int: ...
-  def image(self, i: int) -> np.ndarray: ...
-  def image_id(self, i: int) -> str: ...
-  def questions(self, i: int) -> Sequence[str]: ...
-
-
-class ImageFailure(Protocol):
-  """Why there is no image; `fault` is "auditor" or "service"."""
-
-  reason: Any
-  message: str
-  fault: str
-
-
-class ImageResult(Protocol):
-  """What the image service made: an image or a failure."""
-
-  image: np.ndarray | None
-  failure: ImageFailure | None
-
-
-class ImageClient(Protocol):
-  """The asking side of the image service; futures never raise."""
-
-  def generate(
-    self, prompt: str, *, seed: int, width: int, height: int
-  ) -> concurrent.futures.Future: ...
-  def edit(
-    self, image: np.ndarray, instruction: str, *, seed: int
-  ) -> concurrent.futures.Future: ...
 
 
 class RolloutError(RuntimeError):
@@ -81,102 +49,22 @@ class RolloutError(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True)
-class RolloutConfig:
-  """What is asked of the auditor.
+class StepResult:
+  """What a step hands on: to the learner, to the store, to the log.
 
   Attributes:
-    prompts: prompts per step by strategy; fixed, so that shapes are. "edit_only" is "edit-only".
-    task: the auditor's task by kind (question, caption, instruction, question-after-caption,
-      question-after-instruction); what is missing is `text.prompts.AUDITOR_PROMPTS`, but a given
-      `question` also serves the second turns.
-    max_new_tokens: by kind of reply: question, caption, instruction.
-    max_chars: longest reply that is accepted.
-    max_invalid: share of invalid samples above which a step fails.
-    seed: of everything that is drawn.
+    batch: for the learner.
+    records: one per completion that was drawn.
+    metrics: what the step was like; a function of the run's settings.
+    seconds: per phase.
+    flops: useful floating-point operations per phase.
   """
-
-  prompts: dict[str, int] = dataclasses.field(default_factory=lambda: {"question": 32})
-  task: dict[str, str] = dataclasses.field(default_factory=dict)
-  max_new_tokens: dict[str, int] = dataclasses.field(
-    default_factory=lambda: {"question": 64, "caption": 128, "instruction": 64}
-  )
-  max_chars: int = 400
-  max_invalid: float = 0.2
-  seed: int = 0
-
-  def __post_init__(self):
-    for strategy, count in self.prompts.items():
-      name = strategy.replace("_", "-")
-      if name not in prompts_lib.FIRST_TURN:
-        hint = did_you_mean(name, prompts_lib.FIRST_TURN)
-        raise UserError(f"rollout.prompts.{strategy}: unknown strategy{hint}")
-      if count < 0:
-        raise UserError(f"rollout.prompts.{strategy}={count}: must be at least 0")
-    if not sum(self.prompts.values()):
-      raise UserError("rollout.prompts: no strategy has a prompt")
-    for kind in self.task:
-      if kind not in prompts_lib.AUDITOR_PROMPTS:
-        hint = did_you_mean(kind, prompts_lib.AUDITOR_PROMPTS)
-        raise UserError(f"rollout.task.{kind}: unknown kind{hint}")
-    needed = {prompts_lib.FIRST_TURN[s] for s in self.counts()} | {"question"}
-    if missing := needed - set(self.max_new_tokens):
-      raise UserError(f"rollout.max_new_tokens.{sorted(missing)[0]}: missing key")
-    if unknown := set(self.max_new_tokens) - set(_KINDS):
-      hint = did_you_mean(sorted(unknown)[0], _KINDS)
-      raise UserError(f"rollout.max_new_tokens.{sorted(unknown)[0]}: unknown kind{hint}")
-
-  def counts(self) -> dict[str, int]:
-    """Strategies with at least one prompt, in the order they are worked on."""
-    named = {name.replace("_", "-"): count for name, count in self.prompts.items() if count}
-    order = sorted(named, key=lambda s: (_KINDS.index(prompts_lib.FIRST_TURN[s]), s))
-    return {strategy: named[strategy] for strategy in order}
-
-  def task_text(self, kind: str, *, first: str = "") -> str:
-    """The auditor's task; `first` is the caption or instruction of the first turn."""
-    text = self.task.get(kind)
-    if text is None and kind.startswith("question-after-"):
-      text = self.task.get("question")
-    text = prompts_lib.AUDITOR_PROMPTS[kind] if text is None else text
-    return text.replace("{first}", first)
-
-
-@dataclasses.dataclass(frozen=True)
-class Prompt:
-  """One draw: `uid` counts all draws of the run, `index` is the image's place in the pool."""
-
-  uid: int
-  index: int
-  strategy: str
-
-
-def draw_prompts(counts: dict[str, int], *, seed: int, step: int, size: int) -> list[Prompt]:
-  """Prompts of a step: the next images of an endless walk through shuffled passes over the pool."""
-  strategies = [strategy for strategy, count in counts.items() for _ in range(count)]
-  first = step * len(strategies)
-  return [
-    Prompt(uid, int(_order(seed, uid // size, size)[uid % size]), strategy)
-    for uid, strategy in enumerate(strategies, start=first)
-  ]
-
-
-@functools.lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, size: int) -> np.ndarray:
-  return np.random.default_rng((seed, epoch)).permutation(size)
-
-
-def draw_seed(*numbers: int) -> int:
-  """A 32-bit seed that depends on all numbers."""
-  return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-@dataclasses.dataclass(frozen=True)
-class StepResult:
-  """What a step hands on: to the learner, to the store, to the log."""
 
   batch: batch_lib.LearnerBatch
   records: list[dict[str, Any]]
   metrics: dict[str, float]
   seconds: dict[str, float]
+  flops: dict[str, float]
 
 
 class Rollout:
@@ -191,14 +79,18 @@ class Rollout:
     auditor: Vlm,
     pool: Pool,
     bank: ModelBank,
-    features: Callable[[Sequence[str]], np.ndarray],
+    features: Callable[[Any, Sequence[str]], np.ndarray],
     load: Callable[[str], np.ndarray],
     keep: Callable[[np.ndarray], str],
     client: ImageClient | None = None,
     key_of: Callable[[str, str], Iterable[str]] | None = None,
     well_formed: Callable[[str], bool] | None = None,
+    paraphrase: Callable[[str, int], str | None] | None = None,
     oracle: Callable[[np.ndarray, str], str | None] | None = None,
-    row_multiple: int = 1,
+    heldout: Vlm | None = None,
+    padded: Callable[[int], int] = lambda rows: rows,
+    per_row: int = 1,
+    pixels: Callable[[Sequence[str]], np.ndarray] | None = None,
     mesh: jax.sharding.Mesh | None = None,
   ):
     """Connects what the stage has opened.
@@ -210,32 +102,54 @@ class Rollout:
       auditor: architecture, tokenizer and template; params are given to each step.
       pool: source images.
       bank: target and references.
-      features: image ids -> f32[N,patches,D] of the auditor's tower, cached by the caller.
+      features: (params of the auditor, image ids) -> f32[N,patches,D] of its tower.
       load: image id -> u8[H,W,3], for pool images and made ones.
       keep: stores a made image and returns its id.
       client: the image service; needed by the image strategies.
-      key_of: (question, consensus) -> keys of a find for novelty; needed if that is on.
+      key_of: (question, consensus) -> keys of a find for novelty; needed if that counts kinds.
       well_formed: says whether a question is one at all (never whether it is answerable).
+      paraphrase: (question, k >= 1) -> another wording or None; needed by the answerability term.
       oracle: (image, question) -> the truth or None; goes to the records only.
-      row_multiple: learner rows are padded to a multiple of it.
+      heldout: a model outside the ensemble, for the gauges.
+      padded: how many learner rows a part of so many must have.
+      per_row: completions that share a learner row; 1 = plain rows.
+      pixels: image ids -> f32[N,H,W,3], where the auditor's tower trains; None = it is frozen.
       mesh: splits the sampler's prompts.
 
     Raises:
       UserError: a strategy or term lacks what it needs.
     """
-    if client is None and any(s != "question" for s in cfg.counts()):
-      raise UserError("rollout.prompts: image strategies need an image service")
-    if reward.novelty != "off" and key_of is None:
-      raise UserError("reward.novelty needs keys of finds, which this world does not define")
+    if cfg.dynamic.max_age and not grpo.tis_cap:
+      raise UserError(
+        f"rollout.dynamic.max_age={cfg.dynamic.max_age}: carried groups are of an older auditor;"
+        " set grpo.tis_cap, such as 2.0, or max_age=0"
+      )
     self.config, self._grpo, self._reward = cfg, grpo, reward
-    self._pool, self._bank, self._client = pool, bank, client
-    self._features, self._load, self._keep = features, load, keep
-    self._key_of, self._well_formed, self._oracle = key_of, well_formed, oracle
-    self._row_multiple = row_multiple
-    self._sampler = Sampler(auditor, seed=cfg.seed, temperature=grpo.temperature, mesh=mesh)
-    self.banned = self._sampler.banned
-    self.novelty = reward_lib.Novelty(reward)
-    self._widths = self._prompt_widths()
+    self._auditor, self._pool, self._bank, self._features = auditor, pool, bank, features
+    self._padded, self._per_row, self._pixels = padded, per_row, pixels
+    self._prober = Prober(
+      cfg,
+      auditor=auditor,
+      temperature=grpo.temperature,
+      pool=pool,
+      features=features,
+      keep=keep,
+      client=client,
+      well_formed=well_formed,
+      mesh=mesh,
+    )
+    self._scorer = Scorer(
+      cfg,
+      reward,
+      bank=bank,
+      load=load,
+      key_of=key_of,
+      paraphrase=paraphrase,
+      oracle=oracle,
+      heldout=heldout,
+    )
+    self._carry = Carry(cfg.dynamic, cfg.counts())
+    self.banned, self.novelty = self._prober.banned, self._scorer.novelty
 
   def step(self, params: Any, step: int) -> StepResult:
     """Steps 1 to 7 with the current params.
@@ -244,30 +158,70 @@ class Rollout:
       RolloutError: too many samples are invalid.
     """
     timer = metrics_lib.Timer()
-    prompts = draw_prompts(
-      self.config.counts(), seed=self.config.seed, step=step, size=len(self._pool)
-    )
-    trajectories = self.generate(params, prompts, step=step, timer=timer)
-    self.check(trajectories, step)
-    with timer("answers"):
-      trajectories = self.judge(trajectories)
-    with timer("reward"):
-      trajectories = self.score(trajectories)
-      truth = [self._truth(t) for t in trajectories]
+    meter = flops.Meter(self._auditor, self._bank)
+    drawn: list[Trajectory] = []
+    groups: list[Group] = []
+    rounds, most = 0, 1 + self.config.dynamic.rounds
+    while rounds < most and (not rounds or not self._carry.is_enough(groups, step)):
+      prompts = draw_prompts(
+        self.config.counts(), seed=self.config.seed, step=step * most + rounds, size=len(self._pool)
+      )
+      trajectories = self._round(params, prompts, step=step, timer=timer, meter=meter)
+      groups += self._groups(trajectories, step)
+      drawn += trajectories
+      rounds += 1
+    self._scorer.count(drawn)
+    with timer("records"):
+      rows = self._records(drawn, groups, step)
+      metrics = records_lib.metrics(rows, group_size=self._grpo.group_size)
+      full = [t.verdict for t in drawn if t.verdict is not None and self._scorer.is_full(t)]
+      metrics |= records_lib.agreement(full, self._bank.judge)
+    with timer("gauges"):
+      metrics |= self._scorer.gauges(drawn, step)
     with timer("pack"):
-      batch, advantages = self.pack(trajectories)
-    rows = [
-      records_lib.completion(t, step=step, advantage=float(a), truth=o)
-      for t, a, o in zip(trajectories, advantages.reshape(-1), truth)
-    ]
-    metrics = records_lib.metrics(rows, group_size=self._grpo.group_size)
-    return StepResult(batch, rows, metrics, timer.seconds)
+      chosen, counts = self._carry.fill(groups, step=step, rounds=rounds)
+      batch = self.pack(params, chosen)
+    return StepResult(batch, rows, metrics | counts, timer.seconds, meter.flops)
 
   def identity(self) -> list[Any]:
     """What decides the samples and rewards: a resumed run must have the same."""
     return [self.config, self._reward, self._bank.target, self._bank.references, len(self._pool)]
 
-  # ---- 2 to 4
+  def state(self) -> dict[str, Any]:
+    """What the next steps need to know of the last ones, for the checkpoint."""
+    return {"novelty": self.novelty.state(), "carried": self._carry.state()}
+
+  def load(self, state: Mapping[str, Any]) -> None:
+    """Restores `state`."""
+    self.novelty.load(state["novelty"])
+    self._carry.load(state["carried"])
+
+  def _round(
+    self,
+    params: Any,
+    prompts: Sequence[Prompt],
+    *,
+    step: int,
+    timer: metrics_lib.Timer,
+    meter: flops.Meter,
+  ) -> list[Trajectory]:
+    """Steps 2 to 6 for one draw of prompts."""
+    begin = {"step": step, "timer": timer}
+    with meter.towers("features"):
+      begun = self._prober.first_turns(params, prompts, group=self._grpo.group_size, **begin)
+    trajectories = begun.trajectories
+    early = [i for i, t in enumerate(trajectories) if t.strategy == "question"]
+    with timer("answers"), meter.towers("answers"):
+      # While the image service works.
+      for i, judged in zip(early, self.judge([trajectories[i] for i in early])):
+        trajectories[i] = judged
+    with meter.towers("features"):
+      trajectories = self._prober.second_turns(params, begun, **begin)
+    self.check(trajectories, step)
+    with timer("answers"), meter.towers("answers"):
+      trajectories = self._scorer.ask_again(self.judge(trajectories))
+    meter.count(trajectories, group=self._grpo.group_size)
+    return self._scorer.score(trajectories)
 
   def generate(
     self,
@@ -278,7 +232,7 @@ class Rollout:
     timer: metrics_lib.Timer,
     group: int | None = None,
   ) -> list[Trajectory]:
-    """Lets the auditor make probes.
+    """Lets the auditor make probes: steps 2 to 4.
 
     Args:
       params: tree of the current auditor.
@@ -291,171 +245,12 @@ class Rollout:
       P·G trajectories: all samples of the first prompt, then those of the next.
     """
     group = group or self._grpo.group_size
-    with timer("features"):
-      source_ids = [self._pool.image_id(p.index) for p in prompts]
-      features = self._features(source_ids)
-    made: dict[int, Trajectory] = {}
-    futures: dict[int, concurrent.futures.Future] = {}
-    for kind in _KINDS:
-      rows = [r for r, p in enumerate(prompts) if prompts_lib.FIRST_TURN[p.strategy] == kind]
-      if not rows:
-        continue
-      task = self._sampler.prompt(self.config.task_text(kind))
-      with timer("sample"):
-        turns = self._sampler.sample(
-          params,
-          [task] * len(rows),
-          features=features[rows],
-          image_ids=[source_ids[r] for r in rows],
-          kind=kind,
-          width=self._widths[0],
-          max_new_tokens=self.config.max_new_tokens[kind],
-          step=step,
-          turn=0,
-          uids=np.array([prompts[r].uid for r in rows]),
-          samples=np.tile(np.arange(group), (len(rows), 1)),
-        )
-      for r, replies in zip(rows, turns):
-        for g, turn in enumerate(replies):
-          trajectory = self._first(prompts[r], g, turn, source_ids[r])
-          made[r * group + g] = trajectory
-          if kind != "question" and not trajectory.malformed:
-            futures[r * group + g] = self._request(trajectory, prompts[r])
-    with timer("images"):
-      for i, future in futures.items():
-        made[i] = self._received(made[i], future.result())
-    trajectories = [made[i] for i in range(len(made))]
-    return self._ask_about_images(params, prompts, trajectories, step=step, timer=timer)
+    begun = self._prober.first_turns(params, prompts, step=step, timer=timer, group=group)
+    return self._prober.second_turns(params, begun, step=step, timer=timer)
 
-  def _first(self, prompt: Prompt, g: int, turn: Turn, source_id: str) -> Trajectory:
-    """A trajectory after its first turn."""
-    trajectory = Trajectory(
-      prompt_id=prompt.uid,
-      sample=g,
-      strategy=prompt.strategy,
-      source_image_id=source_id,
-      turns=(turn,),
-    )
-    trajectory = self._parsed(trajectory, turn, second=False)
-    if turn.kind == "question":
-      return dataclasses.replace(trajectory, image_id=source_id)
-    seed = draw_seed(self.config.seed, prompt.uid, g)
-    question = ""
-    if prompt.strategy not in prompts_lib.TWO_TURNS:
-      asked = self._pool.questions(prompt.index)
-      if not asked:
-        raise UserError(
-          f"strategy {prompt.strategy!r} needs the data set's questions, but image {prompt.index}"
-          " has none"
-        )
-      question = asked[seed % len(asked)]
-    return dataclasses.replace(trajectory, image_seed=seed, question=question)
-
-  def _parsed(self, trajectory: Trajectory, turn: Turn, *, second: bool) -> Trajectory:
-    """Reads a reply into `fields`, or says why it cannot be read."""
-    if turn.truncated:
-      return dataclasses.replace(trajectory, malformed="no end within the token limit")
-    reply = prompts_lib.parse_reply(
-      trajectory.strategy, turn.text, second=second, max_chars=self.config.max_chars
-    )
-    if isinstance(reply, prompts_lib.Malformed):
-      return dataclasses.replace(trajectory, malformed=reply.reason)
-    fields = trajectory.fields | {reply.kind: reply.text}
-    if reply.kind != "question":
-      return dataclasses.replace(trajectory, fields=fields)
-    malformed = ""
-    if self._well_formed is not None and not self._well_formed(reply.text):
-      malformed = "not a question of this world"
-    return dataclasses.replace(trajectory, fields=fields, question=reply.text, malformed=malformed)
-
-  def _request(self, trajectory: Trajectory, prompt: Prompt) -> concurrent.futures.Future:
-    """Hands a caption or an instruction to the image service; images have their source's size."""
-    source = self._pool.image(prompt.index)
-    if "instruction" in trajectory.fields:
-      return self._client.edit(source, trajectory.fields["instruction"], seed=trajectory.image_seed)
-    return self._client.generate(
-      trajectory.fields["caption"],
-      seed=trajectory.image_seed,
-      width=source.shape[1],
-      height=source.shape[0],
-    )
-
-  def _received(self, trajectory: Trajectory, result: ImageResult) -> Trajectory:
-    """Files the image, or whose fault it is that there is none."""
-    if result.failure is None:
-      return dataclasses.replace(trajectory, image_id=self._keep(result.image))
-    why = f"{result.failure.reason.name}: {result.failure.message}"
-    if result.failure.fault == "auditor":
-      return dataclasses.replace(trajectory, malformed=why)
-    return dataclasses.replace(trajectory, invalid=why)
-
-  def _ask_about_images(
-    self,
-    params: Any,
-    prompts: Sequence[Prompt],
-    trajectories: list[Trajectory],
-    *,
-    step: int,
-    timer: metrics_lib.Timer,
-  ) -> list[Trajectory]:
-    """Second turns.
-
-    Samples without an image go along on their source, so that shapes stay; they are dropped.
-    """
-    rows = [i for i, t in enumerate(trajectories) if t.strategy in prompts_lib.TWO_TURNS]
-    if not rows:
-      return trajectories
-    texts = [self._second_prompt(trajectories[i]) for i in rows]
-    fallback = self._sampler.prompt(self.config.task_text("question"))[: self._widths[1]]
-    ids = [trajectories[i].image_id or trajectories[i].source_image_id for i in rows]
-    with timer("features"):
-      features = self._features(ids)
-    with timer("sample"):
-      turns = self._sampler.sample(
-        params,
-        [text if len(text) <= self._widths[1] else fallback for text in texts],
-        features=features,
-        image_ids=ids,
-        kind="question",
-        width=self._widths[1],
-        max_new_tokens=self.config.max_new_tokens["question"],
-        step=step,
-        turn=1,
-        uids=np.array([trajectories[i].prompt_id for i in rows]),
-        samples=np.array([[trajectories[i].sample] for i in rows]),
-      )
-    result = list(trajectories)
-    for i, text, (turn,) in zip(rows, texts, turns):
-      trajectory = trajectories[i]
-      if trajectory.malformed or trajectory.invalid:
-        continue
-      if len(text) > self._widths[1]:
-        result[i] = dataclasses.replace(trajectory, malformed="too long for the second turn")
-        continue
-      trajectory = dataclasses.replace(trajectory, turns=(*trajectory.turns, turn))
-      result[i] = self._parsed(trajectory, turn, second=True)
-    return result
-
-  def _second_prompt(self, trajectory: Trajectory) -> tuple[int, ...]:
-    kind = prompts_lib.FIRST_TURN[trajectory.strategy]
-    first = trajectory.fields.get(kind, "")
-    return self._sampler.prompt(self.config.task_text(f"question-after-{kind}", first=first))
-
-  def _prompt_widths(self) -> tuple[int, int]:
-    """Static prompt lengths of first and second turns."""
-    kinds = {prompts_lib.FIRST_TURN[s] for s in self.config.counts()}
-    first = max(len(self._sampler.prompt(self.config.task_text(kind))) for kind in kinds)
-    second = 0
-    for strategy in set(self.config.counts()) & prompts_lib.TWO_TURNS:
-      kind = prompts_lib.FIRST_TURN[strategy]
-      name = f"question-after-{kind}"
-      width = len(self._sampler.prompt(self.config.task_text(name)))
-      if self.config.task_text(name, first="x") != self.config.task_text(name):
-        width += self.config.max_new_tokens[kind] + _SECOND_SLACK
-      second = max(second, width)
-    return first, second
-
-  # ---- 5 and 6
+  def judge(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+    """Asks target and references about every probe that came to be and has no verdict yet."""
+    return self._scorer.judge(trajectories)
 
   def check(self, trajectories: Sequence[Trajectory], step: int) -> None:
     """Stops a run that would learn from what is left of its samples."""
@@ -468,93 +263,74 @@ class Rollout:
         f"{self.config.max_invalid:.0%}: {listed}"
       )
 
-  def judge(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
-    """Asks target and references about every probe that came to be."""
-    result = list(trajectories)
-    rows = [i for i, t in enumerate(trajectories) if not t.malformed and not t.invalid]
-    if not rows:
-      return result
-    asked = [trajectories[i] for i in rows]
-    verdicts = self._bank.verdicts(
-      self._load, [t.question for t in asked], image_ids=[t.image_id for t in asked]
-    )
-    for i, verdict in zip(rows, verdicts):
-      result[i] = dataclasses.replace(
-        trajectories[i], verdict=verdict, answers=dict(verdict.answers)
+  def _records(
+    self, drawn: Sequence[Trajectory], groups: Sequence[Group], step: int
+  ) -> list[dict[str, Any]]:
+    advantages = [a for group in groups for a in group.advantages]
+    return [
+      records_lib.completion(
+        t, step=step, advantage=a, truth=self._scorer.truth(t), full=self._scorer.is_full(t)
       )
-    return result
+      for t, a in zip(drawn, advantages, strict=True)
+    ]
 
-  def score(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
-    """Reward terms and novelty weights; counts the finds of the step."""
-    result, finds = [], []
-    for trajectory in trajectories:
-      disagrees = trajectory.verdict is not None and trajectory.verdict.disagreement
-      tokens = [int(x) for turn in trajectory.turns for x in turn.tokens[: turn.length]]
-      parts = {
-        "disagreement": reward_lib.disagreement(
-          parsed=not trajectory.malformed, disagrees=disagrees
-        ),
-        "repetition": reward_lib.repetition(tokens),
-        "length": reward_lib.length(len(tokens), limit=self._reward.length_limit),
-      }
-      reward = float("nan") if trajectory.invalid else reward_lib.total(self._reward, parts)
-      weight = 1.0
-      if disagrees and self._key_of is not None:
-        keys = tuple(self._key_of(trajectory.question, trajectory.verdict.consensus))
-        weight = self.novelty.weight(keys)
-        finds.append(keys)
-      result.append(dataclasses.replace(trajectory, parts=parts, reward=reward, weight=weight))
-    self.novelty.update(finds)
-    return result
-
-  def _truth(self, trajectory: Trajectory) -> bool | None:
-    """Whether the oracle confirms a find; None without an oracle. For the records only."""
-    if self._oracle is None:
-      return None
-    verdict = trajectory.verdict
-    if verdict is None or not verdict.disagreement:
-      return False
-    answer = self._oracle(self._load(trajectory.image_id), trajectory.question)
-    same = self._bank.judge.same
-    return (
-      answer is not None
-      and same(answer, verdict.consensus)
-      and not same(answer, verdict.answers[verdict.target])
-    )
-
-  # ---- 7
-
-  def pack(self, trajectories: Sequence[Trajectory]) -> tuple[batch_lib.LearnerBatch, np.ndarray]:
-    """The learner's batch, and advantages f32[P,G]. Rows and images have static counts."""
-    group = self._grpo.group_size
+  def _groups(self, trajectories: Sequence[Trajectory], step: int) -> list[Group]:
+    """The samples of each prompt with their advantages."""
+    size = self._grpo.group_size
     advantages = grpo_lib.advantages(
-      np.array([t.reward for t in trajectories]).reshape(-1, group),
+      np.array([t.reward for t in trajectories]).reshape(-1, size),
       std=self._grpo.std,
       eps=self._grpo.std_eps,
-      weights=np.array([t.weight for t in trajectories]).reshape(-1, group),
+      weights=np.array([t.weight for t in trajectories]).reshape(-1, size),
     )
-    turns, row_advantages = [], []
-    for trajectory, advantage in zip(trajectories, advantages.reshape(-1)):
-      if not trajectory.invalid:
-        turns += trajectory.turns
-        row_advantages += [advantage] * len(trajectory.turns)
-    two = sum(t.strategy in prompts_lib.TWO_TURNS for t in trajectories)
-    rows = -(-(len(trajectories) + two) // self._row_multiple) * self._row_multiple
-    images = list(dict.fromkeys(turn.image_id for turn in turns))
+    return [
+      Group(
+        strategy=trajectories[i * size].strategy,
+        source_image_id=trajectories[i * size].source_image_id,
+        step=step,
+        turns=tuple(() if t.invalid else t.turns for t in trajectories[i * size : i * size + size]),
+        advantages=tuple(map(float, row)),
+      )
+      for i, row in enumerate(advantages)
+    ]
+
+  def pack(self, params: Any, groups: Sequence[Group]) -> batch_lib.LearnerBatch:
+    """The learner's batch: first turns and, where a strategy has them, second ones.
+
+    Rows and images have static counts.
+    """
+    counts, size = self.config.counts(), self._grpo.group_size
+    lengths = self.config.max_new_tokens
+    seconds = sum(counts[s] for s in set(counts) & prompts_lib.TWO_TURNS) * size
+    firsts = sum(counts.values()) * size
+    samples = [
+      (turns, advantage)
+      for group in groups
+      for turns, advantage in zip(group.turns, group.advantages)
+    ]
+    images = list(dict.fromkeys(turn.image_id for turns, _ in samples for turn in turns))
     place = {image_id: i for i, image_id in enumerate(images)}
-    capacity = len(trajectories) // group + two
-    spare = trajectories[0].source_image_id
-    batch = batch_lib.pack(
-      turns,
-      row_advantages,
-      features=self._features(images + [spare] * (capacity - len(images))),
-      image=[place[turn.image_id] for turn in turns],
-      rows=rows,
-      prompt_width=max(self._widths),
-      completion_width=max(
-        self.config.max_new_tokens[k]
-        for k in {prompts_lib.FIRST_TURN[s] for s in self.config.counts()}
-        | ({"question"} if two else set())
-      ),
-    )
-    return batch, advantages
+
+    def rows(number: int, *, capacity: int, per_row: int, completion_width: int) -> batch_lib.Rows:
+      chosen = [(turns[number], a) for turns, a in samples if len(turns) > number]
+      return batch_lib.pack_rows(
+        [turn for turn, _ in chosen],
+        [a for _, a in chosen],
+        image=[place[turn.image_id] for turn, _ in chosen],
+        rows=self._padded(capacity),
+        prompt_width=self._prober.widths[number],
+        completion_width=completion_width,
+        per_row=per_row,
+      )
+
+    longest = max(lengths[prompts_lib.FIRST_TURN[s]] for s in counts)
+    parts = [
+      rows(0, capacity=firsts // self._per_row, per_row=self._per_row, completion_width=longest)
+    ]
+    if seconds:
+      parts.append(rows(1, capacity=seconds, per_row=1, completion_width=lengths["question"]))
+    spare = groups[0].source_image_id
+    images += [spare] * (firsts // size + seconds - len(images))
+    if self._pixels is not None:
+      return batch_lib.LearnerBatch(None, self._pixels(images), tuple(parts))
+    return batch_lib.LearnerBatch(self._features(params, images), None, tuple(parts))

@@ -2,8 +2,9 @@
 """The loop: roll out, update, write down, checkpoint.
 
 A run that is started again goes on as if it had not stopped. A checkpoint holds the train state,
-the counts of novelty and of probes, and nothing random: every draw is a function of (seed, step,
-…). Rows of steps after the checkpoint are removed on resume, since they are written again.
+what novelty and dynamic sampling carry, counts, and nothing random: every draw is a function of
+(seed, step, …). It is written in the background: a kill goes back to the last one that is complete,
+and the rows of the steps after it are removed on resume, since they are written again.
 """
 
 from collections.abc import Iterator
@@ -15,10 +16,10 @@ import signal
 import threading
 from typing import Any
 
-import numpy as np
-
-from auditdm_jax.core import checkpoint, metrics, store
-from auditdm_jax.core.config import UserError
+from auditdm_jax.core import checkpoint, machine, metrics, store
+from auditdm_jax.core.config import UserError, did_you_mean
+from auditdm_jax.rl import flops
+from auditdm_jax.rl.batch import LearnerBatch
 from auditdm_jax.rl.learner import Learner
 from auditdm_jax.rl.rollout import Rollout
 from auditdm_jax.vlm import Vlm, save_vlm
@@ -33,12 +34,16 @@ class TrainConfig:
   Attributes:
     checkpoint_every: steps between checkpoints; the last step always gets one.
     keep: how many of the latest stay.
+    best: a metric; the checkpoint with its greatest mean since the one before stays too. "" = none.
     harvest: numbers of updates after which the auditor is stored as a model of its own.
+    peak_tflops: of one device, to say which share of it is used; 0 = by its kind, if that is known.
   """
 
   checkpoint_every: int = 10
   keep: int = 2
+  best: str = ""
   harvest: tuple[int, ...] = ()
+  peak_tflops: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +52,16 @@ class TrainResult:
 
   Attributes:
     steps: updates made, over all resumptions.
+    completions: samples that were drawn, over all resumptions.
     probes: probes that were put to the bank, over all resumptions.
+    best: step of the best checkpoint; None without `TrainConfig.best`.
     auditors: stored auditors by number of updates; the last is the final one.
   """
 
   steps: int
+  completions: int
   probes: int
+  best: int | None
   auditors: dict[int, pathlib.Path]
 
 
@@ -89,12 +98,13 @@ def train(
     with contextlib.closing(metrics.Progress(steps, name, done=first)) as progress:
       for step in range(first, steps):
         row = run.step(step)
-        done = step + 1
-        run.keep(done, force=done == steps or stop.is_set())
+        done, stopping = step + 1, stop.is_set()
+        run.keep(done, force=done == steps or stopping)
         progress.update(done, **_shown(row))
-        if stop.is_set():
+        if stopping:
+          run.wait()
           _leave(stop)
-  return TrainResult(steps, run.probes, run.auditors())
+    return run.result()
 
 
 class _Run:
@@ -112,15 +122,24 @@ class _Run:
   ):
     self._cfg, self._rollout, self._learner, self._auditor = cfg, rollout, learner, auditor
     self._workdir, self._name = workdir, name
-    self._checkpoints = checkpoint.Checkpointer(workdir / "checkpoints" / name, keep=cfg.keep)
+    self._checkpoints = checkpoint.Checkpointer(
+      workdir / "checkpoints" / name, keep=cfg.keep, keep_best=bool(cfg.best)
+    )
     self._records = store.Records(workdir / "records" / name)
     self._writer: metrics.Writer | None = None
-    self.probes = 0
+    self._compiled = machine.Compilations()
+    self._counts = {"completions": 0, "probes": 0}
+    self._window = metrics.Means()  # of the metric that decides which checkpoint is the best
 
   def close(self) -> None:
     if self._writer is not None:
       self._writer.close()
+    self._compiled.close()
     self._checkpoints.close()
+
+  def wait(self) -> None:
+    """Returns when the last checkpoint is on disk."""
+    self._checkpoints.wait()
 
   def resume(self) -> int:
     """Number of updates already made; rows of later steps are removed."""
@@ -131,8 +150,9 @@ class _Run:
       )
       if extras["config"] != self._fingerprint():
         raise UserError(f"{self._checkpoints.dir}: made with other settings; use another --workdir")
-      self._rollout.novelty.load(extras["novelty"])
-      self.probes = extras["probes"]
+      self._rollout.load(extras["rollout"])
+      self._counts = {name: int(count) for name, count in extras["counts"].items()}
+      self._window.load(extras["window"])
     self._records.rewind(COMPLETIONS, first - 1)
     self._writer = metrics.Writer(self._workdir, self._name, resume_step=first - 1)
     return first
@@ -141,16 +161,45 @@ class _Run:
     """One GRPO step, written down; returns its metrics."""
     timer = metrics.Timer()
     with timer("total"):
-      result = self._rollout.step(self._learner.params, step)
+      result = self._rollout.step(self._learner.sampling_params(), step)
       with timer("learner"):
         row = result.metrics | self._learner.update(result.batch)
+    for name in self._counts:
+      self._counts[name] += int(row[name])
+    if self._cfg.best:
+      self._window.add(self._cfg.best, self._metric(row))
     seconds = result.seconds | timer.seconds
-    self.probes += int(row["probes"])
     self._records.append(COMPLETIONS, result.records)
     row |= {f"seconds/{phase}": value for phase, value in seconds.items()}
-    row["seconds/tokens_per_s"] = row["tokens"] / seconds["total"]
+    row |= self._machine(row["tokens"], result.flops | self._work(result.batch), seconds)
     self._writer.write(step, row)
     return row
+
+  def _metric(self, row: dict[str, float]) -> float:
+    if self._cfg.best not in row:
+      hint = did_you_mean(self._cfg.best, row)
+      raise UserError(f"config.checkpoints.best={self._cfg.best!r}: no such metric{hint}")
+    return row[self._cfg.best]
+
+  def _work(self, batch: LearnerBatch) -> dict[str, float]:
+    grpo = self._learner.config.grpo
+    once = flops.learning(self._learner.config.model, batch, kl=bool(grpo.kl_coef))
+    return {"learner": once * grpo.updates}
+
+  def _machine(
+    self, tokens: float, work: dict[str, float], seconds: dict[str, float]
+  ) -> dict[str, float]:
+    """Speed, and the share of the devices' peak where that is known."""
+    out = {
+      "machine/tokens_per_s": tokens / seconds["total"],
+      "machine/peak_memory_gib": machine.peak_memory() / 2**30,
+      "machine/compilations": float(self._compiled.count),
+    }
+    peak = self._cfg.peak_tflops * 1e12 or machine.peak_flops()
+    if peak:
+      peak *= self._learner.mesh.size
+      out |= {f"machine/mfu/{p}": w / (peak * max(seconds[p], 1e-9)) for p, w in work.items()}
+    return out
 
   def keep(self, done: int, *, force: bool) -> None:
     """Stores the auditor where it is to be harvested, and a checkpoint when one is due."""
@@ -158,13 +207,27 @@ class _Run:
       extras = {k: v for k, v in self._auditor.extras.items() if k != "tower"} | {"updates": done}
       trained = dataclasses.replace(self._auditor, params=self._learner.params, extras=extras)
       save_vlm(self._folder(done), trained)
-    if force or done % self._cfg.checkpoint_every == 0:
+    due = done % self._cfg.checkpoint_every == 0
+    if force or due:
+      score = self._window.result().get(self._cfg.best)
+      if due:  # Not when a signal forces one: the window is that of a run that was not stopped.
+        self._window = metrics.Means()
       extras = {
         "config": self._fingerprint(),
-        "novelty": self._rollout.novelty.state(),
-        "probes": self.probes,
+        "rollout": self._rollout.state(),
+        "counts": self._counts,
+        "window": self._window.state(),
       }
-      self._checkpoints.save(done, self._learner.state, extras)
+      self._checkpoints.save(done, self._learner.state, extras, score=score)
+
+  def result(self) -> TrainResult:
+    """What is there, once it is all on disk."""
+    return TrainResult(
+      steps=self._learner.config.optim.steps,
+      best=self._checkpoints.best(),
+      auditors=self.auditors(),
+      **self._counts,
+    )
 
   def auditors(self) -> dict[int, pathlib.Path]:
     """Stored auditors by number of updates."""
@@ -184,10 +247,10 @@ class _Run:
 
 def _shown(row: dict[str, float]) -> dict[str, float]:
   """What the progress line says."""
-  shown = {"reward": row["reward"], "live": row["frac_live"]}
+  shown = {"reward": row["reward"], "live groups": row["frac_live"]}
   if "oracle_success" in row:
     shown["oracle"] = row["oracle_success"]
-  return shown | {"tokens/s": float(np.round(row["seconds/tokens_per_s"]))}
+  return shown | {"tokens/s": round(row["machine/tokens_per_s"])}
 
 
 class _Stop(threading.Event):

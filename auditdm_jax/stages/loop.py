@@ -194,7 +194,10 @@ def summarise(ctx, evaluated, searched, control, verified, repaired, second) -> 
     "strategies": strategies(ctx, found),
     "curve": curve(ctx, trained),
     "queries": {
-      "grpo": len(trained), "discover": len(found) - len(trained), "total": len(found),
+      "grpo": len(trained),
+      # A question that the group repeats is put to the models once.
+      "grpo_distinct": len({(a.probe.step, a.probe.probe_id) for a in trained}),
+      "discover": len(found) - len(trained), "total": len(found),
       "control_random": len(random), "verify_looked_at": verified["funnel"]["looked_at"],
     },
   }  # fmt: skip

@@ -4,18 +4,21 @@
 The stored auditors then ask: `Asker` is their inference pass over the pool.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
+import numpy as np
 
 from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.audit.probe import Probe, Verdict
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core import metrics, store
 from auditdm_jax.core.config import UserError, build
+from auditdm_jax.models import preprocess
 from auditdm_jax.rl import grpo, reward, rollout, trainer
 from auditdm_jax.rl.batch import Trajectory
 from auditdm_jax.rl.learner import Learner, OptimConfig
@@ -37,10 +40,13 @@ def run(ctx: Context) -> dict:
   if (found := ctx.done(NAME)) is not None:
     return found
   result = train_auditor(ctx, ctx.bank(), name=NAME, steps=ctx.config.optim.steps)
-  per_step = sum(ctx.config.rollout.prompts.values()) * grpo_config(ctx).group_size
   return ctx.finish(
-    NAME, {"steps": result.steps, "completions": result.steps * per_step, "probes": result.probes}
-  )
+    NAME,
+    {
+      "steps": result.steps, "completions": result.completions, "probes": result.probes,
+      "best": result.best,
+    },
+  )  # fmt: skip
 
 
 def train_auditor(
@@ -48,16 +54,17 @@ def train_auditor(
 ) -> trainer.TrainResult:
   """One GRPO training, from the config's auditor or from params `start`."""
   vlm, optim = ctx.auditor, build(OptimConfig, ctx.config.optim, name="config.optim")
-  mesh = mesh_lib.make_mesh(ctx.config.mesh.to_dict())
-  made = make_rollout(ctx, bank, mesh=mesh, rows=optim.micro_rows or mesh.size)
   learner = Learner(
-    vlm.cfg, grpo_config(ctx), optim=dataclasses.replace(optim, steps=steps), mesh=mesh,
+    vlm.cfg, grpo_config(ctx), optim=dataclasses.replace(optim, steps=steps),
+    mesh=mesh_lib.make_mesh(ctx.config.mesh.to_dict()),
     rules=[(regex, tuple(spec)) for regex, spec in ctx.config.rules],
-    params=vlm.params if start is None else start, banned=made.banned,
+    params=vlm.params if start is None else start,
+    banned=vlm.tokenizer.unsampled_ids(vlm.stop_ids),
   )  # fmt: skip
   section = ctx.config.checkpoints.to_dict()
   section["harvest"] = tuple(s for s in section["harvest"] if s < steps)
   cfg = build(trainer.TrainConfig, section, name="config.checkpoints")
+  made = make_rollout(ctx, bank, learner=learner)
   return trainer.train(cfg, made, learner, auditor=vlm, workdir=ctx.workdir, name=name)
 
 
@@ -65,27 +72,55 @@ def grpo_config(ctx: Context) -> grpo.GrpoConfig:
   return build(grpo.GrpoConfig, ctx.config.grpo, name="config.grpo")
 
 
-def make_rollout(ctx: Context, bank: ModelBank, *, mesh=None, rows: int = 1) -> rollout.Rollout:
-  """Connects the sampler, the image service and the models."""
+def make_rollout(
+  ctx: Context, bank: ModelBank, *, learner: Learner | None = None
+) -> rollout.Rollout:
+  """Connects the sampler, the image service and the models; a learner says how batches are laid."""
   cfg = build(rollout.RolloutConfig, ctx.config.rollout, name="config.rollout")
-  key, vlm = ModeKey(ctx.seeds), ctx.auditor
+  key, vlm, grpo_cfg = ModeKey(ctx.seeds), ctx.auditor, grpo_config(ctx)
   needs_images = any(s != "question" for s in cfg.counts())
+
+  def features(params: Any, ids: Sequence[str]) -> np.ndarray:
+    if learner is None:  # A stored auditor, whose tower may have been trained.
+      own = vlm if params is vlm.params else vlm.with_params(params)
+      return ctx.cache.features(own, ids, ctx.images)
+    if not learner.trains_tower:
+      return ctx.cache.features(vlm, ids, ctx.images)
+    unique = list(dict.fromkeys(ids))
+    now = vlm.with_params(params).encode([ctx.images(i) for i in unique])
+    return now[[unique.index(i) for i in ids]]
+
+  def pixels(ids: Sequence[str]) -> np.ndarray:
+    size = vlm.cfg.vision.image_size
+    return preprocess.preprocess([ctx.images(i) for i in ids], size=size, how=vlm.pixels)
+
+  layout = {}
+  if learner is not None:
+    mesh = learner.mesh
+    layout = {
+      "padded": learner.padded,
+      "per_row": grpo_cfg.group_size if learner.config.optim.shared_prefix else 1,
+      "pixels": pixels if learner.trains_tower else None,
+      "mesh": mesh if mesh.size > 1 else None,
+    }
+  heldout = cfg.gauges.heldout
   return rollout.Rollout(
     dataclasses.replace(cfg, seed=ctx.config.seed),
-    grpo_config(ctx),
+    grpo_cfg,
     build(reward.RewardConfig, ctx.config.reward, name="config.reward"),
     auditor=vlm,
     pool=ctx.pool("images"),
     bank=bank,
-    features=lambda ids: ctx.cache.features(vlm, ids, ctx.images),
+    features=features,
     load=ctx.images,
     keep=ctx.images.put,
     client=ctx.client if needs_images else None,
     key_of=lambda question, consensus: (key.of(question, consensus),),
     well_formed=ctx.world.well_formed,
+    paraphrase=ctx.world.paraphrase,
     oracle=ctx.world.oracle,
-    row_multiple=rows,
-    mesh=mesh if mesh and mesh.size > 1 else None,
+    heldout=load_vlm(heldout) if heldout else None,
+    **layout,
   )
 
 

@@ -39,6 +39,13 @@ def test_one_question_is_asked_once_and_one_image_encoded_once(fake_vlm, make_pi
   assert list(answers) == ["a", "t", "b"]
 
 
+def test_without_deduplication_the_answers_are_the_same(fake_vlm, make_picture):
+  images, questions = _probes(make_picture, 126)
+  each, once = _bank(fake_vlm, dedup=False), _bank(fake_vlm)
+  assert each.answers(images, questions) == once.answers(images, questions)
+  assert each.computed["t"] == each.asked["t"] == 126 > once.computed["t"]
+
+
 def test_cascade_finds_the_same_disagreements(fake_vlm, make_picture):
   images, questions = _probes(make_picture)
   full, thrifty = _bank(fake_vlm), _bank(fake_vlm, cascade=True, batch_size=16)

@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
+import functools
+import os
+import pathlib
 import shutil
+import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +59,66 @@ def test_half_written_checkpoints_are_never_restored(tmp_path):
     checkpoints.save(3, state(3.0), {})
     assert checkpoints.restore(None, state())[1]["step"] == 3
   assert not torn.exists()
+
+
+def test_a_save_in_the_background_is_not_changed_by_a_donation(tmp_path):
+  """The next update takes the buffers at once; the checkpoint must hold what was given to it."""
+  update = jax.jit(functools.partial(jax.tree.map, lambda x: x + 1), donate_argnums=0)
+  tree = {str(i): jnp.zeros((500, 1000)) for i in range(8)}
+  with Checkpointer(tmp_path, keep=9) as checkpoints:
+    for step in range(1, 4):
+      tree = update(tree)
+      checkpoints.save(step, tree, {})
+      for _ in range(3):
+        tree = update(tree)
+    for step, want in ((1, 1), (2, 5), (3, 9)):
+      for leaf in checkpoints.restore(step, tree)[1].values():
+        np.testing.assert_array_equal(leaf, want)
+
+
+def test_the_best_stays_beside_the_latest(tmp_path):
+  scores = {1: 0.1, 2: 0.9, 3: 0.3, 4: float("nan"), 5: None, 6: 0.2}
+  with Checkpointer(tmp_path, keep=1, keep_best=True) as checkpoints:
+    for step, score in scores.items():
+      checkpoints.save(step, {"w": np.ones(1)}, {}, score=score)
+    assert checkpoints.steps() == [2, 6] and checkpoints.best() == 2
+  with Checkpointer(tmp_path, keep=1, keep_best=True) as checkpoints:
+    assert checkpoints.best() == 2
+    checkpoints.save(7, {"w": np.ones(1)}, {}, score=1.0)
+    assert checkpoints.steps() == [7] and checkpoints.best() == 7
+
+
+def test_without_scores_there_is_no_best(tmp_path):
+  with Checkpointer(tmp_path) as checkpoints:
+    checkpoints.save(1, {"w": np.ones(1)}, {}, score=0.5)
+    assert checkpoints.best() is None and checkpoints.latest() == 1
+
+
+SAVES = """
+import sys, numpy as np
+from auditdm_jax.core.checkpoint import Checkpointer
+checkpoints = Checkpointer(sys.argv[1])
+for step in range(1, 1000):
+  checkpoints.save(step, {"w": np.full((300, 1000), step, np.float32)}, {"is": step})
+  print(step, flush=True)
+"""
+
+
+def test_killed_while_saving(tmp_path):
+  """kill -9 at some moment of an endless row of saves: what is left is whole."""
+  for kill, after in enumerate((2, 4, 7)):
+    folder = tmp_path / str(kill)
+    root = pathlib.Path(__file__).parents[2]
+    child = subprocess.Popen(
+      [sys.executable, "-c", SAVES, str(folder)], cwd=root, stdout=subprocess.PIPE, text=True
+    )
+    started = [int(child.stdout.readline()) for _ in range(after)][-1]
+    os.kill(child.pid, signal.SIGKILL)
+    child.communicate()
+    with Checkpointer(folder) as checkpoints:
+      latest, tree, extras = checkpoints.restore(None, {"w": np.zeros((300, 1000), np.float32)})
+      assert latest >= started - 1 and extras == {"is": latest}
+      np.testing.assert_array_equal(tree["w"], latest)
 
 
 def test_errors_teach(tmp_path):

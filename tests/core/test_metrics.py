@@ -29,6 +29,21 @@ def test_means_divide_once():
   assert math.isnan(means.result()["reward"])
 
 
+def test_means_go_on_after_a_checkpoint():
+  means, resumed = metrics.Means(), metrics.Means()
+  means.add("reward", 1 / 3, 1)
+  resumed.load(json.loads(json.dumps(means.state())))
+  for each in (means, resumed):
+    each.add("reward", 0.7, 1)
+  assert resumed.result() == means.result()
+
+
+def test_columns_of_the_clock_and_the_machine_are_known():
+  volatile = [n for n in ("time", "seconds/total", "reward", "machine/mfu/sample", "timeouts")
+              if metrics.is_volatile(n)]  # fmt: skip
+  assert volatile == ["time", "seconds/total", "machine/mfu/sample"]
+
+
 def test_timer_also_counts_what_raises():
   timer = metrics.Timer()
   with timer("rollout"):

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A world around the tiny auditor: pool, ensemble and image service that answer by hash."""
 
+import collections
 import concurrent.futures
 import dataclasses
 import enum
+import types
 import zlib
 
 import numpy as np
 
+from auditdm_jax.audit.answer import BankConfig
 from auditdm_jax.audit.judge import Judge
 from auditdm_jax.audit.probe import probe_id
 from auditdm_jax.audit.verdict import verdict
@@ -47,12 +50,15 @@ class Bank:
   """Two references that often agree and a target that often does not."""
 
   target, references = "t", ("a", "b")
+  config = BankConfig()
 
   def __init__(self):
     self.judge = Judge()
     self.asked = []
+    self.vlms, self.computed = {}, collections.Counter()
+    self.cache = types.SimpleNamespace(encoded=0)
 
-  def verdicts(self, load, questions, *, image_ids):
+  def verdicts(self, load, questions, *, image_ids, cascade=None):
     self.asked += list(zip(image_ids, questions))
     return [self._verdict(i, q) for i, q in zip(image_ids, questions)]
 
@@ -138,11 +144,15 @@ def features(image_ids):
 MIXED = {"question": 2, "edit": 1, "generate": 1, "edit_only": 1, "generate_only": 1}
 
 
-def rollout(prompts=None, *, group_size=4, client=None, pool=None, oracle=None, **options):
+def rollout(
+  prompts=None, *, group_size=4, client=None, pool=None, bank=None, grpo_cfg=None, **options
+):
+  """A Rollout; options are fields of its config, or arguments that are not set here."""
   pool = pool or Pool()
   store = Store(pool)
   reward_cfg = options.pop("reward_cfg", reward.RewardConfig())
-  extra = {k: options.pop(k) for k in ("well_formed", "row_multiple", "mesh") if k in options}
+  fields = {f.name for f in dataclasses.fields(rollout_lib.RolloutConfig)}
+  extra = {name: options.pop(name) for name in list(options) if name not in fields}
   cfg = rollout_lib.RolloutConfig(
     prompts=prompts or MIXED,
     task={"question": "ask", "caption": "describe", "instruction": "edit"},
@@ -151,26 +161,28 @@ def rollout(prompts=None, *, group_size=4, client=None, pool=None, oracle=None, 
   )
   return rollout_lib.Rollout(
     cfg,
-    grpo.GrpoConfig(group_size=group_size),
+    grpo_cfg or grpo.GrpoConfig(group_size=group_size),
     reward_cfg,
     auditor=tiny.auditor(),
     pool=pool,
-    bank=Bank(),
-    features=features,
+    bank=bank or Bank(),
     load=store,
     keep=store.keep,
     client=client or Client(),
-    key_of=lambda question, answer: (answer,),
-    oracle=oracle,
-    **extra,
+    **{
+      "features": lambda params, image_ids: features(image_ids),
+      "key_of": lambda question, answer: (answer,),
+      "per_row": group_size,
+    }
+    | extra,
   )
 
 
-def learner(steps=4):
+def learner(steps=4, *, grpo_cfg=None):
   vlm = tiny.auditor()
   return learner_lib.Learner(
     vlm.cfg,
-    grpo.GrpoConfig(group_size=4, kl_coef=0.02),
+    grpo_cfg or grpo.GrpoConfig(group_size=4, kl_coef=0.02),
     optim=learner_lib.OptimConfig(steps=steps, lr=1e-2),
     mesh=mesh_lib.make_mesh({"data": -1}),
     rules=[(".*", ())],

@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The equations against a float64 re-implementation, and known bugs of other codebases by name."""
+"""The equations against a float64 re-implementation, and known bugs of other codebases by name.
+
+TRL's and verl's losses are written here once more, from their equations and in numpy, and the
+gradients are central differences of those. What is deliberately not theirs has a test of its own.
+"""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from auditdm_jax.core import config
 from auditdm_jax.rl import grpo
+from configs.ablations import scenes as ablations
 
 NAN = float("nan")
 
@@ -44,6 +51,7 @@ def random_case(seed, n=6, c=5):
     "old": rng.normal(-2, 1, (n, c)),
     "sampler": rng.normal(-2, 1, (n, c)),
     "ref": rng.normal(-2, 1, (n, c)),
+    "entropy": rng.uniform(0, 3, (n, c)),
     "adv": rng.normal(0, 1, n),
     "mask": np.arange(c)[None] < lengths[:, None],
   }
@@ -118,12 +126,190 @@ def test_group_shares():
   assert shares["frac_invalid"] == (3, 10)
 
 
+# ---- the whole loss, as TRL and as verl have it
+
+
+def trl_loss(x, case, *, level, low, high, delta, beta, loss_type):
+  """GRPOTrainer's: importance_sampling_level, epsilon, epsilon_high, delta, beta, loss_type."""
+  mask, adv = case["mask"], case["adv"][:, None]
+  length = np.maximum(mask.sum(1), 1)
+  log_weight = np.where(mask, x - case["old"], 0.0)
+  if level == "sequence":
+    log_weight = (log_weight.sum(1) / length)[:, None]
+  first = np.exp(log_weight)
+  second = np.clip(first, 1 - low, 1 + high)
+  if delta:
+    first = np.minimum(first, delta)
+  token = -np.minimum(first * adv, second * adv) * np.ones_like(x)
+  if beta:
+    d = case["ref"] - x
+    kl = np.exp(d) - d - 1
+    # Off policy, the estimator times the ratio ("use_bias_correction_kl").
+    token = token + beta * kl * np.exp(x - case["old"])
+  token = np.where(mask, token, 0.0)
+  rows = (mask.sum(1) > 0).sum()
+  if loss_type == "grpo":
+    return (token.sum(1) / length).sum() / rows
+  if loss_type == "dapo":
+    return token.sum() / mask.sum()
+  return token.sum() / (rows * mask.shape[1])  # dr_grpo
+
+
+def verl_loss(x, case, *, low, high, ratio_c, kl_coef, entropy_coeff, tis_cap, loss_agg_mode):
+  """The actor's loss: dual clip by max and min of three, KL "low_var" or "mse", entropy, TIS."""
+  mask, adv = case["mask"], case["adv"][:, None]
+  negative_kl = np.clip(x - case["old"], -20, 20)
+  ratio = np.exp(negative_kl)
+  first = np.maximum(-adv * ratio, -adv * np.clip(ratio, 1 - low, 1 + high))
+  token = np.where(adv < 0, np.minimum(-adv * ratio_c, first), first)
+  token = token * np.minimum(np.exp(case["old"] - case["sampler"]), tis_cap)
+  token = token - entropy_coeff * case["entropy"] + kl_coef * 0.5 * (x - case["ref"]) ** 2
+  token = np.where(mask, token, 0.0)
+  length, rows = np.maximum(mask.sum(1), 1), (mask.sum(1) > 0).sum()
+  return {
+    "token-mean": token.sum() / mask.sum(),
+    "seq-mean-token-mean": (token.sum(1) / length).sum() / rows,
+    "seq-mean-token-sum-norm": token.sum() / rows / mask.shape[1],
+  }[loss_agg_mode]
+
+
+def ours(cfg, case):
+  """Loss and its gradient in log-probs, in float64."""
+
+  def total(x):
+    (value, count), _ = grpo.loss_and_metrics(
+      cfg,
+      x,
+      entropy=jnp.array(case["entropy"]),
+      logp_sampler=jnp.array(case["sampler"]),
+      logp_old=jnp.array(case["old"]),
+      logp_ref=jnp.array(case["ref"]) if cfg.kl_coef else None,
+      advantages=jnp.array(case["adv"]),
+      mask=jnp.array(case["mask"]),
+      max_length=case["mask"].shape[1],
+    )
+    return value / count
+
+  return jax.value_and_grad(total)(jnp.array(case["logp"]))
+
+
+def differences(f, x, h=1e-6):
+  grad = np.zeros_like(x)
+  for at in np.ndindex(*x.shape):
+    step = np.zeros_like(x)
+    step[at] = h
+    grad[at] = (f(x + step) - f(x - step)) / (2 * h)
+  return grad
+
+
+def rewarded_case(seed):
+  """Advantages of groups with a NaN, of one valid member, of equal rewards, and of a live one."""
+  case = random_case(seed, n=16, c=5)
+  rewards = np.array([[1, 0, NAN, 0], [NAN, 1, NAN, NAN], [1, 1, 1, 1], [0.2, 0.9, 0.4, 0.4]])
+  case["adv"] = grpo.advantages(rewards, eps=1e-4).reshape(-1).astype(np.float64)
+  np.testing.assert_allclose(
+    case["adv"], slow_advantages(rewards, "group", 1e-4).ravel(), atol=1e-6
+  )
+  # Ratios on both sides of every bound, those of the dual clip too.
+  case["old"] = case["logp"] + np.random.default_rng(seed).normal(0, 1.2, case["logp"].shape)
+  ratio, adv = np.exp(case["logp"] - case["old"]), case["adv"][:, None]
+  assert (case["mask"] & (adv < 0) & (ratio > 3)).any()
+  assert (case["mask"] & (adv > 0) & (ratio > 1.28)).any()
+  return case
+
+
+AGGREGATION = {"grpo": "sequence", "dapo": "token", "dr_grpo": "constant"}
+
+
+@pytest.mark.parametrize("level", grpo.RATIOS)
+@pytest.mark.parametrize("loss_type", AGGREGATION)
+@pytest.mark.parametrize("delta", [0.0, 3.0])
+def test_loss_and_gradient_equal_trls(x64, level, loss_type, delta):
+  # TRL multiplies the KL by the ratio of the clip, ours by that of the tokens: its gradient's.
+  beta = 0.04 if level == "token" else 0.0
+  for seed in range(3):
+    case = rewarded_case(seed)
+    low, high = (0.2, 0.28) if level == "token" else (0.05, 0.08)
+    cfg = grpo.GrpoConfig(
+      ratio=level, clip_low=low, clip_high=high, dual_clip=delta, kl="k3", kl_coef=beta,
+      aggregation=AGGREGATION[loss_type],
+    )  # fmt: skip
+    spec = {"level": level, "low": low, "high": high, "delta": delta, "beta": beta}
+    theirs = functools.partial(trl_loss, case=case, loss_type=loss_type, **spec)
+    value, grad = ours(cfg, case)
+    assert abs(value - theirs(case["logp"])) < 1e-6
+    np.testing.assert_allclose(grad, differences(theirs, case["logp"]), atol=1e-6)
+
+
+MODES = {
+  "token-mean": "token",
+  "seq-mean-token-mean": "sequence",
+  "seq-mean-token-sum-norm": "constant",
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_loss_and_gradient_equal_verls(x64, mode):
+  for seed in range(3):
+    case = rewarded_case(seed)
+    cfg = grpo.GrpoConfig(
+      clip_low=0.2, clip_high=0.28, dual_clip=3.0, kl="k2", kl_coef=0.1, entropy_coef=0.01,
+      tis_cap=2.0, aggregation=MODES[mode],
+    )  # fmt: skip
+    spec = {"low": 0.2, "high": 0.28, "ratio_c": 3.0, "kl_coef": 0.1, "entropy_coeff": 0.01}
+    theirs = functools.partial(verl_loss, case=case, tis_cap=2.0, loss_agg_mode=mode, **spec)
+    value, grad = ours(cfg, case)
+    assert abs(value - theirs(case["logp"])) < 1e-6
+    np.testing.assert_allclose(grad, differences(theirs, case["logp"]), atol=1e-6)
+
+
+def test_advantages_equal_trls_and_verls():
+  """TRL adds 1e-4 to the std, verl 1e-6; both take ddof 1, and no invalid member knows the rest."""
+  rewards = np.random.default_rng(0).random((5, 8))
+  mean, std = rewards.mean(1, keepdims=True), rewards.std(1, ddof=1, keepdims=True)
+  for eps in (1e-4, 1e-6):
+    got = grpo.advantages(rewards, eps=eps)
+    np.testing.assert_allclose(got, (rewards - mean) / (std + eps), rtol=1e-6)
+  np.testing.assert_allclose(grpo.advantages(rewards, std="none"), rewards - mean, atol=1e-7)
+  batch = grpo.advantages(rewards, std="batch", eps=1e-4)
+  np.testing.assert_allclose(batch, (rewards - mean) / (rewards.std(ddof=1) + 1e-4), rtol=1e-6)
+
+
+def test_gspo_clips_a_completion_as_a_whole(x64):
+  """One wild token of four: the token ratio loses that one, the sequence ratio all or none."""
+  old = np.full((1, 4), -1.0)
+  case = random_case(0, n=1, c=4) | {"old": old, "mask": np.ones((1, 4), bool), "adv": np.ones(1)}
+  case["logp"] = old + np.array([[1.0, 0, 0, 0]])  # the mean of the log ratios is .25
+  gone = lambda **kw: ours(grpo.GrpoConfig(**kw), case)[1][0] == 0  # noqa: E731
+  np.testing.assert_array_equal(gone(), [True, False, False, False])
+  np.testing.assert_array_equal(gone(ratio="sequence"), [True] * 4)
+  np.testing.assert_array_equal(gone(ratio="sequence", clip_high=0.3), [False] * 4)
+  # s A / |o| at every token, s = exp(.25)
+  grad = ours(grpo.GrpoConfig(ratio="sequence", clip_high=0.3), case)[1]
+  np.testing.assert_allclose(grad, np.full((1, 4), -np.exp(0.25) / 4), rtol=1e-12)
+
+
+def test_at_ratio_one_gspo_and_every_clip_are_plain_grpo(x64):
+  case = random_case(3)
+  case["old"] = case["logp"]
+  plain = ours(grpo.GrpoConfig(), case)
+  for change in ({"ratio": "sequence"}, {"clip_high": 0.28}, {"dual_clip": 3.0}):
+    value, grad = ours(grpo.GrpoConfig(**change), case)
+    np.testing.assert_allclose(grad, plain[1], atol=1e-15)
+    assert abs(value - plain[0]) < 1e-15
+  live = case["mask"].any(1).sum()
+  want = -case["adv"][:, None] * case["mask"] / np.maximum(case["mask"].sum(1, keepdims=True), 1)
+  np.testing.assert_allclose(plain[1], want / live, atol=1e-12)
+
+
+# ---- piece by piece
+
+
 @pytest.mark.parametrize("dual_clip", [0.0, 3.0])
 def test_policy_loss_equals_the_equations(x64, dual_clip):
   case = random_case(2)
   loss, clipped = grpo.policy_loss(
-    jnp.array(case["logp"]),
-    jnp.array(case["old"]),
+    jnp.array(case["logp"] - case["old"]),
     advantages=jnp.array(case["adv"]),
     clip_low=0.2,
     clip_high=0.28,
@@ -141,23 +327,6 @@ def test_policy_loss_equals_the_equations(x64, dual_clip):
       assert bool(clipped[n, c]) == flat
 
 
-def test_gradient_of_the_first_update_is_minus_the_advantage(x64):
-  case = random_case(3)
-
-  def total(logp):
-    loss, _ = grpo.policy_loss(
-      logp,
-      jax.lax.stop_gradient(logp),
-      advantages=jnp.array(case["adv"]),
-      clip_low=0.2,
-      clip_high=0.2,
-    )
-    return loss.sum()
-
-  grad = jax.grad(total)(jnp.array(case["logp"]))
-  np.testing.assert_allclose(grad, -np.broadcast_to(case["adv"][:, None], grad.shape), atol=1e-12)
-
-
 def test_tis_is_capped_and_has_no_gradient(x64):
   case = random_case(4)
   old, sampler = jnp.array(case["logp"]), jnp.array(case["sampler"])
@@ -168,10 +337,7 @@ def test_tis_is_capped_and_has_no_gradient(x64):
 
 def test_exp_of_an_absurd_ratio_is_finite_and_so_is_its_gradient():
   def total(logp):
-    old = jnp.full_like(logp, -500.0)
-    loss, _ = grpo.policy_loss(
-      logp, old, advantages=-jnp.ones(1), clip_low=0.2, clip_high=0.2, dual_clip=0.0
-    )
+    loss, _ = grpo.policy_loss(logp + 500.0, advantages=-jnp.ones(1), clip_low=0.2, clip_high=0.2)
     return loss.sum()
 
   value, grad = jax.value_and_grad(total)(jnp.zeros((1, 2)))
@@ -239,6 +405,33 @@ def test_means_do_not_depend_on_the_micro_batches(x64, how):
   np.testing.assert_allclose(whole, np.sum(parts, axis=0), rtol=1e-12)
 
 
+def test_percentile_of_the_gap_adds_up_over_micro_batches():
+  rng = np.random.default_rng(9)
+  gap, mask = 10 ** rng.uniform(-6, -1, (40, 25)), rng.random((40, 25)) < 0.8
+
+  def metrics(rows):
+    _, m = grpo.loss_and_metrics(
+      grpo.GrpoConfig(),
+      jnp.array(-gap[rows], jnp.float32),
+      entropy=jnp.zeros(gap[rows].shape),
+      logp_sampler=jnp.zeros(gap[rows].shape),
+      logp_old=None,
+      logp_ref=None,
+      advantages=jnp.zeros(len(gap[rows])),
+      mask=jnp.array(mask[rows]),
+      max_length=25,
+    )
+    return m
+
+  whole = grpo.finish(metrics(slice(None)))
+  halves = grpo.finish(grpo.combine(metrics(slice(0, 20)), metrics(slice(20, 40))))
+  want = np.quantile(gap[mask], 0.99)
+  for got in (whole, halves):
+    assert want <= got["sampler_gap_p99"] * 1.001 and got["sampler_gap_p99"] <= want * 10**0.11
+    assert got["sampler_gap"] == pytest.approx(gap[mask].mean(), rel=1e-5)
+    assert got["sampler_gap_max"] == pytest.approx(gap[mask].max(), rel=1e-5)
+
+
 def test_nan_at_masked_positions_reaches_neither_loss_nor_gradient():
   cfg = grpo.GrpoConfig(tis_cap=2.0, kl_coef=0.1, kl="k3", entropy_coef=0.01)
   mask = jnp.array([[True, True, False], [False, False, False]])
@@ -249,9 +442,11 @@ def test_nan_at_masked_positions_reaches_neither_loss_nor_gradient():
       logp,
       entropy=jnp.where(mask, 1.0, jnp.nan),
       logp_sampler=jnp.where(mask, -1.0, jnp.nan),
+      logp_old=jnp.where(mask, -1.1, jnp.nan),
       logp_ref=jnp.where(mask, -1.5, -jnp.inf),
       advantages=jnp.ones(2),
       mask=mask,
+      max_length=3,
     )
     return value / count
 
@@ -267,6 +462,8 @@ def test_switches_off_are_plain_grpo_bit_for_bit():
     "logp_sampler": jnp.array(case["logp"]),
     "advantages": jnp.array(case["adv"]),
     "mask": jnp.array(case["mask"]),
+    "logp_old": None,
+    "max_length": 5,
   }
 
   def value_and_grad(cfg, ref):
@@ -292,6 +489,19 @@ def test_a_config_that_cannot_be_meant_is_refused():
     {"group_size": 1},
     {"dual_clip": 0.5},
     {"temperature": 0.0},
+    {"ratio": "group"},
+    {"clip_low": 1.0},
+    {"updates": 0},
   ):
     with pytest.raises(ValueError, match=f"grpo.{next(iter(bad))}"):
       grpo.GrpoConfig(**bad)
+
+
+def test_arms_of_the_ablation_differ_in_one_thing_and_take_as_many_completions():
+  base = ablations.get_config().to_dict()
+  for arm in ablations.ARMS:
+    c = ablations.get_config(f"arm={arm},seed=1").to_dict()
+    cfg = config.build(grpo.GrpoConfig, c["grpo"])
+    assert cfg.group_size * sum(c["rollout"]["prompts"].values()) == 256
+    changed = set(c["grpo"].items()) - set(base["grpo"].items())
+    assert len(changed) + (c["reward"]["novelty"] != "off") == (arm != "base"), arm

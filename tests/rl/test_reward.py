@@ -25,6 +25,25 @@ def test_length_penalty_is_in_tokens():
   assert reward.length(15, limit=10) == 0.5
 
 
+def test_answerability_needs_all_references():
+  same = str.__eq__
+  assert reward.answerability("red", ["red", "red"], same=same) == 1.0
+  assert reward.answerability("red", ["red", "blue"], same=same) == 0.0
+  # Unanimous, but on something else than before.
+  assert reward.answerability("red", ["blue", "blue"], same=same) == 0.0
+
+
+def test_answerability_takes_its_share_of_the_signal():
+  parts = {"disagreement": 1.0, "repetition": 0.0, "length": 0.0}
+  cfg = reward.RewardConfig(answerability=0.75)
+  assert reward.total(cfg, parts | {"answerability": 1.0}) == 1.0
+  assert reward.total(cfg, parts | {"answerability": 0.0}) == 0.25
+  assert reward.total(cfg, parts) == 1.0  # nobody asked
+  assert reward.total(reward.RewardConfig(), parts | {"answerability": 0.0}) == 1.0
+  with pytest.raises(ValueError, match="answerability=2"):
+    reward.RewardConfig(answerability=2.0)
+
+
 def test_total_of_defaults_is_the_signal():
   parts = {"disagreement": 1.0, "repetition": 0.7, "length": 2.0}
   assert reward.total(reward.RewardConfig(), parts) == 1.0
@@ -70,6 +89,30 @@ def test_state_survives_json_bit_for_bit():
   assert [straight.weight((k,)) for k in ("k1", "k2", "x", "y")] == [
     resumed.weight((k,)) for k in ("k1", "k2", "x", "y")
   ]
+
+
+def test_text_novelty_is_the_distance_to_the_nearest_find():
+  cfg = reward.RewardConfig(novelty="text", novelty_low=0.5, novelty_high=2.5)
+  novelty = reward.Novelty(cfg)
+  assert novelty.weight(("is it red",)) == 1.0
+  novelty.update([("is it red",), ("what does the dial read",)])
+  assert novelty.weight(("is it red",)) == 0.5
+  assert novelty.weight(("how many circles",)) == 2.5
+  # {is, it, is it} of {is, it, red, blue, is it, it red, it blue} are shared.
+  assert novelty.weight(("is it blue",)) == pytest.approx(0.5 + 2 * (1 - 3 / 7))
+  near, far = novelty.weight(("is it blue",)), novelty.weight(("where is",))
+  assert 0.5 < near < far < 2.5
+
+
+def test_the_archive_of_texts_is_bounded_and_survives_json(monkeypatch):
+  monkeypatch.setattr(reward, "_ARCHIVE", 3)
+  novelty, resumed = (reward.Novelty(reward.RewardConfig(novelty="text")) for _ in range(2))
+  novelty.update([(f"word{i}",) for i in range(5)])
+  novelty.update([("word2",)])
+  resumed.load(json.loads(json.dumps(novelty.state(), sort_keys=True)))
+  for each in (novelty, resumed):
+    each.update([("new",)])
+    assert sorted(each.state()["counts"]) == ["new", "word2", "word4"]
 
 
 def test_unknown_mode_is_refused():

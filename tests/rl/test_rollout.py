@@ -2,17 +2,23 @@
 """From prompts to the learner's batch; the ensemble and the image service answer by hash."""
 
 import collections
-import dataclasses
+import concurrent.futures
+import functools
+import itertools
 import json
 import math
 
+import jax
 import numpy as np
 import pytest
 
+from auditdm_jax.audit.answer import BankConfig, ModelBank
 from auditdm_jax.core.config import UserError
 from auditdm_jax.core.metrics import Timer
-from auditdm_jax.rl import reward, sampler
+from auditdm_jax.rl import batch as batch_lib
+from auditdm_jax.rl import flops, grpo, reward, sampler, scoring
 from auditdm_jax.rl import rollout as rollout_lib
+from auditdm_jax.rl.batch import Trajectory
 from tests.rl import fakes, tiny
 
 
@@ -78,7 +84,8 @@ def test_the_services_fault_is_nobodys():
   assert late and all(r["reward"] is None and r["advantage"] == 0 for r in late)
   assert result.metrics["frac_invalid"] == pytest.approx(len(late) / 24)
   turns = sum(len(r["turns"]) for r in result.records if not r["invalid"])
-  assert int(result.batch.loss_mask.any(1).sum()) == turns  # invalid samples have no row
+  # Invalid samples have no place in any row.
+  assert sum(int(rows.loss_mask.any(2).sum()) for rows in result.batch.parts) == turns
 
 
 def test_too_many_invalid_samples_stop_the_run_with_the_reasons():
@@ -107,25 +114,32 @@ def test_advantages_are_those_of_the_groups_and_reach_all_turns(mixed):
   advantages = np.array([r["advantage"] for r in result.records]).reshape(-1, 4)
   assert live.any() and (np.abs(advantages[live]).max(1) > 0).all()
   assert not advantages[~live].any()
-  want = [r["advantage"] for r in result.records for _ in r["turns"]]
-  np.testing.assert_allclose(result.batch.advantages[: len(want)], want, rtol=1e-6)
+  for number in (0, 1):
+    want = [r["advantage"] for r in result.records if len(r["turns"]) > number]
+    rows = result.batch.parts[number]
+    np.testing.assert_allclose(rows.advantages[rows.loss_mask.any(2)], want, rtol=1e-6)
 
 
-def test_batch_has_the_features_and_log_probs_of_each_row(mixed):
-  made, result = mixed
-  b, turns = result.batch, [t for r in result.records for t in r["turns"]]
-  for row, turn in enumerate(turns):
-    np.testing.assert_array_equal(b.features[b.image[row]], fakes.features([turn["image_id"]])[0])
-    assert b.loss_mask[row].sum() == turn["length"]
-    assert b.logp_sampler[row].sum() == pytest.approx(turn["logprob"], rel=1e-4)
+@pytest.mark.parametrize("per_row", [1, 4])
+def test_batch_has_the_features_and_log_probs_of_each_turn(per_row):
+  result = fakes.rollout(per_row=per_row).step(tiny.auditor().params, 0)
+  for number, rows in enumerate(result.batch.parts):
+    turns = [r["turns"][number] for r in result.records if len(r["turns"]) > number]
+    places = np.argwhere(rows.loss_mask.any(2))
+    assert len(places) == len(turns)
+    for (row, g), turn in zip(places, turns):
+      features = result.batch.features[rows.image[row]]
+      np.testing.assert_array_equal(features, fakes.features([turn["image_id"]])[0])
+      assert rows.loss_mask[row, g].sum() == turn["length"]
+      assert rows.logp_sampler[row, g].sum() == pytest.approx(turn["logprob"], rel=1e-4)
 
 
 def test_shapes_and_programs_are_the_same_in_every_step(mixed):
   made, first = mixed
   programs = sampler.compile_count()
   second = made.step(tiny.auditor().params, 1)
-  shape = lambda b: {f.name: vars(b)[f.name].shape for f in dataclasses.fields(b)}  # noqa: E731
-  assert shape(first.batch) == shape(second.batch)
+  shapes = lambda b: jax.tree.map(np.shape, b)  # noqa: E731
+  assert shapes(first.batch) == shapes(second.batch)
   assert sampler.compile_count() == programs
 
 
@@ -148,13 +162,13 @@ def test_seeds_differ_per_step_and_samples_do_not_depend_on_their_batch(mixed):
 
 def test_banned_ids_are_never_sampled(mixed):
   made, result = mixed
-  drawn = result.batch.targets[result.batch.loss_mask]
+  drawn = np.concatenate([rows.targets[rows.loss_mask] for rows in result.batch.parts])
   assert tiny.tokenizer().image_id in made.banned
   assert not np.isin(drawn, made.banned).any()
 
 
 def test_novelty_weighs_finds_and_is_carried_over():
-  made = fakes.rollout({"question": 3}, reward_cfg=reward.RewardConfig(novelty="archive"))
+  made = fakes.rollout(reward_cfg=reward.RewardConfig(novelty="archive"))
   params = tiny.auditor().params
   first = made.step(params, 0)
   assert {r["weight"] for r in first.records} == {1.0}
@@ -173,10 +187,12 @@ def test_malformed_by_the_worlds_grammar():
 
 
 def test_rows_are_padded_to_the_mesh():
-  made = fakes.rollout({"question": 3}, row_multiple=8)
-  batch = made.step(tiny.auditor().params, 0).batch
-  assert batch.tokens.shape[0] == 16
-  assert not batch.loss_mask[12:].any()
+  padded = functools.partial(batch_lib.padded, devices=8)
+  for per_row, used in ((4, 3), (1, 12)):
+    made = fakes.rollout({"question": 3}, padded=padded, per_row=per_row)
+    (rows,) = made.step(tiny.auditor().params, 0).batch.parts
+    assert rows.prompt.shape[0] == -(-used // 8) * 8
+    assert rows.loss_mask[:used].any((1, 2)).all() and not rows.loss_mask[used:].any()
 
 
 def test_penalties_count_tokens_and_leave_invalid_samples_invalid():
@@ -191,6 +207,208 @@ def test_penalties_count_tokens_and_leave_invalid_samples_invalid():
       assert math.isclose(r["reward"], want)
 
 
+def test_a_tower_that_trains_gets_pixels_and_the_sampler_its_current_features():
+  asked = []
+
+  def features(params, ids):
+    asked.append(params)
+    return fakes.features(ids)
+
+  pixels = lambda ids: np.stack([fakes.pick(i) % 7 * np.ones((2, 2, 3)) for i in ids])  # noqa: E731
+  made = fakes.rollout(features=features, pixels=pixels)
+  params = tiny.auditor().params
+  result = made.step(params, 0)
+  assert len(asked) == 2 and all(p is params for p in asked)  # first and second turns
+  assert result.batch.features is None
+  for number, rows in enumerate(result.batch.parts):
+    turns = [r["turns"][number] for r in result.records if len(r["turns"]) > number]
+    for (row, _), turn in zip(np.argwhere(rows.loss_mask.any(2)), turns):
+      np.testing.assert_array_equal(
+        result.batch.pixels[rows.image[row]], pixels([turn["image_id"]])[0]
+      )
+
+
+class SlowClient(fakes.Client):
+  """Draws nothing before the ensemble was asked about the source images."""
+
+  def __init__(self, bank):
+    super().__init__()
+    self._bank, self.waiting = bank, []
+
+  def _make(self, text, seed, shape):
+    assert not self._bank.asked  # Requested before anything else is done.
+    done, future = super()._make(text, seed, shape), concurrent.futures.Future()
+    self.waiting.append((future, done.result()))
+    return future
+
+
+class WaitedForBank(fakes.Bank):
+  """The images are there once it has answered."""
+
+  client = None
+
+  def verdicts(self, load, questions, *, image_ids, cascade=None):
+    result = super().verdicts(load, questions, image_ids=image_ids)
+    for future, image in self.client.waiting:
+      if not future.done():
+        future.set_result(image)
+    return result
+
+
+def test_probes_about_source_images_are_answered_while_the_new_ones_are_made(mixed):
+  """It would end in time-outs otherwise; the result is that of a client that is never late."""
+  bank = WaitedForBank()
+  bank.client = SlowClient(bank)
+  made = fakes.rollout(
+    bank=bank, client=bank.client, oracle=lambda image, question: "red", deadline_s=20.0
+  )
+  result = made.step(tiny.auditor().params, 0)
+  assert bank.client.waiting
+  assert result.records == mixed[1].records
+
+
+class DeadClient(fakes.Client):
+  """Every other image never comes."""
+
+  def _make(self, text, seed, shape):
+    done = super()._make(text, seed, shape)
+    return done if seed % 2 else concurrent.futures.Future()
+
+
+def test_time_outs_count_as_invalid_not_as_zero():
+  made = fakes.rollout(client=DeadClient(), deadline_s=0.2)
+  result = made.step(tiny.auditor().params, 0)
+  late = [r for r in result.records if r["invalid"]]
+  assert late and all(r["invalid"] == "DEADLINE: no image after 0.2 s" for r in late)
+  assert all(r["reward"] is None and r["advantage"] == 0 for r in late)
+  # The others of a group have the advantages that they would have without it.
+  for i in range(0, len(result.records), 4):
+    group = [r["reward"] for r in result.records[i : i + 4] if r["reward"] is not None]
+    want = grpo.advantages([group])[0] if len(group) > 1 else [0.0] * len(group)
+    got = [r["advantage"] for r in result.records[i : i + 4] if r["reward"] is not None]
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+  with pytest.raises(rollout_lib.RolloutError, match="no image after"):
+    fakes.rollout(client=DeadClient(), deadline_s=0.2, max_invalid=0.0).step(
+      tiny.auditor().params, 0
+    )
+
+
+class Parrot:
+  """A model that answers question "i j k" with the word its place in the ensemble picks."""
+
+  def __init__(self, place):
+    self.place, self.tower_id, self.calls = place, "tower", 0
+    self.tokenizer, self.cfg = tiny.tokenizer(), tiny.config()
+
+  def encode(self, images):
+    return np.zeros((len(images), 1, 1), np.float32)
+
+  def answer_features(self, features, prompts, *, max_new_tokens):
+    self.calls += len(prompts)
+    return [WORDS[int(p.split()[self.place])] for p in prompts]
+
+
+WORDS = ("red", "blue", "unanswerable", "")
+
+
+def parrots(**fields):
+  models = {name: Parrot(i) for i, name in enumerate(("t", "a", "b", "c"))}
+  config = BankConfig(abstentions=("unanswerable",), **fields)
+  return ModelBank(models, "t", ("a", "b", "c"), config=config)
+
+
+def rewards(bank, **options):
+  """Of every pattern of answers that there is."""
+  pool = fakes.Pool()
+  scorer = scoring.Scorer(
+    rollout_lib.RolloutConfig(**options),
+    reward.RewardConfig(),
+    bank=bank,
+    load=fakes.Store(pool),
+    key_of=None,
+    paraphrase=None,
+    oracle=None,
+    heldout=None,
+  )
+  patterns = list(itertools.product(range(len(WORDS)), repeat=4))
+  asked = [
+    Trajectory(i, 0, "question", "", image_id=pool.image_id(0), question=" ".join(map(str, p)))
+    for i, p in enumerate(patterns)
+  ]
+  return scorer.score(scorer.judge(asked))
+
+
+def test_a_cascade_gives_the_same_reward_for_all_patterns_of_answers():
+  full, thrifty = parrots(), parrots(cascade=True)
+  want, got = rewards(full), rewards(thrifty, full_share=0.0)
+  assert [t.reward for t in got] == [t.reward for t in want]
+  assert {t.reward for t in want} == {0.0, 1.0}
+  assert thrifty.computed.total() < 0.6 * full.computed.total()
+  for order in itertools.permutations(("t", "a", "b", "c")):
+    other = rewards(parrots(cascade=True, order=order), full_share=0.0)
+    assert [t.reward for t in other] == [t.reward for t in want], order
+
+
+def test_some_probes_of_a_cascade_are_put_to_all_models():
+  got = rewards(parrots(cascade=True), full_share=0.25)
+  again = rewards(parrots(cascade=True), full_share=0.25)
+  assert [t.verdict for t in got] == [t.verdict for t in again]
+  extra = [t for t in got if None not in t.answers.values()]
+  always = [t for t in rewards(parrots(cascade=True), full_share=0.0) if all(t.answers.values())]
+  assert 0.15 < (len(extra) - len(always)) / len(got) < 0.35
+  full = {t.prompt_id: t.verdict for t in rewards(parrots())}
+  assert all(t.verdict == full[t.prompt_id] for t in extra)
+
+
+class Fickle(fakes.Bank):
+  """One of its references changes its mind over every other paraphrase."""
+
+  def answers(self, load, questions, *, image_ids, models):
+    assert tuple(models) == self.references
+    assert all(q.startswith("say: ") for q in questions)
+    said = [self._verdict(i, q[5:]).consensus for i, q in zip(image_ids, questions)]
+    return {"a": said, "b": ["else" if i % 2 else word for i, word in enumerate(said)]}
+
+
+def test_finds_without_a_stable_consensus_lose_their_reward():
+  plain, cfg = fakes.rollout(), reward.RewardConfig(answerability=1.0)
+  made = fakes.rollout(bank=Fickle(), reward_cfg=cfg, paraphrase=lambda q, k: f"say: {q}")
+  params = tiny.auditor().params
+  want, got = (r.step(params, 0) for r in (plain, made))
+  finds = [r for r in got.records if r["parts"]["disagreement"]]
+  assert len(finds) > 1
+  assert [r["parts"]["answerability"] for r in finds] == [1.0 - i % 2 for i in range(len(finds))]
+  for a, b in zip(want.records, got.records):
+    lost = b["parts"].get("answerability") == 0
+    assert b["reward"] == (0.0 if lost else a["reward"])
+    assert ("answerability" in b["parts"]) == (b["parts"]["disagreement"] == 1)
+  assert got.metrics["probes"] == want.metrics["probes"] + len(finds)
+  assert got.metrics["reward/answerability"] == (len(finds) + 1) // 2 / len(finds)
+  with pytest.raises(UserError, match="answerability needs paraphrases"):
+    fakes.rollout(reward_cfg=cfg)
+
+
+def test_work_is_counted_by_phase():
+  """Of the ensemble by the probes that reached it, of the sampler by what it wrote."""
+  bank = parrots()
+  bank.verdicts = lambda load, questions, **options: ModelBank.verdicts(
+    bank, load, ["0 1 1 1"] * len(questions), **options
+  )
+  made = fakes.rollout({"question": 2}, bank=bank)
+  result = made.step(tiny.auditor().params, 0)
+  probes = sum(vlm.calls for vlm in bank.vlms.values())
+  assert probes == bank.computed.total() > 0
+  # A probe is an image and a few words; an answer is one more.
+  slots, cfg = tiny.config().num_image_tokens, tiny.config().text
+  least, most = (
+    flops.decoder(cfg, tokens=n, context=n, predictions=1) for n in (slots, slots + 20)
+  )
+  towers = flops.tower(tiny.config().vision) * bank.cache.encoded
+  assert least < (result.flops["answers"] - towers) / probes < most
+  drawn = result.metrics["tokens"]
+  assert result.flops["sample"] > flops.decoder(cfg, tokens=drawn, context=0, predictions=drawn)
+
+
 def test_configs_that_cannot_be_meant_are_refused():
   with pytest.raises(UserError, match="did you mean 'edit-only'"):
     rollout_lib.RolloutConfig(prompts={"edit_olny": 1})
@@ -200,6 +418,8 @@ def test_configs_that_cannot_be_meant_are_refused():
     rollout_lib.RolloutConfig(prompts={"generate": 1}, max_new_tokens={"question": 4})
   with pytest.raises(UserError, match="rollout.task"):
     rollout_lib.RolloutConfig(task={"questoin": "ask"})
+  with pytest.raises(UserError, match="full_share=5.0: a share"):
+    rollout_lib.RolloutConfig(full_share=5.0)
 
 
 STEPS = """
@@ -208,7 +428,7 @@ STEPS = """
   from tests.rl import fakes
   devices = mesh.make_mesh({"data": -1})
   learner = fakes.learner()
-  rollout = fakes.rollout({"question": 8, "edit": 2}, mesh=devices, row_multiple=8)
+  rollout = fakes.rollout(PROMPTS, mesh=devices, padded=learner.padded)
   rows = []
   for step in range(2):
     result = rollout.step(learner.params, step)
@@ -218,8 +438,12 @@ STEPS = """
 """
 
 
-def test_one_device_equals_eight(run_python):
+@pytest.mark.parametrize(
+  "prompts", ['{"question": 8}', pytest.param('{"question": 8, "edit": 2}', marks=pytest.mark.slow)]
+)
+def test_one_device_equals_eight(run_python, prompts):
   """Texts and rewards, before and after an update: prompts are split, draws do not care."""
-  one, eight = (json.loads(run_python(STEPS, devices=n)) for n in (1, 8))
+  source = STEPS.replace("PROMPTS", prompts)
+  one, eight = (json.loads(run_python(source, devices=n, timeout_s=600)) for n in (1, 8))
   assert (one[0], eight[0]) == (1, 8)
   assert one[1] == eight[1]

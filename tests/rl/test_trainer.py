@@ -2,32 +2,42 @@
 """A run that is killed and started again is the run that was not."""
 
 import os
+import pathlib
+import random
 import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 
+from auditdm_jax.core import metrics as metrics_lib
 from auditdm_jax.core import store
 from auditdm_jax.core import tree as tree_lib
+from auditdm_jax.core.checkpoint import Checkpointer
 from auditdm_jax.core.config import UserError
-from auditdm_jax.rl import reward, trainer
+from auditdm_jax.rl import grpo, reward, trainer
+from auditdm_jax.rl.dynamic import DynamicConfig
 from auditdm_jax.vlm import load_vlm
 from tests.rl import fakes, tiny
 
-CONFIG = trainer.TrainConfig(checkpoint_every=2, harvest=(3,))
+CONFIG = trainer.TrainConfig(checkpoint_every=2, harvest=(3,), best="entropy", peak_tflops=0.001)
 
 
 class Killed(Exception):
   pass
 
 
-def start(workdir, *, steps=6, hook=None, **options):
+def start(workdir, *, steps=6, hook=None, grpo_cfg=None, prompts=None, **options):
   """A fresh process, as far as state goes; the pool of 6 is passed through every 1.5 steps."""
   options = {"reward_cfg": reward.RewardConfig(novelty="ema")} | options
-  rollout, learner = fakes.rollout({"question": 2, "edit": 2}, **options), fakes.learner(steps)
+  prompts = prompts or {"question": 2, "edit": 2}
+  rollout = fakes.rollout(prompts, grpo_cfg=grpo_cfg, **options)
+  learner = fakes.learner(steps, grpo_cfg=grpo_cfg)
   if hook:
-    update = learner.update
-    learner.update = lambda batch: hook(int(learner.state.step), lambda: update(batch))
+    update, updates = learner.update, learner.config.grpo.updates
+    learner.update = lambda batch: hook(int(learner.state.step) // updates, lambda: update(batch))
   result = trainer.train(CONFIG, rollout, learner, auditor=tiny.auditor(), workdir=workdir)
   return learner, result
 
@@ -36,8 +46,9 @@ def facts(workdir):
   """Completions byte for byte, metrics without the clock."""
   completions = (workdir / "records" / "train" / "completions-0.jsonl").read_bytes()
   rows = [row for _, row in store.JsonLines(workdir / "metrics" / "train.jsonl").iterate()]
-  clock = lambda name: name == "time" or name.startswith("seconds/")  # noqa: E731
-  return completions, [{k: v for k, v in row.items() if not clock(k)} for row in rows]
+  return completions, [
+    {k: v for k, v in row.items() if not metrics_lib.is_volatile(k)} for row in rows
+  ]
 
 
 @pytest.fixture(scope="module")
@@ -47,18 +58,19 @@ def straight(tmp_path_factory):
   return workdir, learner, result
 
 
-@pytest.mark.parametrize("moment", ["before the update", "after the update"])
-def test_straight_run_equals_killed_and_resumed(straight, tmp_path, moment):
-  """Killed at three moments: in an epoch, at its end, and between checkpoints."""
-  killed_at = [1, 3, 4]
+def test_straight_run_equals_killed_and_resumed(straight, tmp_path):
+  """Killed in the middle of an epoch, at its end, and between checkpoints.
+
+  Before the update of the step, and after it with the records not yet written.
+  """
+  moments = {1: "before", 3: "after", 4: "before"}
 
   def hook(step, update):
-    if killed_at and step == killed_at[0] and moment == "before the update":
-      killed_at.pop(0)
+    moment = moments.pop(step, None)
+    if moment == "before":
       raise Killed
     metrics = update()
-    if killed_at and step == killed_at[0]:
-      killed_at.pop(0)
+    if moment == "after":
       raise Killed
     return metrics
 
@@ -68,10 +80,58 @@ def test_straight_run_equals_killed_and_resumed(straight, tmp_path, moment):
   learner, result = start(tmp_path, hook=hook)
   workdir, want_learner, want = straight
   assert facts(tmp_path) == facts(workdir)
-  assert result.probes == want.probes
-  got, want = (tree_lib.flatten(x.state) for x in (learner, want_learner))
+  assert (result.probes, result.completions, result.best) == (
+    want.probes, want.completions, want.best
+  )  # fmt: skip
+  assert_same_state(learner, want_learner)
+
+
+def assert_same_state(learner, want):
+  got, want = (tree_lib.flatten(x.state) for x in (learner, want))
   for path in want:
     np.testing.assert_array_equal(got[path], want[path], err_msg=path)
+
+
+def killed_after(step, workdir, **options):
+  """The run that is killed after the update of a step and then started again."""
+
+  def hook(at, update):
+    metrics = update()
+    if at == step:
+      raise Killed
+    return metrics
+
+  with pytest.raises(Killed):
+    start(workdir, hook=hook, **options)
+  return start(workdir, **options)
+
+
+def test_carried_groups_are_in_the_checkpoint(tmp_path):
+  options = {
+    "steps": 12,
+    "prompts": {"question": 2},
+    "dynamic": DynamicConfig(rounds=3, max_age=9),
+    "grpo_cfg": grpo.GrpoConfig(group_size=4, kl_coef=0.02, tis_cap=2.0),
+  }
+  learner, result = start(tmp_path / "straight", **options)
+  completions, rows = facts(tmp_path / "straight")
+  # Killed where there is something to lose: groups wait at a checkpoint.
+  done = next(done for done in range(2, 12, 2) if rows[done - 1]["dynamic/waiting"])
+  assert any(row["dynamic/carried"] for row in rows)
+  again, other = killed_after(done, tmp_path / "killed", **options)
+  assert facts(tmp_path / "killed") == (completions, rows)
+  assert result.completions == other.completions == completions.count(b"\n") > 12 * 8
+  assert_same_state(again, learner)
+
+
+@pytest.mark.slow
+def test_resume_with_several_inner_updates(tmp_path):
+  options = {"grpo_cfg": grpo.GrpoConfig(group_size=4, updates=2), "steps": 4}
+  learner, _ = start(tmp_path / "straight", **options)
+  again, _ = killed_after(2, tmp_path / "killed", **options)
+  assert int(learner.state.step) == 8
+  assert facts(tmp_path / "killed") == facts(tmp_path / "straight")
+  assert_same_state(again, learner)
 
 
 def test_killed_after_the_records_and_before_the_checkpoint(straight, tmp_path, monkeypatch):
@@ -139,9 +199,109 @@ def test_records_are_one_per_completion(straight):
 
 
 def test_programs_are_compiled_once(straight):
+  """By the learner's own count, and by that of the whole process."""
   assert straight[1].compile_count() == 1
+  rows = [row for _, row in store.JsonLines(straight[0] / "metrics/train.jsonl").iterate()]
+  counts = [row["machine/compilations"] for row in rows]
+  assert counts[0] > 0 and counts[2:] == [counts[2]] * 4
+
+
+def test_the_best_checkpoint_has_the_greatest_mean_since_the_one_before(straight):
+  values = [row["entropy"] for row in facts(straight[0])[1]]
+  means = {i: sum(values[i - 2 : i]) / 2 for i in (2, 4, 6)}
+  assert len(set(means.values())) == 3 and straight[2].best == max(means, key=means.get)
+  with Checkpointer(straight[0] / "checkpoints/train", keep_best=True) as checkpoints:
+    assert set(checkpoints.steps()) >= {4, 6, straight[2].best}
+    # Nothing of the mean goes on into the next one.
+    assert checkpoints.restore(4, straight[1].abstract_state())[2]["window"] == {}
+
+
+def test_a_best_that_is_no_metric_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(sys.modules[__name__], "CONFIG", trainer.TrainConfig(best="rewards"))
+  with pytest.raises(UserError, match="best='rewards': no such metric .did you mean 'reward'"):
+    start(tmp_path)
+
+
+def test_metrics_that_diagnose_are_all_there(straight):
+  """The list is that of the design; each is a number in every step."""
+  wanted = """
+    frac_all0 frac_all1 frac_live frac_invalid sampler_gap sampler_gap_p99 sampler_gap_max tis
+    tis_ess entropy unique_questions unique_questions_in_group distinct_4 duplicates
+    length/question/question truncated/question/question length/edit/instruction
+    truncated/edit/question grad_norm grad_clipped skipped_steps kl lr reward reward/disagreement
+    reward/repetition reward/length share_malformed share_find share_all_agree share_no_consensus
+    agreement/probes agreement/t~a agreement/t~b agreement/a~b seconds/features seconds/sample
+    seconds/images seconds/answers seconds/pack seconds/learner seconds/total
+    machine/tokens_per_s machine/mfu/sample machine/mfu/learner machine/mfu/answers
+    machine/peak_memory_gib machine/compilations
+  """.split()
+  rows = [row for _, row in store.JsonLines(straight[0] / "metrics/train.jsonl").iterate()]
+  assert len(rows) == 6
+  for row in rows:
+    assert not set(wanted) - set(row)
+    assert all(isinstance(row[name], float) for name in wanted)
+    # What the sampler says of its draws is what the learner finds.
+    assert row["sampler_gap_max"] < 1e-4 and row["tis_ess"] == pytest.approx(1, abs=1e-4)
+    assert 0 < row["machine/mfu/sample"] and 0 < row["machine/mfu/learner"]
 
 
 def test_another_config_does_not_continue_a_run(straight):
   with pytest.raises(UserError, match="other settings"):
     start(straight[0], seed=4)
+
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+class CommandLine:
+  """A short run of the scenes config in processes of their own."""
+
+  def __init__(self, tmp_path, name, steps):
+    self.workdir, self._steps = tmp_path / name, steps
+    self._command = [
+      sys.executable, "-m", "auditdm_jax", "train", "--config=configs/scenes.py",
+      f"--workdir={self.workdir}", f"--config.pool.data_dir={tmp_path / 'data'}",
+      f"--config.optim.steps={steps}", "--config.rollout.prompts.question=4",
+      "--config.grpo.group_size=4", "--config.checkpoints.checkpoint_every=3",
+      "--config.checkpoints.harvest=()",
+    ]  # fmt: skip
+    self._env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla")}
+
+  def finish(self):
+    subprocess.run(self._command, cwd=ROOT, env=self._env, check=True, timeout=3000)
+
+  def kill(self, *, steps, delay_s):
+    """kill -9 when so many steps are in the log, after a delay; returns how many there were."""
+    with subprocess.Popen(self._command, cwd=ROOT, env=self._env) as child:
+      until = time.monotonic() + 3000
+      while self.steps() < steps and child.poll() is None and time.monotonic() < until:
+        time.sleep(0.01)
+      time.sleep(delay_s)
+      child.kill()
+    return self.steps()
+
+  def steps(self):
+    path = self.workdir / "metrics" / "train.jsonl"
+    rows = path.read_bytes().count(b"\n") if path.exists() else 0
+    return rows
+
+  def last_params(self):
+    return (self.workdir / f"auditors/train/{self._steps:06d}/model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_kill_nine_at_ten_random_moments(tmp_path):
+  """Of a run of 40 steps; it is then the run that nobody killed, bit for bit."""
+  straight, killed = (CommandLine(tmp_path, name, 40) for name in ("straight", "killed"))
+  straight.finish()
+  draw = random.Random()
+  moments = [(1, 0.0), *((draw.randrange(2, 40), draw.random()) for _ in range(8))]
+  seen = [killed.kill(steps=0, delay_s=draw.uniform(1, 5))]  # while it starts
+  seen += [killed.kill(steps=steps, delay_s=delay) for steps, delay in sorted(moments)]
+  killed.finish()
+  print(f"killed with {seen} steps in the log")
+  assert facts(killed.workdir) == facts(straight.workdir)
+  rows = store.Records(killed.workdir / "records" / "train").read(trainer.COMPLETIONS)
+  keys = {(r["step"], r["prompt_id"], r["sample"]) for r in rows}
+  assert len(keys) == len(rows) == 40 * 8 * 4
+  assert killed.last_params() == straight.last_params()

@@ -84,12 +84,13 @@ def batch(rows=8, seed=0, completion=5, features=2, all_equal=False):
         truncated=False,
       )
     )
-  return batch_lib.pack(
+  part = batch_lib.pack_rows(
     turns,
     np.zeros(rows - 1) if all_equal else rng.normal(size=rows - 1),
-    features=rng.normal(size=(features, 4, 8)).astype(np.float32),
     image=[i % features for i in range(rows - 1)],
     rows=rows,
     prompt_width=len(prompt),
     completion_width=completion,
   )
+  seen = rng.normal(size=(features, 4, 8)).astype(np.float32)
+  return batch_lib.LearnerBatch(seen, None, (part,))

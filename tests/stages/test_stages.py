@@ -31,6 +31,9 @@ class FakeContext:
     self.judge = judge_lib.Judge()
     self.images = images.__getitem__
 
+  def true_answer(self, image_id, question):
+    return self.world.oracle(self.images(image_id), question)
+
 
 def _attempt(image_id, question, target, consensus, **fields):
   probe = Probe.make(image_id, question, **fields)

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Useful floating-point operations of a step, from the models' sizes and what was really done.
+
+Matrix products only, attention as if it were not causal, nothing for what is computed twice
+(remat) or for padding: the "model FLOPs" of PaLM (arXiv:2204.02311, appendix B).
+"""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+
+import numpy as np
+
+from auditdm_jax.audit.answer import ModelBank
+from auditdm_jax.models import gemma, multimodal, siglip
+from auditdm_jax.rl.batch import LearnerBatch, Trajectory, Turn
+from auditdm_jax.vlm import Vlm
+
+_SAMPLE = 16  # Probes whose length is measured to know that of all.
+
+
+def decoder(cfg: gemma.GemmaConfig, *, tokens: float, context: float, predictions: float) -> float:
+  """Of a forward pass.
+
+  Args:
+    cfg: sizes.
+    tokens: that pass through the blocks.
+    context: what each looks at, on average.
+    predictions: tokens that pass through the head.
+  """
+  attention = cfg.width * cfg.head_dim * 2 * (cfg.num_heads + cfg.num_kv_heads)
+  products = 2 * (attention + 3 * cfg.width * cfg.mlp_dim)
+  looking = 4 * cfg.num_heads * cfg.head_dim * context
+  return cfg.depth * tokens * (products + looking) + 2 * cfg.width * cfg.vocab_size * predictions
+
+
+def tower(cfg: siglip.SiglipConfig) -> float:
+  """Of one image through the vision tower."""
+  patches = cfg.num_patches
+  embed = 2 * patches * 3 * cfg.patch_size**2 * cfg.width
+  products = 2 * (4 * cfg.width**2 + 2 * cfg.width * cfg.mlp_dim)
+  return embed + cfg.depth * patches * (products + 4 * cfg.width * patches)
+
+
+def learning(cfg: multimodal.VlmConfig, batch: LearnerBatch, *, kl: bool) -> float:
+  """Of one update: forward and backward, and the reference's forward where there is a KL."""
+  total = 0.0
+  for rows in batch.parts:
+    used = rows.loss_mask.any(axis=(1, 2))  # Rows of padding are no work.
+    prompt, drawn = float(rows.prompt_valid[used].sum()), float(rows.loss_mask.sum())
+    context = (prompt + drawn) / max(int(used.sum()), 1)
+    total += decoder(cfg.text, tokens=prompt + drawn, context=context, predictions=drawn)
+  if batch.pixels is not None:
+    total += len(batch.pixels) * tower(cfg.vision)
+  return total * (4 if kl else 3)
+
+
+class Meter:
+  """Adds up the work of a rollout by phase."""
+
+  def __init__(self, auditor: Vlm, bank: ModelBank):
+    self._cfg, self._bank = auditor.cfg, bank
+    self._computed = dict(bank.computed)
+    self.flops = {"features": 0.0, "sample": 0.0, "answers": 0.0}
+
+  @contextlib.contextmanager
+  def towers(self, phase: str) -> Iterator[None]:
+    """Counts the images that the block encodes; auditor and bank share the bank's cache."""
+    before = self._bank.cache.encoded
+    yield
+    self.flops[phase] += (self._bank.cache.encoded - before) * tower(self._cfg.vision)
+
+  def count(self, trajectories: Sequence[Trajectory], *, group: int) -> None:
+    """Adds what was written, and what the models have answered since the last call."""
+    for start in range(0, len(trajectories), group):
+      samples = [t.turns for t in trajectories[start : start + group]]
+      self._write([turns[0] for turns in samples])
+      for turns in samples:
+        for later in turns[1:]:
+          self._write([later])
+    done, self._computed = self._computed, dict(self._bank.computed)
+    asked = [t for t in trajectories if t.verdict is not None][:_SAMPLE]
+    for name, probes in self._computed.items():
+      if fresh := probes - done.get(name, 0):
+        self.flops["answers"] += fresh * _answer(self._bank.vlms[name], asked)
+
+  def _write(self, turns: Sequence[Turn]) -> None:
+    """One prefill and the tokens of the completions that share it."""
+    prompt, drawn = len(turns[0].prompt), sum(turn.length for turn in turns)
+    cfg = self._cfg.text
+    self.flops["sample"] += decoder(cfg, tokens=prompt, context=prompt, predictions=len(turns))
+    context = prompt + drawn / len(turns) / 2
+    self.flops["sample"] += decoder(cfg, tokens=drawn, context=context, predictions=drawn)
+
+
+def _answer(vlm: Vlm, asked: Sequence[Trajectory]) -> float:
+  """Of one answer, for probes as long as these."""
+  encode = vlm.tokenizer.encode
+  lengths = [len(encode(t.question)) + len(encode(t.verdict.consensus or "")) for t in asked]
+  tokens = vlm.cfg.num_image_tokens + (float(np.mean(lengths)) if lengths else 0.0)
+  return decoder(vlm.cfg.text, tokens=tokens, context=tokens, predictions=1)

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gauges of reward hacking: rewards of a sample of finds, scored again in two other ways.
+
+  held out   a model outside the ensemble answers: how often does it side with the references?
+  blank      the image is replaced by a grey one: how often is it still a find? Such a question
+             plays on what the models guess without looking, not on what they see.
+
+They are written down and never enter a reward.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+
+import numpy as np
+
+from auditdm_jax.audit.answer import ModelBank
+from auditdm_jax.core.config import UserError
+from auditdm_jax.rl.batch import Trajectory
+from auditdm_jax.vlm import Vlm
+
+_GREY = 127
+
+
+@dataclasses.dataclass(frozen=True)
+class GaugeConfig:
+  """When to look.
+
+  Attributes:
+    every: steps between two looks; 0 = never.
+    sample: finds that are looked at, at most.
+    heldout: folder of a model that is neither target nor reference; "" = none.
+  """
+
+  every: int = 0
+  sample: int = 64
+  heldout: str = ""
+
+  def __post_init__(self):
+    if self.every < 0 or self.sample < 1:
+      raise UserError("rollout.gauges: every must be at least 0, sample at least 1")
+    if self.heldout and not self.every:
+      raise UserError("rollout.gauges.heldout: is never asked, since rollout.gauges.every is 0")
+
+
+def measure(
+  bank: ModelBank,
+  finds: Sequence[Trajectory],
+  *,
+  load: Callable[[str], np.ndarray],
+  heldout: Vlm | None,
+) -> dict[str, float]:
+  """Shares of the finds, with their number; nothing if there is no find.
+
+  Args:
+    bank: target and references.
+    finds: with their verdicts.
+    load: image id -> u8[H,W,3].
+    heldout: a model outside the ensemble, or None.
+  """
+  if not finds:
+    return {}
+  images = [load(t.image_id) for t in finds]
+  questions = [t.question for t in finds]
+  blank = bank.verdicts([np.full_like(image, _GREY) for image in images], questions)
+  out = {
+    "gauge/finds": float(len(finds)),
+    "gauge/blank": sum(v.disagreement for v in blank) / len(finds),
+  }
+  if heldout is not None:
+    answers = heldout.answer(images, questions, max_new_tokens=bank.config.max_new_tokens)
+    sides = [bank.judge.same(a, t.verdict.consensus) for a, t in zip(answers, finds)]
+    out["gauge/heldout"] = sum(sides) / len(finds)
+  return out

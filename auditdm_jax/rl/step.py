@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One GRPO update as a pure function of arrays: `train_step(config, state, batch, …)`.
+
+  1. `image_features`    once per image: the batch's if the tower is frozen, else the tower runs.
+  2. `forward_logprobs`  hidden states -> completion positions -> log-probs and exact entropy.
+  3. `_gradients`        of the loss, over parts and micro-batches; divided once, by all they count.
+  4. `train_step`        clip, AdamW; a step that is not finite changes nothing and is counted.
+
+Params are fp32 masters in a flat dict {path: leaf}, split into what trains and what is frozen; the
+model's dtype is that of the computation.
+
+Axes: N rows, G completions of a row, C completion positions, U unique images, P patches, D width.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from auditdm_jax.core import tree as tree_lib
+from auditdm_jax.models import multimodal
+from auditdm_jax.rl import batch as batch_lib
+from auditdm_jax.rl import grpo as grpo_lib
+
+FlatParams = dict[str, jax.Array]
+
+# The vision tower, without the projector.
+TOWER = r"^img/(?!head/)"
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+  """AdamW with warm-up and cosine; the defaults are the paper's.
+
+  Attributes:
+    steps: length of the schedule, in rollouts.
+    lr: peak.
+    final_lr: at the end of the cosine.
+    warmup: share of the steps. Step 0 already moves: a warm-up from exactly 0 would waste a
+      rollout.
+    b1: Adam's.
+    b2: Adam's.
+    eps: Adam's.
+    weight_decay: decoupled; norms' scales and biases are left out.
+    clip_norm: of the global gradient norm.
+    frozen: regex of params that do not train; by default the vision tower.
+    shared_prefix: one row holds all completions of a prompt, instead of one each.
+    head_chunk: tokens per chunk of the head, 0 = all at once.
+    micro_rows: rows per micro-batch, 0 = all at once. Saves memory, and on a CPU time: small ones
+      stay in its cache.
+  """
+
+  steps: int = 1000
+  lr: float = 3e-6
+  final_lr: float = 1e-6
+  warmup: float = 0.1
+  b1: float = 0.9
+  b2: float = 0.95
+  eps: float = 1e-8
+  weight_decay: float = 1e-4
+  clip_norm: float = 1.0
+  frozen: str = TOWER
+  shared_prefix: bool = True
+  head_chunk: int = 0
+  micro_rows: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class StepConfig:
+  """Everything static of `train_step`."""
+
+  model: multimodal.VlmConfig
+  grpo: grpo_lib.GrpoConfig
+  optim: OptimConfig
+  banned: tuple[int, ...]  # ids that the sampler never draws
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """What a checkpoint holds; nothing random."""
+
+  step: jax.Array  # i32[] updates tried
+  skipped: jax.Array  # i32[] of them without effect, because something was not finite
+  params: FlatParams  # what trains, fp32
+  opt_state: Any  # AdamW's moments, fp32
+
+
+def learning_rate(cfg: OptimConfig, step: jax.Array) -> jax.Array:
+  """Linear warm-up shifted by one, then cosine to `final_lr`."""
+  warm = round(cfg.warmup * cfg.steps)
+  rise = jnp.minimum((step + 1) / max(warm, 1), 1.0)
+  progress = jnp.clip((step - warm) / max(cfg.steps - warm, 1), 0.0, 1.0)
+  cosine = 0.5 * (1.0 + jnp.cos(math.pi * progress))
+  return rise * (cfg.final_lr + (cfg.lr - cfg.final_lr) * cosine)
+
+
+def optimizer(cfg: OptimConfig) -> optax.GradientTransformation:
+  """AdamW without its learning rate: `train_step` owns the step count."""
+
+  def decays(params):
+    return {path: not path.endswith(("scale", "bias")) for path in params}
+
+  return optax.chain(
+    optax.clip_by_global_norm(cfg.clip_norm),
+    optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2, eps=cfg.eps),
+    optax.add_decayed_weights(cfg.weight_decay, mask=decays),
+  )
+
+
+def image_features(cfg: StepConfig, params: FlatParams, batch: batch_lib.LearnerBatch) -> jax.Array:
+  """f[U,P,D], once per image: the batch's own, or the tower's where it trains."""
+  if batch.pixels is None:
+    return batch.features
+  features = multimodal.encode_images(cfg.model, tree_lib.unflatten(params), batch.pixels)
+  # The gradients of all micro-batches meet here: in fp32.
+  return features.astype(jnp.float32)
+
+
+def forward_logprobs(
+  cfg: StepConfig, params: FlatParams, features: jax.Array, rows: batch_lib.Rows
+) -> tuple[jax.Array, jax.Array]:
+  """(log-prob, entropy) f32[N,G,C] of completions, by the sampler's temperature and banned ids."""
+  tree = tree_lib.unflatten(params)
+  hidden = multimodal.hidden(
+    cfg.model, tree, features[rows.image], **batch_lib.sequence(cfg.model, rows)
+  )
+  return multimodal.token_logprobs(
+    cfg.model,
+    tree,
+    # Only what predicts a completion token goes through the head.
+    batch_lib.predicting(hidden, rows),
+    rows.targets,
+    banned=cfg.banned,
+    temperature=cfg.grpo.temperature,
+    chunk=cfg.optim.head_chunk or None,
+  )
+
+
+def train_step(
+  cfg: StepConfig,
+  state: TrainState,
+  batch: batch_lib.LearnerBatch,
+  frozen: FlatParams,
+  reference: FlatParams | None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+  """One update.
+
+  Args:
+    cfg: static settings.
+    state: donated.
+    batch: rows of the whole mesh.
+    frozen: params that do not train.
+    reference: the initial auditor's trainable params, or None without KL.
+
+  Returns:
+    The next state and f32[] metrics.
+  """
+  longest = max(rows.targets.shape[2] for rows in batch.parts)
+  features_ref = None if reference is None else image_features(cfg, frozen | reference, batch)
+
+  def loss_fn(params, features, rows):
+    logp, entropy = forward_logprobs(cfg, frozen | params, features, rows)
+    logp_ref = None
+    if reference is not None:
+      logp_ref, _ = forward_logprobs(cfg, frozen | reference, features_ref, rows)
+    (total, count), metrics = grpo_lib.loss_and_metrics(
+      cfg.grpo,
+      _lines(logp),
+      entropy=_lines(entropy),
+      logp_sampler=_lines(rows.logp_sampler),
+      logp_old=None if rows.logp_old is None else _lines(rows.logp_old),
+      logp_ref=None if logp_ref is None else _lines(logp_ref),
+      advantages=rows.advantages.reshape(-1),
+      mask=_lines(rows.loss_mask),
+      max_length=longest,
+    )
+    return total, (count, metrics)
+
+  grads, loss, sums = _gradients(cfg, loss_fn, state.params, batch, frozen)
+  norm = optax.tree.norm(grads)
+  updates, opt_state = optimizer(cfg.optim).update(grads, state.opt_state, state.params)
+  lr = learning_rate(cfg.optim, state.step // cfg.grpo.updates)
+  params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
+  finite = jnp.isfinite(norm) & jnp.isfinite(loss)
+  params, opt_state = jax.tree.map(
+    lambda new, old: jnp.where(finite, new, old),
+    (params, opt_state),
+    (state.params, state.opt_state),
+  )
+  skipped = state.skipped + (~finite).astype(jnp.int32)
+  metrics = grpo_lib.finish(sums) | {
+    "grad_norm": norm,
+    "grad_clipped": (norm > cfg.optim.clip_norm).astype(jnp.float32),
+    "lr": lr,
+    "skipped_steps": skipped.astype(jnp.float32),
+  }
+  return TrainState(state.step + 1, skipped, params, opt_state), metrics
+
+
+def _lines(x: jax.Array) -> jax.Array:
+  """[N,G,C] -> [N G, C]: to the loss, a completion is a line."""
+  return x.reshape(-1, x.shape[2])
+
+
+def _gradients(
+  cfg: StepConfig,
+  loss_fn: Callable,
+  params: FlatParams,
+  batch: batch_lib.LearnerBatch,
+  frozen: FlatParams,
+) -> tuple[FlatParams, jax.Array, dict[str, tuple[jax.Array, jax.Array]]]:
+  """Gradient, loss and metric sums of all parts, divided once by the count of the whole batch.
+
+  A tower that trains runs forward once and backward once per image, however many rows and
+  micro-batches look at it: the gradient of its features is summed in between.
+
+  Args:
+    cfg: static settings.
+    loss_fn: (params, features, rows) -> (sum, (count, metrics)).
+    params: what trains.
+    batch: all rows.
+    frozen: what does not.
+  """
+  trains_tower = batch.pixels is not None
+  features, pull_back = jax.vjp(lambda p: image_features(cfg, frozen | p, batch), params)
+  grad_fn = jax.value_and_grad(loss_fn, argnums=(0, 1) if trains_tower else (0,), has_aux=True)
+
+  def sums(rows):
+    (total, (count, metrics)), grads = grad_fn(params, features, rows)
+    return (grads, total, count), metrics
+
+  parts = [_in_micro_batches(sums, rows, cfg.optim.micro_rows) for rows in batch.parts]
+  (grads, total, count), metrics = functools.reduce(_add, parts)
+  if trains_tower:
+    grads = (jax.tree.map(jnp.add, grads[0], *pull_back(grads[1])),)
+  count = jnp.maximum(count, 1.0)
+  return jax.tree.map(lambda g: g / count, grads[0]), total / count, metrics
+
+
+def _add(a: Any, b: Any) -> Any:
+  """Sums and metrics of two sets of rows as those of one."""
+  return jax.tree.map(jnp.add, a[0], b[0]), grpo_lib.combine(a[1], b[1])
+
+
+def _in_micro_batches(sums: Callable, rows: batch_lib.Rows, micro_rows: int) -> Any:
+  """sums(rows), `micro_rows` rows at a time; all at once if there are no more, or if it is 0."""
+  if not micro_rows or len(rows.image) <= micro_rows:
+    return sums(rows)
+  # Row r goes to micro-batch r % M: each takes an equal share of every device's rows.
+  micro = jax.tree.map(lambda x: x.reshape(micro_rows, -1, *x.shape[1:]).swapaxes(0, 1), rows)
+  # From zero, so that the body is compiled once; no maximum is below it.
+  one = jax.tree.map(lambda x: x[0], micro)
+  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(sums, one))
+  return jax.lax.scan(lambda carry, part: (_add(carry, sums(part)), None), zero, micro)[0]

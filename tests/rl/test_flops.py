@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FLOPs against what the compiler counts, with matrix products that dwarf everything else."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from auditdm_jax.models import gemma, multimodal, siglip
+from auditdm_jax.rl import flops
+from tests.rl import tiny
+
+TEXT = gemma.GemmaConfig(
+  vocab_size=4096, width=256, depth=2, mlp_dim=1024, num_heads=4, num_kv_heads=1, head_dim=64,
+  unroll=2,
+)  # fmt: skip
+VISION = siglip.SiglipConfig(
+  width=256, depth=2, mlp_dim=1024, num_heads=4, patch_size=8, image_size=64, unroll=2
+)
+
+
+def compiled(fn, *args):
+  """FLOPs of a program by XLA's own count."""
+  return jax.jit(fn).lower(*args).cost_analysis()["flops"]
+
+
+def shapes(init, *args):
+  return jax.eval_shape(init, jax.random.key(0), *args)["params"]
+
+
+def test_decoder():
+  cfg = multimodal.VlmConfig("gemma3", TEXT, None, image_token_id=1)
+  params = jax.eval_shape(functools.partial(multimodal.init, cfg), jax.random.key(0))
+  tokens = jnp.zeros((3, 128), jnp.int32)
+
+  def forward(params, tokens):
+    valid = jnp.ones_like(tokens, bool)
+    return multimodal.unembed(
+      cfg, params, multimodal.hidden(cfg, params, None, tokens, valid=valid)
+    )
+
+  want = compiled(forward, params, tokens)
+  got = flops.decoder(TEXT, tokens=3 * 128, context=128, predictions=3 * 128)
+  assert got == pytest.approx(want, rel=0.05)
+
+
+def test_tower():
+  pixels = jnp.zeros((2, 64, 64, 3))
+  params = shapes(siglip.Siglip(VISION).init, pixels)
+  want = compiled(lambda p, x: siglip.Siglip(VISION).apply({"params": p}, x), params, pixels)
+  assert 2 * flops.tower(VISION) == pytest.approx(want, rel=0.05)
+
+
+def test_learning_counts_used_rows_only():
+  batch, cfg = tiny.batch(rows=8), tiny.config()
+  (rows,) = batch.parts
+  more = dataclasses.replace(
+    rows, **{k: np.concatenate([v, v]) for k, v in vars(rows).items() if v is not None}
+  )
+  more = dataclasses.replace(more, loss_mask=np.concatenate([rows.loss_mask, 0 * rows.loss_mask]))
+  once = flops.learning(cfg, batch, kl=False)
+  assert flops.learning(cfg, dataclasses.replace(batch, parts=(more,)), kl=False) == once
+  assert flops.learning(cfg, batch, kl=True) == pytest.approx(once * 4 / 3)
