@@ -10,6 +10,7 @@
 """
 
 from collections.abc import Mapping, Sequence
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -168,34 +169,36 @@ def finetune(
   steps = recipe.num_steps(len(new))
   tx = optimizer(recipe, steps)
   state = supervised.init_state(params, tx)
-  run = _Run(workdir, name, _fingerprint(recipe, new, replay, steps)) if workdir else None
-  if run:
-    state = run.restore(state)
-  first = int(state.step)
-  if first >= steps:
-    return _result(state, None)
-  batches = _Batches(layout, recipe, new, replay)
-  train_step = supervised.make_step(
-    cfg, tx, label_smoothing=recipe.label_smoothing, micro_rows=recipe.micro_rows
-  )
-  writer = metrics.Writer(workdir, name, resume_step=first) if workdir else None
-  progress = metrics.Progress(steps, name, done=first)
-  loss = None
-  for step in range(first, steps):
-    state, m = train_step(state, batches(step))
-    done = step + 1
-    if done % log_every == 0 or done == steps:
-      loss, skipped = float(m["loss"]), int(state.skipped)
-      if skipped > max(_MAX_SKIPPED, done // 10):
-        raise FloatingPointError(f"{name}: {skipped} of {done} gradients were not finite")
-      if writer:
-        writer.write(done, {"loss": loss, "grad_norm": float(m["grad_norm"]), "skipped": skipped})
-      progress.update(done, loss=loss)
-    if run and (done % save_every == 0 or done == steps):
-      run.save(state)
-  progress.close()
-  if writer:
-    writer.close()
+  with contextlib.ExitStack() as stack:
+    run = None
+    if workdir:
+      run = _Run(workdir, name, _fingerprint(recipe, new, replay, steps))
+      stack.callback(run.close)
+      state = run.restore(state)
+    first = int(state.step)
+    if first >= steps:
+      return _result(state, None)
+    batches = _Batches(layout, recipe, new, replay)
+    train_step = supervised.make_step(
+      cfg, tx, label_smoothing=recipe.label_smoothing, micro_rows=recipe.micro_rows
+    )
+    writer = metrics.Writer(workdir, name, resume_step=first) if workdir else None
+    if writer:
+      stack.callback(writer.close)
+    progress = stack.enter_context(contextlib.closing(metrics.Progress(steps, name, done=first)))
+    loss = None
+    for step in range(first, steps):
+      state, m = train_step(state, batches(step))
+      done = step + 1
+      if done % log_every == 0 or done == steps:
+        loss, skipped = float(m["loss"]), int(state.skipped)
+        if skipped > max(_MAX_SKIPPED, done // 10):
+          raise FloatingPointError(f"{name}: {skipped} of {done} gradients were not finite")
+        if writer:
+          writer.write(done, {"loss": loss, "grad_norm": float(m["grad_norm"]), "skipped": skipped})
+        progress.update(done, loss=loss)
+      if run and (done % save_every == 0 or done == steps):
+        run.save(state)
   return _result(state, loss)
 
 
@@ -230,6 +233,10 @@ class _Run:
 
   def save(self, state: supervised.State) -> None:
     self._checkpointer.save(int(state.step), _flat(state), {"fingerprint": self._fingerprint})
+
+  def close(self) -> None:
+    """Returns when what was saved is on disk."""
+    self._checkpointer.close()
 
   def restore(self, state: supervised.State) -> supervised.State:
     """The latest state, or `state` itself if there is none."""
