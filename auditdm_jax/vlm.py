@@ -304,11 +304,22 @@ class Vlm:
     if features is not None:
       features = self._place(_pad_rows(np.asarray(features), n))
     tokens, valid, names = (self._place(x) for x in (tokens, valid, _pad_rows(names, n)))
-    return _sample(self.cfg, sc, self.params, features, tokens, valid, names, np.int32(seed))
+    return _sample(
+      self.cfg, sc, self._decoding_params, features, tokens, valid, names, np.int32(seed)
+    )
 
   def _bucket(self, n: int) -> int:
     """Returns the power of two that n rows are padded to."""
     return max(_MIN_BATCH if self._is_small else 1, 1 << (n - 1).bit_length())
+
+  @functools.cached_property
+  def _decoding_params(self) -> Params:
+    """The parameters for `answer`: on a CPU split, unless memory or compiling is dearer."""
+    size = sum(x.nbytes for x in jax.tree.leaves(self.params["llm"]))
+    on_cpu = self.mesh is None and jax.default_backend() == "cpu"
+    if not on_cpu or self._is_small or size > _MEMORY:
+      return self.params
+    return multimodal.split_layers(self.params)
 
   @functools.cached_property
   def _is_small(self) -> bool:

@@ -1,25 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sampling with a KV cache: prefill once per prompt, then one `while_loop` over G samples of each.
 
-    prompts P ─ prefill ─> cache [L,P,T,K,H] ─ repeat ─> [L,P·G,T+C-1,K,H] ─┐
-                           last hidden [P,D] ─ repeat ─> draw token 0        ├─ while: step, draw
-                                                                             ┘  until all stopped
+    prompts P ─ prefill ─> prefix [L,P,K,T,H], read by all samples ──┐
+                           suffixes [L,P,G,K,C-1,H], one per sample ─┼─ while: step, draw, write
+                           last hidden [P,D] ── draw token 0 ────────┘  until all have stopped
+
+Memory and the bytes read by a step grow with P·T + P·G·C and not with P·G·T.
 
 Every draw is a function of (row key, t) alone, so a sample does not depend on the batch it is in.
 
-Axes: P prompts, G samples per prompt, R = P·G rows, T prompt, C completion, L layers, K kv-heads,
-H head dim, D width, V vocab.
+Axes: P prompts, G samples per prompt, T prompt, C completion, L layers, K kv-heads, H head dim,
+D width, V vocab.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 from jax import Array
 import jax.numpy as jnp
 
-from auditdm_jax.models import multimodal
+from auditdm_jax.models import gemma, multimodal
 from auditdm_jax.models.multimodal import Params, VlmConfig
+
+_BLOCK = 256  # Tokens that `draw_token` looks at together: about the root of a vocabulary.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +64,13 @@ class Samples:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _State:
-  t: Array  # i32[], tokens drawn per row
-  cache: tuple[Array, Array]  # keys and values [L,R,T+C-1,K,H]
-  tokens: Array  # i32[R,C]
-  logprobs: Array  # f32[R,C]
-  length: Array  # i32[R]
-  done: Array  # bool[R]
+  t: Array  # i32[], tokens drawn per sample
+  past: gemma.Past  # up to token t-3
+  kv: tuple[Array, Array]  # [L,P,G,K,H], of token t-2
+  tokens: Array  # i32[P,G,C]
+  logprobs: Array  # f32[P,G,C]
+  length: Array  # i32[P,G]
+  done: Array  # bool[P,G]
 
 
 def sample(
@@ -98,95 +102,125 @@ def sample(
   Raises:
     ValueError: shapes that do not fit together.
   """
-  p, prompt_len = tokens.shape
+  p, c = tokens.shape[0], sc.max_new_tokens
   if row_keys.shape != (p, group):
     raise ValueError(f"row_keys {row_keys.shape}: expected {(p, group)}, prompts by group")
-  c = sc.max_new_tokens
 
-  x, cache = multimodal.prefill(cfg, params, features, tokens, valid=valid)
-  last = prompt_len - 1 - jnp.argmax(valid[:, ::-1], axis=1)
-  x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
-
-  x = jnp.repeat(x, group, axis=0)
-  cache = jax.tree.map(lambda kv: _extend(kv, group, c - 1), cache)
-  count = jnp.repeat(jnp.sum(valid, axis=1), group)  # [R], also the position of token 0
-  prompt_positions = jnp.repeat(multimodal.positions_of(valid), group, axis=0)
-  past_positions = jnp.concatenate([prompt_positions, count[:, None] + jnp.arange(c - 1)], axis=1)
-  prompt_valid = jnp.repeat(valid, group, axis=0)
-  keys = row_keys.reshape(-1)
+  x, kv = multimodal.prefill(cfg, params, features, tokens, valid=valid)
+  last = tokens.shape[1] - 1 - jnp.argmax(valid[:, ::-1], axis=1)
+  x = jnp.take_along_axis(x, last[:, None, None], axis=1)  # [P,1,D]
+  count = jnp.sum(valid, axis=1)  # [P], also the position of token 0
+  suffix = jnp.arange(max(c - 1, 1))  # The last token is not written, and no axis is empty.
+  past_positions = jnp.concatenate(
+    [multimodal.positions_of(valid), count[:, None] + suffix], axis=1
+  )
 
   def advance(s: _State) -> _State:
-    """Runs token t-1 of each row through the model and draws token t."""
-    written = jnp.broadcast_to(jnp.arange(c - 1) < s.t - 1, (p * group, c - 1))
+    """Runs token t-1 of each sample through the model and draws token t."""
+    # What step t-1 made. Written before the suffixes are read, this needs no copy of them.
+    past = s.past.write(s.kv, jnp.maximum(s.t - 2, 0))
+    written = jnp.broadcast_to(suffix < s.t - 1, (p, suffix.size))
     x, kv = multimodal.step(
       cfg,
       params,
-      jax.lax.dynamic_index_in_dim(s.tokens, s.t - 1, axis=1, keepdims=False),
+      jax.lax.dynamic_index_in_dim(s.tokens, s.t - 1, axis=2, keepdims=False),
       positions=count + s.t - 1,
-      past=s.cache,
+      past=past,
       past_positions=past_positions,
-      past_valid=jnp.concatenate([prompt_valid, written], axis=1),
+      past_valid=jnp.concatenate([valid, written], axis=1),
     )
-    at = prompt_len + s.t - 1
-    cache = jax.tree.map(
-      lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, at, axis=2), s.cache, kv
-    )
-    return _record(sc, dataclasses.replace(s, cache=cache), draw(cfg, sc, params, x, keys, s.t))
+    s = dataclasses.replace(s, past=past, kv=kv)
+    return _record(sc, s, draw(cfg, sc, params, x, row_keys, s.t))
 
-  rows = p * group
+  rows = (p, group)
   state = _State(
     t=jnp.int32(0),
-    cache=cache,
-    tokens=jnp.zeros((rows, c), jnp.int32),
-    logprobs=jnp.zeros((rows, c), jnp.float32),
+    past=gemma.Past.start(kv, samples=group, room=suffix.size),
+    kv=jax.tree.map(
+      lambda part: jnp.zeros((part.shape[0], *rows, *part.shape[3:]), part.dtype), kv
+    ),
+    tokens=jnp.zeros((*rows, c), jnp.int32),
+    logprobs=jnp.zeros((*rows, c), jnp.float32),
     length=jnp.zeros(rows, jnp.int32),
     done=jnp.zeros(rows, bool),
   )
-  state = _record(sc, state, draw(cfg, sc, params, x, keys, state.t))
+  first = jnp.broadcast_to(x, (*rows, x.shape[-1]))
+  state = _record(sc, state, draw(cfg, sc, params, first, row_keys, state.t))
   state = jax.lax.while_loop(lambda s: (s.t < c) & ~jnp.all(s.done), advance, state)
   return Samples(
-    tokens=state.tokens.reshape(p, group, c),
-    length=state.length.reshape(p, group),
-    truncated=~state.done.reshape(p, group),
-    logprobs=state.logprobs.reshape(p, group, c),
+    tokens=state.tokens,
+    length=state.length,
+    truncated=~state.done,
+    logprobs=state.logprobs,
   )
 
 
 def draw(
   cfg: VlmConfig, sc: SampleConfig, params: Params, x: Array, keys: Array, t: Array
 ) -> tuple[Array, Array]:
-  """Returns the t-th token i32[R] and its log-prob f32[R] for hidden states [R,D].
-
-  Gumbel-max: argmax(logits + Gumbel noise) is a sample of softmax(logits).
-  """
+  """Returns the t-th tokens i32[P,G] for hidden states [P,G,D], and their log-probs f32[P,G]."""
   temperature = sc.temperature or 1.0
   logits = multimodal.sampling_logits(cfg, params, x, banned=sc.banned_ids, temperature=temperature)
-  noisy = logits
   if sc.temperature:
-    noise = jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, t), logits.shape[-1:]))
-    noisy = logits + noise(keys)
-  tokens = jnp.argmax(noisy, axis=-1).astype(jnp.int32)
+    uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, t), (2,)))
+    tokens = draw_token(logits, uniform(keys.reshape(-1)).reshape(*keys.shape, 2))
+  else:
+    tokens = likeliest_token(logits)
   return tokens, multimodal.logprob_and_entropy(logits, tokens)[0]
 
 
-def _extend(kv: Array, group: int, room: int) -> Array:
-  """Returns the cache [L,P·G,S+room,K,H] of G samples per prompt from the prompts' [L,P,S,K,H]."""
-  kv = jnp.repeat(kv, group, axis=1)
-  return jnp.pad(kv, ((0, 0), (0, 0), (0, room), (0, 0), (0, 0)))
+def likeliest_token(logits: Array) -> Array:
+  """Returns i32[...], the first argmax of [...,V].
+
+  In two plain reductions: `argmax` carries value and index along, which XLA does not vectorise.
+  """
+  vocab = logits.shape[-1]
+  behind = logits < jnp.max(logits, axis=-1, keepdims=True)
+  return jnp.min(jnp.where(behind, vocab, jnp.arange(vocab, dtype=jnp.int32)), axis=-1)
+
+
+def draw_token(logits: Array, u: Array) -> Array:
+  """Returns i32[...], tokens drawn from softmax(logits[...,V]) with u f32[...,2] in [0,1).
+
+  First the block of the vocabulary, then the token in it: two random numbers per token, where
+  Gumbel noise takes V, which costs as much as the model.
+  """
+  p = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+  p = jnp.pad(p, [(0, 0)] * (p.ndim - 1) + [(0, -p.shape[-1] % _BLOCK)])
+  blocks = p.reshape(*p.shape[:-1], -1, _BLOCK)
+  i = _draw_index(jnp.sum(blocks, axis=-1), u[..., 0])
+  block = jnp.take_along_axis(blocks, i[..., None, None], axis=-2)[..., 0, :]
+  return i * _BLOCK + _draw_index(block, u[..., 1])
+
+
+def _draw_index(weights: Array, u: Array) -> Array:
+  """Returns i32[...]: where the running sum of weights [...,N] passes u[...] times their sum.
+
+  An index of weight 0 is never returned, whatever the rounding.
+  """
+  running = jnp.cumsum(weights, axis=-1)
+  passed = (running > u[..., None] * running[..., -1:]) & (weights > 0)
+  n = weights.shape[-1]
+  last = n - 1 - jnp.argmax(weights[..., ::-1] > 0, axis=-1)
+  return jnp.where(jnp.any(passed, axis=-1), jnp.argmax(passed, axis=-1), last).astype(jnp.int32)
 
 
 def _record(sc: SampleConfig, s: _State, drawn: tuple[Array, Array]) -> _State:
-  """Writes what was drawn into column t of the rows that have not stopped."""
+  """Writes what was drawn into column t of the samples that have not stopped."""
   token, logp = (jnp.where(s.done, jnp.zeros_like(d), d) for d in drawn)
-  stops: Any = jnp.zeros_like(s.done)
+  stops = jnp.zeros_like(s.done)
   for stop in sc.stop_ids:
     stops = stops | (token == stop)
+
+  def put(column: Array, into: Array) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(into, column[..., None], s.t, axis=2)
+
   return dataclasses.replace(
     s,
     t=s.t + 1,
-    tokens=jax.lax.dynamic_update_slice_in_dim(s.tokens, token[:, None], s.t, axis=1),
-    logprobs=jax.lax.dynamic_update_slice_in_dim(s.logprobs, logp[:, None], s.t, axis=1),
+    tokens=put(token, s.tokens),
+    logprobs=put(logp, s.logprobs),
     length=s.length + ~s.done,
-    # A stopped row holds zeros, and 0 may itself be a terminator: only live rows can stop.
+    # A stopped sample holds zeros, and 0 may itself be a terminator: only live ones can stop.
     done=s.done | stops,
   )

@@ -250,10 +250,74 @@ def attend(q: Array, k: Array, v: Array, mask: Array, *, past: Past | None, cap:
   return jnp.moveaxis(out, 3, 1)
 
 
+class Heads(nn.Module):
+  """A weight `w` [*heads,D,H] and a bias `b`: from x[B,T,D] to [B,T,*heads,H].
+
+  Attributes:
+    heads: the leading axes of the weight.
+    shape: (D, H).
+    bias: shape of the bias: that of the result without B and T, or with 1 for them; None for none.
+    transposed: the weight is [*heads,H,D].
+  """
+
+  heads: tuple[int, ...]
+  shape: tuple[int, int]
+  bias: tuple[int, ...] | None
+  transposed: bool
+
+  @nn.compact
+  def __call__(self, x: Array, *, is_step: bool) -> Array:
+    shape = self.shape[::-1] if self.transposed else self.shape
+    w = self.param("w", nn.initializers.normal(self.shape[0] ** -0.5), (*self.heads, *shape))
+    w = w.astype(x.dtype).reshape(-1, *shape)
+    if self.transposed:
+      y = results_first(x, w.reshape(-1, shape[1]))
+    elif is_step:
+      # A product per head: a step has few rows, and must not transpose the weight for them.
+      rows = jnp.broadcast_to(x, (w.shape[0], *x.shape))
+      y = jnp.moveaxis(jnp.einsum("nbtd,ndh->nbth", rows, w), 0, 2)
+    else:
+      y = jnp.einsum("btd,ndh->btnh", x, w)
+    y = y.reshape(*x.shape[:2], *self.heads, self.shape[1])
+    if self.bias is None:
+      return y
+    b = self.param("b", nn.initializers.zeros, self.bias)
+    return y + b.astype(x.dtype).reshape(*self.heads, -1)
+
+
+class Project(nn.Module):
+  """A weight `w` [*heads,D] and a bias `b`: from x[B,T,N·H] to [B,T,D]; [D,*heads] transposed."""
+
+  heads: tuple[int, int]
+  width: int
+  bias: tuple[int, ...] | None
+  transposed: bool
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    fan_in, shape = x.shape[-1], (*self.heads, self.width)
+    shape = (self.width, *self.heads) if self.transposed else shape
+    w = self.param("w", nn.initializers.normal(fan_in**-0.5), shape).astype(x.dtype)
+    y = results_first(x, w.reshape(-1, fan_in)) if self.transposed else x @ w.reshape(fan_in, -1)
+    if self.bias is None:
+      return y
+    return y + self.param("b", nn.initializers.zeros, self.bias).astype(x.dtype)
+
+
+def results_first(x: Array, w: Array, *, dtype: Any = None) -> Array:
+  """Returns x @ w.T [...,O] of few rows x[...,I] and w[O,I], summed up in `dtype`."""
+  # The barriers keep w on the left. On the right, XLA for CPUs repacks it at each call, or fuses
+  # the product with what makes x, and makes x again for each result.
+  fix = jax.lax.optimization_barrier
+  y = fix(jnp.matmul(w, fix(x.reshape(-1, x.shape[-1]).T), preferred_element_type=dtype))
+  return y.T.reshape(*x.shape[:-1], -1)
+
+
 class Attention(nn.Module):
   """Rotary grouped-query attention; returns the output and its own keys and values."""
 
   cfg: GemmaConfig
+  transposed: bool = False
 
   @nn.compact
   def __call__(self, x: Array, *, cos: Array, sin: Array, mask: Array, past: Past | None):
@@ -262,15 +326,10 @@ class Attention(nn.Module):
     q_bias, kv_bias, out_bias = (
       ((n, h), (2, 1, 1, kv, h), (d,)) if cfg.attn_bias else (None, None, None)
     )
-    q_of = Einsum((n, d, h), d, q_bias, name="q_einsum")
-    kv_of = Einsum((2, kv, d, h), d, kv_bias, name="kv_einsum")
-    if past is None:
-      q, (k, v) = q_of("btd,ndh->btnh", x), kv_of("btd,ckdh->cbtkh", x)
-    else:
-      # One product per head: a step has few rows, and must not transpose the weights for them.
-      q = q_of("nbtd,ndh->nbth", jnp.broadcast_to(x, (n, *x.shape)))
-      k, v = kv_of("ckbtd,ckdh->ckbth", jnp.broadcast_to(x, (2, kv, *x.shape)))
-      q, k, v = (jnp.moveaxis(y, 0, 2) for y in (q, k, v))
+    is_step = past is not None
+    q = Heads((n,), (d, h), q_bias, self.transposed, name="q_einsum")(x, is_step=is_step)
+    k_and_v = Heads((2, kv), (d, h), kv_bias, self.transposed, name="kv_einsum")
+    k, v = jnp.moveaxis(k_and_v(x, is_step=is_step), 2, 0)
     if cfg.qk_norm:
       q = RMSNorm(cfg.norm_eps, name="query_norm")(q)
       k = RMSNorm(cfg.norm_eps, name="key_norm")(k)
@@ -278,25 +337,28 @@ class Attention(nn.Module):
     q = q * (h**-0.5 if cfg.query_scale is None else cfg.query_scale)
     q = q.reshape(*q.shape[:2], kv, n // kv, h)
     out = attend(q, k, v, mask, past=past, cap=cfg.attn_softcap)
-    out = out.reshape(*out.shape[:2], n, h)
-    project = Einsum((n, h, d), n * h, out_bias, name="attn_vec_einsum")
-    # An einsum contracts in the order of the alphabet: i, j is how the weight lies.
-    return project("btij,ijd->btd", out), (k, v)
+    project = Project((n, h), d, out_bias, self.transposed, name="attn_vec_einsum")
+    return project(out.reshape(*out.shape[:2], n * h)), (k, v)
 
 
 class Mlp(nn.Module):
   """Gated MLP; the two weights are bare parameters, as in big_vision."""
 
   cfg: GemmaConfig
+  transposed: bool = False
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     d, f = self.cfg.width, self.cfg.mlp_dim
-    gating = self.param("gating_einsum", nn.initializers.normal(d**-0.5), (2, d, f))
-    linear = self.param("linear", nn.initializers.normal(f**-0.5), (f, d))
-    gating = gating.astype(x.dtype)
-    y = activate(self.cfg.activation, x @ gating[0]) * (x @ gating[1])
-    return y @ linear.astype(x.dtype)
+    # Of the weights as they lie, and of the products with them.
+    shapes = ((2, f, d), (d, f)) if self.transposed else ((2, d, f), (f, d))
+    gating = self.param("gating_einsum", nn.initializers.normal(d**-0.5), shapes[0])
+    linear = self.param("linear", nn.initializers.normal(f**-0.5), shapes[1])
+    gating, linear = gating.astype(x.dtype), linear.astype(x.dtype)
+    if self.transposed:
+      gate, up = jnp.split(results_first(x, gating.reshape(2 * f, d)), 2, axis=-1)
+      return results_first(activate(self.cfg.activation, gate) * up, linear)
+    return (activate(self.cfg.activation, x @ gating[0]) * (x @ gating[1])) @ linear
 
 
 class Block(nn.Module):
@@ -304,6 +366,7 @@ class Block(nn.Module):
 
   cfg: GemmaConfig
   keep_kv: bool
+  transposed: bool = False
 
   @nn.compact
   def __call__(self, x: Array, is_local: Array, past: Past | None, angles: Array, mask: Array):
@@ -311,13 +374,42 @@ class Block(nn.Module):
     pick = is_local.astype(jnp.int32)
     post = {"eps": cfg.norm_eps, "init": cfg.post_norm_init}
     y = RMSNorm(cfg.norm_eps, name="pre_attention_norm")(x)
-    y, kv = Attention(cfg, name="attn")(
+    y, kv = Attention(cfg, self.transposed, name="attn")(
       y, cos=angles[0, pick], sin=angles[1, pick], mask=mask[pick], past=past
     )
     x = x + (RMSNorm(**post, name="post_attention_norm")(y) if cfg.post_norms else y)
-    y = Mlp(cfg, name="mlp")(RMSNorm(cfg.norm_eps, name="pre_ffw_norm")(x))
+    y = Mlp(cfg, self.transposed, name="mlp")(RMSNorm(cfg.norm_eps, name="pre_ffw_norm")(x))
     x = x + (RMSNorm(**post, name="post_ffw_norm")(y) if cfg.post_norms else y)
     return x, kv if self.keep_kv else None
+
+
+# In which order the axes of a layer's weights lie once they are transposed: results first.
+_RESULTS_FIRST = {
+  "q_einsum": (0, 2, 1),
+  "kv_einsum": (0, 1, 3, 2),
+  "attn_vec_einsum": (2, 0, 1),
+  "gating_einsum": (0, 2, 1),
+  "linear": (1, 0),
+}
+
+
+def split_layers(layers: Any) -> dict[str, Any]:
+  """Returns {"layers_0": …}, the tree `layers` taken apart and its weights transposed.
+
+  For `Gemma(split=True)`. A step takes as long as reading its weights: a CPU reads these once and
+  as they lie, where the scan first copies each layer out of the stack.
+  """
+
+  def take(i: int, path: tuple[Any, ...], w: Array) -> Array:
+    names = [key.key for key in path]
+    order = next((_RESULTS_FIRST[name] for name in names if name in _RESULTS_FIRST), None)
+    return w[i] if order is None or names[-1] == "b" else jnp.transpose(w[i], order)
+
+  depth = jax.tree.leaves(layers)[0].shape[0]
+  return {
+    f"layers_{i}": jax.tree_util.tree_map_with_path(functools.partial(take, i), layers)
+    for i in range(depth)
+  }
 
 
 class Embedder(nn.Module):
@@ -344,15 +436,21 @@ class Gemma(nn.Module):
     cfg: the sizes.
     keep_kv: whether `decode` returns each layer's keys and values. Not in training, where the scan
       would stack what nobody reads. The parameters are the same either way.
+    split: the blocks' parameters are those of `split_layers`.
   """
 
   cfg: GemmaConfig
   keep_kv: bool = False
+  split: bool = False
 
   def setup(self):
     cfg = self.cfg
-    block = nn.remat(Block, prevent_cse=False) if cfg.remat else Block
     self.embedder = Embedder(cfg)
+    self.final_norm = RMSNorm(cfg.norm_eps)
+    if self.split:
+      self.layers = [Block(cfg, self.keep_kv, transposed=True) for _ in range(cfg.depth)]
+      return
+    block = nn.remat(Block, prevent_cse=False) if cfg.remat else Block
     self.layers = nn.scan(
       block,
       variable_axes={"params": 0},
@@ -361,7 +459,6 @@ class Gemma(nn.Module):
       length=cfg.depth,
       unroll=cfg.unroll,
     )(cfg, self.keep_kv)
-    self.final_norm = RMSNorm(cfg.norm_eps)
 
   def embed(self, tokens: Array) -> Array:
     """Returns [B,T,D]: embeddings of i32[B,T] times sqrt(D). Image tokens do not pass here."""
@@ -403,8 +500,16 @@ class Gemma(nn.Module):
     angles = jnp.stack([jnp.cos(angles), jnp.sin(angles)])  # [cos or sin, global or local, B,T,H/2]
     near = window_mask(positions, key_positions, window=cfg.window)
     masks = jnp.stack([mask, mask & (near if wide is None else near | wide)])
-    x, kv = self.layers(x.astype(cfg.dtype), is_local, past, angles, masks)
-    return self.final_norm(x), kv
+    x = x.astype(cfg.dtype)
+    if not self.split:
+      x, kv = self.layers(x, is_local, past, angles, masks)
+      return self.final_norm(x), kv
+    kvs = []
+    for i, layer in enumerate(self.layers):
+      own = jax.tree.map(lambda part, i=i: part[i], past)
+      x, kv = layer(x, is_local[i], own, angles, masks)
+      kvs.append(kv)
+    return self.final_norm(x), jax.tree.map(lambda *parts: jnp.stack(parts), *kvs)
 
   def __call__(self, tokens: Array) -> Array:
     """Touches every parameter, for init: a causal pass over i32[B,T]."""

@@ -14,7 +14,9 @@ in big_vision; {soft_embedding_norm/scale, input_projection/w} in Gemma 3.
 Axes: B batch, T query, S key, P patches, M image slots, C completion, D width, V vocab.
 """
 
+from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -265,15 +267,13 @@ def prefill(
   """As `hidden`; also returns the keys and values ([L,B,T,K,H], [L,B,T,K,H])."""
   ar = default_ar(cfg, tokens) if ar is None else ar
   positions = positions_of(valid, segment)
-  return gemma.Gemma(cfg.text, keep_kv=keep_kv).apply(
-    {"params": params["llm"]},
+  return _decoder(cfg, params, keep_kv=keep_kv)(
     embed(cfg, params, features, tokens),
     positions=positions,
     key_positions=positions,
     mask=make_attn_mask(valid, ar, segment),
     # PaliGemma's prefix sees all of itself in every layer, Gemma 3's image only what is near.
     wide=same_block(ar) if cfg.kind == "paligemma" else None,
-    method="decode",
   )
 
 
@@ -308,22 +308,41 @@ def step(
     jnp.broadcast_to(part, (b, g, part.shape[-1]))
     for part in (past_valid[:, None], jnp.eye(g, dtype=bool))
   ]
-  return gemma.Gemma(cfg.text, keep_kv=True).apply(
-    {"params": params["llm"]},
+  return _decoder(cfg, params, keep_kv=True)(
     embed(cfg, params, None, tokens),
     positions=positions,
     key_positions=jnp.concatenate([past_positions, positions], axis=1),
     mask=jnp.concatenate(mask, axis=2),
     past=past,
-    method="decode",
   )
+
+
+def split_layers(params: Params) -> Params:
+  """Returns the parameters as a CPU decodes with them fastest; the decoder's layers are a copy."""
+  llm = dict(params["llm"])
+  layers = jax.jit(gemma.split_layers)(llm.pop("layers"))
+  return params | {"llm": llm | layers}
+
+
+def _decoder(cfg: VlmConfig, params: Params, *, keep_kv: bool) -> Callable[..., tuple[Array, Any]]:
+  """Returns `gemma.Gemma.decode` of the parameters, split or not."""
+  model = gemma.Gemma(cfg.text, keep_kv=keep_kv, split=_is_split(params))
+  return functools.partial(model.apply, {"params": params["llm"]}, method="decode")
+
+
+def _is_split(params: Params) -> bool:
+  return "layers" not in params["llm"]
 
 
 def unembed(cfg: VlmConfig, params: Params, x: Array) -> Array:
   """Returns fp32 logits [...,V] of hidden states [...,D]: the only road from one to the other."""
   w = params["llm"]["embedder"]["input_embedding" if cfg.text.tied_head else "output_embedding"]
   # Operands in the compute dtype, accumulation in fp32: bf16 logits of size 30 have an ulp of .125.
-  logits = jnp.einsum("...d,vd->...v", x, w.astype(x.dtype), preferred_element_type=jnp.float32)
+  w, fp32 = w.astype(x.dtype), jnp.float32
+  if _is_split(params):
+    logits = gemma.results_first(x, w, dtype=fp32)
+  else:
+    logits = jnp.einsum("...d,vd->...v", x, w, preferred_element_type=fp32)
   return gemma.softcap(logits, cfg.text.final_softcap)
 
 

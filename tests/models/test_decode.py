@@ -31,6 +31,7 @@ PALIGEMMA = mm.VlmConfig(
 )
 GEMMA3 = mm.VlmConfig("gemma3", dataclasses.replace(TEXT, qk_norm=True), VISION, IMAGE)
 BOTH = pytest.mark.parametrize("cfg", [PALIGEMMA, GEMMA3], ids=["paligemma", "gemma3"])
+BIASED = dataclasses.replace(GEMMA3, text=dataclasses.replace(GEMMA3.text, attn_bias=True))
 BANNED = (0, 2, IMAGE)
 
 init = jax.jit(mm.init, static_argnums=0)
@@ -97,9 +98,17 @@ def check_logprobs(cfg, sc, params, out):
   assert not out.tokens[~drawn].any()
 
 
-@BOTH
+def noisy(params):
+  """Moves all parameters, those that start at zero too."""
+  leaves, tree = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(9), len(leaves))
+  leaves = [w + 0.2 * jax.random.normal(k, w.shape, w.dtype) for k, w in zip(keys, leaves)]
+  return jax.tree.unflatten(tree, leaves)
+
+
+@pytest.mark.parametrize("cfg", [PALIGEMMA, GEMMA3, BIASED], ids=["paligemma", "gemma3", "biased"])
 def test_sampled_logprob_is_teacher_forced_logprob(cfg):
-  params = init(cfg, jax.random.key(0))
+  params = noisy(init(cfg, jax.random.key(0)))
   sc = decode.SampleConfig(C, 0.8, stop_ids=(), banned_ids=BANNED)
   out = draw(cfg, sc, params)
   assert (out.length == C).all() and out.truncated.all()
@@ -164,6 +173,57 @@ def test_a_sample_does_not_depend_on_its_place_in_the_batch():
   np.testing.assert_array_equal(straight.tokens, turned.tokens[back])
   assert not np.array_equal(straight.tokens[:, 0], straight.tokens[:, 1])
   assert not np.array_equal(straight.tokens, draw(PALIGEMMA, sc, params, seed=1).tokens)
+
+
+@pytest.mark.parametrize("cfg", [PALIGEMMA, BIASED], ids=["paligemma", "biased"])
+def test_split_parameters_draw_the_same(cfg):
+  params = noisy(init(cfg, jax.random.key(0)))
+  sc = decode.SampleConfig(C, 1.0, stop_ids=(3,))
+  whole, split = draw(cfg, sc, params), draw(cfg, sc, mm.split_layers(params))
+  np.testing.assert_array_equal(whole.tokens, split.tokens)
+  np.testing.assert_allclose(whole.logprobs, split.logprobs, atol=2e-5)
+
+
+def test_samples_of_one_prompt_are_those_of_as_many_prompts():
+  """A shared prefix = plain rows, and the prefix is kept once."""
+  params = init(GEMMA3, jax.random.key(0))
+  sc = decode.SampleConfig(C, 1.0, stop_ids=(3,))
+  features, tokens, valid, _ = prompts()
+  keys = jax.random.split(jax.random.key(0), (P, G))
+  shared = sample(GEMMA3, sc, params, features, tokens, valid=valid, group=G, row_keys=keys)
+  rows = [np.repeat(x, G, axis=0) for x in (features, tokens, valid)]
+  plain = sample(
+    GEMMA3, sc, params, *rows[:2], valid=rows[2], group=1, row_keys=keys.reshape(P * G, 1)
+  )
+  np.testing.assert_array_equal(shared.tokens, plain.tokens.reshape(P, G, C))
+  np.testing.assert_allclose(shared.logprobs, plain.logprobs.reshape(P, G, C), atol=2e-5)
+
+  kv = (jax.ShapeDtypeStruct((3, P, 500, 2, 6), jnp.float32),) * 2
+  start = functools.partial(gemma.Past.start, samples=64, room=C)
+  size = sum(x.size for x in jax.tree.leaves(jax.eval_shape(start, kv)))
+  assert size == 2 * 3 * P * 2 * 6 * (500 + 64 * C)
+
+
+def test_a_draw_is_where_the_running_sum_passes():
+  """The edges of the unit interval, weights of zero and a vocabulary of several blocks."""
+  vocab = 600
+  p = np.zeros(vocab)
+  p[[5, 255, 256, 599]] = 0.1, 0.2, 0.3, 0.4
+  logits = jnp.where(p > 0, jnp.log(jnp.maximum(p, 1e-9)), gemma.MASKED)
+  ends = np.array([0.0, 0.5, 1 - 2**-24])
+  u = np.stack(np.meshgrid(ends, ends), axis=-1).reshape(-1, 2).astype(np.float32)
+  drawn = decode.draw_token(jnp.broadcast_to(logits, (len(u), vocab)), u)
+  #                      block 0   block 1  block 2 of u[0]; of u[1] only block 0 has two tokens
+  assert set(drawn.tolist()) == {5, 255, 256, 599}
+  assert decode.draw_token(logits, jnp.array([0.0, 0.0])) == 5
+  assert decode.draw_token(logits, jnp.array([0.0, 0.5])) == 255
+  assert decode.draw_token(logits, jnp.array([0.5, 0.9])) == 256
+  assert decode.draw_token(logits, jnp.array([1 - 2**-24, 1 - 2**-24])) == 599
+
+
+def test_the_likeliest_token_is_the_first_of_equals():
+  logits = jnp.array([[0.0, 2.0, 2.0], [-1.0, -3.0, -1.0], [gemma.MASKED, gemma.MASKED, -5.0]])
+  assert decode.likeliest_token(logits).tolist() == [1, 0, 2]
 
 
 def test_draws_follow_the_distribution():
