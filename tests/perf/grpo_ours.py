@@ -2,7 +2,8 @@
 """Our side of test_grpo_step; a process of its own.
 
 COMMAND
-  python -m tests.perf.grpo_ours FOLDER SIZE STEPS [plain] [devices=N] [unroll=N] [head_chunk=N] [micro_rows=N]
+  python -m tests.perf.grpo_ours FOLDER SIZE STEPS [plain] [devices=N] [unroll=N] [head_chunk=N]
+    [micro_rows=N]
 prints {"seconds": [per step, …], "phases": {phase: [seconds, …]}, …}
 """
 
@@ -66,9 +67,7 @@ def run(
     keys = jax.random.split(jax.random.key(step), (size.prompts, size.group))
     inputs = jax.device_put((prompts, valid, keys), split)
     drawn = jax.device_get(
-      sample(
-        learner.sampling_params(), features, inputs[0], valid=inputs[1], row_keys=inputs[2]
-      )
+      sample(learner.sampling_params(), features, inputs[0], valid=inputs[1], row_keys=inputs[2])
     )
     said = time.perf_counter()
     assert drawn.truncated.all()
