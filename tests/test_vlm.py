@@ -189,7 +189,18 @@ def test_rows_and_lengths_are_bucketed(vlm, monkeypatch):
   monkeypatch.setattr(vlm_lib, "_SMALL", 1)
   big = dataclasses.replace(vlm)
   assert [big._bucket(n) for n in (1, 2, 3, 9)] == [1, 2, 4, 16]
-  assert [vlm_lib._most_rows(n) for n in (1, 1 << 28, 3 << 28, 1 << 40)] == [256, 16, 4, 1]
+  assert [vlm_lib._most_rows(n) for n in (1, 1 << 28, 3 << 28, 1 << 40)] == [
+    vlm_lib._MAX_BATCH_CPU, 16, 4, 1
+  ]  # fmt: skip
+
+
+def test_a_model_that_is_not_small_decodes_split_and_answers_the_same(vlm, monkeypatch):
+  want = vlm.answer(IMAGES[:2], QUESTIONS[:2], max_new_tokens=4)
+  assert "layers" in vlm._decoding_params["llm"]
+  monkeypatch.setattr(vlm_lib, "_SMALL", 1)
+  big = dataclasses.replace(vlm)
+  assert "layers" not in big._decoding_params["llm"]
+  assert big.answer(IMAGES[:2], QUESTIONS[:2], max_new_tokens=4) == want
 
 
 def test_errors_teach(vlm, tmp_path):

@@ -183,7 +183,7 @@ def draw_token(logits: Array, u: Array) -> Array:
   """Returns i32[...], tokens drawn from softmax(logits[...,V]) with u f32[...,2] in [0,1).
 
   First the block of the vocabulary, then the token in it: two random numbers per token, where
-  Gumbel noise takes V, which costs as much as the model.
+  Gumbel noise takes V. On a CPU those cost a third of a step of 100 M parameters.
   """
   p = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
   p = jnp.pad(p, [(0, 0)] * (p.ndim - 1) + [(0, -p.shape[-1] % _BLOCK)])

@@ -175,11 +175,10 @@ def test_a_sample_does_not_depend_on_its_place_in_the_batch():
   assert not np.array_equal(straight.tokens, draw(PALIGEMMA, sc, params, seed=1).tokens)
 
 
-@pytest.mark.parametrize("cfg", [PALIGEMMA, BIASED], ids=["paligemma", "biased"])
-def test_split_parameters_draw_the_same(cfg):
-  params = noisy(init(cfg, jax.random.key(0)))
+def test_split_parameters_draw_the_same():
+  params = noisy(init(BIASED, jax.random.key(0)))
   sc = decode.SampleConfig(C, 1.0, stop_ids=(3,))
-  whole, split = draw(cfg, sc, params), draw(cfg, sc, mm.split_layers(params))
+  whole, split = draw(BIASED, sc, params), draw(BIASED, sc, mm.split_layers(params))
   np.testing.assert_array_equal(whole.tokens, split.tokens)
   np.testing.assert_allclose(whole.logprobs, split.logprobs, atol=2e-5)
 
@@ -210,15 +209,14 @@ def test_a_draw_is_where_the_running_sum_passes():
   p = np.zeros(vocab)
   p[[5, 255, 256, 599]] = 0.1, 0.2, 0.3, 0.4
   logits = jnp.where(p > 0, jnp.log(jnp.maximum(p, 1e-9)), gemma.MASKED)
-  ends = np.array([0.0, 0.5, 1 - 2**-24])
+  ends = np.array([0.0, 0.5, 1.0])  # 1 as rounding may have it.
   u = np.stack(np.meshgrid(ends, ends), axis=-1).reshape(-1, 2).astype(np.float32)
   drawn = decode.draw_token(jnp.broadcast_to(logits, (len(u), vocab)), u)
-  #                      block 0   block 1  block 2 of u[0]; of u[1] only block 0 has two tokens
   assert set(drawn.tolist()) == {5, 255, 256, 599}
   assert decode.draw_token(logits, jnp.array([0.0, 0.0])) == 5
   assert decode.draw_token(logits, jnp.array([0.0, 0.5])) == 255
   assert decode.draw_token(logits, jnp.array([0.5, 0.9])) == 256
-  assert decode.draw_token(logits, jnp.array([1 - 2**-24, 1 - 2**-24])) == 599
+  assert decode.draw_token(logits, jnp.array([1.0, 1.0])) == 599
 
 
 def test_the_likeliest_token_is_the_first_of_equals():

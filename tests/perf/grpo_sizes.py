@@ -24,6 +24,7 @@ class Size:
   image_tokens: int
   vision_width: int
   vision_depth: int
+  trl_parts: int  # micro-batches of TRL's; all rows at once need 17 GB at 100 M parameters
 
 
 SIZES = {
@@ -31,12 +32,12 @@ SIZES = {
   "scenes": Size(
     prompts=16, group=8, text_tokens=10, completion=12, vocab=104, width=96, depth=3, mlp=192,
     heads=4, kv_heads=2, head_dim=24, image=64, patch=16, image_tokens=16, vision_width=96,
-    vision_depth=2,
+    vision_depth=2, trl_parts=1,
   ),
   # 4 x 8 x (320 + 64) tokens, 100 M parameters.
   "100m": Size(
     prompts=4, group=8, text_tokens=62, completion=64, vocab=32_768, width=640, depth=12,
     mlp=2560, heads=4, kv_heads=2, head_dim=160, image=224, patch=14, image_tokens=256,
-    vision_width=192, vision_depth=4,
+    vision_width=192, vision_depth=4, trl_parts=4,
   ),
 }  # fmt: skip

@@ -106,7 +106,8 @@ def run(folder: pathlib.Path, size: grpo_sizes.Size, steps: int) -> dict:
 
   clock = Clock()
   args = trl.GRPOConfig(
-    output_dir=str(folder / "out"), per_device_train_batch_size=rows, num_generations=size.group,
+    output_dir=str(folder / "out"), per_device_train_batch_size=rows // size.trl_parts,
+    gradient_accumulation_steps=size.trl_parts, num_generations=size.group,
     max_completion_length=size.completion, max_steps=steps, learning_rate=3e-6, beta=0.0,
     temperature=1.0, use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[],
     logging_steps=10**6, save_strategy="no", disable_tqdm=True, loss_type="grpo",
