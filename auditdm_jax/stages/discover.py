@@ -53,7 +53,11 @@ def run(ctx: Context) -> dict:
     rows = done.get(batch, [])
     if not rows or not rows[-1].get("last"):
       have = {r["key"] for r in rows}
-      attempts = [a for arm, n in plan.items() for a in ask(arm, n, batch)]
+      attempts = []
+      for arm, n in plan.items():
+        own = ask(arm, n, batch)
+        ask.book(own)
+        attempts += own
       rows_new = [
         {"batch": batch, "key": f"{batch}/{i}", **a.to_dict()} for i, a in enumerate(attempts)
       ]
@@ -61,6 +65,7 @@ def run(ctx: Context) -> dict:
       records.append("attempts", [r for r in rows_new if r["key"] not in have])
     else:
       attempts = [Attempt.from_dict(r) for r in rows]
+      ask.book(attempts)
     for arm in plan:
       arms.observe(arm, [mode_key(a) for a in attempts if a.probe.arm == arm])
     finds += sum(a.is_find for a in attempts)
@@ -79,21 +84,31 @@ def load(ctx: Context) -> list[Attempt]:
 
 
 class _Asker:
-  """Makes and asks an arm's probes: a pure function of (config.seed, arm, batch, n)."""
+  """Makes and asks an arm's probes: a pure function of (config.seed, arm, batch, n) and of what was
+  booked, GRPO's completions included: no auditor spends a query on a question that was asked.
+  """
 
   def __init__(self, ctx: Context, checkpoints: dict[str, int]):
     self._ctx, self._checkpoints, self._bank = ctx, checkpoints, ctx.bank()
     self._auditor = train.Asker(ctx, self._bank)
     self._pool = ctx.pool("images")
     self._random = RandomQuestions(self._pool, ctx.config.seed)
+    self._asked = {a.probe.probe_id for a in train.load_attempts(ctx) if a.verdict}
+
+  def book(self, attempts: Sequence[Attempt]) -> None:
+    """Remembers a batch, whether it was asked now or before a restart."""
+    self._asked.update(a.probe.probe_id for a in attempts if a.verdict)
+    self._random.skip(sum(a.probe.arm == RANDOM for a in attempts))
 
   def __call__(self, arm: str, n: int, batch: int) -> list[Attempt]:
     if n == 0:
       return []
     if arm == RANDOM:
-      return ask_questions(self._ctx, self._bank, self._pool, self._random.take(n), arm=arm)
+      return ask_questions(self._ctx, self._bank, self._pool, self._random.next(n), arm=arm)
     place = 1 + sorted([*self._checkpoints, UNTRAINED]).index(arm)
-    return self._auditor.ask(self._checkpoints.get(arm), n, arm=arm, stream=1000 * place + batch)
+    return self._auditor.ask(
+      self._checkpoints.get(arm), n, arm=arm, stream=1000 * place + batch, asked=self._asked
+    )
 
 
 class RandomQuestions:
@@ -107,9 +122,13 @@ class RandomQuestions:
   def __len__(self) -> int:
     return len(self._asked)
 
-  def take(self, n: int) -> list[tuple[int, str]]:
+  def next(self, n: int) -> list[tuple[int, str]]:
+    """The next `n` (image number, question); the last ones if there are fewer."""
+    return self._asked[self._at : self._at + n]
+
+  def skip(self, n: int) -> None:
+    """Goes on by `n`."""
     self._at += n
-    return self._asked[self._at - n : self._at]
 
 
 def ask_questions(
@@ -144,8 +163,9 @@ def random_control(ctx: Context, n: int) -> list[Attempt]:
   """`n` random questions of the pool put to the audited target (all there are, if fewer)."""
   pool = ctx.pool("images")
   questions = RandomQuestions(pool, ctx.config.seed + 1)
-  asked = questions.take(min(n, len(questions)))
-  return ask_questions(ctx, ctx.bank(), pool, asked, arm="control", label="random questions")
+  return ask_questions(
+    ctx, ctx.bank(), pool, questions.next(n), arm="control", label="random questions"
+  )
 
 
 def arm_row(attempts: Sequence[Attempt], verified: dict, cover: dict, keys: Sequence[str]) -> dict:

@@ -4,7 +4,7 @@
 The stored auditors then ask: `Asker` is their inference pass over the pool.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 import dataclasses
 import functools
 import pathlib
@@ -164,7 +164,14 @@ class Asker:
     return load_vlm(auditors(self._ctx)[step]).params
 
   def ask(
-    self, step: int | None, n: int, *, arm: str, stream: int, strategies=None
+    self,
+    step: int | None,
+    n: int,
+    *,
+    arm: str,
+    stream: int,
+    strategies: dict[str, int] | None = None,
+    asked: Collection[str] | None = None,
   ) -> list[Attempt]:
     """`n` attempts, in chunks of one static shape; a pure function of the arguments.
 
@@ -174,6 +181,8 @@ class Asker:
       arm: name in the records.
       stream: separates draws; which images are looked at follows from it.
       strategies: {strategy: share}, default the config's rollout mix.
+      asked: ids of the probes that were asked before. Instead of these and of repeats another is
+        drawn, up to twice as many as wanted; an auditor that still repeats itself may.
     """
     counts = self._rollout.config.counts() if strategies is None else strategies
     scale = grpo_config(self._ctx).group_size
@@ -187,6 +196,8 @@ class Asker:
       done = self._rollout.generate(
         self.params(step), prompts, step=1_000_000 + draw, timer=metrics.Timer(), group=1
       )
+      if asked is not None and chunk * sum(counts.values()) < 2 * n:
+        done = _unasked(done, {*asked, *(a.probe.probe_id for a in out)})
       # A share of every strategy when not all are wanted.
       keep = sorted(range(len(done)), key=lambda i: i * 7919 % len(done))[: n - len(out)]
       done = self._rollout.judge([done[i] for i in sorted(keep)])
@@ -195,10 +206,24 @@ class Asker:
     return out
 
 
+def _unasked(trajectories: Sequence[Trajectory], asked: set[str]) -> list[Trajectory]:
+  """Those whose question was not asked, each once; replies without a question stay."""
+  out = []
+  for t in trajectories:
+    probe_id = _probe(t).probe_id
+    if not t.question or probe_id not in asked:
+      asked.add(probe_id)
+      out.append(t)
+  return out
+
+
 def _attempt(t: Trajectory, *, arm: str, step: int) -> Attempt:
-  probe = Probe.make(
+  return Attempt(_probe(t, arm=arm, step=step), t.verdict)
+
+
+def _probe(t: Trajectory, *, arm: str = "", step: int = 0) -> Probe:
+  return Probe.make(
     t.image_id or t.source_image_id, t.question, strategy=t.strategy, arm=arm,
     source_image_id=t.source_image_id, instruction=t.fields.get("instruction"),
     caption=t.fields.get("caption"), seed=t.image_seed, step=step,
   )  # fmt: skip
-  return Attempt(probe, t.verdict)
