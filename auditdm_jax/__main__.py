@@ -10,7 +10,9 @@ import importlib
 import pathlib
 import signal
 import sys
+import traceback
 from types import FrameType, ModuleType
+from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import config_flags
@@ -25,6 +27,10 @@ _TOOLS = {"answer", "convert"}
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config, such as configs/scenes.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run; made if it is not there.")
 _DEVICES = flags.DEFINE_integer("devices", 0, "Split the CPU into so many devices.", lower_bound=0)
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "This is one of several processes.")
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0; '' = asks.")
+_PROCESSES = flags.DEFINE_integer("processes", 0, "How many; 0 = asks.", lower_bound=0)
+_PROCESS = flags.DEFINE_integer("process", -1, "Which one this is; -1 = asks.", lower_bound=-1)
 
 
 class _Terminated(KeyboardInterrupt):
@@ -55,6 +61,8 @@ def usage() -> str:
       *rows,
       f"{' and '.join(sorted(_TOOLS))} have other flags: --help after the stage lists them.",
       "The same command run again continues where it stopped.",
+      "Several processes: --distributed on each of them. TPU pods, GKE, SLURM and Open MPI are asked"
+      " for the rest; elsewhere --coordinator=host:port --processes=N --process=K.",
     ]
   )
 
@@ -118,7 +126,10 @@ def run(argv: list[str]) -> int:
     if workdir:
       workdir.mkdir(parents=True, exist_ok=True)
     if module not in _SERVERS:
-      importlib.import_module("auditdm_jax.core.runtime").setup(devices=_DEVICES.value)
+      runtime = importlib.import_module("auditdm_jax.core.runtime")
+      runtime.setup(devices=_DEVICES.value, cluster=_cluster(runtime))
+      with runtime.together():
+        return _stage(module).main(_CONFIG.value, workdir)
     return _stage(module).main(_CONFIG.value, workdir)
   except UserError as e:
     print(f"auditdm_jax: {e}", file=sys.stderr)
@@ -131,6 +142,29 @@ def run(argv: list[str]) -> int:
     return 128 + signal.SIGINT
 
 
+def main(argv: list[str]) -> NoReturn:
+  """`run`, and the end of the process."""
+  try:
+    code = run(argv)
+  except SystemExit as e:
+    code = e.code
+  except Exception:  # A bug: no other process may be waited for, as an exit by it would.
+    traceback.print_exc()
+    code = 1
+  if "jax" in sys.modules:
+    importlib.import_module("auditdm_jax.core.runtime").leave(code)
+  sys.exit(code)
+
+
+def _cluster(runtime: ModuleType) -> Any:
+  """The processes to join, as the flags say; None for a run of one."""
+  if not _DISTRIBUTED.value:
+    if _COORDINATOR.value or _PROCESSES.value or _PROCESS.value >= 0:
+      raise UserError("--coordinator, --processes and --process need --distributed")
+    return None
+  return runtime.Cluster(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+
+
 def _stage(module: str) -> ModuleType:
   return importlib.import_module(f"auditdm_jax.stages.{module}")
 
@@ -140,4 +174,4 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-  sys.exit(run(sys.argv[1:]))
+  main(sys.argv[1:])

@@ -1,22 +1,75 @@
 # SPDX-License-Identifier: Apache-2.0
-"""jax, set up once per process, before its first use."""
+"""jax, set up once per process, before its first use; and what several processes tell each other.
 
+Every process of a run executes the same host code on the same values: texts, rewards and shapes are
+known to all of them, and the devices' work is split by the shardings alone. So their programs are
+called in the same order with the same shapes. What only one of them can know, such as what came of
+its own requests or whether it was told to stop, goes through `gather`. A result that differs
+between processes would make them wait for each other for ever; `agree` finds it first.
+
+Everything here is trivial where there is one process.
+"""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import dataclasses
+import json
 import os
 import pathlib
+import sys
+from typing import Any, NoReturn, TypeVar
 
 import jax
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+
+from auditdm_jax.core import store
+from auditdm_jax.core.config import UserError
+
+T = TypeVar("T")
+
+LOST = 75  # Exit code, EX_TEMPFAIL: another process is gone; the same command goes on.
+_HEARTBEAT_S = 30  # A process that is silent for so long is lost, and the job ends.
+_SHUTDOWN_S = 10  # How long one that is done waits for the others; `together` ends in step.
+_START_S = 600  # Machines of one job come up at different times.
 
 
-def setup(*, devices: int = 0, cache_dir: str | os.PathLike | None = None) -> None:
-  """Turns on the compilation cache and, if asked, splits the CPU into several devices.
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+  """Where this process belongs; what is left out is what the scheduler says.
+
+  jax asks Cloud TPU, GKE, SLURM and Open MPI.
+
+  Attributes:
+    coordinator: host:port where process 0 listens; "" = ask.
+    processes: how many there are; 0 = ask.
+    process: which one this is; -1 = ask.
+  """
+
+  coordinator: str = ""
+  processes: int = 0
+  process: int = -1
+
+
+def setup(
+  *,
+  devices: int = 0,
+  cluster: Cluster | None = None,
+  cache_dir: str | os.PathLike | None = None,
+) -> None:
+  """Joins the other processes, turns on the compilation cache, splits the CPU if asked.
 
   Args:
-    devices: how many CPU devices to show, to try a mesh without one; 0 leaves them alone.
+    devices: how many CPU devices this process shows, to try a mesh without one; 0 leaves them
+      alone.
+    cluster: the processes to join; None = this is the only one.
     cache_dir: where compiled programs are kept between runs; by default what the variable
       JAX_COMPILATION_CACHE_DIR says, else a folder of the user's cache.
 
   Raises:
-    RuntimeError: `devices` is given and jax is already in use.
+    UserError: the other processes cannot be found.
+    RuntimeError: `devices` or `cluster` is given and jax is already in use.
   """
   if devices:
     jax.config.update("jax_num_cpu_devices", devices)
@@ -24,6 +77,27 @@ def setup(*, devices: int = 0, cache_dir: str | os.PathLike | None = None) -> No
   folder.mkdir(parents=True, exist_ok=True)
   jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  if cluster is not None:
+    _join(cluster)
+
+
+def _join(cluster: Cluster) -> None:
+  # Its handler of SIGTERM would take the place of ours, which asks the trainer to save and leave.
+  jax.config.update("jax_enable_preemption_service", False)
+  try:
+    jax.distributed.initialize(
+      cluster.coordinator or None,
+      cluster.processes or None,
+      None if cluster.process < 0 else cluster.process,
+      initialization_timeout=_START_S,
+      heartbeat_timeout_seconds=_HEARTBEAT_S,
+      shutdown_timeout_seconds=_SHUTDOWN_S,
+    )
+  except ValueError as e:
+    raise UserError(
+      f"--distributed: {e} No scheduler was found that knows it: give --coordinator=host:port,"
+      " --processes and --process"
+    ) from e
 
 
 def default_cache_dir() -> pathlib.Path:
@@ -36,3 +110,140 @@ def describe_devices() -> list[str]:
   """Returns one line per kind of device, such as "8 × cpu (cpu)", for the manifest."""
   kinds = [f"{d.platform} ({d.device_kind})" for d in jax.devices()]
   return [f"{kinds.count(kind)} × {kind}" for kind in dict.fromkeys(kinds)]
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+  """The body of a run: all processes leave it in step, or none goes on for long.
+
+  A process whose own code fails says why and ends, see `leave`. The others notice when they wait
+  for it, or by its silence, and end with `LOST`.
+
+  Raises:
+    SystemExit: the connection to another process broke.
+  """
+  try:
+    yield
+    barrier()
+  except (RuntimeError, ValueError) as e:  # Which of them depends on the way of the call.
+    if jax.process_count() == 1 or not _is_about_others(str(e)):
+      raise
+    print(
+      f"auditdm_jax: process {jax.process_index()} of {jax.process_count()}: another process is"
+      f" gone, whose log says why; run the same command to continue\n  {str(e)[:300]}",
+      file=sys.stderr,
+    )
+    raise SystemExit(LOST) from e
+
+
+def _is_about_others(message: str) -> bool:
+  """Whether an error is about a connection: of gloo, NCCL or jax's own service."""
+  return any(word in message for word in ("Gloo", "NCCL", "UNAVAILABLE", "coordination service"))
+
+
+def leave(code: int) -> NoReturn:
+  """Ends this process; one of several that failed does not wait for the others to end too."""
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if code and jax.distributed.is_initialized():
+    os._exit(code)
+  sys.exit(code)
+
+
+def index() -> int:
+  """Which process this is."""
+  return jax.process_index()
+
+
+def count() -> int:
+  """How many processes there are."""
+  return jax.process_count()
+
+
+def is_main() -> bool:
+  """Whether this process writes what all of them share."""
+  return jax.process_index() == 0
+
+
+def mine(rows: Sequence[T], process: int | None = None) -> Sequence[T]:
+  """This or another process's share of a list that all have.
+
+  Every n-th, so that what comes in blocks is shared out, and a longer list only adds to a share.
+  """
+  return rows[jax.process_index() if process is None else process :: jax.process_count()]
+
+
+def gather(value: Any) -> list[Any]:
+  """What every process has, by process: JSON-like values, a few megabytes at most."""
+  if jax.process_count() == 1:
+    return [value]
+  data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  sizes = multihost_utils.process_allgather(np.array(len(data))).tolist()
+  # A power of two: few programs are compiled.
+  padded = np.zeros(1 << max(sizes).bit_length(), np.uint8)
+  padded[: len(data)] = data
+  rows = multihost_utils.process_allgather(padded)
+  return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes)]
+
+
+def agree(value: Any, what: str) -> None:
+  """Checks that `value` is the same in every process.
+
+  Raises:
+    RuntimeError: it is not; `what` names it.
+  """
+  if jax.process_count() == 1:
+    return
+  found = gather(store.canonical_hash(value))
+  if len(set(found)) > 1:
+    raise RuntimeError(f"{what} differs between processes: {found}; they cannot go on together")
+
+
+def barrier() -> None:
+  """Returns when all processes are here."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices("barrier")
+
+
+def place(tree: Any, sharding: Any) -> Any:
+  """`jax.device_put` that also reaches devices of other processes.
+
+  There each process copies the parts of its own devices out of the whole arrays, which all have.
+
+  Args:
+    tree: of arrays, of the host or of this process's devices.
+    sharding: one, or a tree of them.
+  """
+  if jax.process_count() == 1:
+    return jax.device_put(tree, sharding)
+  if isinstance(sharding, jax.sharding.Sharding):
+    return jax.tree.map(lambda x: _place(x, sharding), tree)
+  return jax.tree.map(_place, tree, sharding)
+
+
+def _place(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+  if isinstance(x, jax.Array) and not x.is_fully_addressable:
+    return jax.device_put(x, sharding)
+  whole = np.asarray(x)
+  return jax.make_array_from_callback(whole.shape, sharding, whole.__getitem__)
+
+
+def fetch(tree: Any) -> Any:
+  """`jax.device_get` in every process, also of what lies on the devices of others."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  leaves, structure = jax.tree.flatten(tree)
+  split = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array) and not _is_here(x)]
+  if split:
+    whole = NamedSharding(leaves[split[0]].sharding.mesh, PartitionSpec())
+    for i, x in zip(split, jax.jit(_same, out_shardings=whole)([leaves[i] for i in split])):
+      leaves[i] = x
+  return structure.unflatten([np.asarray(x) for x in leaves])
+
+
+def _is_here(x: jax.Array) -> bool:
+  return x.is_fully_addressable or x.is_fully_replicated
+
+
+def _same(x: Any) -> Any:
+  return x

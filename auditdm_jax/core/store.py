@@ -164,10 +164,25 @@ class JsonLines:
 class Records:
   """Append-only shards `<dir>/<name>-<process>.jsonl`, one per kind of record and process."""
 
-  def __init__(self, dir: str | os.PathLike, process: int = 0, *, max_row_bytes: int = 1 << 20):
+  def __init__(
+    self,
+    dir: str | os.PathLike,
+    process: int = 0,
+    *,
+    processes: int = 1,
+    max_row_bytes: int = 1 << 20,
+  ):
+    """Opens the folder, which is made if it is not there.
+
+    Args:
+      dir: the folder.
+      process: this one, which writes a shard of its own.
+      processes: how many there are.
+      max_row_bytes: longest row.
+    """
     self.dir = pathlib.Path(dir)
     self.dir.mkdir(parents=True, exist_ok=True)
-    self._process = process
+    self._process, self._processes = process, processes
     self._max_row_bytes = max_row_bytes
     self._keys: dict[tuple, tuple[dict[pathlib.Path, int], set]] = {}
 
@@ -199,12 +214,18 @@ class Records:
     return found
 
   def rewind(self, name: str, step: int, *, field: str = "step") -> int:
-    """Removes this process's rows of steps after `step`, which a resumed run writes again.
+    """Removes the rows of steps after `step`, which a resumed run writes again.
 
-    Other `Records` of the same folder must be made anew afterwards. Returns how many were removed.
+    Each process sees to its own shard, and to its share of those that an earlier run of more
+    processes left. Other `Records` of the same folder must be made anew afterwards. Returns how
+    many were removed.
     """
     self._keys = {key: value for key, value in self._keys.items() if key[0] != name}
-    return self._shard(name).rewind(step, field=field)
+    return sum(
+      shard.rewind(step, field=field)
+      for shard in self._shards(name)
+      if int(shard.path.stem.rpartition("-")[2]) % self._processes == self._process
+    )
 
   def _shard(self, name: str) -> JsonLines:
     if not _NAME.fullmatch(name):

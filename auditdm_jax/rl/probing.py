@@ -3,6 +3,9 @@
 
 A sample ends in one of three ways: as a probe (an image and a question), malformed by the auditor's
 fault, or invalid by nobody's.
+
+Of several processes all know all samples, and each asks its image service for its share of the
+images: which image came, or why none did, is gathered once per step.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +18,7 @@ import jax
 import numpy as np
 
 from auditdm_jax.core import metrics as metrics_lib
+from auditdm_jax.core import runtime
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rl.batch import Trajectory, Turn
 from auditdm_jax.rl.draws import KINDS, Prompt, RolloutConfig, draw_seed
@@ -65,7 +69,8 @@ class Begun:
   """First turns, and the images that are being made for them."""
 
   trajectories: list[Trajectory]
-  futures: dict[int, concurrent.futures.Future]  # by place of the trajectory
+  asked: list[int]  # places of the trajectories that wait for an image
+  futures: list[concurrent.futures.Future]  # of this process's share of them
   until: float  # time.monotonic() at which an image is too late
 
 
@@ -119,7 +124,8 @@ class Prober:
       source_ids = [self._pool.image_id(p.index) for p in prompts]
       features = self._features(params, source_ids)
     made: dict[int, Trajectory] = {}
-    futures: dict[int, concurrent.futures.Future] = {}
+    asked: list[int] = []
+    futures: list[concurrent.futures.Future] = []
     for kind in KINDS:
       rows = [r for r, p in enumerate(prompts) if prompts_lib.FIRST_TURN[p.strategy] == kind]
       if not rows:
@@ -144,9 +150,11 @@ class Prober:
           trajectory = self._first(prompts[r], g, turn, source_ids[r])
           made[r * group + g] = trajectory
           if kind != "question" and not trajectory.malformed:
-            futures[r * group + g] = self._request(trajectory, prompts[r])
+            asked.append(r * group + g)
+      for i in runtime.mine(asked)[len(futures) :]:
+        futures.append(self._request(made[i], prompts[i // group]))
     until = time.monotonic() + self._config.deadline_s
-    return Begun([made[i] for i in range(len(made))], futures, until)
+    return Begun([made[i] for i in range(len(made))], asked, futures, until)
 
   def second_turns(
     self, params: Any, begun: Begun, *, step: int, timer: metrics_lib.Timer
@@ -154,15 +162,12 @@ class Prober:
     """Waits for the images, and lets the auditor ask about them."""
     trajectories = list(begun.trajectories)
     with timer("images"):
-      for i, future in begun.futures.items():
-        try:
-          result = future.result(timeout=max(begun.until - time.monotonic(), 0.0))
-        except concurrent.futures.TimeoutError:
-          future.cancel()
-          late = f"DEADLINE: no image after {self._config.deadline_s:g} s"
-          trajectories[i] = dataclasses.replace(trajectories[i], invalid=late)
-        else:
-          trajectories[i] = self._received(trajectories[i], result)
+      came = [self._received(future, begun.until) for future in begun.futures]
+      if begun.asked:
+        for process, own in enumerate(runtime.gather(came)):
+          places = runtime.mine(begun.asked, process)
+          for i, outcome in zip(places, own, strict=True):
+            trajectories[i] = dataclasses.replace(trajectories[i], **outcome)
     return self._ask_about_images(params, trajectories, step=step, timer=timer)
 
   def _first(self, prompt: Prompt, g: int, turn: Turn, source_id: str) -> Trajectory:
@@ -218,14 +223,17 @@ class Prober:
       height=source.shape[0],
     )
 
-  def _received(self, trajectory: Trajectory, result: ImageResult) -> Trajectory:
-    """Files the image, or whose fault it is that there is none."""
+  def _received(self, future: concurrent.futures.Future, until: float) -> dict[str, str]:
+    """Waits for an image and files it: what changes of the trajectory, or whose fault it is."""
+    try:
+      result = future.result(timeout=max(until - time.monotonic(), 0.0))
+    except concurrent.futures.TimeoutError:
+      future.cancel()
+      return {"invalid": f"DEADLINE: no image after {self._config.deadline_s:g} s"}
     if result.failure is None:
-      return dataclasses.replace(trajectory, image_id=self._keep(result.image))
+      return {"image_id": self._keep(result.image)}
     why = f"{result.failure.reason.name}: {result.failure.message}"
-    if result.failure.fault == "auditor":
-      return dataclasses.replace(trajectory, malformed=why)
-    return dataclasses.replace(trajectory, invalid=why)
+    return {"malformed" if result.failure.fault == "auditor" else "invalid": why}
 
   def _ask_about_images(
     self,

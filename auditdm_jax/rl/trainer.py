@@ -5,6 +5,9 @@ A run that is started again goes on as if it had not stopped. A checkpoint holds
 what novelty and dynamic sampling carry, counts, and nothing random: every draw is a function of
 (seed, step, …). It is written in the background: a kill goes back to the last one that is complete,
 and the rows of the steps after it are removed on resume, since they are written again.
+
+Several processes do the same steps on the same values (`core.runtime`): each writes its share of the
+completions to a shard of its own, the first one everything else. They stop together.
 """
 
 from collections.abc import Iterator
@@ -16,7 +19,7 @@ import signal
 import threading
 from typing import Any
 
-from auditdm_jax.core import checkpoint, machine, metrics, store
+from auditdm_jax.core import checkpoint, machine, metrics, runtime, store
 from auditdm_jax.core.config import UserError, did_you_mean
 from auditdm_jax.rl import flops
 from auditdm_jax.rl.batch import LearnerBatch
@@ -98,12 +101,12 @@ def train(
     with contextlib.closing(metrics.Progress(steps, name, done=first)) as progress:
       for step in range(first, steps):
         row = run.step(step)
-        done, stopping = step + 1, stop.is_set()
-        run.keep(done, force=done == steps or stopping)
+        done, signum = step + 1, max(runtime.gather(stop.signum))
+        run.keep(done, force=done == steps or bool(signum))
         progress.update(done, **_shown(row))
-        if stopping:
+        if signum:
           run.wait()
-          _leave(stop)
+          _leave(signum)
     return run.result()
 
 
@@ -125,7 +128,9 @@ class _Run:
     self._checkpoints = checkpoint.Checkpointer(
       workdir / "checkpoints" / name, keep=cfg.keep, keep_best=bool(cfg.best)
     )
-    self._records = store.Records(workdir / "records" / name)
+    self._records = store.Records(
+      workdir / "records" / name, runtime.index(), processes=runtime.count()
+    )
     self._writer: metrics.Writer | None = None
     self._compiled = machine.Compilations()
     self._counts = {"completions": 0, "probes": 0}
@@ -154,7 +159,8 @@ class _Run:
       self._counts = {name: int(count) for name, count in extras["counts"].items()}
       self._window.load(extras["window"])
     self._records.rewind(COMPLETIONS, first - 1)
-    self._writer = metrics.Writer(self._workdir, self._name, resume_step=first - 1)
+    if runtime.is_main():
+      self._writer = metrics.Writer(self._workdir, self._name, resume_step=first - 1)
     return first
 
   def step(self, step: int) -> dict[str, float]:
@@ -169,10 +175,12 @@ class _Run:
     if self._cfg.best:
       self._window.add(self._cfg.best, self._metric(row))
     seconds = result.seconds | timer.seconds
-    self._records.append(COMPLETIONS, result.records)
+    runtime.agree([result.records, row], f"step {step}")
+    self._records.append(COMPLETIONS, runtime.mine(result.records))
     row |= {f"seconds/{phase}": value for phase, value in seconds.items()}
     row |= self._machine(row["tokens"], result.flops | self._work(result.batch), seconds)
-    self._writer.write(step, row)
+    if self._writer is not None:
+      self._writer.write(step, row)
     return row
 
   def _metric(self, row: dict[str, float]) -> float:
@@ -205,8 +213,12 @@ class _Run:
     """Stores the auditor where it is to be harvested, and a checkpoint when one is due."""
     if done in self._cfg.harvest or done == self._learner.config.optim.steps:
       extras = {k: v for k, v in self._auditor.extras.items() if k != "tower"} | {"updates": done}
-      trained = dataclasses.replace(self._auditor, params=self._learner.params, extras=extras)
-      save_vlm(self._folder(done), trained)
+      params = self._learner.params
+      if runtime.count() > 1:  # The writer of one process takes a leaf at a time.
+        params = runtime.fetch(params)
+      if runtime.is_main():
+        trained = dataclasses.replace(self._auditor, params=params, extras=extras)
+        save_vlm(self._folder(done), trained)
     due = done % self._cfg.checkpoint_every == 0
     if force or due:
       score = self._window.result().get(self._cfg.best)
@@ -222,6 +234,7 @@ class _Run:
 
   def result(self) -> TrainResult:
     """What is there, once it is all on disk."""
+    runtime.barrier()
     return TrainResult(
       steps=self._learner.config.optim.steps,
       best=self._checkpoints.best(),
@@ -253,8 +266,8 @@ def _shown(row: dict[str, float]) -> dict[str, float]:
   return shown | {"tokens/s": round(row["machine/tokens_per_s"])}
 
 
-class _Stop(threading.Event):
-  """Set by the first signal; keeps which one it was."""
+class _Stop:
+  """The first signal that came, 0 = none so far."""
 
   signum: int = 0
 
@@ -271,7 +284,6 @@ def _asked_to_stop() -> Iterator[_Stop]:
   def handle(signum, frame):
     del frame
     stop.signum = signum
-    stop.set()
     signal.signal(signum, old[signum])
 
   for signum in (signal.SIGINT, signal.SIGTERM):
@@ -283,7 +295,7 @@ def _asked_to_stop() -> Iterator[_Stop]:
       signal.signal(signum, handler)
 
 
-def _leave(stop: _Stop) -> None:
-  if stop.signum == signal.SIGTERM:
+def _leave(signum: int) -> None:
+  if signum == signal.SIGTERM:
     raise SystemExit(128 + signal.SIGTERM)
   raise KeyboardInterrupt
