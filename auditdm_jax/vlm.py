@@ -347,7 +347,7 @@ def load_vlm(path: str | os.PathLike, *, mesh: Mesh | None = None, dtype: Any = 
 
   Args:
     path: the folder, or big_vision's npz; its name becomes the model's.
-    mesh: shard the parameters over this mesh, if it has the axes of `variants.SHARDING_RULES`, or
+    mesh: shard the parameters over this mesh, if it has the axes of `models.sharding`, or
       replicate them, and split batches over it.
     dtype: of the parameters and of the computation.
 

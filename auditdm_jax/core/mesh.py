@@ -5,20 +5,29 @@
 
 One row per kind of param: (regex, one entry per axis: a mesh axis, several, or None); the first
 match wins, axes left out at the end are not split. On one device every rule is the same.
+
+Rows of a batch are split over all axes but "tensor", along which every device works on all rows.
+What is computed under `use(mesh)` is held to layouts by `constrain`; without a mesh, or on one
+device, that is nothing.
 """
 
 from collections.abc import Mapping, Sequence
+import contextlib
 import math
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from auditdm_jax.core import tree as tree_lib
 from auditdm_jax.core.config import UserError, did_you_mean
 
-Rules = Sequence[tuple[str, Sequence[str | Sequence[str] | None]]]
+Entry = str | Sequence[str] | None
+Rules = Sequence[tuple[str, Sequence[Entry]]]
+
+# The axis that splits heads, ffn and vocabulary instead of rows.
+TENSOR = "tensor"
 
 
 def make_mesh(shape: Mapping[str, int], *, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -43,6 +52,67 @@ def make_mesh(shape: Mapping[str, int], *, devices: Sequence[jax.Device] | None 
   return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds, devices=devices)
 
 
+def reshaped(mesh: Mesh, shape: Mapping[str, int]) -> Mesh:
+  """Returns a mesh of the same devices in the same order, so that one program may know both."""
+  devices = list(mesh.devices.flat)
+  sizes = make_mesh(shape, devices=devices).shape
+  kinds = (AxisType.Auto,) * len(sizes)
+  order = np.array(devices).reshape(tuple(sizes.values()))
+  return Mesh(order, tuple(sizes), axis_types=kinds)
+
+
+def use(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+  """Makes `mesh` the one that `constrain` means, for calls of jitted functions inside.
+
+  None, or a mesh of one device, changes nothing.
+  """
+  one = mesh is None or mesh.size == 1
+  return contextlib.nullcontext() if one else jax.set_mesh(mesh)
+
+
+def active() -> AbstractMesh | None:
+  """Returns the mesh of `use`, or None if there is none or it has one device."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return None if mesh.empty or mesh.size == 1 else mesh
+
+
+def row_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+  """Returns the axes over which rows are split."""
+  return tuple(name for name in mesh.axis_names if name != TENSOR)
+
+
+def row_shards(mesh: Mesh | AbstractMesh) -> int:
+  """Returns how many devices share the rows of a batch."""
+  return math.prod(mesh.shape[name] for name in row_axes(mesh))
+
+
+def constrain(x: jax.Array, *entries: Entry) -> jax.Array:
+  """Holds x to one entry per axis, as in a rule; what does not fit the mesh is left out.
+
+  "rows" stands for `row_axes`, "all" for all axes. Nothing happens without `use`.
+  """
+  mesh = active()
+  if mesh is None:
+    return x
+  words = {"rows": row_axes(mesh), "all": mesh.axis_names}
+  named = [words.get(entry, entry) if isinstance(entry, str) else entry for entry in entries]
+  return jax.lax.with_sharding_constraint(x, fitting(mesh, x.shape, named))
+
+
+def fitting(
+  mesh: Mesh | AbstractMesh, shape: Sequence[int], entries: Sequence[Entry]
+) -> PartitionSpec:
+  """Returns the spec without the mesh axes that the mesh lacks or that do not divide the array."""
+  spec = []
+  for size, entry in zip(shape, entries):
+    kept: list[str] = []
+    for name in (entry,) if isinstance(entry, str) else entry or ():
+      if name in mesh.shape and size % math.prod(mesh.shape[n] for n in [*kept, name]) == 0:
+        kept.append(name)
+    spec.append(None if not kept else kept[0] if len(kept) == 1 else tuple(kept))
+  return PartitionSpec(*spec)
+
+
 def shardings(mesh: Mesh, rules: Rules, tree: Any) -> Any:
   """Returns a tree of NamedShardings for a tree of arrays or ShapeDtypeStructs.
 
@@ -62,8 +132,15 @@ def shardings(mesh: Mesh, rules: Rules, tree: Any) -> Any:
 
 
 def batch_sharding(mesh: Mesh, *, axes: Sequence[str] | None = None) -> NamedSharding:
-  """Splits the leading axis over `axes`, by default over every axis of the mesh."""
-  return NamedSharding(mesh, PartitionSpec(tuple(axes or mesh.axis_names)))
+  """Splits the leading axis over `axes`, by default over `row_axes`."""
+  return NamedSharding(mesh, PartitionSpec(tuple(axes or row_axes(mesh))))
+
+
+def rows_sharding(mesh: Mesh, rows: int, *, axes: Sequence[str] | None = None) -> NamedSharding:
+  """`batch_sharding`, but replicated where the devices do not divide the rows."""
+  axes = tuple(axes or row_axes(mesh))
+  even = rows % math.prod(mesh.shape[name] for name in axes) == 0
+  return batch_sharding(mesh, axes=axes) if even else replicated(mesh)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -79,7 +156,7 @@ def place_batch(mesh: Mesh, batch: Any) -> Any:
   )
 
 
-def _entry(entry: str | Sequence[str] | None) -> str | tuple[str, ...] | None:
+def _entry(entry: Entry) -> str | tuple[str, ...] | None:
   return entry if entry is None or isinstance(entry, str) else tuple(entry)
 
 

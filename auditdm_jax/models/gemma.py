@@ -21,6 +21,8 @@ from jax import Array
 import jax.numpy as jnp
 import numpy as np
 
+from auditdm_jax.core import mesh as mesh_lib
+from auditdm_jax.models import sharding
 from auditdm_jax.models.activations import Activation, activate
 
 MASKED = -1e30  # Finite: a row in which everything is masked must not become NaN.
@@ -371,6 +373,7 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x: Array, is_local: Array, past: Past | None, angles: Array, mask: Array):
     cfg = self.cfg
+    x = mesh_lib.constrain(x, "rows")
     pick = is_local.astype(jnp.int32)
     post = {"eps": cfg.norm_eps, "init": cfg.post_norm_init}
     y = RMSNorm(cfg.norm_eps, name="pre_attention_norm")(x)
@@ -424,7 +427,9 @@ class Embedder(nn.Module):
     w = self.param("input_embedding", init, shape)
     if not self.cfg.tied_head:
       self.param("output_embedding", init, shape)
-    x = jnp.take(w, tokens, axis=0).astype(self.cfg.dtype)
+    # Every device looks up what it has of all rows; gathering the table would cost far more.
+    x = jnp.take(w, mesh_lib.constrain(tokens, "data"), axis=0).astype(self.cfg.dtype)
+    x = mesh_lib.constrain(x, "rows")
     # As big_vision and Gemma: the factor itself is rounded to the compute dtype.
     return x * jnp.asarray(self.cfg.width**0.5, x.dtype)
 
@@ -450,7 +455,8 @@ class Gemma(nn.Module):
     if self.split:
       self.layers = [Block(cfg, self.keep_kv, transposed=True) for _ in range(cfg.depth)]
       return
-    block = nn.remat(Block, prevent_cse=False) if cfg.remat else Block
+    gathered = sharding.at_use("llm/layers", Block, dtype=cfg.dtype)
+    block = nn.remat(gathered, prevent_cse=False) if cfg.remat else gathered
     self.layers = nn.scan(
       block,
       variable_axes={"params": 0},

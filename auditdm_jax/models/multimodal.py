@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from auditdm_jax.core import config
+from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.models import gemma, siglip
 
 Params = dict[str, Any]
@@ -79,6 +80,11 @@ class VlmConfig:
     return dataclasses.replace(
       self, text=dataclasses.replace(self.text, dtype=dtype), vision=vision
     )
+
+  def with_remat(self) -> "VlmConfig":
+    """The same model, whose backward pass computes each layer again."""
+    vision = self.vision and dataclasses.replace(self.vision, remat=True)
+    return dataclasses.replace(self, text=dataclasses.replace(self.text, remat=True), vision=vision)
 
 
 class Projector(nn.Module):
@@ -136,7 +142,7 @@ def encode_images(cfg: VlmConfig, params: Params, pixels: Array) -> Array:
 
 def project(cfg: VlmConfig, params: Params, features: Array) -> Array:
   """Returns image tokens [B,M,D] of features [B,P,Dv]."""
-  head = params["img"]["head"]
+  head = jax.tree.map(mesh_lib.constrain, params["img"]["head"])
   head = {"Dense": head} if cfg.kind == "paligemma" else head
   return Projector(cfg).apply({"params": head}, features)
 
@@ -337,6 +343,8 @@ def _is_split(params: Params) -> bool:
 def unembed(cfg: VlmConfig, params: Params, x: Array) -> Array:
   """Returns fp32 logits [...,V] of hidden states [...,D]: the only road from one to the other."""
   w = params["llm"]["embedder"]["input_embedding" if cfg.text.tied_head else "output_embedding"]
+  # The vocabulary stays where it lies; it is the few rows that travel, see `models.sharding`.
+  w, x = mesh_lib.constrain(w, ("fsdp", "tensor")), mesh_lib.constrain(x, "data")
   # Operands in the compute dtype, accumulation in fp32: bf16 logits of size 30 have an ulp of .125.
   w, fp32 = w.astype(x.dtype), jnp.float32
   if _is_split(params):
@@ -404,8 +412,17 @@ def token_logprobs(
     return piece(x, targets)
   shape, n = targets.shape, targets.size
   pad = -n % chunk
-  xs = jnp.pad(x.reshape(n, -1), ((0, pad), (0, 0))).reshape(-1, chunk, x.shape[-1])
-  ts = jnp.pad(targets.reshape(n), (0, pad)).reshape(-1, chunk)
+
+  def cut(x):
+    """[n,…] -> [pieces,chunk,…]: token i goes to piece i % pieces, an equal share of every row."""
+    x = jnp.pad(
+      x.reshape(n, *x.shape[targets.ndim :]), [(0, pad)] + [(0, 0)] * (x.ndim - targets.ndim)
+    )
+    return x.reshape(chunk, -1, *x.shape[1:]).swapaxes(0, 1)
+
+  def join(x):
+    return x.swapaxes(0, 1).reshape(-1)[:n].reshape(shape)
+
   body = jax.checkpoint(lambda carry, args: (carry, piece(*args)))
-  _, (logp, entropy) = jax.lax.scan(body, None, (xs, ts))
-  return logp.reshape(-1)[:n].reshape(shape), entropy.reshape(-1)[:n].reshape(shape)
+  _, (logp, entropy) = jax.lax.scan(body, None, (cut(mesh_lib.constrain(x, "data")), cut(targets)))
+  return join(logp), join(entropy)

@@ -14,7 +14,11 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
+from auditdm_jax.core import mesh as mesh_lib
+from auditdm_jax.models import sharding
 from auditdm_jax.models.activations import Activation, activate
+
+_WHOLE_SCORES = 1 << 20  # Above that many scores per head, a head at a time.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,11 +107,22 @@ class MultiHeadDotProductAttention(nn.Module):
       Linear((d, n, h), (n, h), d, name=name)("bpd,dnh->bpnh", x)
       for name in ("query", "key", "value")
     )
-    # fp32 for the softmax, as in the decoder.
-    logits = jnp.einsum("bpnh,bqnh->bnpq", q * h**-0.5, k, preferred_element_type=jnp.float32)
-    probs = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
-    out = jnp.einsum("bnpq,bqnh->bpnh", probs, v)
+    q = q * h**-0.5
+    if x.shape[1] ** 2 <= _WHOLE_SCORES:
+      out = _attend(q, k, v)
+    else:  # 896 pixels are 4,096 patches: the scores of 16 heads would be a gigabyte per image.
+      heads = (jnp.moveaxis(part, 2, 0)[:, :, :, None] for part in (q, k, v))
+      out = jax.lax.map(jax.checkpoint(lambda head: _attend(*head)), tuple(heads))
+      out = jnp.moveaxis(out[:, :, :, 0], 0, 2)
     return Linear((n, h, d), (d,), d, name="out")("bpnh,nhd->bpd", out)
+
+
+def _attend(q: Array, k: Array, v: Array) -> Array:
+  """Attention of scaled queries [B,P,N,H]."""
+  # fp32 for the softmax, as in the decoder.
+  logits = jnp.einsum("bpnh,bqnh->bnpq", q, k, preferred_element_type=jnp.float32)
+  probs = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+  return jnp.einsum("bnpq,bqnh->bpnh", probs, v)
 
 
 class MlpBlock(nn.Module):
@@ -128,6 +143,7 @@ class EncoderBlock(nn.Module):
   @nn.compact
   def __call__(self, x: Array, _: None) -> tuple[Array, None]:
     cfg = self.cfg
+    x = mesh_lib.constrain(x, "all")
     y = LayerNorm(cfg.norm_eps, name="LayerNorm_0")(x)
     x = x + MultiHeadDotProductAttention(cfg.num_heads, name="MultiHeadDotProductAttention_0")(y)
     y = LayerNorm(cfg.norm_eps, name="LayerNorm_1")(x)
@@ -139,7 +155,10 @@ class Encoder(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    block = nn.remat(EncoderBlock, prevent_cse=False) if self.cfg.remat else EncoderBlock
+    gathered = sharding.at_use(
+      "img/Transformer/encoderblock", EncoderBlock, dtype=self.cfg.dtype, keep=()
+    )
+    block = nn.remat(gathered, prevent_cse=False) if self.cfg.remat else gathered
     x, _ = nn.scan(
       block,
       variable_axes={"params": 0},
@@ -186,6 +205,7 @@ class PatchEmbedding(nn.Module):
   def __call__(self, pixels: Array) -> Array:
     p, d = self.cfg.patch_size, self.cfg.width
     kernel = self.param("kernel", nn.initializers.normal((p * p * 3) ** -0.5), (p, p, 3, d))
+    kernel = mesh_lib.constrain(kernel)
     bias = self.param("bias", nn.initializers.zeros, (d,))
     b, n = pixels.shape[0], self.cfg.image_size // p
     x = pixels[:, : n * p, : n * p].astype(self.cfg.dtype).reshape(b, n, p, n, p, 3)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The published models as data, and how their parameters are split over a mesh.
+"""The published models as data.
 
 Sizes are those of the published configs. The vocabulary of PaliGemma is big_vision's, 256,000
 pieces, 1,024 `<loc>` and 128 `<seg>`, whose first free id marks an image slot; the Hugging Face
@@ -9,15 +9,10 @@ files pad it to 257,216 rows.
 from collections.abc import Mapping
 import dataclasses
 import math
-import re
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 
-from auditdm_jax.core import mesh as mesh_lib
-from auditdm_jax.core import tree as tree_lib
-from auditdm_jax.core.config import UserError
 from auditdm_jax.models.gemma import GemmaConfig, alternate
 from auditdm_jax.models.multimodal import VlmConfig
 from auditdm_jax.models.siglip import SiglipConfig
@@ -115,55 +110,6 @@ VARIANTS: Mapping[str, VlmConfig] = {
   "gemma3_27b": _gemma3_vision(_gemma3(5376, 62, 21_504, 32, 16, head_dim=128, scalar=168)),
   **_paligemmas(),
 }
-
-# (regex, mesh axes per array axis) for every parameter of every model, which matches one row only.
-# "tensor" splits heads, ffn and vocabulary, "fsdp" the other big axis; layers are scanned over and
-# stay whole, and what is smaller than a megabyte is not worth a gather.
-SHARDING_RULES: mesh_lib.Rules = (
-  (r"^llm/embedder/(input|output)_embedding$", ("tensor", "fsdp")),
-  (r"^llm/layers/attn/q_einsum/w$", (None, "tensor", "fsdp")),
-  (r"^llm/layers/attn/kv_einsum/w$", (None, None, "tensor", "fsdp")),
-  (r"^llm/layers/attn/attn_vec_einsum/w$", (None, "tensor", None, "fsdp")),
-  (r"^llm/layers/mlp/gating_einsum$", (None, None, "fsdp", "tensor")),
-  (r"^llm/layers/mlp/linear$", (None, "tensor", "fsdp")),
-  (r"^llm/.*(/scale|_einsum/b)$", ()),
-  (r"^img/embedding/kernel$", (None, None, None, "fsdp")),
-  (r"^img/pos_embedding$", (None, None, "fsdp")),
-  (r"^img/Transformer/.*/(query|key|value)/kernel$", (None, "fsdp", "tensor")),
-  (r"^img/Transformer/.*/out/kernel$", (None, "tensor", None, "fsdp")),
-  (r"^img/Transformer/.*/Dense_0/kernel$", (None, "fsdp", "tensor")),
-  (r"^img/Transformer/.*/Dense_1/kernel$", (None, "tensor", "fsdp")),
-  (r"^img/(head/kernel|head/input_projection/w)$", ("fsdp", "tensor")),
-  (r"^img/pooling_head/", ()),
-  (r"^img/.*/(scale|bias)$", ()),
-)
-
-
-def shardings(mesh: Mesh, params: Any) -> Any:
-  """Returns NamedShardings for the parameters of any model by `SHARDING_RULES`.
-
-  A mesh axis that the mesh lacks, or that does not divide the array (one kv-head over four
-  devices), is left out: the array is whole along it.
-
-  Args:
-    mesh: with the axes "fsdp", "tensor", both or neither.
-    params: the parameters or their `jax.ShapeDtypeStruct`s.
-
-  Raises:
-    UserError: a parameter that no rule matches, or several.
-  """
-  rules = []
-  for path, leaf in tree_lib.flatten(params).items():
-    matching = [axes for regex, axes in SHARDING_RULES if re.search(regex, path)]
-    if len(matching) != 1:
-      raise UserError(f"{path} {leaf.shape}: {len(matching)} of the sharding rules match, not one")
-    fits = [a if _divides(mesh, a, n) else None for a, n in zip(matching[0], leaf.shape)]
-    rules.append((f"^{re.escape(path)}$", tuple(fits)))
-  return mesh_lib.shardings(mesh, rules, params)
-
-
-def _divides(mesh: Mesh, axis: str | None, size: int) -> bool:
-  return axis in mesh.shape and size % mesh.shape[axis] == 0
 
 
 def num_params(params: Any) -> int:

@@ -45,9 +45,9 @@ from auditdm_jax.models import (
   hf_config,
   leaves,
   multimodal,
+  sharding,
   siglip,
   tensor_files,
-  variants,
 )
 from auditdm_jax.models.leaves import Leaf
 from auditdm_jax.models.multimodal import Params, VlmConfig
@@ -118,7 +118,7 @@ def load(
 
   Args:
     path: see `open_model`.
-    mesh: where to: split by `variants.SHARDING_RULES` over its axes "fsdp" and "tensor", and
+    mesh: where to: split by `sharding.SHARDING_RULES` over its axes "fsdp" and "tensor", and
       replicated over the others; None is the default device.
     dtype: of the parameters; None keeps that of the file.
     model: see `open_model`.
@@ -131,7 +131,7 @@ def load(
   flat = opened.tree
   if dtype is not None:
     flat = {k: leaves.cast(v, jnp.dtype(dtype)) for k, v in flat.items()}
-  where = None if mesh is None else variants.shardings(mesh, leaves.abstract(flat))
+  where = None if mesh is None else sharding.shardings(mesh, leaves.abstract(flat))
   placed = leaves.place(flat, where)
   return Loaded(opened.cfg, tree.unflatten(placed), opened.extras, opened.side)
 

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core import tree as tree_lib
 from auditdm_jax.models import multimodal
 from auditdm_jax.rl import batch as batch_lib
@@ -53,6 +54,7 @@ class OptimConfig:
     head_chunk: tokens per chunk of the head, 0 = all at once.
     micro_rows: rows per micro-batch, 0 = all at once. Saves memory, and on a CPU time: small ones
       stay in its cache.
+    remat: compute each layer again in the backward pass instead of keeping what is in it.
   """
 
   steps: int = 1000
@@ -68,6 +70,7 @@ class OptimConfig:
   shared_prefix: bool = True
   head_chunk: int = 0
   micro_rows: int = 0
+  remat: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,12 +117,18 @@ def optimizer(cfg: OptimConfig) -> optax.GradientTransformation:
 
 
 def image_features(cfg: StepConfig, params: FlatParams, batch: batch_lib.LearnerBatch) -> jax.Array:
-  """f[U,P,D], once per image: the batch's own, or the tower's where it trains."""
-  if batch.pixels is None:
-    return batch.features
-  features = multimodal.encode_images(cfg.model, tree_lib.unflatten(params), batch.pixels)
-  # The gradients of all micro-batches meet here: in fp32.
-  return features.astype(jnp.float32)
+  """f[U,M,D], once per image: the batch's own, or the tower's where it trains; pooled.
+
+  Images are split over the devices until here, and from here on everywhere: any row may look at
+  any. So they come as the image tokens that they become: a sixteenth of Gemma 3's patches.
+  """
+  features, model = batch.features, cfg.model
+  if batch.pixels is not None:
+    features = multimodal.encode_images(model, tree_lib.unflatten(params), batch.pixels)
+  features = multimodal.pool(features.astype(model.text.dtype), model.mm_tokens)
+  if batch.pixels is not None:
+    features = features.astype(jnp.float32)  # The gradients of all micro-batches meet here.
+  return mesh_lib.constrain(features)
 
 
 def forward_logprobs(

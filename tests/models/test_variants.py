@@ -11,7 +11,7 @@ import pytest
 
 from auditdm_jax.core import tree
 from auditdm_jax.core.config import UserError
-from auditdm_jax.models import multimodal, variants
+from auditdm_jax.models import multimodal, sharding, variants
 
 # Billions of parameters, as published; the tower and the head that is tied counted once.
 PUBLISHED = {
@@ -44,7 +44,7 @@ def test_parameter_counts_are_the_published_ones(name):
 @pytest.mark.parametrize("name", SMALL)
 def test_every_parameter_is_matched_by_one_rule(name):
   for path in tree.flatten(shapes(name)):
-    matching = [regex for regex, _ in variants.SHARDING_RULES if re.search(regex, path)]
+    matching = [regex for regex, _ in sharding.SHARDING_RULES if re.search(regex, path)]
     assert len(matching) == 1, (path, matching)
 
 
@@ -55,9 +55,9 @@ def mesh(**sizes):
 
 def test_shardings_of_a_full_size_model():
   flat = tree.flatten(shapes("gemma3_27b"))
-  got = tree.flatten(variants.shardings(mesh(fsdp=8, tensor=4), shapes("gemma3_27b")))
+  got = tree.flatten(sharding.shardings(mesh(fsdp=8, tensor=4), shapes("gemma3_27b")))
   assert {path: s.spec for path, s in got.items() if path.startswith("llm/") and s.spec} == {
-    "llm/embedder/input_embedding": P("tensor", "fsdp"),
+    "llm/embedder/input_embedding": P(("fsdp", "tensor"), None),
     "llm/layers/attn/q_einsum/w": P(None, "tensor", "fsdp"),
     "llm/layers/attn/kv_einsum/w": P(None, None, "tensor", "fsdp"),
     "llm/layers/attn/attn_vec_einsum/w": P(None, "tensor", None, "fsdp"),
@@ -69,15 +69,15 @@ def test_shardings_of_a_full_size_model():
 
 
 def test_what_does_not_divide_stays_whole():
-  one_kv_head = variants.shardings(mesh(fsdp=2, tensor=4), shapes("gemma3_1b"))
+  one_kv_head = sharding.shardings(mesh(fsdp=2, tensor=4), shapes("gemma3_1b"))
   spec = one_kv_head["llm"]["layers"]["attn"]["kv_einsum"]["w"].spec
   assert spec == P(None, None, None, "fsdp")
-  data_only = variants.shardings(mesh(fsdp=2, data=4), shapes("paligemma_3b_224"))
-  assert data_only["llm"]["embedder"]["input_embedding"].spec == P(None, "fsdp")
+  data_only = sharding.shardings(mesh(fsdp=2, data=4), shapes("paligemma_3b_224"))
+  assert data_only["llm"]["embedder"]["input_embedding"].spec == P("fsdp", None)
 
 
 def test_a_parameter_without_a_rule_is_named():
-  with pytest.raises(UserError, match=r"llm/adapter/w \(4, 4\): 0 of the sharding rules"):
-    variants.shardings(
+  with pytest.raises(UserError, match=r"llm/adapter/w \(4, 4\): none of the sharding rules"):
+    sharding.shardings(
       mesh(fsdp=2), {"llm": {"adapter": {"w": jax.ShapeDtypeStruct((4, 4), "float32")}}}
     )

@@ -110,7 +110,8 @@ def test_a_non_finite_step_is_skipped_and_counted(learner):
 def test_padding_rows_and_padded_tokens_change_nothing(learner):
   saved = jax.tree.map(np.asarray, learner.state)
   first = learner.update(tiny.batch())
-  learner.state = jax.device_put(saved, learner._shardings)
+  shardings = jax.tree.map(lambda x: x.sharding, learner.abstract_state())
+  learner.state = jax.device_put(saved, shardings)
   garbage = tiny.batch()
   rows = garbage.parts[0]
   rows.logp_sampler[~rows.loss_mask] = np.nan
@@ -467,12 +468,13 @@ EIGHT = """
   from tests.rl import tiny
   frozen, vlm = {frozen!r}, tiny.auditor()
 
-  def run(devices, rules, micro_rows):
+  def run(devices, rules, micro_rows, axes, rollout):
+    kinds = jax.devices()[:devices]
     ln = learner.Learner(
       vlm.cfg, t.MIXED,
       optim=step.OptimConfig(steps=10, lr=1e-3, micro_rows=micro_rows, frozen=frozen),
-      mesh=mesh.make_mesh({{"data": devices}}, devices=jax.devices()[:devices]), rules=rules,
-      params=vlm.params, sampler_rules=[("mlp/linear", (None, "data")), (".*", ())])
+      mesh=mesh.make_mesh(axes, devices=kinds), rules=rules, params=vlm.params,
+      rollout_mesh=mesh.make_mesh(rollout, devices=kinds) if rollout else None)
     metrics = []
     for seed in range(2):
       rows, _ = t.both_layouts(prompts=16, seed=seed)
@@ -487,15 +489,42 @@ EIGHT = """
     }}
 
   rules = [("input_embedding", (None, "data")), ("mlp", ()), (".*", ())]
-  print(json.dumps([run(1, [(".*", ())], 0), run(8, rules, 8)]))
+  print(json.dumps([
+    run(1, [(".*", ())], 0, {{"data": 1}}, None),
+    run(8, {{"rules": rules, "models": ()}}[{rules!r}], 8, {mesh}, {rollout}),
+  ]))
 """
 
 
-@pytest.mark.parametrize("frozen", TOWERS)
-def test_one_device_equals_eight(run_python, frozen):
-  """Shared rows, all at once on one device; on eight in micro-batches, with params split."""
-  one, eight = json.loads(run_python(EIGHT.format(frozen=frozen), devices=8, timeout_s=300))
-  assert eight["split"] == [1, 1] and eight["same"]
+# (rules, mesh of training, mesh of the rollout)
+SPLITS = [
+  ("rules", {"data": 8}, {"fsdp": 4, "tensor": 2}),
+  ("models", {"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "tensor": 2}),
+  ("models", {"fsdp": 4, "tensor": 2}, None),
+]
+
+
+@pytest.mark.parametrize(
+  ("frozen", "split"),
+  [
+    (step.TOWER, SPLITS[1]),
+    *(
+      pytest.param(frozen, split, marks=pytest.mark.slow)
+      for frozen, split in [
+        (step.TOWER, SPLITS[0]),
+        (step.TOWER, SPLITS[2]),
+        *((ALL, split) for split in SPLITS),
+      ]
+    ),
+  ],
+)
+def test_one_device_equals_eight(run_python, frozen, split):
+  """Shared rows, all at once on one device; on eight split in several ways, as are the params."""
+  rules, train, rollout = split
+  source = EIGHT.format(frozen=frozen, rules=rules, mesh=train, rollout=rollout)
+  one, eight = json.loads(run_python(source, devices=8, timeout_s=300))
+  assert eight["same"] and eight["split"][0] >= 1
+  assert eight["split"][1] >= 1 or rollout is None
   for a, b in zip(one["metrics"], eight["metrics"]):
     for name in a:
       assert a[name] == pytest.approx(b[name], rel=2e-3, abs=1e-5), name

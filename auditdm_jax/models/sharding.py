@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the models lie on a mesh: where parameters are kept, and where they are when they are used.
+
+    mesh axes      rows of a batch    kept parameters          used parameters
+    data           split              whole                    whole
+    fsdp           split              split                    gathered, a layer at a time
+    tensor         whole              split                    split: heads, ffn, vocabulary
+
+An axis that splits the rows cannot split a weight at its use: left to itself, XLA for TPUs would
+not gather it but send it around in pieces, a hundred thousand messages a step. So each scanned
+stack says `at_use` in its body. The vision tower is small: its rows are split over all axes, and it
+is gathered over all of them. The head is the largest weight and is not gathered at all: it takes
+the rows instead.
+"""
+
+from collections.abc import Sequence
+import re
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax import Array
+from jax.sharding import Mesh
+
+from auditdm_jax.core import mesh as mesh_lib
+from auditdm_jax.core import tree as tree_lib
+from auditdm_jax.core.config import UserError
+
+# (regex, mesh axes per array axis) for every parameter of every model, which matches one row only.
+# Layers are scanned over and stay whole, and what is smaller than a megabyte is not worth a gather.
+SHARDING_RULES: mesh_lib.Rules = (
+  (r"^llm/embedder/(input|output)_embedding$", (("fsdp", "tensor"), None)),
+  (r"^llm/layers/attn/q_einsum/w$", (None, "tensor", "fsdp")),
+  (r"^llm/layers/attn/kv_einsum/w$", (None, None, "tensor", "fsdp")),
+  (r"^llm/layers/attn/attn_vec_einsum/w$", (None, "tensor", None, "fsdp")),
+  (r"^llm/layers/mlp/gating_einsum$", (None, None, "fsdp", "tensor")),
+  (r"^llm/layers/mlp/linear$", (None, "tensor", "fsdp")),
+  (r"^llm/.*(/scale|_einsum/b)$", ()),
+  (r"^img/embedding/kernel$", (None, None, None, "fsdp")),
+  (r"^img/pos_embedding$", (None, None, "fsdp")),
+  (r"^img/Transformer/.*/(query|key|value)/kernel$", (None, "fsdp", "tensor")),
+  (r"^img/Transformer/.*/out/kernel$", (None, "tensor", None, "fsdp")),
+  (r"^img/Transformer/.*/Dense_0/kernel$", (None, "fsdp", "tensor")),
+  (r"^img/Transformer/.*/Dense_1/kernel$", (None, "tensor", "fsdp")),
+  (r"^img/(head/kernel|head/input_projection/w)$", ("fsdp", "tensor")),
+  (r"^img/pooling_head/", ()),
+  (r"^img/.*/(scale|bias)$", ()),
+)
+
+
+def shardings(
+  mesh: Mesh, params: Any, *, rules: mesh_lib.Rules = SHARDING_RULES, whole: Sequence[str] = ()
+) -> Any:
+  """Returns NamedShardings for the parameters of any model.
+
+  A mesh axis that the mesh lacks, or that does not divide the array (one kv-head over four
+  devices), is left out: the array is whole along it.
+
+  Args:
+    mesh: with the axes of the rules, or some of them.
+    params: the parameters or their `jax.ShapeDtypeStruct`s.
+    rules: the first match wins.
+    whole: mesh axes along which nothing is split, such as "fsdp" for a model that decodes.
+
+  Raises:
+    UserError: a parameter that no rule matches.
+  """
+  rows = []
+  for path, leaf in tree_lib.flatten(params).items():
+    entries = [_without(entry, whole) for entry in _rule(rules, path, leaf.shape)]
+    rows.append((f"^{re.escape(path)}$", mesh_lib.fitting(mesh, leaf.shape, entries)))
+  return mesh_lib.shardings(mesh, rows, params)
+
+
+def at_use(
+  prefix: str, block: type[nn.Module], *, dtype: str, keep: Sequence[str] = ("tensor",)
+) -> type[nn.Module]:
+  """Returns the module of a scanned layer, which gathers its parameters if there is a mesh.
+
+  Args:
+    prefix: where the layer's parameters lie in the model, such as "llm/layers".
+    block: the layer.
+    dtype: of the computation. The weights are gathered in it: half the bytes.
+    keep: mesh axes over which they stay split.
+  """
+  mesh = mesh_lib.active()
+  if mesh is None:
+    return block
+
+  def use(path: str, w: Array) -> Array:
+    entries = _rule(SHARDING_RULES, f"{prefix}/{path}", w.shape)[1:]
+    if not entries:
+      return w  # Small: whole everywhere, and norms compute in fp32.
+    kept = [_only(entry, keep) for entry in entries]
+    spec = mesh_lib.fitting(mesh, w.shape, kept)
+    return jax.lax.with_sharding_constraint(w.astype(dtype), spec)
+
+  def gather(variables):
+    flat = tree_lib.flatten(variables["params"])
+    return {"params": tree_lib.unflatten({path: use(path, w) for path, w in flat.items()})}
+
+  return nn.map_variables(block, "params", trans_in_fn=gather, init=False)
+
+
+def _rule(rules: mesh_lib.Rules, path: str, shape: Sequence[int]) -> Sequence[mesh_lib.Entry]:
+  for regex, entries in rules:
+    if re.search(regex, path):
+      return entries
+  raise UserError(f"{path} {tuple(shape)}: none of the sharding rules matches")
+
+
+def _names(entry: mesh_lib.Entry) -> tuple[str, ...]:
+  return (entry,) if isinstance(entry, str) else tuple(entry or ())
+
+
+def _without(entry: mesh_lib.Entry, names: Sequence[str]) -> tuple[str, ...]:
+  return tuple(name for name in _names(entry) if name not in names)
+
+
+def _only(entry: mesh_lib.Entry, names: Sequence[str]) -> tuple[str, ...]:
+  return tuple(name for name in _names(entry) if name in names)
