@@ -61,8 +61,8 @@ def usage() -> str:
       *rows,
       f"{' and '.join(sorted(_TOOLS))} have other flags: --help after the stage lists them.",
       "The same command run again continues where it stopped.",
-      "Several processes: --distributed on each of them. TPU pods, GKE, SLURM and Open MPI are asked"
-      " for the rest; elsewhere --coordinator=host:port --processes=N --process=K.",
+      "Several processes: --distributed on each of them. TPU pods, GKE, SLURM and Open MPI tell the"
+      " rest; elsewhere --coordinator=host:port --processes=N --process=K.",
     ]
   )
 

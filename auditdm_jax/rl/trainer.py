@@ -6,8 +6,8 @@ what novelty and dynamic sampling carry, counts, and nothing random: every draw 
 (seed, step, …). It is written in the background: a kill goes back to the last one that is complete,
 and the rows of the steps after it are removed on resume, since they are written again.
 
-Several processes do the same steps on the same values (`core.runtime`): each writes its share of the
-completions to a shard of its own, the first one everything else. They stop together.
+Several processes do the same steps on the same values (`core.runtime`): each writes its share of
+the completions to a shard of its own, the first one everything else. They stop together.
 """
 
 from collections.abc import Iterator

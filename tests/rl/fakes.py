@@ -166,10 +166,10 @@ def rollout(
     auditor=tiny.auditor(),
     pool=pool,
     bank=bank or Bank(),
-    load=store,
-    keep=store.keep,
     client=client or Client(),
     **{
+      "load": store,
+      "keep": store.keep,
       "features": lambda params, image_ids: features(image_ids),
       "key_of": lambda question, answer: (answer,),
       "per_row": group_size,
