@@ -1,23 +1,153 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What makes the images: the protocol, a job for it, and how a batch of jobs is run."""
+"""What makes the images: the protocol of a backend, and what it is given and gives back."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
-from typing import Any, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
+Mode = Literal["generate", "edit", "sham"]
+Progress = Callable[[int, int], None]  # (steps done, of n); may raise Cancelled.
+
+
+class Cancelled(Exception):
+  """Raised by `progress` when nobody waits for any row; a backend lets it through."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+  """What a backend is and what it takes; constant once it is loaded.
+
+  Attributes:
+    name: of the model.
+    revision: of its weights.
+    properties: whatever else decides the pixels (dtype, library versions), as text.
+    modes: those it can do; "sham" encodes and decodes the source and changes nothing else.
+    steps: the default number; 0 = there are no steps to choose.
+    guidance: the default scale; None = there is none to choose.
+    negative: whether it takes a negative prompt.
+    sizes: (width, height) it can draw; () = any whose sides are multiples of `multiple`.
+    multiple: of the sides.
+    batch_sizes: ascending; a batch is padded to the next of them, and a deterministic one to the
+      last. () = rows do not depend on the number of rows.
+  """
+
+  name: str
+  revision: str = ""
+  properties: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  modes: tuple[Mode, ...] = ("generate", "edit")
+  steps: int = 0
+  guidance: float | None = None
+  negative: bool = False
+  sizes: tuple[tuple[int, int], ...] = ()
+  multiple: int = 1
+  batch_sizes: tuple[int, ...] = ()
+
+  @functools.cached_property
+  def identity(self) -> str:
+    """Equal requests to equal identities give equal images."""
+    parts = self.name, self.revision, sorted(self.properties.items())
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+  """A validated request, its defaults filled in.
+
+  Attributes:
+    text: the caption or the instruction.
+    source: u8[H,W,3] of an edit or sham, None to generate; width and height are its own.
+    steps: 0 where Info.steps is 0.
+    guidance: None where Info.guidance is None.
+    negative: "" = none; never given where Info.negative is False.
+    deterministic: the image must not depend, by a single bit, on what shares its batch.
+    sham: only encode and decode the source; the text is empty.
+  """
+
+  request_id: str
+  text: str
+  seed: int
+  width: int
+  height: int
+  source: np.ndarray | None = None
+  steps: int = 0
+  guidance: float | None = None
+  negative: str = ""
+  deterministic: bool = False
+  sham: bool = False
+
+  @property
+  def mode(self) -> Mode:
+    if self.sham:
+      return "sham"
+    return "generate" if self.source is None else "edit"
+
+  @property
+  def cost(self) -> int:
+    """Pixels times steps."""
+    return self.width * self.height * max(self.steps, 1)
+
+  @property
+  def key(self) -> tuple:
+    """Jobs with equal keys can share a batch."""
+    return (
+      self.mode, self.width, self.height, self.steps, self.guidance, bool(self.negative),
+      self.deterministic,
+    )  # fmt: skip
+
+  @property
+  def source_bytes(self) -> int:
+    return 0 if self.source is None else self.source.nbytes
+
+  @functools.cached_property
+  def fingerprint(self) -> bytes:
+    """Hash of all but the id."""
+    digest = hashlib.sha256(repr((self.key, self.seed, self.text, self.negative)).encode())
+    if self.source is not None:
+      digest.update(self.source.data)
+    return digest.digest()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Made:
+  """One image.
+
+  Attributes:
+    image: u8[H,W,3], contiguous.
+    truncated: the model saw only the beginning of the text.
+  """
+
+  image: np.ndarray
+  truncated: bool = False
+
 
 class Backend(Protocol):
-  """Called from one thread, with rows of one kind and size.
+  """Made, warmed up and called in one and the same thread.
 
-  Each row gives u8[H,W,3] or the exception that is its own: a ValueError says that the caption or
-  instruction cannot be carried out (the auditor's fault), anything else that the backend failed.
-  An exception that is raised concerns the batch, which is then halved to find the row.
-  A row must depend on its own text, seed and source only, not on its companions.
+  `run` is given 1 to max_batch jobs of one key, padded as Info.batch_sizes says, and returns one
+  row per job in order: Made, or the exception that is this row's own. A ValueError says that the
+  text cannot be carried out (the auditor's fault); any other that the backend failed.
+
+  What it raises concerns the whole batch: MemoryError says that the batch is too large (clear the
+  caches first) and makes this key's batches smaller from then on; any other exception makes the
+  batch be halved until the poisoned row is alone. After a raise the backend must be usable.
+
+  It calls `progress(i, n)` after each step i = 1..n, if it has steps; Cancelled passes through.
+
+  A row depends on its own job only: its own noise from its own seed, whatever its place in the
+  batch. With Info.batch_sizes, bitwise so at equal numbers of rows.
   """
+
+  def info(self) -> Info: ...
+
+  def run(self, jobs: Sequence[Job], progress: Progress) -> Sequence[Made | Exception]: ...
+
+
+class Draw(Protocol):
+  """A simpler thing that `Plain` makes a backend of: rows of functions, without steps."""
 
   def generate(
     self, prompts: list[str], seeds: list[int], *, width: int, height: int
@@ -27,73 +157,23 @@ class Backend(Protocol):
     self, images: list[np.ndarray], instructions: list[str], seeds: list[int]
   ) -> list[np.ndarray | Exception]: ...
 
-  def info(self) -> dict[str, Any]: ...
 
+class Plain:
+  """A backend of a `Draw`."""
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Job:
-  """A validated request.
+  def __init__(self, draw: Draw, info: Info):
+    self._draw, self._info = draw, info
 
-  Attributes:
-    source: u8[H,W,3] of an edit, None to generate.
-  """
+  def info(self) -> Info:
+    return self._info
 
-  request_id: str
-  text: str
-  seed: int
-  width: int
-  height: int
-  source: np.ndarray | None = None
-
-  @property
-  def key(self) -> tuple[str, int, int]:
-    """Jobs with equal keys can share a batch."""
-    return "generate" if self.source is None else "edit", self.width, self.height
-
-  @property
-  def source_bytes(self) -> int:
-    return 0 if self.source is None else self.source.nbytes
-
-  @functools.cached_property
-  def fingerprint(self) -> bytes:
-    """Hash of all but the id."""
-    digest = hashlib.sha256(repr((self.key, self.seed, self.text)).encode())
-    if self.source is not None:
-      digest.update(self.source.data)
-    return digest.digest()
-
-
-def run_batch(backend: Backend, jobs: Sequence[Job]) -> list[np.ndarray | Exception]:
-  """One outcome per job, whatever the backend does; jobs share a key."""
-  try:
-    rows = _call(backend, jobs)
-  except Exception as error:
-    if len(jobs) == 1:
-      # Raised, not returned: a ValueError here is the backend's bug and not the caption's.
-      return [RuntimeError(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__)]
-    # One poisoned row, or too many for the memory: the halves tell.
-    half = len(jobs) // 2
-    return run_batch(backend, jobs[:half]) + run_batch(backend, jobs[half:])
-  return [_checked(row, job) for row, job in zip(rows, jobs)]
-
-
-def _call(backend: Backend, jobs: Sequence[Job]) -> list[np.ndarray | Exception]:
-  texts, seeds = [j.text for j in jobs], [j.seed for j in jobs]
-  if jobs[0].source is None:
-    rows = backend.generate(texts, seeds, width=jobs[0].width, height=jobs[0].height)
-  else:
-    rows = backend.edit([j.source for j in jobs], texts, seeds)
-  if len(rows) != len(jobs):
-    raise RuntimeError(f"{len(rows)} rows for {len(jobs)} requests")
-  return rows
-
-
-def _checked(row: np.ndarray | Exception, job: Job) -> np.ndarray | Exception:
-  if isinstance(row, Exception):
-    return row
-  if not isinstance(row, np.ndarray):
-    return TypeError(f"the backend made a {type(row).__name__}, not an array")
-  want = (job.height, job.width, 3)
-  if row.dtype != np.uint8 or row.shape != want:
-    return TypeError(f"the backend made {row.dtype}{list(row.shape)}, not uint8{list(want)}")
-  return row
+  def run(self, jobs: Sequence[Job], progress: Progress) -> list[Made | Exception]:
+    del progress
+    texts, seeds = [j.text for j in jobs], [j.seed for j in jobs]
+    if jobs[0].sham:
+      rows = [j.source for j in jobs]  # Pixels are its own code.
+    elif jobs[0].source is None:
+      rows = self._draw.generate(texts, seeds, width=jobs[0].width, height=jobs[0].height)
+    else:
+      rows = self._draw.edit([j.source for j in jobs], texts, seeds)
+    return [row if isinstance(row, Exception) else Made(row) for row in rows]

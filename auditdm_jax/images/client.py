@@ -6,38 +6,36 @@
     future = client.edit(image, "make the red circle blue", seed=7)
     result = future.result()  # an image, or a failure and whose fault it was
 
-One thread carries one request from its first try to its end, so that at most `max_in_flight` are
-under way. Each try goes to the replica with the least outstanding work.
+One thread carries one request from its first try to its end, so that at most `max_in_flight` per
+replica are under way. Each host of a run has a client of its own, for its own rollouts.
 """
 
-from collections.abc import Callable, Sequence
+import collections
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent import futures
 import dataclasses
 import hashlib
+import itertools
 import random
 import threading
 import time
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 import numpy as np
 
-from auditdm_jax.images import stubs, validate
+from auditdm_jax.images import codec, locality, stubs
+from auditdm_jax.images import security as security_lib
+from auditdm_jax.images.backend import Info
+from auditdm_jax.images.config import Security
+from auditdm_jax.images.disk_cache import DiskCache
 from auditdm_jax.images.failures import RULES, Failure, Reason, Refused, from_call
+from auditdm_jax.images.replicas import Replica, Replicas, state_of
+from auditdm_jax.images.requests import Edit, Generate, Options, Request
 
+_PLAIN = Security()
 _BACKOFF_S, _MAX_BACKOFF_S = 0.05, 2.0
-_EJECT_S = 1.0
-_OPTIONS = (
-  ("grpc.max_receive_message_length", -1),  # The server limits what it sends.
-  ("grpc.max_send_message_length", -1),
-  # Channel retries stop at 5 tries and skip requests above 256 KiB, in silence: ours do neither.
-  ("grpc.enable_retries", 0),
-  # The default waits up to two minutes before it looks for a restarted server.
-  ("grpc.initial_reconnect_backoff_ms", 100),
-  ("grpc.min_reconnect_backoff_ms", 500),
-  ("grpc.max_reconnect_backoff_ms", 1000),
-)
+_MAX_PIXELS = 1 << 26  # of an answer: whatever is there, the memory is ours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,30 +58,28 @@ class ImageResult:
     image: u8[H,W,3], read-only.
     request_id: the same id gives the same image again.
     timings: of an image.
+    model: Info.identity of what made it.
+    truncated: the model saw only the beginning of the text.
+    mask: bool[H,W] of a local edit: what was pasted into the source.
   """
 
   image: np.ndarray | None
   failure: Failure | None
   request_id: str
   timings: Timings | None = None
-
-
-class _Replica:
-  """A channel of its own to one server."""
-
-  def __init__(self, address: str):
-    self.address = address
-    self.channel = grpc.insecure_channel(address, options=_OPTIONS)
-    self.stub = stubs.Stub(self.channel)
-    self.health = health_pb2_grpc.HealthStub(self.channel)
-    self.outstanding = 0
-    self.ejected_until = 0.0
+  model: str = ""
+  truncated: bool = False
+  mask: np.ndarray | None = None
 
 
 class ImageClient:
   """Asks one image service, or several equal ones.
 
   Close it, best by `with`: what is still under way then ends as Reason.CLOSED.
+
+  Args:
+    deadline_s, max_in_flight, retries, deterministic, local_edits, cache, security: as
+      config.ClientConfig says.
   """
 
   def __init__(
@@ -92,16 +88,24 @@ class ImageClient:
     *,
     deadline_s: float = 60.0,
     max_in_flight: int = 32,
-    retries: int = 12,
+    retries: int = 100,
+    deterministic: bool = False,
+    local_edits: bool = False,
+    cache: str = "",
+    security: Security = _PLAIN,
   ):
     addresses = [address] if isinstance(address, str) else list(address)
     if not addresses or not all(addresses):
       raise ValueError("an image client needs the address of a service, such as 127.0.0.1:8500")
-    self._replicas = [_Replica(a) for a in addresses]
+    self._metadata = security_lib.metadata(security)
+    self._replicas = Replicas(addresses, security)
     self._deadline_s, self._retries = deadline_s, retries
-    self._lock = threading.Lock()
+    self._options, self._local_edits = Options(deterministic=deterministic), local_edits
+    self._cache = DiskCache(cache) if cache else None
+    self._model = ""
     self._closed = threading.Event()
-    self._threads = futures.ThreadPoolExecutor(max_in_flight, thread_name_prefix="images")
+    self.max_in_flight = max_in_flight * len(addresses)
+    self._threads = futures.ThreadPoolExecutor(self.max_in_flight, thread_name_prefix="images")
 
   def __enter__(self) -> "ImageClient":
     return self
@@ -112,141 +116,167 @@ class ImageClient:
   def close(self) -> None:
     """Ends what is under way; may be called twice."""
     self._closed.set()
-    for replica in self._replicas:
-      replica.channel.close()
+    self._replicas.close()
     self._threads.shutdown(wait=True)
 
   def generate(
-    self, prompt: str, *, seed: int, width: int, height: int, request_id: str | None = None
+    self, prompt: str, *, seed: int, width: int, height: int, request_id: str = ""
   ) -> futures.Future[ImageResult]:
-    """An image from a caption.
-
-    Args:
-      request_id: by default the hash of the request, so that equal requests share one image.
-
-    Raises:
-      ValueError: a seed that is not an unsigned 64-bit integer: the caller's bug, at once.
-    """
-    _check_seed(seed)
-    request_id = request_id or _request_id("generate", prompt, seed, width, height)
-
-    def make_request():
-      return stubs.GenerateRequest(
-        request_id=request_id, prompt=prompt, seed=seed, width=width, height=height
-      )
-
-    return self._submit(request_id, lambda replica: replica.stub.generate, make_request)
+    """An image from a caption, see `requests.Generate`."""
+    return self.submit(Generate(prompt, seed, width, height, self._options, request_id))
 
   def edit(
-    self, image: np.ndarray, instruction: str, *, seed: int, request_id: str | None = None
+    self, image: np.ndarray, instruction: str, *, seed: int, request_id: str = ""
   ) -> futures.Future[ImageResult]:
-    """The image u8[H,W,3] changed by an instruction; otherwise as `generate`.
+    """The image changed by an instruction, see `requests.Edit`."""
+    local = self._local_edits
+    return self.submit(Edit(image, instruction, seed, self._options, request_id, local=local))
 
-    Raises:
-      ValueError: an image of another shape or dtype, or a bad seed.
+  def sham(self, image: np.ndarray, mask: np.ndarray, *, seed: int) -> futures.Future[ImageResult]:
+    """The image whose masked part was only encoded and decoded: the control of a local edit.
+
+    Args:
+      image: u8[H,W,3], the source of the edit.
+      mask: bool[H,W] of the edit.
     """
-    _check_seed(seed)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-      raise ValueError(f"the source must be uint8[H,W,3], not {image.dtype}{list(image.shape)}")
-    image = np.ascontiguousarray(image)
-    request_id = request_id or _request_id("edit", instruction, seed, image.shape, image.tobytes())
+    request = Edit(image, "", seed, self._options, sham=True)
+    return self.submit(request, mask=mask)
 
-    def make_request():
-      return stubs.EditRequest(
-        request_id=request_id, instruction=instruction, seed=seed, source=validate.encode(image)
-      )
-
-    return self._submit(request_id, lambda replica: replica.stub.edit, make_request)
-
-  def info(self, *, timeout_s: float = 10.0) -> dict[str, str]:
-    """What the first replica's backend says about itself; raises ConnectionError."""
-    stub = self._replicas[0].stub
-    try:
-      info = stub.get_model_info(stubs.GetModelInfoRequest(), timeout=timeout_s)
-    except grpc.RpcError as error:
-      raise ConnectionError(f"{self._replicas[0].address}: {from_call(error).message}") from None
-    return dict(info.properties)
-
-  def wait_ready(self, timeout_s: float) -> None:
-    """Returns once every replica is SERVING; raises TimeoutError with the last state."""
-    until = time.monotonic() + timeout_s
-    request = health_pb2.HealthCheckRequest(service=stubs.SERVICE.full_name)
-    for replica in self._replicas:
-      state = "not asked"
-      while state != "SERVING":
-        if (left := until - time.monotonic()) <= 0:
-          raise TimeoutError(
-            f"no image service at {replica.address} after {timeout_s:.0f} s: {state}"
-          )
-        try:
-          status = replica.health.Check(request, timeout=left).status
-          state = health_pb2.HealthCheckResponse.ServingStatus.Name(status)
-        except grpc.RpcError as error:
-          state = from_call(error).message
-        if state != "SERVING":
-          time.sleep(min(0.05, max(left, 0.0)))
-
-  def _submit(
-    self, request_id: str, method: Callable, make_request: Callable[[], Any]
+  def submit(
+    self, request: Request, *, mask: np.ndarray | None = None
   ) -> futures.Future[ImageResult]:
+    """The future of any request; it is done sooner or later and never raises."""
     future: futures.Future[ImageResult] = futures.Future()
 
     def work():
       if not future.set_running_or_notify_cancel():
         return
       try:
-        future.set_result(self._carry(request_id, method, make_request))
+        result = self._carry(request)
+        future.set_result(_pasted(request, result, mask))
       except Exception as error:  # A bug here must not lose the rollout that waits for it.
         failure = Failure(Reason.PROTOCOL, f"{type(error).__name__}: {error}")
-        future.set_result(ImageResult(None, failure, request_id))
+        future.set_result(ImageResult(None, failure, request.request_id))
 
     try:
       self._threads.submit(work)
     except RuntimeError:  # The pool is shut down.
-      future.set_result(ImageResult(None, _closed_failure(), request_id))
+      future.set_result(ImageResult(None, _closed_failure(), request.request_id))
     return future
 
-  def _carry(
-    self, request_id: str, method: Callable, make_request: Callable[[], Any]
-  ) -> ImageResult:
-    """One request to its end: tries, back-offs, deadline."""
+  def map_unordered(
+    self, requests: Iterable[Request], *, depth: int = 0
+  ) -> Iterator[tuple[Request, ImageResult]]:
+    """Pairs of request and result as they are done; `depth` (0 = all that fly) are taken ahead."""
+    source = iter(requests)
+    waiting: dict[futures.Future, Request] = {}
+    while True:
+      for request in itertools.islice(source, (depth or self.max_in_flight) - len(waiting)):
+        waiting[self.submit(request)] = request
+      if not waiting:
+        return
+      for future in futures.wait(waiting, return_when=futures.FIRST_COMPLETED).done:
+        yield waiting.pop(future), future.result()
+
+  def prefetch(
+    self, requests: Iterable[Request], *, depth: int
+  ) -> Iterator[tuple[Request, ImageResult]]:
+    """Pairs in the order of the requests, `depth` of which are made while one is looked at."""
+    source = iter(requests)
+    ahead: collections.deque[tuple[Request, futures.Future]] = collections.deque()
+    while True:
+      for request in itertools.islice(source, depth + 1 - len(ahead)):
+        ahead.append((request, self.submit(request)))
+      if not ahead:
+        return
+      request, future = ahead.popleft()
+      yield request, future.result()
+
+  def info(self, *, timeout_s: float = 10.0) -> Info:
+    """What the first replica's model is; raises ConnectionError."""
+    return self._info_of(self._replicas.all[0], timeout_s)[0]
+
+  def wait_ready(self, timeout_s: float) -> None:
+    """Returns once every replica is SERVING.
+
+    Raises:
+      TimeoutError: one is not, with its last state.
+      ConnectionError: the replicas serve different models, or refuse this client.
+    """
+    until = time.monotonic() + timeout_s
+    for replica in self._replicas.all:
+      state = "not asked"
+      while state != "SERVING":
+        if (left := until - time.monotonic()) <= 0:
+          raise TimeoutError(
+            f"no image service at {replica.address} after {timeout_s:.0f} s: {state}"
+            " (or does one side use TLS and the other not?)"
+          )
+        try:
+          state = state_of(replica, left)
+        except grpc.RpcError as error:
+          state = from_call(error).message
+        if state != "SERVING":
+          self._closed.wait(min(0.05, max(left, 0.0)))
+    models = {r.address: self._info_of(r, 10.0)[1] for r in self._replicas.all}
+    if len(set(models.values())) > 1:
+      raise ConnectionError(f"the image services have different models: {models}")
+    self._model = models[self._replicas.all[0].address]
+
+  def _info_of(self, replica: Replica, timeout_s: float) -> tuple[Info, str]:
+    """What a replica says about its model, and its identity."""
     try:
-      request = make_request()
-    except UnicodeEncodeError:
-      failure = Failure(Reason.INVALID_PROMPT, "the text is not valid Unicode")
-      return ImageResult(None, failure, request_id)
+      said = replica.stub.get_model_info(
+        stubs.GetModelInfoRequest(), timeout=timeout_s, metadata=self._metadata
+      )
+    except grpc.RpcError as error:
+      raise ConnectionError(f"{replica.address}: {from_call(error).message}") from None
+    info = Info(
+      said.name, said.revision, dict(said.properties), tuple(said.modes), said.steps,
+      said.guidance if said.HasField("guidance") else None,
+      sizes=tuple((s.width, s.height) for s in said.sizes), multiple=said.multiple,
+    )  # fmt: skip
+    return info, said.identity
+
+  def _carry(self, request: Request) -> ImageResult:
+    """One request to its end: cache, tries, back-offs, deadline."""
     start = time.monotonic()
     until = start + self._deadline_s
-    tries: dict[Reason, int] = {}
+    if (image := self._from_disk(request)) is not None:
+      timings = Timings(time.monotonic() - start, 0.0, 0.0, 0, True, 0)
+      return ImageResult(image, None, request.request_id, timings, self._model)
+    tries: collections.Counter[Reason] = collections.Counter()
     for attempt in range(self._retries + 1):
-      response, failure = self._try(method, request, until)
-      if response is not None:
-        timings = _timings(response.timings, time.monotonic() - start, attempt + 1)
-        return ImageResult(validate.decode(response.image), None, request_id, timings)
+      answer = self._try(request, until)
+      if not isinstance(answer, Failure):
+        return self._received(request, *answer, start, attempt + 1)
       if self._closed.is_set():
-        return ImageResult(None, _closed_failure(), request_id)
-      tries[failure.reason] = tries.get(failure.reason, 0) + 1
-      max_tries = RULES[failure.reason].max_tries
+        return ImageResult(None, _closed_failure(), request.request_id)
+      tries[answer.reason] += 1
+      max_tries = RULES[answer.reason].max_tries
       # Full jitter: those that were refused together must not come back together.
-      delay = random.uniform(0, min(_MAX_BACKOFF_S, _BACKOFF_S * 2**attempt))
+      delay = random.uniform(0, min(_MAX_BACKOFF_S, _BACKOFF_S * 2 ** min(attempt, 10)))
+      delay += answer.retry_s
       last = attempt == self._retries or time.monotonic() + delay > until
-      if last or (max_tries is not None and tries[failure.reason] >= max_tries):
+      if last or (max_tries is not None and tries[answer.reason] >= max_tries):
         break
       self._closed.wait(delay)
-    failure = dataclasses.replace(failure, message=f"{failure.message} (try {attempt + 1})")
-    return ImageResult(None, failure, request_id)
+    failure = dataclasses.replace(answer, message=f"{answer.message} (try {attempt + 1})")
+    return ImageResult(None, failure, request.request_id)
 
-  def _try(
-    self, method: Callable, request: Any, until: float
-  ) -> tuple[Any, None] | tuple[None, Failure]:
+  def _try(self, request: Request, until: float) -> tuple[Any, np.ndarray] | Failure:
+    """The response and its pixels, or why there is none."""
     if self._closed.is_set():
-      return None, _closed_failure()
-    with self._lock:
-      replica = self._pick()
-      replica.outstanding += 1
+      return _closed_failure()
+    replica = self._replicas.acquire(request.cost)
+    failure = None
     try:
-      response = method(replica)(request, timeout=max(until - time.monotonic(), 0.0))
-      return _verified(response, request.request_id), None
+      message = request.message(replica.encoding(request.cost))
+      method = replica.stub.generate if isinstance(request, Generate) else replica.stub.edit
+      timeout_s = max(until - time.monotonic(), 0.0)
+      return _verified(method(message, timeout=timeout_s, metadata=self._metadata), request)
+    except UnicodeEncodeError:
+      failure = Failure(Reason.INVALID_PROMPT, "the text is not valid Unicode")
     except grpc.RpcError as error:
       failure = from_call(error)
     except Refused as refused:
@@ -254,46 +284,57 @@ class ImageClient:
     except ValueError as error:  # The channel was closed between two tries.
       failure = Failure(Reason.UNAVAILABLE, str(error))
     finally:
-      with self._lock:
-        replica.outstanding -= 1
-    if RULES[failure.reason].code is grpc.StatusCode.UNAVAILABLE:
-      # Else a dead replica, which answers fastest, would draw all the tries.
-      replica.ejected_until = time.monotonic() + _EJECT_S
-    return None, failure
+      self._replicas.release(replica, request.cost, failure.reason if failure else None)
+    return failure
 
-  def _pick(self) -> _Replica:
-    now = time.monotonic()
-    return min(self._replicas, key=lambda r: (r.ejected_until > now, r.outstanding))
+  def _received(
+    self, request: Request, response: Any, image: np.ndarray, start: float, tries: int
+  ) -> ImageResult:
+    if self._cache is not None:
+      self._cache.put(response.model, request.digest, image)
+      self._model = response.model
+    timings = Timings(
+      total_s=time.monotonic() - start,
+      queue_s=response.timings.queue_ms / 1e3,
+      compute_s=response.timings.compute_ms / 1e3,
+      batch_size=response.timings.batch_size,
+      cached=response.timings.cached,
+      tries=tries,
+    )
+    return ImageResult(image, None, request.request_id, timings, response.model, response.truncated)
+
+  def _from_disk(self, request: Request) -> np.ndarray | None:
+    if self._cache is None or not self._model:
+      return None
+    return self._cache.get(self._model, request.digest)
 
 
-def _verified(response: Any, request_id: str) -> Any:
+def _verified(response: Any, request: Request) -> tuple[Any, np.ndarray]:
   """The response, if it answers this request and its pixels are what the server made."""
-  if response.request_id != request_id:
+  if response.request_id != request.request_id:
     raise Refused(Reason.PROTOCOL, f"an answer to {response.request_id!r}")
-  if hashlib.sha256(response.image.data).digest() != response.sha256:
+  try:
+    image = codec.decode(response.image, max_pixels=_MAX_PIXELS)
+  except Refused as refused:
+    raise Refused(Reason.PROTOCOL, refused.message) from None
+  if hashlib.sha256(image.data).digest() != response.sha256:
     raise Refused(Reason.PROTOCOL, "the image is damaged")
-  return response
+  return response, image
 
 
-def _timings(timings: Any, total_s: float, tries: int) -> Timings:
-  return Timings(
-    total_s=total_s,
-    queue_s=timings.queue_ms / 1e3,
-    compute_s=timings.compute_ms / 1e3,
-    batch_size=timings.batch_size,
-    cached=timings.cached,
-    tries=tries,
-  )
+def _pasted(request: Request, result: ImageResult, mask: np.ndarray | None) -> ImageResult:
+  """The result of a local edit or a sham, with everything outside its mask as in the source."""
+  if result.image is None or not isinstance(request, Edit):
+    return result
+  if mask is not None:
+    image = locality.paste(request.image, result.image, mask)
+  elif request.local:
+    image, mask = locality.composite(request.image, result.image)
+  else:
+    return result
+  image.flags.writeable = False
+  return dataclasses.replace(result, image=image, mask=mask)
 
 
 def _closed_failure() -> Failure:
   return Failure(Reason.CLOSED, Reason.CLOSED.value)
-
-
-def _check_seed(seed: int) -> None:
-  if not 0 <= seed < 2**64:
-    raise ValueError(f"a seed is an unsigned 64-bit integer, not {seed}")
-
-
-def _request_id(*parts: Any) -> str:
-  return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]

@@ -2,6 +2,7 @@
 """The `images` section of a config: the same for the process that serves and those that ask."""
 
 import dataclasses
+import ipaddress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -10,6 +11,8 @@ class Limits:
 
   max_prompt_chars: int = 2000
   max_pixels: int = 1 << 20
+  max_steps: int = 100
+  max_cost: int = 60 << 20  # pixels x steps
   max_queue: int = 512  # requests
   max_queue_mb: float = 256.0  # of source images
   cache_mb: float = 64.0  # of finished images
@@ -30,18 +33,80 @@ class Batching:
 
 
 @dataclasses.dataclass(frozen=True)
+class Security:
+  """One side's credentials, as paths of files; "" = without.
+
+  Attributes:
+    cert: PEM certificate chain of this side; on a server it turns TLS on.
+    key: PEM private key of it.
+    ca: PEM certificates that must have signed the other side's; on a server it demands client
+      certificates (mTLS), on a client it turns TLS on.
+    token: a shared secret of one line; clients send it as a bearer token, servers demand it.
+  """
+
+  cert: str = ""
+  key: str = ""
+  ca: str = ""
+  token: str = ""
+
+  def __post_init__(self):
+    if bool(self.cert) != bool(self.key):
+      raise ValueError("cert and key are given together or not at all")
+
+
+@dataclasses.dataclass(frozen=True)
 class ClientConfig:
   """How a client asks: 2 x max_batch in flight reach about nine tenths of full batches.
 
   Attributes:
     deadline_s: per request, from the moment it is sent, retries included.
-    max_in_flight: requests under way; further ones wait in the client.
-    retries: after the first try.
+    max_in_flight: requests under way per replica; further ones wait in the client.
+    retries: after the first try; the deadline bounds them too.
+    deterministic: ask for images that do not depend by a bit on what shares their batch.
+    local_edits: paste only the changed region of an edit into its source, so that the rest stays
+      the same by construction.
+    cache: folder of finished images, by the content of their requests; "" = none.
+    security: credentials of the client.
   """
 
   deadline_s: float = 60.0
   max_in_flight: int = 32
-  retries: int = 12
+  retries: int = 100
+  deterministic: bool = False
+  local_edits: bool = False
+  cache: str = ""
+  security: Security = Security()
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """The model of a backend that has one.
+
+  Attributes:
+    generate: of `diffusers`, a FLUX pipeline: a folder, or OWNER/NAME@COMMIT of the hub; of
+      `openai`, the model's name; "" = it cannot generate.
+    edit: the same of the model that edits, such as FLUX Kontext.
+    device: "" = the GPU if there is one.
+    dtype: "" = bfloat16 on a GPU, float32 on a CPU.
+    steps: of a request that says none.
+    guidance: likewise; an input of a distilled model, else the scale of classifier-free guidance.
+    max_sequence_length: tokens that T5 pads a text to. It attends to the padding, so that another
+      length draws another image.
+    url: base of an OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1.
+    api_key_env: environment variable that holds its key; "" = it needs none.
+    timeout_s: for one answer of that endpoint.
+  """
+
+  generate: str = ""
+  edit: str = ""
+  device: str = ""
+  dtype: str = ""
+  steps: int = 28
+  guidance: float = 3.5
+  max_sequence_length: int = 512
+  url: str = ""
+  api_key_env: str = ""
+  timeout_s: float = 120.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,15 +114,20 @@ class ImagesConfig:
   """The service as a whole.
 
   Attributes:
-    backend: what makes the images.
+    backend: what makes the images: scenes, diffusers or openai.
     error_rate: share of images that the scenes backend makes wrong on purpose.
     seed: of those errors.
     width: of generated images.
     height: of generated images.
     address: host:port of a running service, or several; empty = the run starts its own.
-    host: where to listen. There is no encryption: keep to loopback or a private network.
+    host: where to listen; beyond loopback, with `security` or on a private network only.
     port: 0 = any free one.
+    metrics_port: of Prometheus metrics; 0 = none.
+    ready_s: time to load the model and make the first images.
     drain_s: time to finish what is in flight when asked to stop.
+    reflection: let tools such as grpcurl ask for the proto.
+    model: of the diffusers and openai backends.
+    security: credentials of the server.
   """
 
   backend: str = "scenes"
@@ -68,11 +138,31 @@ class ImagesConfig:
   address: str | tuple[str, ...] = ""
   host: str = "127.0.0.1"
   port: int = 0
+  metrics_port: int = 0
+  ready_s: float = 120.0
   drain_s: float = 10.0
+  reflection: bool = False
+  model: ModelConfig = ModelConfig()
   limits: Limits = Limits()
   batching: Batching = Batching()
   client: ClientConfig = ClientConfig()
+  security: Security = Security()
 
   def __post_init__(self):
-    if not 0 <= self.port < 2**16:  # gRPC would take it modulo 65536, in silence.
-      raise ValueError(f"port {self.port} is not between 0 and 65535")
+    for port in (self.port, self.metrics_port):
+      if not 0 <= port < 2**16:  # gRPC would take it modulo 65536, in silence.
+        raise ValueError(f"port {port} is not between 0 and 65535")
+    if self.security.token and not self.security.cert and not is_loopback(self.host):
+      raise ValueError(
+        f"security.token would cross the network in clear from {self.host}: give security.cert too"
+      )
+
+
+def is_loopback(host: str) -> bool:
+  """Whether a host name or address is this machine, and nothing leaves it."""
+  if host == "localhost":
+    return True
+  try:
+    return ipaddress.ip_address(host.strip("[]")).is_loopback
+  except ValueError:
+    return False

@@ -12,7 +12,8 @@ from typing import Literal
 import grpc
 
 Fault = Literal["auditor", "service"]
-REASON_KEY = "auditdm-reason"  # Trailing metadata of a refused call.
+# Trailing metadata of a refused call: why, and after how many milliseconds to ask again.
+REASON_KEY, RETRY_KEY = "auditdm-reason", "auditdm-retry-ms"
 
 
 class Reason(enum.Enum):
@@ -26,6 +27,9 @@ class Reason(enum.Enum):
   DRAINING = "the server is about to stop"
   DEADLINE = "not done in time"
   INTERNAL = "the backend failed"
+  UNAUTHENTICATED = "a missing or wrong token"
+  UNSUPPORTED = "not something this model does"
+  UNKNOWN_ID = "no result under this id"
   # Found out by the client.
   UNAVAILABLE = "no connection, or it broke"
   TOO_LARGE = "a message above the size limit"
@@ -48,6 +52,7 @@ class Rule:
   max_tries: int | None = 1
 
 
+_MAX_RETRY_S = 10.0  # A server's hint is a hint.
 _CODE = grpc.StatusCode
 RULES = {
   Reason.INVALID_INSTRUCTION: Rule(_CODE.INVALID_ARGUMENT, "auditor"),
@@ -60,6 +65,9 @@ RULES = {
   Reason.DEADLINE: Rule(_CODE.DEADLINE_EXCEEDED),
   # Once more, for a passing fault; not for ever, because the row itself may be the poison.
   Reason.INTERNAL: Rule(_CODE.INTERNAL, max_tries=2),
+  Reason.UNAUTHENTICATED: Rule(_CODE.UNAUTHENTICATED),
+  Reason.UNSUPPORTED: Rule(_CODE.FAILED_PRECONDITION),
+  Reason.UNKNOWN_ID: Rule(_CODE.NOT_FOUND),
   Reason.UNAVAILABLE: Rule(_CODE.UNAVAILABLE, max_tries=None),
   Reason.TOO_LARGE: Rule(_CODE.RESOURCE_EXHAUSTED),
   Reason.PROTOCOL: Rule(_CODE.UNKNOWN, max_tries=2),
@@ -80,10 +88,15 @@ _BARE = {
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-  """Why a request has no image."""
+  """Why a request has no image.
+
+  Attributes:
+    retry_s: when to ask again at the earliest, if the server knows.
+  """
 
   reason: Reason
   message: str
+  retry_s: float = 0.0
 
   @property
   def fault(self) -> Fault:
@@ -93,14 +106,20 @@ class Failure:
 class Refused(Exception):
   """A request the server does not carry out."""
 
-  def __init__(self, reason: Reason, message: str):
+  def __init__(self, reason: Reason, message: str, *, retry_s: float = 0.0):
     super().__init__(message)
-    self.reason, self.message = reason, message
+    self.reason, self.message, self.retry_s = reason, message, retry_s
+
+  @property
+  def metadata(self) -> tuple[tuple[str, str], ...]:
+    """Trailing metadata."""
+    return (REASON_KEY, self.reason.name), (RETRY_KEY, str(round(1e3 * self.retry_s)))
 
 
 def from_call(error: grpc.RpcError) -> Failure:
   """The failure that a broken call stands for; decided by its reason, else by its status."""
   trailer = dict(error.trailing_metadata() or ())
-  name = trailer.get(REASON_KEY)
+  name, wait = trailer.get(REASON_KEY), trailer.get(RETRY_KEY, "0")
   reason = Reason[name] if name in Reason.__members__ else _BARE.get(error.code(), Reason.PROTOCOL)
-  return Failure(reason, error.details() or f"{error.code().name}: {reason.value}")
+  retry_s = min(int(wait) / 1e3, _MAX_RETRY_S) if wait.isdecimal() else 0.0
+  return Failure(reason, error.details() or f"{error.code().name}: {reason.value}", retry_s)

@@ -4,11 +4,14 @@
   with process.spawn("configs/scenes.py", log="runs/first/images.log") as service:
     client = ImageClient(service.address)
 
-The child watches the pipe at its stdin and stops when its parent is gone, however that ended.
+The child watches the pipe at its stdin and stops when its parent is gone, however that ended. A
+child that ended by itself is started again at the same address (`keep`), so that clients which
+retry see no more than a pause.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import json
+import logging
 import os
 import pathlib
 import selectors
@@ -22,6 +25,10 @@ from typing import Any
 _PARENT = "AUDITDM_IMAGES_PARENT"  # Set for a child whose stdin is its parent's pipe.
 _ORPHAN_GRACE_S = 15.0
 _LOG_TAIL = 2000  # bytes
+_LOOK_S = 0.2  # between two looks at a kept child
+_PAUSE_S, _MAX_PAUSE_S = 0.1, 30.0  # before it is started again, longer each time
+_SETTLED_S = 60.0  # A child that lived so long is given the short pause again.
+_LOG = logging.getLogger(__name__)
 
 
 class Handle:
@@ -48,6 +55,77 @@ class Handle:
   def stop(self, grace_s: float = 15.0) -> int:
     """Asks it to drain, kills it after the grace, returns its exit code; may be called twice."""
     return _end(self._process, grace_s)
+
+
+class Kept:
+  """A child that is started again whenever it ends without having been asked to.
+
+  Attributes:
+    address: stays the same.
+    restarts: so far.
+  """
+
+  def __init__(self, first: Handle, again: Callable[[str], Handle]):
+    self._handle, self._again = first, again
+    self.address, self.restarts = first.address, 0
+    self._stopped = threading.Event()
+    self._keeper = threading.Thread(target=self._keep, name="image service", daemon=True)
+    self._keeper.start()
+
+  def __enter__(self) -> "Kept":
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.stop()
+
+  @property
+  def pid(self) -> int:
+    """Of the child at present."""
+    return self._handle.pid
+
+  def stop(self, grace_s: float = 15.0) -> int:
+    """As of a Handle, and for good."""
+    self._stopped.set()
+    self._keeper.join(grace_s)
+    return self._handle.stop(grace_s)
+
+  def _keep(self) -> None:
+    pause, since = _PAUSE_S, time.monotonic()
+    while not self._stopped.wait(_LOOK_S):
+      if self._handle.is_alive():
+        continue
+      code = self._handle.stop()
+      if time.monotonic() - since > _SETTLED_S:
+        pause = _PAUSE_S
+      _LOG.warning("the image service ended with exit code %d and is started again", code)
+      if self._stopped.wait(pause):
+        return
+      pause, since = min(2 * pause, _MAX_PAUSE_S), time.monotonic()
+      try:
+        self._handle = self._again(self.address)
+        self.restarts += 1
+        if self._stopped.is_set():
+          self._handle.stop()
+      except RuntimeError as error:  # Its requests end as failures of the service meanwhile.
+        _LOG.error("%s", error)
+
+
+def keep(
+  config_path: str,
+  *,
+  log: str | os.PathLike,
+  overrides: Mapping[str, Any] | None = None,
+  ready_s: float = 120.0,
+) -> Kept:
+  """As `spawn`, and starts it again, at the address it had, whenever it ends by itself."""
+  overrides = dict(overrides or {})
+
+  def again(address: str) -> Handle:
+    port = address.rpartition(":")[2]
+    return spawn(config_path, log=log, overrides=overrides | {"images.port": port}, ready_s=ready_s)
+
+  first = spawn(config_path, log=log, overrides=overrides, ready_s=ready_s)
+  return Kept(first, again)
 
 
 def spawn(

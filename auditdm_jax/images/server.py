@@ -2,25 +2,31 @@
 """The server: an asyncio front over the batcher, grpc.health.v1, and a graceful end."""
 
 import asyncio
-from collections.abc import Callable
-import ipaddress
+from collections.abc import AsyncIterator, Callable
+from concurrent import futures
+import contextlib
 import logging
 import signal
+import time
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+import numpy as np
 
-from auditdm_jax.images import stubs, validate
-from auditdm_jax.images.backend import Backend, Job
-from auditdm_jax.images.batcher import Batcher, Done
-from auditdm_jax.images.config import ImagesConfig
-from auditdm_jax.images.failures import REASON_KEY, RULES, Reason, Refused
+from auditdm_jax.images import codec, security, stubs, validate
+from auditdm_jax.images.backend import Backend, Info, Job
+from auditdm_jax.images.batcher import Batcher, Queued, Step
+from auditdm_jax.images.config import ImagesConfig, is_loopback
+from auditdm_jax.images.failures import RULES, Reason, Refused
+from auditdm_jax.images.results import Done
+from auditdm_jax.images.telemetry import Metrics
 
 _LOG = logging.getLogger(__name__)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _HEADROOM = 1 << 16  # bytes of a message that are not pixels
+_SMALL = 1 << 16  # bytes of pixels that are not worth a thread
 
 
 class StartError(RuntimeError):
@@ -31,12 +37,16 @@ class ImageServer:
   """One backend behind one port. The port opens at once; calls are refused until warmed up."""
 
   def __init__(self, config: ImagesConfig):
-    self._config = config
-    self._backend: Backend | None = None
-    self._batcher: Batcher | None = None
+    self._config, self.metrics = config, Metrics()
+    self._info: Info | None = None
+    self._batcher = Batcher(config.batching, config.limits, self.metrics)
+    self._codecs = futures.ThreadPoolExecutor(2, thread_name_prefix="codec")
     self._health = health.aio.HealthServicer()
+    self._http: Any = None
     max_bytes = 3 * config.limits.max_pixels + 4 * config.limits.max_prompt_chars + _HEADROOM
+    checks = [security.TokenCheck(config.security)] if config.security.token else []
     self._server = grpc.aio.server(
+      interceptors=checks,
       options=[
         ("grpc.max_receive_message_length", max_bytes),
         ("grpc.max_send_message_length", max_bytes),
@@ -45,83 +55,212 @@ class ImageServer:
         ("grpc.server.max_pending_requests_hard_limit", 20_000),
         # Else a second server on the port would start in silence and take half of the calls.
         ("grpc.so_reuseport", 0),
-      ]
+      ],
     )
 
   async def start(self) -> str:
-    """Opens the port and returns the address; raises StartError if it is taken."""
-    methods = {"Generate": self._generate, "Edit": self._edit, "GetModelInfo": self._info}
+    """Opens the ports and returns the address; raises StartError if one is taken."""
+    methods = {
+      "Generate": self._image, "Edit": self._image, "GenerateBatch": self._batch,
+      "Watch": self._watch, "GetResult": self._result, "GetModelInfo": self._model_info,
+    }  # fmt: skip
     self._server.add_generic_rpc_handlers((stubs.handlers(methods),))
     health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+    if self._config.reflection:
+      _reflect(self._server)
     await self._set_health(_NOT_SERVING)
-    host = self._config.host
+    host, wanted = self._config.host, self._config.port
+    credentials = security.server_credentials(self._config.security)
     try:
-      port = self._server.add_insecure_port(f"{host}:{self._config.port}")
-    except RuntimeError as error:
-      raise StartError(f"cannot listen on {host}:{self._config.port}: {error}") from None
-    if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
+      port = (
+        self._server.add_insecure_port(f"{host}:{wanted}")
+        if credentials is None
+        else self._server.add_secure_port(f"{host}:{wanted}", credentials)
+      )
+      if self._config.metrics_port:
+        self._http = self.metrics.serve(host, self._config.metrics_port)
+    except (RuntimeError, OSError) as error:
+      raise StartError(f"cannot listen on {host}:{wanted}: {error}") from None
+    if credentials is None and not is_loopback(host):
       _LOG.warning("listening on %s without encryption: keep to a private network", host)
     await self._server.start()
     return f"{host}:{port}"
 
   async def warm_up(self, make_backend: Callable[[], Backend]) -> None:
-    """Loads the backend and makes a first image, then reports SERVING."""
-    self._backend = await asyncio.to_thread(make_backend)
-    batcher = Batcher(self._backend, self._config.batching, self._config.limits)
-    batcher.start()
-    job = Job("warm-up", "warm-up", 0, self._config.width, self._config.height)
-    try:
-      await batcher.submit(job, timeout_s=float("inf"))
-    except Refused as refused:
-      # That the words mean nothing to the backend is fine: it has run.
-      if refused.reason is not Reason.INVALID_INSTRUCTION:
-        raise StartError(f"the warm-up image failed: {refused.message}") from None
-    self._batcher = batcher
+    """Loads the backend and makes a first image of each kind, then reports SERVING."""
+    info = await self._batcher.start(make_backend)
+    width, height = self._config.width, self._config.height
+    grey = np.full((height, width, 3), 128, np.uint8)
+    for mode in info.modes:
+      job = Job(
+        f"warm-up-{mode}", "" if mode == "sham" else "warm-up", 0, width, height,
+        None if mode == "generate" else grey, info.steps, info.guidance,
+        # Bitwise the same means the largest batch: whether it fits must show now.
+        deterministic=True, sham=mode == "sham",
+      )  # fmt: skip
+      try:
+        await self._batcher.submit(job, timeout_s=float("inf"))
+      except Refused as refused:
+        # That the words mean nothing to the backend is fine: it has run.
+        if refused.reason is not Reason.INVALID_INSTRUCTION:
+          raise StartError(f"the warm-up image failed: {refused.message}") from None
+    self._info = info
     await self._set_health(_SERVING)
 
   async def drain(self, grace_s: float) -> None:
-    """Refuses new calls, finishes those under way within the grace, closes the port."""
+    """Refuses new calls, finishes those under way within the grace, closes the ports."""
     await self._set_health(_NOT_SERVING)
-    if self._batcher is not None:
-      await self._batcher.drain(grace_s)
+    await self._batcher.drain(grace_s)
     await self._server.stop(grace=1.0)
+    self._codecs.shutdown(wait=False, cancel_futures=True)
+    if self._http is not None:
+      await asyncio.to_thread(self._http.shutdown)
+      self._http.server_close()
 
   async def _set_health(self, status: Any) -> None:
+    self.metrics.ready.set(status == _SERVING)
     await self._health.set("", status)
     await self._health.set(stubs.SERVICE.full_name, status)
 
-  async def _generate(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
-    return await self._answer(validate.generate_job, request, context)
+  async def _image(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+    """Generate and Edit."""
+    async with self._answering(request.request_id, type(request).__name__, context):
+      return await self._made(request, self._timeout(context))
 
-  async def _edit(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
-    return await self._answer(validate.edit_job, request, context)
-
-  async def _answer(self, to_job: Callable, request: Any, context: grpc.aio.ServicerContext) -> Any:
-    try:
-      job = to_job(request, self._config.limits)
-      done = await self._ready().submit(job, timeout_s=self._timeout(context))
-    except Refused as refused:
-      await _abort(context, refused)
-    return _response(job, done)
-
-  async def _info(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
-    del request
-    try:
+  async def _batch(self, request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+    """Every item ends in an image or an error of its own."""
+    async with self._answering("", "GenerateBatch", context):
+      if len(request.items) > self._config.limits.max_queue:
+        raise Refused(
+          Reason.INVALID_REQUEST,
+          f"{len(request.items)} items, at most {self._config.limits.max_queue}",
+        )
       self._ready()
+      timeout_s = self._timeout(context)
+      tasks = [
+        asyncio.create_task(self._item(i, item, timeout_s)) for i, item in enumerate(request.items)
+      ]
+      try:
+        for task in asyncio.as_completed(tasks):
+          yield await task
+      finally:
+        for task in tasks:
+          task.cancel()
+
+  async def _item(self, index: int, item: Any, timeout_s: float) -> Any:
+    message = stubs.BatchItem(index=index)
+    try:
+      request = validate.request_of(item)
+      message.request_id = request.request_id
+      message.response.CopyFrom(await self._made(request, timeout_s))
     except Refused as refused:
-      await _abort(context, refused)
-    limits = self._config.limits
-    return stubs.ModelInfo(
-      properties={k: str(v) for k, v in self._backend.info().items()},
-      max_prompt_chars=limits.max_prompt_chars,
-      max_pixels=limits.max_pixels,
-      max_batch=self._config.batching.max_batch,
+      self._count("GenerateBatch", refused)
+      message.error.reason = stubs.REASON_NUMBERS[refused.reason.name]
+      message.error.message = refused.message
+    return message
+
+  async def _watch(self, request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
+    async with self._answering("", "Watch", context):
+      inner = validate.request_of(request)
+      job = await self._job(inner)
+      events = self._batcher.watch(job, timeout_s=self._timeout(context))
+      async with contextlib.aclosing(events):
+        async for event in events:
+          yield await self._event(inner, event)
+
+  async def _event(self, request: Any, event: Queued | Step | Done) -> Any:
+    if isinstance(event, Queued):
+      queued = stubs.Queued(position=event.position, eta_ms=1e3 * event.eta_s)
+      return stubs.Event(queued=queued)
+    if isinstance(event, Step):
+      return stubs.Event(step=stubs.Step(done=event.done, of=event.of))
+    response = await self._response(request.request_id, event, request.options.encoding)
+    return stubs.Event(result=response)
+
+  async def _result(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+    async with self._answering(request.request_id, "GetResult", context):
+      self._ready()
+      done = await self._batcher.result(request.request_id, timeout_s=self._timeout(context))
+      return await self._response(request.request_id, done, stubs.RAW_RGB8)
+
+  async def _model_info(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
+    del request
+    async with self._answering("", "GetModelInfo", context):
+      batching = self._config.batching
+      return validate.info_message(self._ready(), self._config.limits, batching.max_batch)
+
+  async def _made(self, request: Any, timeout_s: float) -> Any:
+    """The response to a GenerateRequest or EditRequest; raises Refused."""
+    until = time.monotonic() + timeout_s
+    job = await self._job(request)
+    done = await self._batcher.submit(job, timeout_s=until - time.monotonic())
+    return await self._response(job.request_id, done, request.options.encoding)
+
+  async def _job(self, request: Any) -> Job:
+    info, limits = self._ready(), self._config.limits
+    if request.DESCRIPTOR.name == "EditRequest" and request.source.encoding != stubs.RAW_RGB8:
+      return await self._in_pool(validate.to_job, request, limits, info)
+    return validate.to_job(request, limits, info)
+
+  async def _response(self, request_id: str, done: Done, encoding: int) -> Any:
+    encoding = encoding or stubs.RAW_RGB8
+    start = time.monotonic()
+    if encoding == stubs.RAW_RGB8 or done.image.nbytes <= _SMALL:
+      image = codec.encode(done.image, encoding)
+    else:
+      image = await self._in_pool(codec.encode, done.image, encoding)
+    name = codec.LOSSLESS[encoding]
+    self.metrics.encode_seconds.labels(name).observe(time.monotonic() - start)
+    self.metrics.bytes_out.inc(len(image.data))
+    return stubs.ImageResponse(
+      request_id=request_id,
+      image=image,
+      sha256=done.sha256,
+      seed=done.seed,
+      model=self._info.identity,
+      truncated=done.truncated,
+      timings=stubs.Timings(
+        queue_ms=1e3 * done.queue_s,
+        compute_ms=1e3 * done.compute_s,
+        batch_size=done.batch_size,
+        cached=done.cached,
+      ),
     )
 
-  def _ready(self) -> Batcher:
-    if self._batcher is None:
+  async def _in_pool(self, function: Callable, *args: Any) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(self._codecs, function, *args)
+
+  @contextlib.asynccontextmanager
+  async def _answering(
+    self, request_id: str, method: str, context: grpc.aio.ServicerContext
+  ) -> AsyncIterator[None]:
+    """Counts and logs a call; a refusal becomes its status."""
+    start = time.monotonic()
+    try:
+      yield
+    except Refused as refused:
+      self._count(method, refused)
+      self._log(request_id, method, refused.reason.name, start)
+      await context.abort(RULES[refused.reason].code, refused.message, refused.metadata)
+    except asyncio.CancelledError:
+      self.metrics.requests.labels(method, "CANCELLED", "").inc()
+      raise
+    self.metrics.requests.labels(method, "OK", "").inc()
+    self._log(request_id, method, "", start)
+
+  def _count(self, method: str, refused: Refused) -> None:
+    code = RULES[refused.reason].code.name
+    self.metrics.requests.labels(method, code, refused.reason.name).inc()
+
+  def _log(self, request_id: str, method: str, reason: str, start: float) -> None:
+    ms = round(1e3 * (time.monotonic() - start), 1)
+    fields = {"request_id": request_id[:64], "method": method, "reason": reason, "ms": ms}
+    _LOG.info("call", extra={"fields": fields})
+
+  def _ready(self) -> Info:
+    if self._info is None:
       raise Refused(Reason.NOT_READY, "the model is loading")
-    return self._batcher
+    return self._info
 
   def _timeout(self, context: grpc.aio.ServicerContext) -> float:
     remaining = context.time_remaining()
@@ -129,24 +268,12 @@ class ImageServer:
     return cap if remaining is None else min(remaining, cap)
 
 
-async def _abort(context: grpc.aio.ServicerContext, refused: Refused) -> None:
-  metadata = ((REASON_KEY, refused.reason.name),)
-  await context.abort(RULES[refused.reason].code, refused.message, metadata)
+def _reflect(server: grpc.aio.Server) -> None:
+  # Here and not above: an option for people at a shell needs no place in every environment.
+  from grpc_reflection.v1alpha import reflection
 
-
-def _response(job: Job, done: Done) -> Any:
-  return stubs.ImageResponse(
-    request_id=job.request_id,
-    image=validate.encode(done.image),
-    sha256=done.sha256,
-    seed=job.seed,
-    timings=stubs.Timings(
-      queue_ms=1e3 * done.queue_s,
-      compute_ms=1e3 * done.compute_s,
-      batch_size=done.batch_size,
-      cached=done.cached,
-    ),
-  )
+  names = stubs.SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME
+  reflection.enable_server_reflection(names, server, pool=stubs.POOL)
 
 
 async def serve(

@@ -5,7 +5,7 @@ Nothing is generated into the source tree or a cache: no build step, no stale st
 of processes may start at once.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 import pathlib
 import tempfile
 from typing import Any
@@ -38,44 +38,68 @@ _CLASSES = message_factory.GetMessageClassesForFiles([_FILE], POOL)
 
 GenerateRequest = _CLASSES[f"{_PACKAGE}.GenerateRequest"]
 EditRequest = _CLASSES[f"{_PACKAGE}.EditRequest"]
+Options = _CLASSES[f"{_PACKAGE}.Options"]
 Image = _CLASSES[f"{_PACKAGE}.Image"]
 ImageResponse = _CLASSES[f"{_PACKAGE}.ImageResponse"]
 Timings = _CLASSES[f"{_PACKAGE}.Timings"]
+Item = _CLASSES[f"{_PACKAGE}.Item"]
+BatchRequest = _CLASSES[f"{_PACKAGE}.BatchRequest"]
+BatchItem = _CLASSES[f"{_PACKAGE}.BatchItem"]
+Error = _CLASSES[f"{_PACKAGE}.Error"]
+Event = _CLASSES[f"{_PACKAGE}.Event"]
+Queued = _CLASSES[f"{_PACKAGE}.Queued"]
+Step = _CLASSES[f"{_PACKAGE}.Step"]
+GetResultRequest = _CLASSES[f"{_PACKAGE}.GetResultRequest"]
 GetModelInfoRequest = _CLASSES[f"{_PACKAGE}.GetModelInfoRequest"]
 ModelInfo = _CLASSES[f"{_PACKAGE}.ModelInfo"]
+Size = _CLASSES[f"{_PACKAGE}.Size"]
 _ENUMS = POOL.FindFileByName(_FILE).enum_types_by_name
-RAW_RGB8 = _ENUMS["Encoding"].values_by_name["ENCODING_RAW_RGB8"].number
-REASONS = tuple(v.name.removeprefix("REASON_") for v in _ENUMS["Reason"].values if v.number)
+_ENCODINGS = _ENUMS["Encoding"].values_by_name
+RAW_RGB8 = _ENCODINGS["ENCODING_RAW_RGB8"].number
+PNG = _ENCODINGS["ENCODING_PNG"].number
+WEBP_LOSSLESS = _ENCODINGS["ENCODING_WEBP_LOSSLESS"].number
+JPEG = _ENCODINGS["ENCODING_JPEG"].number
+REASON_NUMBERS = {v.name.removeprefix("REASON_"): v.number for v in _ENUMS["Reason"].values}
+REASONS = tuple(name for name, number in REASON_NUMBERS.items() if number)
 
 
 class Stub:
   """The service's methods on a channel."""
 
   def __init__(self, channel: grpc.Channel):
-    self.generate = _unary(channel, "Generate")
-    self.edit = _unary(channel, "Edit")
-    self.get_model_info = _unary(channel, "GetModelInfo")
+    self.generate = _method(channel, "Generate")
+    self.edit = _method(channel, "Edit")
+    self.generate_batch = _method(channel, "GenerateBatch")
+    self.watch = _method(channel, "Watch")
+    self.get_result = _method(channel, "GetResult")
+    self.get_model_info = _method(channel, "GetModelInfo")
 
 
-def _unary(channel: grpc.Channel, method: str) -> grpc.UnaryUnaryMultiCallable:
-  response = _CLASSES[SERVICE.methods_by_name[method].output_type.full_name]
-  return channel.unary_unary(
-    f"/{SERVICE.full_name}/{method}",
+def _method(channel: grpc.Channel, name: str) -> Callable[..., Any]:
+  method = SERVICE.methods_by_name[name]
+  make = channel.unary_stream if method.server_streaming else channel.unary_unary
+  return make(
+    f"/{SERVICE.full_name}/{name}",
     request_serializer=lambda message: message.SerializeToString(),
-    response_deserializer=response.FromString,
+    response_deserializer=_CLASSES[method.output_type.full_name].FromString,
   )
 
 
-def handlers(methods: Mapping[str, Callable[..., Awaitable[Any]]]) -> grpc.GenericRpcHandler:
-  """The server side: one coroutine function (request, context) per method of the proto."""
+def handlers(methods: Mapping[str, Callable[..., Any]]) -> grpc.GenericRpcHandler:
+  """The server side: one coroutine or async generator (request, context) per method."""
   if missing := set(SERVICE.methods_by_name) ^ set(methods):
     raise ValueError(f"handlers and {_FILE} differ in {sorted(missing)}")
-  rpcs = {
-    name: grpc.unary_unary_rpc_method_handler(
-      method,
-      request_deserializer=_CLASSES[SERVICE.methods_by_name[name].input_type.full_name].FromString,
+  rpcs = {}
+  for name, call in methods.items():
+    method = SERVICE.methods_by_name[name]
+    make = (
+      grpc.unary_stream_rpc_method_handler
+      if method.server_streaming
+      else grpc.unary_unary_rpc_method_handler
+    )
+    rpcs[name] = make(
+      call,
+      request_deserializer=_CLASSES[method.input_type.full_name].FromString,
       response_serializer=lambda message: message.SerializeToString(),
     )
-    for name, method in methods.items()
-  }
   return grpc.method_handlers_generic_handler(SERVICE.full_name, rpcs)

@@ -1,67 +1,87 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From messages to jobs and back; everything that can be refused is refused here."""
+"""From messages to jobs; everything that can be refused before the queue is refused here."""
 
+import math
 from typing import Any
 import unicodedata
 
-import numpy as np
-
-from auditdm_jax.images import stubs
-from auditdm_jax.images.backend import Job
+from auditdm_jax.images import codec, stubs
+from auditdm_jax.images.backend import Info, Job
 from auditdm_jax.images.config import Limits
 from auditdm_jax.images.failures import Reason, Refused
 
 _MAX_ID_BYTES = 64
 
 
-def generate_job(request: Any, limits: Limits) -> Job:
-  """A GenerateRequest as a job; raises Refused."""
+def to_job(request: Any, limits: Limits, info: Info) -> Job:
+  """A GenerateRequest or EditRequest as a job, its source decoded; raises Refused."""
+  editing = request.DESCRIPTOR.name == "EditRequest"
   _check_identity(request)
-  _check_size(request.width, request.height, limits)
-  text = _checked_text(request.prompt, limits)
-  return Job(request.request_id, text, request.seed, request.width, request.height)
+  if request.options.encoding not in {0, *codec.LOSSLESS}:
+    raise _invalid("answers are lossless: RAW_RGB8, PNG or WEBP_LOSSLESS")
+  size = request.source if editing else request
+  text = request.instruction if editing else request.prompt
+  sham = editing and request.sham
+  _check_mode("sham" if sham else "edit" if editing else "generate", info)
+  if not sham:
+    text = _checked_text(text, limits)
+  elif text:
+    raise _invalid("a sham has no instruction")
+  steps, guidance, negative = _checked_options(request.options, limits, info)
+  job = dict(steps=steps, guidance=guidance, negative=negative, sham=sham)
+  _check_size(size.width, size.height, steps, limits, info)
+  source = codec.decode(request.source, max_pixels=limits.max_pixels) if editing else None
+  return Job(
+    request.request_id, text, request.seed, size.width, size.height, source,
+    deterministic=request.options.deterministic, **job,
+  )  # fmt: skip
 
 
-def edit_job(request: Any, limits: Limits) -> Job:
-  """An EditRequest as a job; raises Refused."""
-  _check_identity(request)
-  source = request.source
-  if source.encoding != stubs.RAW_RGB8:
-    raise Refused(Reason.INVALID_REQUEST, "the source must be ENCODING_RAW_RGB8")
-  _check_size(source.width, source.height, limits)
-  image = decode(source)
-  text = _checked_text(request.instruction, limits)
-  return Job(request.request_id, text, request.seed, source.width, source.height, image)
-
-
-def encode(image: np.ndarray) -> Any:
-  """u8[H,W,3] as an Image message."""
-  height, width, _ = image.shape
-  return stubs.Image(encoding=stubs.RAW_RGB8, width=width, height=height, data=image.tobytes())
-
-
-def decode(image: Any) -> np.ndarray:
-  """An Image message as a read-only u8[H,W,3]; raises Refused if sizes and bytes disagree."""
-  if len(image.data) != image.height * image.width * 3:
-    raise Refused(
-      Reason.INVALID_REQUEST,
-      f"{len(image.data)} bytes are not {image.width}x{image.height} pixels of RGB",
-    )
-  return np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3)
+def _invalid(message: str) -> Refused:
+  return Refused(Reason.INVALID_REQUEST, message)
 
 
 def _check_identity(request: Any) -> None:
   if not 0 < len(request.request_id.encode()) <= _MAX_ID_BYTES:
-    raise Refused(Reason.INVALID_REQUEST, f"request_id must have 1 to {_MAX_ID_BYTES} bytes")
+    raise _invalid(f"request_id must have 1 to {_MAX_ID_BYTES} bytes")
   if not request.HasField("seed"):
-    raise Refused(Reason.INVALID_REQUEST, "no seed: the same request must give the same image")
+    raise _invalid("no seed: the same request must give the same image")
 
 
-def _check_size(width: int, height: int, limits: Limits) -> None:
+def _check_mode(mode: str, info: Info) -> None:
+  if mode not in info.modes:
+    raise Refused(Reason.UNSUPPORTED, f"{info.name} does not {mode}")
+
+
+def _check_size(width: int, height: int, steps: int, limits: Limits, info: Info) -> None:
   if not 0 < width * height <= limits.max_pixels:
-    raise Refused(
-      Reason.INVALID_REQUEST, f"{width}x{height} pixels are not between 1 and {limits.max_pixels}"
-    )
+    raise _invalid(f"{width}x{height} pixels are not between 1 and {limits.max_pixels}")
+  if width * height * max(steps, 1) > limits.max_cost:
+    raise _invalid(f"{width}x{height} pixels x {steps} steps are more than {limits.max_cost}")
+  if info.sizes and (width, height) not in info.sizes:
+    sizes = ", ".join(f"{w}x{h}" for w, h in info.sizes)
+    raise _invalid(f"{info.name} draws {sizes}, not {width}x{height}")
+  if width % info.multiple or height % info.multiple:
+    # Pipelines round such sizes, in silence.
+    raise _invalid(f"sides must be multiples of {info.multiple}, not {width}x{height}")
+
+
+def _checked_options(options: Any, limits: Limits, info: Info) -> tuple[int, float | None, str]:
+  if options.steps > limits.max_steps:
+    raise _invalid(f"{options.steps} steps, at most {limits.max_steps}")
+  if options.steps and not info.steps:
+    raise Refused(Reason.UNSUPPORTED, f"{info.name} has no steps to choose")
+  guidance = options.guidance if options.HasField("guidance") else info.guidance
+  if guidance is not None and info.guidance is None:
+    raise Refused(Reason.UNSUPPORTED, f"{info.name} has no guidance to choose")
+  if guidance is not None and not (math.isfinite(guidance) and 0 <= guidance <= 100):
+    raise _invalid(f"guidance {guidance} is not between 0 and 100")
+  negative = options.negative_prompt
+  if negative and not info.negative:
+    raise Refused(Reason.UNSUPPORTED, f"{info.name} takes no negative prompt")
+  if negative:
+    negative = _checked_text(negative, limits)
+  return options.steps or info.steps, guidance, negative
 
 
 def _checked_text(text: str, limits: Limits) -> str:
@@ -75,3 +95,31 @@ def _checked_text(text: str, limits: Limits) -> str:
   if any(unicodedata.category(c) == "Cc" and c not in "\n\t" for c in text):
     raise Refused(Reason.INVALID_PROMPT, "control characters")
   return text
+
+
+def request_of(item: Any) -> Any:
+  """The GenerateRequest or EditRequest of an Item; raises Refused if it has neither."""
+  kind = item.WhichOneof("request")
+  if kind is None:
+    raise _invalid("an item without a request")
+  return item.generate if kind == "generate" else item.edit
+
+
+def info_message(info: Info, limits: Limits, max_batch: int) -> Any:
+  """Info as a ModelInfo message."""
+  message = stubs.ModelInfo(
+    properties=dict(info.properties),
+    max_prompt_chars=limits.max_prompt_chars,
+    max_pixels=limits.max_pixels,
+    max_batch=max_batch,
+    name=info.name,
+    revision=info.revision,
+    identity=info.identity,
+    modes=info.modes,
+    steps=info.steps,
+    sizes=[stubs.Size(width=w, height=h) for w, h in info.sizes],
+    multiple=info.multiple,
+  )
+  if info.guidance is not None:
+    message.guidance = info.guidance
+  return message

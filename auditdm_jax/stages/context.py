@@ -200,27 +200,27 @@ class Context:
 
   @functools.cached_property
   def client(self) -> ImageClient:
-    """A client of the running image service, or of one started for this run."""
+    """A client of the running image service, or of one started, and kept alive, for this run."""
     section = build(ImagesConfig, self.config.images, name="config.images")
     address = section.address
     if not address:
       config_path = self.workdir / "images_config.py"
-      rows = self.config.images.to_dict()
+      rows = {"port": 0} | self.config.images.to_dict()
       store.write_bytes(
         config_path,
         "from ml_collections import ConfigDict\n\n\ndef get_config():\n"
         f"  return ConfigDict({{'images': {rows!r}}})\n".encode(),
       )
-      handle = process.spawn(str(config_path), log=self.workdir / "images.log")
-      self._stack.callback(handle.stop)
-      address = handle.address
-    options = section.client
-    client = ImageClient(
-      address, deadline_s=options.deadline_s, max_in_flight=options.max_in_flight,
-      retries=options.retries,
-    )  # fmt: skip
-    self._stack.callback(client.close)
-    client.wait_ready(60.0)
+      log = self.workdir / "images.log"
+      service = process.keep(str(config_path), log=log, ready_s=section.ready_s)
+      self._stack.callback(service.stop)
+      address = service.address
+    try:
+      client = ImageClient(address, **vars(section.client))
+      self._stack.callback(client.close)
+      client.wait_ready(section.ready_s)
+    except (TimeoutError, ConnectionError, FileNotFoundError) as error:
+      raise UserError(f"config.images: {error}") from error
     return client
 
   def done(self, stage: str) -> dict | None:

@@ -3,20 +3,23 @@
 
   python -m auditdm_jax serve-images --config=configs/scenes.py --config.images.port=8500
 
-Prints {"address": "host:port"} as a line of JSON when it is ready. Everything else goes to stderr.
+Prints {"address": "host:port"} as a line of JSON when it is ready. Everything else goes to stderr,
+one line of JSON per event.
 """
 
 import asyncio
+from collections.abc import Callable
 import json
-import logging
 import pathlib
 
 import ml_collections
 
 from auditdm_jax.core import config as core_config
-from auditdm_jax.images import process, server
-from auditdm_jax.images.backend import Backend
+from auditdm_jax.images import process, server, telemetry
+from auditdm_jax.images.backend import Backend, Info, Plain
 from auditdm_jax.images.config import ImagesConfig
+
+_BACKENDS = ("scenes", "diffusers", "openai")
 
 
 def main(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
@@ -25,27 +28,48 @@ def main(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int
   if "images" not in config:
     raise core_config.UserError("the config has no section `images`")
   images = core_config.build(ImagesConfig, config.images, name="config.images")
-  logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+  telemetry.log_as_json()
   process.stop_with_parent()
   try:
     asyncio.run(server.serve(images, _backend_maker(images), announce=_announce))
   except server.StartError as error:
     raise core_config.UserError(str(error)) from error
+  except FileNotFoundError as error:
+    raise core_config.UserError(f"config.images: {error.filename}: no such file") from error
   return 0
 
 
-def _backend_maker(images: ImagesConfig):
+def _backend_maker(images: ImagesConfig) -> Callable[[], Backend]:
   """Returns what loads the backend; an unknown name is an error before the port opens."""
+  # Imported only when it is served: no backend needs the libraries of another one.
   if images.backend == "scenes":
     return lambda: _scenes(images)
-  raise core_config.UserError(f"config.images.backend: {images.backend!r} is not one of 'scenes'")
+  if images.backend == "diffusers":
+    from auditdm_jax.images import diffusers_backend
+
+    model, rows = images.model, images.batching.max_batch
+    return lambda: diffusers_backend.DiffusersBackend(model, max_batch=rows)
+  if images.backend == "openai":
+    from auditdm_jax.images import openai_backend
+
+    model, rows = images.model, images.batching.max_batch
+    return lambda: openai_backend.OpenAIBackend(model, max_batch=rows)
+  near = core_config.did_you_mean(images.backend, _BACKENDS)
+  names = ", ".join(map(repr, _BACKENDS))
+  raise core_config.UserError(
+    f"config.images.backend: {images.backend!r} is not one of {names}{near}"
+  )
 
 
 def _scenes(images: ImagesConfig) -> Backend:
-  # Here and not above: a server of another backend must start without the world's libraries.
-  from auditdm_jax.scenes import image_backend
+  from auditdm_jax.scenes import image_backend, render
 
-  return image_backend.ScenesBackend(error_rate=images.error_rate, seed=images.seed)
+  draw = image_backend.ScenesBackend(error_rate=images.error_rate, seed=images.seed)
+  info = Info(
+    "scenes", properties=draw.info(), modes=("generate", "edit", "sham"),
+    sizes=((render.SIZE, render.SIZE),),
+  )  # fmt: skip
+  return Plain(draw, info)
 
 
 def _announce(address: str) -> None:

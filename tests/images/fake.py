@@ -14,44 +14,57 @@ import time
 import numpy as np
 
 from auditdm_jax.images import process, server
+from auditdm_jax.images.backend import Info, Made
 from auditdm_jax.images.config import Batching, ImagesConfig
 
 
 class FakeBackend:
-  """Pixels are a function of text, seed and source; some words mean trouble."""
+  """Pixels are a function of text, seed and source; some words mean trouble.
 
-  def __init__(self, sleep_s: float = 0.0):
-    self.sleep_s = sleep_s
+  Args:
+    sleep_s: of a batch, over all of its steps.
+    row_s: more per row.
+    fits: rows that fit into its memory.
+  """
+
+  def __init__(self, sleep_s=0.0, *, row_s=0.0, fits=1 << 30, steps=0, batch_sizes=()):
+    self.sleep_s, self.row_s, self.fits = sleep_s, row_s, fits
     self.calls: list[list[str]] = []
-
-  def generate(self, prompts, seeds, *, width, height):
-    self._begin(prompts)
-    return [self._row(p, s, (height, width, 3)) for p, s in zip(prompts, seeds)]
-
-  def edit(self, images, instructions, seeds):
-    self._begin(instructions)
-    return [
-      self._row(t, s, i.shape, i) for i, t, s in zip(images, instructions, seeds, strict=True)
-    ]
+    self._info = Info(
+      "fake", "r1", {"sleep_s": str(sleep_s)}, ("generate", "edit", "sham"), steps=steps,
+      guidance=2.5 if steps else None, negative=bool(steps), batch_sizes=batch_sizes,
+    )  # fmt: skip
 
   def info(self):
-    return {"name": "fake", "sleep_s": self.sleep_s}
+    return self._info
 
-  def _begin(self, texts):
-    self.calls.append(texts)
-    time.sleep(self.sleep_s)
-    if any("poison" in t for t in texts):
-      raise MemoryError("out of memory")
+  def run(self, jobs, progress):
+    self.calls.append([j.text for j in jobs])
+    if len(jobs) > self.fits:
+      raise MemoryError(f"{len(jobs)} rows")
+    n = max(jobs[0].steps, 1)
+    for i in range(n):
+      time.sleep((self.sleep_s + self.row_s * len(jobs)) / n)
+      progress(i + 1, n)
+    if any("poison" in j.text for j in jobs):
+      raise RuntimeError("a kernel died")
+    return [self._row(j) for j in jobs]
 
-  def _row(self, text, seed, shape, source=0):
-    if "impossible" in text:
-      return ValueError(f"cannot draw {text!r}")
-    if "broken" in text:
+  def _row(self, job):
+    if "impossible" in job.text:
+      return ValueError(f"cannot draw {job.text!r}")
+    if "broken" in job.text:
       return KeyError("weights")
-    if "small" in text:
-      return np.zeros((1, 1, 3), np.uint8)
-    noise = np.random.default_rng([seed, *text.encode()]).integers(0, 256, shape, np.uint8)
-    return noise ^ np.uint8(source)
+    if "small" in job.text:
+      return Made(np.zeros((1, 1, 3), np.uint8))
+    return Made(pixels(job.text, job.seed, job.width, job.height, job.source), "cut" in job.text)
+
+
+def pixels(text, seed, width=8, height=8, source=None):
+  """u8[H,W,3] that FakeBackend makes."""
+  rng = np.random.default_rng([seed, *text.encode()])
+  noise = rng.integers(0, 256, (height, width, 3), np.uint8)
+  return noise if source is None else noise ^ source
 
 
 @contextlib.contextmanager

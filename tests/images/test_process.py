@@ -15,6 +15,7 @@ import pytest
 from auditdm_jax.images import process
 from auditdm_jax.images.client import ImageClient
 from auditdm_jax.images.failures import Reason
+from auditdm_jax.images.requests import Edit
 from tests.images import fake
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -53,7 +54,7 @@ def test_nothing_is_lost_when_the_server_is_killed_and_restarted(tmp_path):
       done = [f.result(20.0) for f in results]
   assert [r.failure for r in done] == [None] * 80
   assert max(r.timings.tries for r in done) > 1
-  want = fake.FakeBackend().generate(["p40"], [40], **SIZE)[0]
+  want = fake.pixels("p40", 40)
   np.testing.assert_array_equal(done[40].image, want)
 
 
@@ -119,3 +120,38 @@ def test_neither_side_imports_jax_or_torch(module):
   )
   done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
   assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_kept_service_comes_back_at_its_address(tmp_path):
+  config = tmp_path / "config.py"
+  config.write_text(
+    "from ml_collections import ConfigDict\n"
+    "def get_config():\n  return ConfigDict({'images': {'backend': 'scenes', 'port': 0}})\n"
+  )
+  with process.keep(str(config), log=tmp_path / "log") as service:
+    first = service.pid
+    with ImageClient(service.address, deadline_s=30.0) as client:
+      source = np.zeros((64, 64, 3), np.uint8)
+      before = client.submit(Edit(source, "", 0, sham=True)).result(10.0)
+      os.kill(first, signal.SIGKILL)
+      after = client.submit(Edit(source, "", 1, sham=True)).result(30.0)
+    assert before.failure is None and after.failure is None
+    assert after.timings.tries > 1 and service.restarts == 1
+    second = service.pid
+    assert service.stop() == 0
+  assert second != first and _gone(first, 1.0) and _gone(second, 1.0)
+
+
+def test_a_service_that_cannot_start_again_is_given_pauses(tmp_path, monkeypatch):
+  monkeypatch.setattr(process, "_PAUSE_S", 0.05)
+  service, tried = _start(tmp_path), []
+
+  def again(address):
+    tried.append(address)
+    raise RuntimeError("no such weights")
+
+  kept = process.Kept(service, again)
+  os.kill(service.pid, signal.SIGKILL)
+  time.sleep(1.5)
+  kept.stop()
+  assert 2 <= len(tried) <= 4 and set(tried) == {service.address}

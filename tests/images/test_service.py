@@ -44,7 +44,7 @@ def _failure(future):
 
 def test_generates(client):
   result = client.generate("a red circle", seed=3, **SIZE).result(5.0)
-  want = fake.FakeBackend().generate(["a red circle"], [3], **SIZE)[0]
+  want = fake.pixels("a red circle", 3)
   np.testing.assert_array_equal(result.image, want)
   assert result.failure is None
   assert result.timings.batch_size == 1 and result.timings.tries == 1
@@ -54,7 +54,7 @@ def test_generates(client):
 def test_edits(client):
   source = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
   result = client.edit(source[:, ::-1], "make it blue", seed=0).result(5.0)
-  want = fake.FakeBackend().edit([source[:, ::-1]], ["make it blue"], [0])[0]
+  want = fake.pixels("make it blue", 0, 7, 5, source[:, ::-1])
   np.testing.assert_array_equal(result.image, want)
 
 
@@ -202,7 +202,7 @@ def test_health_is_serving_only_after_warm_up():
       seen.append(state(address_of[0]))
       seen.append(_failure(early.generate("x", seed=0, **SIZE)).reason)
       with pytest.raises(TimeoutError, match="NOT_SERVING"):
-        early.wait_ready(0.1)
+        early.wait_ready(0.3)
     return backend
 
   address_of = ["127.0.0.1:" + str(fake.free_port())]
@@ -211,7 +211,7 @@ def test_health_is_serving_only_after_warm_up():
     assert seen == [health_pb2.HealthCheckResponse.NOT_SERVING, Reason.NOT_READY]
     with ImageClient(address) as client:
       client.wait_ready(2.0)
-      assert client.info()["name"] == "fake"
+      assert client.info().name == "fake"
 
 
 def test_cancelling_one_caller_leaves_those_who_joined():

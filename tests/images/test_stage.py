@@ -34,7 +34,7 @@ def test_serves_scenes(config, tmp_path):
       result = client.generate("no such words", seed=0, width=64, height=64).result(10.0)
     libraries = pathlib.Path(f"/proc/{service.pid}/maps").read_text()
     assert service.stop() == 0
-  assert (info["name"], info["error_rate"]) == ("scenes", "0.5")
+  assert (info.name, info.properties["error_rate"]) == ("scenes", "0.5")
   assert (result.failure.reason, result.failure.fault) == (Reason.INVALID_INSTRUCTION, "auditor")
   assert "grpc" in libraries and "jaxlib" not in libraries
 
@@ -42,7 +42,7 @@ def test_serves_scenes(config, tmp_path):
 @pytest.mark.parametrize(
   "override, message",
   [
-    ("--config.images.backend=scene", "config.images.backend: 'scene' is not one of 'scenes'"),
+    ("--config.images.backend=scene", "'scene' is not one of 'scenes', 'diffusers', 'openai'"),
     ("--config.images.port=70000", "port 70000 is not between 0 and 65535"),
   ],
 )

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images on disk by the content of their requests: a repeated epoch costs no GPU."""
+
+import hashlib
+import io
+import os
+import pathlib
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from auditdm_jax.core import store
+
+_KEY = "sha256"
+
+
+class DiskCache:
+  """Lossless PNGs as <folder>/<model>/<first two>/<digest>.png; shared by any number of processes.
+
+  The digest is of the whole request and the model's identity is in the path, so that a file is
+  never out of date. Nothing is ever removed.
+  """
+
+  def __init__(self, folder: str | os.PathLike):
+    self._folder = pathlib.Path(folder)
+
+  def get(self, model: str, digest: str) -> np.ndarray | None:
+    """The image u8[H,W,3], or None if it is not there; a damaged one is removed."""
+    path = self._path(model, digest)
+    try:
+      with Image.open(path, formats=("PNG",)) as file:
+        image, want = np.asarray(file.convert("RGB")), file.text[_KEY]
+    except FileNotFoundError:
+      return None
+    except (OSError, KeyError, SyntaxError, ValueError):
+      image, want = np.zeros(0, np.uint8), ""
+    if hashlib.sha256(image.tobytes()).hexdigest() != want:
+      path.unlink(missing_ok=True)
+      return None
+    image.flags.writeable = False
+    return image
+
+  def put(self, model: str, digest: str, image: np.ndarray) -> None:
+    """Keeps an image."""
+    info, file = PngImagePlugin.PngInfo(), io.BytesIO()
+    info.add_text(_KEY, hashlib.sha256(image.tobytes()).hexdigest())
+    Image.fromarray(image).save(file, "PNG", pnginfo=info, compress_level=1)
+    # A file that a crash of the machine loses is made again.
+    store.write_bytes(self._path(model, digest), file.getvalue(), durable=False)
+
+  def _path(self, model: str, digest: str) -> pathlib.Path:
+    if not (model.isalnum() and digest.isalnum()):
+      raise ValueError(f"not a name for a file: {model!r}, {digest!r}")
+    return self._folder / model / digest[:2] / f"{digest}.png"

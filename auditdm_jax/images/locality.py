@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Edits that change nothing elsewhere, by construction, and the control for the pasting itself.
+
+Whole-frame editors re-render every pixel. Of such an edit only the region that changed is pasted
+into the source; the sham pastes the same region of the source merely encoded and decoded, so that
+an answer that flips on the sham as well owes nothing to the edit.
+"""
+
+import numpy as np
+from scipy import ndimage
+
+
+def composite(
+  source: np.ndarray, edited: np.ndarray, *, threshold: int = 24, grow: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+  """I' = M·edited + (1 − M)·source, M = where the edit changed the source.
+
+  Args:
+    source: u8[H,W,3].
+    edited: u8[H,W,3] on the same grid.
+    threshold: grey levels, largest channel difference that still counts as unchanged.
+    grow: pixels by which the mask is opened, then widened.
+
+  Returns:
+    (u8[H,W,3], bool[H,W]).
+  """
+  if source.shape != edited.shape:
+    raise ValueError(f"edit changed the grid: {source.shape} became {edited.shape}")
+  delta = np.abs(source.astype(np.int16) - edited.astype(np.int16)).max(axis=-1)
+  mask = delta > threshold
+  if grow:
+    mask = ndimage.binary_opening(mask, iterations=1)
+    mask = ndimage.binary_dilation(mask, iterations=grow + 1)
+  return paste(source, edited, mask), mask
+
+
+def paste(source: np.ndarray, other: np.ndarray, mask: np.ndarray) -> np.ndarray:
+  """u8[H,W,3]: `other` where bool[H,W] says so, the source elsewhere."""
+  return np.where(mask[..., None], other, source)

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What can be asked of the service, and under which id."""
+
+import dataclasses
+import functools
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from auditdm_jax.images import codec, stubs
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How an image is made.
+
+  Attributes:
+    steps: 0 = the model's default.
+    guidance: None = the model's default.
+    negative: what shall not be seen; "" = nothing is said.
+    deterministic: bitwise the same image whatever shares its batch.
+  """
+
+  steps: int = 0
+  guidance: float | None = None
+  negative: str = ""
+  deterministic: bool = False
+
+  def message(self, encoding: int) -> Any:
+    return stubs.Options(
+      steps=self.steps, guidance=self.guidance, negative_prompt=self.negative,
+      deterministic=self.deterministic, encoding=encoding,
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Generate:
+  """An image from a caption.
+
+  Attributes:
+    id: "" = the hash of the request, so that equal requests share one image.
+
+  Raises:
+    ValueError: a seed that is not an unsigned 64-bit integer: the caller's bug, at once.
+  """
+
+  prompt: str
+  seed: int
+  width: int
+  height: int
+  options: Options = Options()
+  id: str = ""
+
+  def __post_init__(self):
+    _check_seed(self.seed)
+
+  @functools.cached_property
+  def digest(self) -> str:
+    return _digest("generate", self.prompt, self.seed, self.width, self.height, self.options)
+
+  @property
+  def request_id(self) -> str:
+    return self.id or self.digest
+
+  @property
+  def cost(self) -> int:
+    return self.width * self.height * max(self.options.steps, 1)
+
+  def message(self, encoding: int) -> Any:
+    """A GenerateRequest; raises UnicodeEncodeError."""
+    return stubs.GenerateRequest(
+      request_id=self.request_id, prompt=self.prompt, seed=self.seed, width=self.width,
+      height=self.height, options=self.options.message(encoding),
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Edit:
+  """An image u8[H,W,3] changed by an instruction; otherwise as `Generate`.
+
+  Attributes:
+    local: paste only the region that changed into the image, so that the rest is the same.
+    sham: change nothing, only encode and decode, as a control; no instruction.
+
+  Raises:
+    ValueError: an image of another shape or dtype, or a bad seed.
+  """
+
+  image: np.ndarray
+  instruction: str
+  seed: int
+  options: Options = Options()
+  id: str = ""
+  local: bool = False
+  sham: bool = False
+
+  def __post_init__(self):
+    _check_seed(self.seed)
+    image = self.image
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+      raise ValueError(f"the source must be uint8[H,W,3], not {image.dtype}{list(image.shape)}")
+    object.__setattr__(self, "image", np.ascontiguousarray(image))
+
+  @functools.cached_property
+  def digest(self) -> str:
+    pixels = hashlib.sha256(self.image.data).hexdigest()
+    return _digest(
+      "sham" if self.sham else "edit", self.instruction, self.seed, self.image.shape, pixels,
+      self.options,
+    )  # fmt: skip
+
+  @property
+  def request_id(self) -> str:
+    return self.id or self.digest
+
+  @property
+  def cost(self) -> int:
+    return self.image.shape[0] * self.image.shape[1] * max(self.options.steps, 1)
+
+  def message(self, encoding: int) -> Any:
+    """An EditRequest; raises UnicodeEncodeError."""
+    return stubs.EditRequest(
+      request_id=self.request_id, instruction=self.instruction, seed=self.seed,
+      source=codec.encode(self.image, encoding), options=self.options.message(encoding),
+      sham=self.sham,
+    )  # fmt: skip
+
+
+Request = Generate | Edit
+
+
+def _check_seed(seed: int) -> None:
+  if not 0 <= seed < 2**64:
+    raise ValueError(f"a seed is an unsigned 64-bit integer, not {seed}")
+
+
+def _digest(*parts: Any) -> str:
+  return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TLS, mTLS and bearer tokens of both sides."""
+
+from collections.abc import Awaitable, Callable
+import hmac
+import pathlib
+from typing import Any
+
+import grpc
+
+from auditdm_jax.images import stubs
+from auditdm_jax.images.config import Security
+from auditdm_jax.images.failures import RULES, Reason, Refused
+
+_HEADER, _SCHEME = "authorization", "Bearer "
+
+
+def server_credentials(security: Security) -> grpc.ServerCredentials | None:
+  """What the port listens with; None = plaintext. Raises FileNotFoundError."""
+  if not security.cert:
+    return None
+  pair = _read(security.key), _read(security.cert)
+  return grpc.ssl_server_credentials([pair], _read(security.ca), bool(security.ca))
+
+
+def channel(address: str, security: Security, options: Any) -> grpc.Channel:
+  """A channel as the client's credentials say. Raises FileNotFoundError."""
+  if not security.ca and not security.cert:
+    return grpc.insecure_channel(address, options=options)
+  credentials = grpc.ssl_channel_credentials(
+    _read(security.ca), _read(security.key), _read(security.cert)
+  )
+  return grpc.secure_channel(address, credentials, options=options)
+
+
+def metadata(security: Security) -> tuple[tuple[str, str], ...]:
+  """What a client sends with every call."""
+  return ((_HEADER, _SCHEME + _token(security)),) if security.token else ()
+
+
+class TokenCheck(grpc.aio.ServerInterceptor):
+  """Refuses calls of the service without the token; health stays open to everyone."""
+
+  def __init__(self, security: Security):
+    self._want = (_SCHEME + _token(security)).encode()
+
+  async def intercept_service(
+    self,
+    continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+    details: grpc.HandlerCallDetails,
+  ) -> grpc.RpcMethodHandler:
+    handler = await continuation(details)
+    if handler is None or not details.method.startswith(f"/{stubs.SERVICE.full_name}/"):
+      return handler
+    given = dict(details.invocation_metadata).get(_HEADER, "")
+    # In constant time: how long a comparison takes must not tell how much of it was right.
+    if hmac.compare_digest(given.encode(), self._want):
+      return handler
+    make = (
+      grpc.unary_stream_rpc_method_handler
+      if handler.response_streaming
+      else grpc.unary_unary_rpc_method_handler
+    )
+    return make(_refuse_stream if handler.response_streaming else _refuse)
+
+
+async def _refuse(request: Any, context: grpc.aio.ServicerContext) -> None:
+  del request
+  refused = Refused(Reason.UNAUTHENTICATED, Reason.UNAUTHENTICATED.value)
+  await context.abort(RULES[refused.reason].code, refused.message, refused.metadata)
+
+
+async def _refuse_stream(request: Any, context: grpc.aio.ServicerContext):
+  await _refuse(request, context)
+  yield  # Never reached: makes it a stream.
+
+
+def _token(security: Security) -> str:
+  text = pathlib.Path(security.token).read_text(encoding="utf-8").strip()
+  if not text:
+    raise ValueError(f"{security.token}: no token in it")
+  return text
+
+
+def _read(path: str) -> bytes | None:
+  return pathlib.Path(path).read_bytes() if path else None

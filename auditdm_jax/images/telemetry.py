@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the server tells its operators: Prometheus metrics and logs in JSON, never a prompt."""
+
+import json
+import logging
+import time
+from typing import Any
+
+import prometheus_client as prom
+
+from auditdm_jax.images import worker
+
+_SECONDS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_ROWS = (1, 2, 4, 8, 16, 32, 64)
+_PREFIX = "auditdm_images"
+
+
+class Metrics:
+  """The gauges of one server, in a registry of their own."""
+
+  def __init__(self):
+    self.registry = registry = prom.CollectorRegistry()
+    plain = dict(namespace=_PREFIX, registry=registry)
+    self.requests = prom.Counter(
+      "requests", "Calls that ended.", ["method", "code", "reason"], **plain
+    )
+    self.images = prom.Counter("images", "Images made.", ["mode"], **plain)
+    self.bytes_out = prom.Counter("bytes_out", "Bytes of images sent.", **plain)
+    self.cache_hits = prom.Counter("cache_hits", "Answers from the cache.", **plain)
+    self.joins = prom.Counter("joins", "Calls that joined one under way.", **plain)
+    self.cancelled = prom.Counter("cancelled_batches", "Batches nobody waited for.", **plain)
+    self.queue_depth = prom.Gauge("queue_depth", "Requests that wait.", **plain)
+    self.queue_bytes = prom.Gauge("queue_bytes", "Bytes of their sources.", **plain)
+    self.ready = prom.Gauge("ready", "1 while SERVING.", **plain)
+    self.out_of_memory = prom.Gauge("out_of_memory", "Batches that did not fit.", **plain)
+    self.queue_seconds = prom.Histogram(
+      "queue_seconds", "Time in the queue.", buckets=_SECONDS, **plain
+    )
+    self.compute_seconds = prom.Histogram(
+      "compute_seconds", "Time of a batch.", ["mode"], buckets=_SECONDS, **plain
+    )
+    self.encode_seconds = prom.Histogram(
+      "encode_seconds", "Time to encode an answer.", ["encoding"], buckets=_SECONDS, **plain
+    )
+    self.batch_size = prom.Histogram("batch_size", "Rows of a batch.", buckets=_ROWS, **plain)
+    self.batch_fill = prom.Histogram(
+      "batch_fill", "Rows of a batch / rows it could have.",
+      buckets=(0.125, 0.25, 0.5, 0.75, 1.0), **plain,
+    )  # fmt: skip
+
+  def ran(self, mode: str, rows: int, runner: worker.Runner, seconds: float) -> None:
+    """Counts a batch."""
+    self.images.labels(mode).inc(rows)
+    self.compute_seconds.labels(mode).observe(seconds)
+    self.batch_size.observe(rows)
+    self.batch_fill.observe(rows / runner.max_batch)
+    self.out_of_memory.set(runner.out_of_memory)
+
+  def serve(self, host: str, port: int) -> Any:
+    """Opens http://host:port/metrics; returns the HTTP server, for its `shutdown`.
+
+    Raises:
+      OSError: the port is taken.
+    """
+    return prom.start_http_server(port, addr=host, registry=self.registry)[0]
+
+
+class JsonFormatter(logging.Formatter):
+  """One line of JSON per record; `extra={"fields": {...}}` adds keys."""
+
+  def format(self, record: logging.LogRecord) -> str:
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+    row = {
+      "time": f"{stamp}.{int(record.msecs):03d}Z",
+      "level": record.levelname,
+      "logger": record.name,
+      "message": record.getMessage(),
+      **vars(record).get("fields", {}),
+    }
+    if record.exc_info:
+      row["exception"] = self.formatException(record.exc_info)
+    return json.dumps(row, ensure_ascii=True, default=str)
+
+
+def log_as_json(level: int = logging.INFO) -> None:
+  """Sends all logs of this process to stderr as JSON."""
+  handler = logging.StreamHandler()
+  handler.setFormatter(JsonFormatter())
+  logging.basicConfig(level=level, handlers=[handler], force=True)
