@@ -12,4 +12,5 @@ run() {
 }
 run .venv/bin/ruff check .
 run .venv/bin/ruff format --check .
+run .venv/bin/shellcheck -x launch/*.sh launch/*/*.sh
 run .venv/bin/python -m pytest -m "not slow and not perf and not network" "$@"

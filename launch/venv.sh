@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# shellcheck shell=bash
 # Sourced by the scripts beside it, in the root of the repository.
 
 # Makes .venv if there is none and installs the requirements files that have changed since.

@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Runs a stage on every machine of a Cloud TPU slice. Makes the slice as a queued resource, waits
+# for it, copies this checkout there, and starts again after a preemption until the stage is done.
+#
+#   launch/tpu/pod.sh NAME --zone=ZONE [--type=v5litepod-64] [--spot] [--keep] [--dry-run] -- \
+#     train --config=configs/X.py --workdir=gs://BUCKET/RUN
+#
+#   --type       v5litepod-16, v5litepod-64, v6e-16, v5p-16 (which counts cores: 8 chips), …
+#   --version    of the machines' image; by default the one that Google names for the type
+#   --project    by default gcloud's
+#   --retries    how often it is started again (100)
+#   --keep       the slice is not deleted when the stage is done
+#   --dry-run    prints the commands instead of running them
+#
+# Needs gcloud and a checkout whose changes are committed: HEAD is what runs there. The workdir must
+# be one that all machines see: gs:// or a mounted disk. Run again, it goes on where it was.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+source launch/common.sh
+
+name='' zone='' type=v5litepod-64 version='' project='' retries=100 spot='' keep=''
+while (($#)); do
+  case $1 in
+    --zone=*) zone=${1#*=} ;;
+    --type=*) type=${1#*=} ;;
+    --version=*) version=${1#*=} ;;
+    --project=*) project=${1#*=} ;;
+    --retries=*) retries=${1#*=} ;;
+    --spot) spot=1 ;;
+    --keep) keep=1 ;;
+    --dry-run) dry_run=1 ;;
+    --) shift && break ;;
+    -*) fail "unknown flag $1; see the head of $0" ;;
+    *)
+      [[ -z $name ]] || fail "two names: $name and $1"
+      name=$1
+      ;;
+  esac
+  shift
+done
+[[ -n $name && -n $zone ]] || fail "usage: $0 NAME --zone=ZONE [flags] -- STAGE --config=… --workdir=…"
+check_stage "$@"
+case $type in
+  v5litepod-*) version=${version:-v2-alpha-tpuv5-lite} ;;
+  v5p-*) version=${version:-v2-alpha-tpuv5} ;;
+  v6e-*) version=${version:-v2-alpha-tpuv6e} ;;
+  *) [[ -n $version ]] || fail "--type=$type: give its --version too" ;;
+esac
+where=(--zone="$zone" --quiet ${project:+--project="$project"})
+tpus=(gcloud compute tpus)
+
+state() {
+  if [[ -n $dry_run ]]; then
+    echo ACTIVE
+  else
+    "${tpus[@]}" queued-resources describe "$name" "${where[@]}" --format='value(state.state)' \
+      2>/dev/null || echo NONE
+  fi
+}
+
+# Returns when the slice is there; makes it anew if it was taken away.
+get_slice() {
+  local now
+  while now=$(state) && [[ $now != ACTIVE ]]; do
+    case $now in
+      NONE)
+        run "${tpus[@]}" queued-resources create "$name" --node-id="$name" "${where[@]}" \
+          --accelerator-type="$type" --runtime-version="$version" ${spot:+--spot} ;;
+      FAILED | SUSPENDED)
+        run "${tpus[@]}" queued-resources delete "$name" "${where[@]}" --force ;;
+    esac
+    echo "$name is $now"
+    sleep "${POLL_S:-30}"
+  done
+}
+
+on_all() {
+  run "${tpus[@]}" tpu-vm ssh "$name" "${where[@]}" --worker=all --command="$1"
+}
+
+# Copies HEAD there and runs the stage; the exit code is the greatest of all machines.
+run_stage() {
+  run git archive --format=tar.gz --prefix=auditdm_jax/ --output="$archive" HEAD &&
+    run "${tpus[@]}" tpu-vm scp "$archive" "$name:auditdm_jax.tar.gz" "${where[@]}" --worker=all &&
+    on_all "tar -xzf auditdm_jax.tar.gz && exec auditdm_jax/launch/tpu/worker.sh $(quoted "$@")"
+}
+
+archive=${TMPDIR:-/tmp}/auditdm_jax-$name.tar.gz
+kept="the slice $name is still there and costs money"
+trap 'rm -f "$archive"; [[ -n $dry_run ]] || echo "$kept"' EXIT
+if [[ -n $dry_run ]]; then
+  echo "# unless there is a slice $name already:"
+  run "${tpus[@]}" queued-resources create "$name" --node-id="$name" "${where[@]}" \
+    --accelerator-type="$type" --runtime-version="$version" ${spot:+--spot}
+  echo "# when it is ACTIVE, and again after each preemption:"
+fi
+again "$retries" get_slice run_stage "$@"
+if [[ -z $keep ]]; then
+  run "${tpus[@]}" queued-resources delete "$name" "${where[@]}" --force
+  kept="the slice $name is deleted"
+fi
