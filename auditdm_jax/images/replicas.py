@@ -15,7 +15,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from auditdm_jax.images import security, stubs
-from auditdm_jax.images.config import Security, is_loopback
+from auditdm_jax.images.config import Security
 from auditdm_jax.images.failures import RULES, Reason
 
 _EJECT_S, _MAX_EJECT_S = 0.5, 15.0
@@ -41,8 +41,7 @@ class Replica:
     self.channel = security.channel(address, credentials, _OPTIONS)
     self.stub = stubs.Stub(self.channel)
     self.health = health_pb2_grpc.HealthStub(self.channel)
-    host = address.rpartition(":")[0]
-    self._near = address.startswith("unix:") or is_loopback(host)
+    self._near = security.is_near(address)
     self.outstanding = 0  # pixels x steps
     self.serving: bool | None = None  # None = not known
     self._failures, self._ejected_until = 0, 0.0

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 
 from auditdm_jax.images import stubs
-from auditdm_jax.images.config import Security
+from auditdm_jax.images.config import Security, is_loopback
 from auditdm_jax.images.failures import RULES, Reason, Refused
 
 _HEADER, _SCHEME = "authorization", "Bearer "
@@ -24,13 +24,25 @@ def server_credentials(security: Security) -> grpc.ServerCredentials | None:
 
 
 def channel(address: str, security: Security, options: Any) -> grpc.Channel:
-  """A channel as the client's credentials say. Raises FileNotFoundError."""
+  """A channel as the client's credentials say.
+
+  Raises:
+    ValueError: a token would cross a network in clear.
+    FileNotFoundError: a file of theirs.
+  """
   if not security.ca and not security.cert:
+    if security.token and not is_near(address):
+      raise ValueError(f"the token would cross the network in clear to {address}: give security.ca")
     return grpc.insecure_channel(address, options=options)
   credentials = grpc.ssl_channel_credentials(
     _read(security.ca), _read(security.key), _read(security.cert)
   )
   return grpc.secure_channel(address, credentials, options=options)
+
+
+def is_near(address: str) -> bool:
+  """Whether what is sent there stays on this machine."""
+  return address.startswith("unix:") or is_loopback(address.rpartition(":")[0])
 
 
 def metadata(security: Security) -> tuple[tuple[str, str], ...]:

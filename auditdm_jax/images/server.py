@@ -96,7 +96,7 @@ class ImageServer:
         f"warm-up-{mode}", "" if mode == "sham" else "warm-up", 0, width, height,
         None if mode == "generate" else grey, info.steps, info.guidance,
         # Bitwise the same means the largest batch: whether it fits must show now.
-        deterministic=True, sham=mode == "sham",
+        deterministic=bool(info.batch_sizes), sham=mode == "sham",
       )  # fmt: skip
       try:
         await self._batcher.submit(job, timeout_s=float("inf"))

@@ -29,11 +29,13 @@ def to_job(request: Any, limits: Limits, info: Info) -> Job:
     raise _invalid("a sham has no instruction")
   steps, guidance, negative = _checked_options(request.options, limits, info)
   job = dict(steps=steps, guidance=guidance, negative=negative, sham=sham)
+  # Where rows do not depend on their number every image is deterministic, and all share batches.
+  deterministic = request.options.deterministic and bool(info.batch_sizes)
   _check_size(size.width, size.height, steps, limits, info)
   source = codec.decode(request.source, max_pixels=limits.max_pixels) if editing else None
   return Job(
     request.request_id, text, request.seed, size.width, size.height, source,
-    deterministic=request.options.deterministic, **job,
+    deterministic=deterministic, **job,
   )  # fmt: skip
 
 

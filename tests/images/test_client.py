@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The client against servers that are slow, dead, damaged or different."""
+
+import itertools
+import json
+import time
+
+import numpy as np
+import pytest
+
+from auditdm_jax.images import codec, locality, replicas, stubs
+from auditdm_jax.images.backend import Made
+from auditdm_jax.images.client import ImageClient
+from auditdm_jax.images.config import Batching, ImagesConfig, Security
+from auditdm_jax.images.disk_cache import DiskCache
+from auditdm_jax.images.failures import Reason
+from auditdm_jax.images.requests import Edit, Generate, Options
+from tests.images import fake, rogue
+
+SIZE = dict(width=8, height=8)
+
+
+def _generate(i, **fields):
+  return Generate(f"p{i}", i, 8, 8, **fields)
+
+
+def test_map_unordered_gives_every_request_its_image():
+  backend = fake.FakeBackend()
+  with fake.serving(backend) as (_, address, _), ImageClient(address) as client:
+    pairs = list(client.map_unordered([_generate(i) for i in range(50)]))
+  assert sorted(r.seed for r, _ in pairs) == list(range(50))
+  for request, result in pairs:
+    np.testing.assert_array_equal(result.image, fake.pixels(request.prompt, request.seed))
+
+
+def test_map_unordered_takes_no_more_than_its_depth_ahead():
+  taken = itertools.count()
+  requests = (_generate(next(taken)) for _ in range(30))
+  with fake.serving(fake.FakeBackend()) as (_, address, _), ImageClient(address) as client:
+    for done, _ in enumerate(client.map_unordered(requests, depth=4)):
+      assert next(taken) - done <= 6
+      taken = itertools.count(next(taken) - 1)
+
+
+def test_a_slow_request_does_not_hold_up_the_others():
+  backend = fake.FakeBackend()
+  config = ImagesConfig(**SIZE, batching=Batching(max_batch=1))
+  with fake.serving(backend, config) as (_, address, _), ImageClient(address) as client:
+    requests = [Generate("impossible", 0, 8, 8), _generate(1), _generate(2)]
+    results = [result for _, result in client.map_unordered(requests)]
+  assert sum(r.image is not None for r in results) == 2
+
+
+def test_prefetch_keeps_the_order_and_the_depth():
+  backend = fake.FakeBackend(0.02)
+  with fake.serving(backend) as (_, address, _), ImageClient(address) as client:
+    seeds = []
+    for request, result in client.prefetch((_generate(i) for i in range(12)), depth=2):
+      assert result.failure is None
+      seeds.append(request.seed)
+      if len(seeds) == 4:
+        time.sleep(0.3)
+        made = {t for call in backend.calls for t in call}
+        assert "p5" in made and "p8" not in made
+  assert seeds == list(range(12))
+
+
+def test_images_are_found_on_disk_the_next_time(tmp_path):
+  cache, backend = str(tmp_path), fake.FakeBackend()
+  with fake.serving(backend) as (_, address, _):
+    with ImageClient(address, cache=cache) as client:
+      client.wait_ready(5.0)
+      first = client.generate("a", seed=0, **SIZE).result(5.0)
+    calls = len(backend.calls)
+    with ImageClient(address, cache=cache) as client:
+      client.wait_ready(5.0)
+      # The id is the caller's and no part of the content.
+      again = client.generate("a", seed=0, request_id="mine", **SIZE).result(5.0)
+      other = client.generate("a", seed=1, **SIZE).result(5.0)
+  np.testing.assert_array_equal(again.image, first.image)
+  assert again.timings.cached and again.timings.tries == 0 and len(backend.calls) == calls + 1
+  assert not np.array_equal(other.image, first.image)
+
+
+def test_another_model_finds_nothing_of_the_first_on_disk(tmp_path):
+  for sleep_s, fresh in ((0.0, 1), (0.001, 1), (0.0, 0)):
+    backend = fake.FakeBackend(sleep_s)  # Part of its identity.
+    with fake.serving(backend) as (_, address, _):
+      with ImageClient(address, cache=str(tmp_path)) as client:
+        client.wait_ready(5.0)
+        assert client.generate("a", seed=0, **SIZE).result(5.0).image is not None
+    assert sum(call.count("a") for call in backend.calls) == fresh
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x89PNG\r\n\x1a\n", None])
+def test_a_damaged_file_is_made_again(tmp_path, damage):
+  cache, image = DiskCache(tmp_path), fake.pixels("a", 0)
+  cache.put("model", "ab12", image)
+  np.testing.assert_array_equal(cache.get("model", "ab12"), image)
+  (path,) = tmp_path.rglob("*.png")
+  path.write_bytes(path.read_bytes()[:-40] if damage is None else damage)
+  assert cache.get("model", "ab12") is None and not path.exists()
+
+
+def test_a_model_cannot_name_a_path(tmp_path):
+  with pytest.raises(ValueError, match="not a name"):
+    DiskCache(tmp_path).get("../../etc", "ab")
+
+
+def test_equal_options_are_equal_requests():
+  base = _generate(0)
+  assert base.digest == _generate(0, id="other").digest
+  assert base.digest != _generate(0, options=Options(deterministic=True)).digest
+  source = fake.pixels("s", 0)
+  edit, sham = Edit(source, "", 0), Edit(source, "", 0, sham=True)
+  assert edit.digest != sham.digest
+  assert edit.digest != Edit(source[::-1], "", 0).digest
+
+
+def test_replicas_with_different_models_are_refused():
+  with fake.serving(fake.FakeBackend()) as (_, a, _), fake.serving(fake.FakeBackend(0.01)) as (
+    _, b, _,
+  ):  # fmt: skip
+    with ImageClient([a, b]) as client, pytest.raises(ConnectionError, match="different models"):
+      client.wait_ready(5.0)
+
+
+def test_work_goes_where_least_is_outstanding():
+  """A server that is four times as fast gets more than twice the work, and none is idle."""
+  fast, slow = fake.FakeBackend(row_s=0.005), fake.FakeBackend(row_s=0.02)
+  config = ImagesConfig(**SIZE, batching=Batching(max_batch=2, max_wait_ms=0.0))
+  with fake.serving(fast, config) as (_, a, _), fake.serving(slow, config) as (_, b, _):
+    with ImageClient([b, a], max_in_flight=4) as client:
+      done = list(client.map_unordered([_generate(i) for i in range(150)]))
+  assert all(r.image is not None for _, r in done)
+  counts = [sum(map(len, x.calls)) for x in (fast, slow)]
+  assert counts[0] > 2 * counts[1] > 20
+
+
+def test_outstanding_work_is_weighed_by_pixels_and_steps():
+  nobody = lambda request, context, number: None  # noqa: E731
+  with rogue.scripted(nobody) as a, rogue.scripted(nobody) as b:
+    pool = replicas.Replicas([a, b], Security())
+    while not all(r.serving for r in pool.all):
+      time.sleep(0.01)
+    big = Generate("x", 0, 512, 512, Options(steps=8))
+    first = pool.acquire(big.cost)
+    others = [pool.acquire(Generate("x", 0, 64, 64, Options(steps=8)).cost) for _ in range(8)]
+    assert all(o is not first for o in others)
+    pool.close()
+
+
+def test_a_replica_that_drains_gets_no_more_and_one_that_is_back_gets_work_at_once():
+  dead_port = fake.free_port()
+  with fake.serving(fake.FakeBackend()) as (_, address, _):
+    with ImageClient([f"127.0.0.1:{dead_port}", address], max_in_flight=2) as client:
+      results = [client.submit(_generate(i)).result(5.0) for i in range(10)]
+      assert all(r.failure is None for r in results)
+      assert sum(r.timings.tries for r in results) <= 12
+      config = ImagesConfig(**SIZE, port=dead_port)
+      back = fake.FakeBackend()
+      with fake.serving(back, config):
+        until = time.monotonic() + 5.0
+        while client._replicas.all[0].serving is not True and time.monotonic() < until:
+          time.sleep(0.02)
+        done = list(client.map_unordered([_generate(i) for i in range(100, 140)]))
+      assert all(r.failure is None for _, r in done)
+      assert sum(map(len, back.calls)) > 5
+
+
+def test_a_damaged_image_is_asked_for_again_and_then_given_up():
+  def answer(request, context, number):
+    image = fake.pixels("x", 0)
+    return stubs.ImageResponse(
+      request_id=request.request_id, image=codec.encode(image), sha256=b"other"
+    )
+
+  with rogue.scripted(answer) as address, ImageClient(address) as client:
+    failure = client.submit(_generate(0)).result(10.0).failure
+  assert failure.reason is Reason.PROTOCOL and "(try 2)" in failure.message
+  assert failure.fault == "service"
+
+
+@pytest.mark.parametrize("size", [(1 << 15, 1 << 15), (0, 0)])
+def test_a_bomb_from_the_server_is_a_failure(size):
+  def answer(request, context, number):
+    image = stubs.Image(encoding=stubs.PNG, width=size[0], height=size[1], data=b"\x89PNG")
+    return stubs.ImageResponse(request_id=request.request_id, image=image)
+
+  with rogue.scripted(answer) as address, ImageClient(address) as client:
+    assert client.submit(_generate(0)).result(10.0).failure.reason is Reason.PROTOCOL
+
+
+def test_over_a_network_pixels_are_halved_and_stay_the_same(monkeypatch):
+  seen = []
+
+  class Spy(fake.FakeBackend):
+    def run(self, jobs, progress):
+      seen.extend(j.source for j in jobs if j.source is not None)
+      return super().run(jobs, progress)
+
+  source = np.zeros((160, 160, 3), np.uint8)
+  source[40:80] = 200
+  with fake.serving(Spy()) as (_, address, _), ImageClient(address) as client:
+    monkeypatch.setattr(client._replicas.all[0], "_near", False)
+    result = client.edit(source, "x", seed=0).result(5.0)
+  np.testing.assert_array_equal(seen[-1], source)
+  np.testing.assert_array_equal(result.image, fake.pixels("x", 0, 160, 160, source))
+
+
+def test_a_local_edit_changes_nothing_outside_its_mask(tmp_path):
+  source = np.full((64, 64, 3), 120, np.uint8)
+
+  class WholeFrame(fake.FakeBackend):
+    """Repaints a square, and every other pixel a little, as diffusion models do."""
+
+    def _row(self, job):
+      if job.source is None:
+        return super()._row(job)
+      noise = np.random.default_rng(job.seed).integers(-9, 10, job.source.shape)
+      image = (job.source + noise).clip(0, 255).astype(np.uint8)
+      if not job.sham:
+        image[20:40, 10:30] = (250, 10, 10)
+      return Made(image)
+
+  with fake.serving(WholeFrame()) as (_, address, _):
+    with ImageClient(address, local_edits=True) as client:
+      edit = client.edit(source, "a red square", seed=1).result(5.0)
+      sham = client.sham(source, edit.mask, seed=2).result(5.0)
+    with ImageClient(address) as client:
+      whole = client.edit(source, "a red square", seed=1).result(5.0)
+  assert whole.mask is None and (whole.image != source).mean() > 0.5
+  assert edit.mask[20:40, 10:30].all() and edit.mask.mean() < 0.15
+  np.testing.assert_array_equal(edit.image[~edit.mask], source[~edit.mask])
+  assert (edit.image[25, 15] == (250, 10, 10)).all()
+  np.testing.assert_array_equal(sham.image[~edit.mask], source[~edit.mask])
+  inside = np.abs(sham.image[edit.mask].astype(int) - source[edit.mask])
+  assert 0 < inside.max() <= 9
+
+
+def test_an_edit_that_changes_the_grid_cannot_be_pasted():
+  with pytest.raises(ValueError, match="grid"):
+    locality.composite(np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5, 3), np.uint8))
+
+
+def test_truncated_texts_are_reported():
+  with fake.serving(fake.FakeBackend()) as (_, address, _), ImageClient(address) as client:
+    assert client.generate("cut", seed=0, **SIZE).result(5.0).truncated
+    assert not client.generate("whole", seed=0, **SIZE).result(5.0).truncated
+
+
+def test_logs_are_json_without_prompts(capfd, tmp_path):
+  import logging
+
+  from auditdm_jax.images import telemetry
+
+  root = logging.getLogger()
+  handlers, level = root.handlers[:], root.level
+  try:
+    telemetry.log_as_json()
+    with fake.serving(fake.FakeBackend()) as (_, address, _), ImageClient(address) as client:
+      client.generate("secret words", seed=0, **SIZE).result(5.0)
+      client.generate("secret broken", seed=0, **SIZE).result(5.0)
+  finally:
+    root.handlers[:], root.level = handlers, level
+  text = capfd.readouterr().err
+  rows = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+  assert "secret" not in text
+  calls = [r for r in rows if r["message"] == "call" and r["method"] == "GenerateRequest"]
+  assert [c["reason"] for c in calls][:2] == ["", "INTERNAL"]
+  assert any("exception" in r for r in rows)
