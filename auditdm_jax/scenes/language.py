@@ -89,17 +89,8 @@ def read_caption(text: str, seed: int) -> Scene:
   Raises:
     LanguageError: the text is no caption, or names more than fits.
   """
-  words = _Words(text)
   rng = np.random.default_rng(seed)
-  objects: list[dict] = []
-  found: dict[str, dict] = {}
-  while True:
-    _read_part(words, objects, found)
-    if words.at_end():
-      break
-    words.need("and")
-  if not 1 <= len(objects) <= world.MAX_OBJECTS:
-    raise LanguageError(f"a scene has 1 to {world.MAX_OBJECTS} objects, not {len(objects)}")
+  objects, found = _read_parts(text)
   things = [*objects, *(found[k] for k in ("dial", "gauge") if k in found)]
   _place_all(things, rng)
   for o in objects:
@@ -112,6 +103,56 @@ def read_caption(text: str, seed: int) -> Scene:
     gauge=Instrument(**found["gauge"]) if "gauge" in found else None,
     background=background or world.BACKGROUNDS[int(rng.integers(len(world.BACKGROUNDS)))],
   )
+
+
+def shows(text: str, scene: Scene) -> bool:
+  """Whether a scene is one that the caption allows: what it says and nothing else.
+
+  What the caption leaves open may be anything.
+
+  Raises:
+    LanguageError: the text is no caption.
+  """
+  objects, found = _read_parts(text)
+  for name, thing in (("dial", scene.dial), ("gauge", scene.gauge)):
+    if (name in found) != (thing is not None):
+      return False
+    if thing and not _fits(found[name], dataclasses.asdict(thing)):
+      return False
+  background = found.get("background", {}).get("value", scene.background)
+  things = [dataclasses.asdict(o) for o in scene.objects]
+  return background == scene.background and _pair_up(objects, things)
+
+
+def _fits(said: dict, thing: dict) -> bool:
+  # No digit said is no digit: it is an attribute that a caption names if there is one.
+  return all(value is None and field != "digit" or value == thing[field]
+             for field, value in said.items())  # fmt: skip
+
+
+def _pair_up(said: list[dict], things: list[dict]) -> bool:
+  """Whether each thing said is one of the things, each another, and none is left."""
+  if not said or not things:
+    return not said and not things
+  return any(
+    _fits(said[0], thing) and _pair_up(said[1:], things[:i] + things[i + 1 :])
+    for i, thing in enumerate(things)
+  )
+
+
+def _read_parts(text: str) -> tuple[list[dict], dict[str, dict]]:
+  """The objects of a caption, and its dial, gauge and background if it has them."""
+  words = _Words(text)
+  objects: list[dict] = []
+  found: dict[str, dict] = {}
+  while True:
+    _read_part(words, objects, found)
+    if words.at_end():
+      break
+    words.need("and")
+  if not 1 <= len(objects) <= world.MAX_OBJECTS:
+    raise LanguageError(f"a scene has 1 to {world.MAX_OBJECTS} objects, not {len(objects)}")
+  return objects, found
 
 
 def _read_part(words, objects, found):
