@@ -88,7 +88,10 @@ class ImageServer:
 
   async def warm_up(self, make_backend: Callable[[], Backend]) -> None:
     """Loads the backend and makes a first image of each kind, then reports SERVING."""
-    info = await self._batcher.start(make_backend)
+    try:
+      info = await self._batcher.start(make_backend)
+    except ValueError as error:  # What the config names is not there, or not of this kind.
+      raise StartError(str(error)) from error
     width, height = self._config.width, self._config.height
     grey = np.full((height, width, 3), 128, np.uint8)
     for mode in info.modes:

@@ -45,7 +45,13 @@ def _backend_maker(images: ImagesConfig) -> Callable[[], Backend]:
   if images.backend == "scenes":
     return lambda: _scenes(images)
   if images.backend == "diffusers":
-    from auditdm_jax.images import diffusers_backend
+    try:
+      from auditdm_jax.images import diffusers_backend
+    except ModuleNotFoundError as error:
+      raise core_config.UserError(
+        f"config.images.backend: 'diffusers' needs {error.name}: pip install -r"
+        " launch/image_server/requirements.txt, or name a service that runs in config.images.address"
+      ) from error
 
     model, rows = images.model, images.batching.max_batch
     return lambda: diffusers_backend.DiffusersBackend(model, max_batch=rows)
