@@ -6,16 +6,15 @@ import asyncio
 from collections.abc import Callable
 import contextlib
 import json
-import logging
 import socket
 import threading
 import time
 
 import numpy as np
 
-from auditdm_jax.images import process, server
+from auditdm_jax.images import process, server, telemetry
 from auditdm_jax.images.backend import Info, Made
-from auditdm_jax.images.config import Batching, ImagesConfig
+from auditdm_jax.images.config import Batching, ImagesConfig, Limits, Security
 
 
 class FakeBackend:
@@ -27,11 +26,13 @@ class FakeBackend:
     fits: rows that fit into its memory.
   """
 
-  def __init__(self, sleep_s=0.0, *, row_s=0.0, fits=1 << 30, steps=0, batch_sizes=()):
+  def __init__(
+    self, sleep_s=0.0, *, row_s=0.0, fits=1 << 30, steps=0, batch_sizes=(), revision="r1"
+  ):
     self.sleep_s, self.row_s, self.fits = sleep_s, row_s, fits
     self.calls: list[list[str]] = []
     self._info = Info(
-      "fake", "r1", {"sleep_s": str(sleep_s)}, ("generate", "edit", "sham"), steps=steps,
+      "fake", revision, {"kind": "noise"}, ("generate", "edit", "sham"), steps=steps,
       guidance=2.5 if steps else None, negative=bool(steps), batch_sizes=batch_sizes,
     )  # fmt: skip
 
@@ -103,16 +104,23 @@ def main() -> None:
   parser.add_argument("--port", type=int, default=0)
   parser.add_argument("--sleep_s", type=float, default=0.0)
   parser.add_argument("--max_batch", type=int, default=4)
+  parser.add_argument("--max_queue", type=int, default=512)
+  parser.add_argument("--cache_mb", type=float, default=64.0)
+  parser.add_argument("--token", default="")
+  parser.add_argument("--steps", type=int, default=0)
+  parser.add_argument("--hang_on_drain", action="store_true")
   args = parser.parse_args()
-  logging.basicConfig(level=logging.INFO)
+  telemetry.log_as_json()
   process.stop_with_parent()
   config = ImagesConfig(
-    width=8, height=8, port=args.port, batching=Batching(max_batch=args.max_batch)
-  )
+    width=8, height=8, port=args.port, batching=Batching(max_batch=args.max_batch),
+    limits=Limits(max_queue=args.max_queue, cache_mb=args.cache_mb),
+    security=Security(token=args.token), drain_s=0.3 if args.hang_on_drain else 10.0,
+  )  # fmt: skip
   asyncio.run(
     server.serve(
       config,
-      lambda: FakeBackend(args.sleep_s),
+      lambda: FakeBackend(args.sleep_s, steps=args.steps),
       announce=lambda address: print(json.dumps({"address": address}), flush=True),
     )
   )

@@ -83,8 +83,8 @@ def test_images_are_found_on_disk_the_next_time(tmp_path):
 
 
 def test_another_model_finds_nothing_of_the_first_on_disk(tmp_path):
-  for sleep_s, fresh in ((0.0, 1), (0.001, 1), (0.0, 0)):
-    backend = fake.FakeBackend(sleep_s)  # Part of its identity.
+  for revision, fresh in (("r1", 1), ("r2", 1), ("r1", 0)):
+    backend = fake.FakeBackend(revision=revision)
     with fake.serving(backend) as (_, address, _):
       with ImageClient(address, cache=str(tmp_path)) as client:
         client.wait_ready(5.0)
@@ -118,9 +118,8 @@ def test_equal_options_are_equal_requests():
 
 
 def test_replicas_with_different_models_are_refused():
-  with fake.serving(fake.FakeBackend()) as (_, a, _), fake.serving(fake.FakeBackend(0.01)) as (
-    _, b, _,
-  ):  # fmt: skip
+  backends = fake.FakeBackend(), fake.FakeBackend(revision="r2")
+  with fake.serving(backends[0]) as (_, a, _), fake.serving(backends[1]) as (_, b, _):
     with ImageClient([a, b]) as client, pytest.raises(ConnectionError, match="different models"):
       client.wait_ready(5.0)
 

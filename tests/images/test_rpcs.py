@@ -153,7 +153,7 @@ def test_model_info():
 
 
 def test_the_identity_follows_all_that_decides_the_pixels():
-  infos = [fake.FakeBackend(s).info() for s in (0.0, 0.0, 1.0)]
+  infos = [fake.FakeBackend(revision=r).info() for r in ("a", "a", "b")]
   assert infos[0].identity == infos[1].identity != infos[2].identity
 
 
