@@ -25,7 +25,7 @@ SIGNALS = {
 
 
 def get_config():
-  return ConfigDict({"steps": 4, "fault": ",-1,-1"})
+  return ConfigDict({"steps": 4, "prompts": "question=3,edit=2,generate=1", "fault": ",-1,-1"})
 
 
 def main(config, workdir):
@@ -38,7 +38,7 @@ def main(config, workdir):
   made, known = Images(workdir / "images"), {pool.image_id(i): pool.image(i) for i in range(6)}
   client = fakes.Client(broken=10)
   rollout = fakes.rollout(
-    {"question": 3, "edit": 2, "generate": 1},
+    {name: int(n) for name, n in (part.split("=") for part in config.prompts.split(","))},
     pool=pool,
     client=client,
     reward_cfg=reward.RewardConfig(novelty="ema"),
