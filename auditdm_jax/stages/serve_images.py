@@ -50,7 +50,7 @@ def _backend_maker(images: ImagesConfig) -> Callable[[], Backend]:
     except ModuleNotFoundError as error:
       raise core_config.UserError(
         f"config.images.backend: 'diffusers' needs {error.name}: pip install -r"
-        " launch/image_server/requirements.txt, or name a service that runs in config.images.address"
+        " launch/image_server/requirements.txt, or name a running service in config.images.address"
       ) from error
 
     model, rows = images.model, images.batching.max_batch
