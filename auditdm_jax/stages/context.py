@@ -3,6 +3,7 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import functools
 import os
 import pathlib
@@ -16,11 +17,12 @@ from auditdm_jax.audit import skills
 from auditdm_jax.audit.answer import BankConfig, FeatureCache, ModelBank
 from auditdm_jax.audit.judge import Judge, JudgeConfig
 from auditdm_jax.core import pool as pool_lib
-from auditdm_jax.core import store
+from auditdm_jax.core import runtime, store
 from auditdm_jax.core.config import UserError, build
 from auditdm_jax.images import process
 from auditdm_jax.images.client import ImageClient
 from auditdm_jax.images.config import ImagesConfig
+from auditdm_jax.stages import shared
 from auditdm_jax.stages.worlds import World, open_world
 from auditdm_jax.vlm import Vlm, load_vlm
 
@@ -63,40 +65,45 @@ class WorldConfig:
 
 
 class InMemoryPool:
-  """A pool whose rows are read once; ids are hashed once."""
+  """A pool whose rows are read once; ids are hashed once.
+
+  Of several processes each holds its share of the rows; it reads others where they are needed.
+  """
 
   def __init__(self, pool: pool_lib.ImagePool):
-    self.split = pool.split
-    self._images = [pool.image(i) for i in range(len(pool))]
-    self._ids = [store.Images.id_of(image) for image in self._images]
-    self._asked = [(pool.questions(i), pool.answers(i)) for i in range(len(pool))]
+    self.split, self._pool = pool.split, pool
+    own = runtime.mine(range(len(pool)))
+    self._images = {i: pool.image(i) for i in own}
+    self._asked = {i: (pool.questions(i), pool.answers(i)) for i in own}
+    shares = runtime.gather([store.Images.id_of(image) for image in self._images.values()])
+    self._ids = [shares[i % len(shares)][i // len(shares)] for i in range(len(pool))]
 
   def __len__(self) -> int:
-    return len(self._images)
+    return len(self._ids)
 
   def image(self, i: int) -> np.ndarray:
-    return self._images[i]
+    return self._images[i] if i in self._images else self._pool.image(i)
 
   def image_id(self, i: int) -> str:
     return self._ids[i]
 
   def questions(self, i: int) -> tuple[str, ...]:
-    return self._asked[i][0]
+    return self._asked[i][0] if i in self._asked else self._pool.questions(i)
 
   def answers(self, i: int) -> tuple[str, ...]:
-    return self._asked[i][1]
+    return self._asked[i][1] if i in self._asked else self._pool.answers(i)
 
 
 class ImageSource:
-  """image_id -> u8[H,W,3] from the pools in memory, else from the store of made images."""
+  """image_id -> u8[H,W,3] from the pools, else from the store of made images."""
 
   def __init__(self, made: store.Images):
     self.made = made
     self._known: dict[str, np.ndarray] = {}
+    self._rows: dict[str, tuple[InMemoryPool, int]] = {}
 
   def add_pool(self, pool: InMemoryPool) -> None:
-    for i in range(len(pool)):
-      self._known[pool.image_id(i)] = pool.image(i)
+    self._rows |= {pool.image_id(i): (pool, i) for i in range(len(pool))}
 
   def put(self, image: np.ndarray) -> str:
     """Stores a made image and returns its id."""
@@ -105,6 +112,9 @@ class ImageSource:
     return image_id
 
   def __call__(self, image_id: str) -> np.ndarray:
+    if image_id in self._rows:
+      pool, i = self._rows[image_id]
+      return pool.image(i)
     found = self._known.get(image_id)
     return self.made.get(image_id) if found is None else found
 
@@ -187,16 +197,23 @@ class Context:
   def _dataset(self, section: PoolConfig) -> pathlib.Path:
     data_dir = pathlib.Path(section.data_dir or self.workdir / "data")
     directory = data_dir / section.dataset
-    if not (directory / "dataset_info.json").is_file() and section.builder:
-      print(f"preparing {section.dataset} in {data_dir}", flush=True)
-      env = dict(
-        os.environ, PYTHONPATH=os.pathsep.join(p or "." for p in sys.path), JAX_PLATFORMS="cpu"
-      )
-      command = [sys.executable, section.builder, f"--data_dir={data_dir}"]
-      done = subprocess.run(command, env=env, check=False, capture_output=True, text=True)
-      if done.returncode:
-        raise UserError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    if section.builder:
+      data_dir.mkdir(parents=True, exist_ok=True)
+      with open(data_dir / ".lock", "w") as lock:  # One process of this machine prepares it.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (directory / "dataset_info.json").is_file():
+          self._prepare(section, data_dir)
     return directory
+
+  def _prepare(self, section: PoolConfig, data_dir: pathlib.Path) -> None:
+    print(f"preparing {section.dataset} in {data_dir}", flush=True)
+    env = dict(
+      os.environ, PYTHONPATH=os.pathsep.join(p or "." for p in sys.path), JAX_PLATFORMS="cpu"
+    )
+    command = [sys.executable, section.builder, f"--data_dir={data_dir}"]
+    done = subprocess.run(command, env=env, check=False, capture_output=True, text=True)
+    if done.returncode:
+      raise UserError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
 
   @functools.cached_property
   def client(self) -> ImageClient:
@@ -204,14 +221,16 @@ class Context:
     section = build(ImagesConfig, self.config.images, name="config.images")
     address = section.address
     if not address:
-      config_path = self.workdir / "images_config.py"
+      # One per process.
+      suffix = f"_{runtime.index()}" if runtime.count() > 1 else ""
+      config_path = self.workdir / f"images_config{suffix}.py"
       rows = {"port": 0} | self.config.images.to_dict()
       store.write_bytes(
         config_path,
         "from ml_collections import ConfigDict\n\n\ndef get_config():\n"
         f"  return ConfigDict({{'images': {rows!r}}})\n".encode(),
       )
-      log = self.workdir / "images.log"
+      log = self.workdir / f"images{suffix}.log"
       service = process.keep(str(config_path), log=log, ready_s=section.ready_s)
       self._stack.callback(service.stop)
       address = service.address
@@ -226,9 +245,9 @@ class Context:
   def done(self, stage: str) -> dict | None:
     """What `finish` wrote for a stage of this workdir, or None. Another config is an error."""
     path = self.workdir / stage / "done.json"
-    if not path.exists():
+    record = shared.read_json(path)
+    if record is None:
       return None
-    record = store.read_json(path)
     if record["config"] != self.config_hash:
       raise UserError(
         f"{path.parent} was made with another config; use another --workdir, or remove that folder"
@@ -237,11 +256,14 @@ class Context:
 
   def finish(self, stage: str, result: dict) -> dict:
     """Marks a stage as done, atomically, with its result."""
-    (self.workdir / stage).mkdir(parents=True, exist_ok=True)
-    store.write_json(
+    shared.write_json(
       self.workdir / stage / "done.json", {"config": self.config_hash, "result": result}
     )
     return result
+
+  def records(self, name: str) -> shared.Records:
+    """The records in a folder of the workdir."""
+    return shared.Records(self.workdir / name)
 
   @functools.cached_property
   def config_hash(self) -> str:

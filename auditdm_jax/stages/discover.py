@@ -16,7 +16,7 @@ from auditdm_jax.audit import rates
 from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.audit.arms import Arms, ArmsConfig
 from auditdm_jax.audit.probe import Probe
-from auditdm_jax.core import metrics, store
+from auditdm_jax.core import metrics
 from auditdm_jax.core.config import build
 from auditdm_jax.stages import train
 from auditdm_jax.stages.attempts import Attempt, ModeKey
@@ -35,7 +35,7 @@ def run(ctx: Context) -> dict:
   """Spends config.discover.probes over the arms; resumes after the last whole batch."""
   if (found := ctx.done("discover")) is not None:
     return found
-  section, records = ctx.config.discover, store.Records(ctx.workdir / "discover")
+  section, records = ctx.config.discover, ctx.records("discover")
   checkpoints = {f"auditor@{step}": step for step in train.auditors(ctx)}
   arms = Arms(
     [*checkpoints, UNTRAINED, RANDOM],
@@ -79,7 +79,7 @@ def run(ctx: Context) -> dict:
 def load(ctx: Context) -> list[Attempt]:
   """Every attempted probe: GRPO's completions, then discovery's."""
   ctx.pool("images")  # so that their images are found by id
-  rows = store.Records(ctx.workdir / "discover").read("attempts")
+  rows = ctx.records("discover").read("attempts")
   return [*train.load_attempts(ctx), *(Attempt.from_dict(r) for r in rows)]
 
 

@@ -22,9 +22,18 @@ import rich.console
 import rich.table
 
 from auditdm_jax.audit import rates, slices
-from auditdm_jax.core import manifest, runtime, store
+from auditdm_jax.core import manifest, runtime
 from auditdm_jax.stages import attempts as attempts_lib
-from auditdm_jax.stages import discover, evaluate, reaudit, rectify, report, train, verify
+from auditdm_jax.stages import (
+  discover,
+  evaluate,
+  reaudit,
+  rectify,
+  report,
+  shared,
+  train,
+  verify,
+)
 from auditdm_jax.stages.attempts import Attempt, ModeKey
 from auditdm_jax.stages.context import Context
 
@@ -33,37 +42,38 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> int:
   with Context(config, workdir) as ctx:
     summary = run(ctx)
     index = ctx.workdir / "report" / "index.html"
-    if not index.exists():
-      index = report.run(ctx, summary)
-    show(summary)
-    print(f"summary: {ctx.workdir / 'summary.json'}\nreport:  {index}")
+    with shared.reading():
+      there = index.exists()
+    if not there:
+      report.run(ctx, summary)
+    if runtime.is_main():
+      show(summary)
+      print(f"summary: {ctx.workdir / 'summary.json'}\nreport:  {index}")
   return 0
 
 
 def run(ctx: Context) -> dict[str, Any]:
   """All stages in order; returns what summary.json holds."""
   path = ctx.workdir / "summary.json"
-  if path.exists() and ctx.done("loop") is not None:
-    return store.read_json(path)
-  manifest.Manifest(ctx.workdir).record(
-    "loop", config=ctx.config.to_dict(), seeds={"seed": ctx.config.seed},
-    models={"auditor": ctx.models.auditor, "target": ctx.models.target},
-    devices=runtime.describe_devices(),
-  )  # fmt: skip
+  summary = shared.read_json(path)
+  if ctx.done("loop") is not None and summary is not None:
+    return summary
+  if runtime.is_main():
+    manifest.Manifest(ctx.workdir).record(
+      "loop", config=ctx.config.to_dict(), seeds={"seed": ctx.config.seed},
+      models={"auditor": ctx.models.auditor, "target": ctx.models.target},
+      devices=runtime.describe_devices(),
+    )  # fmt: skip
   seconds: dict[str, float] = {}
 
   def stage(name: str, body: Callable[[], Any]) -> Any:
     """Runs a stage with its name and time on the screen."""
     print(f"\n== {name}", flush=True)
-    clock = (
-      store.read_json(ctx.workdir / "seconds.json")
-      if (ctx.workdir / "seconds.json").exists()
-      else {}
-    )
+    clock = shared.read_json(ctx.workdir / "seconds.json") or {}
     start = time.perf_counter()
     result = body()
     clock[name] = round(clock.get(name, 0.0) + time.perf_counter() - start, 1)
-    store.write_json(ctx.workdir / "seconds.json", clock)
+    shared.write_json(ctx.workdir / "seconds.json", clock)
     seconds.update(clock)
     return result
 
@@ -79,7 +89,7 @@ def run(ctx: Context) -> dict[str, Any]:
     "summary", lambda: summarise(ctx, evaluated, searched, control, verified, repaired, second)
   )
   summary["seconds"] = seconds | {"total": round(sum(seconds.values()), 1)}
-  store.write_json(path, summary)
+  shared.write_json(path, summary)
   ctx.finish("loop", {})
   return summary
 
@@ -108,7 +118,7 @@ def random_control(ctx: Context, trained_probes: int) -> dict:
   if (found := ctx.done("control")) is not None:
     return found
   attempts = discover.random_control(ctx, trained_probes + ctx.config.discover.probes)
-  records = store.Records(ctx.workdir / "control")
+  records = ctx.records("control")
   records.rewind("attempts", -1, field="row")
   records.append(
     "attempts", [{"row": i, **a.to_dict()} for i, a in enumerate(attempts) if a.verdict]
@@ -118,7 +128,7 @@ def random_control(ctx: Context, trained_probes: int) -> dict:
 
 def load_control(ctx: Context) -> list[Attempt]:
   ctx.pool("images")
-  return [Attempt.from_dict(r) for r in store.Records(ctx.workdir / "control").read("attempts")]
+  return [Attempt.from_dict(r) for r in ctx.records("control").read("attempts")]
 
 
 def repair(ctx: Context, evaluated: dict) -> dict:

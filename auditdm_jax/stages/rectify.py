@@ -18,6 +18,7 @@ import numpy as np
 
 from auditdm_jax.audit.probe import Failure
 from auditdm_jax.audit.taxonomy import Taxonomy
+from auditdm_jax.core import runtime
 from auditdm_jax.core.config import build
 from auditdm_jax.rectify import curate, finetune, recipes, supervised
 from auditdm_jax.stages import verify
@@ -52,7 +53,9 @@ def repair(ctx: Context, name: str, examples: Sequence[curate.Example], replay) 
   model = target.with_params(result.params, name=name)
   folder = ctx.workdir / "rectify" / name
   extras = {k: v for k, v in model.extras.items() if k != "tower"}
-  save_vlm(folder, dataclasses.replace(model, extras=extras | {"examples": len(examples)}))
+  if runtime.is_main():
+    save_vlm(folder, dataclasses.replace(model, extras=extras | {"examples": len(examples)}))
+  runtime.barrier()
   return model
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from auditdm_jax.audit.probe import Failure
 from auditdm_jax.audit.report import data as report_data
 from auditdm_jax.audit.report.write import write_report
-from auditdm_jax.core import store
+from auditdm_jax.core import runtime, store
 from auditdm_jax.core.config import UserError
 from auditdm_jax.stages import verify
 from auditdm_jax.stages.context import Context
@@ -75,7 +75,8 @@ def run(ctx: Context, summary: dict) -> pathlib.Path:
       for name in ("jax", "flax", "optax", "orbax-checkpoint")
     },
   )
-  return write_report(ctx.workdir / "report", data)
+  root = ctx.workdir / "report"
+  return write_report(root, data) if runtime.is_main() else root / "index.html"
 
 
 def _command(ctx: Context) -> str:

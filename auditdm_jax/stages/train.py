@@ -16,7 +16,7 @@ import numpy as np
 from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.audit.probe import Probe, Verdict
 from auditdm_jax.core import mesh as mesh_lib
-from auditdm_jax.core import metrics, store
+from auditdm_jax.core import metrics
 from auditdm_jax.core.config import UserError, build
 from auditdm_jax.models import preprocess
 from auditdm_jax.rl import grpo, reward, rollout, trainer
@@ -135,7 +135,9 @@ def auditors(ctx: Context) -> dict[int, pathlib.Path]:
 
 def load_attempts(ctx: Context, name: str = NAME) -> list[Attempt]:
   """Every completion of a GRPO training as an attempt, but for invalid ones (nobody's fault)."""
-  rows = store.Records(ctx.workdir / "records" / name).read(trainer.COMPLETIONS)
+  rows = ctx.records(f"records/{name}").read(trainer.COMPLETIONS)
+  # Shard by shard; each is in this order.
+  rows.sort(key=lambda r: (r["step"], r["prompt_id"], r["sample"]))
   out = []
   for r in rows:
     if r["invalid"]:

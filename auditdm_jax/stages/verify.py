@@ -17,7 +17,7 @@ from auditdm_jax.audit import taxonomy as taxonomy_lib
 from auditdm_jax.audit import verify as verify_lib
 from auditdm_jax.audit.probe import Failure
 from auditdm_jax.audit.taxonomy import Taxonomy
-from auditdm_jax.core import metrics, store
+from auditdm_jax.core import metrics
 from auditdm_jax.core.config import build
 from auditdm_jax.stages import attempts as attempts_lib
 from auditdm_jax.stages import discover
@@ -37,7 +37,7 @@ def run(ctx: Context) -> dict:
     return found
   attempts = discover.load(ctx)
   failures, funnel, tax = audit(ctx, attempts, label="verify")
-  records = store.Records(ctx.workdir / "verify")
+  records = ctx.records("verify")
   known = records.keys("failures", "key")
   rows = [{"key": f.probe.probe_id, **f.to_dict()} for f in failures]
   records.append("failures", [r for r in rows if r["key"] not in known])
@@ -107,7 +107,7 @@ def _with_modes(failures: tuple[Failure, ...], tax: Taxonomy) -> list[Failure]:
 
 
 def load_failures(ctx: Context) -> list[Failure]:
-  return [Failure.from_dict(r) for r in store.Records(ctx.workdir / "verify").read("failures")]
+  return [Failure.from_dict(r) for r in ctx.records("verify").read("failures")]
 
 
 def fresh_attempts(ctx: Context, bank=None) -> list[Attempt]:
