@@ -2,10 +2,9 @@
 """What the choices of GRPO are worth in the scenes world: one arm, one seed, one training.
 
 COMMAND
-  for arm in base std-none std-batch group-4 group-16 novelty; do for seed in 0 1 2; do
-    python -m auditdm_jax train --config=configs/ablations/scenes.py:arm=$arm,seed=$seed \
-      --workdir=runs/ablations/$arm-$seed
-  done; done
+  python -m benchmarks.ablations --workdir=runs/ablations          # all arms, three seeds, a table
+  python -m auditdm_jax train --config=configs/ablations/scenes.py:arm=std-none,seed=1 \
+    --workdir=runs/std-none-1
 
 ARGS, as configs/ablations/scenes.py:arm=std-none,seed=1,target=rare
   arm     see ARMS; each differs from `base` in one thing
@@ -41,6 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
   if args["arm"] not in ARMS:
     raise ValueError(f"arm={args['arm']!r}: must be one of {', '.join(ARMS)}")
   c = scenes.get_config(f"target={args['target']},seed={args['seed']},reward=plain")
+  c.optim.steps = 80  # as many completions as the quickstart has in 160
   c.update_from_flattened_dict(ARMS[args["arm"]])
   scale = COMPLETIONS // c.grpo.group_size // sum(SHARES.values())
   c.rollout.prompts = {strategy: share * scale for strategy, share in SHARES.items()}
