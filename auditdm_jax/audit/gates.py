@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gates: pure functions that return pass or fail together with the number they looked at."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import re
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from auditdm_jax.audit.judge import Judge, Same
 from auditdm_jax.audit.probe import Gate
@@ -138,33 +137,6 @@ def near_duplicate(
   return Gate(name=name, passed=value < index.overlap, value=value, limit=f"< {index.overlap}")
 
 
-def composite(
-  source: np.ndarray, edited: np.ndarray, *, threshold: int = 24, grow: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
-  """I' = M·edited + (1 − M)·source, M = where the edit changed the source.
-
-  Whole-frame editors re-render everything; pasting only the changed region back makes locality
-  hold by construction.
-
-  Args:
-    source: u8[H,W,3].
-    edited: u8[H,W,3] on the same grid.
-    threshold: grey levels, largest channel difference that still counts as unchanged.
-    grow: pixels by which the mask is opened, then widened.
-
-  Returns:
-    (u8[H,W,3], bool[H,W]).
-  """
-  if source.shape != edited.shape:
-    raise ValueError(f"edit changed the grid: {source.shape} became {edited.shape}")
-  delta = np.abs(source.astype(np.int16) - edited.astype(np.int16)).max(axis=-1)
-  mask = delta > threshold
-  if grow:
-    mask = ndimage.binary_opening(mask, iterations=1)
-    mask = ndimage.binary_dilation(mask, iterations=grow + 1)
-  return np.where(mask[..., None], edited, source), mask
-
-
 def edit_locality(
   source: np.ndarray,
   image: np.ndarray,
@@ -197,13 +169,6 @@ def edit_locality(
       limit=f"{least}..{most}",
     ),
   )
-
-
-def sham_image(
-  source: np.ndarray, mask: np.ndarray, reencode: Callable[[np.ndarray], np.ndarray]
-) -> np.ndarray:
-  """The edit that edits nothing: the same composite of the source merely encoded and decoded."""
-  return np.where(mask[..., None], reencode(source), source)
 
 
 def sham_control(on_source: Mapping[str, str], on_sham: Mapping[str, str], judge: Judge) -> Gate:

@@ -19,8 +19,9 @@ from auditdm_jax.audit.probe import Failure
 from auditdm_jax.audit.taxonomy import Taxonomy
 from auditdm_jax.core import metrics
 from auditdm_jax.core.config import build
+from auditdm_jax.images.config import ImagesConfig
 from auditdm_jax.stages import attempts as attempts_lib
-from auditdm_jax.stages import discover
+from auditdm_jax.stages import discover, edits
 from auditdm_jax.stages.attempts import Attempt
 from auditdm_jax.stages.context import Context
 
@@ -71,8 +72,12 @@ def audit(ctx: Context, attempts: list[Attempt], *, label: str):
     name="config.verify",
   )
   progress = metrics.Progress(len(chosen), label)
+  local = build(ImagesConfig, ctx.config.images, name="config.images").client.local_edits
+  probes = [a.probe for a in chosen]
+  measured = edits.measure(ctx, bank, probes) if local else [()] * len(chosen)
   verification = verify_lib.verify(
-    [verify_lib.Find(a.probe, a.verdict) for a in chosen], bank, images=ctx.images,
+    [verify_lib.Find(a.probe, a.verdict, g) for a, g in zip(chosen, measured)], bank,
+    images=ctx.images,
     paraphrase=ctx.world.paraphrase, independent=ctx.world.oracle, config=config,
     progress=lambda done, _: progress.update(done),
   )  # fmt: skip

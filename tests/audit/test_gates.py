@@ -6,6 +6,7 @@ import pytest
 
 from auditdm_jax.audit import gates
 from auditdm_jax.audit.judge import Judge
+from auditdm_jax.images import locality
 
 
 @pytest.mark.parametrize(
@@ -66,25 +67,36 @@ def test_composite_keeps_the_outside_and_the_gates_measure_it():
   edited[16:32, 16:32] = 255 - source[16:32, 16:32]
   outside, fraction = gates.edit_locality(source, edited, np.zeros((64, 64), bool))
   assert not outside.passed and not fraction.passed
-  image, mask = gates.composite(source, edited)
+  image, mask = locality.composite(source, edited)
   outside, fraction = gates.edit_locality(source, image, mask)
   assert outside.passed and fraction.passed and 0.05 < fraction.value < 0.12
   assert (image[20:28, 20:28] == edited[20:28, 20:28]).all()
   with pytest.raises(ValueError, match="grid"):
-    gates.composite(source, edited[:32])
+    locality.composite(source, edited[:32])
+
+
+def test_the_region_of_a_composite_is_found_again():
+  rng = np.random.default_rng(3)
+  for seed in range(20):
+    source, edited = _smooth(seed), _smooth(seed + 100)
+    same = rng.random((64, 64)) < 0.2
+    edited[same] = source[same]
+    image, mask = locality.composite(source, edited)
+    again, found = locality.composite(source, image)
+    assert (found == mask).all() and (again == image).all()
 
 
 def test_an_edit_of_everything_or_nothing_fails():
   source = _smooth(0)
   for edited in (source, 255 - source):
-    assert not gates.edit_locality(source, *gates.composite(source, edited))[1].passed
+    assert not gates.edit_locality(source, *locality.composite(source, edited))[1].passed
 
 
 def test_sham():
   source = _smooth(0)
   mask = np.zeros((64, 64), bool)
   mask[:8] = True
-  sham = gates.sham_image(source, mask, lambda x: x // 2)
+  sham = locality.paste(source, source // 2, mask)
   assert (sham[8:] == source[8:]).all() and (sham[:8] == source[:8] // 2).all()
   assert gates.sham_control({"t": "red"}, {"t": "Red"}, Judge()).passed
   assert not gates.sham_control({"t": "red", "r": "red"}, {"t": "red", "r": "blue"}, Judge()).passed
