@@ -94,7 +94,7 @@ class ImageClient:
     cache: str = "",
     security: Security = _PLAIN,
   ):
-    addresses = [address] if isinstance(address, str) else list(address)
+    addresses = address.split(",") if isinstance(address, str) else list(address)
     if not addresses or not all(addresses):
       raise ValueError("an image client needs the address of a service, such as 127.0.0.1:8500")
     self._metadata = security_lib.metadata(security)

@@ -119,7 +119,8 @@ class ImagesConfig:
     seed: of those errors.
     width: of generated images.
     height: of generated images.
-    address: host:port of a running service, or several; empty = the run starts its own.
+    address: host:port of a running service, or several with commas between; "" = the run starts
+      its own.
     host: where to listen; beyond loopback, with `security` or on a private network only.
     port: 0 = any free one.
     metrics_port: of Prometheus metrics; 0 = none.
@@ -135,7 +136,7 @@ class ImagesConfig:
   seed: int = 0
   width: int = 64
   height: int = 64
-  address: str | tuple[str, ...] = ""
+  address: str = ""
   host: str = "127.0.0.1"
   port: int = 0
   metrics_port: int = 0
