@@ -62,7 +62,8 @@ RULES = {
   Reason.QUEUE_FULL: Rule(_CODE.RESOURCE_EXHAUSTED, max_tries=None),
   Reason.NOT_READY: Rule(_CODE.UNAVAILABLE, max_tries=None),
   Reason.DRAINING: Rule(_CODE.UNAVAILABLE, max_tries=None),
-  Reason.DEADLINE: Rule(_CODE.DEADLINE_EXCEEDED),
+  # Refused early by one replica, it may be in time on another; if it has passed, no time is left.
+  Reason.DEADLINE: Rule(_CODE.DEADLINE_EXCEEDED, max_tries=3),
   # Once more, for a passing fault; not for ever, because the row itself may be the poison.
   Reason.INTERNAL: Rule(_CODE.INTERNAL, max_tries=2),
   Reason.UNAUTHENTICATED: Rule(_CODE.UNAUTHENTICATED),

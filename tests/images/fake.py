@@ -43,6 +43,8 @@ class FakeBackend:
     self.calls.append([j.text for j in jobs])
     if len(jobs) > self.fits:
       raise MemoryError(f"{len(jobs)} rows")
+    if any("forever" in j.text for j in jobs):
+      time.sleep(60.0)
     n = max(jobs[0].steps, 1)
     for i in range(n):
       time.sleep((self.sleep_s + self.row_s * len(jobs)) / n)
@@ -107,23 +109,23 @@ def main() -> None:
   parser.add_argument("--max_queue", type=int, default=512)
   parser.add_argument("--cache_mb", type=float, default=64.0)
   parser.add_argument("--token", default="")
-  parser.add_argument("--steps", type=int, default=0)
-  parser.add_argument("--hang_on_drain", action="store_true")
+  parser.add_argument("--load_s", type=float, default=0.0)
+  parser.add_argument("--drain_s", type=float, default=10.0)
   args = parser.parse_args()
   telemetry.log_as_json()
   process.stop_with_parent()
   config = ImagesConfig(
     width=8, height=8, port=args.port, batching=Batching(max_batch=args.max_batch),
     limits=Limits(max_queue=args.max_queue, cache_mb=args.cache_mb),
-    security=Security(token=args.token), drain_s=0.3 if args.hang_on_drain else 10.0,
+    security=Security(token=args.token), drain_s=args.drain_s,
   )  # fmt: skip
-  asyncio.run(
-    server.serve(
-      config,
-      lambda: FakeBackend(args.sleep_s, steps=args.steps),
-      announce=lambda address: print(json.dumps({"address": address}), flush=True),
-    )
-  )
+
+  def make():
+    time.sleep(args.load_s)
+    return FakeBackend(args.sleep_s)
+
+  announce = lambda address: print(json.dumps({"address": address}), flush=True)  # noqa: E731
+  asyncio.run(server.serve(config, make, announce=announce))
 
 
 if __name__ == "__main__":

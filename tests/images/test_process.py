@@ -4,6 +4,7 @@
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -155,3 +156,35 @@ def test_a_service_that_cannot_start_again_is_given_pauses(tmp_path, monkeypatch
   time.sleep(1.5)
   kept.stop()
   assert 2 <= len(tried) <= 4 and set(tried) == {service.address}
+
+
+def test_a_backend_that_hangs_does_not_hold_up_the_end(tmp_path):
+  service = _start(tmp_path, drain_s=0.3)
+  with ImageClient(service.address, retries=0) as client:
+    future = client.generate("forever", seed=0, **SIZE)
+    time.sleep(0.3)
+    start = time.monotonic()
+    assert service.stop(grace_s=10.0) == 0
+    assert time.monotonic() - start < 5.0
+    assert future.result(5.0).failure.fault == "service"
+
+
+def test_sigterm_while_the_model_loads_ends_it():
+  port = fake.free_port()
+  command = [sys.executable, str(ROOT / "tests/images/fake.py"), "--load_s=60", f"--port={port}"]
+  child = subprocess.Popen(
+    command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL
+  )
+  _wait_for_port(port)  # Before it is open, nobody would hear the signal.
+  child.send_signal(signal.SIGTERM)
+  assert child.wait(20.0) == 0
+
+
+def _wait_for_port(port: int) -> None:
+  until = time.monotonic() + 30.0
+  while time.monotonic() < until:
+    try:
+      socket.create_connection(("127.0.0.1", port), timeout=1.0).close()
+      return
+    except OSError:
+      time.sleep(0.05)
