@@ -13,11 +13,12 @@ import pathlib
 import shutil
 from typing import Any
 
-from auditdm_jax.core import store
+from auditdm_jax.core import config, store
 from auditdm_jax.core.config import UserError
-from auditdm_jax.models import big_vision, hf, hf_config, tensor_files
+from auditdm_jax.models import big_vision, hf, hf_config, preprocess, tensor_files
 from auditdm_jax.models.leaves import Leaf
 from auditdm_jax.models.multimodal import VlmConfig
+from auditdm_jax.models.preprocess import Pixels
 from auditdm_jax.models.tensor_files import Tick, no_progress
 from auditdm_jax.models.weights import COMPUTE, FORMAT, Opened, write_side_files
 
@@ -70,6 +71,12 @@ def write_hf(path: pathlib.Path, opened: Opened, *, tick: Tick = no_progress) ->
   with _new_folder(path) as folder:
     tensor_files.write_safetensors(folder, tensors, tick=tick)
     write_side_files(folder, opened.side)
+    if cfg.vision and not {"processor_config.json", "preprocessor_config.json"} & set(opened.side):
+      pixels = config.build(Pixels, opened.extras.get("pixels", {}), name="pixels")
+      settings = preprocess.write_processor(
+        pixels, kind=cfg.kind, size=cfg.vision.image_size, tokens=cfg.num_image_tokens
+      )
+      store.write_json(folder / "preprocessor_config.json", settings)
     store.write_json(folder / "config.json", _with_dtype(header, tensors))
 
 

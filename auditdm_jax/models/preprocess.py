@@ -36,6 +36,13 @@ _BROKEN = (
 )  # fmt: skip
 
 
+# transformers' names, per wiring: of the processor and of its part for images.
+_PROCESSORS = {
+  "paligemma": ("PaliGemmaProcessor", "SiglipImageProcessor"),
+  "gemma3": ("Gemma3Processor", "Gemma3ImageProcessor"),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Pixels:
   """How an origin makes pixels of an image.
@@ -124,6 +131,27 @@ def read_processor(
     )
   except (TypeError, ValueError) as e:
     raise UserError(f"{path}: {e}") from e
+
+
+def write_processor(
+  how: Pixels, *, kind: Literal["paligemma", "gemma3"], size: int, tokens: int
+) -> dict[str, Any]:
+  """Returns a preprocessor_config.json for transformers, of a model that did not come with one.
+
+  Args:
+    how: its pixels. Those of a native model and of big_vision's are scaled alike but for the last
+      bit; Pillow's bilinear filter stands in for big_vision's resizing.
+    kind: the wiring.
+    size: side of the tower's images.
+    tokens: image slots per image.
+  """
+  processor, images = _PROCESSORS[kind]
+  return {
+    "processor_class": processor, "image_processor_type": images, "image_seq_length": tokens,
+    "do_resize": how.resize, "size": {"height": size, "width": size},
+    "resample": _FILTERS.index(how.resample), "do_rescale": True, "rescale_factor": how.rescale,
+    "do_normalize": True, "image_mean": list(how.mean), "image_std": list(how.std),
+  }  # fmt: skip
 
 
 def _read_settings(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:

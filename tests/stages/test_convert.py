@@ -13,7 +13,16 @@ import safetensors.numpy
 
 from auditdm_jax import __main__ as main_lib
 from auditdm_jax.core import tree
-from auditdm_jax.models import gemma, hf, hf_config, leaves, siglip, tensor_files, weights
+from auditdm_jax.models import (
+  gemma,
+  hf,
+  hf_config,
+  leaves,
+  preprocess,
+  siglip,
+  tensor_files,
+  weights,
+)
 from auditdm_jax.models import multimodal as mm
 from auditdm_jax.stages import convert
 
@@ -139,6 +148,23 @@ def test_from_npz_and_back_is_the_same(work, dtype, middle):
   for name in before.files:
     assert before[name].dtype == after[name].dtype
     assert before[name].tobytes() == after[name].tobytes()
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_model_without_a_processor_gets_one(work, kind):
+  transformers = pytest.importorskip("transformers")
+  start = write_hf(work / "hf", CONFIGS[kind])
+  (start / "preprocessor_config.json").unlink()
+  assert not run(f"--input={start}", f"--output={work / 'native'}", "--to=native")
+  assert not run(f"--input={work / 'native'}", f"--output={work / 'back'}", "--to=hf")
+  vision = CONFIGS[kind].vision
+  theirs = transformers.AutoImageProcessor.from_pretrained(work / "back")
+  image = np.random.default_rng(0).integers(0, 256, (2 * vision.image_size, 31, 3), np.uint8)
+  want = theirs(images=[image], return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+  (got,) = preprocess.preprocess([image], size=vision.image_size)
+  np.testing.assert_allclose(got, want, atol=0.02)  # Two levels: its resizing may be torch's.
+  how = preprocess.read_processor(work / "back", size=vision.image_size, resample="bicubic")
+  assert how.resample == "bilinear"
 
 
 def test_a_folder_for_big_vision_keeps_what_an_npz_cannot_say(work):
