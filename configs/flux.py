@@ -8,7 +8,7 @@ COMMAND
 ARGS
   generate  folder of a FLUX pipeline of diffusers, or OWNER/NAME@COMMIT of the hub; empty = none
   edit      the same of FLUX Kontext; empty = none
-  port      of the service; one process per GPU, each on a port of its own
+  port      of the service; one process per GPU (CUDA_VISIBLE_DEVICES), each on ports of its own
   metrics   port of Prometheus metrics; 0 = none
 
 Both models need a card of 80 GB; one of them, 40 GB. Served beyond this machine, the service wants
@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  args = {"generate": "", "edit": "", "port": "8500", "metrics": "0"}
+  args = {"generate": "", "edit": "", "port": "8500", "metrics": "9500"}
   given = dict(a.split("=", 1) for a in arg.split(",") if a)
   if unknown := sorted(set(given) - set(args)):
     raise ValueError(f"configs/flux.py: unknown arg {unknown[0]!r}; args: {', '.join(args)}")

@@ -1,43 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exit code 0 when the image service at an address is SERVING: health.py 127.0.0.1:8500 [ca.pem].
+"""Exit code 0 when the image service whose metrics are at a URL is SERVING.
 
-With TLS and no CA the certificate's own is taken on trust: this asks for health and sends nothing.
+By its metrics and not by grpc.health.v1: those are open, also where the service wants certificates.
 """
 
-import pathlib
-import ssl
 import sys
-
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-
-_SERVING = health_pb2.HealthCheckResponse.SERVING
+import urllib.request
 
 
-def main(address: str, ca: str = "") -> int:
-  for channel in _channels(address, ca):
-    with channel:
-      try:
-        status = health_pb2_grpc.HealthStub(channel).Check(
-          health_pb2.HealthCheckRequest(), timeout=4.0
-        )
-        return 0 if status.status == _SERVING else 1
-      except grpc.RpcError as error:
-        print(error.code().name, error.details(), file=sys.stderr)
-  return 1
-
-
-def _channels(address: str, ca: str):
-  if not ca:
-    yield grpc.insecure_channel(address)
-    host, _, port = address.rpartition(":")
-    try:
-      pem = ssl.get_server_certificate((host, int(port)), timeout=4.0).encode()
-    except OSError:  # No TLS either, or nobody there.
-      return
-  else:
-    pem = pathlib.Path(ca).read_bytes()
-  yield grpc.secure_channel(address, grpc.ssl_channel_credentials(pem))
+def main(url: str = "http://127.0.0.1:9500/metrics") -> int:
+  try:
+    with urllib.request.urlopen(url, timeout=4.0) as reply:
+      lines = reply.read().decode().splitlines()
+  except OSError as error:
+    print(error, file=sys.stderr)
+    return 1
+  return 0 if "auditdm_images_ready 1.0" in lines else 1
 
 
 if __name__ == "__main__":

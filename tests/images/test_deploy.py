@@ -80,12 +80,20 @@ def test_the_config_of_flux_is_one_of_the_service():
   assert images.model.edit == "/m/kontext" and images.metrics_port == 9500
 
 
-def _health(address: str) -> int:
-  command = [sys.executable, str(FOLDER / "health.py"), address]
+def _health(port: int) -> int:
+  command = [sys.executable, str(FOLDER / "health.py"), f"http://127.0.0.1:{port}/metrics"]
   return subprocess.run(command, capture_output=True, timeout=30).returncode
 
 
 def test_the_health_check_of_the_container():
-  with fake.serving(fake.FakeBackend()) as (_, address, _):
-    assert _health(address) == 0
-  assert _health(f"127.0.0.1:{fake.free_port()}") == 1
+  port, seen = fake.free_port(), []
+  config = ImagesConfig(width=8, height=8, metrics_port=port)
+
+  def warm(backend):
+    seen.append(_health(port))
+    return backend
+
+  with fake.serving(fake.FakeBackend(), config, warm=warm):
+    seen.append(_health(port))
+  seen.append(_health(port))
+  assert seen == [1, 0, 1]  # Loading, serving, gone.
