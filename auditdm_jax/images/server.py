@@ -14,13 +14,12 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 import numpy as np
 
-from auditdm_jax.images import codec, security, stubs, validate
+from auditdm_jax.images import codec, security, stubs, telemetry, validate
 from auditdm_jax.images.backend import Backend, Info, Job
 from auditdm_jax.images.batcher import Batcher, Queued, Step
 from auditdm_jax.images.config import ImagesConfig, is_loopback
 from auditdm_jax.images.failures import RULES, Reason, Refused
 from auditdm_jax.images.results import Done
-from auditdm_jax.images.telemetry import Metrics
 
 _LOG = logging.getLogger(__name__)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -37,7 +36,7 @@ class ImageServer:
   """One backend behind one port. The port opens at once; calls are refused until warmed up."""
 
   def __init__(self, config: ImagesConfig):
-    self._config, self.metrics = config, Metrics()
+    self._config, self.metrics = config, telemetry.Metrics()
     self._info: Info | None = None
     self._batcher = Batcher(config.batching, config.limits, self.metrics)
     self._codecs = futures.ThreadPoolExecutor(2, thread_name_prefix="codec")
@@ -127,12 +126,13 @@ class ImageServer:
 
   async def _image(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
     """Generate and Edit."""
-    async with self._answering(request.request_id, type(request).__name__, context):
+    method = request.DESCRIPTOR.name.removesuffix("Request")
+    async with self._answering(method, context, request):
       return await self._made(request, self._timeout(context))
 
   async def _batch(self, request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
     """Every item ends in an image or an error of its own."""
-    async with self._answering("", "GenerateBatch", context):
+    async with self._answering("GenerateBatch", context):
       if len(request.items) > self._config.limits.max_queue:
         raise Refused(
           Reason.INVALID_REQUEST,
@@ -163,7 +163,7 @@ class ImageServer:
     return message
 
   async def _watch(self, request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
-    async with self._answering("", "Watch", context):
+    async with self._answering("Watch", context):
       inner = validate.request_of(request)
       job = await self._job(inner)
       events = self._batcher.watch(job, timeout_s=self._timeout(context))
@@ -181,14 +181,14 @@ class ImageServer:
     return stubs.Event(result=response)
 
   async def _result(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
-    async with self._answering(request.request_id, "GetResult", context):
+    async with self._answering("GetResult", context, request):
       self._ready()
       done = await self._batcher.result(request.request_id, timeout_s=self._timeout(context))
       return await self._response(request.request_id, done, stubs.RAW_RGB8)
 
   async def _model_info(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
     del request
-    async with self._answering("", "GetModelInfo", context):
+    async with self._answering("GetModelInfo", context):
       batching = self._config.batching
       return validate.info_message(self._ready(), self._config.limits, batching.max_batch)
 
@@ -235,7 +235,7 @@ class ImageServer:
 
   @contextlib.asynccontextmanager
   async def _answering(
-    self, request_id: str, method: str, context: grpc.aio.ServicerContext
+    self, method: str, context: grpc.aio.ServicerContext, request: Any = None
   ) -> AsyncIterator[None]:
     """Counts and logs a call; a refusal becomes its status."""
     start = time.monotonic()
@@ -243,22 +243,17 @@ class ImageServer:
       yield
     except Refused as refused:
       self._count(method, refused)
-      self._log(request_id, method, refused.reason.name, start)
+      telemetry.log_call(_LOG, method, request, refused.reason.name, start)
       await context.abort(RULES[refused.reason].code, refused.message, refused.metadata)
     except asyncio.CancelledError:
       self.metrics.requests.labels(method, "CANCELLED", "").inc()
       raise
     self.metrics.requests.labels(method, "OK", "").inc()
-    self._log(request_id, method, "", start)
+    telemetry.log_call(_LOG, method, request, "", start)
 
   def _count(self, method: str, refused: Refused) -> None:
     code = RULES[refused.reason].code.name
     self.metrics.requests.labels(method, code, refused.reason.name).inc()
-
-  def _log(self, request_id: str, method: str, reason: str, start: float) -> None:
-    ms = round(1e3 * (time.monotonic() - start), 1)
-    fields = {"request_id": request_id[:64], "method": method, "reason": reason, "ms": ms}
-    _LOG.info("call", extra={"fields": fields})
 
   def _ready(self) -> Info:
     if self._info is None:

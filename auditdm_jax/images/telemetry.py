@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the server tells its operators: Prometheus metrics and logs in JSON, never a prompt."""
 
+import hashlib
 import json
 import logging
 import time
@@ -63,6 +64,21 @@ class Metrics:
       OSError: the port is taken.
     """
     return prom.start_http_server(port, addr=host, registry=self.registry)[0]
+
+
+def text_hash(text: str) -> str:
+  """What stands for a prompt in the logs: enough to find it again, not to read it."""
+  return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def log_call(log: logging.Logger, method: str, request: Any, reason: str, start: float) -> None:
+  """One line per call; `start` is time.monotonic() at its begin, `request` its message or None."""
+  fields = {"method": method, "reason": reason, "ms": round(1e3 * (time.monotonic() - start), 1)}
+  if request is not None:
+    fields["request_id"] = request.request_id[:64]
+  if method in ("Generate", "Edit"):
+    fields["text"] = text_hash(request.prompt if method == "Generate" else request.instruction)
+  log.info("call", extra={"fields": fields})
 
 
 class JsonFormatter(logging.Formatter):

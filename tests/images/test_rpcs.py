@@ -287,9 +287,9 @@ def test_metrics_are_on_a_port_of_their_own_and_say_no_prompt():
     text = urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5.0).read().decode()
   assert "secret" not in text
   rows = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-  ok = 'auditdm_images_requests_total{code="OK",method="GenerateRequest",reason=""}'
+  ok = 'auditdm_images_requests_total{code="OK",method="Generate",reason=""}'
   bad = (
-    'auditdm_images_requests_total{code="INVALID_ARGUMENT",method="GenerateRequest",'
+    'auditdm_images_requests_total{code="INVALID_ARGUMENT",method="Generate",'
     'reason="INVALID_INSTRUCTION"}'
   )
   assert (float(rows[ok]), float(rows[bad])) == (2.0, 1.0)
