@@ -9,6 +9,8 @@ ARGS, as configs/scenes.py:target=rare,reward=plain,seed=1
   reward      novelty (finds of new kinds weigh more) | plain (the paper's binary signal)
   seed        of everything that is drawn
   error_rate  share of images that the image service gets wrong
+  images      exact (drawn by the world's renderer) | diffusion (by a FLUX pipeline that was trained
+              on scenes; needs launch/image_server/requirements.txt)
   round2      0 skips the second round
   gaps        those of another target, which config.models.target then names: seed:N
 
@@ -18,12 +20,14 @@ Everything else is an override: --config.optim.steps=60
 from ml_collections import ConfigDict
 
 WEIGHTS = "data/scenes/weights"
+# Made by: python data/scenes/diffusion/train.py --workdir=runs/diffusion
+DIFFUSION = "runs/diffusion/pipeline"
 
 
 def _parse(arg: str) -> dict[str, str]:
   known = {
     "target": "easy", "reward": "novelty", "seed": "0", "error_rate": "0.0", "round2": "1",
-    "gaps": "",
+    "gaps": "", "images": "exact",
   }  # fmt: skip
   given = dict(a.split("=", 1) for a in arg.split(",") if a)
   if unknown := sorted(set(given) - set(known)):
@@ -57,6 +61,16 @@ def get_config(arg: str = "") -> ConfigDict:
     port=0,  # of `serve-images`; 0 = any free one
     address="",  # "" = a service of its own; "host:port" = one that runs already
   )  # fmt: skip
+  if args["images"] == "diffusion":
+    c.images.backend = "diffusers"
+    c.images.model = dict(
+      generate=DIFFUSION, edit=DIFFUSION, device="", steps=12, guidance=2.0, max_sequence_length=24
+    )
+    c.images.batching = dict(max_batch=16, max_wait_ms=50.0)
+    # Bitwise the same image in a run that is killed and goes on.
+    c.images.client = dict(deadline_s=600.0, deterministic=True)
+  elif args["images"] != "exact":
+    raise ValueError(f"images={args['images']!r}: exact or diffusion")
   c.bank = dict(
     max_new_tokens=3, batch_size=512, cascade=False, dedup=True, abstentions=("unanswerable",)
   )

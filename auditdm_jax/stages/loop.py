@@ -249,8 +249,8 @@ def strategies(ctx: Context, attempts: Sequence[Attempt]) -> dict[str, dict]:
       if a.probe.image_id != a.probe.source_image_id and (a.probe.caption or a.probe.instruction)
     ]
     if made and ctx.world.faithful:
-      sample = made[:500]
-      row["faithful"] = rates.rate(sum(_faithful(ctx, a) for a in sample), len(sample))
+      judged = [f for f in (_faithful(ctx, a) for a in made[:500]) if f is not None]
+      row["faithful"] = rates.rate(sum(judged), len(judged))
     exposed: dict[str, int] = {}
     for a in made:
       truth = attempts_lib.truth_of(ctx, a)
@@ -262,7 +262,7 @@ def strategies(ctx: Context, attempts: Sequence[Attempt]) -> dict[str, dict]:
   return out
 
 
-def _faithful(ctx: Context, a: Attempt) -> bool:
+def _faithful(ctx: Context, a: Attempt) -> bool | None:
   source = None if a.probe.caption else ctx.images(a.probe.source_image_id)
   text = a.probe.caption or a.probe.instruction
   return ctx.world.faithful(source, text, ctx.images(a.probe.image_id), a.probe.seed)

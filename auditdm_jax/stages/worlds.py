@@ -28,7 +28,7 @@ class World:
     gap_of: (question, true answer) -> name of the planted gap or None.
     mode_of: (question, true answer) -> nameable failure mode.
     faithful: (source image or None, text, image, seed) -> whether the image shows what the caption
-      or the instruction says.
+      or the instruction says; None if the text says nothing that can be drawn.
     gaps: names of all planted gaps.
   """
 
@@ -37,7 +37,7 @@ class World:
   well_formed: Callable[[str], bool] | None = None
   gap_of: Callable[[str, str], str | None] | None = None
   mode_of: Callable[[str, str], str] | None = None
-  faithful: Callable[[np.ndarray | None, str, np.ndarray, int], bool] | None = None
+  faithful: Callable[[np.ndarray | None, str, np.ndarray, int], bool | None] | None = None
   gaps: tuple[str, ...] = ()
 
 
@@ -81,9 +81,12 @@ def _paraphrase(question: str, k: int) -> str | None:
   return language.paraphrase(question, k) if questions.parse_question(question) else None
 
 
-def _faithful(source, text, image, seed) -> bool:
+def _faithful(source, text, image, seed) -> bool | None:
   del seed  # What a caption leaves open is the image maker's to choose.
   shown = render.parse(image)
-  if source is None:
-    return language.shows(text, shown)
-  return shown == language.read_edit(text, render.parse(source))
+  try:
+    if source is None:
+      return language.shows(text, shown)
+    return shown == language.read_edit(text, render.parse(source))
+  except language.LanguageError:
+    return None

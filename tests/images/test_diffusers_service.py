@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Diffusion through gRPC: in a process of its own, offline; the same request is the same image."""
 
+import importlib.util
 import pathlib
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 pytest.importorskip("diffusers")
 
+from auditdm_jax.core import config as config_lib  # noqa: E402
 from auditdm_jax.images import process  # noqa: E402
 from auditdm_jax.images.client import ImageClient  # noqa: E402
 from auditdm_jax.images.config import Batching, ImagesConfig  # noqa: E402
@@ -166,3 +168,20 @@ def test_a_sham_goes_through_the_autoencoder_and_is_pasted(client):
   result = _made(client.sham(image, mask, seed=0))
   np.testing.assert_array_equal(result.image[~mask], image[~mask])
   assert (result.image[mask] != image[mask]).any()
+
+
+def test_the_scenes_config_can_name_it(model):
+  """`configs/scenes.py:images=diffusion` is a complete config of a service."""
+  path = pathlib.Path(__file__).parents[2] / "configs" / "scenes.py"
+  spec = importlib.util.spec_from_file_location("scenes_config", path)
+  scenes = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(scenes)
+  section = scenes.get_config("images=diffusion").images
+  section.model.generate, section.model.edit = model.generate, model.edit
+  images = config_lib.build(ImagesConfig, section, name="config.images")
+  backend = DiffusersBackend(images.model, max_batch=images.batching.max_batch)
+  with fake.serving(backend, images) as (_, address, _):
+    with ImageClient(address, deterministic=images.client.deterministic) as client:
+      assert _made(client.edit(_source(0), "make the red circle blue", seed=1)).image.any()
+  with pytest.raises(ValueError, match="exact or diffusion"):
+    scenes.get_config("images=magic")
