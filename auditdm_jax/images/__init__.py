@@ -1,6 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The image service: captions and edit instructions in, images out, in a process of its own.
 
-`server` and `client` share only `images.proto` and the table of reasons in `failures`. Neither
-imports jax or torch: the client lives beside the learner, the server beside the diffusion model.
+  client   client · requests · replicas · disk_cache · locality
+  both     images.proto · stubs · codec · failures · config · security
+  server   server · validate · batcher · results · worker · telemetry · backend
+           diffusers_backend · openai_backend
+  process  the server as a child of a run
+
+Neither side imports jax, and torch is the diffusers backend's alone: the client lives beside the
+learner, the server beside the diffusion model.
 """

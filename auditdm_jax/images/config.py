@@ -69,7 +69,7 @@ class ClientConfig:
     security: credentials of the client.
   """
 
-  deadline_s: float = 60.0
+  deadline_s: float = 300.0
   max_in_flight: int = 32
   retries: int = 100
   deterministic: bool = False

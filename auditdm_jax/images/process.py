@@ -31,6 +31,10 @@ _SETTLED_S = 60.0  # A child that lived so long is given the short pause again.
 _LOG = logging.getLogger(__name__)
 
 
+class NotStarted(RuntimeError):
+  """The service ended or was not ready in time; the message has the end of its log."""
+
+
 class Handle:
   """A running child."""
 
@@ -106,7 +110,7 @@ class Kept:
         self.restarts += 1
         if self._stopped.is_set():
           self._handle.stop()
-      except RuntimeError as error:  # Its requests end as failures of the service meanwhile.
+      except NotStarted as error:  # Its requests end as failures of the service meanwhile.
         _LOG.error("%s", error)
 
 
@@ -144,7 +148,7 @@ def spawn(
     ready_s: how long it may take.
 
   Raises:
-    RuntimeError: it ended or was not ready in time; with the end of its log.
+    NotStarted: it ended, or was not ready in time.
   """
   command = [sys.executable, "-m", "auditdm_jax", "serve-images", f"--config={config_path}"]
   command += [f"--config.{key}={value}" for key, value in (overrides or {}).items()]
@@ -176,7 +180,7 @@ def start(command: Sequence[str], *, log: str | os.PathLike, ready_s: float = 12
     alive = process.poll() is None
     code = _end(process, grace_s=1.0)
     what = f"was not ready in {ready_s:.0f} s" if alive else f"ended with exit code {code}"
-    raise RuntimeError(f"the image service {what}; the end of {log}:\n{_tail(log)}")
+    raise NotStarted(f"the image service {what}; the end of {log}:\n{_tail(log)}")
   return Handle(process, address, log)
 
 

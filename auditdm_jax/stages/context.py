@@ -9,6 +9,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 from ml_collections import ConfigDict
 import numpy as np
@@ -29,12 +30,23 @@ from auditdm_jax.vlm import Vlm, load_vlm
 
 @dataclasses.dataclass(frozen=True)
 class ModelsConfig:
-  """Folders of the models; `sibling` ("" = none) is only evaluated, for comparison."""
+  """The models.
+
+  Attributes:
+    auditor: its folder.
+    target: its folder.
+    references: their folders.
+    sibling: a model that is only evaluated, for comparison; "" = none.
+    dtype: of the computation, and of the parameters of target and references.
+    paged: target and references take turns on the devices and wait in the host's memory.
+  """
 
   auditor: str
   target: str
   references: tuple[str, ...]
   sibling: str = ""
+  dtype: str = "float32"
+  paged: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +135,7 @@ class Context:
   """Everything a stage opens, from one config and one workdir."""
 
   def __init__(self, config: ConfigDict, workdir: str | os.PathLike):
-    self.config, self.workdir = config, pathlib.Path(workdir)
+    self.config, self.workdir = config, store.as_path(workdir)
     self.workdir.mkdir(parents=True, exist_ok=True)
     self.models = build(ModelsConfig, config.models, name="config.models")
     world = build(WorldConfig, config.world, name="config.world")
@@ -195,7 +207,7 @@ class Context:
     return self._pools[name]
 
   def _dataset(self, section: PoolConfig) -> pathlib.Path:
-    data_dir = pathlib.Path(section.data_dir or self.workdir / "data")
+    data_dir = pathlib.Path(section.data_dir) if section.data_dir else self._local / "data"
     directory = data_dir / section.dataset
     if section.builder:
       data_dir.mkdir(parents=True, exist_ok=True)
@@ -204,6 +216,13 @@ class Context:
         if not (directory / "dataset_info.json").is_file():
           self._prepare(section, data_dir)
     return directory
+
+  @functools.cached_property
+  def _local(self) -> pathlib.Path:
+    """Where this machine's own files go: the workdir, or with a remote one a temporary folder."""
+    if not store.is_remote(self.workdir):
+      return self.workdir
+    return pathlib.Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
 
   def _prepare(self, section: PoolConfig, data_dir: pathlib.Path) -> None:
     print(f"preparing {section.dataset} in {data_dir}", flush=True)
@@ -223,15 +242,19 @@ class Context:
     if not address:
       # One per process.
       suffix = f"_{runtime.index()}" if runtime.count() > 1 else ""
-      config_path = self.workdir / f"images_config{suffix}.py"
+      folder = self._local
+      config_path = folder / f"images_config{suffix}.py"
       rows = {"port": 0} | self.config.images.to_dict()
       store.write_bytes(
         config_path,
         "from ml_collections import ConfigDict\n\n\ndef get_config():\n"
         f"  return ConfigDict({{'images': {rows!r}}})\n".encode(),
       )
-      log = self.workdir / f"images{suffix}.log"
-      service = process.keep(str(config_path), log=log, ready_s=section.ready_s)
+      log = folder / f"images{suffix}.log"
+      try:
+        service = process.keep(str(config_path), log=log, ready_s=section.ready_s)
+      except process.NotStarted as error:
+        raise UserError(str(error)) from error
       self._stack.callback(service.stop)
       address = service.address
     try:

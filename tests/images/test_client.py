@@ -66,6 +66,24 @@ def test_prefetch_keeps_the_order_and_the_depth():
   assert seeds == list(range(12))
 
 
+def test_one_image_ahead_hides_the_service_behind_the_learner():
+  """Of equal times one can be hidden: the bound is 2, without prefetch it is 1."""
+  backend = fake.FakeBackend()
+  with fake.serving(backend) as (_, address, _), ImageClient(address) as client:
+    backend.sleep_s = 0.08
+
+    def learn(requests, depth):
+      start = time.monotonic()
+      for _, result in client.prefetch(requests, depth=depth):
+        assert result.failure is None
+        time.sleep(0.08)
+      return time.monotonic() - start
+
+    waiting = learn([_generate(i) for i in range(10)], 0)
+    ahead = learn([_generate(i) for i in range(10, 20)], 1)
+  assert waiting / ahead > 1.4
+
+
 def test_images_are_found_on_disk_the_next_time(tmp_path):
   cache, backend = str(tmp_path), fake.FakeBackend()
   with fake.serving(backend) as (_, address, _):

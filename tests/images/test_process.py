@@ -103,13 +103,13 @@ def test_the_child_dies_with_its_parent(tmp_path):
 
 def test_an_early_end_shows_the_end_of_the_log(tmp_path):
   command = [sys.executable, "-c", "import sys; sys.exit('no such weights')"]
-  with pytest.raises(RuntimeError, match="(?s)exit code 1.*no such weights"):
+  with pytest.raises(process.NotStarted, match="(?s)exit code 1.*no such weights"):
     process.start(command, log=tmp_path / "log")
 
 
 def test_a_child_that_hangs_is_given_up(tmp_path):
   command = [sys.executable, "-c", "import time; time.sleep(60)"]
-  with pytest.raises(RuntimeError, match="not ready"):
+  with pytest.raises(process.NotStarted, match="not ready"):
     process.start(command, log=tmp_path / "log", ready_s=0.2)
 
 
@@ -149,7 +149,7 @@ def test_a_service_that_cannot_start_again_is_given_pauses(tmp_path, monkeypatch
 
   def again(address):
     tried.append(address)
-    raise RuntimeError("no such weights")
+    raise process.NotStarted("no such weights")
 
   kept = process.Kept(service, again)
   os.kill(service.pid, signal.SIGKILL)
