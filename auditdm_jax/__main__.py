@@ -2,7 +2,7 @@
 """Runs one stage: `python -m auditdm_jax STAGE --config=configs/X.py[:args] --workdir=DIR`.
 
 Any value of the config can be overridden: `--config.a.b=c`. The same command run again resumes.
-`answer` and `convert` take flags of their own instead: `python -m auditdm_jax convert --help`.
+`answer`, `convert` and `plan` take flags of their own instead: `python -m auditdm_jax convert --help`.
 """
 
 import ast
@@ -18,12 +18,13 @@ from absl import flags
 from ml_collections import config_flags
 
 from auditdm_jax import stages
+from auditdm_jax.core import store
 from auditdm_jax.core.config import UserError, did_you_mean
 
 # Runs in an environment of its own, which need not have jax, and leaves nothing behind.
 _SERVERS = {"serve_images"}
 # Run once and from flags of their own, `FLAGS`, instead of a config and a folder of results.
-_TOOLS = {"answer", "convert"}
+_TOOLS = {"answer", "convert", "plan"}
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config, such as configs/scenes.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run; made if it is not there.")
 _DEVICES = flags.DEFINE_integer("devices", 0, "Split the CPU into so many devices.", lower_bound=0)
@@ -59,7 +60,7 @@ def usage() -> str:
       "usage: python -m auditdm_jax STAGE --config=configs/X.py[:args] --workdir=DIR"
       " [--config.a.b=c] [--devices=N]",
       *rows,
-      f"{' and '.join(sorted(_TOOLS))} have other flags: --help after the stage lists them.",
+      f"{', '.join(sorted(_TOOLS))} have other flags: --help after the stage lists them.",
       "The same command run again continues where it stopped.",
       "Several processes: --distributed on each of them. TPU pods, GKE, SLURM and Open MPI tell the"
       " rest; elsewhere --coordinator=host:port --processes=N --process=K.",
@@ -122,9 +123,7 @@ def run(argv: list[str]) -> int:
     if module in _TOOLS:
       importlib.import_module("auditdm_jax.core.runtime").setup()
       return _stage(module).main()
-    workdir = pathlib.Path(_WORKDIR.value).absolute() if _WORKDIR.value is not None else None
-    if workdir:
-      workdir.mkdir(parents=True, exist_ok=True)
+    workdir = _workdir()
     if module not in _SERVERS:
       runtime = importlib.import_module("auditdm_jax.core.runtime")
       runtime.setup(devices=_DEVICES.value, cluster=_cluster(runtime))
@@ -154,6 +153,16 @@ def main(argv: list[str]) -> NoReturn:
   if "jax" in sys.modules:
     importlib.import_module("auditdm_jax.core.runtime").leave(code)
   sys.exit(code)
+
+
+def _workdir() -> Any:
+  """The folder of the run, which is made; None without one."""
+  if _WORKDIR.value is None:
+    return None
+  workdir = store.as_path(_WORKDIR.value)
+  workdir = workdir if store.is_remote(workdir) else workdir.absolute()
+  workdir.mkdir(parents=True, exist_ok=True)
+  return workdir
 
 
 def _cluster(runtime: ModuleType) -> Any:

@@ -40,7 +40,9 @@ class Checkpointer:
       keep_steps: steps that stay for ever.
       keep_best: the step with the greatest score stays until another one is better.
     """
-    self.dir = pathlib.Path(dir).absolute()
+    self.dir = store.as_path(dir)
+    if not store.is_remote(dir):
+      self.dir = self.dir.absolute()
     policies = [preservation_policy.LatestN(keep), preservation_policy.CustomSteps(keep_steps)]
     if keep_every:
       policies.append(preservation_policy.EveryNSteps(keep_every))

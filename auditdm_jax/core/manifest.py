@@ -19,7 +19,7 @@ class Manifest:
   """The manifest of a workdir: config, code, models, prompts, seeds, versions, devices, cost."""
 
   def __init__(self, workdir: str | pathlib.Path):
-    self.path = pathlib.Path(workdir) / "manifest.json"
+    self.path = store.as_path(workdir) / "manifest.json"
 
   def read(self) -> dict[str, Any]:
     """Returns the manifest; without one, an empty one."""

@@ -87,14 +87,14 @@ class Writer:
       name: the stage, or one series of it.
       resume_step: the last step that is kept; rows of later steps, from the run that is being
         resumed, are removed. None keeps all.
-      tensorboard: whether to write event files too.
+      tensorboard: whether to write event files too; never into an object store, since they grow.
     """
-    self.path = pathlib.Path(workdir) / "metrics" / f"{name}.jsonl"
-    self._rows = store.JsonLines(self.path)
+    self.path = store.as_path(workdir) / "metrics" / f"{name}.jsonl"
+    self._rows = store.json_lines(self.path)
     if resume_step is not None:
       self._rows.rewind(resume_step)
     self._events = None
-    if tensorboard:
+    if tensorboard and not store.is_remote(workdir):
       folder = pathlib.Path(workdir) / "tensorboard" / name
       self._events = _EventWriter(folder, resume_step=resume_step)
 

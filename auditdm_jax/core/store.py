@@ -4,6 +4,9 @@
 A record is one line of JSON and counts from the moment its newline is on disk. Whatever follows the
 last newline of a shard is a write that was cut short: readers skip it, the next append removes it,
 and the run that resumes writes it again, since its key is not among `Records.keys`.
+
+A folder may be one of an object store (gs://bucket/run), where an object is whole or not there and
+nothing can be appended: there each append is an object of its own.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +22,7 @@ import math
 import os
 import pathlib
 import re
+import tempfile
 from typing import Any, BinaryIO
 
 import ml_collections
@@ -59,12 +63,64 @@ def canonical_hash(obj: Any) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def is_remote(path: str | os.PathLike) -> bool:
+  """Whether it is in an object store, as gs://bucket/run is."""
+  return "://" in os.fspath(path)
+
+
+def as_path(path: str | os.PathLike) -> Any:
+  """A `pathlib.Path`, or its twin of etils for an object store; pathlib takes gs:// for gs:/."""
+  if not is_remote(path):
+    return pathlib.Path(path)
+  # Only here: the image server's environment has neither.
+  from etils import epath
+  import fsspec.config
+
+  # What other processes write must be seen.
+  fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+  return epath.Path(path)
+
+
+@contextlib.contextmanager
+def writing(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """A folder of this machine to write files into; those of a remote one are copied there then."""
+  folder = as_path(folder)
+  if not is_remote(folder):
+    yield folder
+    return
+  with tempfile.TemporaryDirectory() as root:
+    local = pathlib.Path(root, folder.name)
+    local.mkdir()
+    yield local
+    for path in sorted(local.rglob("*")):
+      if path.is_file():
+        (folder / path.relative_to(local).as_posix()).write_bytes(path.read_bytes())
+
+
+@contextlib.contextmanager
+def reading(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """The folder, or for the time of the block a copy of a remote one on this machine."""
+  folder = as_path(folder)
+  if not is_remote(folder):
+    yield folder
+    return
+  with tempfile.TemporaryDirectory() as root:
+    local = pathlib.Path(root, folder.name)
+    local.mkdir()
+    for path in folder.iterdir():
+      (local / path.name).write_bytes(path.read_bytes())
+    yield local
+
+
 def write_bytes(path: str | os.PathLike, data: bytes, *, durable: bool = True) -> None:
   """Writes a file that is either the old one or the new one, never a part.
 
   Durable files hold this after a crash of the machine too, at the price of two fsyncs.
   """
-  path = pathlib.Path(path)
+  path = as_path(path)
+  if is_remote(path):
+    path.write_bytes(data)
+    return
   path.parent.mkdir(parents=True, exist_ok=True)
   tmp = path.with_name(f".{path.name}.{os.getpid()}-{next(_counter)}.tmp")
   try:
@@ -93,7 +149,7 @@ def read_json(path: str | os.PathLike) -> Any:
     UserError: the file is not JSON; a file that is not there stays a FileNotFoundError.
   """
   try:
-    return json.loads(pathlib.Path(path).read_bytes())
+    return json.loads(as_path(path).read_bytes())
   except ValueError as e:
     raise UserError(f"{path}: not JSON: {e}") from e
 
@@ -102,7 +158,7 @@ class JsonLines:
   """One append-only file of JSON lines, one writer at a time, any number of readers."""
 
   def __init__(self, path: str | os.PathLike, *, max_row_bytes: int = 1 << 20):
-    self.path = pathlib.Path(path)
+    self.path = as_path(path)
     self._max_row_bytes = max_row_bytes
 
   def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -137,11 +193,7 @@ class JsonLines:
           logging.warning("%s: leaving out %d bytes of a torn last line", self.path, len(line))
           return
         end += len(line)
-        try:
-          row = json.loads(line)
-        except ValueError as e:
-          raise UserError(f"{self.path}: damaged in the line before byte {end}: {e}") from e
-        yield end, row
+        yield end, self._decode(line, f"in the line before byte {end}")
 
   def rewind(self, step: int, *, field: str = "step") -> int:
     """Removes, atomically, the rows with `row[field] > step`; returns how many."""
@@ -151,6 +203,12 @@ class JsonLines:
       write_bytes(self.path, b"".join(self._encode(row) for row in kept))
     return len(rows) - len(kept)
 
+  def _decode(self, line: bytes, where: str) -> dict[str, Any]:
+    try:
+      return json.loads(line)
+    except ValueError as e:
+      raise UserError(f"{self.path}: damaged {where}: {e}") from e
+
   def _encode(self, row: Mapping[str, Any]) -> bytes:
     line = json.dumps(plain(row), separators=(",", ":"), allow_nan=False).encode() + b"\n"
     if len(line) > self._max_row_bytes:
@@ -159,6 +217,46 @@ class JsonLines:
         f"its longest field is {max(row, key=lambda k: len(str(row[k])))!r}"
       )
     return line
+
+
+class ObjectLines(JsonLines):
+  """`JsonLines` in an object store: `<path>/<number>` for each append, from 1 on."""
+
+  def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    if rows:
+      number = max(self._numbers(), default=0) + 1
+      self._part(number).write_bytes(b"".join(map(self._encode, rows)))
+
+  def iterate(self, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields (number of the row's object, row) of the objects after `start`."""
+    for number in self._numbers():
+      if number > start:
+        for line in self._part(number).read_bytes().splitlines():
+          yield number, self._decode(line, f"in object {number}")
+
+  def rewind(self, step: int, *, field: str = "step") -> int:
+    removed = 0
+    for number in self._numbers():
+      rows = [row for n, row in self.iterate(number - 1) if n == number]
+      kept = [row for row in rows if row[field] <= step]
+      removed += len(rows) - len(kept)
+      if not kept:
+        self._part(number).unlink()
+      elif len(kept) < len(rows):
+        self._part(number).write_bytes(b"".join(map(self._encode, kept)))
+    return removed
+
+  def _numbers(self) -> list[int]:
+    return sorted(int(p.name) for p in self.path.iterdir()) if self.path.exists() else []
+
+  def _part(self, number: int) -> Any:
+    return self.path / f"{number:08d}"
+
+
+def json_lines(path: str | os.PathLike, *, max_row_bytes: int = 1 << 20) -> JsonLines:
+  """The append-only rows of a path, wherever it is."""
+  kind = ObjectLines if is_remote(path) else JsonLines
+  return kind(path, max_row_bytes=max_row_bytes)
 
 
 class Records:
@@ -180,7 +278,7 @@ class Records:
       processes: how many there are.
       max_row_bytes: longest row.
     """
-    self.dir = pathlib.Path(dir)
+    self.dir = as_path(dir)
     self.dir.mkdir(parents=True, exist_ok=True)
     self._process, self._processes = process, processes
     self._max_row_bytes = max_row_bytes
@@ -231,18 +329,18 @@ class Records:
     if not _NAME.fullmatch(name):
       raise ValueError(f"records are named like 'probes' or 'mode_rates', not {name!r}")
     path = self.dir / f"{name}-{self._process}.jsonl"
-    return JsonLines(path, max_row_bytes=self._max_row_bytes)
+    return json_lines(path, max_row_bytes=self._max_row_bytes)
 
   def _shards(self, name: str) -> list[JsonLines]:
     paths = self._shard(name).path.parent.glob(f"{name}-*.jsonl")
-    return [JsonLines(p) for p in sorted(paths, key=lambda p: (len(p.name), p.name))]
+    return [json_lines(p) for p in sorted(paths, key=lambda p: (len(p.name), p.name))]
 
 
 class Images:
   """Lossless images `<dir>/<image_id>.png`; the id is the sha256 of the shape and the RGB bytes."""
 
   def __init__(self, dir: str | os.PathLike):
-    self.dir = pathlib.Path(dir)
+    self.dir = as_path(dir)
     self.dir.mkdir(parents=True, exist_ok=True)
 
   @staticmethod
@@ -277,7 +375,7 @@ class Images:
     """
     path = self.path(image_id)
     try:
-      with Image.open(path) as f:
+      with path.open("rb") as file, Image.open(file) as f:
         image = np.asarray(f.convert("RGB"))
     except FileNotFoundError:
       raise KeyError(f"no image {image_id} in {self.dir}") from None

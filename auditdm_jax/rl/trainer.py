@@ -95,7 +95,7 @@ def train(
     KeyboardInterrupt: Ctrl-C, after a checkpoint of the step in progress.
     SystemExit: SIGTERM, likewise.
   """
-  run = _Run(cfg, rollout, learner, auditor=auditor, workdir=pathlib.Path(workdir), name=name)
+  run = _Run(cfg, rollout, learner, auditor=auditor, workdir=store.as_path(workdir), name=name)
   with contextlib.closing(run), _asked_to_stop() as stop:
     first, steps = run.resume(), learner.config.optim.steps
     with contextlib.closing(metrics.Progress(steps, name, done=first)) as progress:
@@ -218,7 +218,8 @@ class _Run:
         params = runtime.fetch(params)
       if runtime.is_main():
         trained = dataclasses.replace(self._auditor, params=params, extras=extras)
-        save_vlm(self._folder(done), trained)
+        with store.writing(self._folder(done)) as folder:
+          save_vlm(folder, trained)
     due = done % self._cfg.checkpoint_every == 0
     if force or due:
       score = self._window.result().get(self._cfg.best)

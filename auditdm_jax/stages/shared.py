@@ -8,7 +8,6 @@ read, so that everything written is there, and after it, so that nothing is writ
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import os
-import pathlib
 from typing import Any
 
 from auditdm_jax.core import runtime, store
@@ -25,7 +24,7 @@ def reading() -> Iterator[None]:
 def read_json(path: str | os.PathLike) -> Any:
   """What a file holds, or None if there is none."""
   with reading():
-    return store.read_json(path) if pathlib.Path(path).exists() else None
+    return store.read_json(path) if store.as_path(path).exists() else None
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.audit.probe import Probe, Verdict
 from auditdm_jax.core import mesh as mesh_lib
-from auditdm_jax.core import metrics
+from auditdm_jax.core import metrics, store
 from auditdm_jax.core.config import UserError, build
 from auditdm_jax.models import preprocess
 from auditdm_jax.rl import grpo, reward, rollout, trainer
@@ -163,7 +163,8 @@ class Asker:
 
   @functools.lru_cache(maxsize=8)  # noqa: B019  (an asker lives as long as its stage)
   def _load(self, step: int) -> Any:
-    return load_vlm(auditors(self._ctx)[step]).params
+    with store.reading(auditors(self._ctx)[step]) as folder:
+      return load_vlm(folder).params
 
   def ask(
     self,
