@@ -30,6 +30,11 @@ _OPTIONS = (
   ("grpc.initial_reconnect_backoff_ms", 100),
   ("grpc.min_reconnect_backoff_ms", 500),
   ("grpc.max_reconnect_backoff_ms", 1000),
+  # A machine that is gone says nothing: without pings a call would wait for its deadline. What ends
+  # the connection is the timeout of HTTP/2's pings, by default a minute, not keepalive_timeout_ms.
+  ("grpc.keepalive_time_ms", 10_000),
+  ("grpc.http2.ping_timeout_ms", 10_000),
+  ("grpc.http2.max_pings_without_data", 0),
 )
 
 

@@ -25,6 +25,7 @@ _LOG = logging.getLogger(__name__)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _HEADROOM = 1 << 16  # bytes of a message that are not pixels
+_PING_MS = 5_000  # Clients ping to see that the machine is there; five minutes would cut them off.
 _SMALL = 1 << 16  # bytes of pixels that are not worth a thread
 
 
@@ -54,6 +55,7 @@ class ImageServer:
         ("grpc.server.max_pending_requests_hard_limit", 20_000),
         # Else a second server on the port would start in silence and take half of the calls.
         ("grpc.so_reuseport", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", _PING_MS),
       ],
     )
 

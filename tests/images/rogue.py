@@ -58,6 +58,7 @@ class Proxy:
     self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
     self._pairs: list[tuple[socket.socket, socket.socket]] = []
     self.reply_bytes_left: float = float("inf")  # then all connections are cut
+    self.frozen = False  # Nothing passes, and nobody is told.
     threading.Thread(target=self._accept, daemon=True).start()
 
   def __enter__(self) -> "Proxy":
@@ -96,6 +97,8 @@ class Proxy:
         for key, _ in selector.select():
           try:
             data = key.fileobj.recv(1 << 14)
+            if self.frozen:
+              continue
             if key.fileobj is server:
               self.reply_bytes_left -= len(data)
               if self.reply_bytes_left < 0:

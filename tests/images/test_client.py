@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from auditdm_jax.images import codec, locality, replicas, stubs
+from auditdm_jax.images import codec, locality, replicas, server, stubs
 from auditdm_jax.images.backend import Made
 from auditdm_jax.images.client import ImageClient
 from auditdm_jax.images.config import Batching, ImagesConfig, Security
@@ -184,6 +184,28 @@ def test_a_replica_that_drains_gets_no_more_and_one_that_is_back_gets_work_at_on
         done = list(client.map_unordered([_generate(i) for i in range(100, 140)]))
       assert all(r.failure is None for _, r in done)
       assert sum(map(len, back.calls)) > 5
+
+
+def test_a_machine_that_is_gone_without_a_word_is_left_after_two_pings(monkeypatch):
+  faster = {"grpc.keepalive_time_ms": 300, "grpc.http2.ping_timeout_ms": 300}
+  options = tuple((name, faster.get(name, value)) for name, value in replicas._OPTIONS)
+  monkeypatch.setattr(replicas, "_OPTIONS", options)
+  monkeypatch.setattr(server, "_PING_MS", 100)
+  backend = fake.FakeBackend()
+  with (
+    fake.serving(backend) as (_, a, _),
+    fake.serving(fake.FakeBackend()) as (_, b, _),
+    rogue.Proxy(a) as proxy,
+    ImageClient([proxy.address, b], max_in_flight=2) as client,
+  ):
+    client.wait_ready(5.0)
+    backend.sleep_s = 0.3
+    futures = [client.submit(_generate(i)) for i in range(4)]
+    time.sleep(0.1)
+    proxy.frozen = True
+    start = time.monotonic()
+    assert all(f.result(20.0).failure is None for f in futures)
+    assert time.monotonic() - start < 5.0
 
 
 def test_a_damaged_image_is_asked_for_again_and_then_given_up():

@@ -165,6 +165,8 @@ def _storm(tmp_path, *, requests: int, kills: int) -> None:
         assert failure.reason in wanted[i], (i, failure)
         assert (failure.fault == "auditor") == (failure.reason is Reason.INVALID_INSTRUCTION)
 
+    logs = "".join(path.read_text() for path in tmp_path.glob("*.log"))
+    assert "QUEUE_FULL" in logs or requests < 1000, "the queue of 8 was never full"
     after = _rss_mb(slow.pid), _rss_mb(os.getpid())
     assert after[0] - before[0] < 60 and after[1] - before[1] < 250, (before, after)
     with ImageClient([kept.address, slow.address], security=right) as fresh:
