@@ -4,12 +4,13 @@
 import hashlib
 import itertools
 import json
+import logging
 import time
 
 import numpy as np
 import pytest
 
-from auditdm_jax.images import codec, locality, replicas, server, stubs
+from auditdm_jax.images import codec, locality, replicas, server, stubs, telemetry
 from auditdm_jax.images.backend import Made
 from auditdm_jax.images.client import ImageClient
 from auditdm_jax.images.config import Batching, ImagesConfig, Security
@@ -290,10 +291,6 @@ def test_truncated_texts_are_reported():
 
 
 def test_logs_are_json_without_prompts(capfd, tmp_path):
-  import logging
-
-  from auditdm_jax.images import telemetry
-
   root = logging.getLogger()
   handlers, level = root.handlers[:], root.level
   try:
