@@ -73,7 +73,7 @@ def test_a_bomb_is_refused_before_it_is_decoded():
   start = time.monotonic()
   assert "pixels" in _refused(honest)
   assert "bomb" in _refused(lying).lower() or "declared" in _refused(lying)
-  assert time.monotonic() - start < 0.5
+  assert time.monotonic() - start < 2.0
   assert tracemalloc.get_traced_memory()[1] < 8 << 20
   tracemalloc.stop()
 

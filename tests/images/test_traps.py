@@ -36,7 +36,6 @@ def _generate(i):
 
 
 def _response(request, image):
-
   return stubs.ImageResponse(
     request_id=request.request_id,
     image=codec.encode(image),
