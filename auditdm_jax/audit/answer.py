@@ -83,7 +83,7 @@ class FeatureCache:
     # Rows are taken before anything is evicted: one call may need more than the bound holds.
     found = {i: self._rows[tower, i] for i in dict.fromkeys(image_ids) if (tower, i) in self._rows}
     if missing:
-      fresh = np.asarray(vlm.encode([get(i) for i in missing]))
+      fresh = np.asarray(vlm.encode(_Loaded(missing, get)))
       self.encoded += len(missing)
       found |= zip(missing, fresh)
     for image_id, row in found.items():
@@ -99,6 +99,19 @@ class FeatureCache:
     self._bytes += row.nbytes
     while self._bytes > self._max_bytes and len(self._rows) > 1:
       self._bytes -= self._rows.popitem(last=False)[1].nbytes
+
+
+class _Loaded(Sequence[np.ndarray]):
+  """Images that are loaded when they are looked at: of several processes, none needs them all."""
+
+  def __init__(self, ids: Sequence[str], get: Callable[[str], np.ndarray]):
+    self._ids, self._get = ids, get
+
+  def __len__(self) -> int:
+    return len(self._ids)
+
+  def __getitem__(self, i: int) -> np.ndarray:
+    return self._get(self._ids[i])
 
 
 class ModelBank:

@@ -65,6 +65,53 @@ def test_two_processes_know_the_same_and_take_the_step_of_one(start_all):
   assert first["params"] == pytest.approx(want, rel=1e-5)
 
 
+# A model on the devices of both processes answers; which images does each of them open?
+ANSWER = """
+import collections.abc, dataclasses, json, sys
+from auditdm_jax.core import runtime
+
+address, count, index = (arg.partition("=")[2] for arg in sys.argv[2:])
+runtime.setup(cluster=runtime.Cluster(address, int(count), int(index)))
+
+import numpy as np
+from auditdm_jax.core import mesh as mesh_lib
+from tests.rl import tiny
+
+class Opened(collections.abc.Sequence):
+  opened = []
+  def __len__(self):
+    return 8
+  def __getitem__(self, i):
+    self.opened.append(int(i))
+    return np.random.default_rng(i).integers(0, 255, (16, 16, 3), np.uint8)
+
+with runtime.together():
+  mesh = mesh_lib.make_mesh({"data": -1})
+  model = tiny.auditor()
+  params = runtime.place(model.params, mesh_lib.replicated(mesh))
+  model = dataclasses.replace(model, params=params, mesh=mesh)
+  images = Opened()
+  features = model.encode(images)
+  texts = model.answer_features(features, ["what color is it ?"] * 8, max_new_tokens=4)
+  print(json.dumps([features.sum((1, 2)).tolist(), texts, images.opened, model.tower_id]))
+"""
+
+
+@pytest.mark.slow
+def test_a_model_on_all_devices_answers_and_each_process_opens_its_own_images(start_all):
+  ends = start_all(["-c", ANSWER], 2)
+  assert [e.code for e in ends] == [0, 0], ends[0].err + ends[1].err
+  first, second = (json.loads(e.out.splitlines()[-1]) for e in ends)
+  assert first[:2] == second[:2] and first[3] == second[3]
+  assert first[2] == [0, 1, 2, 3] and second[2] == [4, 5, 6, 7]
+  images = [np.random.default_rng(i).integers(0, 255, (16, 16, 3), np.uint8) for i in range(8)]
+  model = tiny.auditor()
+  features = model.encode(images)
+  np.testing.assert_allclose(first[0], features.sum((1, 2)), rtol=1e-4, atol=1e-4)
+  assert first[1] == model.answer_features(features, ["what color is it ?"] * 8, max_new_tokens=4)
+  assert first[3] == model.tower_id
+
+
 def test_alone_it_is_all_trivial():
   assert runtime.gather({"a": 1}) == [{"a": 1}] and list(runtime.mine("abc")) == list("abc")
   assert runtime.is_main() and (runtime.index(), runtime.count()) == (0, 1)
