@@ -60,6 +60,7 @@ class Recipe:
     pool: images of captions to draw from, and twice as many of edits; noise is always new.
     muon, adam: learning rates; both fall to zero over the last two thirds.
     average: of the weights, per step.
+    every: steps between checkpoints.
   """
 
   steps: int = 1500
@@ -70,6 +71,7 @@ class Recipe:
   adam: float = 2e-3
   average: float = 0.995
   empty: float = 0.1
+  every: int = 100
   seed: int = 0
 
 
@@ -287,7 +289,7 @@ def train(workdir: pathlib.Path, recipe: Recipe, device: torch.device) -> None:
     decay = min(recipe.average, step / (step + 10))
     for average, p in zip(averages, optimizer.weights):
       average.lerp_(p.data, 1 - decay)
-    if (step + 1) % 100 == 0 or step + 1 == recipe.steps:
+    if (step + 1) % recipe.every == 0 or step + 1 == recipe.steps:
       seconds = time.process_time() - start
       print(json.dumps({"step": step + 1, "captions": losses[0], "edits": losses[1],
                         "cpu_s": round(seconds, 1)}), flush=True)  # fmt: skip
@@ -297,10 +299,10 @@ def train(workdir: pathlib.Path, recipe: Recipe, device: torch.device) -> None:
       file.with_suffix(".tmp").replace(file)
   for p, average in zip(optimizer.weights, averages):
     p.data.copy_(average)
-  for module in modules.values():
-    module.eval()
   # Half the bytes; the server computes in float32 with the same numbers.
-  pipe.to("cpu", torch.float16).save_pretrained(workdir / "pipeline")
+  for module in (*modules.values(), pipe.vae):
+    module.eval().cpu().half()
+  pipe.save_pretrained(workdir / "pipeline")
 
 
 def measure(folder: pathlib.Path, *, n: int, steps: int, guidance: float, seed: int = 1) -> dict:
