@@ -67,7 +67,11 @@ class _Running:
 
 
 class Batcher:
-  """Runs jobs on a backend in batches; every submit ends in Done or Refused."""
+  """Runs jobs on a backend in batches; every submit ends in Done or Refused.
+
+  Attributes:
+    broken: set if it can run no more.
+  """
 
   def __init__(self, batching: Batching, limits: Limits, metrics: Metrics):
     self._batching, self._limits, self._metrics = batching, limits, metrics
@@ -79,7 +83,7 @@ class Batcher:
     self._cache = Cache(limits.cache_mb * 2**20)
     self._arrived, self._idle = asyncio.Event(), asyncio.Event()
     self._idle.set()
-    self._draining = False
+    self._draining, self.broken = False, asyncio.Event()
     self._batch_s: dict[tuple, float] = {}  # per key, smoothed
     self._thread = worker.Thread("backend")
     self._runner: worker.Runner | None = None
@@ -90,7 +94,18 @@ class Batcher:
     make = lambda: worker.Runner(make_backend(), max_batch=self._batching.max_batch)  # noqa: E731
     self._runner = await self._thread.call(make)
     self._task = asyncio.create_task(self._run())
+    self._task.add_done_callback(self._ended)
     return self._runner.info
+
+  def _ended(self, task: asyncio.Task) -> None:
+    """The loop ends by cancellation only; by a bug of ours nobody would answer any more."""
+    if task.cancelled():
+      return
+    _LOG.critical("the batcher ended", exc_info=task.exception())
+    self._draining = True
+    for entry in list(self._open.values()):
+      self._finish(entry, Refused(Reason.DRAINING, "the server has to stop"))
+    self.broken.set()
 
   async def drain(self, grace_s: float) -> None:
     """Takes nothing new, waits for what is under way, gives up what is left after the grace."""

@@ -59,6 +59,11 @@ class ImageServer:
       ],
     )
 
+  @property
+  def broken(self) -> asyncio.Event:
+    """Set if nothing can be answered any more."""
+    return self._batcher.broken
+
   async def start(self) -> str:
     """Opens the ports and returns the address; raises StartError if one is taken."""
     methods = {
@@ -291,6 +296,7 @@ async def serve(
 
   Raises:
     StartError: the port is taken, or the warm-up image failed.
+    RuntimeError: it had to stop by a bug of its own.
   """
   stopped = asyncio.Event()
   for number in (signal.SIGTERM, signal.SIGINT):
@@ -299,10 +305,13 @@ async def serve(
   address = await server.start()
   warm = asyncio.create_task(server.warm_up(make_backend))
   stop = asyncio.create_task(stopped.wait())
+  broken = asyncio.create_task(server.broken.wait())
   await asyncio.wait({warm, stop}, return_when=asyncio.FIRST_COMPLETED)
   if warm.done():
     warm.result()
     announce(address)
-  await stop
+  await asyncio.wait({stop, broken}, return_when=asyncio.FIRST_COMPLETED)
   _LOG.info("draining for at most %.0f s", config.drain_s)
   await server.drain(config.drain_s)
+  if broken.done():
+    raise RuntimeError("the batcher ended; its error is in the log")

@@ -17,6 +17,13 @@ from auditdm_jax.images.backend import Info, Made
 from auditdm_jax.images.config import Batching, ImagesConfig, Limits, Security
 
 
+class _Broken(np.ndarray):
+  """An image that cannot be sent: a fault behind all checks."""
+
+  def tobytes(self, order="C"):
+    raise OSError("no bytes")
+
+
 class FakeBackend:
   """Pixels are a function of text, seed and source; some words mean trouble.
 
@@ -43,6 +50,8 @@ class FakeBackend:
     self.calls.append([j.text for j in jobs])
     if len(jobs) > self.fits:
       raise MemoryError(f"{len(jobs)} rows")
+    if any("mismade" in j.text for j in jobs):
+      return [Made(_Broken((8, 8, 3), np.uint8)) for _ in jobs]
     if any("forever" in j.text for j in jobs):
       time.sleep(60.0)
     n = max(jobs[0].steps, 1)

@@ -188,3 +188,16 @@ def _wait_for_port(port: int) -> None:
       return
     except OSError:
       time.sleep(0.05)
+
+
+def test_a_server_that_can_answer_no_more_ends(tmp_path):
+  """By a bug of its own; whoever keeps it starts it again, and clients ask again."""
+  service = _start(tmp_path)
+  with ImageClient(service.address, retries=0) as client:
+    failure = client.generate("mismade", seed=0, **SIZE).result(10.0).failure
+    assert failure.reason is Reason.DRAINING
+  until = time.monotonic() + 10.0
+  while service.is_alive() and time.monotonic() < until:
+    time.sleep(0.05)
+  assert not service.is_alive() and service.stop() == 1
+  assert "no bytes" in service.log.read_text()
