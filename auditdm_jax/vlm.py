@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 import hashlib
-import math
 import os
 import pathlib
 from typing import Any
@@ -23,7 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from auditdm_jax.core import config, tree
+from auditdm_jax.core import config, runtime, tree
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core.config import UserError
 from auditdm_jax.models import decode, multimodal, preprocess, siglip, weights
@@ -33,9 +32,9 @@ from auditdm_jax.text import hf
 from auditdm_jax.text import prompts as prompts_lib
 from auditdm_jax.text.tokenizer import FILENAMES, Tokenizer
 
-_MAX_BATCH = 256  # Rows of one program; more are cut into several calls.
-_MAX_BATCH_CPU = 64  # More leave its caches: 256 tiny rows take 1.6 times as long as 4 x 64.
-_MEMORY = 1 << 32  # Bytes that one call's activations and cache may take, roughly.
+MAX_BATCH = 256  # Rows of one program; more are cut into several calls.
+MAX_BATCH_CPU = 64  # More leave its caches: 256 tiny rows take 1.6 times as long as 4 x 64.
+_MEMORY = 1 << 32  # Bytes of a device that one call's activations and cache may take, roughly.
 # A model of fewer parameters is padded to _MIN_BATCH rows: for it, compiling costs more than rows.
 _SMALL = 1 << 24
 _MIN_BATCH = 8
@@ -79,7 +78,7 @@ class Vlm:
     sizes = dataclasses.replace(self._vision(), remat=False, unroll=1)
     digest = hashlib.sha256(repr((sizes, self.pixels)).encode())
     for path, leaf in sorted(tree.flatten(multimodal.tower(self.params)).items()):
-      array = np.asarray(leaf)
+      array = runtime.fetch(leaf)
       digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
       digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
@@ -88,16 +87,24 @@ class Vlm:
     """Returns features f32[N,P,Dv] of images as in `answer`: the tower's output, to be cached."""
     vision, tower = self._vision(), multimodal.tower(self.params)
     out = np.zeros((len(images), vision.num_patches, vision.width), np.float32)
-    # The attention of one layer, and an MLP's input and output.
-    p = vision.num_patches
-    most = _most_rows(4 * p * (p * vision.num_heads + 2 * vision.mlp_dim))
-    for rows in _cut(np.arange(len(images)), most):
-      pixels = preprocess.preprocess(
-        [images[i] for i in rows], size=vision.image_size, how=self.pixels
-      )
-      pixels = self._place(_pad_rows(pixels, self._bucket(len(rows))))
-      out[rows] = np.asarray(_encode(vision, tower, pixels))[: len(rows)]
+    for rows in _cut(np.arange(len(images)), images_per_call(vision, **self._room)):
+      pixels = self._pixels(images, rows)
+      with mesh_lib.use(self.mesh):
+        out[rows] = runtime.fetch(encode_images(vision, tower, pixels))[: len(rows)]
     return out
+
+  def _pixels(self, images: Sequence[Picture], rows: np.ndarray) -> Array | np.ndarray:
+    """f32[N,H,W,3] of these images on the devices; a process opens those of its own devices."""
+    n, size = self._bucket(len(rows)), self._vision().image_size
+
+    def make(own: slice) -> np.ndarray:
+      wanted = [images[i] for i in _pad_rows(rows, n)[own]]
+      return preprocess.preprocess(wanted, size=size, how=self.pixels)
+
+    if self.mesh is None:
+      return _pad_rows(make(slice(len(rows))), n)
+    where = mesh_lib.rows_sharding(self.mesh, n, axes=self.mesh.axis_names)
+    return jax.make_array_from_callback((n, size, size, 3), where, lambda index: make(index[0]))
 
   def answer(
     self,
@@ -193,11 +200,13 @@ class Vlm:
       vision, pixels = self._vision(), jnp.asarray(pixel_values, jnp.float32)
       which = self._fill(ids, len(pixels))
       if len(pixels):
-        features = _encode(vision, multimodal.tower(self.params), pixels)[which]
+        with mesh_lib.use(self.mesh):
+          features = encode_images(vision, multimodal.tower(self.params), pixels)[which]
     if features is None and mask_ar is None and self.cfg.kind == "gemma3":
       mask_ar = np.ones(ids.shape, np.int32)
     ar = None if mask_ar is None else jnp.asarray(mask_ar, jnp.int32)
-    return _logits(self.cfg, self.params, features, ids, valid, ar)
+    with mesh_lib.use(self.mesh):
+      return _logits(self.cfg, self.params, features, ids, valid, ar)
 
   def with_params(self, params: Params, *, name: str | None = None) -> "Vlm":
     """The same model with other parameters, such as fine-tuned ones."""
@@ -261,7 +270,7 @@ class Vlm:
       samples = self._sample(
         sc, x, [ids[i] for i in rows], np.array([names[i] for i in rows]), seed
       )
-      tokens, lengths = np.asarray(samples.tokens)[:, 0], np.asarray(samples.length)[:, 0]
+      tokens, lengths = (x[:, 0] for x in runtime.fetch((samples.tokens, samples.length)))
       for k, i in enumerate(rows):
         answers[i] = self.tokenizer.decode(tokens[k, : lengths[k]]).strip()
     return answers
@@ -273,17 +282,12 @@ class Vlm:
 
     Each call is padded to the longest of its rows only.
     """
-    text = self.cfg.text
     for count in sorted({len(w) for w in which}):
       rows = [i for i, w in enumerate(which) if len(w) == count]
       longest = max(len(ids[i]) for i in rows)
-      # The cache of all layers, the attention of one, and the features; 4 bytes each.
-      need = 2 * text.depth * text.num_kv_heads * text.head_dim * (longest + new)
-      need += text.num_heads * longest**2
-      if count:
-        need += count * self._vision().num_patches * self._vision().width
       rows.sort(key=lambda i: len(ids[i]))
-      for part in _cut(np.array(rows), _most_rows(4 * need)):
+      most = rows_per_call(self.cfg, longest, new=new, images=count, **self._room)
+      for part in _cut(np.array(rows), most):
         yield part.tolist()
 
   def _sample(
@@ -296,7 +300,7 @@ class Vlm:
   ) -> decode.Samples:
     """Draws one sample for each of `ids`, in a program of a bucketed shape."""
     n = self._bucket(len(ids))
-    length = _round_up(max(map(len, ids)))
+    length = padded_length(max(map(len, ids)))
     tokens = np.zeros((n, length), np.int32)
     valid = np.zeros((n, length), bool)
     for k, row in enumerate([*ids, *[ids[-1]] * (n - len(ids))]):
@@ -304,9 +308,9 @@ class Vlm:
     if features is not None:
       features = self._place(_pad_rows(np.asarray(features), n))
     tokens, valid, names = (self._place(x) for x in (tokens, valid, _pad_rows(names, n)))
-    return _sample(
-      self.cfg, sc, self._decoding_params, features, tokens, valid, names, np.int32(seed)
-    )
+    rest = features, tokens, valid, names, np.int32(seed)
+    with mesh_lib.use(self.mesh):
+      return sample_answers(self.cfg, sc, self._decoding_params, *rest)
 
   def _bucket(self, n: int) -> int:
     """Returns the power of two that n rows are padded to."""
@@ -325,18 +329,16 @@ class Vlm:
   def _is_small(self) -> bool:
     return sum(x.size for x in jax.tree.leaves(self.params)) < _SMALL
 
+  @property
+  def _room(self) -> dict[str, int]:
+    """What `rows_per_call` needs to know of the devices."""
+    most = min(MAX_BATCH, MAX_BATCH_CPU) if jax.default_backend() == "cpu" else MAX_BATCH
+    return {"devices": self.mesh.size if self.mesh else 1, "most": most}
+
   def _place(self, x: np.ndarray) -> Array | np.ndarray:
     if self.mesh is None:
       return x
-    # Along the axis that splits the heads every device has all rows.
-    axes = [name for name in self.mesh.axis_names if name != "tensor"]
-    split = x.shape[0] % math.prod(self.mesh.shape[name] for name in axes) == 0
-    return jax.device_put(
-      x,
-      mesh_lib.batch_sharding(self.mesh, axes=axes)
-      if split and axes
-      else mesh_lib.replicated(self.mesh),
-    )
+    return runtime.place(x, mesh_lib.rows_sharding(self.mesh, x.shape[0]))
 
 
 def load_vlm(path: str | os.PathLike, *, mesh: Mesh | None = None, dtype: Any = jnp.float32) -> Vlm:
@@ -450,14 +452,33 @@ def _cut(rows: np.ndarray, most: int) -> list[np.ndarray]:
   return np.split(rows, range(most, len(rows), most)) if len(rows) else []
 
 
-def _most_rows(row_bytes: int) -> int:
-  """Returns the power of two, up to _MAX_BATCH, of rows that fit into the memory."""
-  fit = max(1, _MEMORY // row_bytes)
-  most = min(_MAX_BATCH, _MAX_BATCH_CPU) if jax.default_backend() == "cpu" else _MAX_BATCH
+def images_per_call(vision: siglip.SiglipConfig, *, devices: int, most: int) -> int:
+  """Returns how many images `Vlm.encode` sends through the tower at once."""
+  # The attention of one layer, and an MLP's input and output; 4 bytes each.
+  p = vision.num_patches
+  heads = vision.num_heads if siglip.has_whole_scores(vision) else 1
+  return _fitting_rows(4 * p * (p * heads + 2 * vision.mlp_dim), devices, most)
+
+
+def rows_per_call(
+  cfg: VlmConfig, longest: int, *, new: int, images: int, devices: int, most: int
+) -> int:
+  """Returns how many prompts of up to `longest` tokens `Vlm.answer` answers at once."""
+  # The cache of all layers, the attention of one, and the features; 4 bytes each.
+  need = 2 * cfg.text.depth * cfg.text.num_kv_heads * cfg.text.head_dim * (longest + new)
+  need += cfg.text.num_heads * longest**2
+  if images:
+    need += images * cfg.vision.num_patches * cfg.vision.width
+  return _fitting_rows(4 * need, devices, most)
+
+
+def _fitting_rows(row_bytes: int, devices: int, most: int) -> int:
+  """Returns the power of two, up to `most`, of rows that fit into the devices' memory."""
+  fit = max(1, _MEMORY * devices // row_bytes)
   return min(most, 1 << (fit.bit_length() - 1))
 
 
-def _round_up(length: int) -> int:
+def padded_length(length: int) -> int:
   """Returns the length that prompts are padded to: few lengths, none an eighth too long."""
   step = max(_LENGTH_MULTIPLE, 1 << length.bit_length() >> 4)
   return -(-length // step) * step
@@ -474,12 +495,14 @@ def _pad_rows(x: np.ndarray, n: int) -> np.ndarray:
 
 
 @functools.partial(jax.jit, static_argnames=("vision",))
-def _encode(vision: siglip.SiglipConfig, tower: Params, pixels: Array) -> Array:
+def encode_images(vision: siglip.SiglipConfig, tower: Params, pixels: Array) -> Array:
+  """The program of `Vlm.encode`."""
   return siglip.Siglip(vision).apply({"params": tower}, pixels).astype(jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "sc"))
-def _sample(cfg, sc, params, features, tokens, valid, rows, seed) -> decode.Samples:
+def sample_answers(cfg, sc, params, features, tokens, valid, rows, seed) -> decode.Samples:
+  """The program of `Vlm.answer`: one sample per row, whose randomness hangs on its number."""
   keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
   return decode.sample(
     cfg, sc, params, features, tokens, valid=valid, group=1, row_keys=keys[:, None]

@@ -22,9 +22,10 @@ LAYERS = {
   "audit": 3,
   "rl": 4,
   "rectify": 4,
-  "stages": 5,
-  "__main__": 6,
-  "__init__": 6,
+  "plan": 5,  # Compiles the programs of all of them.
+  "stages": 6,
+  "__main__": 7,
+  "__init__": 7,
 }
 TORCH = {"torch", "diffusers", "accelerate", "torchvision"}
 TORCH_MODULE = "auditdm_jax/images/diffusers_backend.py"

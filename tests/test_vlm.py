@@ -66,7 +66,7 @@ def test_answers_in_a_batch_equal_answers_one_by_one(vlm):
 def test_calls_larger_than_a_batch_are_cut(vlm, monkeypatch):
   images = [IMAGES[i % 4] for i in range(len(QUESTIONS))]
   whole = vlm.answer(images, QUESTIONS, max_new_tokens=5)
-  monkeypatch.setattr(vlm_lib, "_MAX_BATCH", 4)
+  monkeypatch.setattr(vlm_lib, "MAX_BATCH", 4)
   assert vlm.answer(images, QUESTIONS, max_new_tokens=5) == whole
 
 
@@ -75,7 +75,7 @@ def test_sampled_answers_depend_on_seed_and_row_only(vlm, monkeypatch):
   ask = {"max_new_tokens": 5, "temperature": 1.5}
   first = vlm.answer(images, QUESTIONS, **ask, seed=1)
   assert first != vlm.answer(images, QUESTIONS, **ask, seed=2)
-  monkeypatch.setattr(vlm_lib, "_MAX_BATCH", 4)
+  monkeypatch.setattr(vlm_lib, "MAX_BATCH", 4)
   assert vlm.answer(images, QUESTIONS, **ask, seed=1) == first
 
 
@@ -114,11 +114,11 @@ def test_a_mesh_changes_no_answer(vlm, tmp_path):
 def test_other_parameters_run_the_same_program(vlm):
   ask = (vlm.encode(IMAGES), QUESTIONS[:4])
   before = vlm.answer_features(*ask, max_new_tokens=4)
-  size = vlm_lib._sample._cache_size()
+  size = vlm_lib.sample_answers._cache_size()
   tuned = vlm.with_params(jax.tree.map(lambda x: x * 1.3 + 0.1, vlm.params), name="tuned")
   twin = make(vlm.cfg.kind, vlm.template, seed=5)
   assert [v.answer_features(*ask, max_new_tokens=4) for v in (tuned, twin)] != [before, before]
-  assert vlm_lib._sample._cache_size() == size
+  assert vlm_lib.sample_answers._cache_size() == size
   assert tuned.name == "tuned"
 
 
@@ -181,17 +181,17 @@ def test_images_of_any_kind_and_in_windows(vlm, tmp_path, monkeypatch):
 
 
 def test_rows_and_lengths_are_bucketed(vlm, monkeypatch):
-  assert [vlm_lib._round_up(n) for n in (1, 8, 9, 127, 129, 300, 1100)] == [
+  assert [vlm_lib.padded_length(n) for n in (1, 8, 9, 127, 129, 300, 1100)] == [
     8, 8, 16, 128, 144, 320, 1152
   ]  # fmt: skip
-  assert all(vlm_lib._round_up(n) < 1.125 * n + 8 for n in range(1, 3000))
+  assert all(vlm_lib.padded_length(n) < 1.125 * n + 8 for n in range(1, 3000))
   assert [vlm._bucket(n) for n in (1, 8, 9)] == [8, 8, 16]
   monkeypatch.setattr(vlm_lib, "_SMALL", 1)
   big = dataclasses.replace(vlm)
   assert [big._bucket(n) for n in (1, 2, 3, 9)] == [1, 2, 4, 16]
-  assert [vlm_lib._most_rows(n) for n in (1, 1 << 28, 3 << 28, 1 << 40)] == [
-    vlm_lib._MAX_BATCH_CPU, 16, 4, 1
-  ]  # fmt: skip
+  sizes = (1, 1 << 28, 3 << 28, 1 << 40)
+  assert [vlm_lib._fitting_rows(n, 1, 64) for n in sizes] == [64, 16, 4, 1]
+  assert [vlm_lib._fitting_rows(n, 4, 256) for n in sizes] == [256, 64, 16, 1]
 
 
 def test_a_model_that_is_not_small_decodes_split_and_answers_the_same(vlm, monkeypatch):

@@ -14,12 +14,14 @@ D width, V vocab.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 from jax import Array
 import jax.numpy as jnp
 
-from auditdm_jax.models import gemma, multimodal
+from auditdm_jax.core import mesh as mesh_lib
+from auditdm_jax.models import multimodal
 from auditdm_jax.models.multimodal import Params, VlmConfig
 
 _BLOCK = 256  # Tokens that `draw_token` looks at together: about the root of a vocabulary.
@@ -65,8 +67,8 @@ class Samples:
 @dataclasses.dataclass(frozen=True)
 class _State:
   t: Array  # i32[], tokens drawn per sample
-  past: gemma.Past  # up to token t-3
-  kv: tuple[Array, Array]  # [L,P,G,K,H], of token t-2
+  past: Any  # of `multimodal.start_past`, up to token t-3
+  kv: Any  # keys and values [L,P,G,K,H] of token t-2
   tokens: Array  # i32[P,G,C]
   logprobs: Array  # f32[P,G,C]
   length: Array  # i32[P,G]
@@ -118,7 +120,7 @@ def sample(
   def advance(s: _State) -> _State:
     """Runs token t-1 of each sample through the model and draws token t."""
     # What step t-1 made. Written before the suffixes are read, this needs no copy of them.
-    past = s.past.write(s.kv, jnp.maximum(s.t - 2, 0))
+    past = multimodal.write_past(s.past, s.kv, jnp.maximum(s.t - 2, 0))
     written = jnp.broadcast_to(suffix < s.t - 1, (p, suffix.size))
     x, kv = multimodal.step(
       cfg,
@@ -135,9 +137,9 @@ def sample(
   rows = (p, group)
   state = _State(
     t=jnp.int32(0),
-    past=gemma.Past.start(kv, samples=group, room=suffix.size),
+    past=multimodal.start_past(kv, samples=group, room=suffix.size),
     kv=jax.tree.map(
-      lambda part: jnp.zeros((part.shape[0], *rows, *part.shape[3:]), part.dtype), kv
+      lambda part: jnp.zeros((*part.shape[:-4], *rows, *part.shape[-2:]), part.dtype), kv
     ),
     tokens=jnp.zeros((*rows, c), jnp.int32),
     logprobs=jnp.zeros((*rows, c), jnp.float32),
@@ -161,6 +163,12 @@ def draw(
   """Returns the t-th tokens i32[P,G] for hidden states [P,G,D], and their log-probs f32[P,G]."""
   temperature = sc.temperature or 1.0
   logits = multimodal.sampling_logits(cfg, params, x, banned=sc.banned_ids, temperature=temperature)
+  # All logits of a sample go to one device, by one mesh axis at a time: XLA cannot move two.
+  if x.shape[1] > 1:
+    logits = mesh_lib.constrain(logits, "rows", None, mesh_lib.TENSOR)
+    logits = mesh_lib.constrain(logits, "rows", mesh_lib.TENSOR)
+  else:
+    logits = mesh_lib.constrain(logits, "all")
   if sc.temperature:
     uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, t), (2,)))
     tokens = draw_token(logits, uniform(keys.reshape(-1)).reshape(*keys.shape, 2))

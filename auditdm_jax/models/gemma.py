@@ -190,6 +190,8 @@ class Einsum(nn.Module):
 class Past:
   """Keys and values of earlier calls, for T queries per row that are samples of one prompt.
 
+  Of all layers or, without the axis L, of one: see `Gemma.decode`.
+
   The samples read one prefix and each its own suffix. The axes are in the order in which a step's
   products read them, or XLA would transpose the cache at each step.
   """
@@ -201,16 +203,16 @@ class Past:
   def start(cls, kv: tuple[Array, Array], *, samples: int, room: int) -> "Past":
     """Empty suffixes of `room` tokens after a prefill's keys and values [L,B,S,K,H]."""
     k, v = kv
-    layers, b, _, heads, h = k.shape
-    rows = (layers, b, samples, heads)
+    *layers, b, _, heads, h = k.shape
+    rows = (*layers, b, samples, heads)
     empty = jnp.zeros((*rows, h, room), k.dtype), jnp.zeros((*rows, room, h), v.dtype)
-    return cls((jnp.einsum("lbskh->lbkhs", k), jnp.einsum("lbskh->lbksh", v)), empty)
+    return cls((jnp.einsum("...bskh->...bkhs", k), jnp.einsum("...bskh->...bksh", v)), empty)
 
   def write(self, kv: tuple[Array, Array], at: Array | int) -> "Past":
     """Puts the keys and values [L,B,T,K,H] of a step into place `at` of the suffixes."""
     put = jax.lax.dynamic_update_slice_in_dim
-    k = put(self.suffix[0], kv[0][..., :, None], at, axis=5)
-    v = put(self.suffix[1], kv[1][..., None, :], at, axis=4)
+    k = put(self.suffix[0], kv[0][..., :, None], at, axis=-1)
+    v = put(self.suffix[1], kv[1][..., None, :], at, axis=-2)
     return Past(self.prefix, (k, v))
 
 
@@ -274,6 +276,9 @@ class Heads(nn.Module):
     w = w.astype(x.dtype).reshape(-1, *shape)
     if self.transposed:
       y = results_first(x, w.reshape(-1, shape[1]))
+    elif mesh_lib.active():
+      # Heads may be split over devices, and cannot be merged with an axis that is not.
+      y = jnp.tensordot(x, w.reshape(*self.heads, *shape), axes=((2,), (len(self.heads),)))
     elif is_step:
       # A product per head: a step has few rows, and must not transpose the weight for them.
       rows = jnp.broadcast_to(x, (w.shape[0], *x.shape))
@@ -306,13 +311,20 @@ class Project(nn.Module):
     return y + self.param("b", nn.initializers.zeros, self.bias).astype(x.dtype)
 
 
+_FEW_ROWS = 128  # Up to which a CPU is faster with the weight on the left.
+
+
 def results_first(x: Array, w: Array, *, dtype: Any = None) -> Array:
-  """Returns x @ w.T [...,O] of few rows x[...,I] and w[O,I], summed up in `dtype`."""
-  # The barriers keep w on the left. On the right, XLA for CPUs repacks it at each call, or fuses
-  # the product with what makes x, and makes x again for each result.
-  fix = jax.lax.optimization_barrier
-  y = fix(jnp.matmul(w, fix(x.reshape(-1, x.shape[-1]).T), preferred_element_type=dtype))
-  return y.T.reshape(*x.shape[:-1], -1)
+  """Returns x @ w.T [...,O] of rows x[...,I] and w[O,I], summed up in `dtype`."""
+  rows = x.reshape(-1, x.shape[-1])
+  if len(rows) > _FEW_ROWS:
+    y = jnp.einsum("ri,oi->ro", rows, w, preferred_element_type=dtype)
+  else:
+    # The barriers keep w on the left. On the right, XLA for CPUs repacks it at each call, or fuses
+    # the product with what makes x, and makes x again for each result.
+    fix = jax.lax.optimization_barrier
+    y = fix(jnp.matmul(w, fix(rows.T), preferred_element_type=dtype)).T
+  return y.reshape(*x.shape[:-1], -1)
 
 
 class Attention(nn.Module):
@@ -427,9 +439,7 @@ class Embedder(nn.Module):
     w = self.param("input_embedding", init, shape)
     if not self.cfg.tied_head:
       self.param("output_embedding", init, shape)
-    # Every device looks up what it has of all rows; gathering the table would cost far more.
-    x = jnp.take(w, mesh_lib.constrain(tokens, "data"), axis=0).astype(self.cfg.dtype)
-    x = mesh_lib.constrain(x, "rows")
+    x = sharding.look_up(w, tokens, dtype=self.cfg.dtype)
     # As big_vision and Gemma: the factor itself is rounded to the compute dtype.
     return x * jnp.asarray(self.cfg.width**0.5, x.dtype)
 
@@ -478,7 +488,7 @@ class Gemma(nn.Module):
     key_positions: Array,
     mask: Array,
     wide: Array | None = None,
-    past: Past | None = None,
+    past: Past | list[Past] | None = None,
   ) -> tuple[Array, Any]:
     """Runs the blocks and the final norm.
 
@@ -489,11 +499,12 @@ class Gemma(nn.Module):
       mask: bool[B,T,S+C+T], what each query may see by the architecture; what lies outside of the
         window of the local layers is taken off here.
       wide: bool[B,T,S+C+T], the part of `mask` that a window leaves alone, or None.
-      past: what came out of earlier calls, or None.
+      past: what came out of earlier calls, or None. With `split` a list of one per layer, which
+        no step has to cut out of the whole.
 
     Returns:
       [B,T,D], and the keys and values ([L,B,T,K,H], [L,B,T,K,H]) of this call (None unless
-      `keep_kv`).
+      `keep_kv`); with `split` a list of ([B,T,K,H], [B,T,K,H]).
     """
     cfg = self.cfg
     is_local = jnp.asarray(cfg.layer_is_local or (False,) * cfg.depth)
@@ -512,10 +523,9 @@ class Gemma(nn.Module):
       return self.final_norm(x), kv
     kvs = []
     for i, layer in enumerate(self.layers):
-      own = jax.tree.map(lambda part, i=i: part[i], past)
-      x, kv = layer(x, is_local[i], own, angles, masks)
+      x, kv = layer(x, is_local[i], past and past[i], angles, masks)
       kvs.append(kv)
-    return self.final_norm(x), jax.tree.map(lambda *parts: jnp.stack(parts), *kvs)
+    return self.final_norm(x), kvs
 
   def __call__(self, tokens: Array) -> Array:
     """Touches every parameter, for init: a causal pass over i32[B,T]."""

@@ -270,7 +270,7 @@ def prefill(
   segment: Array | None = None,
   keep_kv: bool = True,
 ) -> tuple[Array, Any]:
-  """As `hidden`; also returns the keys and values ([L,B,T,K,H], [L,B,T,K,H])."""
+  """As `hidden`; also returns the keys and values as `gemma.Gemma.decode` does."""
   ar = default_ar(cfg, tokens) if ar is None else ar
   positions = positions_of(valid, segment)
   return _decoder(cfg, params, keep_kv=keep_kv)(
@@ -289,10 +289,10 @@ def step(
   tokens: Array,
   *,
   positions: Array,
-  past: gemma.Past,
+  past: gemma.Past | list[gemma.Past],
   past_positions: Array,
   past_valid: Array,
-) -> tuple[Array, tuple[Array, Array]]:
+) -> tuple[Array, Any]:
   """One more text token for each of G samples per prompt, after `past`.
 
   Args:
@@ -300,12 +300,12 @@ def step(
     params: its parameters.
     tokens: i32[B,G].
     positions: i32[B] of these tokens.
-    past: prefix [L,B,K,S,H] and suffixes [L,B,G,K,C,H]; read only.
+    past: prefix and suffixes, of `start_past`; read only.
     past_positions: i32[B,S+C].
     past_valid: bool[B,S+C], the slots that hold something.
 
   Returns:
-    [B,G,D] hidden states, and the keys and values [L,B,G,K,H] to put in the suffixes.
+    [B,G,D] hidden states, and the keys and values [L,B,G,K,H], for `write_past`.
   """
   b, g = tokens.shape
   positions = jnp.broadcast_to(positions[:, None], (b, g))
@@ -321,6 +321,19 @@ def step(
     mask=jnp.concatenate(mask, axis=2),
     past=past,
   )
+
+
+def start_past(kv: Any, *, samples: int, room: int) -> gemma.Past | list[gemma.Past]:
+  """Returns `gemma.Past.start` of what `prefill` returned, whole or layer by layer."""
+  start = functools.partial(gemma.Past.start, samples=samples, room=room)
+  return [start(own) for own in kv] if isinstance(kv, list) else start(kv)
+
+
+def write_past(past: gemma.Past | list[gemma.Past], kv: Any, at: Array) -> Any:
+  """Returns `past` with what `step` returned at place `at`."""
+  if isinstance(past, list):
+    return [part.write(own, at) for part, own in zip(past, kv, strict=True)]
+  return past.write(kv, at)
 
 
 def split_layers(params: Params) -> Params:
@@ -344,13 +357,15 @@ def unembed(cfg: VlmConfig, params: Params, x: Array) -> Array:
   """Returns fp32 logits [...,V] of hidden states [...,D]: the only road from one to the other."""
   w = params["llm"]["embedder"]["input_embedding" if cfg.text.tied_head else "output_embedding"]
   # The vocabulary stays where it lies; it is the few rows that travel, see `models.sharding`.
-  w, x = mesh_lib.constrain(w, ("fsdp", "tensor")), mesh_lib.constrain(x, "data")
+  w, x = mesh_lib.constrain(w, ("tensor", "fsdp")), mesh_lib.constrain(x, "data")
   # Operands in the compute dtype, accumulation in fp32: bf16 logits of size 30 have an ulp of .125.
   w, fp32 = w.astype(x.dtype), jnp.float32
   if _is_split(params):
     logits = gemma.results_first(x, w, dtype=fp32)
   else:
     logits = jnp.einsum("...d,vd->...v", x, w, preferred_element_type=fp32)
+    between = (None,) * (logits.ndim - 2)
+    logits = mesh_lib.constrain(logits, "data", *between, ("tensor", "fsdp"))
   return gemma.softcap(logits, cfg.text.final_softcap)
 
 

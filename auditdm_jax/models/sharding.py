@@ -14,13 +14,15 @@ the rows instead.
 """
 
 from collections.abc import Sequence
+import functools
 import re
 from typing import Any
 
 import flax.linen as nn
 import jax
 from jax import Array
-from jax.sharding import Mesh
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
 
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core import tree as tree_lib
@@ -29,7 +31,7 @@ from auditdm_jax.core.config import UserError
 # (regex, mesh axes per array axis) for every parameter of every model, which matches one row only.
 # Layers are scanned over and stay whole, and what is smaller than a megabyte is not worth a gather.
 SHARDING_RULES: mesh_lib.Rules = (
-  (r"^llm/embedder/(input|output)_embedding$", (("fsdp", "tensor"), None)),
+  (r"^llm/embedder/(input|output)_embedding$", (("tensor", "fsdp"), None)),
   (r"^llm/layers/attn/q_einsum/w$", (None, "tensor", "fsdp")),
   (r"^llm/layers/attn/kv_einsum/w$", (None, None, "tensor", "fsdp")),
   (r"^llm/layers/attn/attn_vec_einsum/w$", (None, "tensor", None, "fsdp")),
@@ -100,6 +102,61 @@ def at_use(
     return {"params": tree_lib.unflatten({path: use(path, w) for path, w in flat.items()})}
 
   return nn.map_variables(block, "params", trans_in_fn=gather, init=False)
+
+
+def look_up(table: Array, tokens: Array, *, dtype: str) -> Array:
+  """Returns [B,T,D] in `dtype`: rows of table [V,D] for i32[B,T].
+
+  Where the vocabulary is split, every device looks up what it has of the rows of all, and the sum
+  goes back to where the rows lie: the table, which is larger than them, stays where it is.
+  """
+  mesh = mesh_lib.active()
+  split = mesh_lib.fitting(mesh, table.shape, [("tensor", "fsdp")])[0] if mesh else None
+  if split is None:
+    return jnp.take(table, tokens, axis=0).astype(dtype)
+  names = (split,) if isinstance(split, str) else split
+  rows = mesh_lib.fitting(mesh, tokens.shape, [mesh_lib.row_axes(mesh)])
+  gathered = "fsdp" in names and "fsdp" in _names(rows[0])
+  summed = tuple(name for name in names if name != "fsdp" or not gathered)
+
+  def local(part: Array, tokens: Array) -> Array:
+    if gathered:
+      tokens = jax.lax.all_gather(tokens, "fsdp", tiled=True)
+    index = tokens - jax.lax.axis_index(names) * part.shape[0]
+    here = (index >= 0) & (index < part.shape[0])
+    x = _take(part, jnp.where(here, index, part.shape[0]), dtype)
+    x = jax.lax.psum(x, summed) if summed else x
+    return jax.lax.psum_scatter(x, "fsdp", tiled=True) if gathered else x
+
+  specs = PartitionSpec(split), rows
+  return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)(
+    table, tokens
+  )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _take(table: Array, index: Array, dtype: str) -> Array:
+  """Rows [B,T,D] in `dtype`; 0 where the index is past the end."""
+  return jnp.take(table, index, axis=0, mode="fill", fill_value=0).astype(dtype)
+
+
+def _take_forward(table: Array, index: Array, dtype: str) -> tuple[Array, tuple[Array, Array]]:
+  return _take(table, index, dtype), (table, index)
+
+
+def _take_backward(dtype: str, kept: tuple[Array, Array], given: Array) -> tuple[Array, None]:
+  """Adds up a row at a time: only that much of what is given is ever in the table's dtype."""
+  del dtype
+  table, index = kept
+
+  def add(total: Array, row: tuple[Array, Array]) -> tuple[Array, None]:
+    at, part = row
+    return total.at[at].add(part.astype(total.dtype), mode="drop"), None
+
+  return jax.lax.scan(add, jnp.zeros_like(table), (index, given))[0], None
+
+
+_take.defvjp(_take_forward, _take_backward)
 
 
 def _rule(rules: mesh_lib.Rules, path: str, shape: Sequence[int]) -> Sequence[mesh_lib.Entry]:

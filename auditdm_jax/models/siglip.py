@@ -18,7 +18,7 @@ from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.models import sharding
 from auditdm_jax.models.activations import Activation, activate
 
-_WHOLE_SCORES = 1 << 20  # Above that many scores per head, a head at a time.
+_WHOLE_SCORES = 1024  # With more patches than that, attention works on a head at a time.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +65,11 @@ class SiglipConfig:
     return (self.image_size // self.patch_size) ** 2
 
 
+def has_whole_scores(cfg: SiglipConfig) -> bool:
+  """Whether all heads of a layer have their scores in memory together."""
+  return cfg.num_patches <= _WHOLE_SCORES
+
+
 class LayerNorm(nn.Module):
   """LayerNorm with fp32 statistics."""
 
@@ -108,7 +113,7 @@ class MultiHeadDotProductAttention(nn.Module):
       for name in ("query", "key", "value")
     )
     q = q * h**-0.5
-    if x.shape[1] ** 2 <= _WHOLE_SCORES:
+    if x.shape[1] <= _WHOLE_SCORES:
       out = _attend(q, k, v)
     else:  # 896 pixels are 4,096 patches: the scores of 16 heads would be a gigabyte per image.
       heads = (jnp.moveaxis(part, 2, 0)[:, :, :, None] for part in (q, k, v))

@@ -12,6 +12,7 @@
 from collections.abc import Mapping, Sequence
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -21,9 +22,10 @@ import jax
 import numpy as np
 import optax
 
-from auditdm_jax.core import checkpoint, metrics, store
+from auditdm_jax.core import checkpoint, metrics, runtime, store, tree
 from auditdm_jax.core import config as config_lib
-from auditdm_jax.models import multimodal
+from auditdm_jax.core import mesh as mesh_lib
+from auditdm_jax.models import multimodal, sharding
 from auditdm_jax.rectify import recipes, supervised
 
 _NEW, _REPLAY = 0, 1
@@ -139,6 +141,78 @@ class _Batches:
     return supervised.Batch(features=images, image=np.arange(len(images), dtype=np.int32), **joined)
 
 
+class Tuning:
+  """The step of a fine-tuning and the layout of its state, from shapes alone.
+
+  Attributes:
+    step: (state, batch) -> (state, metrics); the state is donated.
+  """
+
+  def __init__(
+    self,
+    cfg: multimodal.VlmConfig,
+    recipe: recipes.Recipe,
+    *,
+    steps: int,
+    mesh: jax.sharding.Mesh | None = None,
+  ):
+    """On a mesh, rows and masters are split as in `core.mesh` and `models.sharding`."""
+    self._tx, self._mesh = optimizer(recipe, steps), mesh
+    self.step = supervised.make_step(
+      cfg.with_remat() if recipe.remat else cfg,
+      self._tx,
+      label_smoothing=recipe.label_smoothing,
+      micro_rows=recipe.micro_rows,
+      out_shardings=None if mesh is None else self._step_shardings(cfg),
+    )
+
+  def init(self, params: Any) -> supervised.State:
+    """The state before the first step; `params` are copied."""
+    if self._mesh is None:
+      return supervised.init_state(params, self._tx)
+    make, where = functools.partial(supervised.init_state, tx=self._tx), self._shardings(params)
+    return jax.jit(make, out_shardings=where)(runtime.place(params, where.params))
+
+  def abstract_state(self, params: Any) -> supervised.State:
+    """Shapes and shardings of the state on the mesh."""
+    shapes = jax.eval_shape(functools.partial(supervised.init_state, tx=self._tx), params)
+    return jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      shapes,
+      self._shardings(params),
+    )
+
+  def place(self, batch: supervised.Batch) -> supervised.Batch:
+    """The batch on the mesh."""
+    if self._mesh is None:
+      return batch
+    where = jax.tree.map(lambda x: mesh_lib.rows_sharding(self._mesh, len(x)), batch)
+    return runtime.place(batch, where)
+
+  def update(
+    self, state: supervised.State, batch: supervised.Batch
+  ) -> tuple[supervised.State, dict[str, jax.Array]]:
+    """One step."""
+    with mesh_lib.use(self._mesh):
+      return self.step(state, self.place(batch))
+
+  def _step_shardings(self, cfg: multimodal.VlmConfig) -> tuple[Any, Any]:
+    shapes = jax.eval_shape(functools.partial(multimodal.init, cfg), jax.random.key(0))
+    return self._shardings(shapes), mesh_lib.replicated(self._mesh)
+
+  def _shardings(self, params: Any) -> supervised.State:
+    """Moments lie as their params, everything else on every device."""
+    by_path = tree.flatten(sharding.shardings(self._mesh, params))
+    shapes = jax.eval_shape(functools.partial(supervised.init_state, tx=self._tx), params)
+
+    def of(path, _):
+      # A moment's path ends in that of its param.
+      known = (tree.path_str(path[i:]) for i in range(len(path)))
+      return next((by_path[p] for p in known if p in by_path), mesh_lib.replicated(self._mesh))
+
+    return jax.tree_util.tree_map_with_path(of, shapes)
+
+
 def finetune(
   cfg: multimodal.VlmConfig,
   params: Any,
@@ -147,6 +221,7 @@ def finetune(
   layout: supervised.Layout,
   new: Data,
   replay: Data | None = None,
+  mesh: jax.sharding.Mesh | None = None,
   workdir: str | os.PathLike | None = None,
   name: str = "rectify",
   save_every: int = 200,
@@ -158,6 +233,7 @@ def finetune(
     layout: how questions and labels become rows.
     new: the examples to learn.
     replay: examples of the old mix; needed if and only if the recipe has a share of replay.
+    mesh: devices that share rows and masters; None is the default device.
     workdir: where checkpoints (`checkpoints/<name>`) and metrics go; nothing is stored if None.
     name: of the run, on the screen and in the files.
 
@@ -167,8 +243,8 @@ def finetune(
   """
   _check(recipe, new, replay)
   steps = recipe.num_steps(len(new))
-  tx = optimizer(recipe, steps)
-  state = supervised.init_state(params, tx)
+  tuning = Tuning(cfg, recipe, steps=steps, mesh=mesh)
+  state = tuning.init(params)
   with contextlib.ExitStack() as stack:
     run = None
     if workdir:
@@ -179,16 +255,15 @@ def finetune(
     if first >= steps:
       return _result(state, None)
     batches = _Batches(layout, recipe, new, replay)
-    train_step = supervised.make_step(
-      cfg, tx, label_smoothing=recipe.label_smoothing, micro_rows=recipe.micro_rows
-    )
-    writer = metrics.Writer(workdir, name, resume_step=first) if workdir else None
+    writer = None
+    if workdir and runtime.is_main():
+      writer = metrics.Writer(workdir, name, resume_step=first)
     if writer:
       stack.callback(writer.close)
     progress = stack.enter_context(contextlib.closing(metrics.Progress(steps, name, done=first)))
     loss = None
     for step in range(first, steps):
-      state, m = train_step(state, batches(step))
+      state, m = tuning.update(state, batches(step))
       done = step + 1
       if done % log_every == 0 or done == steps:
         loss, skipped = float(m["loss"]), int(state.skipped)
@@ -258,7 +333,7 @@ def _flat(state: supervised.State) -> Mapping[str, jax.Array]:
 
 def _result(state: supervised.State, loss: float | None) -> Result:
   return Result(
-    params=jax.device_get(state.params),
+    params=runtime.fetch(state.params),
     steps=int(state.step),
     skipped=int(state.skipped),
     loss=loss,

@@ -32,6 +32,7 @@ class Recipe:
     clip: largest global norm of the gradients of unfrozen parameters.
     micro_rows: examples per micro-batch, 0 = all at once. The result is the same; it saves memory,
       and on a CPU time.
+    remat: compute each layer again in the backward pass instead of keeping what is in it.
     seed: of the order of the examples and of dropout.
   """
 
@@ -47,6 +48,7 @@ class Recipe:
   warmup: float = 0.05
   clip: float = 1.0
   micro_rows: int = 0
+  remat: bool = False
   seed: int = 0
 
   def __post_init__(self):

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 
 from auditdm_jax.core import masked
+from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.models import multimodal
 from auditdm_jax.text import prompts
 from auditdm_jax.text.tokenizer import Tokenizer
@@ -115,7 +116,7 @@ def loss_sums(cfg, params, batch: Batch, *, label_smoothing: float = 0.0):
   hidden = multimodal.hidden(
     cfg,
     params,
-    batch.features.astype(jnp.float32)[batch.image],
+    mesh_lib.constrain(batch.features.astype(cfg.text.dtype))[batch.image],
     batch.tokens,
     valid=batch.valid,
     ar=ar,
@@ -201,10 +202,12 @@ def train_step(
   return new, {"loss": loss, "grad_norm": norm, "row_loss": rows}
 
 
-def make_step(cfg, tx, *, label_smoothing: float = 0.0, micro_rows: int = 0) -> Callable:
+def make_step(
+  cfg, tx, *, label_smoothing: float = 0.0, micro_rows: int = 0, out_shardings: Any = None
+) -> Callable:
   """`train_step` jitted with a donated state."""
   step = functools.partial(train_step, cfg, tx, label_smoothing, micro_rows)
-  return jax.jit(step, donate_argnums=0)
+  return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
 
 
 def init_state(params, tx) -> State:

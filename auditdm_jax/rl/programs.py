@@ -48,6 +48,7 @@ class Programs:
     state: shardings of the train state.
     frozen: shardings of the params that do not train.
     reference: shardings of the initial auditor, or None without KL.
+    sampler: shardings of the sampler's params.
     copies: whether the sampler's params are a copy.
     step: (state, batch, frozen, reference) -> (state, metrics); the state is donated.
     score: (params, batch) -> log-probs of each part.
@@ -104,6 +105,7 @@ class Programs:
       whole = mesh_lib.row_axes(rollout_mesh)
       by_sampler = tree_lib.flatten(sharding.shardings(rollout_mesh, params, whole=whole))
     self.copies = dtype != "float32" or rollout_mesh is not None
+    self.sampler = by_sampler
     self.rounded = functools.partial(_rounded, dtype=dtype)
     self.to_sampler = jax.jit(self.rounded, out_shardings=by_sampler)
     self.step = jax.jit(
@@ -133,7 +135,7 @@ class Programs:
     """Rows are split; images too, where there is an equal number for every device."""
 
     def split(x):
-      return mesh_lib.rows_sharding(self.mesh, len(x))
+      return mesh_lib.rows_sharding(self.mesh, x.shape[0])
 
     return jax.tree.map(split, batch)
 

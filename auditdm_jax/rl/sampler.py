@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from auditdm_jax.core import mesh as mesh_lib
+from auditdm_jax.core import runtime
 from auditdm_jax.models import decode, multimodal
 from auditdm_jax.rl.batch import Turn
 from auditdm_jax.text import prompts as prompts_lib
@@ -32,7 +33,7 @@ class Sampler:
       auditor: the initial auditor.
       seed: of all draws.
       temperature: of the sampling distribution.
-      mesh: the learner's, if prompts are to be split over it.
+      mesh: the one that the params lie on; prompts are split over it.
     """
     self._auditor = auditor
     self._seed = np.uint32(seed)
@@ -78,23 +79,20 @@ class Sampler:
     Returns:
       [P][G] turns.
     """
+    # Every device has an equal share; what a sample is does not depend on its row.
+    shards = 1 if self._mesh is None else mesh_lib.row_shards(self._mesh)
+    rows = np.minimum(np.arange(-(-len(prompts) // shards) * shards), len(prompts) - 1)
     tokens = np.zeros((len(prompts), width), np.int32)
     valid = np.zeros((len(prompts), width), bool)
     for row, prompt in enumerate(prompts):
       tokens[row, : len(prompt)], valid[row, : len(prompt)] = prompt, True
     sc = decode.SampleConfig(max_new_tokens, self._temperature, self._auditor.stop_ids, self.banned)
     draws = np.array([step, turn], np.int32)
-    drawn = _sample(
-      self._auditor.cfg,
-      sc,
-      params,
-      *(self._place(x) for x in (features, tokens, valid)),
-      self._seed,
-      draws,
-      np.asarray(uids, np.int32),
-      np.asarray(samples, np.int32),
-    )
-    host = jax.device_get(drawn)  # One transfer for all rows.
+    placed = [self._place(np.asarray(x)[rows]) for x in (features, tokens, valid)]
+    which = np.asarray(uids, np.int32)[rows], np.asarray(samples, np.int32)[rows]
+    with mesh_lib.use(self._mesh):
+      drawn = sample_rows(self._auditor.cfg, sc, params, *placed, self._seed, draws, *which)
+    host = runtime.fetch(drawn)  # One transfer for all rows.
     texts = self._auditor.tokenizer
     return [
       [
@@ -116,18 +114,16 @@ class Sampler:
   def _place(self, x: np.ndarray) -> Any:
     if self._mesh is None:
       return x
-    even = x.shape[0] % self._mesh.size == 0
-    split = mesh_lib.batch_sharding(self._mesh) if even else mesh_lib.replicated(self._mesh)
-    return jax.device_put(x, split)
+    return runtime.place(x, mesh_lib.rows_sharding(self._mesh, x.shape[0]))
 
 
 def compile_count() -> int:
   """Sampling programs compiled so far in this process."""
-  return _sample._cache_size()
+  return sample_rows._cache_size()
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "sc"))
-def _sample(
+def sample_rows(
   cfg: multimodal.VlmConfig,
   sc: decode.SampleConfig,
   params: Any,
@@ -139,6 +135,7 @@ def _sample(
   uids: jax.Array,
   samples: jax.Array,
 ) -> decode.Samples:
+  """The program: `samples` i32[P,G] of prompts `uids` i32[P], see `Sampler.sample`."""
   fold = jax.random.fold_in
   base = fold(jax.random.key(seed), draws[0])
 

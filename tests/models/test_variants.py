@@ -57,7 +57,7 @@ def test_shardings_of_a_full_size_model():
   flat = tree.flatten(shapes("gemma3_27b"))
   got = tree.flatten(sharding.shardings(mesh(fsdp=8, tensor=4), shapes("gemma3_27b")))
   assert {path: s.spec for path, s in got.items() if path.startswith("llm/") and s.spec} == {
-    "llm/embedder/input_embedding": P(("fsdp", "tensor"), None),
+    "llm/embedder/input_embedding": P(("tensor", "fsdp"), None),
     "llm/layers/attn/q_einsum/w": P(None, "tensor", "fsdp"),
     "llm/layers/attn/kv_einsum/w": P(None, None, "tensor", "fsdp"),
     "llm/layers/attn/attn_vec_einsum/w": P(None, "tensor", None, "fsdp"),

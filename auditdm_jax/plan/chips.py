@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The chips a plan is made for: "v5e:4x4", "gpu:h200x8", "cpu:8"."""
+
+from collections.abc import Sequence
+import dataclasses
+import math
+import re
+
+import jax
+from jax.experimental import topologies
+
+from auditdm_jax.core import machine
+from auditdm_jax.core.config import UserError, did_you_mean
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """One chip; limits and rates of the roofline.
+
+  Attributes:
+    kind: as `core.machine` knows it.
+    memory: bytes a program may use; of a TPU what the compiler says when it refuses one.
+    memory_rate: bytes per second between memory and cores, from the vendors' data sheets.
+    link_rate: bytes per second that a chip sends to others, one way. Of a TPU the links of a chip
+      in the corner of a slice that does not wrap around: 2 of them, or 3 where it is a cube.
+  """
+
+  kind: str
+  memory: float
+  memory_rate: float
+  link_rate: float
+
+  @property
+  def flops(self) -> float | None:
+    return machine.peak_flops(self.kind)
+
+
+CHIPS = {
+  "v5e": Chip("TPU v5e", 15.75 * GIB, 819e9, 90e9),
+  "v6e": Chip("TPU v6e", 31.24 * GIB, 1640e9, 180e9),
+  "v5p": Chip("TPU v5p", 95.73 * GIB, 2765e9, 270e9),
+  "h100": Chip("NVIDIA H100", 79.6 * GIB, 3350e9, 450e9),
+  "h200": Chip("NVIDIA H200", 139.8 * GIB, 4800e9, 450e9),
+  "cpu": Chip("cpu", math.inf, math.inf, math.inf),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+  """Chips that work together.
+
+  Attributes:
+    name: as it was asked for.
+    chip: its kind.
+    size: how many.
+    is_tpu: whether programs are compiled by the TPU's own compiler; otherwise XLA's for CPUs splits
+      them, and what they need beside their arguments is an upper bound: it computes bf16 in fp32.
+  """
+
+  name: str
+  chip: Chip
+  size: int
+  is_tpu: bool
+
+  def devices(self) -> Sequence[jax.Device]:
+    """Its devices, which need not exist; those of a CPU must have been asked for at start."""
+    if not self.is_tpu:
+      return jax.devices("cpu")[: self.size]
+    return topologies.get_topology_desc(platform="tpu", topology_name=self.name).devices
+
+
+def parse(name: str) -> Slice:
+  """Reads a topology.
+
+  Raises:
+    UserError: it is none.
+  """
+  kind, _, shape = name.partition(":")
+  if kind in ("v5e", "v6e", "v5p") and re.fullmatch(r"\d+(x\d+)+", shape):
+    return Slice(name, CHIPS[kind], math.prod(map(int, shape.split("x"))), True)
+  if kind == "cpu" and shape.isdigit() and int(shape):
+    return Slice(name, CHIPS[kind], int(shape), False)
+  gpu = re.fullmatch(r"(\w+)x(\d+)", shape) if kind == "gpu" else None
+  if gpu and gpu[1] in ("h100", "h200") and int(gpu[2]):
+    return Slice(name, CHIPS[gpu[1]], int(gpu[2]), False)
+  hint = did_you_mean(kind, ["v5e", "v6e", "v5p", "gpu", "cpu"])
+  raise UserError(
+    f"--topology={name}: no such slice{hint}; there are v5e:4x4, v6e:2x4, v5p:2x2x2, gpu:h200x8,"
+    " cpu:8 and their like"
+  )

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The programs of a config as functions of devices: shapes and shardings, and no array.
+
+    reshard                     masters -> the sampler's copy
+    encode NAME                 pixels -> features of a vision tower
+    sample KIND, sample again   prompts and features -> completions of the auditor
+    answer NAME                 questions and features -> answers of target and references
+    score                       log-probs of the policy of the rollout, if it is updated often
+    train                       one update
+    repair                      one step of fine-tuning the target
+
+Each is the jitted function that the run itself calls, with the shapes that it would call it with.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from auditdm_jax import vlm as vlm_lib
+from auditdm_jax.core import mesh as mesh_lib
+from auditdm_jax.core import tree as tree_lib
+from auditdm_jax.models import decode, multimodal, sharding
+from auditdm_jax.models.multimodal import VlmConfig
+from auditdm_jax.plan.child import Built
+from auditdm_jax.rectify import finetune, recipes, supervised
+from auditdm_jax.rl import sampler
+from auditdm_jax.rl.batch import LearnerBatch, Rows
+from auditdm_jax.rl.grpo import GrpoConfig
+from auditdm_jax.rl.programs import Programs
+from auditdm_jax.rl.step import OptimConfig, StepConfig
+
+Devices = Sequence[jax.Device]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """Axes of the two meshes and rules of the params, see `rl.programs`.
+
+  Attributes:
+    mesh: {axis: size} of training.
+    rollout: of everything else; empty = as in training.
+    rules: of the auditor's masters; () = those of the models.
+  """
+
+  mesh: Mapping[str, int]
+  rollout: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  rules: mesh_lib.Rules = ()
+
+  def meshes(self, devices: Devices) -> tuple[Mesh, Mesh]:
+    """Of training, and of the rollout."""
+    mesh = mesh_lib.make_mesh(self.mesh, devices=devices)
+    return mesh, mesh_lib.reshaped(mesh, self.rollout) if self.rollout else mesh
+
+  def rollout_mesh(self, devices: Devices) -> Mesh | None:
+    """The second mesh, or None if there is one only."""
+    return self.meshes(devices)[1] if self.rollout else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """Learner rows of one shape, see `rl.batch`."""
+
+  rows: int
+  per_row: int
+  prompt: int
+  completion: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Auditor:
+  """What training and sampling need."""
+
+  model: VlmConfig
+  grpo: GrpoConfig
+  optim: OptimConfig
+  layout: Layout
+  images: int  # unique ones of a learner batch
+  parts: tuple[Part, ...]
+
+  @property
+  def step_config(self) -> StepConfig:
+    # The image token, and the ones around it.
+    return StepConfig(self.model, self.grpo, self.optim, banned=(0, 1, 2, 3))
+
+
+def train(devices: Devices, auditor: Auditor) -> Built:
+  programs = _programs(devices, auditor)
+  _, frozen, reference = programs.abstract_params()
+  state = programs.abstract_state()
+  args = (state, _batch(programs, auditor), frozen, reference)
+  return Built(programs.step, args, programs.mesh, (state, frozen, reference))
+
+
+def score(devices: Devices, auditor: Auditor) -> Built:
+  programs = _programs(devices, auditor)
+  masters, frozen, _ = programs.abstract_params()
+  args = (frozen | masters, _batch(programs, auditor))
+  return Built(programs.score, args, programs.mesh, masters)
+
+
+def reshard(devices: Devices, auditor: Auditor) -> Built:
+  programs = _programs(devices, auditor)
+  masters, frozen, _ = programs.abstract_params()
+  shapes = jax.eval_shape(programs.to_sampler, frozen | masters)
+  copy = _placed(shapes, programs.sampler)
+  return Built(programs.to_sampler, (frozen | masters,), programs.mesh, (frozen, masters, copy))
+
+
+def sample(
+  devices: Devices, auditor: Auditor, *, prompts: int, group: int, width: int, new: int
+) -> Built:
+  """First turns have a group per prompt, second ones one sample."""
+  programs = _programs(devices, auditor)
+  masters, frozen, _ = programs.abstract_params()
+  mesh = auditor.layout.meshes(devices)[1]
+  shards = mesh_lib.row_shards(mesh)
+  prompts = -(-prompts // shards) * shards  # As the sampler fills them up.
+  shapes = jax.eval_shape(programs.to_sampler, frozen | masters)
+  params = tree_lib.unflatten(_placed(shapes, programs.sampler))
+  vision = auditor.model.vision
+  features = _rows(mesh, (prompts, vision.num_patches, vision.width), jnp.float32)
+  tokens, valid = (_rows(mesh, (prompts, width), dtype) for dtype in (jnp.int32, jnp.bool))
+  settings = decode.SampleConfig(new, auditor.grpo.temperature, (1, 106), (0, 2, 3))
+  small = [((), jnp.uint32), ((2,), jnp.int32), ((prompts,), jnp.int32)]
+  rest = [_whole(mesh, *x) for x in [*small, ((prompts, group), jnp.int32)]]
+  args = (auditor.model, settings, params, features, tokens, valid, *rest)
+  return Built(sampler.sample_rows, args, mesh, params)
+
+
+def encode(devices: Devices, model: VlmConfig, *, layout: Layout, images: int, dtype: str) -> Built:
+  """`dtype` is that of the kept parameters."""
+  mesh, vision = layout.meshes(devices)[1], model.vision
+  tower = multimodal.tower(_model(mesh, model, dtype))
+  axes = mesh.axis_names
+  pixels = _rows(mesh, (images, vision.image_size, vision.image_size, 3), jnp.float32, axes=axes)
+  return Built(vlm_lib.encode_images, (vision, tower, pixels), mesh, tower)
+
+
+def answer(
+  devices: Devices, model: VlmConfig, *, layout: Layout, rows: int, width: int, new: int, dtype: str
+) -> Built:
+  mesh, vision = layout.meshes(devices)[1], model.vision
+  features = _rows(mesh, (rows, vision.num_patches, vision.width), jnp.float32)
+  tokens, valid = (_rows(mesh, (rows, width), kind) for kind in (jnp.int32, jnp.bool))
+  names, seed = _rows(mesh, (rows,), jnp.int32), _whole(mesh, (), jnp.int32)
+  settings = decode.SampleConfig(new, 0.0, (1,))
+  params = _model(mesh, model, dtype)
+  args = (model, settings, params, features, tokens, valid, names, seed)
+  return Built(vlm_lib.sample_answers, args, mesh, params)
+
+
+def repair(
+  devices: Devices,
+  model: VlmConfig,
+  *,
+  recipe: recipes.Recipe,
+  layout: Layout,
+  length: int,
+  suffix: int,
+) -> Built:
+  mesh, vision, n = layout.meshes(devices)[0], model.vision, recipe.batch_size
+  tuning = finetune.Tuning(model, recipe, steps=1000, mesh=mesh)
+  ints = dict.fromkeys(("tokens", "ar"), (jnp.int32, (n, length)))
+  ints |= dict.fromkeys(("position", "targets"), (jnp.int32, (n, suffix)))
+  shapes = ints | {
+    "features": (jnp.float16, (n, vision.num_patches, vision.width)),
+    "image": (jnp.int32, (n,)),
+    "valid": (jnp.bool, (n, length)),
+    "mask": (jnp.bool, (n, suffix)),
+  }
+  batch = supervised.Batch(**{k: _rows(mesh, shape, dtype) for k, (dtype, shape) in shapes.items()})
+  state = tuning.abstract_state(_shapes(model))
+  return Built(tuning.step, (state, batch), mesh, state)
+
+
+@functools.lru_cache(maxsize=8)
+def _shapes(model: VlmConfig) -> Any:
+  return jax.eval_shape(lambda key: multimodal.init(model, key), jax.random.key(0))
+
+
+def _model(mesh: Mesh, model: VlmConfig, dtype: str) -> Any:
+  """A model as `load_vlm` places it."""
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), _shapes(model))
+  return _placed(shapes, sharding.shardings(mesh, shapes))
+
+
+def _programs(devices: Devices, auditor: Auditor) -> Programs:
+  layout = auditor.layout
+  return Programs(
+    auditor.step_config,
+    mesh=layout.meshes(devices)[0],
+    rules=layout.rules,
+    params=tree_lib.flatten(_shapes(auditor.model)),
+    rollout_mesh=layout.rollout_mesh(devices),
+  )
+
+
+def _batch(programs: Programs, auditor: Auditor) -> LearnerBatch:
+  """The learner's batch, as `Rollout.pack` makes it."""
+  vision = auditor.model.vision
+  shape = (auditor.images, vision.num_patches, vision.width)
+  pixels = (auditor.images, vision.image_size, vision.image_size, 3)
+  tower = programs.trains_tower
+  batch = LearnerBatch(
+    features=None if tower else jax.ShapeDtypeStruct(shape, jnp.float32),
+    pixels=jax.ShapeDtypeStruct(pixels, jnp.float32) if tower else None,
+    parts=tuple(map(_part, auditor.parts)),
+  )
+  return _placed(batch, programs.batch_shardings(batch))
+
+
+def _part(part: Part) -> Rows:
+  def of(dtype, *shape):
+    return jax.ShapeDtypeStruct((part.rows, *shape), dtype)
+
+  tokens = (part.per_row, part.completion)
+  return Rows(
+    image=of(jnp.int32),
+    prompt=of(jnp.int32, part.prompt),
+    prompt_valid=of(jnp.bool, part.prompt),
+    targets=of(jnp.int32, *tokens),
+    loss_mask=of(jnp.bool, *tokens),
+    advantages=of(jnp.float32, part.per_row),
+    logp_sampler=of(jnp.float32, *tokens),
+  )
+
+
+def _placed(shapes: Any, shardings: Any) -> Any:
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+  )
+
+
+def _rows(mesh: Mesh, shape: tuple[int, ...], dtype: Any, *, axes=None) -> jax.ShapeDtypeStruct:
+  where = mesh_lib.rows_sharding(mesh, shape[0], axes=axes)
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+
+def _whole(mesh: Mesh, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=mesh_lib.replicated(mesh))

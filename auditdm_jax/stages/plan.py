@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""plan: says whether a config fits on a slice of chips and what it costs, without any chip.
+
+  python -m auditdm_jax plan --config=configs/paligemma2.py:on=v5e-16 --topology=v5e:4x4
+
+Compiles every program of the config for the slice and prints memory, work, messages and estimated
+times. Exits with 1 if something does not fit, and says which setting would help. For TPUs it needs
+the compiler: pip install "auditdm_jax[tpu]". For gpu:h200x8, gpu:h100x8 and cpu:8 XLA for CPUs
+splits the programs, and their memory is an upper bound.
+"""
+
+import functools
+import json
+import pathlib
+import sys
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from auditdm_jax.core.config import UserError, build, did_you_mean
+from auditdm_jax.models import variants, weights
+from auditdm_jax.models.multimodal import VlmConfig
+from auditdm_jax.plan import chips, compiling, programs, steps, table
+from auditdm_jax.rectify.recipes import Recipe
+from auditdm_jax.rl.draws import RolloutConfig
+from auditdm_jax.rl.grpo import GrpoConfig
+from auditdm_jax.rl.step import OptimConfig
+from auditdm_jax.stages.context import ModelsConfig
+
+FLAGS = flags.FlagValues()
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The config.", flag_values=FLAGS)
+_TOPOLOGY = flags.DEFINE_string(
+  "topology", None, "The chips, such as v5e:4x4 or gpu:h200x8.", flag_values=FLAGS
+)
+_FULL = flags.DEFINE_bool(
+  "full", False, "Generate code as well: minutes instead of seconds.", flag_values=FLAGS
+)
+_JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.", flag_values=FLAGS)
+_ONLY = flags.DEFINE_list("only", [], "Programs whose names start so.", flag_values=FLAGS)
+
+
+def main() -> int:
+  if _CONFIG.value is None or _TOPOLOGY.value is None:
+    raise UserError("plan needs --config and --topology; see plan --help")
+  where = chips.parse(_TOPOLOGY.value)
+  compiling.check(where)
+  run = read(_CONFIG.value)
+  wanted = [
+    s for s in steps.steps(run, where.size) if s.name.startswith(tuple(_ONLY.value or [""]))
+  ]
+  if not wanted:
+    known = [s.name for s in steps.steps(run, where.size)]
+    hint = did_you_mean(_ONLY.value[0], known)
+    raise UserError(f"--only={','.join(_ONLY.value)}: no such program{hint}: {', '.join(known)}")
+  done = []
+  for step in wanted:
+    print(f"compiling {step.name}", file=sys.stderr, flush=True)
+    done.append((step, compiling.compile_program(step.build, where, full=_FULL.value)))
+  plan = table.make(where, done, run_steps=run.optim.steps)
+  print(json.dumps(table.as_dict(plan)) if _JSON.value else table.text(plan))
+  for row in plan.too_big():
+    print(advice(run, plan, row), file=sys.stderr)
+  return 1 if plan.too_big() else 0
+
+
+def read(config: ConfigDict) -> steps.Run:
+  """The parts of a config that decide what is compiled."""
+  models = build(ModelsConfig, config.models, name="config.models")
+  settings = build(steps.PlanConfig, config.get("plan", {}), name="config.plan")
+  of = functools.partial(architecture, settings=settings, dtype=models.dtype)
+  rectify = config.get("rectify", {})
+  recipe = rectify.get("recipe")
+  return steps.Run(
+    auditor=of(models.auditor),
+    answering={pathlib.Path(p).name: of(p) for p in (models.target, *models.references)},
+    layout=programs.Layout(
+      config.mesh.to_dict(),
+      config.get("rollout_mesh", {}),
+      tuple((regex, tuple(spec)) for regex, spec in config.rules),
+    ),
+    grpo=build(GrpoConfig, config.grpo, name="config.grpo"),
+    optim=build(OptimConfig, config.optim, name="config.optim"),
+    rollout=build(RolloutConfig, config.rollout, name="config.rollout"),
+    answer_tokens=config.bank.max_new_tokens,
+    paged=models.paged,
+    recipe=recipe and build(Recipe, recipe, name="config.rectify.recipe"),
+    suffix=rectify.get("suffix", 16),
+    plan=settings,
+  )
+
+
+def architecture(folder: str, *, settings: steps.PlanConfig, dtype: str) -> VlmConfig:
+  """That of the files, or what config.plan.architectures says while there are none."""
+  if folder in settings.architectures:
+    name = settings.architectures[folder]
+    if name not in variants.VARIANTS:
+      hint = did_you_mean(name, variants.VARIANTS)
+      raise UserError(f"config.plan.architectures: no model {name!r}{hint}")
+    return variants.VARIANTS[name].with_dtype(dtype)
+  return weights.open_model(folder).cfg.with_dtype(dtype)
+
+
+def advice(run: steps.Run, plan: table.Plan, row: table.Row) -> str:
+  """Which program does not fit, by how much, and a setting with which it was seen to fit."""
+  over = (row.footprint - plan.limit) / chips.GIB
+  said = (
+    f"{row.step.name} does not fit on {plan.where.name}: {row.footprint / chips.GIB:.2f} GiB a"
+    f" chip, {over:.2f} more than {table.USABLE:.0%} of {plan.where.chip.memory / chips.GIB:.2f}"
+  )
+  if row.compiled.total <= plan.limit:
+    if not run.paged and plan.where.size and any(name in run.answering for name in plan.kept):
+      beside = sum(size for name, size in plan.kept.items() if name in run.answering)
+      if row.footprint - beside <= plan.limit:
+        return f"{said}, beside what else is there. It fits with --config.models.paged=True"
+    return f"{said}, beside what else is there. Leave out a reference, or take more chips"
+  for text, changed in steps.changes(run, row.step):
+    step = next(s for s in steps.steps(changed, plan.where.size) if s.name == row.step.name)
+    compiled = compiling.compile_program(step.build, plan.where)
+    if not compiled.refused and compiled.total + row.beside <= plan.limit:
+      total = (compiled.total + row.beside) / chips.GIB
+      return f"{said}. It fits with {text}: {total:.2f} GiB"
+  return f"{said}. Take more chips; a slice of {_chips(row, plan)} would hold it"
+
+
+def _chips(row: table.Row, plan: table.Plan) -> int:
+  """The power of two of chips whose memory holds what does not fit, if all of it is split."""
+  need = plan.where.size
+  while row.footprint * plan.where.size / need > plan.limit:
+    need *= 2
+  return need

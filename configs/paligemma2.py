@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The paper's recipe: a Gemma 3 auditor of 4B against PaliGemma 2 of 3B at 448 pixels.
+
+COMMAND
+  python -m auditdm_jax plan --config=configs/paligemma2.py:on=v5e-16 --topology=v5e:4x4
+  python -m auditdm_jax train --config=configs/paligemma2.py:on=v5e-16 --workdir=runs/paligemma2
+
+ARGS, as configs/paligemma2.py:on=v6e-8,references=28b
+  on          v5e-16 | v5e-64 | v6e-8 | v6e-16 | v5p-8 | h200 | h100-8: the chips; layouts follow
+  references  10b: PaliGemma 2 10B, Gemma 3 4B and 12B | 28b: and PaliGemma 2 28B
+  prompts     per step; the paper's batch of 256 completions is 32 x 8
+  chips       others than `on` says, of its kind, to see how the recipe scales
+
+The folders hold the published checkpoints, of Hugging Face or big_vision.
+"""
+
+from ml_collections import ConfigDict
+
+# chips, and of which the heads of a layer are split over so many in the rollout
+SLICES = {
+  "v5e-16": (16, 4), "v5e-64": (64, 4), "v6e-8": (8, 4), "v6e-16": (16, 4), "v5p-8": (8, 4),
+  "h200": (1, 1), "h100-8": (8, 4),
+}  # fmt: skip
+FOLDERS = {
+  "models/gemma-3-4b-it": "gemma3_4b",
+  "models/gemma-3-12b-it": "gemma3_12b",
+  "models/paligemma2-3b-mix-448": "paligemma2_3b_448",
+  "models/paligemma2-10b-mix-448": "paligemma2_10b_448",
+  "models/paligemma2-28b-mix-448": "paligemma2_28b_448",
+}
+
+
+def _parse(arg: str) -> dict[str, str]:
+  known = {"on": "v5e-16", "references": "10b", "prompts": "32", "chips": "0"}
+  given = dict(a.split("=", 1) for a in arg.split(",") if a)
+  if unknown := sorted(set(given) - set(known)):
+    raise ValueError(f"configs/paligemma2.py: unknown arg {unknown[0]!r}; args: {', '.join(known)}")
+  args = known | given
+  for name, choices in (("on", SLICES), ("references", ("10b", "28b"))):
+    if args[name] not in choices:
+      raise ValueError(f"configs/paligemma2.py: {name}={args[name]!r}, not {', '.join(choices)}")
+  return args
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  args = _parse(arg)
+  (chips, tensor), prompts = SLICES[args["on"]], int(args["prompts"])
+  chips = int(args["chips"]) or chips
+  c = ConfigDict()
+  c.seed = 0
+  c.world = dict(name="", gaps="")  # no oracle
+  larger = ("models/paligemma2-28b-mix-448",) if args["references"] == "28b" else ()
+  c.models = dict(
+    auditor="models/gemma-3-4b-it",
+    target="models/paligemma2-3b-mix-448",
+    references=(
+      "models/gemma-3-4b-it", "models/paligemma2-10b-mix-448", "models/gemma-3-12b-it", *larger,
+    ),
+    sibling="",
+    dtype="bfloat16",
+    paged=args["on"] == "h200",  # Beside a trained auditor there is room for one of them.
+  )  # fmt: skip
+  c.plan = dict(architectures=FOLDERS, task_tokens=128, question_tokens=48)
+  c.pool = dict(
+    builder="", data_dir="data", dataset="vqa/2.1.0",
+    images="train", heldout="validation[-10240:]", fresh="validation[:-10240]",
+  )  # fmt: skip
+  c.images = dict(
+    backend="flux", width=1024, height=1024, seed=0, error_rate=0.0,
+    port=0, address="localhost:50051",  # its own machine with GPUs: launch/image_server
+  )  # fmt: skip
+  c.bank = dict(
+    max_new_tokens=16, batch_size=512, cascade=True, dedup=True, abstentions=("unanswerable",)
+  )
+  c.judge = dict()
+
+  # ---- train: AdamW, 1000 steps, 3e-6 after a tenth of warm-up, cosine to 1e-6, as in the paper;
+  # which strategies in which shares is ours, and so are the lengths.
+  share = prompts // 32
+  c.rollout = dict(
+    prompts={"question": 20 * share, "edit": 4 * share, "generate": 4 * share,
+             "edit-only": 2 * share, "generate-only": 2 * share},
+    max_new_tokens=dict(question=64, caption=96, instruction=64),
+    task={},
+  )  # fmt: skip
+  c.grpo = dict(group_size=8)
+  c.reward = dict(novelty="off")
+  c.optim = dict(steps=1000, lr=3e-6, final_lr=1e-6, warmup=0.1, remat=True, head_chunk=1024)
+  # Rows and masters over all chips; beyond 64, copies of the masters over groups of 64. A row that
+  # holds a prompt with all its completions wants no more chips than there are prompts.
+  c.mesh = dict(data=max(chips // 64, 1), fsdp=min(chips, 64))
+  c.optim.shared_prefix = prompts >= chips
+  c.rollout_mesh = dict(fsdp=chips // tensor, tensor=tensor)
+  if args["on"] == "h200":
+    c.optim.micro_rows = 8
+  c.rules = ()  # those of models/sharding.py
+  c.checkpoints = dict(checkpoint_every=50, keep=2, harvest=(), best="", peak_tflops=0.0)
+
+  # ---- rectify: VQAv2's transfer recipe at 448 pixels
+  c.rectify = dict(
+    recipe=dict(epochs=10, batch_size=256, lr=1e-5, remat=True),
+    curate=dict(size=10_000, cap=0.15, seed=0),
+    length=1088, suffix=16,
+  )  # fmt: skip
+  return c
