@@ -11,12 +11,14 @@ import subprocess
 import sys
 import tempfile
 
+import jax
 from ml_collections import ConfigDict
 import numpy as np
 
 from auditdm_jax.audit import skills
 from auditdm_jax.audit.answer import BankConfig, FeatureCache, ModelBank
 from auditdm_jax.audit.judge import Judge, JudgeConfig
+from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core import pool as pool_lib
 from auditdm_jax.core import runtime, store
 from auditdm_jax.core.config import UserError, build
@@ -192,6 +194,12 @@ class Context:
     if key not in self._true_answers:
       self._true_answers[key] = self.world.oracle(self.images(image_id), question)
     return self._true_answers[key]
+
+  @functools.cached_property
+  def mesh(self) -> jax.sharding.Mesh | None:
+    """The mesh of the config; None on one device."""
+    mesh = mesh_lib.make_mesh(self.config.mesh.to_dict())
+    return mesh if mesh.size > 1 else None
 
   @functools.cached_property
   def seeds(self) -> skills.Seeds:

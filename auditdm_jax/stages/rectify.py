@@ -48,7 +48,7 @@ def repair(ctx: Context, name: str, examples: Sequence[curate.Example], replay) 
   result = finetune.finetune(
     target.cfg, target.params, build(recipes.Recipe, section.recipe, name="config.rectify.recipe"),
     layout=layout, new=_data(ctx, target, examples), replay=_data(ctx, target, replay),
-    workdir=ctx.workdir / "rectify", name=name,
+    workdir=ctx.workdir / "rectify", name=name, mesh=ctx.mesh,
   )  # fmt: skip
   model = target.with_params(result.params, name=name)
   folder = ctx.workdir / "rectify" / name

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stages of several processes share: files of the first one, shares of a pool."""
+
+import numpy as np
+import pytest
+
+from auditdm_jax.core import runtime, store
+from auditdm_jax.stages import context, shared
+
+
+class Rows:
+  """A pool that remembers what was read."""
+
+  split = "pool"
+
+  def __init__(self):
+    self.read = []
+
+  def __len__(self):
+    return 5
+
+  def image(self, i):
+    self.read.append(i)
+    return np.full((2, 2, 3), i, np.uint8)
+
+  def questions(self, i):
+    return (f"q{i}",)
+
+  def answers(self, i):
+    return ()
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_each_process_reads_its_share_of_the_pool_and_knows_all_ids(monkeypatch, process):
+  ids = [store.Images.id_of(np.full((2, 2, 3), i, np.uint8)) for i in range(5)]
+  monkeypatch.setattr(runtime, "mine", lambda rows: rows[process::2])
+  gathered = []
+  monkeypatch.setattr(runtime, "gather", lambda own: gathered.append(own) or [ids[::2], ids[1::2]])
+  rows = Rows()
+  pool = context.InMemoryPool(rows)
+  assert gathered == [ids[process::2]] and rows.read == list(range(5))[process::2]
+  assert [pool.image_id(i) for i in range(len(pool))] == ids
+  source = context.ImageSource(store.Images)
+  source.add_pool(pool)
+  rows.read.clear()
+  assert [source(image_id)[0, 0, 0] for image_id in ids] == list(range(5))
+  assert rows.read == ([1, 3] if process == 0 else [0, 2, 4])  # the others', when they are needed
+  assert [pool.questions(i) for i in range(5)] == [(f"q{i}",) for i in range(5)]
+
+
+def test_the_first_process_writes_and_all_read_at_the_same_point(monkeypatch, tmp_path):
+  waits = []
+  monkeypatch.setattr(runtime, "barrier", lambda: waits.append(len(waits)))
+  first, second = shared.Records(tmp_path), shared.Records(tmp_path)
+  first.append("rows", [{"step": 0}, {"step": 1}])
+  monkeypatch.setattr(runtime, "is_main", lambda: False)
+  second.append("rows", [{"step": 2}])
+  shared.write_json(tmp_path / "done.json", {})
+  assert second.rewind("rows", 0) == 0 and shared.read_json(tmp_path / "done.json") is None
+  assert second.read("rows") == [{"step": 0}, {"step": 1}] and second.keys("rows", "step") == {0, 1}
+  assert len(waits) == 6
