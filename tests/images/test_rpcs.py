@@ -113,10 +113,10 @@ def test_watch_tells_queue_steps_and_image():
 def test_watch_tells_places_that_change():
   backend = fake.FakeBackend()
   with _stub(backend, _config(batching=Batching(max_batch=1))) as (stub, _):
-    backend.sleep_s = 0.1
+    backend.sleep_s = 0.3
     # A call whose future is dropped is cancelled.
     calls = [stub.generate.future(_request(f"before {i}")) for i in range(3)]
-    time.sleep(0.05)
+    time.sleep(0.15)
     events = list(stub.watch(stubs.Item(generate=_request("mine")), timeout=10.0))
     assert all(c.done() for c in calls)
   places = [e.queued.position for e in events if e.WhichOneof("event") == "queued"]
@@ -137,9 +137,9 @@ def test_a_result_is_found_by_its_id():
     made = stub.generate(_request("a"), timeout=10.0)
     again = stub.get_result(stubs.GetResultRequest(request_id="a"), timeout=10.0)
     assert again.timings.cached and again.sha256 == made.sha256 and again.seed == made.seed
-    backend.sleep_s = 0.3
+    backend.sleep_s = 1.0
     call = stub.generate.future(_request("under way"))
-    time.sleep(0.1)
+    time.sleep(0.3)
     waited = stub.get_result(stubs.GetResultRequest(request_id="under way"), timeout=10.0)
     np.testing.assert_array_equal(_pixels(waited), fake.pixels("under way", 0))
     assert call.result(5.0).sha256 == waited.sha256

@@ -137,15 +137,15 @@ def test_same_id_with_another_body_is_refused(client):
 
 def test_a_deadline_is_kept_and_then_refused_early():
   backend = fake.FakeBackend()
-  with fake.serving(backend) as (_, address, _), ImageClient(address, deadline_s=0.1) as client:
-    backend.sleep_s = 0.4
+  with fake.serving(backend) as (_, address, _), ImageClient(address, deadline_s=0.5) as client:
+    backend.sleep_s = 1.0
     failure = _failure(client.generate("slow", seed=0, **SIZE))
     assert (failure.reason, failure.fault) == (Reason.DEADLINE, "service")
-    time.sleep(0.5)  # The batch ends, and the server knows how long one takes.
+    time.sleep(1.0)  # The batch ends, and the server knows how long one takes.
     calls = len(backend.calls)
     start = time.monotonic()
     assert "expected" in _failure(client.generate("slow 2", seed=0, **SIZE)).message
-    assert time.monotonic() - start < 0.1
+    assert time.monotonic() - start < 0.5
     assert len(backend.calls) == calls
 
 
@@ -165,7 +165,7 @@ def test_a_full_queue_is_retried_until_there_is_room():
 
 
 def test_a_poisoned_row_fails_alone():
-  config = ImagesConfig(width=8, height=8, batching=Batching(max_batch=8, max_wait_ms=300.0))
+  config = ImagesConfig(width=8, height=8, batching=Batching(max_batch=8, max_wait_ms=5000.0))
   backend = fake.FakeBackend()
   with fake.serving(backend, config) as (_, address, _), ImageClient(address, retries=0) as client:
     prompts = [f"row {i}" for i in range(6)] + ["impossible", "poison"]
@@ -178,7 +178,7 @@ def test_a_poisoned_row_fails_alone():
 
 
 def test_only_like_sizes_share_a_batch():
-  config = ImagesConfig(width=8, height=8, batching=Batching(max_batch=4, max_wait_ms=100.0))
+  config = ImagesConfig(width=8, height=8, batching=Batching(max_batch=4, max_wait_ms=500.0))
   with fake.serving(fake.FakeBackend(), config) as (_, address, _), ImageClient(address) as client:
     small = [client.generate(f"s{i}", seed=0, **SIZE) for i in range(4)]
     wide = [client.generate(f"w{i}", seed=0, width=16, height=8) for i in range(3)]
@@ -242,14 +242,14 @@ def test_a_cancelled_request_leaves_the_queue():
 def test_closing_ends_what_is_under_way():
   backend = fake.FakeBackend()
   with fake.serving(backend) as (_, address, _):
-    backend.sleep_s = 0.3
+    backend.sleep_s = 1.0
     client = ImageClient(address, max_in_flight=2)
     results = [client.generate(str(i), seed=0, **SIZE) for i in range(6)]
     time.sleep(0.1)
     start = time.monotonic()
     client.close()
     client.close()
-    assert time.monotonic() - start < 0.2
+    assert time.monotonic() - start < 0.8
     results.append(client.generate("late", seed=0, **SIZE))
     assert {_failure(f).reason for f in results} == {Reason.CLOSED}
 
