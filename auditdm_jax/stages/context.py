@@ -12,6 +12,7 @@ import sys
 import tempfile
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
@@ -26,6 +27,7 @@ from auditdm_jax.images import process
 from auditdm_jax.images.client import ImageClient
 from auditdm_jax.images.config import ImagesConfig
 from auditdm_jax.stages import shared
+from auditdm_jax.stages.paging import Paged, Turns
 from auditdm_jax.stages.worlds import World, open_world
 from auditdm_jax.vlm import Vlm, load_vlm
 
@@ -144,6 +146,7 @@ class Context:
     self.world: World = open_world(world.name, world.gaps)
     self.images = ImageSource(store.Images(self.workdir / "images"))
     self._stack = contextlib.ExitStack()
+    self._turns = Turns()
     self._pools: dict[str, InMemoryPool] = {}
     self._true_answers: dict[tuple[str, str], str | None] = {}
 
@@ -164,26 +167,36 @@ class Context:
 
   @functools.cached_property
   def auditor(self) -> Vlm:
-    return load_vlm(self.models.auditor)
+    """Its parameters are the fp32 masters' first values, whatever it computes in."""
+    vlm = load_vlm(self.models.auditor, mesh=self.rollout_mesh)
+    return dataclasses.replace(vlm, cfg=vlm.cfg.with_dtype(self.models.dtype))
 
   @functools.cached_property
   def target(self) -> Vlm:
-    return load_vlm(self.models.target)
+    return self.load(self.models.target)
 
   @functools.cached_property
   def sibling(self) -> Vlm | None:
-    return load_vlm(self.models.sibling) if self.models.sibling else None
+    return self.load(self.models.sibling) if self.models.sibling else None
 
   @functools.cached_property
-  def references(self) -> dict[str, Vlm]:
-    loaded = [load_vlm(path) for path in self.models.references]
+  def references(self) -> dict[str, Vlm | Paged]:
+    loaded = [self._waiting(self.load(path)) for path in self.models.references]
     return {vlm.name: vlm for vlm in loaded}
+
+  def load(self, path: str | os.PathLike) -> Vlm:
+    """A model that answers: on the devices, or on the host if models take turns."""
+    vlm = load_vlm(path, mesh=self.rollout_mesh, dtype=self.models.dtype)
+    return vlm.with_params(jax.device_get(vlm.params)) if self.models.paged else vlm
+
+  def _waiting(self, vlm: Vlm) -> Vlm | Paged:
+    return Paged(vlm, self._turns) if self.models.paged else vlm
 
   def bank(self, target: Vlm | None = None) -> ModelBank:
     """The references and `target` (default: the config's)."""
     target = target or self.target
     return ModelBank(
-      {target.name: target, **self.references}, target.name, list(self.references),
+      {target.name: self._waiting(target), **self.references}, target.name, list(self.references),
       judge=self.judge, config=build(BankConfig, self.config.bank, name="config.bank"),
       cache=self.cache,
     )  # fmt: skip
@@ -200,6 +213,12 @@ class Context:
     """The mesh of the config; None on one device."""
     mesh = mesh_lib.make_mesh(self.config.mesh.to_dict())
     return mesh if mesh.size > 1 else None
+
+  @functools.cached_property
+  def rollout_mesh(self) -> Mesh | None:
+    """The same devices for sampling and answering; None if the config has no layout of its own."""
+    shape = self.config.get("rollout_mesh", {})
+    return mesh_lib.reshaped(self.mesh, dict(shape)) if shape and self.mesh else None
 
   @functools.cached_property
   def seeds(self) -> skills.Seeds:

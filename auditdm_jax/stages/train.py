@@ -56,7 +56,7 @@ def train_auditor(
   vlm, optim = ctx.auditor, build(OptimConfig, ctx.config.optim, name="config.optim")
   learner = Learner(
     vlm.cfg, grpo_config(ctx), optim=dataclasses.replace(optim, steps=steps),
-    mesh=mesh_lib.make_mesh(ctx.config.mesh.to_dict()),
+    mesh=mesh_lib.make_mesh(ctx.config.mesh.to_dict()), rollout_mesh=ctx.rollout_mesh,
     rules=[(regex, tuple(spec)) for regex, spec in ctx.config.rules],
     params=vlm.params if start is None else start,
     banned=vlm.tokenizer.unsampled_ids(vlm.stop_ids),
@@ -96,7 +96,7 @@ def make_rollout(
 
   layout = {}
   if learner is not None:
-    mesh = learner.mesh
+    mesh = learner.rollout_mesh
     layout = {
       "padded": learner.padded,
       "per_row": grpo_cfg.group_size if learner.config.optim.shared_prefix else 1,

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models that take turns on the devices, for an ensemble that they do not hold at once.
+
+Those that wait are in the host's memory. The bank asks all probes of a step model by model, so a
+step moves each model once.
+"""
+
+from collections.abc import Sequence
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from auditdm_jax.models import sharding
+from auditdm_jax.models.multimodal import VlmConfig
+from auditdm_jax.text.tokenizer import Tokenizer
+from auditdm_jax.vlm import Vlm
+
+
+class Turns:
+  """Whose turn it is."""
+
+  def __init__(self):
+    self._name, self._vlm = "", None
+
+  def take(self, waiting: Vlm) -> Vlm:
+    """Returns a model with its parameters on the devices; the one before leaves them."""
+    if self._vlm is None or self._name != waiting.name:
+      self._vlm = None  # First, or both would be there.
+      mesh = waiting.mesh
+      where = None if mesh is None else sharding.shardings(mesh, waiting.params)
+      self._name = waiting.name
+      self._vlm = waiting.with_params(jax.device_put(waiting.params, where))
+    return self._vlm
+
+
+class Paged:
+  """A model that a bank asks, as a `Vlm`."""
+
+  def __init__(self, vlm: Vlm, turns: Turns):
+    """Takes a model whose parameters are on the host."""
+    self._waiting = vlm
+    self._turns = turns
+
+  @property
+  def name(self) -> str:
+    return self._waiting.name
+
+  @property
+  def cfg(self) -> VlmConfig:
+    return self._waiting.cfg
+
+  @property
+  def tokenizer(self) -> Tokenizer | None:
+    return self._waiting.tokenizer
+
+  @functools.cached_property
+  def tower_id(self) -> str:
+    return self._waiting.tower_id
+
+  def encode(self, images: Sequence[Any]) -> np.ndarray:
+    return self._turns.take(self._waiting).encode(images)
+
+  def answer_features(
+    self, features: np.ndarray, prompts: Sequence[str], *, max_new_tokens: int
+  ) -> list[str]:
+    vlm = self._turns.take(self._waiting)
+    return vlm.answer_features(features, prompts, max_new_tokens=max_new_tokens)
+
+  def answer(self, images: Sequence[Any], prompts: Sequence[str], **options: Any) -> list[str]:
+    """See `Vlm.answer`."""
+    return self._turns.take(self._waiting).answer(images, prompts, **options)
