@@ -250,18 +250,20 @@ def test_a_full_queue_says_when_to_come_again():
 
 def test_a_running_batch_ends_early_when_nobody_waits():
   backend = fake.FakeBackend(steps=20)
-  with _stub(backend) as (stub, images):
-    backend.sleep_s = 2.0
+  config = _config(batching=Batching(max_wait_ms=200.0))  # Both in one batch.
+  with _stub(backend, config) as (stub, images):
+    backend.sleep_s = 4.0
     calls = [stub.generate.future(_request(str(i))) for i in range(2)]
-    time.sleep(0.3)
+    time.sleep(0.6)
     calls[0].cancel()
     time.sleep(0.2)
     assert _metric(images, "cancelled_batches_total") == 0, "the other one still waits"
     calls[1].cancel()
     start = time.monotonic()
+    time.sleep(0.4)
     backend.sleep_s = 0.0
     stub.generate(_request("next"), timeout=10.0)
-    assert time.monotonic() - start < 1.0
+    assert time.monotonic() - start < 2.0
     assert _metric(images, "cancelled_batches_total") >= 1
     # Who asks again begins anew.
     np.testing.assert_array_equal(

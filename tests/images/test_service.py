@@ -165,7 +165,7 @@ def test_a_full_queue_is_retried_until_there_is_room():
 
 
 def test_a_poisoned_row_fails_alone():
-  config = ImagesConfig(width=8, height=8, batching=Batching(max_batch=8, max_wait_ms=5000.0))
+  config = ImagesConfig(width=8, height=8, batching=Batching(max_batch=8, max_wait_ms=700.0))
   backend = fake.FakeBackend()
   with fake.serving(backend, config) as (_, address, _), ImageClient(address, retries=0) as client:
     prompts = [f"row {i}" for i in range(6)] + ["impossible", "poison"]
