@@ -11,7 +11,7 @@ from scipy import ndimage
 
 
 def composite(
-  source: np.ndarray, edited: np.ndarray, *, threshold: int = 24, grow: int = 1
+  source: np.ndarray, edited: np.ndarray, *, threshold: int = 24, grow: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
   """I' = M·edited + (1 − M)·source, M = where the edit changed the source.
 
@@ -19,7 +19,9 @@ def composite(
     source: u8[H,W,3].
     edited: u8[H,W,3] on the same grid.
     threshold: grey levels, largest channel difference that still counts as unchanged.
-    grow: pixels by which the mask is opened, then widened.
+    grow: pixels by which the mask is widened, once specks of a pixel are gone; 0 = the mask as it
+      is. None = one for 256 of the shorter side: in a drawing of 64 a stroke is no wider than a
+      speck.
 
   Returns:
     (u8[H,W,3], bool[H,W]).
@@ -28,6 +30,8 @@ def composite(
     raise ValueError(f"edit changed the grid: {source.shape} became {edited.shape}")
   delta = np.abs(source.astype(np.int16) - edited.astype(np.int16)).max(axis=-1)
   mask = delta > threshold
+  if grow is None:
+    grow = round(min(mask.shape) / 256)
   if grow:
     mask = ndimage.binary_opening(mask, iterations=1)
     mask = ndimage.binary_dilation(mask, iterations=grow + 1)

@@ -81,9 +81,18 @@ def test_the_region_of_a_composite_is_found_again():
     source, edited = _smooth(seed), _smooth(seed + 100)
     same = rng.random((64, 64)) < 0.2
     edited[same] = source[same]
-    image, mask = locality.composite(source, edited)
-    again, found = locality.composite(source, image)
-    assert (found == mask).all() and (again == image).all()
+    for grow in (0, 1, 3):
+      image, mask = locality.composite(source, edited, grow=grow)
+      again, found = locality.composite(source, image, grow=grow)
+      assert (found == mask).all() and (again == image).all()
+
+
+def test_a_stroke_of_a_small_drawing_is_kept_and_specks_of_a_large_one_are_not():
+  for side, kept in ((64, 40), (512, 0)):
+    source = np.full((side, side, 3), 120, np.uint8)
+    edited = source.copy()
+    edited[20, 10:50] = 255
+    assert (locality.composite(source, edited)[0] != source).any(-1).sum() == kept
 
 
 def test_an_edit_of_everything_or_nothing_fails():
