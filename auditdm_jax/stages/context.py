@@ -187,7 +187,7 @@ class Context:
   def load(self, path: str | os.PathLike) -> Vlm:
     """A model that answers: on the devices, or on the host if models take turns."""
     vlm = load_vlm(path, mesh=self.rollout_mesh, dtype=self.models.dtype)
-    return vlm.with_params(jax.device_get(vlm.params)) if self.models.paged else vlm
+    return vlm.with_params(runtime.fetch(vlm.params)) if self.models.paged else vlm
 
   def _waiting(self, vlm: Vlm) -> Vlm | Paged:
     return Paged(vlm, self._turns) if self.models.paged else vlm

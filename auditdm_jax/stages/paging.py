@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from auditdm_jax.core import runtime
 from auditdm_jax.models import sharding
 from auditdm_jax.models.multimodal import VlmConfig
 from auditdm_jax.text.tokenizer import Tokenizer
@@ -28,10 +29,12 @@ class Turns:
     """Returns a model with its parameters on the devices; the one before leaves them."""
     if self._vlm is None or self._name != waiting.name:
       self._vlm = None  # First, or both would be there.
-      mesh = waiting.mesh
-      where = None if mesh is None else sharding.shardings(mesh, waiting.params)
-      self._name = waiting.name
-      self._vlm = waiting.with_params(jax.device_put(waiting.params, where))
+      mesh, params = waiting.mesh, waiting.params
+      if mesh is None:
+        params = jax.device_put(params)
+      else:
+        params = runtime.place(params, sharding.shardings(mesh, params))
+      self._name, self._vlm = waiting.name, waiting.with_params(params)
     return self._vlm
 
 

@@ -164,7 +164,7 @@ class Asker:
   @functools.lru_cache(maxsize=8)  # noqa: B019  (an asker lives as long as its stage)
   def _load(self, step: int) -> Any:
     with store.reading(auditors(self._ctx)[step]) as folder:
-      return load_vlm(folder).params
+      return load_vlm(folder, mesh=self._ctx.rollout_mesh).params
 
   def ask(
     self,
