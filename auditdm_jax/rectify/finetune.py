@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import hashlib
 import os
-import pathlib
 from typing import Any
 
 import jax
@@ -302,7 +301,7 @@ class _Run:
 
   def __init__(self, workdir: str | os.PathLike, name: str, fingerprint: str):
     self._checkpointer = checkpoint.Checkpointer(
-      pathlib.Path(workdir) / "checkpoints" / name, keep=1
+      store.as_path(workdir) / "checkpoints" / name, keep=1
     )
     self._fingerprint = fingerprint
 

@@ -22,7 +22,7 @@ import rich.console
 import rich.table
 
 from auditdm_jax.audit import rates, slices
-from auditdm_jax.core import manifest, runtime
+from auditdm_jax.core import manifest, runtime, store
 from auditdm_jax.stages import attempts as attempts_lib
 from auditdm_jax.stages import (
   discover,
@@ -44,7 +44,7 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> int:
     index = ctx.workdir / "report" / "index.html"
     with shared.reading():
       there = index.exists()
-    if not there:
+    if not there and not store.is_remote(ctx.workdir):
       report.run(ctx, summary)
     if runtime.is_main():
       show(summary)

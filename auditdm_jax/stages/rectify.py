@@ -18,7 +18,7 @@ import numpy as np
 
 from auditdm_jax.audit.probe import Failure
 from auditdm_jax.audit.taxonomy import Taxonomy
-from auditdm_jax.core import runtime
+from auditdm_jax.core import runtime, store
 from auditdm_jax.core.config import build
 from auditdm_jax.rectify import curate, finetune, recipes, supervised
 from auditdm_jax.stages import verify
@@ -54,7 +54,8 @@ def repair(ctx: Context, name: str, examples: Sequence[curate.Example], replay) 
   folder = ctx.workdir / "rectify" / name
   extras = {k: v for k, v in model.extras.items() if k != "tower"}
   if runtime.is_main():
-    save_vlm(folder, dataclasses.replace(model, extras=extras | {"examples": len(examples)}))
+    with store.writing(folder) as local:
+      save_vlm(local, dataclasses.replace(model, extras=extras | {"examples": len(examples)}))
   runtime.barrier()
   return model
 

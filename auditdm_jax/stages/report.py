@@ -46,7 +46,13 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> int:
 
 
 def run(ctx: Context, summary: dict) -> pathlib.Path:
-  """Writes <workdir>/report and returns its index.html."""
+  """Writes <workdir>/report and returns its index.html.
+
+  Raises:
+    UserError: the workdir is not on this machine.
+  """
+  if store.is_remote(ctx.workdir):
+    raise UserError(f"{ctx.workdir}: copy it to this machine and run the stage report on the copy")
   ctx.pool("images")  # so that source images are found by id
   verified = ctx.done("verify")
   failures = verify.load_failures(ctx)

@@ -26,9 +26,10 @@ class Ended:
   after_s: float
 
 
-@pytest.fixture
-def start_all(tmp_path) -> Callable[..., list[Ended]]:
+@pytest.fixture(scope="session")
+def start_all(tmp_path_factory) -> Callable[..., list[Ended]]:
   """Runs a command once per process, with what each must know of the others appended."""
+  tmp_path = tmp_path_factory.mktemp("processes")
   started: list[subprocess.Popen] = []
 
   def run(command: Sequence[str], processes: int, *, timeout_s: float = 900) -> list[Ended]:

@@ -157,12 +157,13 @@ def run(start_all, workdir, processes, devices, *flags):
   )
 
 
-@pytest.fixture
-def straight(start_all, tmp_path):
+@pytest.fixture(scope="module")
+def straight(start_all, tmp_path_factory):
   """The run of one process with two devices."""
-  (end,) = run(start_all, tmp_path / "straight", 1, 2)
+  workdir = tmp_path_factory.mktemp("straight")
+  (end,) = run(start_all, workdir, 1, 2)
   assert end.code == 0, end.err
-  return facts(tmp_path / "straight")
+  return facts(workdir)
 
 
 @pytest.mark.slow
