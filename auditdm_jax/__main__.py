@@ -2,7 +2,7 @@
 """Runs one stage: `python -m auditdm_jax STAGE --config=configs/X.py[:args] --workdir=DIR`.
 
 Any value of the config can be overridden: `--config.a.b=c`. The same command run again resumes.
-`answer`, `convert` and `plan` take flags of their own instead: `python -m auditdm_jax convert --help`.
+`answer`, `convert` and `plan` take flags of their own: `python -m auditdm_jax convert --help`.
 """
 
 import ast

@@ -25,7 +25,7 @@ import numpy as np
 from auditdm_jax.core import config, runtime, tree
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core.config import UserError
-from auditdm_jax.models import decode, multimodal, preprocess, siglip, weights
+from auditdm_jax.models import decode, int8, multimodal, preprocess, sharding, siglip, weights
 from auditdm_jax.models.multimodal import Params, VlmConfig
 from auditdm_jax.models.preprocess import Picture, Pixels
 from auditdm_jax.text import hf
@@ -208,6 +208,13 @@ class Vlm:
     with mesh_lib.use(self.mesh):
       return _logits(self.cfg, self.params, features, ids, valid, ar)
 
+  def with_int8(self) -> "Vlm":
+    """The same model with its decoder's weights in int8, see `models.int8`."""
+    if self.mesh is None:
+      return self.with_params(jax.jit(int8.quantize)(self.params))
+    where = sharding.shardings(self.mesh, jax.eval_shape(int8.quantize, self.params))
+    return self.with_params(jax.jit(int8.quantize, out_shardings=where)(self.params))
+
   def with_params(self, params: Params, *, name: str | None = None) -> "Vlm":
     """The same model with other parameters, such as fine-tuned ones."""
     return dataclasses.replace(self, params=params, name=name or self.name)
@@ -321,7 +328,7 @@ class Vlm:
     """The parameters for `answer`: on a CPU split, unless memory or compiling is dearer."""
     size = sum(x.nbytes for x in jax.tree.leaves(self.params["llm"]))
     on_cpu = self.mesh is None and jax.default_backend() == "cpu"
-    if not on_cpu or self._is_small or size > _MEMORY:
+    if not on_cpu or self._is_small or size > _MEMORY or int8.is_quantized(self.params):
       return self.params
     return multimodal.split_layers(self.params)
 

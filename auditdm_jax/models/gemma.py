@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from auditdm_jax.core import mesh as mesh_lib
-from auditdm_jax.models import sharding
+from auditdm_jax.models import int8, sharding
 from auditdm_jax.models.activations import Activation, activate
 
 MASKED = -1e30  # Finite: a row in which everything is masked must not become NaN.
@@ -465,7 +465,8 @@ class Gemma(nn.Module):
     if self.split:
       self.layers = [Block(cfg, self.keep_kv, transposed=True) for _ in range(cfg.depth)]
       return
-    gathered = sharding.at_use("llm/layers", Block, dtype=cfg.dtype)
+    quantized = int8.is_quantized(self.variables)
+    gathered = sharding.at_use("llm/layers", Block, dtype=cfg.dtype, quantized=quantized)
     block = nn.remat(gathered, prevent_cse=False) if cfg.remat else gathered
     self.layers = nn.scan(
       block,

@@ -27,6 +27,7 @@ from jax.sharding import Mesh, PartitionSpec
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core import tree as tree_lib
 from auditdm_jax.core.config import UserError
+from auditdm_jax.models import int8
 
 # (regex, mesh axes per array axis) for every parameter of every model, which matches one row only.
 # Layers are scanned over and stay whole, and what is smaller than a megabyte is not worth a gather.
@@ -75,7 +76,12 @@ def shardings(
 
 
 def at_use(
-  prefix: str, block: type[nn.Module], *, dtype: str, keep: Sequence[str] = ("tensor",)
+  prefix: str,
+  block: type[nn.Module],
+  *,
+  dtype: str,
+  keep: Sequence[str] = ("tensor",),
+  quantized: bool = False,
 ) -> type[nn.Module]:
   """Returns the module of a scanned layer, which gathers its parameters if there is a mesh.
 
@@ -84,22 +90,34 @@ def at_use(
     block: the layer.
     dtype: of the computation. The weights are gathered in it: half the bytes.
     keep: mesh axes over which they stay split.
+    quantized: some are `int8.Int8`.
   """
   mesh = mesh_lib.active()
-  if mesh is None:
+  if mesh is None and not quantized:
     return block
 
-  def use(path: str, w: Array) -> Array:
-    entries = _rule(SHARDING_RULES, f"{prefix}/{path}", w.shape)[1:]
-    if not entries:
-      return w  # Small: whole everywhere, and norms compute in fp32.
-    kept = [_only(entry, keep) for entry in entries]
-    spec = mesh_lib.fitting(mesh, w.shape, kept)
-    return jax.lax.with_sharding_constraint(w.astype(dtype), spec)
+  def use(path: tuple[Any, ...], w: Array | int8.Int8) -> Array:
+    if not int8.is_int8(w):
+      return hold(path, w.astype(dtype) if _is_split(path) else w)
+    return int8.Int8(hold(path, w.values), w.scale).dense(dtype)
+
+  def _is_split(path: tuple[Any, ...]) -> bool:
+    """Whether it is large. What is small is whole everywhere, and norms compute in fp32."""
+    return mesh is not None and bool(entries(path))
+
+  def entries(path: tuple[Any, ...]) -> Sequence[mesh_lib.Entry]:
+    return _rule(SHARDING_RULES, f"{prefix}/{tree_lib.path_str(path)}")[1:]
+
+  def hold(path: tuple[Any, ...], w: Array) -> Array:
+    if not _is_split(path):
+      return w
+    kept = [_only(entry, keep) for entry in entries(path)]
+    return jax.lax.with_sharding_constraint(w, mesh_lib.fitting(mesh, w.shape, kept))
 
   def gather(variables):
-    flat = tree_lib.flatten(variables["params"])
-    return {"params": tree_lib.unflatten({path: use(path, w) for path, w in flat.items()})}
+    return jax.tree_util.tree_map_with_path(
+      lambda path, w: use(path[1:], w), variables, is_leaf=int8.is_int8
+    )
 
   return nn.map_variables(block, "params", trans_in_fn=gather, init=False)
 
@@ -159,7 +177,9 @@ def _take_backward(dtype: str, kept: tuple[Array, Array], given: Array) -> tuple
 _take.defvjp(_take_forward, _take_backward)
 
 
-def _rule(rules: mesh_lib.Rules, path: str, shape: Sequence[int]) -> Sequence[mesh_lib.Entry]:
+def _rule(rules: mesh_lib.Rules, path: str, shape: Sequence[int] = ()) -> Sequence[mesh_lib.Entry]:
+  # An int8 weight lies as the weight does, its small scale everywhere.
+  path = path.removesuffix("/values")
   for regex, entries in rules:
     if re.search(regex, path):
       return entries

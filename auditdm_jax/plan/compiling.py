@@ -19,6 +19,8 @@ import tempfile
 import time
 from typing import Any
 
+import jax
+
 from auditdm_jax.core.config import UserError
 from auditdm_jax.plan import chips, hlo
 from auditdm_jax.plan.child import Task
@@ -57,7 +59,7 @@ def check(where: chips.Slice) -> None:
   if where.is_tpu and importlib.util.find_spec("libtpu") is None:
     raise UserError(
       f"--topology={where.name}: needs the compiler of the TPU, which is in a package of its own:"
-      ' pip install "auditdm_jax[tpu]"'
+      f' pip install "jax[tpu]=={jax.__version__}"'
     )
 
 

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from auditdm_jax import vlm as vlm_lib
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core import tree as tree_lib
-from auditdm_jax.models import decode, multimodal, sharding
+from auditdm_jax.models import decode, int8, multimodal, sharding
 from auditdm_jax.models.multimodal import VlmConfig
 from auditdm_jax.plan.child import Built
 from auditdm_jax.rectify import finetune, recipes, supervised
@@ -142,14 +142,22 @@ def encode(devices: Devices, model: VlmConfig, *, layout: Layout, images: int, d
 
 
 def answer(
-  devices: Devices, model: VlmConfig, *, layout: Layout, rows: int, width: int, new: int, dtype: str
+  devices: Devices,
+  model: VlmConfig,
+  *,
+  layout: Layout,
+  rows: int,
+  width: int,
+  new: int,
+  dtype: str,
+  quantized: bool = False,
 ) -> Built:
   mesh, vision = layout.meshes(devices)[1], model.vision
   features = _rows(mesh, (rows, vision.num_patches, vision.width), jnp.float32)
   tokens, valid = (_rows(mesh, (rows, width), kind) for kind in (jnp.int32, jnp.bool))
   names, seed = _rows(mesh, (rows,), jnp.int32), _whole(mesh, (), jnp.int32)
   settings = decode.SampleConfig(new, 0.0, (1,))
-  params = _model(mesh, model, dtype)
+  params = _model(mesh, model, dtype, quantized=quantized)
   args = (model, settings, params, features, tokens, valid, names, seed)
   return Built(vlm_lib.sample_answers, args, mesh, params)
 
@@ -183,9 +191,10 @@ def _shapes(model: VlmConfig) -> Any:
   return jax.eval_shape(lambda key: multimodal.init(model, key), jax.random.key(0))
 
 
-def _model(mesh: Mesh, model: VlmConfig, dtype: str) -> Any:
+def _model(mesh: Mesh, model: VlmConfig, dtype: str, *, quantized: bool = False) -> Any:
   """A model as `load_vlm` places it."""
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), _shapes(model))
+  shapes = jax.eval_shape(int8.quantize, shapes) if quantized else shapes
   return _placed(shapes, sharding.shardings(mesh, shapes))
 
 

@@ -48,6 +48,7 @@ class Run:
     optim: of the auditor.
     rollout: prompts per step and lengths.
     answer_tokens: longest answer.
+    int8: the references' decoders have int8 weights.
     paged: the answering models take turns in the devices' memory.
     recipe: of the target's repair; None = not planned.
     suffix: tokens of its labels.
@@ -61,6 +62,7 @@ class Run:
   optim: OptimConfig
   rollout: RolloutConfig
   answer_tokens: int
+  int8: bool = False
   paged: bool = False
   recipe: recipes.Recipe | None = None
   suffix: int = 16
@@ -217,7 +219,7 @@ def _answers(run: Run, name: str, devices: int) -> Step:
   rows = min(most, _power(run.probes))
   build = functools.partial(
     programs.answer, model=model, layout=run.layout, rows=rows, width=width, new=run.answer_tokens,
-    dtype=model.text.dtype,
+    dtype=model.text.dtype, quantized=run.int8 and name != next(iter(run.answering)),
   )  # fmt: skip
   keeps = "" if run.paged else name
   return Step(f"answer {name}", build, -(-run.probes // rows), keeps=keeps)
@@ -245,12 +247,12 @@ def changes(run: Run, step: Step) -> Sequence[tuple[str, Run]]:
     found.append((text, dataclasses.replace(run, optim=dataclasses.replace(run.optim, **fields))))
 
   if step.name in ("train", "score"):
-    if not run.optim.head_chunk:
-      optim("--config.optim.head_chunk=1024", head_chunk=1024)
+    chunk = {} if run.optim.head_chunk else {"head_chunk": 1024}
+    text = "".join(f" --config.optim.head_chunk={n}" for n in chunk.values())
+    if chunk:
+      optim(text.strip(), **chunk)
     if not run.optim.remat:
-      chunk = run.optim.head_chunk or 1024
-      optim(f"--config.optim.remat=True --config.optim.head_chunk={chunk}",
-            remat=True, head_chunk=chunk)  # fmt: skip
+      optim(f"--config.optim.remat=True{text}", remat=True, **chunk)
     if run.layout.mesh.get("fsdp", 1) == 1:
       layout = dataclasses.replace(run.layout, mesh={"fsdp": -1}, rules=())
       text = "--config.mesh=fsdp:-1 --config.rules=()"

@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 from jax.extend import core
+import jax.numpy as jnp
 
 
 def flops(jaxpr: core.Jaxpr) -> float:
@@ -45,7 +46,7 @@ def trips(condition: core.Jaxpr) -> int:
     for equation in condition.eqns
     if equation.primitive.name == "lt"
     for x in equation.invars
-    if isinstance(x, core.Literal)
+    if isinstance(x, core.Literal) and jnp.issubdtype(x.aval.dtype, jnp.integer)
   ]
   return max(bounds, default=1)
 

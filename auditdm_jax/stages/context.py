@@ -42,6 +42,7 @@ class ModelsConfig:
     references: their folders.
     sibling: a model that is only evaluated, for comparison; "" = none.
     dtype: of the computation, and of the parameters of target and references.
+    int8: the references' decoders have int8 weights.
     paged: target and references take turns on the devices and wait in the host's memory.
   """
 
@@ -50,6 +51,7 @@ class ModelsConfig:
   references: tuple[str, ...]
   sibling: str = ""
   dtype: str = "float32"
+  int8: bool = False
   paged: bool = False
 
 
@@ -181,12 +183,15 @@ class Context:
 
   @functools.cached_property
   def references(self) -> dict[str, Vlm | Paged]:
-    loaded = [self._waiting(self.load(path)) for path in self.models.references]
+    loaded = [
+      self._waiting(self.load(path, int8=self.models.int8)) for path in self.models.references
+    ]
     return {vlm.name: vlm for vlm in loaded}
 
-  def load(self, path: str | os.PathLike) -> Vlm:
+  def load(self, path: str | os.PathLike, *, int8: bool = False) -> Vlm:
     """A model that answers: on the devices, or on the host if models take turns."""
     vlm = load_vlm(path, mesh=self.rollout_mesh, dtype=self.models.dtype)
+    vlm = vlm.with_int8() if int8 else vlm
     return vlm.with_params(runtime.fetch(vlm.params)) if self.models.paged else vlm
 
   def _waiting(self, vlm: Vlm) -> Vlm | Paged:

@@ -5,7 +5,7 @@
 
 Compiles every program of the config for the slice and prints memory, work, messages and estimated
 times. Exits with 1 if something does not fit, and says which setting would help. For TPUs it needs
-the compiler: pip install "auditdm_jax[tpu]". For gpu:h200x8, gpu:h100x8 and cpu:8 XLA for CPUs
+the compiler: pip install "jax[tpu]==0.10.2". For gpu:h200x8, gpu:h100x8 and cpu:8 XLA for CPUs
 splits the programs, and their memory is an upper bound.
 """
 
@@ -82,6 +82,7 @@ def read(config: ConfigDict) -> steps.Run:
     optim=build(OptimConfig, config.optim, name="config.optim"),
     rollout=build(RolloutConfig, config.rollout, name="config.rollout"),
     answer_tokens=config.bank.max_new_tokens,
+    int8=models.int8,
     paged=models.paged,
     recipe=recipe and build(Recipe, recipe, name="config.rectify.recipe"),
     suffix=rectify.get("suffix", 16),

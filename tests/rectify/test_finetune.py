@@ -18,6 +18,10 @@ _RECIPE = recipes.Recipe(steps=8, batch_size=8, lr=3e-3, replay=0.5, warmup=0.1)
 
 @pytest.fixture(scope="module")
 def model():
+  return make_model()
+
+
+def make_model():
   """(config, params, layout) of a tiny PaliGemma-like model."""
   words = tokenizer_lib.Tokenizer.word_level(_WORDS)
   text = gemma.GemmaConfig(
@@ -200,3 +204,25 @@ def test_the_optimiser_is_that_of_the_transfers():
 def test_recipe_and_data_must_fit(model, recipe, replay, message):
   with pytest.raises(config.UserError, match=message):
     _run(model, recipe, replay=replay)
+
+
+EIGHT = """
+  import dataclasses, jax, numpy as np
+  from auditdm_jax.core import mesh as mesh_lib, tree
+  from tests.rectify import test_finetune as t
+
+  model = t.make_model()
+  recipe = dataclasses.replace(t._RECIPE, remat=True)
+  one = t._run(model, t._RECIPE)
+  for shape in ({"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}):
+    eight = t._run(model, recipe, mesh=mesh_lib.make_mesh(shape))
+    np.testing.assert_allclose(eight.loss, one.loss, rtol=1e-4)
+    want, got = tree.flatten(one.params), tree.flatten(eight.params)
+    for path in want:
+      np.testing.assert_allclose(got[path], want[path], atol=3e-4, err_msg=path)
+"""
+
+
+def test_eight_devices_equal_one(run_python):
+  """Masters, moments and rows split over all, layers computed again."""
+  run_python(EIGHT, devices=8, timeout_s=600)

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Eight devices, split in several ways, compute what one does (the learner: tests/rl)."""
+
+import json
+
+import numpy as np
+import pytest
+
+EIGHT = """
+  import dataclasses, json
+  import jax, numpy as np
+  from auditdm_jax.core import mesh as mesh_lib, tree
+  from auditdm_jax.models import multimodal, sharding
+  from auditdm_jax.rl import sampler
+  from auditdm_jax.vlm import Vlm
+  from tests.rl import tiny
+
+  base = tiny.auditor()
+  text = dataclasses.replace(base.cfg.text, num_heads=4, num_kv_heads=2)
+  cfg = dataclasses.replace(base.cfg, text=text, mm_tokens=1)
+  shapes = jax.eval_shape(lambda key: multimodal.init(cfg, key), jax.random.key(0))
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda s: rng.normal(0, 0.2, s.shape).astype(np.float32), shapes)
+  images = [rng.integers(0, 256, (16, 16, 3), np.uint8) for _ in range(6)]
+  asked = ["what color is the circle ?", "is it red ?", "what is the ?"] * 2
+
+  def run(mesh):
+    placed = params if mesh is None else jax.device_put(params, sharding.shardings(mesh, params))
+    vlm = dataclasses.replace(base, cfg=cfg, params=placed, mesh=mesh)
+    features = vlm.encode(images)
+    pen = sampler.Sampler(vlm, seed=0, temperature=1.0, mesh=mesh)
+    turns = pen.sample(
+      placed, [pen.prompt("ask")] * 3, features=features[:3], image_ids=["x"] * 3, kind="question",
+      width=8, max_new_tokens=6, step=1, turn=0, uids=np.arange(3),
+      samples=np.tile(np.arange(4), (3, 1)))
+    ids = np.random.default_rng(1).integers(10, 14, (8, 9))
+    flat = [turn for group in turns for turn in group]
+    return {
+      "features": features[:, 0].tolist(),
+      "answers": vlm.answer_features(features, asked, max_new_tokens=5),
+      "texts": [turn.text for turn in flat],
+      "logprobs": [turn.logprobs.tolist() for turn in flat],
+      "logits": np.asarray(vlm.logits(None, ids))[:, -1].tolist(),
+    }
+
+  print(json.dumps([run(None), *(run(mesh_lib.make_mesh(shape)) for shape in MESHES)]))
+"""
+MESHES = [{"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 8}, {"tensor": 8}]
+
+
+@pytest.mark.parametrize(
+  "meshes", [MESHES[:1], pytest.param(MESHES[1:], marks=pytest.mark.slow)], ids=["one", "others"]
+)
+def test_one_device_equals_eight(run_python, meshes):
+  """Features, greedy answers, samples with their log-probs, and logits."""
+  source = EIGHT.replace("MESHES", repr(meshes))
+  one, *others = json.loads(run_python(source, devices=8, timeout_s=600).splitlines()[-1])
+  assert len(set(one["texts"])) > 3
+  for eight in others:
+    assert (eight["answers"], eight["texts"]) == (one["answers"], one["texts"])
+    for name in ("features", "logprobs", "logits"):
+      np.testing.assert_allclose(eight[name], one[name], atol=2e-5, err_msg=name)

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plans of tiny runs. For a CPU everything is compiled; for a TPU where its compiler is there."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from auditdm_jax.core.config import UserError
+from auditdm_jax.plan import chips, compiling, programs, steps, table
+from auditdm_jax.rectify.recipes import Recipe
+from auditdm_jax.rl.draws import RolloutConfig
+from auditdm_jax.rl.grpo import GrpoConfig
+from auditdm_jax.rl.step import OptimConfig
+from auditdm_jax.stages import plan as stage
+from tests.rl import fakes, tiny
+
+
+def run(**changes):
+  model = tiny.config()
+  base = steps.Run(
+    auditor=model,
+    answering={"target": model, "reference": model},
+    layout=programs.Layout({"fsdp": -1}, {"fsdp": -1, "tensor": 2}),
+    grpo=GrpoConfig(group_size=4),
+    optim=OptimConfig(steps=10, head_chunk=8, remat=True),
+    rollout=RolloutConfig(
+      prompts=fakes.MIXED, max_new_tokens={"question": 5, "caption": 7, "instruction": 6}
+    ),
+    answer_tokens=3,
+    recipe=Recipe(steps=5, batch_size=8, lr=1e-3),
+    suffix=3,
+    plan=steps.PlanConfig(task_tokens=6, question_tokens=8),
+  )
+  return dataclasses.replace(base, **changes)
+
+
+def named(planned, name):
+  return next(s for s in planned if s.name.startswith(name))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_planned_batch_is_the_one_that_a_rollout_packs(shared):
+  rollout = fakes.rollout(per_row=4 if shared else 1)
+  batch = rollout.step(tiny.params(), 0).batch
+  widths = [part.prompt.shape[1] for part in batch.parts]
+  image = tiny.config().num_image_tokens
+  task = steps.PlanConfig(task_tokens=widths[0] - image)
+  optim = OptimConfig(shared_prefix=shared)
+  planned = run(optim=optim, layout=programs.Layout({"data": -1}), plan=task)
+  train = named(steps.steps(planned, 1), "train").build(jax.devices()[:1])
+  want = train.args[1]
+  assert want.features.shape == batch.features.shape
+  for a, b in zip(want.parts, batch.parts, strict=True):
+    # The second turns' tasks are longer by words that only a tokenizer can count.
+    same = {f.name for f in dataclasses.fields(a)} - {"prompt", "prompt_valid", "logp_old"}
+    for name in same:
+      assert vars(a)[name].shape == np.shape(vars(b)[name]), name
+
+
+def test_calls_of_a_step():
+  planned = steps.steps(run(), 8)
+  assert [s.name for s in planned] == [
+    "reshard", "encode auditor+target+reference", "sample instruction", "sample caption",
+    "sample question", "sample again", "answer target", "answer reference", "train", "repair",
+  ]  # fmt: skip
+  assert named(planned, "sample again").calls == 2  # after captions, after instructions
+  assert named(planned, "repair").calls == 0
+  paged = steps.steps(run(paged=True), 8)
+  assert {s.keeps for s in paged} == {"", steps.STATE, steps.COPY}
+
+
+@pytest.mark.parametrize("name", ["v5e:4y4", "v5:4x4", "gpu:h300x8", "cpu:0", "v5e"])
+def test_a_topology_that_is_none(name):
+  with pytest.raises(UserError, match="no such slice"):
+    chips.parse(name)
+
+
+def test_names_of_slices():
+  assert [chips.parse(n).size for n in ("v5e:4x4", "v5p:2x2x2", "gpu:h200x8", "cpu:3")] == [
+    16, 8, 8, 3
+  ]  # fmt: skip
+
+
+def compiled(total, *, stays=0, refused=False):
+  return compiling.Compiled(1e15, stays, total * chips.GIB, refused, (), None, 1.0)
+
+
+def test_a_program_must_fit_beside_what_stays():
+  where = chips.parse("v5e:4x4")
+  planned = {s.name: s for s in steps.steps(run(), 16)}
+  gib = chips.GIB
+  done = [
+    (planned["sample question"], compiled(4, stays=2 * gib)),
+    (planned["answer target"], compiled(3, stays=3 * gib)),
+    (planned["train"], compiled(9, stays=3 * gib)),
+    (planned["repair"], compiled(14, stays=6 * gib)),
+  ]
+  plan = table.make(where, done, run_steps=10)
+  assert [row.beside / gib for row in plan.rows] == [6, 5, 5, 0]
+  assert plan.too_big() == []
+  done[2] = (planned["train"], compiled(10, stays=3 * gib))
+  plan = table.make(where, done, run_steps=10)
+  assert [row.step.name for row in plan.too_big()] == ["train"]
+  said = stage.advice(run(), plan, plan.too_big()[0])
+  assert "15.00 GiB a chip, 0.82 more than 90% of 15.75" in said
+  assert "It fits with --config.models.paged=True" in said
+  assert table.LABEL in table.text(plan)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["cpu:8", "v5e:2x4"])
+def test_every_program_of_a_tiny_run_compiles(topology):
+  where = chips.parse(topology)
+  if where.is_tpu:
+    pytest.importorskip("libtpu")
+  for step in steps.steps(run(), where.size):
+    done = compiling.compile_program(step.build, where)
+    assert done.total > done.stays > 0 and not done.refused
+    assert done.traffic is not None and (done.flops > 0 or step.name == "reshard")
+
+
+def test_the_train_step_compiles_for_eight_devices():
+  where = chips.parse("cpu:8")
+  done = compiling.compile_program(named(steps.steps(run(), 8), "train").build, where)
+  assert done.traffic.collectives["all-gather"].runs > 2  # each layer, forward and backward
+  assert done.flops > 1e5
