@@ -138,7 +138,8 @@ def together() -> Iterator[None]:
 
 def _is_about_others(message: str) -> bool:
   """Whether an error is about a connection: of gloo, NCCL or jax's own service."""
-  return any(word in message for word in ("Gloo", "NCCL", "UNAVAILABLE", "coordination service"))
+  words = ("Gloo", "NCCL", "CoordinationService", "coordination service")
+  return any(word in message for word in words)
 
 
 def leave(code: int) -> NoReturn:

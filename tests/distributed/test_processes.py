@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core import metrics, runtime, store
+from auditdm_jax.core.config import UserError
 from tests.rl import fakes, tiny
 
 JOB = ["-m", "tests.distributed.job", "--config=tests/distributed/job.py"]
@@ -224,3 +225,20 @@ def test_a_signal_to_one_of_them_saves_and_stops_all(start_all, straight, tmp_pa
   (end,) = run(start_all, tmp_path / "two", 1, 2)
   assert end.code == 0 and "3/4" not in end.err.partition("4/4")[0], end.err
   assert_same(facts(tmp_path / "two"), straight)
+
+
+@pytest.mark.parametrize(
+  ("error", "code"),
+  [
+    (ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer"), runtime.LOST),
+    (RuntimeError("Barrier failed [tensorflow.CoordinationServiceError='']"), runtime.LOST),
+    (RuntimeError("step 3: 9 of 16 samples are invalid: 9 x UNAVAILABLE: the service"), None),
+    (UserError("mesh is odd"), None),
+  ],
+)
+def test_only_a_broken_connection_is_blamed_on_others(monkeypatch, capsys, error, code):
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  with pytest.raises(SystemExit if code else type(error)) as raised, runtime.together():
+    raise error
+  assert raised.value is error or raised.value.code == code
+  assert ("another process is gone" in capsys.readouterr().err) == bool(code)
