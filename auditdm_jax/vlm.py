@@ -340,7 +340,8 @@ class Vlm:
   def _room(self) -> dict[str, int]:
     """What `rows_per_call` needs to know of the devices."""
     most = min(MAX_BATCH, MAX_BATCH_CPU) if jax.default_backend() == "cpu" else MAX_BATCH
-    return {"devices": self.mesh.size if self.mesh else 1, "most": most}
+    devices = self.mesh.size if self.mesh else 1
+    return {"devices": devices, "most": most * devices}
 
   def _place(self, x: np.ndarray) -> Array | np.ndarray:
     if self.mesh is None:

@@ -198,7 +198,7 @@ def _encodes(run: Run, devices: int) -> list[Step]:
   found = []
   for (vision, dtype), users in wanted.items():
     most = min(
-      vlm_lib.images_per_call(vision, devices=devices, most=vlm_lib.MAX_BATCH),
+      vlm_lib.images_per_call(vision, devices=devices, most=vlm_lib.MAX_BATCH * devices),
       max(images for _, images in users),
     )
     build = functools.partial(
@@ -214,7 +214,7 @@ def _answers(run: Run, name: str, devices: int) -> Step:
   model = run.answering[name]
   width = vlm_lib.padded_length(model.num_image_tokens + run.plan.question_tokens)
   most = vlm_lib.rows_per_call(
-    model, width, new=run.answer_tokens, images=1, devices=devices, most=vlm_lib.MAX_BATCH
+    model, width, new=run.answer_tokens, images=1, devices=devices, most=vlm_lib.MAX_BATCH * devices
   )
   rows = min(most, _power(run.probes))
   build = functools.partial(
