@@ -58,7 +58,7 @@ def get_config(arg: str = "") -> ConfigDict:
     ),
     sibling="",
     dtype="bfloat16",
-    int8=False,  # True: the references' decoders take half the memory.
+    int8=bool(larger),  # The references' decoders take half the memory.
     paged=args["on"] == "h200",  # Beside a trained auditor there is room for one of them.
   )  # fmt: skip
   c.plan = dict(architectures=FOLDERS, task_tokens=128, question_tokens=48)
