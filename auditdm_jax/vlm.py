@@ -274,10 +274,9 @@ class Vlm:
     for rows in self._batches(ids, which, max_new_tokens):
       batch = np.array([which[i] for i in rows])
       x = features[batch if batch.shape[1] > 1 else batch[:, 0]] if batch.size else None
-      samples = self._sample(
+      tokens, lengths = self._sample(
         sc, x, [ids[i] for i in rows], np.array([names[i] for i in rows]), seed
       )
-      tokens, lengths = (x[:, 0] for x in runtime.fetch((samples.tokens, samples.length)))
       for k, i in enumerate(rows):
         answers[i] = self.tokenizer.decode(tokens[k, : lengths[k]]).strip()
     return answers
@@ -304,8 +303,11 @@ class Vlm:
     ids: Sequence[Sequence[int]],
     names: np.ndarray,
     seed: int,
-  ) -> decode.Samples:
-    """Draws one sample for each of `ids`, in a program of a bucketed shape."""
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the tokens and the length of one sample for each of `ids`, and rows of padding.
+
+    The shape of the program is bucketed.
+    """
     n = self._bucket(len(ids))
     length = padded_length(max(map(len, ids)))
     tokens = np.zeros((n, length), np.int32)
@@ -317,7 +319,7 @@ class Vlm:
     tokens, valid, names = (self._place(x) for x in (tokens, valid, _pad_rows(names, n)))
     rest = features, tokens, valid, names, np.int32(seed)
     with mesh_lib.use(self.mesh):
-      return sample_answers(self.cfg, sc, self._decoding_params, *rest)
+      return runtime.fetch(sample_answers(self.cfg, sc, self._decoding_params, *rest))
 
   def _bucket(self, n: int) -> int:
     """Returns the power of two that n rows are padded to."""
@@ -509,12 +511,17 @@ def encode_images(vision: siglip.SiglipConfig, tower: Params, pixels: Array) -> 
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "sc"))
-def sample_answers(cfg, sc, params, features, tokens, valid, rows, seed) -> decode.Samples:
-  """The program of `Vlm.answer`: one sample per row, whose randomness hangs on its number."""
+def sample_answers(cfg, sc, params, features, tokens, valid, rows, seed) -> tuple[Array, Array]:
+  """The program of `Vlm.answer`: one sample per row, whose randomness hangs on its number.
+
+  Returns the tokens i32[B,C] and lengths i32[B]. What is not returned is not computed: log-probs
+  take a second pass over the logits of every token.
+  """
   keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
-  return decode.sample(
+  samples = decode.sample(
     cfg, sc, params, features, tokens, valid=valid, group=1, row_keys=keys[:, None]
   )
+  return samples.tokens[:, 0], samples.length[:, 0]
 
 
 @functools.partial(jax.jit, static_argnames=("cfg",))

@@ -67,8 +67,7 @@ class Samples:
 @dataclasses.dataclass(frozen=True)
 class _State:
   t: Array  # i32[], tokens drawn per sample
-  past: Any  # of `multimodal.start_past`, up to token t-3
-  kv: Any  # keys and values [L,P,G,K,H] of token t-2
+  past: Any  # of `multimodal.start_past`, up to token t-2
   tokens: Array  # i32[P,G,C]
   logprobs: Array  # f32[P,G,C]
   length: Array  # i32[P,G]
@@ -119,28 +118,27 @@ def sample(
 
   def advance(s: _State) -> _State:
     """Runs token t-1 of each sample through the model and draws token t."""
-    # What step t-1 made. Written before the suffixes are read, this needs no copy of them.
-    past = multimodal.write_past(s.past, s.kv, jnp.maximum(s.t - 2, 0))
     written = jnp.broadcast_to(suffix < s.t - 1, (p, suffix.size))
     x, kv = multimodal.step(
       cfg,
       params,
       jax.lax.dynamic_index_in_dim(s.tokens, s.t - 1, axis=2, keepdims=False),
       positions=count + s.t - 1,
-      past=past,
+      past=s.past,
       past_positions=past_positions,
       past_valid=jnp.concatenate([valid, written], axis=1),
     )
-    s = dataclasses.replace(s, past=past, kv=kv)
-    return _record(sc, s, draw(cfg, sc, params, x, row_keys, s.t))
+    drawn = draw(cfg, sc, params, x, row_keys, s.t)
+    # No token is negative, but so the place depends on one: XLA sees that the past has been read
+    # before it is written to, and writes in place.
+    at = s.t - 1 + jnp.minimum(drawn[0][0, 0], 0)
+    past = multimodal.write_past(s.past, kv, at)
+    return _record(sc, dataclasses.replace(s, past=past), drawn)
 
   rows = (p, group)
   state = _State(
     t=jnp.int32(0),
     past=multimodal.start_past(kv, samples=group, room=suffix.size),
-    kv=jax.tree.map(
-      lambda part: jnp.zeros((*part.shape[:-4], *rows, *part.shape[-2:]), part.dtype), kv
-    ),
     tokens=jnp.zeros((*rows, c), jnp.int32),
     logprobs=jnp.zeros((*rows, c), jnp.float32),
     length=jnp.zeros(rows, jnp.int32),

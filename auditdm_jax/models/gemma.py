@@ -516,6 +516,7 @@ class Gemma(nn.Module):
       ]
     )
     angles = jnp.stack([jnp.cos(angles), jnp.sin(angles)])  # [cos or sin, global or local, B,T,H/2]
+    angles = jax.lax.optimization_barrier(angles)  # Or each layer makes them again.
     near = window_mask(positions, key_positions, window=cfg.window)
     masks = jnp.stack([mask, mask & (near if wide is None else near | wide)])
     x = x.astype(cfg.dtype)

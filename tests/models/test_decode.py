@@ -3,6 +3,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -181,6 +182,29 @@ def test_split_parameters_draw_the_same():
   whole, split = draw(BIASED, sc, params), draw(BIASED, sc, mm.split_layers(params))
   np.testing.assert_array_equal(whole.tokens, split.tokens)
   np.testing.assert_allclose(whole.logprobs, split.logprobs, atol=2e-5)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_a_step_does_not_copy_the_cache(split):
+  """Copied at each step, it took a sixth of the time of 32 rows and 98 M parameters."""
+  wide = dataclasses.replace(TEXT, width=64, mlp_dim=128, head_dim=64, num_kv_heads=1)
+  cfg, room = dataclasses.replace(GEMMA3, text=wide, vision=None), 41
+  params = init(cfg, jax.random.key(0))
+  program = sample.lower(
+    cfg,
+    decode.SampleConfig(room + 1, stop_ids=(3,)),
+    mm.split_layers(params) if split else params,
+    None,
+    np.ones((P, T), np.int32),
+    valid=np.ones((P, T), bool),
+    group=G,
+    row_keys=jax.random.split(jax.random.key(0), (P, G)),
+  )
+  lines = program.compile().as_text().splitlines()
+  caches = [line for line in lines if re.search(rf"= f32\[[\d,]*\b{room}\b", line)]
+  assert any("dynamic-update-slice" in line for line in caches)
+  # The zeros that a cache starts with may be copied, once.
+  assert not [line for line in caches if re.search(r" copy\(%(get-tuple-element|copy)", line)]
 
 
 def test_samples_of_one_prompt_are_those_of_as_many_prompts():
