@@ -103,4 +103,6 @@ def get_config(arg: str = "") -> ConfigDict:
     curate=dict(size=10_000, cap=0.15, seed=0),
     length=1088, suffix=16,
   )  # fmt: skip
+  if args["on"] == "h200":
+    c.rectify.recipe.micro_rows = 32
   return c

@@ -19,6 +19,7 @@ from auditdm_jax.rl.step import OptimConfig
 from auditdm_jax.text import prompts as prompts_lib
 
 STATE, COPY = "train state", "the sampler's copy"
+_MICRO_BATCHES = 8  # Into which a batch is advised to be cut.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,8 +258,14 @@ def changes(run: Run, step: Step) -> Sequence[tuple[str, Run]]:
       layout = dataclasses.replace(run.layout, mesh={"fsdp": -1}, rules=())
       text = "--config.mesh=fsdp:-1 --config.rules=()"
       found.append((text, dataclasses.replace(run, layout=layout)))
-  elif step.name == "repair" and run.recipe is not None and not run.recipe.remat:
-    recipe = dataclasses.replace(run.recipe, remat=True)
-    text = "--config.rectify.recipe.remat=True"
-    found.append((text, dataclasses.replace(run, recipe=recipe)))
+  elif step.name == "repair" and run.recipe is not None:
+    recipe, text = dataclasses.replace(run.recipe, remat=True), ""
+    if not run.recipe.remat:
+      text = "--config.rectify.recipe.remat=True"
+      found.append((text, dataclasses.replace(run, recipe=recipe)))
+    if not recipe.micro_rows and recipe.batch_size % _MICRO_BATCHES == 0:
+      rows = recipe.batch_size // _MICRO_BATCHES
+      text = f"{text} --config.rectify.recipe.micro_rows={rows}".strip()
+      recipe = dataclasses.replace(recipe, micro_rows=rows)
+      found.append((text, dataclasses.replace(run, recipe=recipe)))
   return found

@@ -109,6 +109,18 @@ def test_a_program_must_fit_beside_what_stays():
   assert table.LABEL in table.text(plan)
 
 
+def test_what_would_make_a_repair_smaller():
+  recipe = Recipe(steps=5, batch_size=16, lr=1e-3)
+  found = steps.changes(run(recipe=recipe), named(steps.steps(run(), 8), "repair"))
+  assert [text for text, _ in found] == [
+    "--config.rectify.recipe.remat=True",
+    "--config.rectify.recipe.remat=True --config.rectify.recipe.micro_rows=2",
+  ]
+  last = found[-1][1].recipe
+  assert last.remat and last.micro_rows == 2 and last.batch_size == 16
+  assert not steps.changes(run(recipe=last), named(steps.steps(run(), 8), "repair"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("topology", ["cpu:8", "v5e:2x4"])
 def test_every_program_of_a_tiny_run_compiles(topology):
