@@ -7,6 +7,7 @@ COMMAND
 prints {"seconds": [per step, …], "phases": {phase: [seconds, …]}, …}
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import json
@@ -17,6 +18,9 @@ import jax
 import numpy as np
 
 from auditdm_jax import load_vlm
+from auditdm_jax import vlm as vlm_lib
+from auditdm_jax.audit.judge import Judge
+from auditdm_jax.audit.verdict import verdict
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.models import decode, multimodal
 from auditdm_jax.rl import batch as batch_lib
@@ -24,6 +28,9 @@ from auditdm_jax.rl import flops, grpo
 from auditdm_jax.rl.learner import Learner
 from auditdm_jax.rl.step import OptimConfig
 from tests.perf import grpo_sizes
+
+
+ANSWER = 8  # Tokens of an answer to a completion.
 
 
 def run(
@@ -93,6 +100,45 @@ def run(
     cpu.append(time.process_time() - cpu_begin)
     for name, taken in zip(phases, (seen - begin, said - seen, end - said)):
       phases[name].append(taken)
+  # What else a step of AuditDM takes, and the sampler's parts; after a first call that compiles.
+  one = jax.jit(
+    functools.partial(
+      decode.sample, vlm.cfg, dataclasses.replace(sampling, max_new_tokens=1), group=size.group
+    )
+  )
+  begin_sampling = functools.partial(
+    one, learner.sampling_params(), features, inputs[0], valid=inputs[1], row_keys=inputs[2]
+  )
+  questions = np.concatenate(
+    [np.repeat(prompts, size.group, axis=0), drawn.tokens.reshape(-1, size.completion)], axis=1
+  )
+  ask = functools.partial(
+    vlm_lib.sample_answers,
+    vlm.cfg,
+    dataclasses.replace(sampling, max_new_tokens=ANSWER, temperature=0.0),
+    vlm.params,
+    jax.numpy.repeat(features, size.group, axis=0),
+    questions,
+    np.ones(questions.shape, bool),
+    np.arange(len(questions)),
+    np.int32(0),
+  )
+  said_by_all = {
+    name: [" ".join(f"w{i}" for i in row) for row in rng.integers(7, 12, (len(questions), 2))]
+    for name in ("target", "first", "second")
+  }
+
+  def judge_all() -> None:
+    judge = Judge()  # Anew: it remembers what it has compared.
+    for k in range(len(questions)):
+      answers = {name: texts[k] for name, texts in said_by_all.items()}
+      verdict("probe", answers, judge, target="target", references=("first", "second"))
+
+  phases["prefill"] = timed(lambda: jax.block_until_ready(begin_sampling()), steps)
+  phases["answers"] = timed(lambda: jax.block_until_ready(ask()), steps)
+  phases["judge"] = timed(judge_all, steps)
+  started = float(np.median(phases["prefill"]))
+  phases["decode"] = [max(s - started, 0.0) for s in phases.pop("sample")]
   width = len(prompt)
   drawn_tokens = size.prompts * size.group * size.completion
   prefill = flops.decoder(
@@ -100,6 +146,12 @@ def run(
   )
   decoding = flops.decoder(
     text, tokens=drawn_tokens, context=width + size.completion / 2, predictions=drawn_tokens
+  )
+  answering = flops.decoder(
+    text,
+    tokens=questions.size + len(questions) * ANSWER,
+    context=questions.shape[1],
+    predictions=len(questions) * ANSWER,
   )
   return {
     # The first step compiles.
@@ -109,12 +161,17 @@ def run(
     "phases": {name: taken[1:] for name, taken in phases.items()},
     "gflop": {
       "vision": size.prompts * flops.tower(vlm.cfg.vision) / 1e9,
-      "sample": (prefill + decoding) / 1e9,
+      "prefill": prefill / 1e9,
+      "decode": decoding / 1e9,
+      "answers": answering / 1e9,
       "learner": flops.learning(vlm.cfg, batch, kl=False) / 1e9,
     },
     "tokens": {
       "vision": size.prompts * vlm.cfg.vision.num_patches,
-      "sample": drawn_tokens,
+      "prefill": size.prompts * width,
+      "decode": drawn_tokens,
+      "answers": questions.size + len(questions) * ANSWER,
+      "judge": len(questions),  # verdicts
       "learner": size.prompts * width + drawn_tokens,
     },
     "matmul_gflops": matmul_gflops(),
@@ -122,6 +179,16 @@ def run(
     "parameters": sum(x.size for x in jax.tree.leaves(vlm.params)),
     "versions": f"jax {jax.__version__}",
   }
+
+
+def timed(function: Callable[[], object], times: int) -> list[float]:
+  """Seconds of each call, the first of which compiles."""
+  taken = []
+  for _ in range(times):
+    begin = time.perf_counter()
+    function()
+    taken.append(time.perf_counter() - begin)
+  return taken
 
 
 def matmul_gflops(n: int = 2048) -> float:

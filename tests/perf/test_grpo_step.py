@@ -98,7 +98,11 @@ def test_a_step_against_trl(checkpoint):
 
 
 def test_phases_and_savings(checkpoint):
-  """Shares of the floor: the phase's matrix products at the speed of one large product."""
+  """Shares of the floor: the phase's matrix products at the speed of one large product.
+
+  Answers are the same model's to each completion, about its image, as those of a target or a
+  reference are; the judge compares what three models said, without a memory of earlier answers.
+  """
   name, folder = checkpoint
   runs = {
     "as configured": ours(folder, name),
@@ -108,12 +112,16 @@ def test_phases_and_savings(checkpoint):
   }
   base = runs["as configured"]
   print(f"\n{name}, {base['matmul_gflops']:.0f} GFLOP/s in a large product")
-  for phase, taken in base["phases"].items():
+  for phase in ("vision", "prefill", "decode", "answers", "judge", "learner"):
+    taken = base["phases"][phase]
     seconds = float(np.median(taken))
+    rate = f"{base['tokens'][phase] / seconds:9,.0f}"
+    if phase == "judge":
+      print(f"  {phase:8} {spread(taken)}; {rate} verdicts/s")
+      continue
     floor = base["gflop"][phase] / base["matmul_gflops"]
     print(
-      f"  {phase:8} {spread(taken)}; {base['tokens'][phase] / seconds:9,.0f} tokens/s,"
-      f" {floor / seconds:4.0%} of the floor"
+      f"  {phase:8} {spread(taken)}; {rate} tokens/s, {floor / seconds:4.0%} of the floor"
     )
   learner = {what: float(np.median(r["phases"]["learner"])) for what, r in runs.items()}
   for what, seconds in learner.items():
