@@ -29,7 +29,6 @@ from auditdm_jax.rl.learner import Learner
 from auditdm_jax.rl.step import OptimConfig
 from tests.perf import grpo_sizes
 
-
 ANSWER = 8  # Tokens of an answer to a completion.
 
 

@@ -120,9 +120,7 @@ def test_phases_and_savings(checkpoint):
       print(f"  {phase:8} {spread(taken)}; {rate} verdicts/s")
       continue
     floor = base["gflop"][phase] / base["matmul_gflops"]
-    print(
-      f"  {phase:8} {spread(taken)}; {rate} tokens/s, {floor / seconds:4.0%} of the floor"
-    )
+    print(f"  {phase:8} {spread(taken)}; {rate} tokens/s, {floor / seconds:4.0%} of the floor")
   learner = {what: float(np.median(r["phases"]["learner"])) for what, r in runs.items()}
   for what, seconds in learner.items():
     ratio = seconds / learner["as configured"]
