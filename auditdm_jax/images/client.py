@@ -261,8 +261,9 @@ class ImageClient:
       if last or (max_tries is not None and tries[answer.reason] >= max_tries):
         break
       self._closed.wait(delay)
-    failure = dataclasses.replace(answer, message=f"{answer.message} (try {attempt + 1})")
-    return ImageResult(None, failure, request.request_id)
+    if answer.fault != "auditor":  # What is wrong with a text is recorded, and the same at any try.
+      answer = dataclasses.replace(answer, message=f"{answer.message} (try {attempt + 1})")
+    return ImageResult(None, answer, request.request_id)
 
   def _try(self, request: Request, until: float) -> tuple[Any, np.ndarray] | Failure:
     """The response and its pixels, or why there is none."""

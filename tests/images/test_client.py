@@ -7,6 +7,7 @@ import json
 import logging
 import time
 
+import grpc
 import numpy as np
 import pytest
 
@@ -15,7 +16,7 @@ from auditdm_jax.images.backend import Made
 from auditdm_jax.images.client import ImageClient
 from auditdm_jax.images.config import Batching, ImagesConfig, Security
 from auditdm_jax.images.disk_cache import DiskCache
-from auditdm_jax.images.failures import Reason
+from auditdm_jax.images.failures import RULES, Reason, Refused
 from auditdm_jax.images.requests import Edit, Generate, Options
 from tests.images import fake, rogue
 
@@ -220,6 +221,24 @@ def test_a_damaged_image_is_asked_for_again_and_then_given_up():
     failure = client.submit(_generate(0)).result(10.0).failure
   assert failure.reason is Reason.PROTOCOL and "(try 2)" in failure.message
   assert failure.fault == "service"
+
+
+def test_what_is_wrong_with_a_text_reads_the_same_at_any_try():
+  """It is recorded, and a run whose service was killed must leave the same records."""
+  calls = []
+
+  def answer(request, context, number):
+    calls.append(number)
+    if number in (2, 3):
+      context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+    refused = Refused(Reason.INVALID_INSTRUCTION, "row one is taken")
+    context.set_trailing_metadata(refused.metadata)
+    context.abort(RULES[refused.reason].code, refused.message)
+
+  with rogue.scripted(answer) as address, ImageClient(address) as client:
+    failures = [client.submit(_generate(i)).result(20.0).failure for i in range(2)]
+  assert calls == [1, 2, 3, 4], "asking again because of the text cannot help"
+  assert failures[0] == failures[1] and failures[0].message == "row one is taken"
 
 
 @pytest.mark.parametrize("size", [(1 << 15, 1 << 15), (0, 0)])
