@@ -227,6 +227,32 @@ def test_a_signal_to_one_of_them_saves_and_stops_all(start_all, straight, tmp_pa
   assert_same(facts(tmp_path / "two"), straight)
 
 
+LOOP = [
+  "-m", "auditdm_jax", "loop", "--config=configs/scenes.py", "--config.optim.steps=2",
+  "--config.checkpoints.harvest=(1,)", "--config.discover.probes=480",
+  "--config.discover.search_probes=128", "--config.verify.limit=60", "--config.round2.steps=2",
+  "--config.rectify.recipe.steps=4", "--config.rectify.curate.size=40",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_loop_in_two_processes_is_that_of_one(start_all, monkeypatch, tmp_path):
+  """All stages, from training to the second round; much is computed, so optimise."""
+
+  def summary(processes: int, flags: str) -> dict:
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    workdir = tmp_path / str(processes)
+    where = [f"--workdir={workdir}", f"--config.pool.data_dir={tmp_path / 'data'}"]
+    ends = start_all([*LOOP, *where], processes, timeout_s=1800)
+    assert not any(e.code for e in ends), [e.err for e in ends]
+    assert (workdir / "report/index.html").exists()
+    found = json.loads((workdir / "summary.json").read_text())
+    del found["seconds"]
+    return found
+
+  assert summary(2, "") == summary(1, "--xla_force_host_platform_device_count=2")
+
+
 @pytest.mark.parametrize(
   ("error", "code"),
   [
