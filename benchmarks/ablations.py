@@ -38,7 +38,7 @@ def run(arm: str, seed: str, root: pathlib.Path) -> dict:
   """Trains one arm with one seed, or goes on with it; returns what its row is made of."""
   config = scenes.get_config(f"arm={arm},seed={seed},target={_TARGET.value}")
   workdir = root / f"{_TARGET.value}-{arm}-{seed}"
-  with Context(config, workdir) as ctx:
+  with Context(config, workdir, "ablation") as ctx:
     train.run(ctx)
     attempts = train.load_attempts(ctx)
     steps = config.optim.steps

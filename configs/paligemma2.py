@@ -8,10 +8,12 @@ COMMAND
 ARGS, as configs/paligemma2.py:on=v6e-8,references=28b
   on          v5e-16 | v5e-64 | v6e-8 | v6e-16 | v5p-8 | h200 | h100-8: the chips; layouts follow
   references  10b: PaliGemma 2 10B, Gemma 3 4B and 12B | 28b: and PaliGemma 2 28B
-  prompts     per step; the paper's batch of 256 completions is 32 x 8
+  prompts     per step, a multiple of 32; the paper's batch of 256 completions is 32 x 8
   chips       others than `on` says, of its kind, to see how the recipe scales
 
-The folders hold the published checkpoints, of Hugging Face or big_vision.
+The folders of models/ hold the published checkpoints, of Hugging Face or big_vision; the images are
+VQAv2's, see data/vqav2/prepare.py, or a folder of your own: --config.pool.dataset. FLUX is served
+from machines of its own: launch/image_server, --config.images.address.
 """
 
 from ml_collections import ConfigDict
@@ -46,6 +48,8 @@ def get_config(arg: str = "") -> ConfigDict:
   args = _parse(arg)
   (chips, tensor), prompts = SLICES[args["on"]], int(args["prompts"])
   chips = int(args["chips"]) or chips
+  if prompts < 32 or prompts % 32:
+    raise ValueError(f"configs/paligemma2.py: prompts={prompts}, not a multiple of 32")
   c = ConfigDict()
   c.seed = 0
   c.world = dict(name="", gaps="")  # no oracle
@@ -63,11 +67,10 @@ def get_config(arg: str = "") -> ConfigDict:
   )  # fmt: skip
   c.plan = dict(architectures=FOLDERS, task_tokens=128, question_tokens=48)
   c.pool = dict(
-    builder="", data_dir="data", dataset="vqa/2.1.0",
-    images="train", heldout="validation[-10240:]", fresh="validation[:-10240]",
+    builder="", data_dir="data", dataset="vqav2", images="train", heldout="heldout", fresh="fresh",
   )  # fmt: skip
   c.images = dict(
-    backend="flux", width=1024, height=1024, seed=0, error_rate=0.0,
+    backend="diffusers", width=1024, height=1024, seed=0, error_rate=0.0,
     port=0, address="localhost:50051",  # its own machine with GPUs: launch/image_server
   )  # fmt: skip
   c.bank = dict(
@@ -95,7 +98,17 @@ def get_config(arg: str = "") -> ConfigDict:
   if args["on"] == "h200":
     c.optim.micro_rows = 8
   c.rules = ()  # those of models/sharding.py
-  c.checkpoints = dict(checkpoint_every=50, keep=2, harvest=(), best="", peak_tflops=0.0)
+  # Auditors stored for discovery beside the last one: early ones ask about more.
+  c.checkpoints = dict(
+    checkpoint_every=50, keep=2, harvest=(250, 500, 750), best="", peak_tflops=0.0
+  )
+
+  # ---- discover, verify
+  c.discover = dict(
+    probes=20_000, batch=1024, search_probes=2_000, arms=dict(floor=0.06, yield_weight=1.0, seed=0),
+  )  # fmt: skip
+  c.verify = dict(limit=4_000, paraphrases=0, jitters=2)  # Nothing here rewords questions.
+  c.taxonomy = dict(skills="data/vqav2/skills.yaml")
 
   # ---- rectify: VQAv2's transfer recipe at 448 pixels
   c.rectify = dict(
@@ -105,4 +118,5 @@ def get_config(arg: str = "") -> ConfigDict:
   )  # fmt: skip
   if args["on"] == "h200":
     c.rectify.recipe.micro_rows = 32
+  c.round2 = dict(enabled=True, steps=200)
   return c

@@ -66,7 +66,7 @@ class FeatureCache:
     self._max_bytes = max_bytes
     self._bytes = 0
     self._rows: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
-    self.encoded = 0  # images sent through a tower so far
+    self.encoded: Counter[str] = Counter()  # images sent through each tower so far
 
   def features(
     self, vlm: Vlm, image_ids: Sequence[str], get: Callable[[str], np.ndarray]
@@ -84,7 +84,7 @@ class FeatureCache:
     found = {i: self._rows[tower, i] for i in dict.fromkeys(image_ids) if (tower, i) in self._rows}
     if missing:
       fresh = np.asarray(vlm.encode(_Loaded(missing, get)))
-      self.encoded += len(missing)
+      self.encoded[tower] += len(missing)
       found |= zip(missing, fresh)
     for image_id, row in found.items():
       self._put((tower, image_id), row)

@@ -81,15 +81,25 @@ def _text(value: bytes | str) -> str:
   return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def open_tfds(directory: str | os.PathLike, split: str) -> Pool:
-  """Opens a split of a prepared data set: `<data_dir>/<name>/<config>/<version>`."""
+def open_pool(directory: str | os.PathLike, split: str) -> ImagePool:
+  """Opens a split: of a prepared TFDS data set, or the folder of images that is called so."""
   directory = pathlib.Path(directory)
-  if not (directory / "dataset_info.json").is_file():
-    raise config.UserError(
-      f"{directory}: no prepared data set there; run its prepare command first"
-    )
+  if (directory / "dataset_info.json").is_file():
+    return open_tfds(directory, split)
+  if (directory / split).is_dir():
+    return FolderPool(directory / split)
+  raise config.UserError(
+    f"{directory}: neither a prepared data set nor a folder with images in {split}/"
+  )
+
+
+def open_tfds(directory: str | os.PathLike, split: str) -> Pool:
+  """Opens a split of a prepared data set, `<data_dir>/<name>/<config>/<version>`; or a slice, as
+  "train[:80%]".
+  """
+  directory = pathlib.Path(directory)
   builder = tfds.builder_from_directory(str(directory))
-  if split not in builder.info.splits:
+  if split.partition("[")[0] not in builder.info.splits:
     raise config.UserError(
       f"{directory}: no split {split!r}{config.did_you_mean(split, builder.info.splits)};"
       f" splits: {', '.join(builder.info.splits)}"

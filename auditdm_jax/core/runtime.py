@@ -10,9 +10,10 @@ between processes would make them wait for each other for ever; `agree` finds it
 Everything here is trivial where there is one process.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -230,21 +231,37 @@ def _place(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
 
 
 def fetch(tree: Any) -> Any:
-  """`jax.device_get` in every process, also of what lies on the devices of others."""
+  """`jax.device_get` in every process, also of what lies on the devices of others.
+
+  That goes over the devices a piece at a time: a model that is split over them fits into none.
+  """
   if jax.process_count() == 1:
     return jax.device_get(tree)
-  leaves, structure = jax.tree.flatten(tree)
-  split = [i for i, x in enumerate(leaves) if isinstance(x, jax.Array) and not _is_here(x)]
-  if split:
-    whole = NamedSharding(leaves[split[0]].sharding.mesh, PartitionSpec())
-    for i, x in zip(split, jax.jit(_same, out_shardings=whole)([leaves[i] for i in split])):
-      leaves[i] = x
-  return structure.unflatten([np.asarray(x) for x in leaves])
+  return jax.tree.map(lambda x: np.asarray(x) if _is_here(x) else in_pieces(x), tree)
 
 
-def _is_here(x: jax.Array) -> bool:
-  return x.is_fully_addressable or x.is_fully_replicated
+def _is_here(x: Any) -> bool:
+  return not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
 
 
-def _same(x: Any) -> Any:
-  return x
+def in_pieces(x: jax.Array, *, most: int = 1 << 28) -> np.ndarray:
+  """An array on the host of every process; at most about `most` bytes are whole on a device."""
+  whole = NamedSharding(x.sharding.mesh, PartitionSpec())
+  if x.nbytes <= most or x.ndim == 0:
+    return np.asarray(_piece(whole, x.shape[:1])(x, 0))
+  rows = max(1, most * len(x) // x.nbytes)
+  out = np.empty(x.shape, x.dtype)
+  for start in range(0, len(x), rows):
+    size = min(rows, len(x) - start)
+    out[start : start + size] = np.asarray(_piece(whole, (size,))(x, start))
+  return out
+
+
+@functools.lru_cache(maxsize=64)
+def _piece(whole: NamedSharding, size: tuple[int, ...]) -> Callable[[jax.Array, int], jax.Array]:
+  """x, start -> x[start : start + size], whole on every device; () for a scalar."""
+
+  def cut(x, start):
+    return jax.lax.dynamic_slice_in_dim(x, start, *size) if size else x
+
+  return jax.jit(cut, out_shardings=whole)

@@ -43,7 +43,7 @@ class Layout:
 
   Attributes:
     mesh: {axis: size} of training.
-    rollout: of everything else; empty = as in training.
+    rollout: of everything else; empty = as in training, whose rules are the auditor's alone.
     rules: of the auditor's masters; () = those of the models.
   """
 

@@ -18,7 +18,7 @@ from auditdm_jax.rl.grpo import GrpoConfig
 from auditdm_jax.rl.step import OptimConfig
 from auditdm_jax.text import prompts as prompts_lib
 
-STATE, COPY = "train state", "the sampler's copy"
+STATE, COPY, TOWER = "train state", "the sampler's copy", "the auditor's tower"
 _MICRO_BATCHES = 8  # Into which a batch is advised to be cut.
 
 
@@ -207,7 +207,8 @@ def _encodes(run: Run, devices: int) -> list[Step]:
       dtype=dtype,
     )  # fmt: skip
     calls = sum(-(-images // most) for _, images in users)
-    found.append(Step(f"encode {'+'.join(name for name, _ in users)}", build, calls))
+    keeps = TOWER if users[0][0] == "auditor" else ""  # A target's is among what stays of it.
+    found.append(Step(f"encode {'+'.join(name for name, _ in users)}", build, calls, keeps=keeps))
   return found
 
 

@@ -59,15 +59,17 @@ class Meter:
 
   def __init__(self, auditor: Vlm, bank: ModelBank):
     self._cfg, self._bank = auditor.cfg, bank
+    self._towers = {v.tower_id: v.cfg.vision for v in (auditor, *bank.vlms.values())}
     self._computed = dict(bank.computed)
     self.flops = {"features": 0.0, "sample": 0.0, "answers": 0.0}
 
   @contextlib.contextmanager
   def towers(self, phase: str) -> Iterator[None]:
     """Counts the images that the block encodes; auditor and bank share the bank's cache."""
-    before = self._bank.cache.encoded
+    before = self._bank.cache.encoded.copy()
     yield
-    self.flops[phase] += (self._bank.cache.encoded - before) * tower(self._cfg.vision)
+    for tower_id, images in (self._bank.cache.encoded - before).items():
+      self.flops[phase] += images * tower(self._towers[tower_id])
 
   def count(self, trajectories: Sequence[Trajectory], *, group: int) -> None:
     """Adds what was written, and what the models have answered since the last call."""

@@ -12,7 +12,6 @@ parameters over all of them, the other keeps the heads of each layer where they 
 from collections.abc import Mapping
 import dataclasses
 import functools
-import re
 from typing import Any
 
 import jax
@@ -26,7 +25,6 @@ from auditdm_jax.core.config import UserError
 from auditdm_jax.models import sharding
 from auditdm_jax.rl import batch as batch_lib
 from auditdm_jax.rl.step import (
-  TOWER,
   FlatParams,
   StepConfig,
   TrainState,
@@ -92,10 +90,10 @@ class Programs:
       shard = tree_lib.flatten(mesh_lib.shardings(mesh, rules, params))
     else:
       shard = tree_lib.flatten(sharding.shardings(mesh, params))
-    self.trains = tuple(path for path in params if not re.search(optim.frozen, path))
+    self.trains = tuple(filter(optim.trains, params))
     if not self.trains:
       raise UserError(f"optim.frozen={optim.frozen!r} matches every param: nothing would train")
-    self.trains_tower = any(re.search(TOWER, path) for path in self.trains)
+    self.trains_tower = optim.trains_tower(params)
     self.frozen = {path: shard[path] for path in params if path not in set(self.trains)}
     self.state = self._state_shardings({path: shard[path] for path in self.trains})
     self.reference = self.state.params if config.grpo.kl_coef else None

@@ -12,10 +12,11 @@ model's dtype is that of the computation.
 Axes: N rows, G completions of a row, C completion positions, U unique images, P patches, D width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import dataclasses
 import functools
 import math
+import re
 from typing import Any
 
 import jax
@@ -71,6 +72,14 @@ class OptimConfig:
   head_chunk: int = 0
   micro_rows: int = 0
   remat: bool = False
+
+  def trains(self, path: str) -> bool:
+    """Whether a param trains, by its path."""
+    return not re.search(self.frozen, path)
+
+  def trains_tower(self, paths: Iterable[str]) -> bool:
+    """Whether the vision tower is among what trains."""
+    return any(re.search(TOWER, path) and self.trains(path) for path in paths)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the stages share: a config's models, pools, world, image service and files, opened once."""
 
+from collections import Counter
 import contextlib
 import dataclasses
 import fcntl
@@ -10,6 +11,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import time
 
 import jax
 from jax.sharding import Mesh
@@ -19,13 +21,16 @@ import numpy as np
 from auditdm_jax.audit import skills
 from auditdm_jax.audit.answer import BankConfig, FeatureCache, ModelBank
 from auditdm_jax.audit.judge import Judge, JudgeConfig
+from auditdm_jax.audit.taxonomy import TaxonomyConfig
+from auditdm_jax.core import manifest, runtime, store
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core import pool as pool_lib
-from auditdm_jax.core import runtime, store
 from auditdm_jax.core.config import UserError, build
 from auditdm_jax.images import process
 from auditdm_jax.images.client import ImageClient
 from auditdm_jax.images.config import ImagesConfig
+from auditdm_jax.models import sharding
+from auditdm_jax.models.multimodal import Params
 from auditdm_jax.stages import shared
 from auditdm_jax.stages.paging import Paged, Turns
 from auditdm_jax.stages.worlds import World, open_world
@@ -62,10 +67,12 @@ class PoolConfig:
   Attributes:
     builder: script that prepares the TFDS data set if it is not there; "" = none.
     data_dir: where it lies; "" = <workdir>/data.
-    dataset: name/config/version under data_dir, or a folder of images.
+    dataset: name/config/version of a TFDS data set under data_dir, or a folder there that has a
+      folder of images for each split (`core.pool.FolderPool`).
     images: split the auditor looks at.
     heldout: split of the benchmark.
     fresh: split for the rates of known modes.
+    cache_bytes: of decoded images that are kept, per split; others are read when they are needed.
   """
 
   builder: str
@@ -74,6 +81,21 @@ class PoolConfig:
   images: str
   heldout: str
   fresh: str
+  cache_bytes: int = 8 * 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class NamingConfig:
+  """How failures get their names.
+
+  Attributes:
+    skills: YAML file of named skills, see `audit.skills`; "" = none, so that modes are named by
+      their words alone.
+    modes: when a slice of the probes is a mode.
+  """
+
+  skills: str = ""
+  modes: TaxonomyConfig = TaxonomyConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,17 +105,24 @@ class WorldConfig:
 
 
 class InMemoryPool:
-  """A pool whose rows are read once; ids are hashed once.
+  """A pool whose rows are read once, as far as they fit; ids are hashed once.
 
-  Of several processes each holds its share of the rows; it reads others where they are needed.
+  Of several processes each reads its share of the rows; it reads others where they are needed.
   """
 
-  def __init__(self, pool: pool_lib.ImagePool):
+  def __init__(self, pool: pool_lib.ImagePool, *, cache_bytes: int):
     self.split, self._pool = pool.split, pool
-    own = runtime.mine(range(len(pool)))
-    self._images = {i: pool.image(i) for i in own}
-    self._asked = {i: (pool.questions(i), pool.answers(i)) for i in own}
-    shares = runtime.gather([store.Images.id_of(image) for image in self._images.values()])
+    self._images: dict[int, np.ndarray] = {}
+    self._asked: dict[int, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+    ids, room = [], cache_bytes
+    for i in runtime.mine(range(len(pool))):
+      image = pool.image(i)
+      ids.append(store.Images.id_of(image))
+      self._asked[i] = pool.questions(i), pool.answers(i)
+      room -= image.nbytes
+      if room >= 0:
+        self._images[i] = image
+    shares = runtime.gather(ids)
     self._ids = [shares[i % len(shares)][i // len(shares)] for i in range(len(pool))]
 
   def __len__(self) -> int:
@@ -138,10 +167,10 @@ class ImageSource:
 
 
 class Context:
-  """Everything a stage opens, from one config and one workdir."""
+  """Everything a stage opens, from one config and one workdir, whose manifest it writes."""
 
-  def __init__(self, config: ConfigDict, workdir: str | os.PathLike):
-    self.config, self.workdir = config, store.as_path(workdir)
+  def __init__(self, config: ConfigDict, workdir: str | os.PathLike, stage: str):
+    self.config, self.workdir, self._stage = config, store.as_path(workdir), stage
     self.workdir.mkdir(parents=True, exist_ok=True)
     self.models = build(ModelsConfig, config.models, name="config.models")
     world = build(WorldConfig, config.world, name="config.world")
@@ -151,12 +180,29 @@ class Context:
     self._turns = Turns()
     self._pools: dict[str, InMemoryPool] = {}
     self._true_answers: dict[tuple[str, str], str | None] = {}
+    self._answered: list[Counter[str]] = []  # by model, of each bank
+    self._start = time.perf_counter()
 
   def __enter__(self) -> "Context":
+    if runtime.is_main():
+      models = dataclasses.asdict(self.models)
+      self._manifest.record(
+        self._stage, config=self.config.to_dict(), seeds={"seed": self.config.seed},
+        models={role: models[role] for role in ("auditor", "target", "references", "sibling")},
+        devices=runtime.describe_devices(),
+      )  # fmt: skip
     return self
 
   def __exit__(self, *exc) -> None:
     self._stack.close()
+    if runtime.is_main():
+      cost = {f"answers/{model}": n for model, n in sum(self._answered, Counter()).items()}
+      cost["seconds"] = round(time.perf_counter() - self._start, 1)
+      self._manifest.add_cost(self._stage, **cost)
+
+  @functools.cached_property
+  def _manifest(self) -> manifest.Manifest:
+    return manifest.Manifest(self.workdir)
 
   @functools.cached_property
   def judge(self) -> Judge:
@@ -169,8 +215,13 @@ class Context:
 
   @functools.cached_property
   def auditor(self) -> Vlm:
-    """Its parameters are the fp32 masters' first values, whatever it computes in."""
+    """Its parameters are the fp32 masters' first values, whatever it computes in.
+
+    The tower is on the devices; the rest, of which a learner has copies, waits on the host.
+    """
     vlm = load_vlm(self.models.auditor, mesh=self.rollout_mesh)
+    rest = {part: runtime.fetch(x) for part, x in vlm.params.items() if part != "img"}
+    vlm = vlm.with_params({**vlm.params, **rest})
     return dataclasses.replace(vlm, cfg=vlm.cfg.with_dtype(self.models.dtype))
 
   @functools.cached_property
@@ -184,7 +235,7 @@ class Context:
   @functools.cached_property
   def references(self) -> dict[str, Vlm | Paged]:
     loaded = [
-      self._waiting(self.load(path, int8=self.models.int8)) for path in self.models.references
+      self.answering(self.load(path, int8=self.models.int8)) for path in self.models.references
     ]
     return {vlm.name: vlm for vlm in loaded}
 
@@ -194,17 +245,20 @@ class Context:
     vlm = vlm.with_int8() if int8 else vlm
     return vlm.with_params(runtime.fetch(vlm.params)) if self.models.paged else vlm
 
-  def _waiting(self, vlm: Vlm) -> Vlm | Paged:
-    return Paged(vlm, self._turns) if self.models.paged else vlm
+  def answering(self, vlm: Vlm | Paged) -> Vlm | Paged:
+    """A model as it is to be asked: in its turn, if models take turns."""
+    return Paged(vlm, self._turns) if self.models.paged and isinstance(vlm, Vlm) else vlm
 
   def bank(self, target: Vlm | None = None) -> ModelBank:
     """The references and `target` (default: the config's)."""
     target = target or self.target
-    return ModelBank(
-      {target.name: self._waiting(target), **self.references}, target.name, list(self.references),
+    bank = ModelBank(
+      {target.name: self.answering(target), **self.references}, target.name, list(self.references),
       judge=self.judge, config=build(BankConfig, self.config.bank, name="config.bank"),
       cache=self.cache,
     )  # fmt: skip
+    self._answered.append(bank.computed)
+    return bank
 
   def true_answer(self, image_id: str, question: str) -> str | None:
     """What the world's oracle says; it is asked once per image and question."""
@@ -221,20 +275,35 @@ class Context:
 
   @functools.cached_property
   def rollout_mesh(self) -> Mesh | None:
-    """The same devices for sampling and answering; None if the config has no layout of its own."""
+    """The same devices for sampling and answering, in a layout of their own if the config has one;
+    None on one device.
+    """
     shape = self.config.get("rollout_mesh", {})
-    return mesh_lib.reshaped(self.mesh, dict(shape)) if shape and self.mesh else None
+    return mesh_lib.reshaped(self.mesh, dict(shape)) if shape and self.mesh else self.mesh
+
+  def place(self, params: Params) -> Params:
+    """An auditor's parameters from the host to the devices, as the sampler has them."""
+    mesh = self.rollout_mesh
+    if mesh is None:
+      return jax.device_put(params)
+    whole = mesh_lib.row_axes(mesh) if mesh is not self.mesh else ()
+    return runtime.place(params, sharding.shardings(mesh, params, whole=whole))
+
+  @functools.cached_property
+  def naming(self) -> NamingConfig:
+    return build(NamingConfig, self.config.taxonomy, name="config.taxonomy")
 
   @functools.cached_property
   def seeds(self) -> skills.Seeds:
-    return skills.load_seeds(self.config.taxonomy.skills)
+    return skills.load_seeds(self.naming.skills) if self.naming.skills else skills.Seeds(())
 
   def pool(self, name: str) -> InMemoryPool:
     """The split that config.pool.<name> (images, heldout, fresh) names."""
     if name not in self._pools:
       section = build(PoolConfig, self.config.pool, name="config.pool")
       split = dataclasses.asdict(section)[name]
-      self._pools[name] = InMemoryPool(pool_lib.open_tfds(self._dataset(section), split))
+      pool = pool_lib.open_pool(self._dataset(section), split)
+      self._pools[name] = InMemoryPool(pool, cache_bytes=section.cache_bytes)
       self.images.add_pool(self._pools[name])
     return self._pools[name]
 

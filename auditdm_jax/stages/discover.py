@@ -7,6 +7,7 @@ control is random questions alone at equal total queries, GRPO's included.
 """
 
 from collections.abc import Sequence
+import dataclasses
 import pathlib
 
 from ml_collections import ConfigDict
@@ -25,8 +26,33 @@ from auditdm_jax.stages.context import Context, InMemoryPool
 RANDOM, UNTRAINED = "random", "untrained"
 
 
+@dataclasses.dataclass(frozen=True)
+class DiscoverConfig:
+  """How much is asked.
+
+  Attributes:
+    probes: of the sweep, over all arms.
+    batch: probes between two decisions on who asks.
+    search_probes: for the search success of the untrained and of the trained auditor, each.
+    arms: how the budget moves.
+  """
+
+  probes: int
+  batch: int
+  search_probes: int
+  arms: ArmsConfig = ArmsConfig()
+
+  def __post_init__(self):
+    if min(self.probes, self.batch, self.search_probes) < 1:
+      raise ValueError("probes, batch and search_probes must be at least 1")
+
+
+def settings(ctx: Context) -> DiscoverConfig:
+  return build(DiscoverConfig, ctx.config.discover, name="config.discover")
+
+
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
-  with Context(config, workdir) as ctx:
+  with Context(config, workdir, "discover") as ctx:
     run(ctx)
   return 0
 
@@ -35,12 +61,9 @@ def run(ctx: Context) -> dict:
   """Spends config.discover.probes over the arms; resumes after the last whole batch."""
   if (found := ctx.done("discover")) is not None:
     return found
-  section, records = ctx.config.discover, ctx.records("discover")
+  section, records = settings(ctx), ctx.records("discover")
   checkpoints = {f"auditor@{step}": step for step in train.auditors(ctx)}
-  arms = Arms(
-    [*checkpoints, UNTRAINED, RANDOM],
-    config=build(ArmsConfig, section.arms, name="config.discover.arms"),
-  )
+  arms = Arms([*checkpoints, UNTRAINED, RANDOM], config=section.arms)
   mode_key = ModeKey(ctx.seeds)
   done: dict[int, list[dict]] = {}
   for row in records.read("attempts"):
@@ -139,14 +162,16 @@ def ask_questions(
   *,
   arm: str,
   label: str = "",
+  cascade: bool | None = None,
 ) -> list[Attempt]:
-  """Puts (image number, question) pairs to the bank."""
+  """Puts (image number, question) pairs to the bank; `cascade` overrides its config."""
   ids = [pool.image_id(i) for i, _ in asked]
   progress = metrics.Progress(len(asked), label) if label else None
   verdicts = bank.verdicts(
     ctx.images,
     [q for _, q in asked],
     image_ids=ids,
+    cascade=cascade,
     progress=(lambda done, _: progress.update(done)) if progress else None,
   )
   if progress:
@@ -160,11 +185,14 @@ def ask_questions(
 
 
 def random_control(ctx: Context, n: int) -> list[Attempt]:
-  """`n` random questions of the pool put to the audited target (all there are, if fewer)."""
+  """`n` random questions of the pool put to the audited target (all there are, if fewer).
+
+  All models answer: what the target knew has a consensus too, and is trained on.
+  """
   pool = ctx.pool("images")
   questions = RandomQuestions(pool, ctx.config.seed + 1)
   return ask_questions(
-    ctx, ctx.bank(), pool, questions.next(n), arm="control", label="random questions"
+    ctx, ctx.bank(), pool, questions.next(n), arm="control", label="random questions", cascade=False
   )
 
 

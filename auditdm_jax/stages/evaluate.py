@@ -18,12 +18,14 @@ from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.worlds import gap_set
 from auditdm_jax.vlm import Vlm
 
+# A gap can be found by an audit if the references are right about it and the target is not.
+REFERENCES_KNOW, TARGET_FAILS = 0.85, 0.6
 EMPTY = {"k": 0, "n": 0, "rate": None, "ci95": [0.0, 1.0]}
 
 
 def benchmark(ctx: Context, vlm: Vlm) -> bench.Table:
   """The held-out benchmark of one model; rows "all", "gaps", "rest", "skill: …", "gap: …"."""
-  pool = ctx.pool("heldout")
+  vlm, pool = ctx.answering(vlm), ctx.pool("heldout")
   examples = specs.from_pool(pool)
   groups = specs.scenes_groups(gap_set(ctx.config.world.gaps)) if ctx.world.oracle else None
   progress = metrics.Progress(len(examples), f"benchmark {vlm.name}")
@@ -48,7 +50,8 @@ def by_group(table: bench.Table) -> dict[str, dict]:
 
 
 def auditable(target: Mapping[str, dict], references: list[Mapping[str, dict]]) -> list[str]:
-  """Gaps an audit can find: every reference knows them (lower bound ≥ .8), the target does not.
+  """Gaps an audit can find: every reference is right about at least `REFERENCES_KNOW` of their
+  questions and the target about at most `TARGET_FAILS`.
 
   Args:
     target: `by_group` of the target.
@@ -57,13 +60,13 @@ def auditable(target: Mapping[str, dict], references: list[Mapping[str, dict]]) 
   names = [g.removeprefix("gap: ") for g in target if g.startswith("gap: ")]
   return [
     n for n in names
-    if target[f"gap: {n}"]["rate"] <= 0.6
-    and all(r[f"gap: {n}"]["rate"] >= 0.85 for r in references)
+    if target[f"gap: {n}"]["rate"] <= TARGET_FAILS
+    and all(r[f"gap: {n}"]["rate"] >= REFERENCES_KNOW for r in references)
   ]  # fmt: skip
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
-  with Context(config, workdir) as ctx:
+  with Context(config, workdir, "evaluate") as ctx:
     run(ctx)
   return 0
 
@@ -102,8 +105,8 @@ def _health(ctx: Context, *, questions: int = 2000) -> dict:
 def line(name: str, table: Mapping[str, dict]) -> str:
   parts = []
   for group in ("all", "gaps", "rest"):
-    if group in table:
-      row = table[group]
+    row = table.get(group)
+    if row and row["n"]:
       parts.append(
         f"{group} {row['rate']:.3f} [{row['ci95'][0]:.3f}, {row['ci95'][1]:.3f}] n={row['n']}"
       )

@@ -21,8 +21,8 @@ from ml_collections import ConfigDict
 import rich.console
 import rich.table
 
-from auditdm_jax.audit import rates, slices
-from auditdm_jax.core import manifest, runtime, store
+from auditdm_jax.audit import rates
+from auditdm_jax.core import runtime, store
 from auditdm_jax.stages import attempts as attempts_lib
 from auditdm_jax.stages import (
   discover,
@@ -39,7 +39,7 @@ from auditdm_jax.stages.context import Context
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
-  with Context(config, workdir) as ctx:
+  with Context(config, workdir, "loop") as ctx:
     summary = run(ctx)
     index = ctx.workdir / "report" / "index.html"
     with shared.reading():
@@ -58,12 +58,6 @@ def run(ctx: Context) -> dict[str, Any]:
   summary = shared.read_json(path)
   if ctx.done("loop") is not None and summary is not None:
     return summary
-  if runtime.is_main():
-    manifest.Manifest(ctx.workdir).record(
-      "loop", config=ctx.config.to_dict(), seeds={"seed": ctx.config.seed},
-      models={"auditor": ctx.models.auditor, "target": ctx.models.target},
-      devices=runtime.describe_devices(),
-    )  # fmt: skip
   seconds: dict[str, float] = {}
 
   def stage(name: str, body: Callable[[], Any]) -> Any:
@@ -84,7 +78,7 @@ def run(ctx: Context) -> dict[str, Any]:
   control = stage("random control", lambda: random_control(ctx, trained["completions"]))
   verified = stage("verify", lambda: verify.run(ctx))
   repaired = stage("rectify", lambda: repair(ctx, evaluated))
-  second = stage("re-audit", lambda: reaudit.run(ctx)) if ctx.config.round2.enabled else {}
+  second = stage("re-audit", lambda: reaudit.run(ctx)) if reaudit.settings(ctx).enabled else {}
   summary = stage(
     "summary", lambda: summarise(ctx, evaluated, searched, control, verified, repaired, second)
   )
@@ -102,7 +96,7 @@ def search(ctx: Context) -> dict:
   if (found := ctx.done("search")) is not None:
     return found
   asker = train.Asker(ctx, ctx.bank())
-  n, result = ctx.config.discover.search_probes, {}
+  n, result = discover.settings(ctx).search_probes, {}
   for name, step in (("prompt_only", None), ("trained", ctx.config.optim.steps)):
     attempts = asker.ask(step, n, arm=name, stream=7, strategies={"question": 16})
     cover = attempts_lib.coverage(ctx, attempts, [])
@@ -117,7 +111,7 @@ def random_control(ctx: Context, trained_probes: int) -> dict:
   """Random questions at the audit's total queries, GRPO's included; finds are kept for repair."""
   if (found := ctx.done("control")) is not None:
     return found
-  attempts = discover.random_control(ctx, trained_probes + ctx.config.discover.probes)
+  attempts = discover.random_control(ctx, trained_probes + discover.settings(ctx).probes)
   records = ctx.records("control")
   records.rewind("attempts", -1, field="row")
   records.append(
@@ -136,9 +130,8 @@ def repair(ctx: Context, evaluated: dict) -> dict:
   if (found := ctx.done("rectify")) is not None:
     return found
   ctx.pool("images")
-  replay = rectify.replay_examples(ctx)
-  failures = verify.load_failures(ctx)
-  repaired = rectify.from_failures(ctx, failures)
+  repaired = rectify.from_failures(ctx, verify.load_failures(ctx))
+  replay = rectify.replay_examples(ctx, len(repaired))
   control = load_control(ctx)
   arms = {
     "repaired": repaired,
@@ -196,7 +189,7 @@ def summarise(ctx, evaluated, searched, control, verified, repaired, second) -> 
       }
       for g in ctx.world.gaps
     },
-    "modes": mode_scores(verified["modes"], auditable),
+    "modes": mode_scores(verified["modes"], auditable, threshold=ctx.naming.modes.threshold),
     "rectify": rows,
     "reaudit": second.get("success"),
     "second_round": second,
@@ -213,14 +206,13 @@ def summarise(ctx, evaluated, searched, control, verified, repaired, second) -> 
   }  # fmt: skip
 
 
-def mode_scores(modes: Sequence[dict], auditable: Sequence[str]) -> dict:
+def mode_scores(modes: Sequence[dict], auditable: Sequence[str], *, threshold: float) -> dict:
   """Recall: auditable gaps that some mode is about. Precision: modes the oracle bears out.
 
   A mode is about a gap if most of its oracle-confirmed fresh failures lie in it; it is borne out if
-  the oracle confirms failures on at least the taxonomy's threshold of its fresh probes.
+  the oracle confirms failures on at least the taxonomy's `threshold` of its fresh probes.
   """
   measured = [m for m in modes if m["fresh"] and m["fresh"]["n"] > 0]
-  threshold = slices.SliceConfig().threshold
   right = [m for m in measured if m["confirmed"] / m["fresh"]["n"] >= threshold]
   hit = {m["gap"] for m in right if m["gap"] and m["gap_share"] >= 0.5}
   return {

@@ -37,7 +37,7 @@ METHODS = (
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
-  with Context(config, workdir) as ctx:
+  with Context(config, workdir, "report") as ctx:
     path = workdir / "summary.json"
     if not path.exists():
       raise UserError(f"{path} is not there; run the loop first")

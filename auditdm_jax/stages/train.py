@@ -6,7 +6,6 @@ The stored auditors then ask: `Asker` is their inference pass over the pool.
 
 from collections.abc import Collection, Sequence
 import dataclasses
-import functools
 import pathlib
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.audit.probe import Probe, Verdict
 from auditdm_jax.core import mesh as mesh_lib
-from auditdm_jax.core import metrics, store
+from auditdm_jax.core import metrics, runtime, store, tree
 from auditdm_jax.core.config import UserError, build
 from auditdm_jax.models import preprocess
 from auditdm_jax.rl import grpo, reward, rollout, trainer
@@ -30,7 +29,7 @@ NAME = "train"
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
-  with Context(config, workdir) as ctx:
+  with Context(config, workdir, "train") as ctx:
     run(ctx)
   return 0
 
@@ -56,7 +55,8 @@ def train_auditor(
   vlm, optim = ctx.auditor, build(OptimConfig, ctx.config.optim, name="config.optim")
   learner = Learner(
     vlm.cfg, grpo_config(ctx), optim=dataclasses.replace(optim, steps=steps),
-    mesh=mesh_lib.make_mesh(ctx.config.mesh.to_dict()), rollout_mesh=ctx.rollout_mesh,
+    mesh=mesh_lib.make_mesh(ctx.config.mesh.to_dict()),
+    rollout_mesh=None if ctx.rollout_mesh is ctx.mesh else ctx.rollout_mesh,
     rules=[(regex, tuple(spec)) for regex, spec in ctx.config.rules],
     params=vlm.params if start is None else start,
     banned=vlm.tokenizer.unsampled_ids(vlm.stop_ids),
@@ -75,16 +75,23 @@ def grpo_config(ctx: Context) -> grpo.GrpoConfig:
 def make_rollout(
   ctx: Context, bank: ModelBank, *, learner: Learner | None = None
 ) -> rollout.Rollout:
-  """Connects the sampler, the image service and the models; a learner says how batches are laid."""
+  """Connects the sampler, the image service and the models.
+
+  A learner says how batches are laid out; without one the params are those of `Asker`.
+  """
   cfg = build(rollout.RolloutConfig, ctx.config.rollout, name="config.rollout")
+  if "seed" in ctx.config.rollout:
+    raise UserError("config.rollout.seed: a run has one seed, config.seed")
   key, vlm, grpo_cfg = ModeKey(ctx.seeds), ctx.auditor, grpo_config(ctx)
   needs_images = any(s != "question" for s in cfg.counts())
+  if learner is None:
+    optim = build(OptimConfig, ctx.config.optim, name="config.optim")
+    trains_tower = optim.trains_tower(tree.flatten(vlm.params))
+  else:
+    trains_tower = learner.trains_tower
 
   def features(params: Any, ids: Sequence[str]) -> np.ndarray:
-    if learner is None:  # A stored auditor, whose tower may have been trained.
-      own = vlm if params is vlm.params else vlm.with_params(params)
-      return ctx.cache.features(own, ids, ctx.images)
-    if not learner.trains_tower:
+    if not trains_tower:
       return ctx.cache.features(vlm, ids, ctx.images)
     unique = list(dict.fromkeys(ids))
     now = vlm.with_params(params).encode([ctx.images(i) for i in unique])
@@ -94,13 +101,13 @@ def make_rollout(
     size = vlm.cfg.vision.image_size
     return preprocess.preprocess([ctx.images(i) for i in ids], size=size, how=vlm.pixels)
 
-  layout = {}
+  layout = {"mesh": ctx.rollout_mesh}
   if learner is not None:
     mesh = learner.rollout_mesh
     layout = {
       "padded": learner.padded,
       "per_row": grpo_cfg.group_size if learner.config.optim.shared_prefix else 1,
-      "pixels": pixels if learner.trains_tower else None,
+      "pixels": pixels if trains_tower else None,
       "mesh": mesh if mesh.size > 1 else None,
     }
   heldout = cfg.gauges.heldout
@@ -119,7 +126,7 @@ def make_rollout(
     well_formed=ctx.world.well_formed,
     paraphrase=ctx.world.paraphrase,
     oracle=ctx.world.oracle,
-    heldout=load_vlm(heldout) if heldout else None,
+    heldout=ctx.answering(ctx.load(heldout)) if heldout else None,
     **layout,
   )
 
@@ -151,20 +158,35 @@ def load_attempts(ctx: Context, name: str = NAME) -> list[Attempt]:
   return out
 
 
+def stored(ctx: Context, step: int | None, *, dtype: str = "float32") -> Any:
+  """Parameters of the untrained auditor (None) or of the one after `step` updates, on the devices.
+
+  They are split as those of the models that answer.
+  """
+  if step is None:
+    return load_vlm(ctx.models.auditor, mesh=ctx.rollout_mesh, dtype=dtype).params
+  with store.reading(auditors(ctx)[step]) as folder:
+    return load_vlm(folder, mesh=ctx.rollout_mesh, dtype=dtype).params
+
+
 class Asker:
-  """Asks with an auditor's params: one probe per image, strategies in the config's shares."""
+  """Asks with a stored auditor: one probe per image, strategies in the config's shares.
+
+  One auditor at a time is on the devices, in the dtype of the computation; others wait on the host.
+  """
 
   def __init__(self, ctx: Context, bank: ModelBank):
     self._ctx, self._rollout = ctx, make_rollout(ctx, bank)
+    self._waiting: dict[int | None, Any] = {}
+    self._step, self._params = None, None  # the one on the devices
 
-  def params(self, step: int | None) -> Any:
-    """The untrained auditor's (None) or those after `step` updates."""
-    return self._ctx.auditor.params if step is None else self._load(step)
-
-  @functools.lru_cache(maxsize=8)  # noqa: B019  (an asker lives as long as its stage)
-  def _load(self, step: int) -> Any:
-    with store.reading(auditors(self._ctx)[step]) as folder:
-      return load_vlm(folder, mesh=self._ctx.rollout_mesh).params
+  def _take(self, step: int | None) -> Any:
+    if self._params is None or self._step != step:
+      self._params = None  # First, or both would be there.
+      if step not in self._waiting:
+        self._waiting[step] = runtime.fetch(stored(self._ctx, step, dtype=self._ctx.models.dtype))
+      self._step, self._params = step, self._ctx.place(self._waiting[step])
+    return self._params
 
   def ask(
     self,
@@ -197,8 +219,9 @@ class Asker:
       draw = stream * 101 + chunk
       prompts = rollout.draw_prompts(counts, seed=seed + 1, step=draw, size=size)
       done = self._rollout.generate(
-        self.params(step), prompts, step=1_000_000 + draw, timer=metrics.Timer(), group=1
+        self._take(step), prompts, step=1_000_000 + draw, timer=metrics.Timer(), group=1
       )
+      self._rollout.check(done, draw)  # What is invalid is asked again, but not for ever.
       if asked is not None and chunk * sum(counts.values()) < 2 * n:
         done = _unasked(done, {*asked, *(a.probe.probe_id for a in out)})
       # A share of every strategy when not all are wanted.

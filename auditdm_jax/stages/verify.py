@@ -18,7 +18,7 @@ from auditdm_jax.audit import verify as verify_lib
 from auditdm_jax.audit.probe import Failure
 from auditdm_jax.audit.taxonomy import Taxonomy
 from auditdm_jax.core import metrics
-from auditdm_jax.core.config import build
+from auditdm_jax.core.config import UserError, build
 from auditdm_jax.images.config import ImagesConfig
 from auditdm_jax.stages import attempts as attempts_lib
 from auditdm_jax.stages import discover, edits
@@ -27,7 +27,7 @@ from auditdm_jax.stages.context import Context
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
-  with Context(config, workdir) as ctx:
+  with Context(config, workdir, "verify") as ctx:
     run(ctx)
   return 0
 
@@ -36,8 +36,10 @@ def run(ctx: Context) -> dict:
   """Verified failures and modes of the discovery of this workdir."""
   if (found := ctx.done("verify")) is not None:
     return found
+  if ctx.done("discover") is None:
+    raise UserError(f"{ctx.workdir}: nothing to verify; run the stage discover first")
   attempts = discover.load(ctx)
-  failures, funnel, tax = audit(ctx, attempts, label="verify")
+  failures, funnel, tax = audit(ctx, attempts)
   records = ctx.records("verify")
   known = records.keys("failures", "key")
   rows = [{"key": f.probe.probe_id, **f.to_dict()} for f in failures]
@@ -56,7 +58,7 @@ def run(ctx: Context) -> dict:
   return ctx.finish("verify", result)
 
 
-def audit(ctx: Context, attempts: list[Attempt], *, label: str):
+def audit(ctx: Context, attempts: list[Attempt]):
   """Grades (a bounded, seeded choice of) the unique finds and names their modes.
 
   Returns:
@@ -64,14 +66,16 @@ def audit(ctx: Context, attempts: list[Attempt], *, label: str):
   """
   section, bank = ctx.config.verify, ctx.bank()
   finds = attempts_lib.unique_finds(attempts)
-  tax = taxonomy_lib.discover_modes(attempts_lib.outcomes(attempts), ctx.seeds)
+  tax = taxonomy_lib.discover_modes(
+    attempts_lib.outcomes(attempts), ctx.seeds, config=ctx.naming.modes
+  )
   chosen = choose(finds, tax, limit=section.limit, seed=ctx.config.seed)
   config = build(
     verify_lib.VerifyConfig,
     {k: v for k, v in section.items() if k != "limit"},
     name="config.verify",
   )
-  progress = metrics.Progress(len(chosen), label)
+  progress = metrics.Progress(len(chosen), "verify")
   local = build(ImagesConfig, ctx.config.images, name="config.images").client.local_edits
   probes = [a.probe for a in chosen]
   measured = edits.measure(ctx, bank, probes) if local else [()] * len(chosen)
@@ -115,12 +119,12 @@ def load_failures(ctx: Context) -> list[Failure]:
   return [Failure.from_dict(r) for r in ctx.records("verify").read("failures")]
 
 
-def fresh_attempts(ctx: Context, bank=None) -> list[Attempt]:
-  """Random questions about the fresh split, put to the bank (default: the audited target)."""
+def fresh_attempts(ctx: Context) -> list[Attempt]:
+  """All questions about the fresh split, put to the audited target and all references."""
   pool = ctx.pool("fresh")
   asked = [(i, q) for i in range(len(pool)) for q in pool.questions(i)]
   return discover.ask_questions(
-    ctx, bank or ctx.bank(), pool, asked, arm="fresh", label="fresh probes"
+    ctx, ctx.bank(), pool, asked, arm="fresh", label="fresh probes", cascade=False
   )
 
 

@@ -58,6 +58,11 @@ def test_eight_devices(run_python):
     assert [int(s.data[0]) for s in batch["x"].addressable_shards] == list(range(0, 16, 2))
     assert int(jax.jit(lambda b: b["x"].sum())(batch)) == 120
 
+    from auditdm_jax.core import runtime
+    for most in (0, 64, 100, 10_000):  # Rows are of 32 bytes: one, two, three, all at a time.
+      for w in (placed["params"]["w"], batch["x"], jax.numpy.float32(3) + placed["params"]["b"][0]):
+        np.testing.assert_array_equal(runtime.in_pieces(w, most=most), np.asarray(w))
+
     try:
       mesh_lib.shardings(mesh, [("w", ("data",))], {"w": np.zeros((6, 8))})
     except ValueError as e:

@@ -30,6 +30,14 @@ def test_images_come_by_name_with_their_questions(folder):
   assert images.image_id(1) == images.image_id(2) != images.image_id(0)
 
 
+def test_a_split_is_a_folder(folder, tmp_path_factory):
+  root = tmp_path_factory.mktemp("set")
+  (root / "train").symlink_to(folder)
+  assert pool.open_pool(root, "train").questions(1) == ("what is it", "how many")
+  with pytest.raises(config.UserError, match="nor a folder with images in test/"):
+    pool.open_pool(root, "test")
+
+
 def test_grey_and_transparent_images_become_rgb(tmp_path):
   Image.fromarray(np.full((4, 4), 9, np.uint8)).save(tmp_path / "grey.png")
   Image.fromarray(np.full((4, 4, 4), 9, np.uint8)).save(tmp_path / "rgba.png")

@@ -35,6 +35,11 @@ def test_splits_have_their_sizes_and_nothing_needs_tensorflow(folder):
   assert "tensorflow" not in sys.modules
 
 
+def test_a_split_may_be_a_slice(folder):
+  whole, part = pool.open_pool(folder, "pool"), pool.open_pool(folder, "pool[2:5]")
+  assert [part.image_id(i) for i in range(len(part))] == [whole.image_id(i) for i in (2, 3, 4)]
+
+
 def test_rows_are_in_order_and_equal_the_pure_function(folder):
   heldout = pool.open_tfds(folder, "heldout")
   tiny = builder.Builder.builder_configs["tiny"]
@@ -73,5 +78,5 @@ def test_another_seed_is_another_data_set():
 def test_errors_teach(folder, tmp_path):
   with pytest.raises(config.UserError, match="did you mean 'heldout'"):
     pool.open_tfds(folder, "held_out")
-  with pytest.raises(config.UserError, match="prepare"):
-    pool.open_tfds(tmp_path, "pool")
+  with pytest.raises(config.UserError, match="neither a prepared data set nor"):
+    pool.open_pool(tmp_path, "pool")

@@ -37,7 +37,7 @@ def test_each_process_reads_its_share_of_the_pool_and_knows_all_ids(monkeypatch,
   gathered = []
   monkeypatch.setattr(runtime, "gather", lambda own: gathered.append(own) or [ids[::2], ids[1::2]])
   rows = Rows()
-  pool = context.InMemoryPool(rows)
+  pool = context.InMemoryPool(rows, cache_bytes=1 << 20)
   assert gathered == [ids[process::2]] and rows.read == list(range(5))[process::2]
   assert [pool.image_id(i) for i in range(len(pool))] == ids
   source = context.ImageSource(store.Images)
@@ -46,6 +46,13 @@ def test_each_process_reads_its_share_of_the_pool_and_knows_all_ids(monkeypatch,
   assert [source(image_id)[0, 0, 0] for image_id in ids] == list(range(5))
   assert rows.read == ([1, 3] if process == 0 else [0, 2, 4])  # the others', when they are needed
   assert [pool.questions(i) for i in range(5)] == [(f"q{i}",) for i in range(5)]
+
+
+def test_images_that_do_not_fit_are_read_again():
+  rows = Rows()
+  pool = context.InMemoryPool(rows, cache_bytes=2 * 12)
+  rows.read.clear()
+  assert [pool.image(i)[0, 0, 0] for i in range(5)] == list(range(5)) and rows.read == [2, 3, 4]
 
 
 def test_the_first_process_writes_and_all_read_at_the_same_point(monkeypatch, tmp_path):
