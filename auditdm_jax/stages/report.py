@@ -9,6 +9,7 @@ import sys
 
 from ml_collections import ConfigDict
 
+from auditdm_jax.audit.health import Health
 from auditdm_jax.audit.probe import Failure
 from auditdm_jax.audit.report import data as report_data
 from auditdm_jax.audit.report.write import write_report
@@ -73,7 +74,7 @@ def run(ctx: Context, summary: dict) -> pathlib.Path:
     strategies=_strategies(summary),
     rectify=_rectify(summary),
     second_round=_second_round(summary),
-    health=_health(evaluated["health"]),
+    health=Health(**evaluated["health"]),
     methods=METHODS,
     commands=[_command(ctx)],
     versions={
@@ -207,13 +208,3 @@ def _second_round(summary):
     )
     for row in summary.get("second_round", {}).get("modes", ())
   ]
-
-
-def _health(h: dict):
-  names = list(h["error"])
-  return report_data.ReferenceHealth(
-    names=names,
-    co_error=[[1.0 if a == b else h["co_error"][a][b] for b in names] for a in names],
-    all_wrong=h["all_wrong"], same_wrong=h["same_wrong"],
-    effective_number=h["effective_references"], warnings=h["warnings"],
-  )  # fmt: skip

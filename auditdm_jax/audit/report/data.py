@@ -10,6 +10,8 @@ import dataclasses
 import pathlib
 from typing import Any
 
+from auditdm_jax.audit.health import Health
+
 Rate = Mapping[str, Any]
 
 LIMITS = (
@@ -162,18 +164,6 @@ class SecondRoundRow:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ReferenceHealth:
-  """`co_error[i][j]`: share of probes on which an independent judge finds i and j both wrong."""
-
-  names: Sequence[str]
-  co_error: Sequence[Sequence[float]]
-  all_wrong: Rate | None = None
-  same_wrong: Rate | None = None
-  effective_number: float | None = None
-  warnings: Sequence[str] = ()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportData:
   """Everything that `write_report` needs; `summary` is the content of summary.json."""
 
@@ -189,7 +179,7 @@ class ReportData:
   strategies: Sequence[StrategyRow] = ()
   rectify: Sequence[RectifyRow] = ()
   second_round: Sequence[SecondRoundRow] = ()
-  health: ReferenceHealth | None = None
+  health: Health | None = None
   methods: Sequence[tuple[str, str]] = ()
   limits: Sequence[tuple[str, str]] = LIMITS
   commands: Sequence[str] = ()

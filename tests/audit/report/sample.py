@@ -6,6 +6,8 @@ import pathlib
 import numpy as np
 from PIL import Image
 
+from auditdm_jax.audit import health
+from auditdm_jax.audit.judge import Judge
 from auditdm_jax.audit.report import data
 
 HOSTILE = "<script>alert('x')</script> \" onerror='y' \u202egnp.elif\u202c & \x00 \ud800"
@@ -62,6 +64,17 @@ def _card(folder: pathlib.Path, i: int, question: str, *, edited: bool) -> data.
     },
     command=f"python -m auditdm_jax verify --config=configs/scenes.py --probe=9f{i:04d}ab",
   )
+
+
+def reference_health() -> health.Health:
+  """Of 1000 questions, easy errs on 400, ref-a on 50, ref-b on 80 and ref-c on 60 of those 80."""
+  wrong = {
+    "easy": range(400), "ref-a": range(390, 440), "ref-b": range(400, 480),
+    "ref-c": range(420, 480),
+  }  # fmt: skip
+  answers = {n: ["four" if i in w else "five" for i in range(1000)] for n, w in wrong.items()}
+  references = ("ref-a", "ref-b", "ref-c")
+  return health.health(answers, ["five"] * 1000, Judge(), target="easy", references=references)
 
 
 def report_data(folder: pathlib.Path, *, modes: int = 5, cards: int = 3) -> data.ReportData:
@@ -178,13 +191,7 @@ def report_data(folder: pathlib.Path, *, modes: int = 5, cards: int = 3) -> data
         name="exact counts of shapes", before=None, after=rate(44, 200), status="new"
       ),
     ),
-    health=data.ReferenceHealth(
-      names=("ref-a", "ref-b", "ref-c"),
-      co_error=((0.031, 0.004, 0.002), (0.004, 0.027, 0.006), (0.002, 0.006, 0.12)),
-      all_wrong=rate(3, 1500),
-      effective_number=2.8,
-      warnings=("ref-c shares its training data with the target.",),
-    ),
+    health=reference_health(),
     methods=(("Consensus", "All three references give the same answer after normalisation."),),
     commands=("python -m auditdm_jax report --config=configs/scenes.py --workdir=runs/easy",),
     versions={"jax": "0.10.2", "python": "3.11"},

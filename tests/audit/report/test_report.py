@@ -5,6 +5,7 @@ import dataclasses
 import html.parser
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
@@ -78,6 +79,20 @@ def test_numbers_of_the_summary_are_on_the_pages(report):
   assert "from 24.0\u202f%; the rest moved by \N{MINUS SIGN}0.5 points" in index
   assert json.loads((report / "summary.json").read_text())["queries"]["grpo"] == 46080
   assert "queries.grpo" in (report / "methods.html").read_text(encoding="utf-8")
+
+
+def test_the_co_error_table_shows_joint_errors(report):
+  index = (report / "index.html").read_text(encoding="utf-8")
+  matrix = index[index.index('<table class="matrix">') :]
+  shown = [float(x) for x in re.findall(r"([\d.]+)\u202f%", matrix)]
+  assert shown == [
+    40.0, 1.0, 0.0, 0.0,
+    1.0, 5.0, 4.0, 2.0,
+    0.0, 4.0, 8.0, 6.0,
+    0.0, 2.0, 6.0, 6.0,
+  ]  # fmt: skip
+  assert matrix.count("φ 0.86") == 2 and "ref-b and ref-c err together (phi 0.86)" in index
+  assert "2.0\u202f% (20/1,000" in index and "100.0\u202f% (20/20" in index
 
 
 def test_limits_are_always_told(report):
