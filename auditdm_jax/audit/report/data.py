@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a report shows, as plain frozen values: nothing here knows how it was measured or is drawn.
 
-A rate is the dict `{"k", "n", "rate", "ci95": [low, high]}` wherever one appears. Every section
-may be left empty; an empty section is left out of the pages.
+A rate is the dict `{"k", "n", "rate", "ci95": [low, high]}` wherever one appears; its rate is None
+where n is 0. Every section may be left empty; an empty section is left out of the pages.
 """
 
 from collections.abc import Mapping, Sequence
@@ -122,12 +122,15 @@ class ArmRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Curve:
-  """A GRPO run; `success` is in [0, 1], `effective_modes` the exponential of the finds' entropy."""
+  """A GRPO run; `success` is in [0, 1], `effective_modes` the exponential of the finds' entropy.
+
+  None is a step of which there is nothing to tell.
+  """
 
   name: str
   steps: Sequence[int]
-  success: Sequence[float]
-  effective_modes: Sequence[float]
+  success: Sequence[float | None]
+  effective_modes: Sequence[float | None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ import re
 import numpy as np
 import pytest
 
+from auditdm_jax.audit import rates
 from auditdm_jax.audit.report import charts, pictures, write
 from auditdm_jax.audit.report import data as data_lib
 from tests.audit.report import sample
@@ -106,6 +107,33 @@ def test_empty_sections_are_left_out(tmp_path):
   assert "<section" not in index and not (tmp_path / "r" / "second-round.html").exists()
 
 
+def _emptied(value):
+  """The same with every rate at n = 0, in records, lists and dicts alike."""
+  if isinstance(value, dict) and {"k", "n"} <= value.keys():
+    return rates.rate(0, 0)
+  if isinstance(value, dict):
+    return {key: _emptied(item) for key, item in value.items()}
+  if isinstance(value, (tuple, list)):
+    return [_emptied(item) for item in value]
+  if dataclasses.is_dataclass(value):
+    return dataclasses.replace(value, **{k: _emptied(v) for k, v in vars(value).items()})
+  return value
+
+
+def test_a_rate_of_nothing_is_a_dash(tmp_path):
+  data = _emptied(sample.report_data(tmp_path))
+  out = write.write_report(tmp_path / "r", data).parent
+  index = (out / "index.html").read_text(encoding="utf-8")
+  # Modes; arms, strategies and one `faithful`; three columns of four repairs; health and its cells.
+  assert index.count("–, n = 0") == 5 + (3 + 2 + 1) + 3 * 4 + (2 + 4 * 4)
+  assert index.count('<span class="big">–</span><span class="fine">n = 0</span>') == 3
+  assert 'class="interval' not in index
+  assert "–, n = 0" in (out / "second-round.html").read_text(encoding="utf-8")
+  assert "–, n = 0" in next(out.glob("modes/*.html")).read_text(encoding="utf-8")
+  methods = (out / "methods.html").read_text(encoding="utf-8")
+  assert re.search(r"modes\.recall</code></th><td>–, n = 0<", methods)
+
+
 def test_an_earlier_report_is_replaced_and_other_folders_are_not(tmp_path):
   data = data_lib.ReportData(title="first", target="x", created="now", summary={})
   out = tmp_path / "report"
@@ -154,9 +182,9 @@ def test_one_file_per_distinct_image(tmp_path):
 
 def test_charts_leave_gaps_and_scale():
   svg = charts.line_chart(
-    [("a", [0, 1, 2, 3], [0.0, float("nan"), 0.5, 1.0])], title="<t>", as_percent=True
+    [("a", [0, 1, 2, 3], [0.0, None, 0.5, 1.0])], title="<t>", as_percent=True
   )
-  assert svg.count("M") == 2 and "&lt;t&gt;" in svg and "nan" not in svg
+  assert svg.count("M") == 2 and "&lt;t&gt;" in svg and "None" not in svg
   for top in (1, 3.2, 9.4, 120, 1e5):
     ticks = charts._ticks(top)
     assert ticks[0] == 0 and ticks[-1] >= top and 2 <= len(ticks) <= 6
