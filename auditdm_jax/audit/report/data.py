@@ -102,7 +102,6 @@ class ModeView:
   definition: str
   members: int
   rate: Rate | None = None
-  stability: float | None = None
   cards: Sequence[Card] = ()
   notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 

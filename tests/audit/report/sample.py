@@ -97,7 +97,6 @@ def report_data(folder: pathlib.Path, *, modes: int = 5, cards: int = 3) -> data
         definition="Questions of the skill count color whose consensus is one of four, five, six.",
         members=41 - 3 * i,
         rate=rate(170 - 28 * i, 200),
-        stability=0.93,
         cards=tuple(
           _card(folder, 10 * i + j, questions[j % 4], edited=j % 2 == 0) for j in range(cards)
         ),
