@@ -93,7 +93,7 @@ def _without_oracle(workdir, attempts):
   return run, json.loads(json.dumps(summary))
 
 
-def test_a_run_without_an_oracle_is_reported_and_nothing_is_said_to_be_zero(tmp_path):
+def test_a_run_without_an_oracle_is_reported_and_nothing_is_said_to_be_zero(tmp_path, capsys):
   run, summary = _without_oracle(tmp_path, [_attempt(0, "random")])
   index = report.run(run, summary)
   text = index.read_text(encoding="utf-8")
@@ -105,6 +105,10 @@ def test_a_run_without_an_oracle_is_reported_and_nothing_is_said_to_be_zero(tmp_
     assert cells and all("–" in c for c in cells), label
   methods = (index.parent / "methods.html").read_text(encoding="utf-8")
   assert "<code>precision</code></th><td>–<" in methods
+  assert "<code>modes.precision</code></th><td>–, n = 0<" in methods
+  loop.show(summary)
+  shown = capsys.readouterr().out
+  assert "arm random" in shown and "precision" not in shown and "gaps found" not in shown
 
 
 def test_an_arm_has_the_modes_it_was_first_to_find():

@@ -93,8 +93,9 @@ def test_mode_scores_by_the_oracle():
   fresh = {"k": 10, "n": 20, "rate": 0.5, "ci95": [0.3, 0.7]}
   base = {"mode_id": "m", "name": "m", "fresh": fresh, "gap_share": 1.0}
   scores = loop.mode_scores(
-    [base | {"confirmed": 10, "gap": "a"}, base | {"confirmed": 1, "gap": "b"}], ["a", "b"]
-  )
+    [base | {"confirmed": 10, "gap": "a"}, base | {"confirmed": 1, "gap": "b"}], ["a", "b"],
+    oracle=True,
+  )  # fmt: skip
   assert (scores["recall"]["k"], scores["recall"]["n"]) == (1, 2)
   assert (scores["precision"]["k"], scores["precision"]["n"]) == (1, 2)
 
