@@ -42,6 +42,8 @@ METHODS = (
   ("Independent judge (V2)", "In the scenes world the symbolic oracle reads the image and confirms "
    "that the consensus is true and the target wrong. It is used for reporting only, never as "
    "reward or label."),
+  ("Confirmed finds", "Finds, before any gate, of which the oracle says that the consensus is true "
+   "and the target wrong; where there is no oracle, all finds."),
   ("Search success", "Confirmed finds among all probes sent, malformed ones included."),
   ("Modes", "Rules over question and consensus whose failure rate among all attempted probes is "
    "significantly raised; their rates are measured on fresh images and questions."),
@@ -185,7 +187,7 @@ def _arms(summary, failures: list[Failure], *, oracle: bool):
         modes.setdefault(name, set()).add(f.mode_id)
   return [
     report_data.ArmRow(
-      name=name, queries=row["queries"], verified=row["verified"],
+      name=name, queries=row["queries"], confirmed=row["verified"],
       # Finds of the control are not verified.
       modes_found=None if name.startswith("control") else len(modes.get(name, ())),
       gaps_found=row["gaps_found"] if oracle else None,
@@ -210,7 +212,7 @@ def _strategies(summary, *, oracle: bool):
   return [
     report_data.StrategyRow(
       name=name,
-      verified=row["verified"],
+      confirmed=row["verified"],
       faithful=row.get("faithful"),
       only_here=row["only_here"] if oracle else None,
     )

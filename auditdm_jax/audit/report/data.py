@@ -112,7 +112,7 @@ class ArmRow:
 
   name: str
   queries: int
-  verified: Rate
+  confirmed: Rate
   gaps_found: int | None = None
   modes_found: int | None = None
   effective_modes: float | None = None
@@ -137,7 +137,7 @@ class StrategyRow:
   """A way of making probes; `faithful` counts made images that show what was asked for."""
 
   name: str
-  verified: Rate
+  confirmed: Rate
   faithful: Rate | None = None
   only_here: int | None = None
 

@@ -202,7 +202,7 @@ def _tiles(data: data_lib.ReportData) -> list[_Tile]:
   summary, tiles = data.summary, []
   search = summary.get("search", {})
   if "trained" in search:
-    note = "of the trained auditor's probes are verified failures"
+    note = "of the trained auditor's probes are confirmed finds"
     after, before = (search.get(k, {}).get("rate") for k in ("trained", "prompt_only"))
     if after is not None and before:
       note += f"; {charts.percent(before)} before training (×{after / before:.1f})"

@@ -132,7 +132,7 @@ def report_data(folder: pathlib.Path, *, modes: int = 5, cards: int = 3) -> data
       data.ArmRow(
         name="auditor, step 60",
         queries=9120,
-        verified=rate(512, 800),
+        confirmed=rate(512, 800),
         gaps_found=6,
         modes_found=9,
         effective_modes=7.9,
@@ -141,13 +141,13 @@ def report_data(folder: pathlib.Path, *, modes: int = 5, cards: int = 3) -> data
       data.ArmRow(
         name="untrained auditor",
         queries=3200,
-        verified=rate(92, 400),
+        confirmed=rate(92, 400),
         gaps_found=5,
         modes_found=6,
         effective_modes=5.1,
         unseen_mass=0.04,
       ),
-      data.ArmRow(name="random questions", queries=3200, verified=rate(88, 400)),
+      data.ArmRow(name="random questions", queries=3200, confirmed=rate(88, 400)),
     ),
     curves=(
       data.Curve(
@@ -164,8 +164,8 @@ def report_data(folder: pathlib.Path, *, modes: int = 5, cards: int = 3) -> data
       ),
     ),
     strategies=(
-      data.StrategyRow(name="question", verified=rate(400, 700)),
-      data.StrategyRow(name="edit", verified=rate(120, 300), faithful=rate(291, 300), only_here=1),
+      data.StrategyRow(name="question", confirmed=rate(400, 700)),
+      data.StrategyRow(name="edit", confirmed=rate(120, 300), faithful=rate(291, 300), only_here=1),
     ),
     rectify=(
       data.RectifyRow(name="before repair", **scores(0.24, 0.97)),
