@@ -140,7 +140,7 @@ def _card(ctx, f: Failure):
   made = f.probe.source_image_id not in (None, f.probe.image_id)
   source = f.probe.source_image_id if made else f.probe.image_id
   lineage = {
-    "arm": f.probe.arm, "step": str(f.probe.step), "seed": str(f.probe.seed),
+    "arm": _arm(f), "step": str(f.probe.step), "seed": str(f.probe.seed),
     "source image": source[:12], "image": f.probe.image_id[:12],
   }  # fmt: skip
   if f.probe.instruction:
@@ -156,6 +156,11 @@ def _card(ctx, f: Failure):
     lineage=lineage,
     command=_reproduce(ctx, f),
   )  # fmt: skip
+
+
+def _arm(f: Failure) -> str:
+  """What loop.summarise calls the arm that found it."""
+  return "grpo" if f.probe.arm == train.NAME else f.probe.arm
 
 
 def _reproduce(ctx, f: Failure) -> str:
@@ -178,12 +183,11 @@ def _path(ctx, image_id: str) -> pathlib.Path:
 
 
 def _arms(summary, failures: list[Failure], *, oracle: bool):
-  """The arms, with the modes of the failures that each was first to find (see loop.summarise)."""
+  """The arms, with the modes of the failures that each was first to find."""
   modes: dict[str, set[str]] = {}
   for f in failures:
     if f.verified and f.mode_id:
-      arm = "grpo" if f.probe.arm == train.NAME else f.probe.arm
-      for name in (arm, "all of the above"):
+      for name in (_arm(f), "all of the above"):
         modes.setdefault(name, set()).add(f.mode_id)
   return [
     report_data.ArmRow(

@@ -7,7 +7,7 @@ security policy allows images and the style sheet of the folder and nothing else
 included.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
 import json
@@ -183,7 +183,7 @@ def _is_rate(value: Any) -> bool:
 
 
 def _summary_rows(value: Any, path: str = ""):
-  """Yields (dotted path, text) of every leaf of the summary; a rate is one leaf."""
+  """Yields (dotted path, text) of every leaf of the summary; a rate is one leaf, so is a list."""
   if _is_rate(value):
     yield path, charts.rate_text(value)
   elif value is None:
@@ -191,6 +191,8 @@ def _summary_rows(value: Any, path: str = ""):
   elif isinstance(value, Mapping):
     for key, item in value.items():
       yield from _summary_rows(item, f"{path}.{key}" if path else str(key))
+  elif isinstance(value, Sequence) and not isinstance(value, str):
+    yield path, f"{len(value):,} rows"
   elif isinstance(value, float):
     yield path, f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
   else:

@@ -111,6 +111,7 @@ def report_data(folder: pathlib.Path, *, modes: int = 5, cards: int = 3) -> data
     rectify=dict(baseline=scores(0.24, 0.97), repaired=scores(0.75, 0.965)),
     reaudit=rate(109, 1000),
     queries=dict(grpo=46080, harvest=11277),
+    curve=[dict(step=5, success=0.25), dict(step=10, success=0.5)],
     seconds=dict(train=61.2, report=1.4),
   )
   return data.ReportData(
