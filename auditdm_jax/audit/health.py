@@ -17,7 +17,9 @@ class Health:
 
   Attributes:
     error: error rate per model.
-    co_error: phi correlation of the errors of each pair of models, target included.
+    co_error: share of questions on which both of a pair of models err, target included; the
+      diagonal is `error`.
+    phi: correlation of the errors of each pair; 1 on the diagonal of a model that sometimes errs.
     all_wrong: share of questions on which every reference errs.
     same_wrong: share of those on which they also agree: false consensus.
     effective_references: R / (1 + (R - 1)·mean phi): how many independent references they equal.
@@ -25,7 +27,8 @@ class Health:
   """
 
   error: dict[str, dict[str, object]]
-  co_error: dict[str, dict[str, float]]
+  co_error: dict[str, dict[str, dict[str, object]]]
+  phi: dict[str, dict[str, float]]
   all_wrong: dict[str, object]
   same_wrong: dict[str, object]
   effective_references: float
@@ -56,7 +59,10 @@ def health(
     twin: error correlation from which two models count as one.
   """
   names = (target, *references)
-  wrong = {n: np.array([not judge.same(a, t) for a, t in zip(answers[n], truth)]) for n in names}
+  wrong = {
+    n: np.array([not judge.same(a, t) for a, t in zip(answers[n], truth, strict=True)], bool)
+    for n in names
+  }
   phi = {a: {b: _phi(wrong[a], wrong[b]) for b in names} for a in names}
   together = np.logical_and.reduce([wrong[n] for n in references])
   alike = [
@@ -73,7 +79,10 @@ def health(
   ]
   return Health(
     error={n: rate(int(w.sum()), len(w)) for n, w in wrong.items()},
-    co_error=phi,
+    co_error={
+      a: {b: rate(int((wrong[a] & wrong[b]).sum()), len(truth)) for b in names} for a in names
+    },
+    phi=phi,
     all_wrong=rate(int(together.sum()), len(together)),
     same_wrong=rate(sum(alike), len(alike)),
     effective_references=len(references) / (1 + (len(references) - 1) * mean_phi),

@@ -189,7 +189,10 @@ def summarise(ctx, evaluated, searched, control, verified, repaired, second) -> 
       }
       for g in ctx.world.gaps
     },
-    "modes": mode_scores(verified["modes"], auditable, threshold=ctx.naming.modes.threshold),
+    "modes": mode_scores(
+      verified["modes"], auditable, threshold=ctx.naming.modes.threshold,
+      oracle=ctx.world.oracle is not None,
+    ),
     "rectify": rows,
     "reaudit": second.get("success"),
     "second_round": second,
@@ -206,13 +209,16 @@ def summarise(ctx, evaluated, searched, control, verified, repaired, second) -> 
   }  # fmt: skip
 
 
-def mode_scores(modes: Sequence[dict], auditable: Sequence[str], *, threshold: float) -> dict:
+def mode_scores(
+  modes: Sequence[dict], auditable: Sequence[str], *, threshold: float, oracle: bool
+) -> dict:
   """Recall: auditable gaps that some mode is about. Precision: modes the oracle bears out.
 
   A mode is about a gap if most of its oracle-confirmed fresh failures lie in it; it is borne out if
-  the oracle confirms failures on at least the taxonomy's `threshold` of its fresh probes.
+  the oracle confirms failures on at least the taxonomy's `threshold` of its fresh probes. Without
+  an oracle neither can be measured: both have n = 0.
   """
-  measured = [m for m in modes if m["fresh"] and m["fresh"]["n"] > 0]
+  measured = [m for m in modes if oracle and m["fresh"] and m["fresh"]["n"] > 0]
   right = [m for m in measured if m["confirmed"] / m["fresh"]["n"] >= threshold]
   hit = {m["gap"] for m in right if m["gap"] and m["gap_share"] >= 0.5}
   return {
@@ -313,8 +319,9 @@ def show(summary: dict) -> None:
   row("re-audit: success against the repaired target", summary["reaudit"])
   console.print(table)
   c = summary["coverage"]
-  console.print(
-    f"gaps found {c['gaps_found']} of {c['gaps_auditable']} auditable · effective modes"
-    f" {c['effective_modes']} (skills {c['effective_skills']})"
-    f" · queries {summary['queries']['total']} · {summary['seconds']['total']:.0f} s"
-  )
+  if summary["precision"]:  # There is an oracle, which counted these.
+    console.print(
+      f"gaps found {c['gaps_found']} of {c['gaps_auditable']} auditable · effective modes"
+      f" {c['effective_modes']} (skills {c['effective_skills']})"
+    )
+  console.print(f"queries {summary['queries']['total']} · {summary['seconds']['total']:.0f} s")

@@ -9,16 +9,31 @@ import sys
 
 from ml_collections import ConfigDict
 
+from auditdm_jax.audit.health import Health
 from auditdm_jax.audit.probe import Failure
 from auditdm_jax.audit.report import data as report_data
 from auditdm_jax.audit.report.write import write_report
 from auditdm_jax.core import runtime, store
 from auditdm_jax.core.config import UserError
-from auditdm_jax.stages import verify
+from auditdm_jax.stages import train, verify
 from auditdm_jax.stages.context import Context
 
 CARDS = 8  # per mode
-GATES_NOTE = "unique finds that pass this and everything above"
+FUNNEL_NOTES = {
+  "attempted": "probes sent, malformed ones included",
+  "unique": "each question about an image once",
+  "finds": "the references agree and the target differs",
+  "looked_at": "at most as many as the config allows, evenly over kinds of failure",
+  "stable": "V1: the conflict shows again",
+  "independent_agrees": "V2: the independent judge sides with the consensus",
+}
+REPAIR_NOTES = {
+  "baseline": "the target as it was audited",
+  "larger_sibling": "as it is",
+  "repaired": "with the auditor's verified failures",
+  "control_random": "with random questions that have a consensus",
+  "control_mined": "with failures among random questions",
+}
 METHODS = (
   ("Find", "The references agree on an answer that is no abstention, and the target says something "
    "else."),
@@ -27,6 +42,8 @@ METHODS = (
   ("Independent judge (V2)", "In the scenes world the symbolic oracle reads the image and confirms "
    "that the consensus is true and the target wrong. It is used for reporting only, never as "
    "reward or label."),
+  ("Confirmed finds", "Finds, before any gate, of which the oracle says that the consensus is true "
+   "and the target wrong; where there is no oracle, all finds."),
   ("Search success", "Confirmed finds among all probes sent, malformed ones included."),
   ("Modes", "Rules over question and consensus whose failure rate among all attempted probes is "
    "significantly raised; their rates are measured on fresh images and questions."),
@@ -57,25 +74,23 @@ def run(ctx: Context, summary: dict) -> pathlib.Path:
   verified = ctx.done("verify")
   failures = verify.load_failures(ctx)
   evaluated = ctx.done("evaluate")
+  oracle = ctx.world.oracle is not None  # Without one, a count of what it confirmed says nothing.
   data = report_data.ReportData(
     title="Audit of " + ctx.target.name,
     target=ctx.target.name,
     references=list(ctx.references),
     created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     summary=summary,
-    funnel=[
-      report_data.FunnelRow(name=k.replace("_", " "), count=v)
-      for k, v in verified["funnel"].items()
-    ],
+    funnel=_funnel(verified["funnel"], oracle=oracle),
     modes=_modes(ctx, verified["modes"], failures),
-    arms=_arms(summary),
-    curves=_curves(ctx, summary),
-    strategies=_strategies(summary),
+    arms=_arms(summary, failures, oracle=oracle),
+    curves=_curves(summary, oracle=oracle),
+    strategies=_strategies(summary, oracle=oracle),
     rectify=_rectify(summary),
     second_round=_second_round(summary),
-    health=_health(evaluated["health"]),
+    health=Health(**evaluated["health"]),
     methods=METHODS,
-    commands=[_command(ctx)],
+    commands=["python -m auditdm_jax " + shlex.join(sys.argv[1:])],
     versions={
       name: importlib.metadata.version(name)
       for name in ("jax", "flax", "optax", "orbax-checkpoint")
@@ -85,8 +100,12 @@ def run(ctx: Context, summary: dict) -> pathlib.Path:
   return write_report(root, data) if runtime.is_main() else root / "index.html"
 
 
-def _command(ctx: Context) -> str:
-  return "python -m auditdm_jax " + " ".join(shlex.quote(a) for a in sys.argv[1:])
+def _funnel(counts: dict[str, int], *, oracle: bool):
+  return [
+    report_data.FunnelRow(name=name.replace("_", " "), count=n, note=FUNNEL_NOTES.get(name, ""))
+    for name, n in counts.items()
+    if oracle or name != "independent_agrees"
+  ]
 
 
 def _modes(ctx, rows, failures: list[Failure]):
@@ -121,7 +140,7 @@ def _card(ctx, f: Failure):
   made = f.probe.source_image_id not in (None, f.probe.image_id)
   source = f.probe.source_image_id if made else f.probe.image_id
   lineage = {
-    "arm": f.probe.arm, "step": str(f.probe.step), "seed": str(f.probe.seed),
+    "arm": _arm(f), "step": str(f.probe.step), "seed": str(f.probe.seed),
     "source image": source[:12], "image": f.probe.image_id[:12],
   }  # fmt: skip
   if f.probe.instruction:
@@ -137,6 +156,11 @@ def _card(ctx, f: Failure):
     lineage=lineage,
     command=_reproduce(ctx, f),
   )  # fmt: skip
+
+
+def _arm(f: Failure) -> str:
+  """What loop.summarise calls the arm that found it."""
+  return "grpo" if f.probe.arm == train.NAME else f.probe.arm
 
 
 def _reproduce(ctx, f: Failure) -> str:
@@ -158,43 +182,57 @@ def _path(ctx, image_id: str) -> pathlib.Path:
   return path
 
 
-def _arms(summary):
+def _arms(summary, failures: list[Failure], *, oracle: bool):
+  """The arms, with the modes of the failures that each was first to find."""
+  modes: dict[str, set[str]] = {}
+  for f in failures:
+    if f.verified and f.mode_id:
+      for name in (_arm(f), "all of the above"):
+        modes.setdefault(name, set()).add(f.mode_id)
   return [
     report_data.ArmRow(
-      name=name, queries=row["queries"], verified=row["verified"], gaps_found=row["gaps_found"],
-      effective_modes=row["effective_modes"], unseen_mass=row.get("unseen_mass"),
+      name=name, queries=row["queries"], confirmed=row["verified"],
+      # Finds of the control are not verified.
+      modes_found=None if name.startswith("control") else len(modes.get(name, ())),
+      gaps_found=row["gaps_found"] if oracle else None,
+      effective_modes=row["effective_modes"] if oracle else None,
+      unseen_mass=row["unseen_mass"],
     )
     for name, row in summary["arms"].items()
   ]  # fmt: skip
 
 
-def _curves(ctx, summary):
+def _curves(summary, *, oracle: bool):
   rows = summary["curve"]
   return [
     report_data.Curve(
       name="GRPO", steps=[r["step"] for r in rows], success=[r["success"] for r in rows],
-      effective_modes=[r["effective_modes"] for r in rows],
+      effective_modes=[r["effective_modes"] if oracle else None for r in rows],
     )
   ] if rows else []  # fmt: skip
 
 
-def _strategies(summary):
+def _strategies(summary, *, oracle: bool):
   return [
     report_data.StrategyRow(
       name=name,
-      verified=row["verified"],
+      confirmed=row["verified"],
       faithful=row.get("faithful"),
-      only_here=row.get("only_here"),
+      only_here=row["only_here"] if oracle else None,
     )
     for name, row in summary["strategies"].items()
   ]
 
 
 def _rectify(summary):
+  queries = {
+    "repaired": summary["queries"]["total"],
+    "control_mined": summary["queries"]["control_random"],
+  }
   return [
     report_data.RectifyRow(
       name=name.replace("_", " "), all=row["all"], gaps=row["gaps"], rest=row["rest"],
-      examples=row.get("examples"), queries=row.get("queries"),
+      examples=row.get("examples"), queries=queries.get(name), note=REPAIR_NOTES[name],
     )
     for name, row in summary["rectify"].items()
   ]  # fmt: skip
@@ -207,13 +245,3 @@ def _second_round(summary):
     )
     for row in summary.get("second_round", {}).get("modes", ())
   ]
-
-
-def _health(h: dict):
-  names = list(h["error"])
-  return report_data.ReferenceHealth(
-    names=names,
-    co_error=[[1.0 if a == b else h["co_error"][a][b] for b in names] for a in names],
-    all_wrong=h["all_wrong"], same_wrong=h["same_wrong"],
-    effective_number=h["effective_references"], warnings=h["warnings"],
-  )  # fmt: skip

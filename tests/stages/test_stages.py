@@ -94,7 +94,7 @@ def test_mode_scores_by_the_oracle():
   base = {"mode_id": "m", "name": "m", "fresh": fresh, "gap_share": 1.0}
   scores = loop.mode_scores(
     [base | {"confirmed": 10, "gap": "a"}, base | {"confirmed": 1, "gap": "b"}], ["a", "b"],
-    threshold=0.25,
+    threshold=0.25, oracle=True,
   )  # fmt: skip
   assert (scores["recall"]["k"], scores["recall"]["n"]) == (1, 2)
   assert (scores["precision"]["k"], scores["precision"]["n"]) == (1, 2)

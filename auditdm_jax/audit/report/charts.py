@@ -29,14 +29,18 @@ def escape(text: str) -> markupsafe.Markup:
   return markupsafe.escape(visible(text))
 
 
-def percent(value: float) -> str:
-  """`61.7 %`, with a narrow no-break space; more digits only below one per cent."""
+def percent(value: float | None) -> str:
+  """`61.7 %`, with a narrow no-break space; more digits only below one per cent; None is `–`."""
+  if value is None:
+    return "–"
   digits = 2 if 0 < value < 0.01 else 1
   return f"{100 * value:.{digits}f}\u202f%"
 
 
 def rate_text(rate: data.Rate) -> str:
-  """`61.7 % (617/1000, 95 % interval 58.6–64.7 %)`."""
+  """`61.7 % (617/1000, 95 % interval 58.6–64.7 %)`, and `–, n = 0` where nothing was counted."""
+  if not rate["n"]:
+    return f"{percent(None)}, n = 0"
   low, high = rate["ci95"]
   counts = f"{rate['k']:,}/{rate['n']:,}"
   interval = f"95\u202f% interval {100 * low:.1f}–{100 * high:.1f}\u202f%"
@@ -44,7 +48,7 @@ def rate_text(rate: data.Rate) -> str:
 
 
 def interval_bar(rate: data.Rate, *, tone: str = "bad") -> markupsafe.Markup:
-  """A track from 0 to 1 with the confidence interval as a band and the rate as a mark."""
+  """A track from 0 to 1 with the interval as a band and the rate (n > 0) as a mark."""
   low, high = (200 * min(max(x, 0.0), 1.0) for x in rate["ci95"])
   mark = 200 * min(max(rate["rate"], 0.0), 1.0)
   return markupsafe.Markup(
@@ -80,7 +84,7 @@ def _ticks(top: float) -> list[float]:
 
 
 def line_chart(
-  curves: Sequence[tuple[str, Sequence[float], Sequence[float]]],
+  curves: Sequence[tuple[str, Sequence[float], Sequence[float | None]]],
   *,
   title: str,
   x_label: str = "GRPO step",
@@ -89,13 +93,13 @@ def line_chart(
   """Draws (name, x, y) curves on shared axes that start at 0. The legend is the caller's.
 
   Args:
-    curves: not-finite points are gaps in the line.
+    curves: a None among y is a gap in the line.
     title: what the picture shows, for readers who cannot see it.
     x_label: text under the axis.
     as_percent: the y axis is 0 to 100 per cent of a share in [0, 1].
   """
   p = _PLOT
-  highest = max((y for _, _, ys in curves for y in ys if y == y), default=1.0)
+  highest = max((y for _, _, ys in curves for y in ys if y is not None), default=1.0)
   y_ticks = [0.0, 0.25, 0.5, 0.75, 1.0] if as_percent else _ticks(max(highest, 1.0))
   x_top = max((x for _, xs, _ in curves for x in xs), default=0) or 1
   x_ticks = [tick for tick in _ticks(x_top) if tick <= x_top]
@@ -117,7 +121,7 @@ def line_chart(
   for i, (_, xs, ys) in enumerate(curves):
     path, pen = [], "M"
     for x, y in zip(xs, ys, strict=True):
-      if y != y:
+      if y is None:
         pen = "M"
         continue
       px, py = at(x, y)

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a report shows, as plain frozen values: nothing here knows how it was measured or is drawn.
 
-A rate is the dict `{"k", "n", "rate", "ci95": [low, high]}` wherever one appears. Every section
-may be left empty; an empty section is left out of the pages.
+A rate is the dict `{"k", "n", "rate", "ci95": [low, high]}` wherever one appears; its rate is None
+where n is 0. Every section may be left empty; an empty section is left out of the pages.
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
 import pathlib
 from typing import Any
+
+from auditdm_jax.audit.health import Health
 
 Rate = Mapping[str, Any]
 
@@ -100,7 +102,6 @@ class ModeView:
   definition: str
   members: int
   rate: Rate | None = None
-  stability: float | None = None
   cards: Sequence[Card] = ()
   notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -111,7 +112,7 @@ class ArmRow:
 
   name: str
   queries: int
-  verified: Rate
+  confirmed: Rate
   gaps_found: int | None = None
   modes_found: int | None = None
   effective_modes: float | None = None
@@ -120,12 +121,15 @@ class ArmRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Curve:
-  """A GRPO run; `success` is in [0, 1], `effective_modes` the exponential of the finds' entropy."""
+  """A GRPO run; `success` is in [0, 1], `effective_modes` the exponential of the finds' entropy.
+
+  None is a step of which there is nothing to tell.
+  """
 
   name: str
   steps: Sequence[int]
-  success: Sequence[float]
-  effective_modes: Sequence[float]
+  success: Sequence[float | None]
+  effective_modes: Sequence[float | None]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,7 +137,7 @@ class StrategyRow:
   """A way of making probes; `faithful` counts made images that show what was asked for."""
 
   name: str
-  verified: Rate
+  confirmed: Rate
   faithful: Rate | None = None
   only_here: int | None = None
 
@@ -162,18 +166,6 @@ class SecondRoundRow:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ReferenceHealth:
-  """`co_error[i][j]`: share of probes on which an independent judge finds i and j both wrong."""
-
-  names: Sequence[str]
-  co_error: Sequence[Sequence[float]]
-  all_wrong: Rate | None = None
-  same_wrong: Rate | None = None
-  effective_number: float | None = None
-  warnings: Sequence[str] = ()
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportData:
   """Everything that `write_report` needs; `summary` is the content of summary.json."""
 
@@ -189,7 +181,7 @@ class ReportData:
   strategies: Sequence[StrategyRow] = ()
   rectify: Sequence[RectifyRow] = ()
   second_round: Sequence[SecondRoundRow] = ()
-  health: ReferenceHealth | None = None
+  health: Health | None = None
   methods: Sequence[tuple[str, str]] = ()
   limits: Sequence[tuple[str, str]] = LIMITS
   commands: Sequence[str] = ()

@@ -7,7 +7,7 @@ security policy allows images and the style sheet of the folder and nothing else
 included.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import hashlib
 import json
@@ -169,9 +169,9 @@ def _short(value: float | str) -> str:
   return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _heat(share: float) -> int:
-  """Tint 0..4 of a share; 40 % and more is the darkest."""
-  return min(math.ceil(10 * share), 4) if share > 0.005 else 0
+def _heat(share: float | None) -> int:
+  """Tint 0..4 of a share; 40 % and more is the darkest, none measured has none."""
+  return min(math.ceil(10 * share), 4) if share and share > 0.005 else 0
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:
@@ -183,12 +183,16 @@ def _is_rate(value: Any) -> bool:
 
 
 def _summary_rows(value: Any, path: str = ""):
-  """Yields (dotted path, text) of every leaf of the summary; a rate is one leaf."""
+  """Yields (dotted path, text) of every leaf of the summary; a rate is one leaf, so is a list."""
   if _is_rate(value):
     yield path, charts.rate_text(value)
+  elif value is None:
+    yield path, charts.percent(None)
   elif isinstance(value, Mapping):
     for key, item in value.items():
       yield from _summary_rows(item, f"{path}.{key}" if path else str(key))
+  elif isinstance(value, Sequence) and not isinstance(value, str):
+    yield path, f"{len(value):,} rows"
   elif isinstance(value, float):
     yield path, f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
   else:
@@ -200,20 +204,16 @@ def _tiles(data: data_lib.ReportData) -> list[_Tile]:
   summary, tiles = data.summary, []
   search = summary.get("search", {})
   if "trained" in search:
-    note = "of the trained auditor's probes are verified failures"
-    if search.get("prompt_only", {}).get("rate"):
-      plain = search["prompt_only"]["rate"]
-      note += (
-        f"; {charts.percent(plain)} before training (×{search['trained']['rate'] / plain:.1f})"
-      )
-    tiles.append(_Tile("Search success", charts.percent(search["trained"]["rate"]), note))
-  if "precision" in summary:
-    note = (
-      f"of verified failures are real, by the independent judge (n = {summary['precision']['n']:,})"
-    )
-    tiles.append(_Tile("Precision", charts.percent(summary["precision"]["rate"]), note))
+    note = "of the trained auditor's probes are confirmed finds"
+    after, before = (search.get(k, {}).get("rate") for k in ("trained", "prompt_only"))
+    if after is not None and before:
+      note += f"; {charts.percent(before)} before training (×{after / before:.1f})"
+    tiles.append(_rate_tile("Search success", search["trained"], note))
+  if precision := summary.get("precision"):
+    note = f"of verified failures are real, by the independent judge (n = {precision['n']:,})"
+    tiles.append(_rate_tile("Precision", precision, note))
   coverage = summary.get("coverage", {})
-  if "gaps_found" in coverage:
+  if coverage.get("gaps_auditable"):
     found, there = coverage["gaps_found"], coverage["gaps_auditable"]
     spread = f"finds spread over {coverage['effective_modes']:.1f} effective modes"
     tiles.append(_Tile("Planted gaps found", f"{found} of {there}", spread))
@@ -221,9 +221,22 @@ def _tiles(data: data_lib.ReportData) -> list[_Tile]:
     tiles.append(_Tile("Failure modes", str(len(data.modes)), "with a written definition"))
   repair = summary.get("rectify", {})
   if {"baseline", "repaired"} <= repair.keys():
-    before, after = (repair[key]["gaps"]["rate"] for key in ("baseline", "repaired"))
-    rest = 100 * (repair["repaired"]["rest"]["rate"] - repair["baseline"]["rest"]["rate"])
-    moved = f"{rest:+.1f}".replace("-", "\N{MINUS SIGN}")
-    note = f"from {charts.percent(before)}; the rest moved by {moved} points"
-    tiles.append(_Tile("Gap accuracy after repair", charts.percent(after), note))
+    tiles.append(_repair_tile(repair["baseline"], repair["repaired"]))
   return tiles
+
+
+def _rate_tile(label: str, rate: data_lib.Rate, note: str) -> _Tile:
+  return _Tile(label, charts.percent(rate["rate"]), note if rate["n"] else "n = 0")
+
+
+def _repair_tile(before: Mapping[str, data_lib.Rate], after: Mapping[str, data_lib.Rate]) -> _Tile:
+  """Accuracy on the planted gaps, beside the rest; on all questions where no gap is known."""
+  if not before["gaps"]["n"]:
+    note = f"from {charts.percent(before['all']['rate'])}"
+    return _rate_tile("Accuracy after repair", after["all"], note)
+  note = f"from {charts.percent(before['gaps']['rate'])}"
+  if before["rest"]["n"]:
+    rest = 100 * (after["rest"]["rate"] - before["rest"]["rate"])
+    moved = f"{rest:+.1f}".replace("-", "\N{MINUS SIGN}")
+    note += f"; the rest moved by {moved} points"
+  return _rate_tile("Gap accuracy after repair", after["gaps"], note)

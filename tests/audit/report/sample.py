@@ -6,6 +6,8 @@ import pathlib
 import numpy as np
 from PIL import Image
 
+from auditdm_jax.audit import health
+from auditdm_jax.audit.judge import Judge
 from auditdm_jax.audit.report import data
 
 HOSTILE = "<script>alert('x')</script> \" onerror='y' \u202egnp.elif\u202c & \x00 \ud800"
@@ -64,6 +66,17 @@ def _card(folder: pathlib.Path, i: int, question: str, *, edited: bool) -> data.
   )
 
 
+def reference_health() -> health.Health:
+  """Of 1000 questions, easy errs on 400, ref-a on 50, ref-b on 80 and ref-c on 60 of those 80."""
+  wrong = {
+    "easy": range(400), "ref-a": range(390, 440), "ref-b": range(400, 480),
+    "ref-c": range(420, 480),
+  }  # fmt: skip
+  answers = {n: ["four" if i in w else "five" for i in range(1000)] for n, w in wrong.items()}
+  references = ("ref-a", "ref-b", "ref-c")
+  return health.health(answers, ["five"] * 1000, Judge(), target="easy", references=references)
+
+
 def report_data(folder: pathlib.Path, *, modes: int = 5, cards: int = 3) -> data.ReportData:
   """Every section filled; images are written to `folder`."""
   names = [
@@ -84,7 +97,6 @@ def report_data(folder: pathlib.Path, *, modes: int = 5, cards: int = 3) -> data
         definition="Questions of the skill count color whose consensus is one of four, five, six.",
         members=41 - 3 * i,
         rate=rate(170 - 28 * i, 200),
-        stability=0.93,
         cards=tuple(
           _card(folder, 10 * i + j, questions[j % 4], edited=j % 2 == 0) for j in range(cards)
         ),
@@ -99,6 +111,7 @@ def report_data(folder: pathlib.Path, *, modes: int = 5, cards: int = 3) -> data
     rectify=dict(baseline=scores(0.24, 0.97), repaired=scores(0.75, 0.965)),
     reaudit=rate(109, 1000),
     queries=dict(grpo=46080, harvest=11277),
+    curve=[dict(step=5, success=0.25), dict(step=10, success=0.5)],
     seconds=dict(train=61.2, report=1.4),
   )
   return data.ReportData(
@@ -120,7 +133,7 @@ def report_data(folder: pathlib.Path, *, modes: int = 5, cards: int = 3) -> data
       data.ArmRow(
         name="auditor, step 60",
         queries=9120,
-        verified=rate(512, 800),
+        confirmed=rate(512, 800),
         gaps_found=6,
         modes_found=9,
         effective_modes=7.9,
@@ -129,13 +142,13 @@ def report_data(folder: pathlib.Path, *, modes: int = 5, cards: int = 3) -> data
       data.ArmRow(
         name="untrained auditor",
         queries=3200,
-        verified=rate(92, 400),
+        confirmed=rate(92, 400),
         gaps_found=5,
         modes_found=6,
         effective_modes=5.1,
         unseen_mass=0.04,
       ),
-      data.ArmRow(name="random questions", queries=3200, verified=rate(88, 400)),
+      data.ArmRow(name="random questions", queries=3200, confirmed=rate(88, 400)),
     ),
     curves=(
       data.Curve(
@@ -152,8 +165,8 @@ def report_data(folder: pathlib.Path, *, modes: int = 5, cards: int = 3) -> data
       ),
     ),
     strategies=(
-      data.StrategyRow(name="question", verified=rate(400, 700)),
-      data.StrategyRow(name="edit", verified=rate(120, 300), faithful=rate(291, 300), only_here=1),
+      data.StrategyRow(name="question", confirmed=rate(400, 700)),
+      data.StrategyRow(name="edit", confirmed=rate(120, 300), faithful=rate(291, 300), only_here=1),
     ),
     rectify=(
       data.RectifyRow(name="before repair", **scores(0.24, 0.97)),
@@ -178,13 +191,7 @@ def report_data(folder: pathlib.Path, *, modes: int = 5, cards: int = 3) -> data
         name="exact counts of shapes", before=None, after=rate(44, 200), status="new"
       ),
     ),
-    health=data.ReferenceHealth(
-      names=("ref-a", "ref-b", "ref-c"),
-      co_error=((0.031, 0.004, 0.002), (0.004, 0.027, 0.006), (0.002, 0.006, 0.12)),
-      all_wrong=rate(3, 1500),
-      effective_number=2.8,
-      warnings=("ref-c shares its training data with the target.",),
-    ),
+    health=reference_health(),
     methods=(("Consensus", "All three references give the same answer after normalisation."),),
     commands=("python -m auditdm_jax report --config=configs/scenes.py --workdir=runs/easy",),
     versions={"jax": "0.10.2", "python": "3.11"},

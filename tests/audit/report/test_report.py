@@ -5,10 +5,12 @@ import dataclasses
 import html.parser
 import json
 import pathlib
+import re
 
 import numpy as np
 import pytest
 
+from auditdm_jax.audit import rates
 from auditdm_jax.audit.report import charts, pictures, write
 from auditdm_jax.audit.report import data as data_lib
 from tests.audit.report import sample
@@ -77,7 +79,22 @@ def test_numbers_of_the_summary_are_on_the_pages(report):
   assert "64.0\u202f%" in index and "×2.9" in index and "6 of 6" in index
   assert "from 24.0\u202f%; the rest moved by \N{MINUS SIGN}0.5 points" in index
   assert json.loads((report / "summary.json").read_text())["queries"]["grpo"] == 46080
-  assert "queries.grpo" in (report / "methods.html").read_text(encoding="utf-8")
+  methods = (report / "methods.html").read_text(encoding="utf-8")
+  assert "queries.grpo" in methods and "<code>curve</code></th><td>2 rows<" in methods
+
+
+def test_the_co_error_table_shows_joint_errors(report):
+  index = (report / "index.html").read_text(encoding="utf-8")
+  matrix = index[index.index('<table class="matrix">') :]
+  shown = [float(x) for x in re.findall(r"([\d.]+)\u202f%", matrix)]
+  assert shown == [
+    40.0, 1.0, 0.0, 0.0,
+    1.0, 5.0, 4.0, 2.0,
+    0.0, 4.0, 8.0, 6.0,
+    0.0, 2.0, 6.0, 6.0,
+  ]  # fmt: skip
+  assert matrix.count("φ 0.86") == 2 and "ref-b and ref-c err together (phi 0.86)" in index
+  assert "2.0\u202f% (20/1,000" in index and "100.0\u202f% (20/20" in index
 
 
 def test_limits_are_always_told(report):
@@ -89,6 +106,33 @@ def test_empty_sections_are_left_out(tmp_path):
   data = data_lib.ReportData(title="t", target="x", created="now", summary={})
   index = write.write_report(tmp_path / "r", data).read_text(encoding="utf-8")
   assert "<section" not in index and not (tmp_path / "r" / "second-round.html").exists()
+
+
+def _emptied(value):
+  """The same with every rate at n = 0, in records, lists and dicts alike."""
+  if isinstance(value, dict) and {"k", "n"} <= value.keys():
+    return rates.rate(0, 0)
+  if isinstance(value, dict):
+    return {key: _emptied(item) for key, item in value.items()}
+  if isinstance(value, (tuple, list)):
+    return [_emptied(item) for item in value]
+  if dataclasses.is_dataclass(value):
+    return dataclasses.replace(value, **{k: _emptied(v) for k, v in vars(value).items()})
+  return value
+
+
+def test_a_rate_of_nothing_is_a_dash(tmp_path):
+  data = _emptied(sample.report_data(tmp_path))
+  out = write.write_report(tmp_path / "r", data).parent
+  index = (out / "index.html").read_text(encoding="utf-8")
+  # Modes; arms, strategies and one `faithful`; three columns of four repairs; health and its cells.
+  assert index.count("–, n = 0") == 5 + (3 + 2 + 1) + 3 * 4 + (2 + 4 * 4)
+  assert index.count('<span class="big">–</span><span class="fine">n = 0</span>') == 3
+  assert 'class="interval' not in index
+  assert "–, n = 0" in (out / "second-round.html").read_text(encoding="utf-8")
+  assert "–, n = 0" in next(out.glob("modes/*.html")).read_text(encoding="utf-8")
+  methods = (out / "methods.html").read_text(encoding="utf-8")
+  assert re.search(r"modes\.recall</code></th><td>–, n = 0<", methods)
 
 
 def test_an_earlier_report_is_replaced_and_other_folders_are_not(tmp_path):
@@ -139,9 +183,9 @@ def test_one_file_per_distinct_image(tmp_path):
 
 def test_charts_leave_gaps_and_scale():
   svg = charts.line_chart(
-    [("a", [0, 1, 2, 3], [0.0, float("nan"), 0.5, 1.0])], title="<t>", as_percent=True
+    [("a", [0, 1, 2, 3], [0.0, None, 0.5, 1.0])], title="<t>", as_percent=True
   )
-  assert svg.count("M") == 2 and "&lt;t&gt;" in svg and "nan" not in svg
+  assert svg.count("M") == 2 and "&lt;t&gt;" in svg and "None" not in svg
   for top in (1, 3.2, 9.4, 120, 1e5):
     ticks = charts._ticks(top)
     assert ticks[0] == 0 and ticks[-1] >= top and 2 <= len(ticks) <= 6
