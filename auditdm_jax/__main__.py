@@ -25,7 +25,11 @@ from auditdm_jax.core.config import UserError, did_you_mean
 _SERVERS = {"serve_images"}
 # Run once and from flags of their own, `FLAGS`, instead of a config and a folder of results.
 _TOOLS = {"answer", "convert", "plan"}
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The config, such as configs/scenes.py.")
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "The config, such as configs/scenes.py.",
+  # Keys that the file leaves at their defaults can be given; what is no key, the sections refuse.
+  lock_config=False, accept_new_attributes=True,
+)  # fmt: skip
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run; made if it is not there.")
 _DEVICES = flags.DEFINE_integer("devices", 0, "Split the CPU into so many devices.", lower_bound=0)
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "This is one of several processes.")

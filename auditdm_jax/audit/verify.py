@@ -281,7 +281,7 @@ def _grade(
 
 def _funnel(failures: Sequence[Failure], config: VerifyConfig) -> dict[str, int]:
   """Finds left after each required gate in turn, then stability (= V1), then V2."""
-  left, funnel = list(failures), {"finds": len(failures)}
+  left, funnel = list(failures), {"looked_at": len(failures)}
   present = {g.name for f in failures for g in f.gates}
   for name in config.required:
     if name in present:

@@ -76,6 +76,7 @@ def train(
   auditor: Vlm,
   workdir: str | os.PathLike,
   name: str = "train",
+  identity: Any = None,
 ) -> TrainResult:
   """Trains the auditor for `learner.config.optim.steps` steps, or what is left of them.
 
@@ -86,6 +87,7 @@ def train(
     auditor: the initial auditor: what the stored ones are besides their params.
     workdir: gets checkpoints/<name>, metrics, records/completions and auditors/<name>.
     name: of the run.
+    identity: what else makes it this run; with another one it does not go on from a checkpoint.
 
   Returns:
     What was made.
@@ -95,7 +97,10 @@ def train(
     KeyboardInterrupt: Ctrl-C, after a checkpoint of the step in progress.
     SystemExit: SIGTERM, likewise.
   """
-  run = _Run(cfg, rollout, learner, auditor=auditor, workdir=store.as_path(workdir), name=name)
+  run = _Run(
+    cfg, rollout, learner, auditor=auditor, workdir=store.as_path(workdir), name=name,
+    identity=identity,
+  )  # fmt: skip
   with contextlib.closing(run), _asked_to_stop() as stop:
     first, steps = run.resume(), learner.config.optim.steps
     with contextlib.closing(metrics.Progress(steps, name, done=first)) as progress:
@@ -122,7 +127,9 @@ class _Run:
     auditor: Vlm,
     workdir: pathlib.Path,
     name: str,
+    identity: Any,
   ):
+    self._identity = identity
     self._cfg, self._rollout, self._learner, self._auditor = cfg, rollout, learner, auditor
     self._workdir, self._name = workdir, name
     self._checkpoints = checkpoint.Checkpointer(
@@ -255,7 +262,7 @@ class _Run:
     """What a run must not change between its parts."""
     static = self._learner.config
     return store.canonical_hash(
-      [static.grpo, static.optim, static.banned, *self._rollout.identity()]
+      [static.grpo, static.optim, static.banned, self._identity, *self._rollout.identity()]
     )
 
 

@@ -19,89 +19,20 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from auditdm_jax.audit import skills
-from auditdm_jax.audit.answer import BankConfig, FeatureCache, ModelBank
-from auditdm_jax.audit.judge import Judge, JudgeConfig
-from auditdm_jax.audit.taxonomy import TaxonomyConfig
+from auditdm_jax.audit.answer import FeatureCache, ModelBank
+from auditdm_jax.audit.judge import Judge
 from auditdm_jax.core import manifest, runtime, store
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core import pool as pool_lib
 from auditdm_jax.core.config import UserError, build
 from auditdm_jax.images import process
 from auditdm_jax.images.client import ImageClient
-from auditdm_jax.images.config import ImagesConfig
 from auditdm_jax.models import sharding
 from auditdm_jax.models.multimodal import Params
-from auditdm_jax.stages import shared
+from auditdm_jax.stages import sections, shared
 from auditdm_jax.stages.paging import Paged, Turns
 from auditdm_jax.stages.worlds import World, open_world
 from auditdm_jax.vlm import Vlm, load_vlm
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelsConfig:
-  """The models.
-
-  Attributes:
-    auditor: its folder.
-    target: its folder.
-    references: their folders.
-    sibling: a model that is only evaluated, for comparison; "" = none.
-    dtype: of the computation, and of the parameters of target and references.
-    int8: the references' decoders have int8 weights.
-    paged: target and references take turns on the devices and wait in the host's memory.
-  """
-
-  auditor: str
-  target: str
-  references: tuple[str, ...]
-  sibling: str = ""
-  dtype: str = "float32"
-  int8: bool = False
-  paged: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class PoolConfig:
-  """Where images come from.
-
-  Attributes:
-    builder: script that prepares the TFDS data set if it is not there; "" = none.
-    data_dir: where it lies; "" = <workdir>/data.
-    dataset: name/config/version of a TFDS data set under data_dir, or a folder there that has a
-      folder of images for each split (`core.pool.FolderPool`).
-    images: split the auditor looks at.
-    heldout: split of the benchmark.
-    fresh: split for the rates of known modes.
-    cache_bytes: of decoded images that are kept, per split; others are read when they are needed.
-  """
-
-  builder: str
-  data_dir: str
-  dataset: str
-  images: str
-  heldout: str
-  fresh: str
-  cache_bytes: int = 8 * 2**30
-
-
-@dataclasses.dataclass(frozen=True)
-class NamingConfig:
-  """How failures get their names.
-
-  Attributes:
-    skills: YAML file of named skills, see `audit.skills`; "" = none, so that modes are named by
-      their words alone.
-    modes: when a slice of the probes is a mode.
-  """
-
-  skills: str = ""
-  modes: TaxonomyConfig = TaxonomyConfig()
-
-
-@dataclasses.dataclass(frozen=True)
-class WorldConfig:
-  name: str = ""
-  gaps: str = ""
 
 
 class InMemoryPool:
@@ -166,15 +97,29 @@ class ImageSource:
     return self.made.get(image_id) if found is None else found
 
 
+def _check_names(*folders: str) -> None:
+  """A model is known by the name of its folder."""
+  by_name: dict[str, str] = {}
+  for folder in folders:
+    name = pathlib.Path(folder).resolve().name
+    if name in by_name:
+      raise UserError(
+        f"config.models: {by_name[name]} and {folder} have one name, {name}; target and references"
+        " are told apart by it"
+      )
+    by_name[name] = folder
+
+
 class Context:
   """Everything a stage opens, from one config and one workdir, whose manifest it writes."""
 
   def __init__(self, config: ConfigDict, workdir: str | os.PathLike, stage: str):
     self.config, self.workdir, self._stage = config, store.as_path(workdir), stage
     self.workdir.mkdir(parents=True, exist_ok=True)
-    self.models = build(ModelsConfig, config.models, name="config.models")
-    world = build(WorldConfig, config.world, name="config.world")
-    self.world: World = open_world(world.name, world.gaps)
+    self.settings = build(sections.AuditConfig, config, name="config")
+    self.models = self.settings.models
+    _check_names(self.models.target, *self.models.references)
+    self.world: World = open_world(self.settings.world.name, self.settings.world.gaps)
     self.images = ImageSource(store.Images(self.workdir / "images"))
     self._stack = contextlib.ExitStack()
     self._turns = Turns()
@@ -185,9 +130,10 @@ class Context:
 
   def __enter__(self) -> "Context":
     if runtime.is_main():
+      self._lock()
       models = dataclasses.asdict(self.models)
       self._manifest.record(
-        self._stage, config=self.config.to_dict(), seeds={"seed": self.config.seed},
+        self._stage, config=self.config.to_dict(), seeds={"seed": self.settings.seed},
         models={role: models[role] for role in ("auditor", "target", "references", "sibling")},
         devices=runtime.describe_devices(),
       )  # fmt: skip
@@ -200,18 +146,28 @@ class Context:
       cost["seconds"] = round(time.perf_counter() - self._start, 1)
       self._manifest.add_cost(self._stage, **cost)
 
+  def _lock(self) -> None:
+    """Until the end nobody else on this machine writes here."""
+    if store.is_remote(self.workdir):
+      return
+    lock = self._stack.enter_context(open(self.workdir / ".lock", "w"))
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+      raise UserError(f"{self.workdir}: another process is at work there") from e
+
   @functools.cached_property
   def _manifest(self) -> manifest.Manifest:
     return manifest.Manifest(self.workdir)
 
   @functools.cached_property
   def judge(self) -> Judge:
-    return Judge(build(JudgeConfig, self.config.judge, name="config.judge"))
+    return Judge(self.settings.judge)
 
   @functools.cached_property
   def cache(self) -> FeatureCache:
     """Image features of every tower in use."""
-    return FeatureCache(build(BankConfig, self.config.bank, name="config.bank").feature_bytes)
+    return FeatureCache(self.settings.bank.feature_bytes)
 
   @functools.cached_property
   def auditor(self) -> Vlm:
@@ -254,8 +210,7 @@ class Context:
     target = target or self.target
     bank = ModelBank(
       {target.name: self.answering(target), **self.references}, target.name, list(self.references),
-      judge=self.judge, config=build(BankConfig, self.config.bank, name="config.bank"),
-      cache=self.cache,
+      judge=self.judge, config=self.settings.bank, cache=self.cache,
     )  # fmt: skip
     self._answered.append(bank.computed)
     return bank
@@ -270,7 +225,7 @@ class Context:
   @functools.cached_property
   def mesh(self) -> jax.sharding.Mesh | None:
     """The mesh of the config; None on one device."""
-    mesh = mesh_lib.make_mesh(self.config.mesh.to_dict())
+    mesh = mesh_lib.make_mesh(self.settings.mesh)
     return mesh if mesh.size > 1 else None
 
   @functools.cached_property
@@ -278,8 +233,8 @@ class Context:
     """The same devices for sampling and answering, in a layout of their own if the config has one;
     None on one device.
     """
-    shape = self.config.get("rollout_mesh", {})
-    return mesh_lib.reshaped(self.mesh, dict(shape)) if shape and self.mesh else self.mesh
+    shape = self.settings.rollout_mesh
+    return mesh_lib.reshaped(self.mesh, shape) if shape and self.mesh else self.mesh
 
   def place(self, params: Params) -> Params:
     """An auditor's parameters from the host to the devices, as the sampler has them."""
@@ -290,24 +245,21 @@ class Context:
     return runtime.place(params, sharding.shardings(mesh, params, whole=whole))
 
   @functools.cached_property
-  def naming(self) -> NamingConfig:
-    return build(NamingConfig, self.config.taxonomy, name="config.taxonomy")
-
-  @functools.cached_property
   def seeds(self) -> skills.Seeds:
-    return skills.load_seeds(self.naming.skills) if self.naming.skills else skills.Seeds(())
+    path = self.settings.taxonomy.skills
+    return skills.load_seeds(path) if path else skills.Seeds(())
 
   def pool(self, name: str) -> InMemoryPool:
     """The split that config.pool.<name> (images, heldout, fresh) names."""
     if name not in self._pools:
-      section = build(PoolConfig, self.config.pool, name="config.pool")
+      section = self.settings.pool
       split = dataclasses.asdict(section)[name]
       pool = pool_lib.open_pool(self._dataset(section), split)
       self._pools[name] = InMemoryPool(pool, cache_bytes=section.cache_bytes)
       self.images.add_pool(self._pools[name])
     return self._pools[name]
 
-  def _dataset(self, section: PoolConfig) -> pathlib.Path:
+  def _dataset(self, section: sections.PoolConfig) -> pathlib.Path:
     data_dir = pathlib.Path(section.data_dir) if section.data_dir else self._local / "data"
     directory = data_dir / section.dataset
     if section.builder:
@@ -325,7 +277,7 @@ class Context:
       return self.workdir
     return pathlib.Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
 
-  def _prepare(self, section: PoolConfig, data_dir: pathlib.Path) -> None:
+  def _prepare(self, section: sections.PoolConfig, data_dir: pathlib.Path) -> None:
     print(f"preparing {section.dataset} in {data_dir}", flush=True)
     env = dict(
       os.environ, PYTHONPATH=os.pathsep.join(p or "." for p in sys.path), JAX_PLATFORMS="cpu"
@@ -338,7 +290,7 @@ class Context:
   @functools.cached_property
   def client(self) -> ImageClient:
     """A client of the running image service, or of one started, and kept alive, for this run."""
-    section = build(ImagesConfig, self.config.images, name="config.images")
+    section = self.settings.images
     address = section.address
     if not address:
       # One per process.

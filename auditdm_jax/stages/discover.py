@@ -7,7 +7,6 @@ control is random questions alone at equal total queries, GRPO's included.
 """
 
 from collections.abc import Sequence
-import dataclasses
 import pathlib
 
 from ml_collections import ConfigDict
@@ -15,40 +14,14 @@ import numpy as np
 
 from auditdm_jax.audit import rates
 from auditdm_jax.audit.answer import ModelBank
-from auditdm_jax.audit.arms import Arms, ArmsConfig
+from auditdm_jax.audit.arms import Arms
 from auditdm_jax.audit.probe import Probe
 from auditdm_jax.core import metrics
-from auditdm_jax.core.config import build
 from auditdm_jax.stages import train
 from auditdm_jax.stages.attempts import Attempt, ModeKey
 from auditdm_jax.stages.context import Context, InMemoryPool
 
 RANDOM, UNTRAINED = "random", "untrained"
-
-
-@dataclasses.dataclass(frozen=True)
-class DiscoverConfig:
-  """How much is asked.
-
-  Attributes:
-    probes: of the sweep, over all arms.
-    batch: probes between two decisions on who asks.
-    search_probes: for the search success of the untrained and of the trained auditor, each.
-    arms: how the budget moves.
-  """
-
-  probes: int
-  batch: int
-  search_probes: int
-  arms: ArmsConfig = ArmsConfig()
-
-  def __post_init__(self):
-    if min(self.probes, self.batch, self.search_probes) < 1:
-      raise ValueError("probes, batch and search_probes must be at least 1")
-
-
-def settings(ctx: Context) -> DiscoverConfig:
-  return build(DiscoverConfig, ctx.config.discover, name="config.discover")
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
@@ -58,10 +31,10 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> int:
 
 
 def run(ctx: Context) -> dict:
-  """Spends config.discover.probes over the arms; resumes after the last whole batch."""
+  """Spends `discover.probes` over the arms; resumes after the last whole batch."""
   if (found := ctx.done("discover")) is not None:
     return found
-  section, records = settings(ctx), ctx.records("discover")
+  section, records = ctx.settings.discover, ctx.records("discover")
   checkpoints = {f"auditor@{step}": step for step in train.auditors(ctx)}
   arms = Arms([*checkpoints, UNTRAINED, RANDOM], config=section.arms)
   mode_key = ModeKey(ctx.seeds)
@@ -115,7 +88,7 @@ class _Asker:
     self._ctx, self._checkpoints, self._bank = ctx, checkpoints, ctx.bank()
     self._auditor = train.Asker(ctx, self._bank)
     self._pool = ctx.pool("images")
-    self._random = RandomQuestions(self._pool, ctx.config.seed)
+    self._random = RandomQuestions(self._pool, ctx.settings.seed)
     self._asked = {a.probe.probe_id for a in train.load_attempts(ctx) if a.verdict}
 
   def book(self, attempts: Sequence[Attempt]) -> None:
@@ -178,7 +151,7 @@ def ask_questions(
     progress.close()
   return [
     Attempt(
-      Probe.make(image_id, question, arm=arm, source=f"{pool.split}/{i}", seed=ctx.config.seed), v
+      Probe.make(image_id, question, arm=arm, source=f"{pool.split}/{i}", seed=ctx.settings.seed), v
     )
     for (i, question), image_id, v in zip(asked, ids, verdicts, strict=True)
   ]
@@ -190,7 +163,7 @@ def random_control(ctx: Context, n: int) -> list[Attempt]:
   All models answer: what the target knew has a consensus too, and is trained on.
   """
   pool = ctx.pool("images")
-  questions = RandomQuestions(pool, ctx.config.seed + 1)
+  questions = RandomQuestions(pool, ctx.settings.seed + 1)
   return ask_questions(
     ctx, ctx.bank(), pool, questions.next(n), arm="control", label="random questions", cascade=False
   )

@@ -27,13 +27,13 @@ def benchmark(ctx: Context, vlm: Vlm) -> bench.Table:
   """The held-out benchmark of one model; rows "all", "gaps", "rest", "skill: …", "gap: …"."""
   vlm, pool = ctx.answering(vlm), ctx.pool("heldout")
   examples = specs.from_pool(pool)
-  groups = specs.scenes_groups(gap_set(ctx.config.world.gaps)) if ctx.world.oracle else None
+  groups = specs.scenes_groups(gap_set(ctx.settings.world.gaps)) if ctx.world.oracle else None
   progress = metrics.Progress(len(examples), f"benchmark {vlm.name}")
 
   def answer(chunk):
     features = ctx.cache.features(vlm, [e.image_id for e in chunk], ctx.images)
     questions = [e.question for e in chunk]
-    return vlm.answer_features(features, questions, max_new_tokens=ctx.config.bank.max_new_tokens)
+    return vlm.answer_features(features, questions, max_new_tokens=ctx.settings.bank.max_new_tokens)
 
   table = bench.evaluate(answer, examples, model=vlm.name, groups=groups, on_batch=progress.update)
   progress.close()
@@ -90,7 +90,7 @@ def run(ctx: Context) -> dict:
 def _health(ctx: Context, *, questions: int = 2000) -> dict:
   """Errors the models share, measured on benchmark questions with known answers."""
   examples = specs.from_pool(ctx.pool("heldout"))
-  pick = np.random.default_rng(ctx.config.seed).permutation(len(examples))[:questions]
+  pick = np.random.default_rng(ctx.settings.seed).permutation(len(examples))[:questions]
   chosen = [examples[int(i)] for i in pick]
   bank = ctx.bank()
   answers = bank.answers(

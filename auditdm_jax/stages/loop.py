@@ -78,7 +78,8 @@ def run(ctx: Context) -> dict[str, Any]:
   control = stage("random control", lambda: random_control(ctx, trained["completions"]))
   verified = stage("verify", lambda: verify.run(ctx))
   repaired = stage("rectify", lambda: repair(ctx, evaluated))
-  second = stage("re-audit", lambda: reaudit.run(ctx)) if reaudit.settings(ctx).enabled else {}
+  again = ctx.settings.round2.enabled and "repaired" in repaired
+  second = stage("re-audit", lambda: reaudit.run(ctx)) if again else {}
   summary = stage(
     "summary", lambda: summarise(ctx, evaluated, searched, control, verified, repaired, second)
   )
@@ -96,8 +97,8 @@ def search(ctx: Context) -> dict:
   if (found := ctx.done("search")) is not None:
     return found
   asker = train.Asker(ctx, ctx.bank())
-  n, result = discover.settings(ctx).search_probes, {}
-  for name, step in (("prompt_only", None), ("trained", ctx.config.optim.steps)):
+  n, result = ctx.settings.discover.search_probes, {}
+  for name, step in (("prompt_only", None), ("trained", ctx.settings.optim.steps)):
     attempts = asker.ask(step, n, arm=name, stream=7, strategies={"question": 16})
     cover = attempts_lib.coverage(ctx, attempts, [])
     result[name] = attempts_lib.success(ctx, attempts)
@@ -111,7 +112,7 @@ def random_control(ctx: Context, trained_probes: int) -> dict:
   """Random questions at the audit's total queries, GRPO's included; finds are kept for repair."""
   if (found := ctx.done("control")) is not None:
     return found
-  attempts = discover.random_control(ctx, trained_probes + discover.settings(ctx).probes)
+  attempts = discover.random_control(ctx, trained_probes + ctx.settings.discover.probes)
   records = ctx.records("control")
   records.rewind("attempts", -1, field="row")
   records.append(
@@ -140,6 +141,9 @@ def repair(ctx: Context, evaluated: dict) -> dict:
   }
   result = {}
   for name, examples in arms.items():
+    if not examples:
+      print(f"  {name}: nothing to train on")
+      continue
     model = rectify.repair(ctx, name, examples, replay)
     table = evaluate.benchmark(ctx, model)
     result[name] = {"table": evaluate.by_group(table), "examples": len(examples)}
@@ -190,7 +194,7 @@ def summarise(ctx, evaluated, searched, control, verified, repaired, second) -> 
       for g in ctx.world.gaps
     },
     "modes": mode_scores(
-      verified["modes"], auditable, threshold=ctx.naming.modes.threshold,
+      verified["modes"], auditable, threshold=ctx.settings.taxonomy.modes.threshold,
       oracle=ctx.world.oracle is not None,
     ),
     "rectify": rows,

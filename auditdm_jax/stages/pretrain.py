@@ -71,6 +71,26 @@ class VisionSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class MixSpec:
+  """Scenes that are drawn, images per step, questions per image, steps of the curriculum."""
+
+  scenes: int
+  images: int
+  per_image: int
+  lookups: int
+  searches: int
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldoutSpec:
+  """What accuracy is measured on."""
+
+  seed: int
+  scenes: int
+  questions: int
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimSpec:
   """Muon for the blocks' matrices, AdamW for the rest; warm-up, constant, linear decay.
 
@@ -118,6 +138,29 @@ class OptimSpec:
       ],
       [self.warmup, steps - tail],
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+  """The whole config.
+
+  Attributes:
+    only: name of the one model to make, or siglip; "" = all.
+    output: folder of the models' folders; "" = <workdir>/models.
+    vision: of the tower that all share.
+    mix: questions and scenes.
+    optim: of the models.
+    heldout: what they are measured on.
+    models: by name.
+  """
+
+  only: str
+  output: str
+  vision: VisionSpec
+  mix: MixSpec
+  optim: OptimSpec
+  heldout: HeldoutSpec
+  models: dict[str, ModelSpec]
 
 
 # The decoder's matrices: their axes that are summed over, and those that come out.
@@ -263,7 +306,9 @@ def _to_float(images: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------------------- models
 
 
-def train_model(name, spec: ModelSpec, config, cfg, tokenizer, tower) -> vlm_lib.Vlm:
+def train_model(
+  name: str, spec: ModelSpec, settings: PretrainConfig, cfg, tokenizer, tower
+) -> vlm_lib.Vlm:
   """Trains one model from scratch on its own mix and seed; the tower stays as it is."""
   params = multimodal.init(cfg, jax.random.key(spec.seed))
   params["img"] = {**params["img"], **tower}
@@ -272,15 +317,15 @@ def train_model(name, spec: ModelSpec, config, cfg, tokenizer, tower) -> vlm_lib
     stop_ids=(tokenizer.id(STOPS[spec.kind]),),
   )  # fmt: skip
   mix = Mix(
-    seed=spec.seed, scenes=config.mix.scenes, images=config.mix.images,
-    per_image=config.mix.per_image, gaps=gap_set(spec.gaps),
+    seed=spec.seed, scenes=settings.mix.scenes, images=settings.mix.images,
+    per_image=settings.mix.per_image, gaps=gap_set(spec.gaps),
   )  # fmt: skip
   features = encode_all(model, mix)
   layout = supervised.Layout(
     tokenizer, model.template, world.CELLS, model.stop_ids[0],
     length=46 if spec.tasks else 30, suffix=mix_lib.MAX_CAPTION_WORDS + 2 if spec.tasks else 3,
   )  # fmt: skip
-  optim = build(OptimSpec, config.optim, name="config.optim")
+  optim = settings.optim
   phases = [(n, False) for n in spec.steps] + [(n, True) for n in spec.drill]
   progress = metrics.Progress(sum(n for n, _ in phases), name)
   first = 0
@@ -296,7 +341,7 @@ def train_model(name, spec: ModelSpec, config, cfg, tokenizer, tower) -> vlm_lib
         draw = mix.draw_tasks(i, spec.tasks)
       else:
         draw = mix.draw(
-          i, _weights(i, config.mix, hardness.skills), hardness=hardness if drill else None
+          i, _weights(i, settings.mix, hardness.skills), hardness=hardness if drill else None
         )
       state, m = step(state, _batch(draw, features, layout, mix.images))
       hardness.update(draw, np.asarray(m["row_loss"]))
@@ -404,29 +449,29 @@ def measure_auditor(model: vlm_lib.Vlm, section, *, n: int = 1000) -> dict[str, 
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
-  output = pathlib.Path(config.output or workdir / "models")
+  settings = build(PretrainConfig, config, name="config")
+  output = pathlib.Path(settings.output or workdir / "models")
   tokenizer = Tokenizer.word_level(mix_lib.vocabulary())
-  vision = build(VisionSpec, config.vision, name="config.vision")
-  siglip_cfg = siglip.SiglipConfig(**vision.model)
-  specs = {n: build(ModelSpec, s, name=f"config.models.{n}") for n, s in config.models.items()}
-  if config.only and config.only not in {"siglip", *specs}:
-    raise UserError(f"unknown model {config.only!r}; known: siglip, {', '.join(specs)}")
+  siglip_cfg = siglip.SiglipConfig(**settings.vision.model)
+  specs, only = settings.models, settings.only
+  if only and only not in {"siglip", *specs}:
+    raise UserError(f"unknown model {only!r}; known: siglip, {', '.join(specs)}")
   tower_dir = output / "siglip"
   first = next(iter(specs.values()))
   if not (tower_dir / "config.json").exists():
-    params, accuracy = train_tower(vision, model_config(first, siglip_cfg, tokenizer))
+    params, accuracy = train_tower(settings.vision, model_config(first, siglip_cfg, tokenizer))
     print("tower accuracy", accuracy, flush=True)
     weights.save_tower(tower_dir, siglip_cfg, {"img": params}, dtype="float16")
   tower = weights.load_tower(tower_dir)[1]["img"]
   for name, spec in specs.items():
-    if config.only not in ("", name) or (output / name / "config.json").exists():
+    if only not in ("", name) or (output / name / "config.json").exists():
       continue
     cfg = model_config(spec, siglip_cfg, tokenizer)
-    model = train_model(name, spec, config, cfg, tokenizer, tower)
+    model = train_model(name, spec, settings, cfg, tokenizer, tower)
     accuracy = (
-      measure_auditor(model, config.heldout)
+      measure_auditor(model, settings.heldout)
       if spec.tasks
-      else measure(model, config.heldout, gap_set(spec.gaps))
+      else measure(model, settings.heldout, gap_set(spec.gaps))
     )
     print(name, json.dumps({k: v["rate"] for k, v in accuracy.items()}), flush=True)
     extras = {"tower": "../siglip", "recipe": dataclasses.asdict(spec), "heldout": accuracy}

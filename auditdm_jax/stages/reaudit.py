@@ -8,39 +8,19 @@
 """
 
 from collections import Counter
-import dataclasses
 import pathlib
 
 from ml_collections import ConfigDict
 
 from auditdm_jax.audit import compare, taxonomy
 from auditdm_jax.core import store
-from auditdm_jax.core.config import UserError, build
+from auditdm_jax.core.config import UserError
 from auditdm_jax.stages import attempts as attempts_lib
-from auditdm_jax.stages import discover, train, verify
+from auditdm_jax.stages import train, verify
 from auditdm_jax.stages.context import Context
 from auditdm_jax.vlm import Vlm
 
 NAME = "round2"
-
-
-@dataclasses.dataclass(frozen=True)
-class Round2Config:
-  """The second round.
-
-  Attributes:
-    enabled: whether the loop has one.
-    steps: of GRPO against the repaired target.
-    changes: what counts as one of a known mode.
-  """
-
-  steps: int
-  enabled: bool = True
-  changes: compare.CompareConfig = compare.CompareConfig()
-
-
-def settings(ctx: Context) -> Round2Config:
-  return build(Round2Config, ctx.config.round2, name="config.round2")
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
@@ -66,7 +46,7 @@ def run(ctx: Context) -> dict:
   known = taxonomy.Taxonomy.from_dict(ctx.done("verify")["taxonomy"])
   bank = ctx.bank(repaired)
   again = train.Asker(ctx, bank).ask(
-    ctx.config.optim.steps, discover.settings(ctx).search_probes, arm="round2", stream=7,
+    ctx.settings.optim.steps, ctx.settings.discover.search_probes, arm="round2", stream=7,
     strategies={"question": 16},
   )  # fmt: skip
   result = {
@@ -93,7 +73,7 @@ def ledger(ctx: Context, known: taxonomy.Taxonomy, repaired: Vlm) -> list[dict]:
     [m.mode_id if m else None for m in modes], [a.probe.probe_id for a in before], consensus,
     [a.verdict.answers[target] for a in before], answers, judge=ctx.judge,
   )  # fmt: skip
-  entries = compare.compare(pairs, config=settings(ctx).changes).entries
+  entries = compare.compare(pairs, config=ctx.settings.round2.compare).entries
   names = {m.mode_id: m.name for m in known.modes}
   return [
     {"mode_id": e.mode_id, "name": names.get(e.mode_id, e.mode_id), "status": e.status,
@@ -104,13 +84,13 @@ def ledger(ctx: Context, known: taxonomy.Taxonomy, repaired: Vlm) -> list[dict]:
 
 def second_round(ctx: Context, bank, known: taxonomy.Taxonomy) -> dict:
   """GRPO against the repaired target, from the trained auditor; new modes by name."""
-  steps = settings(ctx).steps
-  start = train.stored(ctx, ctx.config.optim.steps)
+  steps = ctx.settings.round2.steps
+  start = train.stored(ctx, ctx.settings.optim.steps)
   train.train_auditor(ctx, bank, name=NAME, steps=steps, start=start)
   attempts = train.load_attempts(ctx, NAME)
   late = [a for a in attempts if a.probe.step >= steps - 15]
   found = taxonomy.discover_modes(
-    attempts_lib.outcomes(attempts), ctx.seeds, config=ctx.naming.modes
+    attempts_lib.outcomes(attempts), ctx.seeds, config=ctx.settings.taxonomy.modes
   )
   old = {m.name for m in known.modes}
   truths = [attempts_lib.truth_of(ctx, a) for a in attempts_lib.unique_finds(attempts)]

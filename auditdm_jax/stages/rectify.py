@@ -19,9 +19,9 @@ import numpy as np
 from auditdm_jax.audit.probe import Failure
 from auditdm_jax.audit.taxonomy import Taxonomy
 from auditdm_jax.core import runtime, store
-from auditdm_jax.core.config import UserError, build
+from auditdm_jax.core.config import UserError
 from auditdm_jax.rectify import curate as curate_lib
-from auditdm_jax.rectify import finetune, recipes, supervised
+from auditdm_jax.rectify import finetune, supervised
 from auditdm_jax.rectify.curate import Example
 from auditdm_jax.stages import verify
 from auditdm_jax.stages.attempts import Attempt, unique_finds
@@ -31,31 +31,12 @@ from auditdm_jax.vlm import Vlm, save_vlm
 MAX_REPLAY = 6_000
 
 
-@dataclasses.dataclass(frozen=True)
-class RectifyConfig:
-  """How the target is repaired.
-
-  Attributes:
-    recipe: of the fine-tuning.
-    length: tokens of an example: image, question and label.
-    suffix: tokens of a label.
-    curate: which failures become examples.
-  """
-
-  recipe: recipes.Recipe
-  length: int
-  suffix: int
-  curate: curate_lib.Config = curate_lib.Config()
-
-
-def settings(ctx: Context) -> RectifyConfig:
-  return build(RectifyConfig, ctx.config.rectify, name="config.rectify")
-
-
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
   with Context(config, workdir, "rectify") as ctx:
     ctx.pool("images")
     examples = from_failures(ctx, verify.load_failures(ctx))
+    if not examples:
+      raise UserError(f"{ctx.workdir}: no failure was verified, so there is nothing to repair")
     repair(ctx, "repaired", examples, replay_examples(ctx, len(examples)))
     print(f"repaired target: {ctx.workdir / 'rectify' / 'repaired'}")
   return 0
@@ -63,7 +44,7 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> int:
 
 def repair(ctx: Context, name: str, examples: Sequence[Example], replay) -> Vlm:
   """Fine-tunes the target on `examples` and saves it as rectify/<name>."""
-  section, target = settings(ctx), ctx.target
+  section, target = ctx.settings.rectify, ctx.target
   layout = supervised.Layout(
     target.tokenizer, target.template, target.cfg.num_image_tokens, target.stop_ids[0],
     length=section.length, suffix=section.suffix,
@@ -91,11 +72,11 @@ def replay_examples(ctx: Context, new: int) -> list[Example]:
   A target's training mix is rarely at hand, so replay is its own behaviour where all references say
   the same: abstentions too, or the repaired target would forget to abstain.
   """
-  recipe = settings(ctx).recipe
+  recipe = ctx.settings.rectify.recipe
   size = min(int(recipe.num_steps(new) * recipe.batch_size * recipe.replay), MAX_REPLAY)
   if not size:
     return []
-  pool, rng = ctx.pool("images"), np.random.default_rng((ctx.config.seed, 41))
+  pool, rng = ctx.pool("images"), np.random.default_rng((ctx.settings.seed, 41))
   asked = [(i, q) for i in range(len(pool)) for q in pool.questions(i)]
   chosen = [asked[int(k)] for k in rng.permutation(len(asked))[: 2 * size]]
   bank = ctx.bank()
@@ -119,7 +100,7 @@ def from_failures(ctx: Context, failures: Sequence[Failure]) -> list[Example]:
   candidates = curate_lib.from_failures(
     failures, group=lambda f: families.get(f.mode_id, "unnamed")
   )
-  return curate_lib.curate(candidates, settings(ctx).curate)[0]
+  return curate_lib.curate(candidates, ctx.settings.rectify.curate)[0]
 
 
 def random_examples(ctx: Context, attempts: Sequence[Attempt], size: int) -> list[Example]:
@@ -140,7 +121,7 @@ def _curated(ctx, attempts, size):
     )
     for a in attempts
   ]  # fmt: skip
-  config = curate_lib.Config(size=size, cap=1.0, balanced=False, seed=ctx.config.seed)
+  config = curate_lib.Config(size=size, cap=1.0, balanced=False, seed=ctx.settings.seed)
   return curate_lib.curate(candidates, config)[0]
 
 

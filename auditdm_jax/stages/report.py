@@ -169,7 +169,7 @@ def _reproduce(ctx, f: Failure) -> str:
     "import numpy, PIL.Image, auditdm_jax; print(auditdm_jax.load_vlm("
     f"{ctx.models.target!r}).answer([numpy.array(PIL.Image.open("
     f"{str(ctx.images.made.path(f.probe.image_id))!r}))], [{f.probe.question!r}],"
-    f" max_new_tokens={ctx.config.bank.max_new_tokens}))"
+    f" max_new_tokens={ctx.settings.bank.max_new_tokens}))"
   )
   return f"python -c {shlex.quote(code)}"
 

@@ -16,16 +16,18 @@ from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.audit.probe import Probe, Verdict
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core import metrics, runtime, store, tree
-from auditdm_jax.core.config import UserError, build
+from auditdm_jax.core.config import UserError
 from auditdm_jax.models import preprocess
-from auditdm_jax.rl import grpo, reward, rollout, trainer
+from auditdm_jax.rl import rollout, trainer
 from auditdm_jax.rl.batch import Trajectory
-from auditdm_jax.rl.learner import Learner, OptimConfig
+from auditdm_jax.rl.learner import Learner
 from auditdm_jax.stages.attempts import Attempt, ModeKey
 from auditdm_jax.stages.context import Context
 from auditdm_jax.vlm import load_vlm
 
 NAME = "train"
+# Sections that decide what a training is, beside those that the trainer knows.
+_DECIDE = ("models", "world", "pool", "bank", "judge", "taxonomy")
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
@@ -38,7 +40,7 @@ def run(ctx: Context) -> dict:
   """Trains to config.optim.steps; resumes."""
   if (found := ctx.done(NAME)) is not None:
     return found
-  result = train_auditor(ctx, ctx.bank(), name=NAME, steps=ctx.config.optim.steps)
+  result = train_auditor(ctx, ctx.bank(), name=NAME, steps=ctx.settings.optim.steps)
   return ctx.finish(
     NAME,
     {
@@ -52,24 +54,22 @@ def train_auditor(
   ctx: Context, bank: ModelBank, *, name: str, steps: int, start: Any = None
 ) -> trainer.TrainResult:
   """One GRPO training, from the config's auditor or from params `start`."""
-  vlm, optim = ctx.auditor, build(OptimConfig, ctx.config.optim, name="config.optim")
+  vlm, settings = ctx.auditor, ctx.settings
   learner = Learner(
-    vlm.cfg, grpo_config(ctx), optim=dataclasses.replace(optim, steps=steps),
-    mesh=mesh_lib.make_mesh(ctx.config.mesh.to_dict()),
+    vlm.cfg, settings.grpo, optim=dataclasses.replace(settings.optim, steps=steps),
+    mesh=mesh_lib.make_mesh(settings.mesh),
     rollout_mesh=None if ctx.rollout_mesh is ctx.mesh else ctx.rollout_mesh,
-    rules=[(regex, tuple(spec)) for regex, spec in ctx.config.rules],
+    rules=[(regex, tuple(spec)) for regex, spec in settings.rules],
     params=vlm.params if start is None else start,
     banned=vlm.tokenizer.unsampled_ids(vlm.stop_ids),
   )  # fmt: skip
-  section = ctx.config.checkpoints.to_dict()
-  section["harvest"] = tuple(s for s in section["harvest"] if s < steps)
-  cfg = build(trainer.TrainConfig, section, name="config.checkpoints")
+  harvest = tuple(s for s in settings.checkpoints.harvest if s < steps)
+  cfg = dataclasses.replace(settings.checkpoints, harvest=harvest)
   made = make_rollout(ctx, bank, learner=learner)
-  return trainer.train(cfg, made, learner, auditor=vlm, workdir=ctx.workdir, name=name)
-
-
-def grpo_config(ctx: Context) -> grpo.GrpoConfig:
-  return build(grpo.GrpoConfig, ctx.config.grpo, name="config.grpo")
+  return trainer.train(
+    cfg, made, learner, auditor=vlm, workdir=ctx.workdir, name=name,
+    identity=[getattr(settings, section) for section in _DECIDE],
+  )  # fmt: skip
 
 
 def make_rollout(
@@ -79,14 +79,13 @@ def make_rollout(
 
   A learner says how batches are laid out; without one the params are those of `Asker`.
   """
-  cfg = build(rollout.RolloutConfig, ctx.config.rollout, name="config.rollout")
+  cfg = dataclasses.replace(ctx.settings.rollout, seed=ctx.settings.seed)
   if "seed" in ctx.config.rollout:
     raise UserError("config.rollout.seed: a run has one seed, config.seed")
-  key, vlm, grpo_cfg = ModeKey(ctx.seeds), ctx.auditor, grpo_config(ctx)
+  key, vlm, grpo_cfg = ModeKey(ctx.seeds), ctx.auditor, ctx.settings.grpo
   needs_images = any(s != "question" for s in cfg.counts())
   if learner is None:
-    optim = build(OptimConfig, ctx.config.optim, name="config.optim")
-    trains_tower = optim.trains_tower(tree.flatten(vlm.params))
+    trains_tower = ctx.settings.optim.trains_tower(tree.flatten(vlm.params))
   else:
     trains_tower = learner.trains_tower
 
@@ -112,9 +111,9 @@ def make_rollout(
     }
   heldout = cfg.gauges.heldout
   return rollout.Rollout(
-    dataclasses.replace(cfg, seed=ctx.config.seed),
+    cfg,
     grpo_cfg,
-    build(reward.RewardConfig, ctx.config.reward, name="config.reward"),
+    ctx.settings.reward,
     auditor=vlm,
     pool=ctx.pool("images"),
     bank=bank,
@@ -210,9 +209,9 @@ class Asker:
         drawn, up to twice as many as wanted; an auditor that still repeats itself may.
     """
     counts = self._rollout.config.counts() if strategies is None else strategies
-    scale = grpo_config(self._ctx).group_size
+    scale = self._ctx.settings.grpo.group_size
     counts = {s: k * scale for s, k in counts.items()}
-    seed, size = self._ctx.config.seed, len(self._ctx.pool("images"))
+    seed, size = self._ctx.settings.seed, len(self._ctx.pool("images"))
     out: list[Attempt] = []
     chunk = 0
     while len(out) < n:

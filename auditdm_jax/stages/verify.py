@@ -18,8 +18,7 @@ from auditdm_jax.audit import verify as verify_lib
 from auditdm_jax.audit.probe import Failure
 from auditdm_jax.audit.taxonomy import Taxonomy
 from auditdm_jax.core import metrics
-from auditdm_jax.core.config import UserError, build
-from auditdm_jax.images.config import ImagesConfig
+from auditdm_jax.core.config import UserError
 from auditdm_jax.stages import attempts as attempts_lib
 from auditdm_jax.stages import discover, edits
 from auditdm_jax.stages.attempts import Attempt
@@ -64,29 +63,24 @@ def audit(ctx: Context, attempts: list[Attempt]):
   Returns:
     Failures with mode ids, the funnel, the taxonomy.
   """
-  section, bank = ctx.config.verify, ctx.bank()
+  section, bank = ctx.settings.verify, ctx.bank()
   finds = attempts_lib.unique_finds(attempts)
   tax = taxonomy_lib.discover_modes(
-    attempts_lib.outcomes(attempts), ctx.seeds, config=ctx.naming.modes
+    attempts_lib.outcomes(attempts), ctx.seeds, config=ctx.settings.taxonomy.modes
   )
-  chosen = choose(finds, tax, limit=section.limit, seed=ctx.config.seed)
-  config = build(
-    verify_lib.VerifyConfig,
-    {k: v for k, v in section.items() if k != "limit"},
-    name="config.verify",
-  )
+  chosen = choose(finds, tax, limit=section.limit, seed=ctx.settings.seed)
   progress = metrics.Progress(len(chosen), "verify")
-  local = build(ImagesConfig, ctx.config.images, name="config.images").client.local_edits
+  local = ctx.settings.images.client.local_edits
   probes = [a.probe for a in chosen]
   measured = edits.measure(ctx, bank, probes) if local else [()] * len(chosen)
   verification = verify_lib.verify(
     [verify_lib.Find(a.probe, a.verdict, g) for a, g in zip(chosen, measured)], bank,
     images=ctx.images,
-    paraphrase=ctx.world.paraphrase, independent=ctx.world.oracle, config=config,
+    paraphrase=ctx.world.paraphrase, independent=ctx.world.oracle, config=section,
     progress=lambda done, _: progress.update(done),
   )  # fmt: skip
   progress.close()
-  funnel = {"finds": len(finds), "looked_at": len(chosen), **verification.funnel}
+  funnel = {"finds": len(finds), **verification.funnel}
   return _with_modes(verification.failures, tax), funnel, tax
 
 

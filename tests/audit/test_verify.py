@@ -62,7 +62,7 @@ def test_grades(audit):
   flicker = result.failures[1].stability
   assert flicker.k == 3 and "paraphrase:0=0" in flicker.trials
   assert [g.name for g in result.failures[2].gates if not g.passed] == ["near_duplicate"]
-  assert result.funnel["finds"] == 5 and result.funnel["stable"] == 2
+  assert result.funnel["looked_at"] == 5 and result.funnel["stable"] == 2
   assert result.funnel["independent_agrees"] == 1
   assert result.search_success(10)["k"] == 2
   assert precision(result.failures)["rate"] == 0.5
@@ -90,7 +90,7 @@ def test_only_disagreements_can_be_verified(audit):
 
 
 def test_no_finds(audit):
-  assert audit[1]([]).funnel["finds"] == 0
+  assert audit[1]([]).funnel["looked_at"] == 0
 
 
 def test_jitter_is_small():

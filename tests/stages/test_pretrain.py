@@ -70,8 +70,9 @@ def test_a_miniature_learns_the_same_twice_and_leaves_its_tower_alone(config):
   tower = weights.load_tower(WEIGHTS / "siglip")[1]["img"]
   config = config.copy_and_resolve_references()
   config.mix.scenes = 24
+  settings = build(pretrain.PretrainConfig, config)
   runs = [
-    pretrain.train_model("mini", spec, config, cfg, tokenizer, tower).params for _ in range(2)
+    pretrain.train_model("mini", spec, settings, cfg, tokenizer, tower).params for _ in range(2)
   ]
   for a, b in zip(*map(jax.tree.leaves, runs), strict=True):
     np.testing.assert_array_equal(a, b)

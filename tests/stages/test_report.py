@@ -10,6 +10,7 @@ from auditdm_jax.audit.skills import Seeds, Skill
 from auditdm_jax.bench import evaluate as bench
 from auditdm_jax.stages import evaluate, loop, report, train
 from auditdm_jax.stages.attempts import Attempt
+from auditdm_jax.stages.sections import NamingConfig
 from auditdm_jax.stages.worlds import World
 
 
@@ -18,6 +19,9 @@ class Run:
 
   target = types.SimpleNamespace(name="t")
   sibling, references, world = None, {"a": None, "b": None}, World()
+  settings = types.SimpleNamespace(
+    seed=0, taxonomy=NamingConfig(), bank=types.SimpleNamespace(max_new_tokens=3)
+  )
   seeds = Seeds((Skill("color_of", "The colour of a thing.", ("what color is the ring",)),))
 
   def __init__(self, workdir, rows, done):
