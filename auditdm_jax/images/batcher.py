@@ -85,7 +85,7 @@ class Batcher:
     self._idle.set()
     self._draining, self.broken = False, asyncio.Event()
     self._batch_s: dict[tuple, float] = {}  # per key, smoothed
-    self._thread = worker.Thread("backend")
+    self._thread = worker.Threads("backend")
     self._runner: worker.Runner | None = None
     self._task: asyncio.Task | None = None
 

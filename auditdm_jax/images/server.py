@@ -3,7 +3,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from concurrent import futures
 import contextlib
 import logging
 import signal
@@ -14,7 +13,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 import numpy as np
 
-from auditdm_jax.images import codec, security, stubs, telemetry, validate
+from auditdm_jax.images import codec, security, stubs, telemetry, validate, worker
 from auditdm_jax.images.backend import Backend, Info, Job
 from auditdm_jax.images.batcher import Batcher, Queued, Step
 from auditdm_jax.images.config import ImagesConfig, is_loopback
@@ -27,6 +26,7 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _HEADROOM = 1 << 16  # bytes of a message that are not pixels
 _PING_MS = 5_000  # Clients ping to see that the machine is there; five minutes would cut them off.
 _SMALL = 1 << 16  # bytes of pixels that are not worth a thread
+_DECODE_S = 0.5  # After that long there may be room among the sources to decode.
 
 
 class StartError(RuntimeError):
@@ -40,7 +40,9 @@ class ImageServer:
     self._config, self.metrics = config, telemetry.Metrics()
     self._info: Info | None = None
     self._batcher = Batcher(config.batching, config.limits, self.metrics)
-    self._codecs = futures.ThreadPoolExecutor(2, thread_name_prefix="codec")
+    # Apart: sources that take long must not hold up answers.
+    self._encoders, self._decoders = worker.Threads("encoder", 2), worker.Threads("decoder", 2)
+    self._undecoded, self._undecoded_bytes = 0, 0
     self._health = health.aio.HealthServicer()
     self._http: Any = None
     max_bytes = 3 * config.limits.max_pixels + 4 * config.limits.max_prompt_chars + _HEADROOM
@@ -121,7 +123,8 @@ class ImageServer:
     await self._set_health(_NOT_SERVING)
     await self._batcher.drain(grace_s)
     await self._server.stop(grace=1.0)
-    self._codecs.shutdown(wait=False, cancel_futures=True)
+    self._encoders.close()
+    self._decoders.close()
     if self._http is not None:
       await asyncio.to_thread(self._http.shutdown)
       self._http.server_close()
@@ -208,9 +211,17 @@ class ImageServer:
 
   async def _job(self, request: Any) -> Job:
     info, limits = self._ready(), self._config.limits
-    if request.DESCRIPTOR.name == "EditRequest" and request.source.encoding != stubs.RAW_RGB8:
-      return await self._in_pool(validate.to_job, request, limits, info)
-    return validate.to_job(request, limits, info)
+    if request.DESCRIPTOR.name != "EditRequest" or request.source.encoding == stubs.RAW_RGB8:
+      return validate.to_job(request, limits, info)
+    size = len(request.source.data)
+    too_large = self._undecoded_bytes + size > limits.max_queue_mb * 2**20
+    if too_large or self._undecoded >= limits.max_queue:
+      raise Refused(Reason.QUEUE_FULL, "too many sources wait to be decoded", retry_s=_DECODE_S)
+    self._undecoded, self._undecoded_bytes = self._undecoded + 1, self._undecoded_bytes + size
+    try:
+      return await self._decoders.call(validate.to_job, request, limits, info)
+    finally:
+      self._undecoded, self._undecoded_bytes = self._undecoded - 1, self._undecoded_bytes - size
 
   async def _response(self, request_id: str, done: Done, encoding: int) -> Any:
     encoding = encoding or stubs.RAW_RGB8
@@ -218,7 +229,7 @@ class ImageServer:
     if encoding == stubs.RAW_RGB8 or done.image.nbytes <= _SMALL:
       image = codec.encode(done.image, encoding)
     else:
-      image = await self._in_pool(codec.encode, done.image, encoding)
+      image = await self._encoders.call(codec.encode, done.image, encoding)
     name = codec.LOSSLESS[encoding]
     self.metrics.encode_seconds.labels(name).observe(time.monotonic() - start)
     self.metrics.bytes_out.inc(len(image.data))
@@ -236,9 +247,6 @@ class ImageServer:
         cached=done.cached,
       ),
     )
-
-  async def _in_pool(self, function: Callable, *args: Any) -> Any:
-    return await asyncio.get_running_loop().run_in_executor(self._codecs, function, *args)
 
   @contextlib.asynccontextmanager
   async def _answering(

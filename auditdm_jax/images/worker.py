@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one thread that owns the backend, and how a batch is padded, halved and checked there."""
+"""Threads beside the event loop, and how the one that owns the backend pads and halves a batch."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -14,12 +14,14 @@ from auditdm_jax.images.backend import Backend, Cancelled, Info, Job, Made, Prog
 T = TypeVar("T")
 
 
-class Thread:
-  """Runs calls one after the other. A daemon: a backend that hangs cannot hold up the exit."""
+class Threads:
+  """Run calls in the order they come. Daemons: what hangs in one cannot hold up the exit."""
 
-  def __init__(self, name: str):
+  def __init__(self, name: str, count: int = 1):
     self._calls: queue.SimpleQueue = queue.SimpleQueue()
-    threading.Thread(target=self._run, name=name, daemon=True).start()
+    self._count = count
+    for _ in range(count):
+      threading.Thread(target=self._run, name=name, daemon=True).start()
 
   async def call(self, function: Callable[..., T], *args: Any) -> T:
     """The result of function(*args)."""
@@ -29,12 +31,15 @@ class Thread:
     return await future
 
   def close(self) -> None:
-    """Ends the thread after the calls it has."""
-    self._calls.put(None)
+    """Ends the threads after the calls they have."""
+    for _ in range(self._count):
+      self._calls.put(None)
 
   def _run(self) -> None:
     while (call := self._calls.get()) is not None:
       function, args, loop, future = call
+      if future.cancelled():  # Who called has left before its turn came.
+        continue
       try:
         done, value = future.set_result, function(*args)
       except BaseException as error:  # Whatever it is, the caller waits for it.

@@ -238,6 +238,43 @@ def test_queued_bytes_are_bounded():
   assert reasons == [Reason.QUEUE_FULL] * 3
 
 
+def _sources(n):
+  """Edits whose sources have to be decoded."""
+  source = codec.encode(fake.pixels("source", 0, 64, 64), stubs.PNG)  # 12 kB, as its pixels.
+  return [stubs.EditRequest(request_id=str(i), instruction="x", seed=0, source=source)
+          for i in range(n)]  # fmt: skip
+
+
+def _first_done(calls, n):
+  until = time.monotonic() + 10.0
+  while sum(c.done() for c in calls) < n and time.monotonic() < until:
+    time.sleep(0.01)
+  return [c for c in calls if c.done()]
+
+
+@pytest.mark.parametrize("limits", [Limits(max_queue=3), Limits(max_queue_mb=0.04)])
+def test_sources_that_wait_to_be_decoded_are_bounded_and_hold_up_nothing_else(limits, monkeypatch):
+  hung, decode = threading.Event(), codec.decode
+
+  def hang(image, **limit):
+    hung.wait(20.0)
+    return decode(image, **limit)
+
+  with _stub(config=_config(limits=limits)) as (stub, _):
+    monkeypatch.setattr(codec, "decode", hang)
+    calls = [stub.edit.future(request) for request in _sources(6)]
+    png = stubs.Options(encoding=stubs.PNG)
+    other = stub.generate(_request("a", width=200, height=200, options=png), timeout=10.0)
+    assert other.image.encoding == stubs.PNG
+    refused = _first_done(calls, 3)
+    assert [failures.from_call(c.exception()).reason for c in refused] == [Reason.QUEUE_FULL] * 3
+    helpers = [t for t in threading.enumerate() if t.name in ("encoder", "decoder")]
+    assert len(helpers) >= 4 and all(t.daemon for t in helpers), "the process could not end"
+    hung.set()
+    assert all(c.result(10.0).image.data for c in calls if c not in refused)
+    assert stub.edit(_sources(7)[6], timeout=10.0).image.data, "there is room again"
+
+
 def test_a_full_queue_says_when_to_come_again():
   backend = fake.FakeBackend(0.2)
   config = _config(limits=Limits(max_queue=1), batching=Batching(max_batch=1))
