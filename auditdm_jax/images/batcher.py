@@ -340,6 +340,8 @@ async def _wait(entry: _Entry, timeout_s: float) -> Done:
 def _outcome(
   entry: _Entry, row: Made | Exception, start: float, seconds: float, batch_size: int
 ) -> Outcome:
+  if isinstance(row, Refused):
+    return row
   if isinstance(row, ValueError):
     return Refused(Reason.INVALID_INSTRUCTION, str(row))
   if isinstance(row, Exception):

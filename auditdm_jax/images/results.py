@@ -82,5 +82,5 @@ def check_same(job: Job, fingerprint: bytes) -> None:
 def unwrap(outcome: Outcome) -> Done:
   """The image, or raises the refusal."""
   if isinstance(outcome, Refused):
-    raise Refused(outcome.reason, outcome.message)
+    raise Refused(outcome.reason, outcome.message, retry_s=outcome.retry_s)
   return outcome
