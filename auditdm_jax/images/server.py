@@ -43,6 +43,9 @@ class ImageServer:
     # Apart: sources that take long must not hold up answers.
     self._encoders, self._decoders = worker.Threads("encoder", 2), worker.Threads("decoder", 2)
     self._undecoded, self._undecoded_bytes = 0, 0
+    self._calls, self._quiet = 0, asyncio.Event()  # Those that are not answered in full.
+    self._quiet.set()
+    self._draining = False
     self._health = health.aio.HealthServicer()
     self._http: Any = None
     max_bytes = 3 * config.limits.max_pixels + 4 * config.limits.max_prompt_chars + _HEADROOM
@@ -120,8 +123,14 @@ class ImageServer:
 
   async def drain(self, grace_s: float) -> None:
     """Refuses new calls, finishes those under way within the grace, closes the ports."""
+    until = time.monotonic() + grace_s
+    self._draining = True
     await self._set_health(_NOT_SERVING)
     await self._batcher.drain(grace_s)
+    # What is finished has to be encoded and sent. Nor would the server's own grace do: streams
+    # that watch the health would use it up.
+    with contextlib.suppress(TimeoutError):
+      await asyncio.wait_for(self._quiet.wait(), until - time.monotonic())
     await self._server.stop(grace=1.0)
     self._encoders.close()
     self._decoders.close()
@@ -254,6 +263,10 @@ class ImageServer:
   ) -> AsyncIterator[None]:
     """Counts and logs a call; a refusal becomes its status."""
     start = time.monotonic()
+    if not self._draining:  # Those that come later are not waited for.
+      self._calls += 1
+      self._quiet.clear()
+      context.add_done_callback(self._answered)
     try:
       yield
     except Refused as refused:
@@ -265,6 +278,11 @@ class ImageServer:
       raise
     self.metrics.requests.labels(method, "OK", "").inc()
     telemetry.log_call(_LOG, method, request, "", start)
+
+  def _answered(self, *_: Any) -> None:
+    self._calls -= 1
+    if not self._calls:
+      self._quiet.set()
 
   def _count(self, method: str, refused: Refused) -> None:
     code = RULES[refused.reason].code.name
