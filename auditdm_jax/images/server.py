@@ -30,7 +30,7 @@ _DECODE_S = 0.5  # After that long there may be room among the sources to decode
 
 
 class StartError(RuntimeError):
-  """The service cannot start: the port is taken, or the warm-up image failed."""
+  """The service cannot start: a port is taken, a file unreadable, or no first image was made."""
 
 
 class ImageServer:
@@ -48,8 +48,12 @@ class ImageServer:
     self._draining = False
     self._health = health.aio.HealthServicer()
     self._http: Any = None
+    try:
+      self._credentials = security.server_credentials(config.security)
+      checks = [security.TokenCheck(config.security)] if config.security.token else []
+    except (OSError, ValueError) as error:  # Of an OSError the message names the file.
+      raise StartError(f"config.images.security: {error}") from None
     max_bytes = 3 * config.limits.max_pixels + 4 * config.limits.max_prompt_chars + _HEADROOM
-    checks = [security.TokenCheck(config.security)] if config.security.token else []
     self._server = grpc.aio.server(
       interceptors=checks,
       options=[
@@ -71,6 +75,10 @@ class ImageServer:
 
   async def start(self) -> str:
     """Opens the ports and returns the address; raises StartError if one is taken."""
+    # The brackets of an IPv6 address belong to an address with a port.
+    bare = self._config.host.strip("[]")
+    host = f"[{bare}]" if bare.count(":") > 1 else bare
+    wanted, metrics_port = self._config.port, self._config.metrics_port
     methods = {
       "Generate": self._image, "Edit": self._image, "GenerateBatch": self._batch,
       "Watch": self._watch, "GetResult": self._result, "GetModelInfo": self._model_info,
@@ -80,29 +88,38 @@ class ImageServer:
     if self._config.reflection:
       _reflect(self._server)
     await self._set_health(_NOT_SERVING)
-    host, wanted = self._config.host, self._config.port
-    credentials = security.server_credentials(self._config.security)
     try:
       port = (
         self._server.add_insecure_port(f"{host}:{wanted}")
-        if credentials is None
-        else self._server.add_secure_port(f"{host}:{wanted}", credentials)
+        if self._credentials is None
+        else self._server.add_secure_port(f"{host}:{wanted}", self._credentials)
       )
-      if self._config.metrics_port:
-        self._http = self.metrics.serve(host, self._config.metrics_port)
-    except (RuntimeError, OSError) as error:
+    except RuntimeError as error:
       raise StartError(f"cannot listen on {host}:{wanted}: {error}") from None
-    if credentials is None and not is_loopback(host):
+    try:
+      if metrics_port:
+        self._http = self.metrics.serve(bare, metrics_port)
+    except OSError as error:
+      message = f"cannot listen on {host}:{metrics_port} for metrics: {error}"
+      raise StartError(message) from None
+    if self._credentials is None and not is_loopback(host):
       _LOG.warning("listening on %s without encryption: keep to a private network", host)
     await self._server.start()
     return f"{host}:{port}"
 
   async def warm_up(self, make_backend: Callable[[], Backend]) -> None:
-    """Loads the backend and makes a first image of each kind, then reports SERVING."""
+    """Loads the backend and makes a first image of each kind, then reports SERVING.
+
+    Raises:
+      StartError: the backend cannot be loaded, or cannot make an image.
+    """
     try:
       info = await self._batcher.start(make_backend)
     except ValueError as error:  # What the config names is not there, or not of this kind.
       raise StartError(str(error)) from error
+    except Exception as error:  # Libraries raise what they like about a model they cannot read.
+      _LOG.error("the backend cannot be loaded", exc_info=error)
+      raise StartError(f"the backend cannot be loaded: {type(error).__name__}: {error}") from error
     width, height = self._config.width, self._config.height
     grey = np.full((height, width, 3), 128, np.uint8)
     for mode in info.modes:
@@ -321,23 +338,25 @@ async def serve(
     announce: called with the address when the service is SERVING.
 
   Raises:
-    StartError: the port is taken, or the warm-up image failed.
+    StartError: it cannot start, and why.
     RuntimeError: it had to stop by a bug of its own.
   """
   stopped = asyncio.Event()
   for number in (signal.SIGTERM, signal.SIGINT):
     asyncio.get_running_loop().add_signal_handler(number, stopped.set)
   server = ImageServer(config)
-  address = await server.start()
-  warm = asyncio.create_task(server.warm_up(make_backend))
-  stop = asyncio.create_task(stopped.wait())
-  broken = asyncio.create_task(server.broken.wait())
-  await asyncio.wait({warm, stop}, return_when=asyncio.FIRST_COMPLETED)
-  if warm.done():
-    warm.result()
-    announce(address)
-  await asyncio.wait({stop, broken}, return_when=asyncio.FIRST_COMPLETED)
-  _LOG.info("draining for at most %.0f s", config.drain_s)
-  await server.drain(config.drain_s)
+  try:
+    address = await server.start()
+    warm = asyncio.create_task(server.warm_up(make_backend))
+    stop = asyncio.create_task(stopped.wait())
+    broken = asyncio.create_task(server.broken.wait())
+    await asyncio.wait({warm, stop}, return_when=asyncio.FIRST_COMPLETED)
+    if warm.done():
+      warm.result()
+      announce(address)
+    await asyncio.wait({stop, broken}, return_when=asyncio.FIRST_COMPLETED)
+    _LOG.info("draining for at most %.0f s", config.drain_s)
+  finally:  # Also if it could not start: gRPC complains at length of a server that was not stopped.
+    await server.drain(config.drain_s)
   if broken.done():
     raise RuntimeError("the batcher ended; its error is in the log")

@@ -2,6 +2,7 @@
 """The methods of the proto on a bare channel: batches, progress, results by id, limits."""
 
 import contextlib
+import socket
 import threading
 import time
 import urllib.request
@@ -10,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 
-from auditdm_jax.images import codec, failures, stubs
+from auditdm_jax.images import codec, failures, server, stubs
 from auditdm_jax.images.config import Batching, ImagesConfig, Limits
 from auditdm_jax.images.failures import Reason
 from tests.images import fake
@@ -345,9 +346,38 @@ def test_metrics_are_on_a_port_of_their_own_and_say_no_prompt():
 def test_a_taken_metrics_port_is_a_start_error():
   port = fake.free_port()
   with _stub(config=_config(metrics_port=port)):
-    with pytest.raises(Exception, match="cannot listen"):
+    with pytest.raises(server.StartError, match=f"cannot listen on 127.0.0.1:{port} for metrics"):
       with _stub(config=_config(metrics_port=port)):
         pass
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_an_ipv6_address_is_taken_with_and_without_brackets(host):
+  if not socket.has_ipv6:
+    pytest.skip("no IPv6")
+  config = _config(host=host, metrics_port=fake.free_port())
+  with fake.serving(fake.FakeBackend(), config) as (_, address, _):
+    assert address.startswith("[::1]:")
+    with grpc.insecure_channel(address) as channel:
+      assert stubs.Stub(channel).generate(_request("a"), timeout=5.0).image.data
+    url = f"http://[::1]:{config.metrics_port}/metrics"
+    assert urllib.request.urlopen(url, timeout=5.0).status == 200
+
+
+@pytest.mark.parametrize(
+  "error, message",
+  [
+    (ValueError("no such model"), "^no such model$"),
+    (RuntimeError("sizes differ"), "^the backend cannot be loaded: RuntimeError: sizes differ$"),
+  ],
+)
+def test_a_backend_that_cannot_be_loaded_is_a_start_error(error, message):
+  def fail(_):
+    raise error
+
+  with pytest.raises(server.StartError, match=message):
+    with fake.serving(None, warm=fail):
+      pass
 
 
 def test_reflection_is_an_option():
