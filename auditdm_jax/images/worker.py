@@ -88,7 +88,7 @@ class Runner:
         self._caps[jobs[0].key] = max(padded_size(len(jobs), self.info, False) // 2, 1)
         return self._halves(jobs, progress)
       return [_failure(error, "too large even alone")]
-    except Exception as error:
+    except BaseException as error:  # A panic of a Rust library is no Exception.
       if len(jobs) == 1:
         return [_failure(error, "alone in its batch")]
       return self._halves(jobs, progress)  # One row is the poison: the halves tell.
@@ -114,7 +114,7 @@ def padded_size(rows: int, info: Info, deterministic: bool) -> int:
   return next((size for size in info.batch_sizes if size >= rows), rows)
 
 
-def _failure(error: Exception, note: str) -> Exception:
+def _failure(error: BaseException, note: str) -> Exception:
   # Never a ValueError: what is raised is the backend's fault and not the caption's.
   return RuntimeError(f"{type(error).__name__}: {error} ({note})").with_traceback(
     error.__traceback__
