@@ -219,8 +219,9 @@ class ImageServer:
   async def _result(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
     async with self._answering("GetResult", context, request):
       self._ready()
-      done = await self._batcher.result(request.request_id, timeout_s=self._timeout(context))
-      return await self._response(request.request_id, done, stubs.RAW_RGB8)
+      request_id = validate.checked_id(request)
+      done = await self._batcher.result(request_id, timeout_s=self._timeout(context))
+      return await self._response(request_id, done, stubs.RAW_RGB8)
 
   async def _model_info(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
     del request

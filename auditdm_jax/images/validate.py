@@ -43,9 +43,15 @@ def _invalid(message: str) -> Refused:
   return Refused(Reason.INVALID_REQUEST, message)
 
 
-def _check_identity(request: Any) -> None:
+def checked_id(request: Any) -> str:
+  """The id of a request; raises Refused if there is none or it is too long to be one."""
   if not 0 < len(request.request_id.encode()) <= _MAX_ID_BYTES:
     raise _invalid(f"request_id must have 1 to {_MAX_ID_BYTES} bytes")
+  return request.request_id
+
+
+def _check_identity(request: Any) -> None:
+  checked_id(request)
   if not request.HasField("seed"):
     raise _invalid("no seed: the same request must give the same image")
 

@@ -148,6 +148,13 @@ def test_a_result_is_found_by_its_id():
   assert sum(call.count("under way") for call in backend.calls) == 1
 
 
+@pytest.mark.parametrize("length", [0, 65, 20_000])
+def test_a_result_is_not_looked_for_under_what_is_no_id(length):
+  with _stub() as (stub, _):
+    request = stubs.GetResultRequest(request_id="x" * length)
+    assert _reason(stub.get_result, request) is Reason.INVALID_REQUEST
+
+
 def test_model_info():
   with _stub(fake.FakeBackend(steps=7)) as (stub, _):
     info = stub.get_model_info(stubs.GetModelInfoRequest(), timeout=10.0)
