@@ -24,7 +24,7 @@ from auditdm_jax.images.backend import Backend, Cancelled, Info, Job, Made
 from auditdm_jax.images.config import Batching, Limits
 from auditdm_jax.images.failures import Reason, Refused
 from auditdm_jax.images.results import Cache, Done, Outcome, check_same, unwrap
-from auditdm_jax.images.telemetry import Metrics, text_hash
+from auditdm_jax.images.telemetry import Metrics, outline, text_hash
 
 _LOG = logging.getLogger(__name__)
 _SMOOTH = 0.3  # Weight of the newest batch in what a batch is expected to take.
@@ -346,7 +346,7 @@ def _outcome(
     return Refused(Reason.INVALID_INSTRUCTION, str(row))
   if isinstance(row, Exception):
     text = text_hash(entry.job.text)
-    _LOG.error("backend failed on %s, text %s", entry.job.request_id, text, exc_info=row)
+    _LOG.error("backend failed on %s, text %s: %s", entry.job.request_id, text, outline(row))
     return Refused(Reason.INTERNAL, f"{type(row).__name__}: {row}")
   digest = hashlib.sha256(row.image.tobytes()).digest()
   return Done(

@@ -15,6 +15,7 @@ import concurrent.futures
 import http.client
 import io
 import json
+import logging
 import os
 import secrets
 import urllib.error
@@ -28,6 +29,7 @@ from auditdm_jax.images.backend import Info, Job, Made, Progress
 from auditdm_jax.images.config import ModelConfig
 from auditdm_jax.images.failures import Reason, Refused
 
+_LOG = logging.getLogger(__name__)
 _MAX_ANSWER = 64 << 20  # bytes
 _MAX_ERROR = 1 << 16
 _FORMATS = ("PNG", "WEBP", "JPEG")
@@ -127,6 +129,7 @@ class OpenAIBackend:
       with self._opener.open(request, timeout=self._model.timeout_s) as answer:
         text = answer.read(_MAX_ANSWER + 1)
     except urllib.error.HTTPError as error:
+      _LOG.warning("the endpoint answered HTTP %d", error.code)  # What it says may quote a prompt.
       with error:
         raise _refusal(error, error.read(_MAX_ERROR)) from None
     except (OSError, http.client.HTTPException) as error:

@@ -116,9 +116,9 @@ def padded_size(rows: int, info: Info, deterministic: bool) -> int:
 
 def _failure(error: BaseException, note: str) -> Exception:
   # Never a ValueError: what is raised is the backend's fault and not the caption's.
-  return RuntimeError(f"{type(error).__name__}: {error} ({note})").with_traceback(
-    error.__traceback__
-  )
+  failure = RuntimeError(f"{type(error).__name__}: {error} ({note})")
+  failure.__cause__ = error
+  return failure.with_traceback(error.__traceback__)
 
 
 def _checked(row: Made | Exception, job: Job) -> Made | Exception:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from auditdm_jax.images import openai_backend
+from auditdm_jax.images import openai_backend, telemetry
 from auditdm_jax.images.backend import Cancelled, Job, Made
 from auditdm_jax.images.client import ImageClient
 from auditdm_jax.images.config import Batching, ImagesConfig, ModelConfig
@@ -62,6 +62,8 @@ class _Endpoint(http.server.BaseHTTPRequestHandler):
       return 400, {"error": {"code": "invalid_value", "message": "no such model"}}
     if "busy" in prompt:
       return 503, "try later"
+    if "quoted" in prompt:
+      return 400, {"error": {"code": "invalid_value", "message": f"Invalid prompt: {prompt!r}"}}
     if "crowded" in prompt:
       return 429, {"error": {"code": "rate_limit_exceeded", "message": "slow down"}}
     if "elsewhere" in prompt:
@@ -192,6 +194,18 @@ def test_a_crowded_endpoint_is_back_pressure(model):
     with ImageClient(address, retries=0) as client:
       failure = client.generate("a crowded circle", seed=0, width=24, height=16).result(9.0).failure
   assert (failure.reason, failure.fault, failure.retry_s) == (Reason.QUEUE_FULL, "service", 3.0)
+
+
+def test_what_an_endpoint_says_of_a_prompt_is_not_logged(model, caplog):
+  with fake.serving(OpenAIBackend(model, max_batch=2), ImagesConfig(width=24, height=16)) as served:
+    with ImageClient(served[1], retries=0) as client:
+      failure = client.generate("quoted secret", seed=0, width=24, height=16).result(9.0).failure
+  assert failure.reason is Reason.INTERNAL and "secret" in failure.message
+  lines = [record.getMessage() for record in caplog.records]
+  assert any("answered HTTP 400" in line for line in lines)
+  assert any("EndpointError of HTTPError at openai_backend.py:" in line for line in lines)
+  formatted = "".join(map(telemetry.JsonFormatter().format, caplog.records))
+  assert "secret" not in formatted
 
 
 def test_a_key_that_a_header_cannot_hold_is_never_the_texts_fault(model, monkeypatch):

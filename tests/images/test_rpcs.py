@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 
-from auditdm_jax.images import codec, failures, server, stubs
+from auditdm_jax.images import codec, failures, server, stubs, telemetry
 from auditdm_jax.images.config import Batching, ImagesConfig, Limits
 from auditdm_jax.images.failures import Reason
 from tests.images import fake
@@ -348,6 +348,20 @@ def test_metrics_are_on_a_port_of_their_own_and_say_no_prompt():
   assert float(rows["auditdm_images_ready"]) == 1.0
   with pytest.raises(OSError):
     urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=1.0)
+
+
+def test_a_backends_error_is_logged_without_the_prompt_it_quotes(caplog):
+  class Quotes(fake.FakeBackend):
+    def run(self, jobs, progress):
+      if any("secret" in j.text for j in jobs):
+        raise LookupError(f"no words {[j.text for j in jobs]}")
+      return super().run(jobs, progress)
+
+  with _stub(Quotes()) as (stub, _):
+    assert _reason(stub.generate, _request("secret words", request_id="a")) is Reason.INTERNAL
+  formatted = "".join(map(telemetry.JsonFormatter().format, caplog.records))
+  assert "RuntimeError of LookupError at test_rpcs.py:" in formatted and "worker.py:" in formatted
+  assert "secret" not in formatted
 
 
 def test_a_taken_metrics_port_is_a_start_error():
