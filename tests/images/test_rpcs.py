@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 
-from auditdm_jax.images import codec, failures, server, stubs, telemetry
+from auditdm_jax.images import batcher, codec, failures, server, stubs, telemetry
 from auditdm_jax.images.config import Batching, ImagesConfig, Limits
 from auditdm_jax.images.failures import Reason
 from tests.images import fake
@@ -327,6 +327,15 @@ def test_a_joined_caller_keeps_the_batch_alive_when_the_first_one_leaves():
     first.cancel()
     assert second.result(5.0).request_id == "a"
   assert sum(call.count("a") for call in backend.calls) == 1
+
+
+def test_what_is_learnt_of_batches_is_bounded(monkeypatch):
+  monkeypatch.setattr(batcher, "_KNOWN_KEYS", 8)
+  with _stub(fake.FakeBackend(steps=1)) as (stub, images):
+    for i in range(20):
+      stub.generate(_request(f"{i}", options=stubs.Options(guidance=i / 10)), timeout=10.0)
+    guidances = [key[4] for key in images._batcher._batch_s]
+  assert guidances == [i / 10 for i in range(12, 20)]
 
 
 def test_metrics_are_on_a_port_of_their_own_and_say_no_prompt():
