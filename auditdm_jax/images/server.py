@@ -4,6 +4,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 import contextlib
+import itertools
 import logging
 import signal
 import time
@@ -175,23 +176,29 @@ class ImageServer:
           f"{len(request.items)} items, at most {self._config.limits.max_queue}",
         )
       self._ready()
-      timeout_s = self._timeout(context)
-      tasks = [
-        asyncio.create_task(self._item(i, item, timeout_s)) for i, item in enumerate(request.items)
-      ]
+      until = time.monotonic() + self._timeout(context)
+      rest, under_way = iter(enumerate(request.items)), set()
       try:
-        for task in asyncio.as_completed(tasks):
-          yield await task
+        while True:
+          # As many as keep the batches full: a stream that nobody reads holds no more answers.
+          room = 2 * self._config.batching.max_batch - len(under_way)
+          for index, item in itertools.islice(rest, room):
+            under_way.add(asyncio.create_task(self._item(index, item, until)))
+          if not under_way:
+            return
+          done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+          while done:
+            yield done.pop().result()
       finally:
-        for task in tasks:
+        for task in under_way:
           task.cancel()
 
-  async def _item(self, index: int, item: Any, timeout_s: float) -> Any:
+  async def _item(self, index: int, item: Any, until: float) -> Any:
     message = stubs.BatchItem(index=index)
     try:
       request = validate.request_of(item)
       message.request_id = request.request_id
-      message.response.CopyFrom(await self._made(request, timeout_s))
+      message.response.CopyFrom(await self._made(request, until - time.monotonic()))
     except Refused as refused:
       self._count("GenerateBatch", refused)
       message.error.reason = stubs.REASON_NUMBERS[refused.reason.name]

@@ -82,6 +82,17 @@ def test_items_are_sent_when_they_are_done():
   assert times[-1] - times[0] > 0.3
 
 
+def test_a_batch_that_nobody_reads_holds_few_answers():
+  backend = fake.FakeBackend()
+  items = [_item(str(i), width=512, height=512) for i in range(60)]  # 0.8 MB each
+  with _stub(backend, _config(batching=Batching(max_batch=2))) as (stub, _):
+    warm = len(backend.calls)
+    call = stub.generate_batch(stubs.BatchRequest(items=items), timeout=30.0)
+    time.sleep(1.5)
+    assert 4 <= sum(map(len, backend.calls[warm:])) <= 16
+    assert sorted(i.index for i in call) == list(range(60)), "who reads on gets the rest"
+
+
 def test_a_batch_call_that_is_cut_leaves_the_queue():
   backend = fake.FakeBackend(0.2)
   with _stub(backend, _config(batching=Batching(max_batch=1))) as (stub, _):
