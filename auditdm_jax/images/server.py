@@ -27,7 +27,6 @@ _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _HEADROOM = 1 << 16  # bytes of a message that are not pixels
 _PING_MS = 5_000  # Clients ping to see that the machine is there; five minutes would cut them off.
 _SMALL = 1 << 16  # bytes of pixels that are not worth a thread
-_DECODE_S = 0.5  # After that long there may be room among the sources to decode.
 
 
 class StartError(RuntimeError):
@@ -42,8 +41,7 @@ class ImageServer:
     self._info: Info | None = None
     self._batcher = Batcher(config.batching, config.limits, self.metrics)
     # Apart: sources that take long must not hold up answers.
-    self._encoders, self._decoders = worker.Threads("encoder", 2), worker.Threads("decoder", 2)
-    self._undecoded, self._undecoded_bytes = 0, 0
+    self._intake, self._encoders = validate.Intake(config.limits), worker.Threads("encoder", 2)
     self._calls, self._quiet = 0, asyncio.Event()  # Those that are not answered in full.
     self._quiet.set()
     self._draining = False
@@ -151,7 +149,7 @@ class ImageServer:
       await asyncio.wait_for(self._quiet.wait(), until - time.monotonic())
     await self._server.stop(grace=1.0)
     self._encoders.close()
-    self._decoders.close()
+    self._intake.close()
     if self._http is not None:
       await asyncio.to_thread(self._http.shutdown)
       self._http.server_close()
@@ -208,7 +206,7 @@ class ImageServer:
   async def _watch(self, request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
     async with self._answering("Watch", context):
       inner = validate.request_of(request)
-      job = await self._job(inner)
+      job = await self._intake.job(inner, self._ready())
       events = self._batcher.watch(job, timeout_s=self._timeout(context))
       async with contextlib.aclosing(events):
         async for event in events:
@@ -239,23 +237,9 @@ class ImageServer:
   async def _made(self, request: Any, timeout_s: float) -> Any:
     """The response to a GenerateRequest or EditRequest; raises Refused."""
     until = time.monotonic() + timeout_s
-    job = await self._job(request)
+    job = await self._intake.job(request, self._ready())
     done = await self._batcher.submit(job, timeout_s=until - time.monotonic())
     return await self._response(job.request_id, done, request.options.encoding)
-
-  async def _job(self, request: Any) -> Job:
-    info, limits = self._ready(), self._config.limits
-    if request.DESCRIPTOR.name != "EditRequest" or request.source.encoding == stubs.RAW_RGB8:
-      return validate.to_job(request, limits, info)
-    size = len(request.source.data)
-    too_large = self._undecoded_bytes + size > limits.max_queue_mb * 2**20
-    if too_large or self._undecoded >= limits.max_queue:
-      raise Refused(Reason.QUEUE_FULL, "too many sources wait to be decoded", retry_s=_DECODE_S)
-    self._undecoded, self._undecoded_bytes = self._undecoded + 1, self._undecoded_bytes + size
-    try:
-      return await self._decoders.call(validate.to_job, request, limits, info)
-    finally:
-      self._undecoded, self._undecoded_bytes = self._undecoded - 1, self._undecoded_bytes - size
 
   async def _response(self, request_id: str, done: Done, encoding: int) -> Any:
     encoding = encoding or stubs.RAW_RGB8
