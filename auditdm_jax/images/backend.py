@@ -129,7 +129,8 @@ class Backend(Protocol):
 
   `run` is given 1 to max_batch jobs of one key, padded as Info.batch_sizes says, and returns one
   row per job in order: Made, or the exception that is this row's own. A ValueError says that the
-  text cannot be carried out (the auditor's fault); any other that the backend failed.
+  text cannot be carried out (the auditor's fault), a Refused says it in full, such as that there is
+  no room at present; any other that the backend failed.
 
   What it raises concerns the whole batch: MemoryError says that the batch is too large (clear the
   caches first) and makes this key's batches smaller from then on; any other exception makes the

@@ -24,9 +24,10 @@ from auditdm_jax.images.backend import Backend, Cancelled, Info, Job, Made
 from auditdm_jax.images.config import Batching, Limits
 from auditdm_jax.images.failures import Reason, Refused
 from auditdm_jax.images.results import Cache, Done, Outcome, check_same, unwrap
-from auditdm_jax.images.telemetry import Metrics, text_hash
+from auditdm_jax.images.telemetry import Metrics, outline, text_hash
 
 _LOG = logging.getLogger(__name__)
+_KNOWN_KEYS = 256  # of those whose batches' time is remembered; a guidance scale is part of one.
 _SMOOTH = 0.3  # Weight of the newest batch in what a batch is expected to take.
 
 
@@ -85,7 +86,7 @@ class Batcher:
     self._idle.set()
     self._draining, self.broken = False, asyncio.Event()
     self._batch_s: dict[tuple, float] = {}  # per key, smoothed
-    self._thread = worker.Thread("backend")
+    self._thread = worker.Threads("backend")
     self._runner: worker.Runner | None = None
     self._task: asyncio.Task | None = None
 
@@ -269,16 +270,23 @@ class Batcher:
       self._metrics.cancelled.inc()
       # It would have taken this long at least: late requests can be refused early.
       seconds = time.monotonic() - running.start
-      self._batch_s[job.key] = max(self._batch_s.get(job.key, 0.0), seconds)
+      self._learn(job.key, max(self._batch_s.get(job.key, 0.0), seconds))
       return
     finally:
       self._running = None
     seconds = time.monotonic() - running.start
     known = self._batch_s.get(job.key, seconds)
-    self._batch_s[job.key] = (1 - _SMOOTH) * known + _SMOOTH * seconds
+    self._learn(job.key, (1 - _SMOOTH) * known + _SMOOTH * seconds)
     self._metrics.ran(job.mode, len(entries), self._runner, seconds)
     for entry, row in zip(entries, rows):
       self._finish(entry, _outcome(entry, row, running.start, seconds, len(entries)))
+
+  def _learn(self, key: tuple, seconds: float) -> None:
+    """Remembers what a batch of a key takes, in the place of the key that ran longest ago."""
+    self._batch_s.pop(key, None)
+    self._batch_s[key] = seconds
+    if len(self._batch_s) > _KNOWN_KEYS:
+      del self._batch_s[next(iter(self._batch_s))]
 
   async def _next_batch(self) -> list[_Entry]:
     """The oldest request and those that can share its call, in order of arrival."""
@@ -340,11 +348,13 @@ async def _wait(entry: _Entry, timeout_s: float) -> Done:
 def _outcome(
   entry: _Entry, row: Made | Exception, start: float, seconds: float, batch_size: int
 ) -> Outcome:
+  if isinstance(row, Refused):
+    return row
   if isinstance(row, ValueError):
     return Refused(Reason.INVALID_INSTRUCTION, str(row))
   if isinstance(row, Exception):
     text = text_hash(entry.job.text)
-    _LOG.error("backend failed on %s, text %s", entry.job.request_id, text, exc_info=row)
+    _LOG.error("backend failed on %s, text %s: %s", entry.job.request_id, text, outline(row))
     return Refused(Reason.INTERNAL, f"{type(row).__name__}: {row}")
   digest = hashlib.sha256(row.image.tobytes()).digest()
   return Done(

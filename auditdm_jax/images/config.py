@@ -3,6 +3,18 @@
 
 import dataclasses
 import ipaddress
+import math
+
+_MORE_THAN_0 = 1e-3
+
+
+def _check_ranges(section: object, **ranges: tuple[float, float]) -> None:
+  """Raises ValueError for a value below or above its range, and for NaN."""
+  for name, (low, high) in ranges.items():
+    value = vars(section)[name]
+    if not low <= value <= high:
+      least = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+      raise ValueError(f"{name} {value} is not {least}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +30,20 @@ class Limits:
   cache_mb: float = 64.0  # of finished images
   max_deadline_s: float = 600.0
 
+  def __post_init__(self):
+    _check_ranges(
+      self,
+      # gRPC counts the bytes of a message in 31 bits.
+      max_prompt_chars=(1, 2**26),
+      max_pixels=(1, 2**29),
+      max_steps=(1, math.inf),
+      max_cost=(1, math.inf),
+      max_queue=(1, math.inf),
+      max_queue_mb=(_MORE_THAN_0, math.inf),
+      cache_mb=(0, math.inf),
+      max_deadline_s=(_MORE_THAN_0, math.inf),
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class Batching:
@@ -30,6 +56,9 @@ class Batching:
 
   max_batch: int = 16
   max_wait_ms: float = 1.0
+
+  def __post_init__(self):
+    _check_ranges(self, max_batch=(1, math.inf), max_wait_ms=(0, math.inf))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,9 +179,20 @@ class ImagesConfig:
   security: Security = Security()
 
   def __post_init__(self):
-    for port in (self.port, self.metrics_port):
-      if not 0 <= port < 2**16:  # gRPC would take it modulo 65536, in silence.
-        raise ValueError(f"port {port} is not between 0 and 65535")
+    _check_ranges(
+      self,
+      width=(1, 2**14),
+      height=(1, 2**14),
+      port=(0, 65535),  # gRPC would take it modulo 65536, in silence.
+      metrics_port=(0, 65535),
+      ready_s=(_MORE_THAN_0, math.inf),
+      drain_s=(0, math.inf),
+    )
+    if self.security.ca and not self.security.cert:
+      raise ValueError(
+        "security.ca asks for the clients' certificates, which takes encryption: give security.cert"
+        " and security.key too"
+      )
     if self.security.token and not self.security.cert and not is_loopback(self.host):
       raise ValueError(
         f"security.token would cross the network in clear from {self.host}: give security.cert too"

@@ -53,6 +53,9 @@ class Rule:
 
 
 _MAX_RETRY_S = 10.0  # A server's hint is a hint.
+# It travels in the trailing metadata, percent-encoded, where gRPC takes 8 kB; above that the reason
+# would be lost with it.
+_MAX_MESSAGE = 1000  # bytes of UTF-8
 _CODE = grpc.StatusCode
 RULES = {
   Reason.INVALID_INSTRUCTION: Rule(_CODE.INVALID_ARGUMENT, "auditor"),
@@ -105,9 +108,10 @@ class Failure:
 
 
 class Refused(Exception):
-  """A request the server does not carry out."""
+  """A request the server does not carry out; of a long message, its beginning."""
 
   def __init__(self, reason: Reason, message: str, *, retry_s: float = 0.0):
+    message = message.encode(errors="replace")[:_MAX_MESSAGE].decode(errors="ignore")
     super().__init__(message)
     self.reason, self.message, self.retry_s = reason, message, retry_s
 

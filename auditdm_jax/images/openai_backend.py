@@ -15,6 +15,7 @@ import concurrent.futures
 import http.client
 import io
 import json
+import logging
 import os
 import secrets
 import urllib.error
@@ -26,14 +27,22 @@ from PIL import Image
 
 from auditdm_jax.images.backend import Info, Job, Made, Progress
 from auditdm_jax.images.config import ModelConfig
+from auditdm_jax.images.failures import Reason, Refused
 
+_LOG = logging.getLogger(__name__)
 _MAX_ANSWER = 64 << 20  # bytes
 _MAX_ERROR = 1 << 16
 _FORMATS = ("PNG", "WEBP", "JPEG")
+_MAX_RETRY_S = 60.0
+_BUSY = {http.HTTPStatus.TOO_MANY_REQUESTS, http.HTTPStatus.SERVICE_UNAVAILABLE}
 
 
 class EndpointError(RuntimeError):
   """The endpoint failed or answered with something that is no image."""
+
+
+class _Objection(ValueError):
+  """The endpoint objects to the text, by its content policy."""
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -89,8 +98,10 @@ class OpenAIBackend:
   def _row(self, job: Job) -> Made | Exception:
     try:
       return Made(_pixels(self._ask(job), job))
-    except (EndpointError, ValueError) as error:
+    except (EndpointError, Refused, _Objection) as error:
       return error
+    except ValueError as error:  # Not the text's fault; its message may quote a header.
+      return EndpointError(f"{self._url}: {type(error).__name__}")
 
   def _ask(self, job: Job) -> bytes:
     """The encoded image."""
@@ -118,8 +129,9 @@ class OpenAIBackend:
       with self._opener.open(request, timeout=self._model.timeout_s) as answer:
         text = answer.read(_MAX_ANSWER + 1)
     except urllib.error.HTTPError as error:
+      _LOG.warning("the endpoint answered HTTP %d", error.code)  # What it says may quote a prompt.
       with error:
-        raise _refusal(error.code, error.read(_MAX_ERROR)) from None
+        raise _refusal(error, error.read(_MAX_ERROR)) from None
     except (OSError, http.client.HTTPException) as error:
       raise EndpointError(f"{self._url}: {error}") from None
     if len(text) > _MAX_ANSWER:
@@ -133,23 +145,33 @@ class OpenAIBackend:
 def _authorization(variable: str) -> dict[str, str]:
   if not variable:
     return {}
-  if not os.environ.get(variable):
+  key = os.environ.get(variable, "").strip()  # Of a file read by a shell a newline may be left.
+  if not key:
     raise ValueError(f"config.images.model.api_key_env: {variable} is not set in the environment")
-  return {"Authorization": f"Bearer {os.environ[variable]}"}
+  if not (key.isascii() and key.isprintable()):
+    raise ValueError(
+      f"config.images.model.api_key_env: {variable} is not one line of printable ASCII"
+    )
+  return {"Authorization": f"Bearer {key}"}
 
 
-def _refusal(code: int, text: bytes) -> Exception:
-  """A ValueError if the endpoint objects to what was asked for, by its content policy."""
+def _refusal(answer: urllib.error.HTTPError, text: bytes) -> Exception:
+  """What an error of the endpoint means: it is busy, objects to the text, or has failed."""
+  code = answer.code
   try:
     error = json.loads(text)["error"]
     name, message = error.get("code"), str(error.get("message"))[:500]
   except (ValueError, KeyError, TypeError, AttributeError):
     name, message = None, text[:200].decode(errors="replace")
+  if code in _BUSY:
+    wait = answer.headers.get("Retry-After", "")  # A date is left to the client's own back-off.
+    retry_s = min(float(wait), _MAX_RETRY_S) if wait.isdecimal() else 0.0
+    return Refused(Reason.QUEUE_FULL, f"HTTP {code}: {message}", retry_s=retry_s)
   if code == http.HTTPStatus.BAD_REQUEST and name in {
     "content_policy_violation",
     "moderation_blocked",
   }:
-    return ValueError(f"refused by the endpoint: {message}")
+    return _Objection(f"refused by the endpoint: {message}")
   return EndpointError(f"HTTP {code}: {message}")
 
 

@@ -64,7 +64,8 @@ class Cache:
 
   def put(self, job: Job, outcome: Outcome) -> None:
     """Keeps an outcome, in the place of older ones."""
-    size = self._OVERHEAD + (outcome.image.nbytes if isinstance(outcome, Done) else 0)
+    done = isinstance(outcome, Done)
+    size = self._OVERHEAD + (outcome.image.nbytes if done else len(outcome.message.encode()))
     if job.request_id in self._items:
       self._bytes -= self._items.pop(job.request_id)[2]
     self._items[job.request_id] = (job.fingerprint, outcome, size)
@@ -82,5 +83,5 @@ def check_same(job: Job, fingerprint: bytes) -> None:
 def unwrap(outcome: Outcome) -> Done:
   """The image, or raises the refusal."""
   if isinstance(outcome, Refused):
-    raise Refused(outcome.reason, outcome.message)
+    raise Refused(outcome.reason, outcome.message, retry_s=outcome.retry_s)
   return outcome

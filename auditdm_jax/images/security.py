@@ -16,7 +16,7 @@ _HEADER, _SCHEME = "authorization", "Bearer "
 
 
 def server_credentials(security: Security) -> grpc.ServerCredentials | None:
-  """What the port listens with; None = plaintext. Raises FileNotFoundError."""
+  """What the port listens with; None = plaintext. Raises OSError."""
   if not security.cert:
     return None
   pair = _read(security.key), _read(security.cert)
@@ -88,9 +88,11 @@ async def _refuse_stream(request: Any, context: grpc.aio.ServicerContext):
 
 
 def _token(security: Security) -> str:
-  text = pathlib.Path(security.token).read_text(encoding="utf-8").strip()
+  text = pathlib.Path(security.token).read_text(encoding="utf-8", errors="replace").strip()
   if not text:
     raise ValueError(f"{security.token}: no token in it")
+  if not (text.isascii() and text.isprintable()):  # gRPC's metadata takes no other.
+    raise ValueError(f"{security.token}: a token is one line of printable ASCII")
   return text
 
 

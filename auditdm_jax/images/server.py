@@ -3,8 +3,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from concurrent import futures
 import contextlib
+import itertools
 import logging
 import signal
 import time
@@ -14,7 +14,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 import numpy as np
 
-from auditdm_jax.images import codec, security, stubs, telemetry, validate
+from auditdm_jax.images import codec, security, stubs, telemetry, validate, worker
 from auditdm_jax.images.backend import Backend, Info, Job
 from auditdm_jax.images.batcher import Batcher, Queued, Step
 from auditdm_jax.images.config import ImagesConfig, is_loopback
@@ -30,7 +30,7 @@ _SMALL = 1 << 16  # bytes of pixels that are not worth a thread
 
 
 class StartError(RuntimeError):
-  """The service cannot start: the port is taken, or the warm-up image failed."""
+  """The service cannot start: a port is taken, a file unreadable, or no first image was made."""
 
 
 class ImageServer:
@@ -40,11 +40,19 @@ class ImageServer:
     self._config, self.metrics = config, telemetry.Metrics()
     self._info: Info | None = None
     self._batcher = Batcher(config.batching, config.limits, self.metrics)
-    self._codecs = futures.ThreadPoolExecutor(2, thread_name_prefix="codec")
+    # Apart: sources that take long must not hold up answers.
+    self._intake, self._encoders = validate.Intake(config.limits), worker.Threads("encoder", 2)
+    self._calls, self._quiet = 0, asyncio.Event()  # Those that are not answered in full.
+    self._quiet.set()
+    self._draining = False
     self._health = health.aio.HealthServicer()
     self._http: Any = None
+    try:
+      self._credentials = security.server_credentials(config.security)
+      checks = [security.TokenCheck(config.security)] if config.security.token else []
+    except (OSError, ValueError) as error:  # Of an OSError the message names the file.
+      raise StartError(f"config.images.security: {error}") from None
     max_bytes = 3 * config.limits.max_pixels + 4 * config.limits.max_prompt_chars + _HEADROOM
-    checks = [security.TokenCheck(config.security)] if config.security.token else []
     self._server = grpc.aio.server(
       interceptors=checks,
       options=[
@@ -66,6 +74,10 @@ class ImageServer:
 
   async def start(self) -> str:
     """Opens the ports and returns the address; raises StartError if one is taken."""
+    # The brackets of an IPv6 address belong to an address with a port.
+    bare = self._config.host.strip("[]")
+    host = f"[{bare}]" if bare.count(":") > 1 else bare
+    wanted, metrics_port = self._config.port, self._config.metrics_port
     methods = {
       "Generate": self._image, "Edit": self._image, "GenerateBatch": self._batch,
       "Watch": self._watch, "GetResult": self._result, "GetModelInfo": self._model_info,
@@ -75,29 +87,38 @@ class ImageServer:
     if self._config.reflection:
       _reflect(self._server)
     await self._set_health(_NOT_SERVING)
-    host, wanted = self._config.host, self._config.port
-    credentials = security.server_credentials(self._config.security)
     try:
       port = (
         self._server.add_insecure_port(f"{host}:{wanted}")
-        if credentials is None
-        else self._server.add_secure_port(f"{host}:{wanted}", credentials)
+        if self._credentials is None
+        else self._server.add_secure_port(f"{host}:{wanted}", self._credentials)
       )
-      if self._config.metrics_port:
-        self._http = self.metrics.serve(host, self._config.metrics_port)
-    except (RuntimeError, OSError) as error:
+    except RuntimeError as error:
       raise StartError(f"cannot listen on {host}:{wanted}: {error}") from None
-    if credentials is None and not is_loopback(host):
+    try:
+      if metrics_port:
+        self._http = self.metrics.serve(bare, metrics_port)
+    except OSError as error:
+      message = f"cannot listen on {host}:{metrics_port} for metrics: {error}"
+      raise StartError(message) from None
+    if self._credentials is None and not is_loopback(host):
       _LOG.warning("listening on %s without encryption: keep to a private network", host)
     await self._server.start()
     return f"{host}:{port}"
 
   async def warm_up(self, make_backend: Callable[[], Backend]) -> None:
-    """Loads the backend and makes a first image of each kind, then reports SERVING."""
+    """Loads the backend and makes a first image of each kind, then reports SERVING.
+
+    Raises:
+      StartError: the backend cannot be loaded, or cannot make an image.
+    """
     try:
       info = await self._batcher.start(make_backend)
     except ValueError as error:  # What the config names is not there, or not of this kind.
       raise StartError(str(error)) from error
+    except Exception as error:  # Libraries raise what they like about a model they cannot read.
+      _LOG.error("the backend cannot be loaded", exc_info=error)
+      raise StartError(f"the backend cannot be loaded: {type(error).__name__}: {error}") from error
     width, height = self._config.width, self._config.height
     grey = np.full((height, width, 3), 128, np.uint8)
     for mode in info.modes:
@@ -118,10 +139,17 @@ class ImageServer:
 
   async def drain(self, grace_s: float) -> None:
     """Refuses new calls, finishes those under way within the grace, closes the ports."""
+    until = time.monotonic() + grace_s
+    self._draining = True
     await self._set_health(_NOT_SERVING)
     await self._batcher.drain(grace_s)
+    # What is finished has to be encoded and sent. Nor would the server's own grace do: streams
+    # that watch the health would use it up.
+    with contextlib.suppress(TimeoutError):
+      await asyncio.wait_for(self._quiet.wait(), until - time.monotonic())
     await self._server.stop(grace=1.0)
-    self._codecs.shutdown(wait=False, cancel_futures=True)
+    self._encoders.close()
+    self._intake.close()
     if self._http is not None:
       await asyncio.to_thread(self._http.shutdown)
       self._http.server_close()
@@ -146,23 +174,29 @@ class ImageServer:
           f"{len(request.items)} items, at most {self._config.limits.max_queue}",
         )
       self._ready()
-      timeout_s = self._timeout(context)
-      tasks = [
-        asyncio.create_task(self._item(i, item, timeout_s)) for i, item in enumerate(request.items)
-      ]
+      until = time.monotonic() + self._timeout(context)
+      rest, under_way = iter(enumerate(request.items)), set()
       try:
-        for task in asyncio.as_completed(tasks):
-          yield await task
+        while True:
+          # As many as keep the batches full: a stream that nobody reads holds no more answers.
+          room = 2 * self._config.batching.max_batch - len(under_way)
+          for index, item in itertools.islice(rest, room):
+            under_way.add(asyncio.create_task(self._item(index, item, until)))
+          if not under_way:
+            return
+          done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+          while done:
+            yield done.pop().result()
       finally:
-        for task in tasks:
+        for task in under_way:
           task.cancel()
 
-  async def _item(self, index: int, item: Any, timeout_s: float) -> Any:
+  async def _item(self, index: int, item: Any, until: float) -> Any:
     message = stubs.BatchItem(index=index)
     try:
       request = validate.request_of(item)
       message.request_id = request.request_id
-      message.response.CopyFrom(await self._made(request, timeout_s))
+      message.response.CopyFrom(await self._made(request, until - time.monotonic()))
     except Refused as refused:
       self._count("GenerateBatch", refused)
       message.error.reason = stubs.REASON_NUMBERS[refused.reason.name]
@@ -172,7 +206,7 @@ class ImageServer:
   async def _watch(self, request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
     async with self._answering("Watch", context):
       inner = validate.request_of(request)
-      job = await self._job(inner)
+      job = await self._intake.job(inner, self._ready())
       events = self._batcher.watch(job, timeout_s=self._timeout(context))
       async with contextlib.aclosing(events):
         async for event in events:
@@ -190,8 +224,9 @@ class ImageServer:
   async def _result(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
     async with self._answering("GetResult", context, request):
       self._ready()
-      done = await self._batcher.result(request.request_id, timeout_s=self._timeout(context))
-      return await self._response(request.request_id, done, stubs.RAW_RGB8)
+      request_id = validate.checked_id(request)
+      done = await self._batcher.result(request_id, timeout_s=self._timeout(context))
+      return await self._response(request_id, done, stubs.RAW_RGB8)
 
   async def _model_info(self, request: Any, context: grpc.aio.ServicerContext) -> Any:
     del request
@@ -202,15 +237,9 @@ class ImageServer:
   async def _made(self, request: Any, timeout_s: float) -> Any:
     """The response to a GenerateRequest or EditRequest; raises Refused."""
     until = time.monotonic() + timeout_s
-    job = await self._job(request)
+    job = await self._intake.job(request, self._ready())
     done = await self._batcher.submit(job, timeout_s=until - time.monotonic())
     return await self._response(job.request_id, done, request.options.encoding)
-
-  async def _job(self, request: Any) -> Job:
-    info, limits = self._ready(), self._config.limits
-    if request.DESCRIPTOR.name == "EditRequest" and request.source.encoding != stubs.RAW_RGB8:
-      return await self._in_pool(validate.to_job, request, limits, info)
-    return validate.to_job(request, limits, info)
 
   async def _response(self, request_id: str, done: Done, encoding: int) -> Any:
     encoding = encoding or stubs.RAW_RGB8
@@ -218,7 +247,7 @@ class ImageServer:
     if encoding == stubs.RAW_RGB8 or done.image.nbytes <= _SMALL:
       image = codec.encode(done.image, encoding)
     else:
-      image = await self._in_pool(codec.encode, done.image, encoding)
+      image = await self._encoders.call(codec.encode, done.image, encoding)
     name = codec.LOSSLESS[encoding]
     self.metrics.encode_seconds.labels(name).observe(time.monotonic() - start)
     self.metrics.bytes_out.inc(len(image.data))
@@ -237,15 +266,16 @@ class ImageServer:
       ),
     )
 
-  async def _in_pool(self, function: Callable, *args: Any) -> Any:
-    return await asyncio.get_running_loop().run_in_executor(self._codecs, function, *args)
-
   @contextlib.asynccontextmanager
   async def _answering(
     self, method: str, context: grpc.aio.ServicerContext, request: Any = None
   ) -> AsyncIterator[None]:
     """Counts and logs a call; a refusal becomes its status."""
     start = time.monotonic()
+    if not self._draining:  # Those that come later are not waited for.
+      self._calls += 1
+      self._quiet.clear()
+      context.add_done_callback(self._answered)
     try:
       yield
     except Refused as refused:
@@ -257,6 +287,11 @@ class ImageServer:
       raise
     self.metrics.requests.labels(method, "OK", "").inc()
     telemetry.log_call(_LOG, method, request, "", start)
+
+  def _answered(self, *_: Any) -> None:
+    self._calls -= 1
+    if not self._calls:
+      self._quiet.set()
 
   def _count(self, method: str, refused: Refused) -> None:
     code = RULES[refused.reason].code.name
@@ -295,23 +330,25 @@ async def serve(
     announce: called with the address when the service is SERVING.
 
   Raises:
-    StartError: the port is taken, or the warm-up image failed.
+    StartError: it cannot start, and why.
     RuntimeError: it had to stop by a bug of its own.
   """
   stopped = asyncio.Event()
   for number in (signal.SIGTERM, signal.SIGINT):
     asyncio.get_running_loop().add_signal_handler(number, stopped.set)
   server = ImageServer(config)
-  address = await server.start()
-  warm = asyncio.create_task(server.warm_up(make_backend))
-  stop = asyncio.create_task(stopped.wait())
-  broken = asyncio.create_task(server.broken.wait())
-  await asyncio.wait({warm, stop}, return_when=asyncio.FIRST_COMPLETED)
-  if warm.done():
-    warm.result()
-    announce(address)
-  await asyncio.wait({stop, broken}, return_when=asyncio.FIRST_COMPLETED)
-  _LOG.info("draining for at most %.0f s", config.drain_s)
-  await server.drain(config.drain_s)
+  try:
+    address = await server.start()
+    warm = asyncio.create_task(server.warm_up(make_backend))
+    stop = asyncio.create_task(stopped.wait())
+    broken = asyncio.create_task(server.broken.wait())
+    await asyncio.wait({warm, stop}, return_when=asyncio.FIRST_COMPLETED)
+    if warm.done():
+      warm.result()
+      announce(address)
+    await asyncio.wait({stop, broken}, return_when=asyncio.FIRST_COMPLETED)
+    _LOG.info("draining for at most %.0f s", config.drain_s)
+  finally:  # Also if it could not start: gRPC complains at length of a server that was not stopped.
+    await server.drain(config.drain_s)
   if broken.done():
     raise RuntimeError("the batcher ended; its error is in the log")

@@ -4,7 +4,9 @@
 import hashlib
 import json
 import logging
+import pathlib
 import time
+import traceback
 from typing import Any
 
 import prometheus_client as prom
@@ -14,6 +16,7 @@ from auditdm_jax.images import worker
 _SECONDS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _ROWS = (1, 2, 4, 8, 16, 32, 64)
 _PREFIX = "auditdm_images"
+_MAX_PLACES = 10
 
 
 class Metrics:
@@ -69,6 +72,17 @@ class Metrics:
 def text_hash(text: str) -> str:
   """What stands for a prompt in the logs: enough to find it again, not to read it."""
   return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def outline(error: BaseException) -> str:
+  """What happened and where, without messages: they may quote a prompt."""
+  frames = reversed(traceback.extract_tb(error.__traceback__)[-_MAX_PLACES:])
+  places = [f"{pathlib.Path(frame.filename).name}:{frame.lineno}" for frame in frames]
+  names = {}  # An ordered set: a batch that is halved fails in the handler of its own failure.
+  while error is not None:
+    names[type(error).__name__] = None
+    error = error.__cause__ or error.__context__
+  return f"{' of '.join(names)} at {' < '.join(places) or 'no place'}"
 
 
 def log_call(log: logging.Logger, method: str, request: Any, reason: str, start: float) -> None:

@@ -5,12 +5,38 @@ import math
 from typing import Any
 import unicodedata
 
-from auditdm_jax.images import codec, stubs
+from auditdm_jax.images import codec, stubs, worker
 from auditdm_jax.images.backend import Info, Job
 from auditdm_jax.images.config import Limits
 from auditdm_jax.images.failures import Reason, Refused
 
 _MAX_ID_BYTES = 64
+_DECODE_S = 0.5  # After that long there may be room among the sources to decode.
+
+
+class Intake:
+  """Makes jobs; sources are decoded in threads, and those that wait for one are bounded."""
+
+  def __init__(self, limits: Limits):
+    self._limits, self._threads = limits, worker.Threads("decoder", 2)
+    self._waiting, self._bytes = 0, 0
+
+  def close(self) -> None:
+    self._threads.close()
+
+  async def job(self, request: Any, info: Info) -> Job:
+    """As `to_job`."""
+    if request.DESCRIPTOR.name != "EditRequest" or request.source.encoding == stubs.RAW_RGB8:
+      return to_job(request, self._limits, info)
+    size = len(request.source.data)
+    too_large = self._bytes + size > self._limits.max_queue_mb * 2**20
+    if too_large or self._waiting >= self._limits.max_queue:
+      raise Refused(Reason.QUEUE_FULL, "too many sources wait to be decoded", retry_s=_DECODE_S)
+    self._waiting, self._bytes = self._waiting + 1, self._bytes + size
+    try:
+      return await self._threads.call(to_job, request, self._limits, info)
+    finally:
+      self._waiting, self._bytes = self._waiting - 1, self._bytes - size
 
 
 def to_job(request: Any, limits: Limits, info: Info) -> Job:
@@ -43,9 +69,15 @@ def _invalid(message: str) -> Refused:
   return Refused(Reason.INVALID_REQUEST, message)
 
 
-def _check_identity(request: Any) -> None:
+def checked_id(request: Any) -> str:
+  """The id of a request; raises Refused if there is none or it is too long to be one."""
   if not 0 < len(request.request_id.encode()) <= _MAX_ID_BYTES:
     raise _invalid(f"request_id must have 1 to {_MAX_ID_BYTES} bytes")
+  return request.request_id
+
+
+def _check_identity(request: Any) -> None:
+  checked_id(request)
   if not request.HasField("seed"):
     raise _invalid("no seed: the same request must give the same image")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one thread that owns the backend, and how a batch is padded, halved and checked there."""
+"""Threads beside the event loop, and how the one that owns the backend pads and halves a batch."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -14,12 +14,14 @@ from auditdm_jax.images.backend import Backend, Cancelled, Info, Job, Made, Prog
 T = TypeVar("T")
 
 
-class Thread:
-  """Runs calls one after the other. A daemon: a backend that hangs cannot hold up the exit."""
+class Threads:
+  """Run calls in the order they come. Daemons: what hangs in one cannot hold up the exit."""
 
-  def __init__(self, name: str):
+  def __init__(self, name: str, count: int = 1):
     self._calls: queue.SimpleQueue = queue.SimpleQueue()
-    threading.Thread(target=self._run, name=name, daemon=True).start()
+    self._count = count
+    for _ in range(count):
+      threading.Thread(target=self._run, name=name, daemon=True).start()
 
   async def call(self, function: Callable[..., T], *args: Any) -> T:
     """The result of function(*args)."""
@@ -29,12 +31,15 @@ class Thread:
     return await future
 
   def close(self) -> None:
-    """Ends the thread after the calls it has."""
-    self._calls.put(None)
+    """Ends the threads after the calls they have."""
+    for _ in range(self._count):
+      self._calls.put(None)
 
   def _run(self) -> None:
     while (call := self._calls.get()) is not None:
       function, args, loop, future = call
+      if future.cancelled():  # Who called has left before its turn came.
+        continue
       try:
         done, value = future.set_result, function(*args)
       except BaseException as error:  # Whatever it is, the caller waits for it.
@@ -83,7 +88,7 @@ class Runner:
         self._caps[jobs[0].key] = max(padded_size(len(jobs), self.info, False) // 2, 1)
         return self._halves(jobs, progress)
       return [_failure(error, "too large even alone")]
-    except Exception as error:
+    except BaseException as error:  # A panic of a Rust library is no Exception.
       if len(jobs) == 1:
         return [_failure(error, "alone in its batch")]
       return self._halves(jobs, progress)  # One row is the poison: the halves tell.
@@ -109,11 +114,11 @@ def padded_size(rows: int, info: Info, deterministic: bool) -> int:
   return next((size for size in info.batch_sizes if size >= rows), rows)
 
 
-def _failure(error: Exception, note: str) -> Exception:
+def _failure(error: BaseException, note: str) -> Exception:
   # Never a ValueError: what is raised is the backend's fault and not the caption's.
-  return RuntimeError(f"{type(error).__name__}: {error} ({note})").with_traceback(
-    error.__traceback__
-  )
+  failure = RuntimeError(f"{type(error).__name__}: {error} ({note})")
+  failure.__cause__ = error
+  return failure.with_traceback(error.__traceback__)
 
 
 def _checked(row: Made | Exception, job: Job) -> Made | Exception:

@@ -34,8 +34,6 @@ def main(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int
     asyncio.run(server.serve(images, _backend_maker(images), announce=_announce))
   except server.StartError as error:
     raise core_config.UserError(str(error)) from error
-  except FileNotFoundError as error:
-    raise core_config.UserError(f"config.images: {error.filename}: no such file") from error
   return 0
 
 

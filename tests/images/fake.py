@@ -65,6 +65,8 @@ class FakeBackend:
   def _row(self, job):
     if "impossible" in job.text:
       return ValueError(f"cannot draw {job.text!r}")
+    if "long-winded" in job.text:
+      return RuntimeError(job.text * 10)
     if "broken" in job.text:
       return KeyError("weights")
     if "small" in job.text:

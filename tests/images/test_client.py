@@ -326,4 +326,4 @@ def test_logs_are_json_without_prompts(capfd, tmp_path):
   assert [c["reason"] for c in calls][:2] == ["", "INTERNAL"]
   texts = [hashlib.sha256(t).hexdigest()[:12] for t in (b"secret words", b"secret broken")]
   assert [c["text"] for c in calls][:2] == texts
-  assert any("exception" in r for r in rows)
+  assert any("KeyError at" in r["message"] for r in rows)

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images as messages: lossless, and hostile bytes are refused before they become pixels."""
 
+from concurrent import futures
 import io
 import struct
 import time
 import tracemalloc
+import warnings
 import zlib
 
 import numpy as np
@@ -109,6 +111,20 @@ def test_a_torn_file_is_refused(cut):
   assert _refused(stubs.Image(encoding=stubs.PNG, width=30, height=20, data=data))
 
 
+def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded():
+  """One megabyte could take minutes: each scan is a pass over all pixels."""
+  data = _file(np.zeros((512, 512), np.uint8), "JPEG", progressive=True)
+  last, end = data.rfind(b"\xff\xda"), len(data) - 2
+  bomb = data[:end] + data[last:end] * 10_000 + data[end:]
+  few, many = (
+    stubs.Image(encoding=stubs.JPEG, width=512, height=512, data=d) for d in (data, bomb)
+  )
+  assert codec.decode(few, max_pixels=LIMIT).shape == (512, 512, 3)
+  start = time.monotonic()
+  assert "scans" in _refused(many)
+  assert time.monotonic() - start < 1.0
+
+
 def test_random_bytes_in_a_file_never_raise_anything_else():
   good = bytearray(_file(_noise(), "PNG"))
   rng = np.random.default_rng(1)
@@ -132,3 +148,23 @@ def test_animations_and_transparency_are_refused():
   rgba = np.zeros((20, 30, 4), np.uint8)
   message = stubs.Image(encoding=stubs.PNG, width=30, height=20, data=_file(rgba, "PNG"))
   assert "RGBA" in _refused(message)
+  palette = Image.fromarray(_noise()).convert("P")
+  file = io.BytesIO()
+  palette.save(file, "PNG", transparency=bytes(256))
+  message = stubs.Image(encoding=stubs.PNG, width=30, height=20, data=file.getvalue())
+  assert "transparency" in _refused(message)
+
+
+def test_decoding_leaves_the_warnings_of_the_process_alone():
+  """What is set for one thread is set for all; exits out of order would leave it set for good."""
+  message = codec.encode(_noise(256, 256), stubs.WEBP_LOSSLESS)
+  changed = []
+
+  def decode(_):
+    codec.decode(message, max_pixels=LIMIT)
+    changed.append(warnings.filters != before)
+
+  before = list(warnings.filters)
+  with warnings.catch_warnings(), futures.ThreadPoolExecutor(8) as pool:
+    list(pool.map(decode, range(200)))
+    assert not any(changed) and warnings.filters == before

@@ -15,10 +15,11 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from auditdm_jax.images import openai_backend, telemetry
 from auditdm_jax.images.backend import Cancelled, Job, Made
 from auditdm_jax.images.client import ImageClient
 from auditdm_jax.images.config import Batching, ImagesConfig, ModelConfig
-from auditdm_jax.images.failures import Reason
+from auditdm_jax.images.failures import Reason, Refused
 from auditdm_jax.images.openai_backend import EndpointError, OpenAIBackend
 from tests.images import fake
 
@@ -61,6 +62,10 @@ class _Endpoint(http.server.BaseHTTPRequestHandler):
       return 400, {"error": {"code": "invalid_value", "message": "no such model"}}
     if "busy" in prompt:
       return 503, "try later"
+    if "quoted" in prompt:
+      return 400, {"error": {"code": "invalid_value", "message": f"Invalid prompt: {prompt!r}"}}
+    if "crowded" in prompt:
+      return 429, {"error": {"code": "rate_limit_exceeded", "message": "slow down"}}
     if "elsewhere" in prompt:
       return 302, "http://127.0.0.1:1/"
     if "nonsense" in prompt:
@@ -78,6 +83,8 @@ class _Endpoint(http.server.BaseHTTPRequestHandler):
     self.send_response(code)
     if code == 302:
       self.send_header("Location", content)
+    if code == 429:
+      self.send_header("Retry-After", "3")
     self.end_headers()
     self.wfile.write((content if isinstance(content, str) else json.dumps(content)).encode())
 
@@ -161,7 +168,8 @@ def test_a_cancelled_batch_asks_for_no_more(endpoint, model):
   [
     ("forbidden", ValueError, "refused by the endpoint: not that"),
     ("unknown", EndpointError, "HTTP 400: no such model"),
-    ("busy", EndpointError, "HTTP 503: try later"),
+    ("busy", Refused, "HTTP 503: try later"),
+    ("crowded", Refused, "HTTP 429: slow down"),
     ("elsewhere", EndpointError, "HTTP 302"),
     ("nonsense", EndpointError, "the answer has no image"),
     ("empty", EndpointError, "the answer has no image"),
@@ -172,8 +180,46 @@ def test_a_cancelled_batch_asks_for_no_more(endpoint, model):
 def test_a_failure_is_its_rows_own(model, word, error, message):
   backend = OpenAIBackend(model, max_batch=2)
   row, good = backend.run([_job(f"a {word} circle"), _job(k=1)], _ignore)
-  assert type(row) is error and message in str(row)
+  assert isinstance(row, error) and message in str(row)
   assert isinstance(good, Made)
+
+
+def test_a_crowded_endpoint_is_back_pressure(model):
+  backend = OpenAIBackend(model, max_batch=2)
+  rows = backend.run([_job("a crowded circle"), _job("a busy circle")], _ignore)
+  assert [(row.reason, row.retry_s) for row in rows] == [
+    (Reason.QUEUE_FULL, 3.0), (Reason.QUEUE_FULL, 0.0)
+  ]  # fmt: skip
+  with fake.serving(backend, ImagesConfig(width=24, height=16)) as (_, address, _):
+    with ImageClient(address, retries=0) as client:
+      failure = client.generate("a crowded circle", seed=0, width=24, height=16).result(9.0).failure
+  assert (failure.reason, failure.fault, failure.retry_s) == (Reason.QUEUE_FULL, "service", 3.0)
+
+
+def test_what_an_endpoint_says_of_a_prompt_is_not_logged(model, caplog):
+  with fake.serving(OpenAIBackend(model, max_batch=2), ImagesConfig(width=24, height=16)) as served:
+    with ImageClient(served[1], retries=0) as client:
+      failure = client.generate("quoted secret", seed=0, width=24, height=16).result(9.0).failure
+  assert failure.reason is Reason.INTERNAL and "secret" in failure.message
+  lines = [record.getMessage() for record in caplog.records]
+  assert any("answered HTTP 400" in line for line in lines)
+  assert any("EndpointError of HTTPError at openai_backend.py:" in line for line in lines)
+  formatted = "".join(map(telemetry.JsonFormatter().format, caplog.records))
+  assert "secret" not in formatted
+
+
+def test_a_key_that_a_header_cannot_hold_is_never_the_texts_fault(model, monkeypatch):
+  monkeypatch.setenv("IMAGES_KEY", "secret\n")
+  assert isinstance(OpenAIBackend(model, max_batch=1).run([_job()], _ignore)[0], Made)
+  monkeypatch.setattr(openai_backend, "_authorization", lambda _: {"Authorization": "secret\n"})
+  (row,) = OpenAIBackend(model, max_batch=1).run([_job()], _ignore)
+  assert type(row) is EndpointError and "secret" not in str(row)
+  for key in ("two\nlines", "pässwört"):
+    monkeypatch.undo()
+    monkeypatch.setenv("IMAGES_KEY", key)
+    with pytest.raises(ValueError, match="printable ASCII") as error:
+      OpenAIBackend(model, max_batch=1)
+    assert key not in str(error.value)
 
 
 def test_an_endpoint_that_is_gone_or_hangs_is_its_own_fault(endpoint, model):
@@ -203,7 +249,7 @@ def test_through_the_service(model):
     Reason.INVALID_INSTRUCTION,
     "auditor",
   )
-  assert (busy.failure.reason, busy.failure.fault) == (Reason.INTERNAL, "service")
+  assert (busy.failure.reason, busy.failure.fault) == (Reason.QUEUE_FULL, "service")
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,11 @@ import sys
 import threading
 import time
 
+import grpc
 import numpy as np
 import pytest
 
-from auditdm_jax.images import process
+from auditdm_jax.images import process, stubs
 from auditdm_jax.images.client import ImageClient
 from auditdm_jax.images.failures import Reason
 from auditdm_jax.images.requests import Edit
@@ -88,6 +89,24 @@ def test_sigterm_finishes_what_is_in_flight(tmp_path):
   assert late.failure.reason is Reason.DRAINING and late.failure.fault == "service"
   assert codes == [0]
   assert service.stop() == 0
+
+
+def test_sigterm_sends_what_is_finished(tmp_path):
+  """Also what takes longer to encode than the server's own grace of a second."""
+  service = _start(tmp_path, sleep_s=0.5, max_batch=24, drain_s=60)
+  options = stubs.Options(encoding=stubs.WEBP_LOSSLESS)
+  with grpc.insecure_channel(service.address) as channel, ImageClient(service.address):
+    calls = [
+      stubs.Stub(channel).generate.future(
+        stubs.GenerateRequest(
+          request_id=f"{i}", prompt="x", seed=i, width=720, height=720, options=options
+        )
+      )
+      for i in range(24)
+    ]
+    time.sleep(0.3)
+    assert service.stop(60.0) == 0
+    assert [c.code() for c in calls] == [grpc.StatusCode.OK] * 24
 
 
 def test_the_child_dies_with_its_parent(tmp_path):

@@ -2,6 +2,7 @@
 """The methods of the proto on a bare channel: batches, progress, results by id, limits."""
 
 import contextlib
+import socket
 import threading
 import time
 import urllib.request
@@ -10,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 
-from auditdm_jax.images import codec, failures, stubs
+from auditdm_jax.images import batcher, codec, failures, server, stubs, telemetry
 from auditdm_jax.images.config import Batching, ImagesConfig, Limits
 from auditdm_jax.images.failures import Reason
 from tests.images import fake
@@ -81,6 +82,17 @@ def test_items_are_sent_when_they_are_done():
   assert times[-1] - times[0] > 0.3
 
 
+def test_a_batch_that_nobody_reads_holds_few_answers():
+  backend = fake.FakeBackend()
+  items = [_item(str(i), width=512, height=512) for i in range(60)]  # 0.8 MB each
+  with _stub(backend, _config(batching=Batching(max_batch=2))) as (stub, _):
+    warm = len(backend.calls)
+    call = stub.generate_batch(stubs.BatchRequest(items=items), timeout=30.0)
+    time.sleep(1.5)
+    assert 4 <= sum(map(len, backend.calls[warm:])) <= 16
+    assert sorted(i.index for i in call) == list(range(60)), "who reads on gets the rest"
+
+
 def test_a_batch_call_that_is_cut_leaves_the_queue():
   backend = fake.FakeBackend(0.2)
   with _stub(backend, _config(batching=Batching(max_batch=1))) as (stub, _):
@@ -145,6 +157,13 @@ def test_a_result_is_found_by_its_id():
     assert call.result(5.0).sha256 == waited.sha256
     assert _reason(stub.get_result, stubs.GetResultRequest(request_id="no")) is Reason.UNKNOWN_ID
   assert sum(call.count("under way") for call in backend.calls) == 1
+
+
+@pytest.mark.parametrize("length", [0, 65, 20_000])
+def test_a_result_is_not_looked_for_under_what_is_no_id(length):
+  with _stub() as (stub, _):
+    request = stubs.GetResultRequest(request_id="x" * length)
+    assert _reason(stub.get_result, request) is Reason.INVALID_REQUEST
 
 
 def test_model_info():
@@ -238,6 +257,43 @@ def test_queued_bytes_are_bounded():
   assert reasons == [Reason.QUEUE_FULL] * 3
 
 
+def _sources(n):
+  """Edits whose sources have to be decoded."""
+  source = codec.encode(fake.pixels("source", 0, 64, 64), stubs.PNG)  # 12 kB, as its pixels.
+  return [stubs.EditRequest(request_id=str(i), instruction="x", seed=0, source=source)
+          for i in range(n)]  # fmt: skip
+
+
+def _first_done(calls, n):
+  until = time.monotonic() + 10.0
+  while sum(c.done() for c in calls) < n and time.monotonic() < until:
+    time.sleep(0.01)
+  return [c for c in calls if c.done()]
+
+
+@pytest.mark.parametrize("limits", [Limits(max_queue=3), Limits(max_queue_mb=0.04)])
+def test_sources_that_wait_to_be_decoded_are_bounded_and_hold_up_nothing_else(limits, monkeypatch):
+  hung, decode = threading.Event(), codec.decode
+
+  def hang(image, **limit):
+    hung.wait(20.0)
+    return decode(image, **limit)
+
+  with _stub(config=_config(limits=limits)) as (stub, _):
+    monkeypatch.setattr(codec, "decode", hang)
+    calls = [stub.edit.future(request) for request in _sources(6)]
+    png = stubs.Options(encoding=stubs.PNG)
+    other = stub.generate(_request("a", width=200, height=200, options=png), timeout=10.0)
+    assert other.image.encoding == stubs.PNG
+    refused = _first_done(calls, 3)
+    assert [failures.from_call(c.exception()).reason for c in refused] == [Reason.QUEUE_FULL] * 3
+    helpers = [t for t in threading.enumerate() if t.name in ("encoder", "decoder")]
+    assert len(helpers) >= 4 and all(t.daemon for t in helpers), "the process could not end"
+    hung.set()
+    assert all(c.result(10.0).image.data for c in calls if c not in refused)
+    assert stub.edit(_sources(7)[6], timeout=10.0).image.data, "there is room again"
+
+
 def test_a_full_queue_says_when_to_come_again():
   backend = fake.FakeBackend(0.2)
   config = _config(limits=Limits(max_queue=1), batching=Batching(max_batch=1))
@@ -284,6 +340,15 @@ def test_a_joined_caller_keeps_the_batch_alive_when_the_first_one_leaves():
   assert sum(call.count("a") for call in backend.calls) == 1
 
 
+def test_what_is_learnt_of_batches_is_bounded(monkeypatch):
+  monkeypatch.setattr(batcher, "_KNOWN_KEYS", 8)
+  with _stub(fake.FakeBackend(steps=1)) as (stub, images):
+    for i in range(20):
+      stub.generate(_request(f"{i}", options=stubs.Options(guidance=i / 10)), timeout=10.0)
+    guidances = [key[4] for key in images._batcher._batch_s]
+  assert guidances == [i / 10 for i in range(12, 20)]
+
+
 def test_metrics_are_on_a_port_of_their_own_and_say_no_prompt():
   port = fake.free_port()
   with _stub(config=_config(metrics_port=port)) as (stub, _):
@@ -305,12 +370,55 @@ def test_metrics_are_on_a_port_of_their_own_and_say_no_prompt():
     urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=1.0)
 
 
+def test_a_backends_error_is_logged_without_the_prompt_it_quotes(caplog):
+  class Quotes(fake.FakeBackend):
+    def run(self, jobs, progress):
+      if any("secret" in j.text for j in jobs):
+        raise LookupError(f"no words {[j.text for j in jobs]}")
+      return super().run(jobs, progress)
+
+  with _stub(Quotes()) as (stub, _):
+    assert _reason(stub.generate, _request("secret words", request_id="a")) is Reason.INTERNAL
+  formatted = "".join(map(telemetry.JsonFormatter().format, caplog.records))
+  assert "RuntimeError of LookupError at test_rpcs.py:" in formatted and "worker.py:" in formatted
+  assert "secret" not in formatted
+
+
 def test_a_taken_metrics_port_is_a_start_error():
   port = fake.free_port()
   with _stub(config=_config(metrics_port=port)):
-    with pytest.raises(Exception, match="cannot listen"):
+    with pytest.raises(server.StartError, match=f"cannot listen on 127.0.0.1:{port} for metrics"):
       with _stub(config=_config(metrics_port=port)):
         pass
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_an_ipv6_address_is_taken_with_and_without_brackets(host):
+  if not socket.has_ipv6:
+    pytest.skip("no IPv6")
+  config = _config(host=host, metrics_port=fake.free_port())
+  with fake.serving(fake.FakeBackend(), config) as (_, address, _):
+    assert address.startswith("[::1]:")
+    with grpc.insecure_channel(address) as channel:
+      assert stubs.Stub(channel).generate(_request("a"), timeout=5.0).image.data
+    url = f"http://[::1]:{config.metrics_port}/metrics"
+    assert urllib.request.urlopen(url, timeout=5.0).status == 200
+
+
+@pytest.mark.parametrize(
+  "error, message",
+  [
+    (ValueError("no such model"), "^no such model$"),
+    (RuntimeError("sizes differ"), "^the backend cannot be loaded: RuntimeError: sizes differ$"),
+  ],
+)
+def test_a_backend_that_cannot_be_loaded_is_a_start_error(error, message):
+  def fail(_):
+    raise error
+
+  with pytest.raises(server.StartError, match=message):
+    with fake.serving(None, warm=fail):
+      pass
 
 
 def test_reflection_is_an_option():

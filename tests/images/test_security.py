@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from auditdm_jax.core.config import UserError, build
-from auditdm_jax.images import stubs
+from auditdm_jax.images import server, stubs
 from auditdm_jax.images.client import ImageClient
 from auditdm_jax.images.config import ImagesConfig, Security
 from auditdm_jax.images.failures import Reason
@@ -136,6 +136,36 @@ def test_a_token_never_crosses_a_network_in_clear(token):
 def test_half_a_pair_is_a_mistake():
   with pytest.raises(UserError, match="together"):
     build(ImagesConfig, {"security": {"cert": "a.pem"}}, name="config")
+
+
+def test_a_ca_without_a_certificate_is_no_plaintext_server():
+  with pytest.raises(UserError, match="config: security.ca .* give security.cert"):
+    build(ImagesConfig, {"security": {"ca": "ca.pem"}}, name="config")
+  build(ImagesConfig, {"client": {"security": {"ca": "ca.pem"}}}, name="config")
+
+
+@pytest.mark.parametrize(
+  "content, message",
+  [
+    (None, "Is a directory: .*/file"),
+    (b"\n", "file: no token in it"),
+    (b"\xff\xfe\0", "file: a token is one line"),
+    (b"two\nlines", "file: a token is one line"),
+  ],
+)
+def test_a_token_that_cannot_be_read_keeps_the_server_from_starting(content, message, tmp_path):
+  path = tmp_path / "file"
+  path.mkdir() if content is None else path.write_bytes(content)
+  with pytest.raises(server.StartError, match=f"config.images.security: .*{message}"):
+    with fake.serving(fake.FakeBackend(), _config(Security(token=str(path)))):
+      pass
+
+
+def test_a_certificate_that_cannot_be_read_keeps_the_server_from_starting(tmp_path):
+  for path, why in ((tmp_path, "Is a directory"), (tmp_path / "no", "No such file")):
+    with pytest.raises(server.StartError, match=f"config.images.security: .*{why}.*{path}"):
+      with fake.serving(fake.FakeBackend(), _config(Security(cert=str(path), key=str(path)))):
+        pass
 
 
 def test_an_empty_token_file_is_no_token(tmp_path):

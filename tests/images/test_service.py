@@ -91,6 +91,20 @@ def test_failures_have_a_reason_and_a_fault(client, prompt, reason, fault, tries
   assert tries is None or f"(try {tries})" in failure.message
 
 
+@pytest.mark.parametrize(
+  "prompt, reason",
+  [
+    ("impossible " + "🟥" * 1900, Reason.INVALID_INSTRUCTION),
+    ("long-winded " + "é" * 1900, Reason.INTERNAL),
+  ],
+)
+def test_a_long_message_does_not_lose_its_reason(service, prompt, reason):
+  with ImageClient(service[0], retries=0) as client:
+    failure = _failure(client.generate(prompt, seed=0, **SIZE))
+  assert failure.reason is reason
+  assert prompt[:100] in failure.message and len(failure.message.encode()) <= 1020
+
+
 def test_text_that_is_not_unicode_is_the_auditors_fault(client):
   failure = _failure(client.generate("half a pair \ud800", seed=0, **SIZE))
   assert (failure.reason, failure.fault) == (Reason.INVALID_PROMPT, "auditor")

@@ -8,8 +8,10 @@ import sys
 
 import pytest
 
+from auditdm_jax.core.config import UserError, build
 from auditdm_jax.images import process
 from auditdm_jax.images.client import ImageClient
+from auditdm_jax.images.config import ImagesConfig
 from auditdm_jax.images.failures import Reason
 
 CONFIG = """
@@ -44,13 +46,42 @@ def test_serves_scenes(config, tmp_path):
   [
     ("--config.images.backend=scene", "'scene' is not one of 'scenes', 'diffusers', 'openai'"),
     ("--config.images.port=70000", "port 70000 is not between 0 and 65535"),
+    ("--config.images.error_rate=7.0", "error_rate is a share between 0 and 1"),  # Of the backend.
   ],
 )
 def test_mistakes_are_one_line(config, override, message):
   command = [sys.executable, "-m", "auditdm_jax", "serve-images", f"--config={config}", override]
   done = subprocess.run(command, capture_output=True, text=True, timeout=20)
   assert done.returncode == 2
-  assert message in done.stderr and "Traceback" not in done.stderr
+  assert message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_a_warm_up_that_fails_is_one_line_beside_the_log(tmp_path):
+  path = tmp_path / "config.py"
+  model = '"model": {"generate": "flux", "url": "http://127.0.0.1:1/v1"}'
+  path.write_text(CONFIG.replace('"scenes", "error_rate": 0.0', f'"openai", {model}'))
+  command = [sys.executable, "-m", "auditdm_jax", "serve-images", f"--config={path}"]
+  done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+  said = [line for line in done.stderr.splitlines() if not line.startswith('{"time"')]
+  assert done.returncode == 2
+  assert len(said) == 1 and "the warm-up image failed: EndpointError" in said[0]
+
+
+@pytest.mark.parametrize(
+  "section, message",
+  [
+    (dict(width=0), "config.images: width 0 is not between 1 and"),
+    (dict(height=-64), "config.images: height -64 is not between"),
+    (dict(drain_s=float("nan")), "config.images: drain_s nan is not at least 0"),
+    (dict(batching=dict(max_batch=0)), "config.images.batching: max_batch 0 is not at least 1"),
+    (dict(limits=dict(max_pixels=0)), "config.images.limits: max_pixels 0 is not between"),
+    (dict(limits=dict(max_pixels=2**31)), "max_pixels 2147483648 is not between"),
+    (dict(limits=dict(max_deadline_s=0)), "max_deadline_s 0.0 is not at least 0.001"),
+  ],
+)
+def test_values_out_of_range_are_named(section, message):
+  with pytest.raises(UserError, match=message):
+    build(ImagesConfig, section, name="config.images")
 
 
 def test_a_taken_port_is_one_line(config):

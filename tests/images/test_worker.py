@@ -84,6 +84,21 @@ def test_one_poisoned_row_fails_alone():
   assert isinstance(rows[7], ValueError), "its own answer, untouched by its neighbour"
 
 
+def test_a_panic_is_a_poison_like_any_other():
+  class Panic(BaseException):  # As pyo3's, of the tokenizers library.
+    pass
+
+  class Panicky(fake.FakeBackend):
+    def run(self, jobs, progress):
+      if any("panic" in j.text for j in jobs):
+        raise Panic("called `Option::unwrap()` on a `None` value")
+      return super().run(jobs, progress)
+
+  rows = _runner(Panicky()).run(_jobs("a", "panic", "b"), _ignore)
+  assert isinstance(rows[1], RuntimeError) and "Panic" in str(rows[1])
+  _assert_images([rows[0], rows[2]], ["a", "b"])
+
+
 def test_what_a_backend_raises_is_never_the_captions_fault():
   class Buggy(fake.FakeBackend):
     def run(self, jobs, progress):
