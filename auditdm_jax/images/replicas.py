@@ -26,6 +26,8 @@ _OPTIONS = (
   ("grpc.max_send_message_length", -1),
   # Channel retries stop at 5 tries and skip requests above 256 KiB, in silence: ours do neither.
   ("grpc.enable_retries", 0),
+  # A proxy of the environment would see the token, of a service on this machine too.
+  ("grpc.enable_http_proxy", 0),
   # The default waits up to two minutes before it looks for a restarted server.
   ("grpc.initial_reconnect_backoff_ms", 100),
   ("grpc.min_reconnect_backoff_ms", 500),
