@@ -270,23 +270,26 @@ class ImageClient:
     if self._closed.is_set():
       return _closed_failure()
     replica = self._replicas.acquire(request.cost)
-    failure = None
+    answer: tuple[Any, np.ndarray] | Failure = Failure(Reason.PROTOCOL, "not asked")
     try:
-      message = request.message(replica.encoding(request.cost))
+      message = request.message(replica.encoding(request.pixels))
       method = replica.stub.generate if isinstance(request, Generate) else replica.stub.edit
       timeout_s = max(until - time.monotonic(), 0.0)
-      return _verified(method(message, timeout=timeout_s, metadata=self._metadata), request)
+      try:
+        response = method(message, timeout=timeout_s, metadata=self._metadata)
+      except ValueError as error:  # The channel was closed between two tries.
+        raise Refused(Reason.UNAVAILABLE, str(error)) from None
+      answer = _verified(response, request)
     except UnicodeEncodeError:
-      failure = Failure(Reason.INVALID_PROMPT, "the text is not valid Unicode")
+      answer = Failure(Reason.INVALID_PROMPT, "the text is not valid Unicode")
     except grpc.RpcError as error:
-      failure = from_call(error)
+      answer = from_call(error)
     except Refused as refused:
-      failure = Failure(refused.reason, refused.message)
-    except ValueError as error:  # The channel was closed between two tries.
-      failure = Failure(Reason.UNAVAILABLE, str(error))
+      answer = Failure(refused.reason, refused.message)
     finally:
-      self._replicas.release(replica, request.cost, failure.reason if failure else None)
-    return failure
+      reason = answer.reason if isinstance(answer, Failure) else None
+      self._replicas.release(replica, request.cost, reason)
+    return answer
 
   def _received(
     self, request: Request, response: Any, image: np.ndarray, start: float, tries: int

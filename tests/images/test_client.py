@@ -138,6 +138,35 @@ def test_equal_options_are_equal_requests():
   assert edit.digest != Edit(source[::-1], "", 0).digest
 
 
+def test_a_digest_does_not_depend_on_the_types_of_numbers():
+  """Else the disk cache misses, and the service makes an image twice."""
+  plain = Generate("a", 3, 8, 8, Options(steps=2, guidance=3.0))
+  arrays = Generate("a", np.int64(3), np.uint8(8), np.int32(8), Options(np.int64(2), 3))
+  assert arrays.digest == plain.digest
+  source = fake.pixels("s", 0)
+  assert Edit(source, "a", np.uint64(3)).digest == Edit(source, "a", 3).digest
+
+
+@pytest.mark.parametrize(
+  "fields", [dict(width=-5), dict(height=2**33), dict(seed=-1), dict(seed=2**64), dict(steps=-1)]
+)
+def test_what_no_message_can_carry_is_the_callers_bug_at_once(fields):
+  steps = fields.pop("steps", 0)
+  with pytest.raises(ValueError, match="unsigned"):
+    Generate(**(dict(prompt="a", seed=0, **SIZE) | fields), options=Options(steps=steps))
+
+
+def test_a_request_that_cannot_be_written_is_not_the_replicas_fault():
+  with fake.serving(fake.FakeBackend()) as (_, address, _), ImageClient(address) as client:
+    (replica,) = client._replicas.all
+    broken = Generate("a", 0, 8, 8, id="\ud800")
+    assert client.submit(broken).result(5.0).failure.reason is Reason.INVALID_PROMPT
+    object.__setattr__(broken, "width", -5)
+    object.__setattr__(broken, "id", "a")
+    assert client.submit(broken).result(5.0).failure.reason is Reason.PROTOCOL
+    assert replica.rank(time.monotonic())[0] is False and replica.outstanding == 0
+
+
 def test_replicas_with_different_models_are_refused():
   backends = fake.FakeBackend(), fake.FakeBackend(revision="r2")
   with fake.serving(backends[0]) as (_, a, _), fake.serving(backends[1]) as (_, b, _):
@@ -266,6 +295,19 @@ def test_over_a_network_pixels_are_halved_and_stay_the_same(monkeypatch):
     result = client.edit(source, "x", seed=0).result(5.0)
   np.testing.assert_array_equal(seen[-1], source)
   np.testing.assert_array_equal(result.image, fake.pixels("x", 0, 160, 160, source))
+
+
+def test_few_pixels_are_sent_raw_however_many_steps_are_asked_for(monkeypatch):
+  seen = []
+
+  def answer(request, context, number):
+    seen.extend([request.source.encoding, request.options.encoding])
+    context.abort(grpc.StatusCode.INVALID_ARGUMENT, "seen")
+
+  with rogue.scripted(answer) as address, ImageClient(address) as client:
+    monkeypatch.setattr(client._replicas.all[0], "_near", False)
+    client.submit(Edit(fake.pixels("s", 0, 64, 64), "x", 0, Options(steps=28))).result(5.0)
+  assert set(seen) == {stubs.RAW_RGB8}
 
 
 def test_a_local_edit_changes_nothing_outside_its_mask(tmp_path):
