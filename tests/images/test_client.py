@@ -123,6 +123,17 @@ def test_a_damaged_file_is_made_again(tmp_path, damage):
   assert cache.get("model", "ab12") is None and not path.exists()
 
 
+def test_a_disk_that_fails_costs_no_image_and_says_so_once(tmp_path, caplog):
+  folder = tmp_path / "file"
+  folder.touch()
+  with fake.serving(fake.FakeBackend()) as (_, address, _):
+    with ImageClient(address, cache=str(folder / "cache")) as client:
+      client.wait_ready(5.0)
+      results = [client.generate("a", seed=i, **SIZE).result(5.0) for i in range(3)]
+  assert [r.failure for r in results] == [None] * 3
+  assert sum("not kept" in r.message for r in caplog.records) == 1
+
+
 def test_a_model_cannot_name_a_path(tmp_path):
   with pytest.raises(ValueError, match="not a name"):
     DiskCache(tmp_path).get("../../etc", "ab")
