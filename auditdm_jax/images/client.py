@@ -245,9 +245,11 @@ class ImageClient:
     if (image := self._from_disk(request)) is not None:
       timings = Timings(time.monotonic() - start, 0.0, 0.0, 0, True, 0)
       return ImageResult(image, None, request.request_id, timings, self._model)
+    # One of several replicas may hang: the first tries leave half of the time to ask another.
+    limit = until if len(self._replicas) == 1 else start + self._deadline_s / 2
     tries: collections.Counter[Reason] = collections.Counter()
     for attempt in range(self._retries + 1):
-      answer = self._try(request, until)
+      answer = self._try(request, limit)
       if not isinstance(answer, Failure):
         return self._received(request, *answer, start, attempt + 1)
       if self._closed.is_set():
@@ -257,6 +259,8 @@ class ImageClient:
       # Full jitter: those that were refused together must not come back together.
       delay = random.uniform(0, min(_MAX_BACKOFF_S, _BACKOFF_S * 2 ** min(attempt, 10)))
       delay += answer.retry_s
+      if answer.reason is Reason.DEADLINE or time.monotonic() + delay > limit:
+        limit = until
       last = attempt == self._retries or time.monotonic() + delay > until
       if last or (max_tries is not None and tries[answer.reason] >= max_tries):
         break

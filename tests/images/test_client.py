@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import logging
+import threading
 import time
 
 import grpc
@@ -248,6 +249,49 @@ def test_a_machine_that_is_gone_without_a_word_is_left_after_two_pings(monkeypat
     start = time.monotonic()
     assert all(f.result(20.0).failure is None for f in futures)
     assert time.monotonic() - start < 5.0
+
+
+def test_a_replica_that_hangs_costs_time_and_no_image():
+  """Its health says SERVING all the while: only the silence tells."""
+  over, stuck = threading.Event(), []
+
+  def hang(request, context, number):
+    stuck.append(number)
+    over.wait(10.0)
+    context.abort(grpc.StatusCode.UNAVAILABLE, "over")
+
+  with rogue.scripted(hang) as a, fake.serving(fake.FakeBackend()) as (_, b, _):
+    with ImageClient([a, b], deadline_s=3.0, max_in_flight=6) as client:
+      for wave in range(2):
+        futures = [client.submit(_generate(20 * wave + i)) for i in range(20)]
+        assert [f.result(10.0).failure for f in futures] == [None] * 20
+        if wave == 0:
+          assert len(stuck) >= 1
+          first = len(stuck)
+      assert len(stuck) <= first + 1, "a replica that has failed is asked one thing at a time"
+      over.set()
+
+
+def test_a_server_that_says_half_the_time_is_too_little_is_given_all_of_it():
+  left = []
+
+  def answer(request, context, number):
+    left.append(context.time_remaining())
+    if left[-1] < 5.5:
+      refused = Refused(Reason.DEADLINE, "expected to need more")
+      context.set_trailing_metadata(refused.metadata)
+      context.abort(RULES[refused.reason].code, refused.message)
+    image = fake.pixels(request.prompt, request.seed)
+    return stubs.ImageResponse(
+      request_id=request.request_id,
+      image=codec.encode(image),
+      sha256=hashlib.sha256(image).digest(),
+    )
+
+  with rogue.scripted(answer) as a, rogue.scripted(answer) as b:
+    with ImageClient([a, b], deadline_s=10.0) as client:
+      assert client.submit(_generate(0)).result(10.0).failure is None
+  assert len(left) == 2 and left[0] < 5.5 < left[1]
 
 
 def test_a_damaged_image_is_asked_for_again_and_then_given_up():
