@@ -88,7 +88,7 @@ class ImageClient:
     *,
     deadline_s: float = 60.0,
     max_in_flight: int = 32,
-    retries: int = 100,
+    retries: int | None = None,
     deterministic: bool = False,
     local_edits: bool = False,
     cache: str = "",
@@ -248,7 +248,8 @@ class ImageClient:
     # One of several replicas may hang: the first tries leave half of the time to ask another.
     limit = until if len(self._replicas) == 1 else start + self._deadline_s / 2
     tries: collections.Counter[Reason] = collections.Counter()
-    for attempt in range(self._retries + 1):
+    while True:
+      attempt = tries.total()
       answer = self._try(request, limit)
       if not isinstance(answer, Failure):
         return self._received(request, *answer, start, attempt + 1)

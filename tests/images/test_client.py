@@ -12,6 +12,7 @@ import grpc
 import numpy as np
 import pytest
 
+from auditdm_jax.images import client as client_lib
 from auditdm_jax.images import codec, locality, replicas, server, stubs, telemetry
 from auditdm_jax.images.backend import Made
 from auditdm_jax.images.client import ImageClient
@@ -292,6 +293,18 @@ def test_a_server_that_says_half_the_time_is_too_little_is_given_all_of_it():
     with ImageClient([a, b], deadline_s=10.0) as client:
       assert client.submit(_generate(0)).result(10.0).failure is None
   assert len(left) == 2 and left[0] < 5.5 < left[1]
+
+
+def test_only_the_deadline_ends_the_waiting_for_a_service_that_comes_back(monkeypatch):
+  monkeypatch.setattr(client_lib, "_MAX_BACKOFF_S", 0.0)
+
+  def answer(request, context, number):
+    if number <= 150:
+      context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+    context.abort(grpc.StatusCode.UNAUTHENTICATED, "back")
+
+  with rogue.scripted(answer) as address, ImageClient(address) as client:
+    assert client.submit(_generate(0)).result(20.0).failure.message.startswith("back (try 15")
 
 
 def test_a_damaged_image_is_asked_for_again_and_then_given_up():
