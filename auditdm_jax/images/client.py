@@ -94,9 +94,12 @@ class ImageClient:
     cache: str = "",
     security: Security = _PLAIN,
   ):
-    addresses = address.split(",") if isinstance(address, str) else list(address)
-    if not addresses or not all(addresses):
-      raise ValueError("an image client needs the address of a service, such as 127.0.0.1:8500")
+    parts = address.split(",") if isinstance(address, str) else address
+    addresses = [part.strip() for part in parts] or [""]
+    for each in addresses:
+      security_lib.check_address(each)
+    if retries is not None and retries < 0:
+      raise ValueError(f"retries is None, 0 or more, not {retries}")
     self._metadata = security_lib.metadata(security)
     self._replicas = Replicas(addresses, security)
     self._deadline_s, self._retries = deadline_s, retries

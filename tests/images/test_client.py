@@ -307,6 +307,24 @@ def test_only_the_deadline_ends_the_waiting_for_a_service_that_comes_back(monkey
     assert client.submit(_generate(0)).result(20.0).failure.message.startswith("back (try 15")
 
 
+@pytest.mark.parametrize(
+  "address", ["", [], "a", "http://a:1", "a:1/", "a:1,", "a:b", "a:1 b:2", "a:65536", "::1:1"]
+)
+def test_an_address_that_is_none_is_said_at_once(address):
+  with pytest.raises(ValueError, match="such as 127.0.0.1:8500"):
+    ImageClient(address)
+
+
+def test_addresses_may_have_spaces_between():
+  with ImageClient("a-b.c_d:1, [::1]:2 ,unix:/tmp/x y") as client:
+    assert [r.address for r in client._replicas.all] == ["a-b.c_d:1", "[::1]:2", "unix:/tmp/x y"]
+
+
+def test_less_than_no_retries_are_a_mistake():
+  with pytest.raises(ValueError, match="retries"):
+    ImageClient("127.0.0.1:1", retries=-1)
+
+
 def test_a_damaged_image_is_asked_for_again_and_then_given_up():
   def answer(request, context, number):
     image = fake.pixels("x", 0)
