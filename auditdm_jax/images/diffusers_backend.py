@@ -82,6 +82,7 @@ class DiffusersBackend:
         "device": _device_name(self._device),
         "dtype": str(dtype).removeprefix("torch."),
         "max_sequence_length": str(model.max_sequence_length),
+        "max_batch": str(max_batch),  # What deterministic batches are padded to.
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "transformers": transformers.__version__,

@@ -288,10 +288,17 @@ def test_a_distilled_and_another_model_cannot_be_mixed(model, tmp_path):
 
 
 def test_identity_is_that_of_the_weights(model, backend, tmp_path):
-  again = DiffusersBackend(model, max_batch=4)
+  again = DiffusersBackend(model, max_batch=8)
   other = DiffusersBackend(tiny_pipelines.build(tmp_path, seed=1), max_batch=8)
   assert again.info().identity == backend.info().identity != other.info().identity
   assert backend.info().name == "tiny-flux + tiny-kontext"
+
+
+def test_the_size_deterministic_batches_are_padded_to_is_part_of_the_identity(model, backend):
+  """The last bits depend on it: replicas that differ there must not answer for each other."""
+  half = DiffusersBackend(model, max_batch=4)
+  assert half.info().properties["max_batch"] == "4"
+  assert half.info().identity != backend.info().identity
 
 
 def test_a_sham_is_the_source_as_the_autoencoder_gives_it_back(backend):
