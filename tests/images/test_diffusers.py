@@ -4,6 +4,8 @@
 import dataclasses
 import json
 import logging
+import pathlib
+import shutil
 import threading
 
 import numpy as np
@@ -328,6 +330,8 @@ def test_modes_are_those_that_have_a_model(model):
     (dict(generate="black-forest-labs/FLUX.1-dev"), "40 hex digits"),
     (dict(generate="black-forest-labs/FLUX.1-dev@" + "a" * 40), "cannot fetch"),
     (dict(device="cuda"), "torch sees no GPU"),
+    (dict(device="banana"), "device: 'banana'"),
+    (dict(device="mps"), "device: 'mps'"),
     (dict(dtype="bfloat16"), "use float32"),
     (dict(dtype="int8"), "not one of bfloat16"),
   ],
@@ -337,6 +341,74 @@ def test_mistakes_are_said(model, change, message):
     pytest.skip("there is a GPU")
   with pytest.raises(ValueError, match=message):
     DiffusersBackend(dataclasses.replace(model, **change), max_batch=1)
+
+
+def _write(*path, text):
+  def damage(folder):
+    folder.joinpath(*path).write_text(text)
+
+  return damage
+
+
+def _other_heads(folder):
+  path = folder / "transformer" / "config.json"
+  fields = json.loads(path.read_text())
+  path.write_text(json.dumps(fields | {"num_attention_heads": 4}))
+
+
+def _transformer(*named):
+  def damage(folder):
+    path = folder / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"transformer": named}))
+
+  return damage
+
+
+def _without(name):
+  def damage(folder):
+    for path in (folder / name).iterdir():
+      path.unlink()
+
+  return damage
+
+
+@pytest.mark.parametrize(
+  ("damage", "message"),
+  [
+    (_write("model_index.json", text="{"), "model_index.json is not JSON"),
+    (_write("model_index.json", text="{}"), "is a nameless class, not a FluxPipeline"),
+    (_write("model_index.json", text="[]"), "is a nameless class, not a FluxPipeline"),
+    (_transformer(None, None), "but only"),
+    (_transformer("diffusers", "SD3Transformer2DModel"), "SD3"),
+    (_other_heads, "size mismatch"),
+    (_write("tokenizer_2", "tokenizer.json", text="{}"), "KeyError"),
+    (lambda folder: shutil.rmtree(folder / "tokenizer_2"), "has no folder tokenizer_2"),
+    (lambda folder: shutil.rmtree(folder / "vae"), "has no folder vae"),
+    (_without("tokenizer"), "tokenizer"),
+    (_without("tokenizer_2"), "tokenizer_2"),
+  ],
+)
+def test_a_pipeline_that_is_not_whole_is_one_line(model, tmp_path, damage, message):
+  folder = tmp_path / "flux"
+  shutil.copytree(model.generate, folder)
+  damage(folder)
+  with pytest.raises(ValueError, match=message) as error:
+    DiffusersBackend(dataclasses.replace(model, generate=str(folder), edit=""), max_batch=1)
+  text = str(error.value)
+  assert text.startswith(f"config.images.model.generate: {folder}") and "\n" not in text
+  assert len(text) < 1000
+
+
+def test_what_else_lies_in_the_folder_does_not_matter(model, backend, tmp_path):
+  for name in ("generate", "edit"):
+    shutil.copytree(vars(model)[name], tmp_path / pathlib.Path(vars(model)[name]).name)
+  for name in ("assets", "tiny-flux/assets", "tiny-flux/onnx"):
+    (tmp_path / name).mkdir()
+  (tmp_path / "tiny-flux" / "assets" / "grid.png").write_bytes(b"x")
+  other = dataclasses.replace(
+    model, generate=str(tmp_path / "tiny-flux"), edit=str(tmp_path / "tiny-kontext")
+  )
+  assert DiffusersBackend(other, max_batch=8).info().identity == backend.info().identity
 
 
 def test_pickles_are_refused(model, tmp_path):
