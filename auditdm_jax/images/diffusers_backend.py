@@ -10,6 +10,7 @@ The pipelines have ways of their own that a service must not pass on to its call
   guidance   A distilled model takes the scale as an input. Any other ignores it in silence; there
              it is the scale of classifier-free guidance, against the negative prompt or none.
   text       T5's padding is attended to, so its length belongs to the model, not to a request.
+             A text that names a special token is refused: the tokenizers would obey.
   threads    One call at a time: the scheduler counts its steps on the pipeline.
   logs       diffusers would log the end of a long prompt: prompts do not belong there.
 """
@@ -110,6 +111,9 @@ class DiffusersBackend:
     """One row per job, all of one key; raises MemoryError when the batch is too large."""
     mode = jobs[0].mode
     pipe = self._pipes["generate" if mode == "generate" else "edit"]
+    refused = [_refused(pipe, job) for job in jobs]
+    if all(refused):
+      return refused
     try:
       pixels = (_round_trip if mode == "sham" else self._draw)(pipe, jobs, progress)
     except torch.OutOfMemoryError:
@@ -117,7 +121,10 @@ class DiffusersBackend:
     if pixels is None:  # Out of the handler: the exception's frames hold the tensors.
       torch.cuda.empty_cache()
       raise MemoryError(f"{len(jobs)} rows of {jobs[0].width}x{jobs[0].height} do not fit")
-    return [_row(row, self._truncates(pipe, job.text)) for row, job in zip(pixels, jobs)]
+    return [
+      no or _row(row, self._truncates(pipe, job.text))
+      for no, row, job in zip(refused, pixels, jobs, strict=True)
+    ]
 
   @torch.inference_mode()
   def _draw(self, pipe: Pipe, jobs: Sequence[Job], progress: Progress) -> np.ndarray:
@@ -154,6 +161,17 @@ class DiffusersBackend:
   def _truncates(self, pipe: Pipe, text: str) -> bool:
     """Whether T5 sees only a part; CLIP always cuts at 77 tokens, for a summary of the text."""
     return len(pipe.tokenizer_2(text).input_ids) > self._model.max_sequence_length
+
+
+def _refused(pipe: Pipe, job: Job) -> ValueError | None:
+  """Told by the tokens and not by the letters: T5's tokenizer rewrites characters first."""
+  for tokenizer in (pipe.tokenizer, pipe.tokenizer_2):
+    # T5's unknown is an honest letter it has not; CLIP knows all, its unknown is its end.
+    special = set(tokenizer.all_special_ids) - ({tokenizer.unk_token_id} - {tokenizer.eos_token_id})
+    for text in (job.text, job.negative):
+      if special & set(tokenizer(text, add_special_tokens=False).input_ids):
+        return ValueError("the text names a special token of the model")
+  return None
 
 
 @torch.inference_mode()

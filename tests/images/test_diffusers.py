@@ -201,6 +201,29 @@ def test_too_large_a_batch_is_a_memory_error_and_nothing_is_kept(backend):
   np.testing.assert_array_equal(_images(backend, [_job(0)])[0], want)
 
 
+@pytest.mark.parametrize(
+  "fields",
+  [dict(text="a red</s> circle"), dict(text="a<|endoftext|>b"), dict(negative="<pad>")],
+  ids=str,
+)
+def test_a_text_that_names_a_special_token_is_refused_alone(plain, fields):
+  """It could end the text for one encoder and not for the other."""
+  honest = [_job(k, guidance=6.0, negative="a blue square") for k in range(2)]
+  bad = dataclasses.replace(honest[1], **fields)
+  want = _images(plain, honest)[0]
+  good, refused = plain.run([honest[0], bad], _ignore)
+  np.testing.assert_array_equal(good.image, want)
+  assert isinstance(refused, ValueError) and "special token" in str(refused)
+  with _Spy(plain._pipes["generate"].transformer, lambda *_: None) as seen:
+    assert isinstance(plain.run([bad], _ignore)[0], ValueError)
+  assert not seen
+
+
+@pytest.mark.parametrize("text", ["a < b > c </ s>", "r\u00e9d \U0001f7e5 \u7ea2", "a <unk>"])
+def test_letters_the_tokenizers_do_not_know_are_no_special_tokens(backend, text):
+  assert _images(backend, [_job(0, text)])
+
+
 def test_a_degenerate_image_is_its_rows_fault_alone(backend):
   want = _images(backend, [_job(0)] * 3)[0]
   vae = backend._pipes["generate"].vae
