@@ -223,7 +223,7 @@ class ImageClient:
           self._closed.wait(min(0.05, max(left, 0.0)))
     models = {r.address: self._info_of(r, 10.0)[1] for r in self._replicas.all}
     if len(set(models.values())) > 1:
-      raise ConnectionError(f"the image services have different models: {models}")
+      raise ConnectionError(f"the image services have different models or max_batch: {models}")
     self._model = models[self._replicas.all[0].address]
 
   def _info_of(self, replica: Replica, timeout_s: float) -> tuple[Info, str]:
