@@ -88,15 +88,18 @@ class ImageClient:
     *,
     deadline_s: float = 60.0,
     max_in_flight: int = 32,
-    retries: int = 100,
+    retries: int | None = None,
     deterministic: bool = False,
     local_edits: bool = False,
     cache: str = "",
     security: Security = _PLAIN,
   ):
-    addresses = address.split(",") if isinstance(address, str) else list(address)
-    if not addresses or not all(addresses):
-      raise ValueError("an image client needs the address of a service, such as 127.0.0.1:8500")
+    parts = address.split(",") if isinstance(address, str) else address
+    addresses = [part.strip() for part in parts] or [""]
+    for each in addresses:
+      security_lib.check_address(each)
+    if retries is not None and retries < 0:
+      raise ValueError(f"retries is None, 0 or more, not {retries}")
     self._metadata = security_lib.metadata(security)
     self._replicas = Replicas(addresses, security)
     self._deadline_s, self._retries = deadline_s, retries
@@ -220,7 +223,7 @@ class ImageClient:
           self._closed.wait(min(0.05, max(left, 0.0)))
     models = {r.address: self._info_of(r, 10.0)[1] for r in self._replicas.all}
     if len(set(models.values())) > 1:
-      raise ConnectionError(f"the image services have different models: {models}")
+      raise ConnectionError(f"the image services have different models or max_batch: {models}")
     self._model = models[self._replicas.all[0].address]
 
   def _info_of(self, replica: Replica, timeout_s: float) -> tuple[Info, str]:
@@ -245,9 +248,12 @@ class ImageClient:
     if (image := self._from_disk(request)) is not None:
       timings = Timings(time.monotonic() - start, 0.0, 0.0, 0, True, 0)
       return ImageResult(image, None, request.request_id, timings, self._model)
+    # One of several replicas may hang: the first tries leave half of the time to ask another.
+    limit = until if len(self._replicas) == 1 else start + self._deadline_s / 2
     tries: collections.Counter[Reason] = collections.Counter()
-    for attempt in range(self._retries + 1):
-      answer = self._try(request, until)
+    while True:
+      attempt = tries.total()
+      answer = self._try(request, limit)
       if not isinstance(answer, Failure):
         return self._received(request, *answer, start, attempt + 1)
       if self._closed.is_set():
@@ -257,6 +263,8 @@ class ImageClient:
       # Full jitter: those that were refused together must not come back together.
       delay = random.uniform(0, min(_MAX_BACKOFF_S, _BACKOFF_S * 2 ** min(attempt, 10)))
       delay += answer.retry_s
+      if answer.reason is Reason.DEADLINE or time.monotonic() + delay > limit:
+        limit = until
       last = attempt == self._retries or time.monotonic() + delay > until
       if last or (max_tries is not None and tries[answer.reason] >= max_tries):
         break
@@ -270,23 +278,26 @@ class ImageClient:
     if self._closed.is_set():
       return _closed_failure()
     replica = self._replicas.acquire(request.cost)
-    failure = None
+    answer: tuple[Any, np.ndarray] | Failure = Failure(Reason.PROTOCOL, "not asked")
     try:
-      message = request.message(replica.encoding(request.cost))
+      message = request.message(replica.encoding(request.pixels))
       method = replica.stub.generate if isinstance(request, Generate) else replica.stub.edit
       timeout_s = max(until - time.monotonic(), 0.0)
-      return _verified(method(message, timeout=timeout_s, metadata=self._metadata), request)
+      try:
+        response = method(message, timeout=timeout_s, metadata=self._metadata)
+      except ValueError as error:  # The channel was closed between two tries.
+        raise Refused(Reason.UNAVAILABLE, str(error)) from None
+      answer = _verified(response, request)
     except UnicodeEncodeError:
-      failure = Failure(Reason.INVALID_PROMPT, "the text is not valid Unicode")
+      answer = Failure(Reason.INVALID_PROMPT, "the text is not valid Unicode")
     except grpc.RpcError as error:
-      failure = from_call(error)
+      answer = from_call(error)
     except Refused as refused:
-      failure = Failure(refused.reason, refused.message)
-    except ValueError as error:  # The channel was closed between two tries.
-      failure = Failure(Reason.UNAVAILABLE, str(error))
+      answer = Failure(refused.reason, refused.message)
     finally:
-      self._replicas.release(replica, request.cost, failure.reason if failure else None)
-    return failure
+      reason = answer.reason if isinstance(answer, Failure) else None
+      self._replicas.release(replica, request.cost, reason)
+    return answer
 
   def _received(
     self, request: Request, response: Any, image: np.ndarray, start: float, tries: int

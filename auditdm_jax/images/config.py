@@ -90,7 +90,7 @@ class ClientConfig:
   Attributes:
     deadline_s: per request, from the moment it is sent, retries included.
     max_in_flight: requests under way per replica; further ones wait in the client.
-    retries: after the first try; the deadline bounds them too.
+    retries: at most so many after the first try; None = as many as the deadline allows.
     deterministic: ask for images that do not depend by a bit on what shares their batch.
     local_edits: paste only the changed region of an edit into its source, so that the rest stays
       the same by construction.
@@ -100,7 +100,7 @@ class ClientConfig:
 
   deadline_s: float = 300.0
   max_in_flight: int = 32
-  retries: int = 100
+  retries: int | None = None
   deterministic: bool = False
   local_edits: bool = False
   cache: str = ""

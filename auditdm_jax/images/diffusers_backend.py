@@ -10,6 +10,7 @@ The pipelines have ways of their own that a service must not pass on to its call
   guidance   A distilled model takes the scale as an input. Any other ignores it in silence; there
              it is the scale of classifier-free guidance, against the negative prompt or none.
   text       T5's padding is attended to, so its length belongs to the model, not to a request.
+             A text that names a special token is refused: the tokenizers would obey.
   threads    One call at a time: the scheduler counts its steps on the pipeline.
   logs       diffusers would log the end of a long prompt: prompts do not belong there.
 """
@@ -50,13 +51,19 @@ _FILES = ("model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.mod
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _CLASSES = {"generate": FluxPipeline, "edit": FluxKontextPipeline}
 _KINDS = ("FluxPipeline", "FluxKontextPipeline")  # Equal parts: one folder can serve both modes.
+_PARTS = (
+  "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae"
+)  # fmt: skip
+
+_MAX_ERROR = 500  # characters
 
 
 class DiffusersBackend:
   """FLUX pipelines behind images.backend.Backend.
 
   Raises:
-    ValueError: a model that is not there or not of this kind, or a device or dtype that is not.
+    ValueError: a model that is not there, not whole or not of this kind, or a device or dtype that
+      is not; one line.
   """
 
   def __init__(self, model: ModelConfig, *, max_batch: int):
@@ -69,6 +76,8 @@ class DiffusersBackend:
     _quieten()
     found = {mode: _find(path) for mode, path in _named(model).items()}
     folders = {mode: folder for mode, (_, folder) in found.items()}
+    for mode, folder in folders.items():
+      _check_folder(mode, folder)
     digests = {folder: _digests(folder) for folder in set(folders.values())}
     self._pipes = _load(folders, digests, self._device, dtype)
     distilled = {bool(p.transformer.config.guidance_embeds) for p in self._pipes.values()}
@@ -82,6 +91,7 @@ class DiffusersBackend:
         "device": _device_name(self._device),
         "dtype": str(dtype).removeprefix("torch."),
         "max_sequence_length": str(model.max_sequence_length),
+        "max_batch": str(max_batch),  # What deterministic batches are padded to.
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
         "transformers": transformers.__version__,
@@ -101,6 +111,9 @@ class DiffusersBackend:
     """One row per job, all of one key; raises MemoryError when the batch is too large."""
     mode = jobs[0].mode
     pipe = self._pipes["generate" if mode == "generate" else "edit"]
+    refused = [_refused(pipe, job) for job in jobs]
+    if all(refused):
+      return refused
     try:
       pixels = (_round_trip if mode == "sham" else self._draw)(pipe, jobs, progress)
     except torch.OutOfMemoryError:
@@ -108,7 +121,10 @@ class DiffusersBackend:
     if pixels is None:  # Out of the handler: the exception's frames hold the tensors.
       torch.cuda.empty_cache()
       raise MemoryError(f"{len(jobs)} rows of {jobs[0].width}x{jobs[0].height} do not fit")
-    return [_row(row, self._truncates(pipe, job.text)) for row, job in zip(pixels, jobs)]
+    return [
+      no or _row(row, self._truncates(pipe, job.text))
+      for no, row, job in zip(refused, pixels, jobs, strict=True)
+    ]
 
   @torch.inference_mode()
   def _draw(self, pipe: Pipe, jobs: Sequence[Job], progress: Progress) -> np.ndarray:
@@ -145,6 +161,17 @@ class DiffusersBackend:
   def _truncates(self, pipe: Pipe, text: str) -> bool:
     """Whether T5 sees only a part; CLIP always cuts at 77 tokens, for a summary of the text."""
     return len(pipe.tokenizer_2(text).input_ids) > self._model.max_sequence_length
+
+
+def _refused(pipe: Pipe, job: Job) -> ValueError | None:
+  """Told by the tokens and not by the letters: T5's tokenizer rewrites characters first."""
+  for tokenizer in (pipe.tokenizer, pipe.tokenizer_2):
+    # T5's unknown is an honest letter it has not; CLIP knows all, its unknown is its end.
+    special = set(tokenizer.all_special_ids) - ({tokenizer.unk_token_id} - {tokenizer.eos_token_id})
+    for text in (job.text, job.negative):
+      if special & set(tokenizer(text, add_special_tokens=False).input_ids):
+        return ValueError("the text names a special token of the model")
+  return None
 
 
 @torch.inference_mode()
@@ -211,7 +238,7 @@ def _find(path: str) -> tuple[str, pathlib.Path]:
         match["id"], revision=match["commit"], allow_patterns=list(_FILES)
       )
     except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
-      raise ValueError(f"config.images.model: cannot fetch {path}: {error}") from error
+      raise ValueError(f"config.images.model: cannot fetch {path}: {_line(error)}") from error
     return match["id"], pathlib.Path(folder)
   folder = pathlib.Path(path).resolve()
   if not (folder / "model_index.json").is_file():
@@ -231,15 +258,15 @@ def _load(
   """The pipelines; parts with equal files are in memory once."""
   pipes, parts = {}, {}
   for mode, folder in folders.items():
-    _check_kind(mode, folder)
     known = {n: parts[n, d] for n, d in digests[folder].items() if (n, d) in parts}
     try:
       pipe = _CLASSES[mode].from_pretrained(
         folder, dtype=dtype, use_safetensors=True, local_files_only=True, **known
       )
-    except (OSError, ValueError, TypeError) as error:
-      raise ValueError(f"config.images.model.{mode}: {folder}: {error}") from error
-    pipe.to(device)
+      _check_tokenizers(pipe)
+      pipe.to(device)
+    except Exception as error:  # The libraries raise whatever they stumble over.
+      raise ValueError(f"config.images.model.{mode}: {folder}: {_line(error)}") from error
     pipe.set_progress_bar_config(disable=True)
     for part in pipe.components.values():
       if isinstance(part, torch.nn.Module):
@@ -250,16 +277,31 @@ def _load(
   return pipes
 
 
-def _check_kind(mode: Mode, folder: pathlib.Path) -> None:
-  name = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))["_class_name"]
+def _check_folder(mode: Mode, folder: pathlib.Path) -> None:
+  """Raises ValueError for what is no FLUX pipeline, or not all of one."""
+  where = f"config.images.model.{mode}: {folder}"
+  try:
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+  except (OSError, ValueError) as error:
+    raise ValueError(f"{where}: model_index.json is not JSON: {_line(error)}") from error
+  name = index.get("_class_name") if isinstance(index, dict) else None
   if name not in _KINDS:
-    kinds = " or ".join(_KINDS)
-    raise ValueError(f"config.images.model.{mode}: {folder} is a {name}, not a {kinds}")
+    raise ValueError(f"{where} is a {name or 'nameless class'}, not a {' or '.join(_KINDS)}")
+  if missing := [part for part in _PARTS if not (folder / part).is_dir()]:
+    raise ValueError(f"{where} has no folder {', '.join(missing)}")
+
+
+def _check_tokenizers(pipe: Pipe) -> None:
+  """Raises ValueError for one that is blank: without their files they load all the same."""
+  for name in ("tokenizer", "tokenizer_2"):
+    tokenizer = pipe.components[name]
+    if tokenizer.unk_token_id in tokenizer("red", add_special_tokens=False).input_ids:
+      raise ValueError(f"{name} knows no words: its vocabulary is missing")
 
 
 def _digests(folder: pathlib.Path) -> dict[str, str]:
-  """Part of the pipeline -> hash of its files."""
-  parts = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+  """Part of the pipeline -> hash of its files; whatever else lies there is not loaded."""
+  parts = [folder / name for name in _PARTS]
   files = [f for part in parts for f in sorted(part.rglob("*")) if f.is_file()]
 
   def digest(file: pathlib.Path) -> str:
@@ -287,10 +329,19 @@ def _combined(texts) -> str:
   return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
+def _line(error: Exception) -> str:
+  """Libraries explain themselves at length."""
+  return " ".join(f"{type(error).__name__}: {error}".split())[:_MAX_ERROR]
+
+
 def _device(name: str) -> torch.device:
-  device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-  if device.type == "cuda" and not torch.cuda.is_available():
-    raise ValueError(f"config.images.model.device: {name!r}, but torch sees no GPU")
+  try:
+    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+      raise ValueError(f"config.images.model.device: {name!r}, but torch sees no GPU")
+    torch.zeros(1, device=device)
+  except (RuntimeError, AssertionError) as error:
+    raise ValueError(f"config.images.model.device: {name!r}: {_line(error)}") from error
   return device
 
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images on disk by the content of their requests: a repeated epoch costs no GPU."""
 
+import contextlib
 import hashlib
 import io
+import logging
 import os
 import pathlib
 
@@ -12,17 +14,19 @@ from PIL import Image, PngImagePlugin
 from auditdm_jax.core import store
 
 _KEY = "sha256"
+_LOG = logging.getLogger(__name__)
 
 
 class DiskCache:
   """Lossless PNGs as <folder>/<model>/<first two>/<digest>.png; shared by any number of processes.
 
   The digest is of the whole request and the model's identity is in the path, so that a file is
-  never out of date. Nothing is ever removed.
+  never out of date. Nothing is ever removed. A disk that fails costs time and no image.
   """
 
   def __init__(self, folder: str | os.PathLike):
     self._folder = pathlib.Path(folder)
+    self._warned = False
 
   def get(self, model: str, digest: str) -> np.ndarray | None:
     """The image u8[H,W,3], or None if it is not there; a damaged one is removed."""
@@ -35,18 +39,25 @@ class DiskCache:
     except (OSError, KeyError, SyntaxError, ValueError):
       image, want = np.zeros(0, np.uint8), ""
     if hashlib.sha256(image.tobytes()).hexdigest() != want:
-      path.unlink(missing_ok=True)
+      with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
       return None
     image.flags.writeable = False
     return image
 
   def put(self, model: str, digest: str, image: np.ndarray) -> None:
-    """Keeps an image."""
+    """Keeps an image, if the disk takes it; the first time it does not is said."""
     info, file = PngImagePlugin.PngInfo(), io.BytesIO()
     info.add_text(_KEY, hashlib.sha256(image.tobytes()).hexdigest())
     Image.fromarray(image).save(file, "PNG", pnginfo=info, compress_level=1)
-    # A file that a crash of the machine loses is made again.
-    store.write_bytes(self._path(model, digest), file.getvalue(), durable=False)
+    path = self._path(model, digest)
+    try:
+      # A file that a crash of the machine loses is made again.
+      store.write_bytes(path, file.getvalue(), durable=False)
+    except OSError as error:
+      if not self._warned:
+        _LOG.warning("images are not kept in %s: %s", self._folder, error)
+      self._warned = True
 
   def _path(self, model: str, digest: str) -> pathlib.Path:
     if not (model.isalnum() and digest.isalnum()):

@@ -3,7 +3,8 @@
 
 gRPC's own balancing is not used: pick_first sends everything to one server, round_robin as much to
 a slow one as to a fast one. Without ejection a dead server, which fails fastest, would draw all
-the tries.
+the tries, and one that hangs a share of them for ever. A server that has failed is asked one thing
+at a time until it answers.
 """
 
 from collections.abc import Sequence
@@ -20,12 +21,15 @@ from auditdm_jax.images.failures import RULES, Reason
 
 _EJECT_S, _MAX_EJECT_S = 0.5, 15.0
 _REWATCH_S = 0.25
+_ABSENT = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED
 _RAW_PIXELS = 128 * 128
 _OPTIONS = (
   ("grpc.max_receive_message_length", -1),  # The server limits what it sends.
   ("grpc.max_send_message_length", -1),
   # Channel retries stop at 5 tries and skip requests above 256 KiB, in silence: ours do neither.
   ("grpc.enable_retries", 0),
+  # A proxy of the environment would see the token, of a service on this machine too.
+  ("grpc.enable_http_proxy", 0),
   # The default waits up to two minutes before it looks for a restarted server.
   ("grpc.initial_reconnect_backoff_ms", 100),
   ("grpc.min_reconnect_backoff_ms", 500),
@@ -64,15 +68,17 @@ class Replica:
 
   def rank(self, now: float) -> tuple:
     """Replicas of lower rank are asked first."""
-    return self._ejected_until > now, self.serving is False, self.outstanding
+    failing = self._ejected_until > now or (self._failures > 0 and self.outstanding > 0)
+    return failing, self.serving is False, self.outstanding
 
   def report(self, reason: Reason | None) -> None:
     """Ejects the replica for a while after an answer that is none, longer each time."""
+    now = time.monotonic()
     if reason is None:
       self._failures, self._ejected_until = 0, 0.0
-    elif RULES[reason].code is grpc.StatusCode.UNAVAILABLE:
+    elif RULES[reason].code in _ABSENT and self._ejected_until <= now:  # All under way are one.
       seconds = min(_EJECT_S * 2 ** min(self._failures, 10), _MAX_EJECT_S)
-      self._failures, self._ejected_until = self._failures + 1, time.monotonic() + seconds
+      self._failures, self._ejected_until = self._failures + 1, now + seconds
 
   def _watch(self) -> None:
     request = health_pb2.HealthCheckRequest(service=stubs.SERVICE.full_name)

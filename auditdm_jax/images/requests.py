@@ -4,11 +4,25 @@
 import dataclasses
 import functools
 import hashlib
+import operator
 from typing import Any
 
 import numpy as np
 
 from auditdm_jax.images import codec, stubs
+
+
+def _unsigned(name: str, value: Any, bits: int) -> int:
+  """Any library's integer as Python's: equal requests have one digest."""
+  number = int(operator.index(value))
+  if not 0 <= number < 2**bits:
+    raise ValueError(f"{name} is an unsigned {bits}-bit integer, not {number}")
+  return number
+
+
+def _set(frozen: Any, **fields: Any) -> None:
+  for name, value in fields.items():
+    object.__setattr__(frozen, name, value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,12 +34,19 @@ class Options:
     guidance: None = the model's default.
     negative: what shall not be seen; "" = nothing is said.
     deterministic: bitwise the same image whatever shares its batch.
+
+  Raises:
+    ValueError: steps that no message can carry.
   """
 
   steps: int = 0
   guidance: float | None = None
   negative: str = ""
   deterministic: bool = False
+
+  def __post_init__(self):
+    guidance = None if self.guidance is None else float(self.guidance)
+    _set(self, steps=_unsigned("steps", self.steps, 32), guidance=guidance)
 
   def message(self, encoding: int) -> Any:
     return stubs.Options(
@@ -42,7 +63,7 @@ class Generate:
     id: "" = the hash of the request, so that equal requests share one image.
 
   Raises:
-    ValueError: a seed that is not an unsigned 64-bit integer: the caller's bug, at once.
+    ValueError: a seed or size that no message can carry: the caller's bug, at once.
   """
 
   prompt: str
@@ -53,7 +74,8 @@ class Generate:
   id: str = ""
 
   def __post_init__(self):
-    _check_seed(self.seed)
+    width, height = _unsigned("width", self.width, 32), _unsigned("height", self.height, 32)
+    _set(self, seed=_unsigned("seed", self.seed, 64), width=width, height=height)
 
   @functools.cached_property
   def digest(self) -> str:
@@ -64,8 +86,12 @@ class Generate:
     return self.id or self.digest
 
   @property
+  def pixels(self) -> int:
+    return self.width * self.height
+
+  @property
   def cost(self) -> int:
-    return self.width * self.height * max(self.options.steps, 1)
+    return self.pixels * max(self.options.steps, 1)
 
   def message(self, encoding: int) -> Any:
     """A GenerateRequest; raises UnicodeEncodeError."""
@@ -96,11 +122,10 @@ class Edit:
   sham: bool = False
 
   def __post_init__(self):
-    _check_seed(self.seed)
     image = self.image
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
       raise ValueError(f"the source must be uint8[H,W,3], not {image.dtype}{list(image.shape)}")
-    object.__setattr__(self, "image", np.ascontiguousarray(image))
+    _set(self, seed=_unsigned("seed", self.seed, 64), image=np.ascontiguousarray(image))
 
   @functools.cached_property
   def digest(self) -> str:
@@ -115,8 +140,12 @@ class Edit:
     return self.id or self.digest
 
   @property
+  def pixels(self) -> int:
+    return self.image.shape[0] * self.image.shape[1]
+
+  @property
   def cost(self) -> int:
-    return self.image.shape[0] * self.image.shape[1] * max(self.options.steps, 1)
+    return self.pixels * max(self.options.steps, 1)
 
   def message(self, encoding: int) -> Any:
     """An EditRequest; raises UnicodeEncodeError."""
@@ -128,11 +157,6 @@ class Edit:
 
 
 Request = Generate | Edit
-
-
-def _check_seed(seed: int) -> None:
-  if not 0 <= seed < 2**64:
-    raise ValueError(f"a seed is an unsigned 64-bit integer, not {seed}")
 
 
 def _digest(*parts: Any) -> str:

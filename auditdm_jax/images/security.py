@@ -4,6 +4,7 @@
 from collections.abc import Awaitable, Callable
 import hmac
 import pathlib
+import re
 from typing import Any
 
 import grpc
@@ -13,6 +14,7 @@ from auditdm_jax.images.config import Security, is_loopback
 from auditdm_jax.images.failures import RULES, Reason, Refused
 
 _HEADER, _SCHEME = "authorization", "Bearer "
+_ADDRESS = re.compile(r"unix:.+|(\[[^][/\s]+\]|[^][/:\s]+):(?P<port>\d{1,5})")
 
 
 def server_credentials(security: Security) -> grpc.ServerCredentials | None:
@@ -38,6 +40,15 @@ def channel(address: str, security: Security, options: Any) -> grpc.Channel:
     _read(security.ca), _read(security.key), _read(security.cert)
   )
   return grpc.secure_channel(address, credentials, options=options)
+
+
+def check_address(address: str) -> None:
+  """Raises ValueError where gRPC would only never connect."""
+  match = _ADDRESS.fullmatch(address)
+  if not match or int(match["port"] or 0) >= 2**16:
+    raise ValueError(
+      f"{address!r} is not the address of an image service, such as 127.0.0.1:8500 or [::1]:8500"
+    )
 
 
 def is_near(address: str) -> bool:

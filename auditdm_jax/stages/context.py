@@ -314,7 +314,7 @@ class Context:
       client = ImageClient(address, **vars(section.client))
       self._stack.callback(client.close)
       client.wait_ready(section.ready_s)
-    except (TimeoutError, ConnectionError, FileNotFoundError) as error:
+    except (OSError, ValueError) as error:  # Nobody there, or an address or a file that is none.
       raise UserError(f"config.images: {error}") from error
     return client
 

@@ -5,12 +5,14 @@ import hashlib
 import itertools
 import json
 import logging
+import threading
 import time
 
 import grpc
 import numpy as np
 import pytest
 
+from auditdm_jax.images import client as client_lib
 from auditdm_jax.images import codec, locality, replicas, server, stubs, telemetry
 from auditdm_jax.images.backend import Made
 from auditdm_jax.images.client import ImageClient
@@ -123,6 +125,17 @@ def test_a_damaged_file_is_made_again(tmp_path, damage):
   assert cache.get("model", "ab12") is None and not path.exists()
 
 
+def test_a_disk_that_fails_costs_no_image_and_says_so_once(tmp_path, caplog):
+  folder = tmp_path / "file"
+  folder.touch()
+  with fake.serving(fake.FakeBackend()) as (_, address, _):
+    with ImageClient(address, cache=str(folder / "cache")) as client:
+      client.wait_ready(5.0)
+      results = [client.generate("a", seed=i, **SIZE).result(5.0) for i in range(3)]
+  assert [r.failure for r in results] == [None] * 3
+  assert sum("not kept" in r.message for r in caplog.records) == 1
+
+
 def test_a_model_cannot_name_a_path(tmp_path):
   with pytest.raises(ValueError, match="not a name"):
     DiskCache(tmp_path).get("../../etc", "ab")
@@ -136,6 +149,35 @@ def test_equal_options_are_equal_requests():
   edit, sham = Edit(source, "", 0), Edit(source, "", 0, sham=True)
   assert edit.digest != sham.digest
   assert edit.digest != Edit(source[::-1], "", 0).digest
+
+
+def test_a_digest_does_not_depend_on_the_types_of_numbers():
+  """Else the disk cache misses, and the service makes an image twice."""
+  plain = Generate("a", 3, 8, 8, Options(steps=2, guidance=3.0))
+  arrays = Generate("a", np.int64(3), np.uint8(8), np.int32(8), Options(np.int64(2), 3))
+  assert arrays.digest == plain.digest
+  source = fake.pixels("s", 0)
+  assert Edit(source, "a", np.uint64(3)).digest == Edit(source, "a", 3).digest
+
+
+@pytest.mark.parametrize(
+  "fields", [dict(width=-5), dict(height=2**33), dict(seed=-1), dict(seed=2**64), dict(steps=-1)]
+)
+def test_what_no_message_can_carry_is_the_callers_bug_at_once(fields):
+  steps = fields.pop("steps", 0)
+  with pytest.raises(ValueError, match="unsigned"):
+    Generate(**(dict(prompt="a", seed=0, **SIZE) | fields), options=Options(steps=steps))
+
+
+def test_a_request_that_cannot_be_written_is_not_the_replicas_fault():
+  with fake.serving(fake.FakeBackend()) as (_, address, _), ImageClient(address) as client:
+    (replica,) = client._replicas.all
+    broken = Generate("a", 0, 8, 8, id="\ud800")
+    assert client.submit(broken).result(5.0).failure.reason is Reason.INVALID_PROMPT
+    object.__setattr__(broken, "width", -5)
+    object.__setattr__(broken, "id", "a")
+    assert client.submit(broken).result(5.0).failure.reason is Reason.PROTOCOL
+    assert replica.rank(time.monotonic())[0] is False and replica.outstanding == 0
 
 
 def test_replicas_with_different_models_are_refused():
@@ -210,6 +252,79 @@ def test_a_machine_that_is_gone_without_a_word_is_left_after_two_pings(monkeypat
     assert time.monotonic() - start < 5.0
 
 
+def test_a_replica_that_hangs_costs_time_and_no_image():
+  """Its health says SERVING all the while: only the silence tells."""
+  over, stuck = threading.Event(), []
+
+  def hang(request, context, number):
+    stuck.append(number)
+    over.wait(10.0)
+    context.abort(grpc.StatusCode.UNAVAILABLE, "over")
+
+  with rogue.scripted(hang) as a, fake.serving(fake.FakeBackend()) as (_, b, _):
+    with ImageClient([a, b], deadline_s=3.0, max_in_flight=6) as client:
+      for wave in range(2):
+        futures = [client.submit(_generate(20 * wave + i)) for i in range(20)]
+        assert [f.result(10.0).failure for f in futures] == [None] * 20
+        if wave == 0:
+          assert len(stuck) >= 1
+          first = len(stuck)
+      assert len(stuck) <= first + 1, "a replica that has failed is asked one thing at a time"
+      over.set()
+
+
+def test_a_server_that_says_half_the_time_is_too_little_is_given_all_of_it():
+  left = []
+
+  def answer(request, context, number):
+    left.append(context.time_remaining())
+    if left[-1] < 5.5:
+      refused = Refused(Reason.DEADLINE, "expected to need more")
+      context.set_trailing_metadata(refused.metadata)
+      context.abort(RULES[refused.reason].code, refused.message)
+    image = fake.pixels(request.prompt, request.seed)
+    return stubs.ImageResponse(
+      request_id=request.request_id,
+      image=codec.encode(image),
+      sha256=hashlib.sha256(image).digest(),
+    )
+
+  with rogue.scripted(answer) as a, rogue.scripted(answer) as b:
+    with ImageClient([a, b], deadline_s=10.0) as client:
+      assert client.submit(_generate(0)).result(10.0).failure is None
+  assert len(left) == 2 and left[0] < 5.5 < left[1]
+
+
+def test_only_the_deadline_ends_the_waiting_for_a_service_that_comes_back(monkeypatch):
+  monkeypatch.setattr(client_lib, "_MAX_BACKOFF_S", 0.0)
+
+  def answer(request, context, number):
+    if number <= 150:
+      context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+    context.abort(grpc.StatusCode.UNAUTHENTICATED, "back")
+
+  with rogue.scripted(answer) as address, ImageClient(address) as client:
+    assert client.submit(_generate(0)).result(20.0).failure.message.startswith("back (try 15")
+
+
+@pytest.mark.parametrize(
+  "address", ["", [], "a", "http://a:1", "a:1/", "a:1,", "a:b", "a:1 b:2", "a:65536", "::1:1"]
+)
+def test_an_address_that_is_none_is_said_at_once(address):
+  with pytest.raises(ValueError, match="such as 127.0.0.1:8500"):
+    ImageClient(address)
+
+
+def test_addresses_may_have_spaces_between():
+  with ImageClient("a-b.c_d:1, [::1]:2 ,unix:/tmp/x y") as client:
+    assert [r.address for r in client._replicas.all] == ["a-b.c_d:1", "[::1]:2", "unix:/tmp/x y"]
+
+
+def test_less_than_no_retries_are_a_mistake():
+  with pytest.raises(ValueError, match="retries"):
+    ImageClient("127.0.0.1:1", retries=-1)
+
+
 def test_a_damaged_image_is_asked_for_again_and_then_given_up():
   def answer(request, context, number):
     image = fake.pixels("x", 0)
@@ -266,6 +381,19 @@ def test_over_a_network_pixels_are_halved_and_stay_the_same(monkeypatch):
     result = client.edit(source, "x", seed=0).result(5.0)
   np.testing.assert_array_equal(seen[-1], source)
   np.testing.assert_array_equal(result.image, fake.pixels("x", 0, 160, 160, source))
+
+
+def test_few_pixels_are_sent_raw_however_many_steps_are_asked_for(monkeypatch):
+  seen = []
+
+  def answer(request, context, number):
+    seen.extend([request.source.encoding, request.options.encoding])
+    context.abort(grpc.StatusCode.INVALID_ARGUMENT, "seen")
+
+  with rogue.scripted(answer) as address, ImageClient(address) as client:
+    monkeypatch.setattr(client._replicas.all[0], "_near", False)
+    client.submit(Edit(fake.pixels("s", 0, 64, 64), "x", 0, Options(steps=28))).result(5.0)
+  assert set(seen) == {stubs.RAW_RGB8}
 
 
 def test_a_local_edit_changes_nothing_outside_its_mask(tmp_path):

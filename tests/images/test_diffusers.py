@@ -4,6 +4,8 @@
 import dataclasses
 import json
 import logging
+import pathlib
+import shutil
 import threading
 
 import numpy as np
@@ -199,6 +201,29 @@ def test_too_large_a_batch_is_a_memory_error_and_nothing_is_kept(backend):
   np.testing.assert_array_equal(_images(backend, [_job(0)])[0], want)
 
 
+@pytest.mark.parametrize(
+  "fields",
+  [dict(text="a red</s> circle"), dict(text="a<|endoftext|>b"), dict(negative="<pad>")],
+  ids=str,
+)
+def test_a_text_that_names_a_special_token_is_refused_alone(plain, fields):
+  """It could end the text for one encoder and not for the other."""
+  honest = [_job(k, guidance=6.0, negative="a blue square") for k in range(2)]
+  bad = dataclasses.replace(honest[1], **fields)
+  want = _images(plain, honest)[0]
+  good, refused = plain.run([honest[0], bad], _ignore)
+  np.testing.assert_array_equal(good.image, want)
+  assert isinstance(refused, ValueError) and "special token" in str(refused)
+  with _Spy(plain._pipes["generate"].transformer, lambda *_: None) as seen:
+    assert isinstance(plain.run([bad], _ignore)[0], ValueError)
+  assert not seen
+
+
+@pytest.mark.parametrize("text", ["a < b > c </ s>", "r\u00e9d \U0001f7e5 \u7ea2", "a <unk>"])
+def test_letters_the_tokenizers_do_not_know_are_no_special_tokens(backend, text):
+  assert _images(backend, [_job(0, text)])
+
+
 def test_a_degenerate_image_is_its_rows_fault_alone(backend):
   want = _images(backend, [_job(0)] * 3)[0]
   vae = backend._pipes["generate"].vae
@@ -288,10 +313,17 @@ def test_a_distilled_and_another_model_cannot_be_mixed(model, tmp_path):
 
 
 def test_identity_is_that_of_the_weights(model, backend, tmp_path):
-  again = DiffusersBackend(model, max_batch=4)
+  again = DiffusersBackend(model, max_batch=8)
   other = DiffusersBackend(tiny_pipelines.build(tmp_path, seed=1), max_batch=8)
   assert again.info().identity == backend.info().identity != other.info().identity
   assert backend.info().name == "tiny-flux + tiny-kontext"
+
+
+def test_the_size_deterministic_batches_are_padded_to_is_part_of_the_identity(model, backend):
+  """The last bits depend on it: replicas that differ there must not answer for each other."""
+  half = DiffusersBackend(model, max_batch=4)
+  assert half.info().properties["max_batch"] == "4"
+  assert half.info().identity != backend.info().identity
 
 
 def test_a_sham_is_the_source_as_the_autoencoder_gives_it_back(backend):
@@ -321,6 +353,8 @@ def test_modes_are_those_that_have_a_model(model):
     (dict(generate="black-forest-labs/FLUX.1-dev"), "40 hex digits"),
     (dict(generate="black-forest-labs/FLUX.1-dev@" + "a" * 40), "cannot fetch"),
     (dict(device="cuda"), "torch sees no GPU"),
+    (dict(device="banana"), "device: 'banana'"),
+    (dict(device="mps"), "device: 'mps'"),
     (dict(dtype="bfloat16"), "use float32"),
     (dict(dtype="int8"), "not one of bfloat16"),
   ],
@@ -330,6 +364,74 @@ def test_mistakes_are_said(model, change, message):
     pytest.skip("there is a GPU")
   with pytest.raises(ValueError, match=message):
     DiffusersBackend(dataclasses.replace(model, **change), max_batch=1)
+
+
+def _write(*path, text):
+  def damage(folder):
+    folder.joinpath(*path).write_text(text)
+
+  return damage
+
+
+def _other_heads(folder):
+  path = folder / "transformer" / "config.json"
+  fields = json.loads(path.read_text())
+  path.write_text(json.dumps(fields | {"num_attention_heads": 4}))
+
+
+def _transformer(*named):
+  def damage(folder):
+    path = folder / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"transformer": named}))
+
+  return damage
+
+
+def _without(name):
+  def damage(folder):
+    for path in (folder / name).iterdir():
+      path.unlink()
+
+  return damage
+
+
+@pytest.mark.parametrize(
+  ("damage", "message"),
+  [
+    (_write("model_index.json", text="{"), "model_index.json is not JSON"),
+    (_write("model_index.json", text="{}"), "is a nameless class, not a FluxPipeline"),
+    (_write("model_index.json", text="[]"), "is a nameless class, not a FluxPipeline"),
+    (_transformer(None, None), "but only"),
+    (_transformer("diffusers", "SD3Transformer2DModel"), "SD3"),
+    (_other_heads, "size mismatch"),
+    (_write("tokenizer_2", "tokenizer.json", text="{}"), "KeyError"),
+    (lambda folder: shutil.rmtree(folder / "tokenizer_2"), "has no folder tokenizer_2"),
+    (lambda folder: shutil.rmtree(folder / "vae"), "has no folder vae"),
+    (_without("tokenizer"), "tokenizer"),
+    (_without("tokenizer_2"), "tokenizer_2"),
+  ],
+)
+def test_a_pipeline_that_is_not_whole_is_one_line(model, tmp_path, damage, message):
+  folder = tmp_path / "flux"
+  shutil.copytree(model.generate, folder)
+  damage(folder)
+  with pytest.raises(ValueError, match=message) as error:
+    DiffusersBackend(dataclasses.replace(model, generate=str(folder), edit=""), max_batch=1)
+  text = str(error.value)
+  assert text.startswith(f"config.images.model.generate: {folder}") and "\n" not in text
+  assert len(text) < 1000
+
+
+def test_what_else_lies_in_the_folder_does_not_matter(model, backend, tmp_path):
+  for name in ("generate", "edit"):
+    shutil.copytree(vars(model)[name], tmp_path / pathlib.Path(vars(model)[name]).name)
+  for name in ("assets", "tiny-flux/assets", "tiny-flux/onnx"):
+    (tmp_path / name).mkdir()
+  (tmp_path / "tiny-flux" / "assets" / "grid.png").write_bytes(b"x")
+  other = dataclasses.replace(
+    model, generate=str(tmp_path / "tiny-flux"), edit=str(tmp_path / "tiny-kontext")
+  )
+  assert DiffusersBackend(other, max_batch=8).info().identity == backend.info().identity
 
 
 def test_pickles_are_refused(model, tmp_path):

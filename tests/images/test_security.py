@@ -173,3 +173,12 @@ def test_an_empty_token_file_is_no_token(tmp_path):
   path.write_text("\n")
   with pytest.raises(ValueError, match="no token"):
     ImageClient("127.0.0.1:1", security=Security(token=str(path)))
+
+
+@pytest.mark.parametrize("data", [b"one\ntwo\n", "h\u00e4".encode(), b"\xff\xfe\x00", b"a\x07b"])
+def test_a_token_that_no_header_can_carry_is_said_at_once(tmp_path, data):
+  path = tmp_path / "token"
+  path.write_bytes(data)
+  security = Security(token=str(path))
+  with pytest.raises(ValueError, match="token: a token is one line of ASCII"):
+    ImageClient("127.0.0.1:1", security=security)

@@ -9,6 +9,7 @@
 6 TLS mistakes             test_security.py
 7 fork                     here
 8 orphans                  test_process.py
+9 proxies                  here
 """
 
 import ast
@@ -159,3 +160,14 @@ def test_7_a_parent_with_open_channels_can_start_children():
     )
     assert int(child.stdout) == fake.pixels("p1", 1).sum(), child.stderr
     assert client.submit(_generate(2)).result(5.0).image is not None
+
+
+def test_9_no_proxy_of_the_environment_is_asked(monkeypatch):
+  """gRPC would send a call to 127.0.0.1, and its token, through the proxy of the web."""
+  for name in ("grpc_proxy", "https_proxy", "http_proxy"):
+    monkeypatch.setenv(name, f"http://127.0.0.1:{fake.free_port()}")
+  for name in ("no_grpc_proxy", "no_proxy", "NO_PROXY"):
+    monkeypatch.delenv(name, raising=False)
+  with fake.serving(fake.FakeBackend()) as (_, address, _):
+    with ImageClient(address, deadline_s=2.0) as client:
+      assert client.submit(_generate(0)).result(10.0).failure is None

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What stages of several processes share: files of the first one, shares of a pool."""
 
+import types
+
+import ml_collections
 import numpy as np
 import pytest
 
 from auditdm_jax.core import runtime, store
+from auditdm_jax.core.config import UserError
 from auditdm_jax.stages import context, shared
 
 
@@ -66,3 +70,16 @@ def test_the_first_process_writes_and_all_read_at_the_same_point(monkeypatch, tm
   assert second.rewind("rows", 0) == 0 and shared.read_json(tmp_path / "done.json") is None
   assert second.read("rows") == [{"step": 0}, {"step": 1}] and second.keys("rows", "step") == {0, 1}
   assert len(waits) == 6
+
+
+@pytest.mark.parametrize(
+  ("images", "message"),
+  [
+    (dict(address="http://a:1"), "not the address of an image service"),
+    (dict(address="a:1", client=dict(security=dict(ca="/"))), "directory"),
+  ],
+)
+def test_a_mistake_in_how_to_reach_the_images_is_one_line(images, message):
+  ctx = types.SimpleNamespace(config=ml_collections.ConfigDict({"images": images}))
+  with pytest.raises(UserError, match=message):
+    context.Context.client.func(ctx)
