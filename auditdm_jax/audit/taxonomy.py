@@ -107,11 +107,6 @@ class Mode(Record):
     """Its terms without their roles."""
     return frozenset(t.split(":", 1)[1] for t in self.terms)
 
-  def matches(self, question: str, consensus: str | None, *, skill: str | None) -> bool:
-    """Whether a probe has this mode's terms; earlier modes are not asked (`Taxonomy.match`)."""
-    have = term_set(question, consensus)
-    return any(rule.matches(skill, have) for rule in self.rules)
-
 
 @dataclasses.dataclass(frozen=True)
 class Taxonomy:
@@ -129,10 +124,6 @@ class Taxonomy:
   def _rules(self) -> list[tuple[Rule, Mode]]:
     listed = [(rule, mode) for mode in self.modes for rule in mode.rules]
     return sorted(listed, key=lambda pair: pair[0].rank)
-
-  def skill(self, question: str) -> str | None:
-    """The skill of a question."""
-    return self._assigner([question])[0][0]
 
   def match(self, questions: Sequence[str], consensus: Sequence[str | None]) -> list[Mode | None]:
     """The mode of each probe, or None."""
@@ -182,10 +173,6 @@ class Taxonomy:
       found |= {i: word for i, mode in left.items() if word in mode.words}
       left = {i: mode for i, mode in left.items() if i not in found}
     return found | {i: mode.name for i, mode in left.items()}
-
-  def mode(self, mode_id: str) -> Mode:
-    """The mode of an id."""
-    return next(m for m in self.modes if m.mode_id == mode_id)
 
   def to_dict(self) -> dict[str, Any]:
     """JSON-able form."""
