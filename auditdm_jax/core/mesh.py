@@ -148,14 +148,6 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def place_batch(mesh: Mesh, batch: Any) -> Any:
-  """Makes global arrays, split over the batch, of a tree of this process's numpy rows."""
-  sharding = batch_sharding(mesh)
-  return jax.tree.map(
-    lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
-  )
-
-
 def _entry(entry: Entry) -> str | tuple[str, ...] | None:
   return entry if entry is None or isinstance(entry, str) else tuple(entry)
 
