@@ -274,7 +274,8 @@ def test_a_second_server_cannot_take_the_port(service):
 
 def test_reasons_are_those_of_the_proto():
   ours = [r.name for r in Reason]
-  assert list(stubs.REASONS) == ours[: len(stubs.REASONS)]
+  named = [name for name, number in stubs.REASON_NUMBERS.items() if number]
+  assert named == ours[: len(named)]
   assert set(failures.RULES) == set(Reason)
 
 
