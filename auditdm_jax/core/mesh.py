@@ -131,6 +131,13 @@ def shardings(mesh: Mesh, rules: Rules, tree: Any) -> Any:
   return jax.tree_util.tree_map_with_path(named, tree, specs)
 
 
+def placed(shapes: Any, where: Any) -> Any:
+  """Returns ShapeDtypeStructs with the shardings `where`: to restore into, or to compile for."""
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where
+  )
+
+
 def batch_sharding(mesh: Mesh, *, axes: Sequence[str] | None = None) -> NamedSharding:
   """Splits the leading axis over `axes`, by default over `row_axes`."""
   return NamedSharding(mesh, PartitionSpec(tuple(axes or row_axes(mesh))))

@@ -23,11 +23,7 @@ from auditdm_jax.text import prompts
 from auditdm_jax.text.tokenizer import Tokenizer
 
 
-@functools.partial(
-  jax.tree_util.register_dataclass,
-  data_fields=("features", "image", "tokens", "valid", "ar", "position", "targets", "mask"),
-  meta_fields=(),
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
   """Rows of [prompt | suffix | padding]; U unique images, N rows, T tokens, C suffix slots."""
@@ -95,11 +91,7 @@ class Layout:
     return [*self.tokenizer.encode(text), self.stop_id]
 
 
-@functools.partial(
-  jax.tree_util.register_dataclass,
-  data_fields=("params", "opt_state", "step", "skipped"),
-  meta_fields=(),
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
   """fp32 masters, optimiser state, i32[] step and i32[] number of skipped non-finite steps."""
