@@ -290,7 +290,7 @@ class Context:
       self._stack.callback(service.stop)
       address = service.address
     try:
-      client = ImageClient(address, **vars(section.client))
+      client = ImageClient(address, config=section.client)
       self._stack.callback(client.close)
       client.wait_ready(section.ready_s)
     except (TimeoutError, ConnectionError, FileNotFoundError) as error:

@@ -14,7 +14,7 @@ import pytest
 from auditdm_jax.images import codec, locality, replicas, server, stubs, telemetry
 from auditdm_jax.images.backend import Made
 from auditdm_jax.images.client import ImageClient
-from auditdm_jax.images.config import Batching, ImagesConfig, Security
+from auditdm_jax.images.config import Batching, ClientConfig, ImagesConfig, Security
 from auditdm_jax.images.disk_cache import DiskCache
 from auditdm_jax.images.failures import RULES, Reason, Refused
 from auditdm_jax.images.requests import Edit, Generate, Options
@@ -89,11 +89,11 @@ def test_one_image_ahead_hides_the_service_behind_the_learner():
 def test_images_are_found_on_disk_the_next_time(tmp_path):
   cache, backend = str(tmp_path), fake.FakeBackend()
   with fake.serving(backend) as (_, address, _):
-    with ImageClient(address, cache=cache) as client:
+    with ImageClient(address, config=ClientConfig(cache=cache)) as client:
       client.wait_ready(5.0)
       first = client.generate("a", seed=0, **SIZE).result(5.0)
     calls = len(backend.calls)
-    with ImageClient(address, cache=cache) as client:
+    with ImageClient(address, config=ClientConfig(cache=cache)) as client:
       client.wait_ready(5.0)
       # The id is the caller's and no part of the content.
       again = client.generate("a", seed=0, request_id="mine", **SIZE).result(5.0)
@@ -107,7 +107,7 @@ def test_another_model_finds_nothing_of_the_first_on_disk(tmp_path):
   for revision, fresh in (("r1", 1), ("r2", 1), ("r1", 0)):
     backend = fake.FakeBackend(revision=revision)
     with fake.serving(backend) as (_, address, _):
-      with ImageClient(address, cache=str(tmp_path)) as client:
+      with ImageClient(address, config=ClientConfig(cache=str(tmp_path))) as client:
         client.wait_ready(5.0)
         assert client.generate("a", seed=0, **SIZE).result(5.0).image is not None
     assert sum(call.count("a") for call in backend.calls) == fresh
@@ -150,7 +150,7 @@ def test_work_goes_where_least_is_outstanding():
   fast, slow = fake.FakeBackend(row_s=0.005), fake.FakeBackend(row_s=0.05)
   config = ImagesConfig(**SIZE, batching=Batching(max_batch=2, max_wait_ms=0.0))
   with fake.serving(fast, config) as (_, a, _), fake.serving(slow, config) as (_, b, _):
-    with ImageClient([b, a], max_in_flight=4) as client:
+    with ImageClient([b, a], config=ClientConfig(max_in_flight=4)) as client:
       done = list(client.map_unordered([_generate(i) for i in range(150)]))
   assert all(r.image is not None for _, r in done)
   counts = [sum(map(len, x.calls)) for x in (fast, slow)]
@@ -173,7 +173,9 @@ def test_outstanding_work_is_weighed_by_pixels_and_steps():
 def test_a_replica_that_drains_gets_no_more_and_one_that_is_back_gets_work_at_once():
   dead_port = fake.free_port()
   with fake.serving(fake.FakeBackend()) as (_, address, _):
-    with ImageClient([f"127.0.0.1:{dead_port}", address], max_in_flight=2) as client:
+    with ImageClient(
+      [f"127.0.0.1:{dead_port}", address], config=ClientConfig(max_in_flight=2)
+    ) as client:
       results = [client.submit(_generate(i)).result(5.0) for i in range(10)]
       assert all(r.failure is None for r in results)
       assert sum(r.timings.tries for r in results) <= 12
@@ -198,7 +200,7 @@ def test_a_machine_that_is_gone_without_a_word_is_left_after_two_pings(monkeypat
     fake.serving(backend) as (_, a, _),
     fake.serving(fake.FakeBackend()) as (_, b, _),
     rogue.Proxy(a) as proxy,
-    ImageClient([proxy.address, b], max_in_flight=2) as client,
+    ImageClient([proxy.address, b], config=ClientConfig(max_in_flight=2)) as client,
   ):
     client.wait_ready(5.0)
     backend.sleep_s = 0.3
@@ -284,7 +286,7 @@ def test_a_local_edit_changes_nothing_outside_its_mask(tmp_path):
       return Made(image)
 
   with fake.serving(WholeFrame()) as (_, address, _):
-    with ImageClient(address, local_edits=True) as client:
+    with ImageClient(address, config=ClientConfig(local_edits=True)) as client:
       edit = client.edit(source, "a red square", seed=1).result(5.0)
       sham = client.sham(source, edit.mask, seed=2).result(5.0)
     with ImageClient(address) as client:

@@ -17,7 +17,7 @@ import pytest
 
 from auditdm_jax.images.backend import Cancelled, Job, Made
 from auditdm_jax.images.client import ImageClient
-from auditdm_jax.images.config import Batching, ImagesConfig, ModelConfig
+from auditdm_jax.images.config import Batching, ClientConfig, ImagesConfig, ModelConfig
 from auditdm_jax.images.failures import Reason
 from auditdm_jax.images.openai_backend import EndpointError, OpenAIBackend
 from tests.images import fake
@@ -188,7 +188,7 @@ def test_an_endpoint_that_is_gone_or_hangs_is_its_own_fault(endpoint, model):
 def test_through_the_service(model):
   config = ImagesConfig(width=24, height=16, batching=Batching(max_batch=4))
   with fake.serving(OpenAIBackend(model, max_batch=4), config) as (_, address, _):
-    with ImageClient(address, retries=2) as client:
+    with ImageClient(address, config=ClientConfig(retries=2)) as client:
       futures = [
         client.generate("a circle", seed=5, width=24, height=16),
         client.edit(_source(6), "make it blue", seed=0),
