@@ -44,8 +44,8 @@ class TaxonomyConfig(SliceConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class Attempt:
-  """One attempted probe, failed or not.
+class Outcome:
+  """What became of an attempted probe.
 
   `consensus` None (the references disagreed) says nothing about the target: such attempts are
   left out of the rates.
@@ -138,7 +138,7 @@ class Taxonomy:
       found.append(next((m for r, m in rules if r.matches(skill, have)), None))
     return found
 
-  def fresh_rates(self, attempts: Sequence[Attempt], *, model: str) -> list[Rate]:
+  def fresh_rates(self, attempts: Sequence[Outcome], *, model: str) -> list[Rate]:
     """Failure rate of every mode on probes it was not discovered on."""
     judged = [a for a in attempts if a.consensus is not None]
     matched = self.match([a.question for a in judged], [a.consensus for a in judged])
@@ -208,7 +208,7 @@ class _Slice:
 
 
 def discover_modes(
-  attempts: Sequence[Attempt], seeds: Seeds, *, config: TaxonomyConfig = TaxonomyConfig()
+  attempts: Sequence[Outcome], seeds: Seeds, *, config: TaxonomyConfig = TaxonomyConfig()
 ) -> Taxonomy:
   """Failure modes of attempted probes, most failures first.
 
@@ -229,7 +229,7 @@ def discover_modes(
 
 
 def _modes(
-  judged: Sequence[Attempt],
+  judged: Sequence[Outcome],
   skills: np.ndarray,
   table: Table,
   seeds: Seeds,
@@ -321,7 +321,7 @@ def _shared_words(slices: Sequence[_Slice], config: TaxonomyConfig) -> frozenset
 def _mode(
   group: Sequence[_Slice],
   rank: Mapping[int, int],
-  judged: Sequence[Attempt],
+  judged: Sequence[Outcome],
   table: Table,
   seeds: Seeds,
 ) -> Mode:
@@ -348,7 +348,7 @@ def _residual_mode(
   rows: np.ndarray,
   q_value: float,
   rank: int,
-  judged: Sequence[Attempt],
+  judged: Sequence[Outcome],
   table: Table,
 ) -> Mode:
   rule = Rule(skill="", terms=words, least=residual.least(words), rank=rank)
@@ -363,7 +363,7 @@ def _finish(
   rules: tuple[Rule, ...],
   rows: np.ndarray,
   q_value: float,
-  judged: Sequence[Attempt],
+  judged: Sequence[Outcome],
   table: Table,
 ) -> Mode:
   failing = rows[table.failed[rows] > 0]

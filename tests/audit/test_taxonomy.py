@@ -8,7 +8,7 @@ import pytest
 
 from auditdm_jax.audit.skills import Assigner, Seeds, load_seeds
 from auditdm_jax.audit.stability import align, same_mode, with_stability
-from auditdm_jax.audit.taxonomy import Attempt, Mode, Taxonomy, discover_modes
+from auditdm_jax.audit.taxonomy import Mode, Outcome, Taxonomy, discover_modes
 
 
 def _match(taxonomy, attempts):
@@ -72,7 +72,7 @@ def test_modes_that_share_a_word_are_one_family():
 
 def test_unjudged_attempts_do_not_count(world, seeds):
   attempts, _ = world(0, 2000, ["dial"])
-  silent = [Attempt("what does the dial read", None, False)] * 5000
+  silent = [Outcome("what does the dial read", None, False)] * 5000
   a, b = discover_modes(attempts, seeds), discover_modes(attempts + silent, seeds)
   assert [(m.mode_id, m.n) for m in a.modes] == [(m.mode_id, m.n) for m in b.modes]
   assert discover_modes(silent, seeds).modes == ()
@@ -81,7 +81,7 @@ def test_unjudged_attempts_do_not_count(world, seeds):
 def test_failures_outside_every_skill_become_residual_or_other(world, seeds):
   attempts, _ = world(0, 1500, [])
   odd = [
-    Attempt(f"could the tall {w} giraffe drive this lorry", "yes", True)
+    Outcome(f"could the tall {w} giraffe drive this lorry", "yes", True)
     for w in ("brown", "sleepy", "happy") for _ in range(10)
   ]  # fmt: skip
   modes = discover_modes(attempts + odd, seeds).modes
