@@ -18,7 +18,6 @@ import dataclasses
 import numpy as np
 
 from auditdm_jax.scenes import world
-from auditdm_jax.scenes.questions import paraphrase  # noqa: F401  (the language's third direction)
 from auditdm_jax.scenes.world import Instrument, Obj, Scene
 
 
