@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Sequence
 import dataclasses
 import math
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -109,26 +109,6 @@ class Arms:
       }
       for name in self.names
     }
-
-  def to_dict(self) -> dict[str, Any]:
-    """JSON-able state, for resume."""
-    return {
-      "names": list(self.names),
-      "config": dataclasses.asdict(self.config),
-      "probes": dict(self.probes),
-      "finds": {name: dict(sorted(c.items())) for name, c in self.finds.items()},
-      "batches": self._batches,
-    }
-
-  @classmethod
-  def from_dict(cls, state: dict[str, Any]) -> Self:
-    """The bandit as it was when `to_dict` was called."""
-    arms = cls(state["names"], config=ArmsConfig(**state["config"]))
-    arms.probes.update(state["probes"])
-    for name, counts in state["finds"].items():
-      arms.finds[name].update(counts)
-    arms._batches = state["batches"]
-    return arms
 
   def _everyone(self) -> Counter[str]:
     return sum(self.finds.values(), Counter())

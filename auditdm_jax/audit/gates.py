@@ -16,7 +16,7 @@ _SEVERAL = re.compile(r"\?.*\?|[\n\r]")
 _SPECIAL = re.compile(r"<[a-z_/]+>", re.IGNORECASE)
 
 
-def well_formed(question: str, *, max_words: int = 40, question_mark: bool = False) -> Gate:
+def well_formed(question: str, *, max_words: int = 40) -> Gate:
   """One question on one line, without special tokens; value = number of words."""
   count = len(tokens(question))
   note = ""
@@ -26,8 +26,6 @@ def well_formed(question: str, *, max_words: int = 40, question_mark: bool = Fal
     note = "more than one question"
   elif _SPECIAL.search(question):
     note = "special token"
-  elif question_mark and not question.strip().endswith("?"):
-    note = "no question mark"
   return Gate(
     name="well_formed", passed=not note, value=count, limit=f"2..{max_words} words", note=note
   )

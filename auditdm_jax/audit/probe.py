@@ -15,7 +15,6 @@ import warnings
 from auditdm_jax.core.store import canonical_hash
 
 GRADES = ("V0", "V1", "V2", "V3")
-STRATEGIES = ("question", "generate", "edit", "generate-only", "edit-only")
 
 
 @functools.cache
@@ -93,22 +92,6 @@ class Probe(Record):
 def probe_id(image_id: str, question: str) -> str:
   """Identity of a probe; the same question about the same pixels is the same probe."""
   return canonical_hash([image_id, question])
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Answer(Record):
-  """One answer of one model; greedy unless `decode` says otherwise."""
-
-  model: str
-  probe_id: str
-  text: str
-  decode: dict[str, Any] = dataclasses.field(default_factory=dict)
-  sample: int = 0
-
-  @property
-  def key(self) -> str:
-    """Identity of the answer, for resume."""
-    return canonical_hash([self.model, self.probe_id, self.decode, self.sample])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

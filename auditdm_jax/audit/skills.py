@@ -138,10 +138,3 @@ class Assigner:
     words = [singular(t) for t in tokens(text)]
     numbers = ["number" if w in _NUMBERS or w.isdigit() else w for w in words]
     return " ".join(self._kinds.get(w, n) for w, n in zip(words, numbers))
-
-
-def assign(
-  texts: Sequence[str], seeds: Seeds, *, threshold: float = 0.35
-) -> list[tuple[str | None, float]]:
-  """(skill or None, score) of each text."""
-  return Assigner(seeds, threshold=threshold)(texts)

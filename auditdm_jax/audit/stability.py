@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 from scipy import optimize
 
-from auditdm_jax.audit.taxonomy import Attempt, Mode, Taxonomy, discover_modes
+from auditdm_jax.audit.taxonomy import Mode, Outcome, Taxonomy, discover_modes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,7 @@ def _members(
 
 def with_stability(
   taxonomy: Taxonomy,
-  attempts: Sequence[Attempt],
+  attempts: Sequence[Outcome],
   *,
   samples: int = 20,
   least: float = 0.5,

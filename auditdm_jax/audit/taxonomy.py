@@ -44,8 +44,8 @@ class TaxonomyConfig(SliceConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class Attempt:
-  """One attempted probe, failed or not.
+class Outcome:
+  """What became of an attempted probe.
 
   `consensus` None (the references disagreed) says nothing about the target: such attempts are
   left out of the rates.
@@ -107,11 +107,6 @@ class Mode(Record):
     """Its terms without their roles."""
     return frozenset(t.split(":", 1)[1] for t in self.terms)
 
-  def matches(self, question: str, consensus: str | None, *, skill: str | None) -> bool:
-    """Whether a probe has this mode's terms; earlier modes are not asked (`Taxonomy.match`)."""
-    have = term_set(question, consensus)
-    return any(rule.matches(skill, have) for rule in self.rules)
-
 
 @dataclasses.dataclass(frozen=True)
 class Taxonomy:
@@ -130,10 +125,6 @@ class Taxonomy:
     listed = [(rule, mode) for mode in self.modes for rule in mode.rules]
     return sorted(listed, key=lambda pair: pair[0].rank)
 
-  def skill(self, question: str) -> str | None:
-    """The skill of a question."""
-    return self._assigner([question])[0][0]
-
   def match(self, questions: Sequence[str], consensus: Sequence[str | None]) -> list[Mode | None]:
     """The mode of each probe, or None."""
     skills = [s for s, _ in self._assigner(questions)]
@@ -147,7 +138,7 @@ class Taxonomy:
       found.append(next((m for r, m in rules if r.matches(skill, have)), None))
     return found
 
-  def fresh_rates(self, attempts: Sequence[Attempt], *, model: str) -> list[Rate]:
+  def fresh_rates(self, attempts: Sequence[Outcome], *, model: str) -> list[Rate]:
     """Failure rate of every mode on probes it was not discovered on."""
     judged = [a for a in attempts if a.consensus is not None]
     matched = self.match([a.question for a in judged], [a.consensus for a in judged])
@@ -183,10 +174,6 @@ class Taxonomy:
       left = {i: mode for i, mode in left.items() if i not in found}
     return found | {i: mode.name for i, mode in left.items()}
 
-  def mode(self, mode_id: str) -> Mode:
-    """The mode of an id."""
-    return next(m for m in self.modes if m.mode_id == mode_id)
-
   def to_dict(self) -> dict[str, Any]:
     """JSON-able form."""
     return {
@@ -221,7 +208,7 @@ class _Slice:
 
 
 def discover_modes(
-  attempts: Sequence[Attempt], seeds: Seeds, *, config: TaxonomyConfig = TaxonomyConfig()
+  attempts: Sequence[Outcome], seeds: Seeds, *, config: TaxonomyConfig = TaxonomyConfig()
 ) -> Taxonomy:
   """Failure modes of attempted probes, most failures first.
 
@@ -242,7 +229,7 @@ def discover_modes(
 
 
 def _modes(
-  judged: Sequence[Attempt],
+  judged: Sequence[Outcome],
   skills: np.ndarray,
   table: Table,
   seeds: Seeds,
@@ -334,7 +321,7 @@ def _shared_words(slices: Sequence[_Slice], config: TaxonomyConfig) -> frozenset
 def _mode(
   group: Sequence[_Slice],
   rank: Mapping[int, int],
-  judged: Sequence[Attempt],
+  judged: Sequence[Outcome],
   table: Table,
   seeds: Seeds,
 ) -> Mode:
@@ -361,7 +348,7 @@ def _residual_mode(
   rows: np.ndarray,
   q_value: float,
   rank: int,
-  judged: Sequence[Attempt],
+  judged: Sequence[Outcome],
   table: Table,
 ) -> Mode:
   rule = Rule(skill="", terms=words, least=residual.least(words), rank=rank)
@@ -376,7 +363,7 @@ def _finish(
   rules: tuple[Rule, ...],
   rows: np.ndarray,
   q_value: float,
-  judged: Sequence[Attempt],
+  judged: Sequence[Outcome],
   table: Table,
 ) -> Mode:
   failing = rows[table.failed[rows] > 0]

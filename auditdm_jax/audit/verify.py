@@ -68,10 +68,6 @@ class Verification:
   failures: tuple[Failure, ...]
   funnel: dict[str, int]
 
-  def search_success(self, attempted: int, *, grade: str = "V1") -> dict[str, object]:
-    """Verified / attempted, where attempted = every probe sent, with a Wilson interval."""
-    return rate(sum(f.grade >= grade for f in self.failures), attempted)
-
 
 @dataclasses.dataclass(frozen=True)
 class _Trial:

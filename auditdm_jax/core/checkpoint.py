@@ -5,7 +5,7 @@ A save returns once the arrays are on the host and writes on in the background; 
 the moment orbax has renamed it into place. What a kill interrupts is removed by the next opening.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import math
 import pathlib
 from typing import Any
@@ -27,8 +27,6 @@ class Checkpointer:
     dir: str | pathlib.Path,
     *,
     keep: int = 2,
-    keep_every: int = 0,
-    keep_steps: Sequence[int] = (),
     keep_best: bool = False,
   ):
     """Opens the folder, which is made if it is not there.
@@ -36,16 +34,12 @@ class Checkpointer:
     Args:
       dir: the folder.
       keep: how many of the latest checkpoints stay.
-      keep_every: steps that are multiples of it stay for ever; 0 for none.
-      keep_steps: steps that stay for ever.
       keep_best: the step with the greatest score stays until another one is better.
     """
     self.dir = store.as_path(dir)
     if not store.is_remote(dir):
       self.dir = self.dir.absolute()
-    policies = [preservation_policy.LatestN(keep), preservation_policy.CustomSteps(keep_steps)]
-    if keep_every:
-      policies.append(preservation_policy.EveryNSteps(keep_every))
+    policies = [preservation_policy.LatestN(keep)]
     if keep_best:
       policies.append(
         preservation_policy.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)

@@ -131,6 +131,13 @@ def shardings(mesh: Mesh, rules: Rules, tree: Any) -> Any:
   return jax.tree_util.tree_map_with_path(named, tree, specs)
 
 
+def placed(shapes: Any, where: Any) -> Any:
+  """Returns ShapeDtypeStructs with the shardings `where`: to restore into, or to compile for."""
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where
+  )
+
+
 def batch_sharding(mesh: Mesh, *, axes: Sequence[str] | None = None) -> NamedSharding:
   """Splits the leading axis over `axes`, by default over `row_axes`."""
   return NamedSharding(mesh, PartitionSpec(tuple(axes or row_axes(mesh))))
@@ -146,14 +153,6 @@ def rows_sharding(mesh: Mesh, rows: int, *, axes: Sequence[str] | None = None) -
 def replicated(mesh: Mesh) -> NamedSharding:
   """Puts the whole array on every device."""
   return NamedSharding(mesh, PartitionSpec())
-
-
-def place_batch(mesh: Mesh, batch: Any) -> Any:
-  """Makes global arrays, split over the batch, of a tree of this process's numpy rows."""
-  sharding = batch_sharding(mesh)
-  return jax.tree.map(
-    lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch
-  )
 
 
 def _entry(entry: Entry) -> str | tuple[str, ...] | None:

@@ -63,11 +63,6 @@ class Timer:
     finally:
       self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
 
-  def pop(self) -> dict[str, float]:
-    """Returns the seconds so far and starts afresh."""
-    seconds, self.seconds = self.seconds, {}
-    return seconds
-
 
 class Writer:
   """Scalars by step: `<workdir>/metrics/<name>.jsonl` and TensorBoard events beside it."""

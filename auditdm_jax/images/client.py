@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The asking side: futures that never raise, and retries that know why they are made.
 
-  with ImageClient(address, deadline_s=60.0) as client:
+  with ImageClient(address, config=ClientConfig(deadline_s=60.0)) as client:
     client.wait_ready(30.0)
     future = client.edit(image, "make the red circle blue", seed=7)
     result = future.result()  # an image, or a failure and whose fault it was
@@ -27,13 +27,13 @@ import numpy as np
 from auditdm_jax.images import codec, locality, stubs
 from auditdm_jax.images import security as security_lib
 from auditdm_jax.images.backend import Info
-from auditdm_jax.images.config import Security
+from auditdm_jax.images.config import ClientConfig
 from auditdm_jax.images.disk_cache import DiskCache
 from auditdm_jax.images.failures import RULES, Failure, Reason, Refused, from_call
 from auditdm_jax.images.replicas import Replica, Replicas, state_of
 from auditdm_jax.images.requests import Edit, Generate, Options, Request
 
-_PLAIN = Security()
+_DEFAULTS = ClientConfig()
 _BACKOFF_S, _MAX_BACKOFF_S = 0.05, 2.0
 _MAX_PIXELS = 1 << 26  # of an answer: whatever is there, the memory is ours
 
@@ -76,38 +76,23 @@ class ImageClient:
   """Asks one image service, or several equal ones.
 
   Close it, best by `with`: what is still under way then ends as Reason.CLOSED.
-
-  Args:
-    deadline_s, max_in_flight, retries, deterministic, local_edits, cache, security: as
-      config.ClientConfig says.
   """
 
-  def __init__(
-    self,
-    address: str | Sequence[str],
-    *,
-    deadline_s: float = 60.0,
-    max_in_flight: int = 32,
-    retries: int | None = None,
-    deterministic: bool = False,
-    local_edits: bool = False,
-    cache: str = "",
-    security: Security = _PLAIN,
-  ):
+  def __init__(self, address: str | Sequence[str], *, config: ClientConfig = _DEFAULTS):
     parts = address.split(",") if isinstance(address, str) else address
     addresses = [part.strip() for part in parts] or [""]
     for each in addresses:
       security_lib.check_address(each)
-    if retries is not None and retries < 0:
-      raise ValueError(f"retries is None, 0 or more, not {retries}")
-    self._metadata = security_lib.metadata(security)
-    self._replicas = Replicas(addresses, security)
-    self._deadline_s, self._retries = deadline_s, retries
-    self._options, self._local_edits = Options(deterministic=deterministic), local_edits
-    self._cache = DiskCache(cache) if cache else None
+    if config.retries is not None and config.retries < 0:
+      raise ValueError(f"retries is None, 0 or more, not {config.retries}")
+    self._config = config
+    self._metadata = security_lib.metadata(config.security)
+    self._replicas = Replicas(addresses, config.security)
+    self._options = Options(deterministic=config.deterministic)
+    self._cache = DiskCache(config.cache) if config.cache else None
     self._model = ""
     self._closed = threading.Event()
-    self.max_in_flight = max_in_flight * len(addresses)
+    self.max_in_flight = config.max_in_flight * len(addresses)
     self._threads = futures.ThreadPoolExecutor(self.max_in_flight, thread_name_prefix="images")
 
   def __enter__(self) -> "ImageClient":
@@ -132,7 +117,7 @@ class ImageClient:
     self, image: np.ndarray, instruction: str, *, seed: int, request_id: str = ""
   ) -> futures.Future[ImageResult]:
     """The image changed by an instruction, see `requests.Edit`."""
-    local = self._local_edits
+    local = self._config.local_edits
     return self.submit(Edit(image, instruction, seed, self._options, request_id, local=local))
 
   def sham(self, image: np.ndarray, mask: np.ndarray, *, seed: int) -> futures.Future[ImageResult]:
@@ -197,7 +182,7 @@ class ImageClient:
 
   def info(self, *, timeout_s: float = 10.0) -> Info:
     """What the first replica's model is; raises ConnectionError."""
-    return self._info_of(self._replicas.all[0], timeout_s)[0]
+    return self._info_of(self._replicas.all[0], timeout_s)
 
   def wait_ready(self, timeout_s: float) -> None:
     """Returns once every replica is SERVING.
@@ -221,35 +206,34 @@ class ImageClient:
           state = from_call(error).message
         if state != "SERVING":
           self._closed.wait(min(0.05, max(left, 0.0)))
-    models = {r.address: self._info_of(r, 10.0)[1] for r in self._replicas.all}
+    models = {r.address: self._info_of(r, 10.0).identity for r in self._replicas.all}
     if len(set(models.values())) > 1:
       raise ConnectionError(f"the image services have different models or max_batch: {models}")
     self._model = models[self._replicas.all[0].address]
 
-  def _info_of(self, replica: Replica, timeout_s: float) -> tuple[Info, str]:
-    """What a replica says about its model, and its identity."""
+  def _info_of(self, replica: Replica, timeout_s: float) -> Info:
+    """What a replica says about its model."""
     try:
       said = replica.stub.get_model_info(
         stubs.GetModelInfoRequest(), timeout=timeout_s, metadata=self._metadata
       )
     except grpc.RpcError as error:
       raise ConnectionError(f"{replica.address}: {from_call(error).message}") from None
-    info = Info(
+    return Info(
       said.name, said.revision, dict(said.properties), tuple(said.modes), said.steps,
       said.guidance if said.HasField("guidance") else None,
       sizes=tuple((s.width, s.height) for s in said.sizes), multiple=said.multiple,
     )  # fmt: skip
-    return info, said.identity
 
   def _carry(self, request: Request) -> ImageResult:
     """One request to its end: cache, tries, back-offs, deadline."""
     start = time.monotonic()
-    until = start + self._deadline_s
+    until = start + self._config.deadline_s
     if (image := self._from_disk(request)) is not None:
       timings = Timings(time.monotonic() - start, 0.0, 0.0, 0, True, 0)
       return ImageResult(image, None, request.request_id, timings, self._model)
     # One of several replicas may hang: the first tries leave half of the time to ask another.
-    limit = until if len(self._replicas) == 1 else start + self._deadline_s / 2
+    limit = until if len(self._replicas) == 1 else start + self._config.deadline_s / 2
     tries: collections.Counter[Reason] = collections.Counter()
     while True:
       attempt = tries.total()
@@ -265,7 +249,7 @@ class ImageClient:
       delay += answer.retry_s
       if answer.reason is Reason.DEADLINE or time.monotonic() + delay > limit:
         limit = until
-      last = attempt == self._retries or time.monotonic() + delay > until
+      last = attempt == self._config.retries or time.monotonic() + delay > until
       if last or (max_tries is not None and tries[answer.reason] >= max_tries):
         break
       self._closed.wait(delay)

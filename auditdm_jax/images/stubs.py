@@ -60,7 +60,6 @@ PNG = _ENCODINGS["ENCODING_PNG"].number
 WEBP_LOSSLESS = _ENCODINGS["ENCODING_WEBP_LOSSLESS"].number
 JPEG = _ENCODINGS["ENCODING_JPEG"].number
 REASON_NUMBERS = {v.name.removeprefix("REASON_"): v.number for v in _ENUMS["Reason"].values}
-REASONS = tuple(name for name, number in REASON_NUMBERS.items() if number)
 
 
 class Stub:

@@ -22,7 +22,7 @@ import flax.linen as nn
 import jax
 from jax import Array
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core import tree as tree_lib
@@ -68,11 +68,13 @@ def shardings(
   Raises:
     UserError: a parameter that no rule matches.
   """
-  rows = []
-  for path, leaf in tree_lib.flatten(params).items():
-    entries = [_without(entry, whole) for entry in _rule(rules, path, leaf.shape)]
-    rows.append((f"^{re.escape(path)}$", mesh_lib.fitting(mesh, leaf.shape, entries)))
-  return mesh_lib.shardings(mesh, rows, params)
+
+  def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    rule = _rule(rules, tree_lib.path_str(path), leaf.shape)
+    entries = [_without(entry, whole) for entry in rule]
+    return NamedSharding(mesh, mesh_lib.fitting(mesh, leaf.shape, entries))
+
+  return jax.tree_util.tree_map_with_path(of, params)
 
 
 def at_use(

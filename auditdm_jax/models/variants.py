@@ -8,10 +8,6 @@ files pad it to 257,216 rows.
 
 from collections.abc import Mapping
 import dataclasses
-import math
-from typing import Any
-
-import jax
 
 from auditdm_jax.models.gemma import GemmaConfig, alternate
 from auditdm_jax.models.multimodal import VlmConfig
@@ -110,8 +106,3 @@ VARIANTS: Mapping[str, VlmConfig] = {
   "gemma3_27b": _gemma3_vision(_gemma3(5376, 62, 21_504, 32, 16, head_dim=128, scalar=168)),
   **_paligemmas(),
 }
-
-
-def num_params(params: Any) -> int:
-  """Returns how many numbers a tree of arrays or `jax.ShapeDtypeStruct`s holds."""
-  return sum(math.prod(x.shape) for x in jax.tree.leaves(params))

@@ -175,11 +175,7 @@ class Tuning:
   def abstract_state(self, params: Any) -> supervised.State:
     """Shapes and shardings of the state on the mesh."""
     shapes = jax.eval_shape(functools.partial(supervised.init_state, tx=self._tx), params)
-    return jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      shapes,
-      self._shardings(params),
-    )
+    return mesh_lib.placed(shapes, self._shardings(params))
 
   def place(self, batch: supervised.Batch) -> supervised.Batch:
     """The batch on the mesh."""

@@ -23,11 +23,7 @@ from auditdm_jax.text import prompts
 from auditdm_jax.text.tokenizer import Tokenizer
 
 
-@functools.partial(
-  jax.tree_util.register_dataclass,
-  data_fields=("features", "image", "tokens", "valid", "ar", "position", "targets", "mask"),
-  meta_fields=(),
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
   """Rows of [prompt | suffix | padding]; U unique images, N rows, T tokens, C suffix slots."""
@@ -95,11 +91,7 @@ class Layout:
     return [*self.tokenizer.encode(text), self.stop_id]
 
 
-@functools.partial(
-  jax.tree_util.register_dataclass,
-  data_fields=("params", "opt_state", "step", "skipped"),
-  meta_fields=(),
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
   """fp32 masters, optimiser state, i32[] step and i32[] number of skipped non-finite steps."""
@@ -125,10 +117,9 @@ def loss_sums(cfg, params, batch: Batch, *, label_smoothing: float = 0.0):
   logits = multimodal.unembed(cfg, params, picked)
   nll = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
   if label_smoothing:
-    uniform = -jax.nn.log_softmax(logits).mean(-1)
+    uniform = jax.nn.logsumexp(logits, -1) - logits.mean(-1)  # -mean log p, without [N,C,V] of it
     nll = (1 - label_smoothing) * nll + label_smoothing * uniform
-  rows = jnp.sum(nll * batch.mask, 1) / jnp.maximum(batch.mask.sum(1), 1)
-  return *masked.sum_count(nll, batch.mask), rows
+  return *masked.sum_count(nll, batch.mask), masked.mean(nll, batch.mask, axis=1)
 
 
 def loss_and_grads(cfg, params, batch: Batch, *, label_smoothing: float, micro_rows: int):

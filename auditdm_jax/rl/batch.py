@@ -31,7 +31,7 @@ from auditdm_jax.models import multimodal
 class Turn:
   """One reply of the auditor."""
 
-  kind: str  # question, caption or edit
+  kind: str  # question, caption or instruction
   image_id: str  # the image the auditor looked at
   prompt: tuple[int, ...]  # token ids, image slots included
   text: str
@@ -54,7 +54,6 @@ class Trajectory:
   image_id: str = ""  # the probe's image
   image_seed: int = 0
   question: str = ""
-  answers: dict[str, str] = dataclasses.field(default_factory=dict)
   verdict: Any = None  # whatever the verdict function returned, None when not asked
   malformed: str = ""  # the auditor's fault: reward 0, it counts
   invalid: str = ""  # nobody's fault: no reward, it does not count

@@ -80,10 +80,6 @@ class Learner:
       return self.params
     return tree_lib.unflatten(self._programs.to_sampler(self._frozen | self.state.params))
 
-  def params_of(self, state: TrainState) -> dict[str, Any]:
-    """The auditor of another state, such as a restored one, as a tree."""
-    return tree_lib.unflatten(self._frozen | state.params)
-
   def padded(self, rows: int) -> int:
     """How many rows a part of `rows` rows must be padded to."""
     shards = mesh_lib.row_shards(self.mesh)

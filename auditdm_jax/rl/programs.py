@@ -119,15 +119,15 @@ class Programs:
     params = {p: jax.ShapeDtypeStruct(self._shapes[p].shape, jnp.float32) for p in self.trains}
     opt = jax.eval_shape(optimizer(self.config.optim).init, params)
     count = jax.ShapeDtypeStruct((), jnp.int32)
-    return _placed(TrainState(count, count, params, opt), self.state)
+    return mesh_lib.placed(TrainState(count, count, params, opt), self.state)
 
   def abstract_params(self) -> tuple[FlatParams, FlatParams, FlatParams | None]:
     """Shapes and shardings: masters of what trains, what is frozen, the initial auditor."""
-    frozen = _placed({p: self._shapes[p] for p in self.frozen}, self.frozen)
+    frozen = mesh_lib.placed({p: self._shapes[p] for p in self.frozen}, self.frozen)
     masters = self.abstract_state().params
     if self.reference is None:
       return masters, frozen, None
-    return masters, frozen, _placed(jax.eval_shape(self.rounded, masters), self.reference)
+    return masters, frozen, mesh_lib.placed(jax.eval_shape(self.rounded, masters), self.reference)
 
   def batch_shardings(self, batch: batch_lib.LearnerBatch) -> batch_lib.LearnerBatch:
     """Rows are split; images too, where there is an equal number for every device."""
@@ -149,12 +149,6 @@ class Programs:
       return shard[last.key] if is_param else whole
 
     return TrainState(whole, whole, dict(shard), jax.tree_util.tree_map_with_path(of, opt))
-
-
-def _placed(shapes: Any, shardings: Any) -> Any:
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
-  )
 
 
 def _score(

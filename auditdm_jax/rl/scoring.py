@@ -72,7 +72,7 @@ class Scorer:
         cascade=cascade,
       )
       for i, verdict in zip(rows, verdicts):
-        result[i] = dataclasses.replace(result[i], verdict=verdict, answers=dict(verdict.answers))
+        result[i] = dataclasses.replace(result[i], verdict=verdict)
     return result
 
   def ask_again(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:

@@ -14,11 +14,11 @@ left open from a seed, as a generator would. An edit instruction changes one thi
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
 from auditdm_jax.scenes import world
-from auditdm_jax.scenes.questions import paraphrase  # noqa: F401  (the language's third direction)
 from auditdm_jax.scenes.world import Instrument, Obj, Scene
 
 
@@ -95,13 +95,13 @@ def read_caption(text: str, seed: int) -> Scene:
   _place_all(things, rng)
   for o in objects:
     for field, options in (("shape", world.SHAPES), ("color", world.COLORS), ("size", world.SIZES)):
-      o[field] = o[field] or options[int(rng.integers(len(options)))]
+      o[field] = o[field] or world.pick(rng, options)
   background = found.get("background", {}).get("value")
   return Scene(
     objects=tuple(Obj(**o) for o in objects),
     dial=Instrument(**found["dial"]) if "dial" in found else None,
     gauge=Instrument(**found["gauge"]) if "gauge" in found else None,
-    background=background or world.BACKGROUNDS[int(rng.integers(len(world.BACKGROUNDS)))],
+    background=background or world.pick(rng, world.BACKGROUNDS),
   )
 
 
@@ -389,10 +389,8 @@ def sample_edit(rng: np.random.Generator, scene: Scene) -> str:
 
 
 def _draw_edit(rng, scene) -> str:
-  def pick(options):
-    return options[int(rng.integers(len(options)))]
-
-  o = scene.objects[int(rng.integers(len(scene.objects)))]
+  pick = functools.partial(world.pick, rng)
+  o = pick(scene.objects)
   name = pick([f"{o.color} {o.shape}", f"{o.size} {o.color} {o.shape}", o.shape])
   cell = int(rng.integers(world.CELLS))
   new = Obj(

@@ -17,7 +17,7 @@ import functools
 import numpy as np
 
 from auditdm_jax.scenes import world
-from auditdm_jax.scenes.world import Obj, Scene
+from auditdm_jax.scenes.world import Obj, Scene, pick
 
 NONE, UNANSWERABLE, YES, NO = "none", "unanswerable", "yes", "no"
 EXTREMES = ("leftmost", "rightmost", "highest", "lowest")
@@ -62,10 +62,6 @@ class Skill:
   keyed: bool = True
 
 
-def _pick(rng, words):
-  return words[int(rng.integers(len(words)))]
-
-
 def _one(matches: list, read: Callable[[Obj], str | None]) -> str:
   """The attribute of the only match; `NONE` without a match, `UNANSWERABLE` with several."""
   if not matches:
@@ -98,7 +94,7 @@ def _propose_from(*names: str):
         "color": key.color, "shape": key.shape, "size": key.size, "digit": key.digit,
         "row": key.row, "column": key.column,
       }.get(name) if key else None  # fmt: skip
-      out[name] = value or _pick(rng, words)
+      out[name] = value or pick(rng, words)
     return out
 
   return propose
@@ -203,7 +199,7 @@ def _relations() -> list[Skill]:
 
   def extreme(name, form, other, find, read, slot, words):
     return Skill(name, (form, other), lambda s, a: _one(find(s, a), read),
-                 lambda rng, s, key: {slot: _pick(rng, words)}, keyed=False)  # fmt: skip
+                 lambda rng, s, key: {slot: pick(rng, words)}, keyed=False)  # fmt: skip
 
   def count(name, form, other, *slots):
     return Skill(name, (form, other), _count, _propose_from(*slots), bool(slots))
@@ -332,8 +328,8 @@ def _draw_key(rng, scene, name):
     return None
   with_digit = [o for o in scene.objects if o.digit]
   if with_digit and (name.endswith("_with") or (name.startswith("digit") and rng.random() < 0.6)):
-    return with_digit[int(rng.integers(len(with_digit)))]
-  return scene.objects[int(rng.integers(len(scene.objects)))]
+    return pick(rng, with_digit)
+  return pick(rng, scene.objects)
 
 
 def _present(name, answer):
@@ -344,7 +340,7 @@ def _present(name, answer):
 def _draw_skill(rng, weights):
   names = list(SKILLS) if weights is None else list(weights)
   if weights is None:
-    return _pick(rng, names)
+    return pick(rng, names)
   p = np.array(list(weights.values()), np.float64)
   return names[int(rng.choice(len(names), p=p / p.sum()))]
 

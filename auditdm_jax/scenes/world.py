@@ -6,10 +6,14 @@ renderer (scene <-> pixels), the questions (program x scene -> answer) and the l
 or edit instruction <-> scene).
 """
 
+from collections.abc import Sequence
 import dataclasses
 import json
+from typing import TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 GRID = 4
 CELLS = GRID * GRID
@@ -110,15 +114,15 @@ def sample_scene(rng: np.random.Generator) -> Scene:
     objects.append(
       Obj(
         cell=cell,
-        shape=_pick(rng, shapes),
-        color=_pick(rng, colors),
-        size=_pick(rng, SIZES),
+        shape=pick(rng, shapes),
+        color=pick(rng, colors),
+        size=pick(rng, SIZES),
         digit=digit,
       )
     )
-  dial = Instrument(cells[n], _pick(rng, READINGS)) if rng.random() < 0.6 else None
-  gauge = Instrument(cells[n + 1], _pick(rng, LEVELS)) if rng.random() < 0.6 else None
-  return Scene(tuple(objects), dial, gauge, _pick(rng, BACKGROUNDS))
+  dial = Instrument(cells[n], pick(rng, READINGS)) if rng.random() < 0.6 else None
+  gauge = Instrument(cells[n + 1], pick(rng, LEVELS)) if rng.random() < 0.6 else None
+  return Scene(tuple(objects), dial, gauge, pick(rng, BACKGROUNDS))
 
 
 def _palette(rng, words):
@@ -128,5 +132,6 @@ def _palette(rng, words):
   return words
 
 
-def _pick(rng, words):
-  return words[int(rng.integers(len(words)))]
+def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
+  """One of the options, all equally likely."""
+  return options[int(rng.integers(len(options)))]

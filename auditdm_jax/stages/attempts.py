@@ -13,7 +13,7 @@ from typing import Any
 from auditdm_jax.audit import rates
 from auditdm_jax.audit.probe import Probe, Verdict
 from auditdm_jax.audit.skills import Assigner, Seeds
-from auditdm_jax.audit.taxonomy import Attempt as Outcome
+from auditdm_jax.audit.taxonomy import Outcome
 from auditdm_jax.stages.context import Context
 
 

@@ -311,7 +311,7 @@ class Context:
       self._stack.callback(service.stop)
       address = service.address
     try:
-      client = ImageClient(address, **vars(section.client))
+      client = ImageClient(address, config=section.client)
       self._stack.callback(client.close)
       client.wait_ready(section.ready_s)
     except (OSError, ValueError) as error:  # Nobody there, or an address or a file that is none.

@@ -78,7 +78,7 @@ def open_world(name: str, gaps: str) -> World:
 
 
 def _paraphrase(question: str, k: int) -> str | None:
-  return language.paraphrase(question, k) if questions.parse_question(question) else None
+  return questions.paraphrase(question, k) if questions.parse_question(question) else None
 
 
 def _faithful(source, text, image, seed) -> bool | None:

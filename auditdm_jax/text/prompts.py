@@ -150,25 +150,6 @@ class Malformed:
   reason: str
 
 
-def auditor_prompt(strategy: str, *, first: str | None = None) -> str:
-  """Returns what the auditor is asked.
-
-  Args:
-    strategy: one of `FIRST_TURN`.
-    first: None in the first turn; in the second turn of `TWO_TURNS` the caption or instruction of
-      the first, about whose image the question is to be.
-
-  Raises:
-    UserError: an unknown strategy, or a second turn where there is none.
-  """
-  kind = _first_kind(strategy)
-  if first is None:
-    return AUDITOR_PROMPTS[kind]
-  if strategy not in TWO_TURNS:
-    raise UserError(f"strategy {strategy!r} has no second turn")
-  return AUDITOR_PROMPTS[f"question-after-{kind}"].replace("{first}", first)
-
-
 def parse_reply(
   strategy: str, text: str, *, second: bool = False, max_chars: int = 400
 ) -> Reply | Malformed:

@@ -140,10 +140,6 @@ class Tokenizer:
       raise UserError(f"the tokenizer has no image token ({' or '.join(IMAGE_TOKENS)})")
     return known[0] if known else self._image_id
 
-  @functools.cached_property
-  def pad_id(self) -> int:
-    return self.id("<pad>")
-
   def id(self, token: str) -> int:
     """Returns the id of one token, special or not.
 

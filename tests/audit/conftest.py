@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from auditdm_jax.audit.skills import Seeds, Skill
-from auditdm_jax.audit.taxonomy import Attempt
+from auditdm_jax.audit.taxonomy import Outcome
 
 COLOURS = "red green blue yellow purple orange cyan".split()
 SHAPES = "circle square star cross ring heart".split()
@@ -92,7 +92,7 @@ def synthetic(seed, n, gaps, *, noise=0.03, depth=0.95):
     skill, question, answer = draw(rng)
     inside = [g for g in gaps if GAPS[g](skill, question, answer)]
     failed = bool(rng.random() < (depth if inside else noise))
-    attempts.append(Attempt(question, answer, failed))
+    attempts.append(Outcome(question, answer, failed))
     truth.append(inside)
   return attempts, truth
 

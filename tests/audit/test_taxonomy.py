@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from auditdm_jax.audit.skills import Seeds, assign, load_seeds
+from auditdm_jax.audit.skills import Assigner, Seeds, load_seeds
 from auditdm_jax.audit.stability import align, same_mode, with_stability
-from auditdm_jax.audit.taxonomy import Attempt, Mode, Taxonomy, discover_modes
+from auditdm_jax.audit.taxonomy import Mode, Outcome, Taxonomy, discover_modes
 
 
 def _match(taxonomy, attempts):
@@ -38,13 +38,14 @@ def test_no_gap_no_mode(seed, noise, world, seeds):
 
 def test_names_and_kinds(world, seeds):
   attempts, _ = world(0, 4000, ["dial", "purple", "star counts", "digit seven"])
-  modes = {m.name: m for m in discover_modes(attempts, seeds).modes}
+  taxonomy = discover_modes(attempts, seeds)
+  modes = {m.name: m for m in taxonomy.modes}
   assert set(modes) == {"dial", "colour purple", "count_shape: star", "digit: answer=seven"}
   assert modes["dial"].kind == "skill" and modes["colour purple"].kind == "cross"
   assert len(modes["colour purple"].skills) >= 3
   assert "seven" in modes["digit: answer=seven"].definition
-  assert modes["count_shape: star"].matches("how many stars are there", "2", skill="count_shape")
-  assert not modes["count_shape: star"].matches("how many stars are there", "2", skill="exist")
+  asked = ["how many stars are there", "is there a red star"]
+  assert taxonomy.match(asked, ["two", "yes"]) == [modes["count_shape: star"], None]
 
 
 def test_modes_that_share_a_word_are_one_family():
@@ -71,7 +72,7 @@ def test_modes_that_share_a_word_are_one_family():
 
 def test_unjudged_attempts_do_not_count(world, seeds):
   attempts, _ = world(0, 2000, ["dial"])
-  silent = [Attempt("what does the dial read", None, False)] * 5000
+  silent = [Outcome("what does the dial read", None, False)] * 5000
   a, b = discover_modes(attempts, seeds), discover_modes(attempts + silent, seeds)
   assert [(m.mode_id, m.n) for m in a.modes] == [(m.mode_id, m.n) for m in b.modes]
   assert discover_modes(silent, seeds).modes == ()
@@ -80,7 +81,7 @@ def test_unjudged_attempts_do_not_count(world, seeds):
 def test_failures_outside_every_skill_become_residual_or_other(world, seeds):
   attempts, _ = world(0, 1500, [])
   odd = [
-    Attempt(f"could the tall {w} giraffe drive this lorry", "yes", True)
+    Outcome(f"could the tall {w} giraffe drive this lorry", "yes", True)
     for w in ("brown", "sleepy", "happy") for _ in range(10)
   ]  # fmt: skip
   modes = discover_modes(attempts + odd, seeds).modes
@@ -96,7 +97,6 @@ def test_taxonomy_survives_json_and_is_deterministic(world, seeds):
   assert [m and m.mode_id for m in _match(again, attempts[:300])] == [
     m and m.mode_id for m in _match(a, attempts[:300])
   ]
-  assert a.mode(a.modes[0].mode_id) is a.modes[0]
 
 
 def test_discovery_counts_match_the_frozen_predicate(world, seeds):
@@ -137,9 +137,9 @@ def test_ids_are_carried_over(world, seeds):
 
 
 def test_assignment(seeds):
-  got = assign(["how many purple objects are there", "why do stars twinkle at night"], seeds)
+  got = Assigner(seeds)(["how many purple objects are there", "why do stars twinkle at night"])
   assert got[0][0] == "count_color" and got[1][0] is None
-  assert assign(["anything"], Seeds(()))[0] == (None, 0.0)
+  assert Assigner(Seeds(()))(["anything"])[0] == (None, 0.0)
 
 
 def test_seed_files(tmp_path):
@@ -149,7 +149,7 @@ def test_seed_files(tmp_path):
     "- {name: colour, description: Naming a colour., examples: [what color is the car]}\n"
   )
   seeds = load_seeds(path)
-  assert assign(["what time is it", "what color is the bus"], seeds)[0] == ("clock", 1.0)
+  assert Assigner(seeds)(["what time is it", "what color is the bus"])[0] == ("clock", 1.0)
   for bad, message in [
     ("- {name: x}", "description"),
     ("- {name: x, description: y, patern: z}", "unknown key 'patern'"),

@@ -16,7 +16,7 @@ from auditdm_jax.images import client as client_lib
 from auditdm_jax.images import codec, locality, replicas, server, stubs, telemetry
 from auditdm_jax.images.backend import Made
 from auditdm_jax.images.client import ImageClient
-from auditdm_jax.images.config import Batching, ImagesConfig, Security
+from auditdm_jax.images.config import Batching, ClientConfig, ImagesConfig, Security
 from auditdm_jax.images.disk_cache import DiskCache
 from auditdm_jax.images.failures import RULES, Reason, Refused
 from auditdm_jax.images.requests import Edit, Generate, Options
@@ -91,11 +91,11 @@ def test_one_image_ahead_hides_the_service_behind_the_learner():
 def test_images_are_found_on_disk_the_next_time(tmp_path):
   cache, backend = str(tmp_path), fake.FakeBackend()
   with fake.serving(backend) as (_, address, _):
-    with ImageClient(address, cache=cache) as client:
+    with ImageClient(address, config=ClientConfig(cache=cache)) as client:
       client.wait_ready(5.0)
       first = client.generate("a", seed=0, **SIZE).result(5.0)
     calls = len(backend.calls)
-    with ImageClient(address, cache=cache) as client:
+    with ImageClient(address, config=ClientConfig(cache=cache)) as client:
       client.wait_ready(5.0)
       # The id is the caller's and no part of the content.
       again = client.generate("a", seed=0, request_id="mine", **SIZE).result(5.0)
@@ -109,7 +109,7 @@ def test_another_model_finds_nothing_of_the_first_on_disk(tmp_path):
   for revision, fresh in (("r1", 1), ("r2", 1), ("r1", 0)):
     backend = fake.FakeBackend(revision=revision)
     with fake.serving(backend) as (_, address, _):
-      with ImageClient(address, cache=str(tmp_path)) as client:
+      with ImageClient(address, config=ClientConfig(cache=str(tmp_path))) as client:
         client.wait_ready(5.0)
         assert client.generate("a", seed=0, **SIZE).result(5.0).image is not None
     assert sum(call.count("a") for call in backend.calls) == fresh
@@ -129,7 +129,7 @@ def test_a_disk_that_fails_costs_no_image_and_says_so_once(tmp_path, caplog):
   folder = tmp_path / "file"
   folder.touch()
   with fake.serving(fake.FakeBackend()) as (_, address, _):
-    with ImageClient(address, cache=str(folder / "cache")) as client:
+    with ImageClient(address, config=ClientConfig(cache=str(folder / "cache"))) as client:
       client.wait_ready(5.0)
       results = [client.generate("a", seed=i, **SIZE).result(5.0) for i in range(3)]
   assert [r.failure for r in results] == [None] * 3
@@ -192,7 +192,7 @@ def test_work_goes_where_least_is_outstanding():
   fast, slow = fake.FakeBackend(row_s=0.005), fake.FakeBackend(row_s=0.05)
   config = ImagesConfig(**SIZE, batching=Batching(max_batch=2, max_wait_ms=0.0))
   with fake.serving(fast, config) as (_, a, _), fake.serving(slow, config) as (_, b, _):
-    with ImageClient([b, a], max_in_flight=4) as client:
+    with ImageClient([b, a], config=ClientConfig(max_in_flight=4)) as client:
       done = list(client.map_unordered([_generate(i) for i in range(150)]))
   assert all(r.image is not None for _, r in done)
   counts = [sum(map(len, x.calls)) for x in (fast, slow)]
@@ -215,7 +215,9 @@ def test_outstanding_work_is_weighed_by_pixels_and_steps():
 def test_a_replica_that_drains_gets_no_more_and_one_that_is_back_gets_work_at_once():
   dead_port = fake.free_port()
   with fake.serving(fake.FakeBackend()) as (_, address, _):
-    with ImageClient([f"127.0.0.1:{dead_port}", address], max_in_flight=2) as client:
+    with ImageClient(
+      [f"127.0.0.1:{dead_port}", address], config=ClientConfig(max_in_flight=2)
+    ) as client:
       results = [client.submit(_generate(i)).result(5.0) for i in range(10)]
       assert all(r.failure is None for r in results)
       assert sum(r.timings.tries for r in results) <= 12
@@ -240,7 +242,7 @@ def test_a_machine_that_is_gone_without_a_word_is_left_after_two_pings(monkeypat
     fake.serving(backend) as (_, a, _),
     fake.serving(fake.FakeBackend()) as (_, b, _),
     rogue.Proxy(a) as proxy,
-    ImageClient([proxy.address, b], max_in_flight=2) as client,
+    ImageClient([proxy.address, b], config=ClientConfig(max_in_flight=2)) as client,
   ):
     client.wait_ready(5.0)
     backend.sleep_s = 0.3
@@ -262,7 +264,7 @@ def test_a_replica_that_hangs_costs_time_and_no_image():
     context.abort(grpc.StatusCode.UNAVAILABLE, "over")
 
   with rogue.scripted(hang) as a, fake.serving(fake.FakeBackend()) as (_, b, _):
-    with ImageClient([a, b], deadline_s=3.0, max_in_flight=6) as client:
+    with ImageClient([a, b], config=ClientConfig(deadline_s=3.0, max_in_flight=6)) as client:
       for wave in range(2):
         futures = [client.submit(_generate(20 * wave + i)) for i in range(20)]
         assert [f.result(10.0).failure for f in futures] == [None] * 20
@@ -290,7 +292,7 @@ def test_a_server_that_says_half_the_time_is_too_little_is_given_all_of_it():
     )
 
   with rogue.scripted(answer) as a, rogue.scripted(answer) as b:
-    with ImageClient([a, b], deadline_s=10.0) as client:
+    with ImageClient([a, b], config=ClientConfig(deadline_s=10.0)) as client:
       assert client.submit(_generate(0)).result(10.0).failure is None
   assert len(left) == 2 and left[0] < 5.5 < left[1]
 
@@ -322,7 +324,7 @@ def test_addresses_may_have_spaces_between():
 
 def test_less_than_no_retries_are_a_mistake():
   with pytest.raises(ValueError, match="retries"):
-    ImageClient("127.0.0.1:1", retries=-1)
+    ImageClient("127.0.0.1:1", config=ClientConfig(retries=-1))
 
 
 def test_a_damaged_image_is_asked_for_again_and_then_given_up():
@@ -412,7 +414,7 @@ def test_a_local_edit_changes_nothing_outside_its_mask(tmp_path):
       return Made(image)
 
   with fake.serving(WholeFrame()) as (_, address, _):
-    with ImageClient(address, local_edits=True) as client:
+    with ImageClient(address, config=ClientConfig(local_edits=True)) as client:
       edit = client.edit(source, "a red square", seed=1).result(5.0)
       sham = client.sham(source, edit.mask, seed=2).result(5.0)
     with ImageClient(address) as client:

@@ -15,7 +15,7 @@ pytest.importorskip("diffusers")
 from auditdm_jax.core import config as config_lib  # noqa: E402
 from auditdm_jax.images import process  # noqa: E402
 from auditdm_jax.images.client import ImageClient  # noqa: E402
-from auditdm_jax.images.config import Batching, ImagesConfig  # noqa: E402
+from auditdm_jax.images.config import Batching, ClientConfig, ImagesConfig  # noqa: E402
 from auditdm_jax.images.diffusers_backend import DiffusersBackend  # noqa: E402
 from auditdm_jax.images.failures import Reason  # noqa: E402
 from auditdm_jax.images.requests import Edit, Generate, Options  # noqa: E402
@@ -181,7 +181,9 @@ def test_the_scenes_config_can_name_it(model):
   images = config_lib.build(ImagesConfig, section, name="config.images")
   backend = DiffusersBackend(images.model, max_batch=images.batching.max_batch)
   with fake.serving(backend, images) as (_, address, _):
-    with ImageClient(address, deterministic=images.client.deterministic) as client:
+    with ImageClient(
+      address, config=ClientConfig(deterministic=images.client.deterministic)
+    ) as client:
       assert _made(client.edit(_source(0), "make the red circle blue", seed=1)).image.any()
   with pytest.raises(ValueError, match="exact or diffusion"):
     scenes.get_config("images=magic")

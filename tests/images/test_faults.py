@@ -21,7 +21,7 @@ import pytest
 
 from auditdm_jax.images import failures, process, replicas, stubs
 from auditdm_jax.images.client import ImageClient
-from auditdm_jax.images.config import Security
+from auditdm_jax.images.config import ClientConfig, Security
 from auditdm_jax.images.failures import Reason
 from auditdm_jax.images.requests import Edit, Generate
 from tests.images import fake, rogue
@@ -102,10 +102,12 @@ def _storm(tmp_path, *, requests: int, kills: int) -> None:
     proxy = stack.enter_context(rogue.Proxy(slow.address))
     addresses = [kept.address, proxy.address, f"127.0.0.1:{fake.free_port()}"]
     client = stack.enter_context(
-      ImageClient(addresses, deadline_s=60.0, max_in_flight=12, security=right)
+      ImageClient(addresses, config=ClientConfig(deadline_s=60.0, max_in_flight=12, security=right))
     )
-    hasty = stack.enter_context(ImageClient(addresses, deadline_s=0.002, security=right))
-    stranger = stack.enter_context(ImageClient(slow.address, security=wrong))
+    hasty = stack.enter_context(
+      ImageClient(addresses, config=ClientConfig(deadline_s=0.002, security=right))
+    )
+    stranger = stack.enter_context(ImageClient(slow.address, config=ClientConfig(security=wrong)))
     channel = stack.enter_context(grpc.insecure_channel(slow.address))
     metadata = (("authorization", "Bearer right"),)
     before = _rss_mb(slow.pid), _rss_mb(os.getpid())
@@ -169,7 +171,7 @@ def _storm(tmp_path, *, requests: int, kills: int) -> None:
     assert "QUEUE_FULL" in logs or requests < 1000, "the queue of 8 was never full"
     after = _rss_mb(slow.pid), _rss_mb(os.getpid())
     assert after[0] - before[0] < 60 and after[1] - before[1] < 250, (before, after)
-    with ImageClient([kept.address, slow.address], security=right) as fresh:
+    with ImageClient([kept.address, slow.address], config=ClientConfig(security=right)) as fresh:
       fresh.wait_ready(30.0)
       for replica in fresh._replicas.all:
         assert replicas.state_of(replica, 5.0) == "SERVING"

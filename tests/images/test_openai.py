@@ -18,7 +18,7 @@ import pytest
 from auditdm_jax.images import openai_backend, telemetry
 from auditdm_jax.images.backend import Cancelled, Job, Made
 from auditdm_jax.images.client import ImageClient
-from auditdm_jax.images.config import Batching, ImagesConfig, ModelConfig
+from auditdm_jax.images.config import Batching, ClientConfig, ImagesConfig, ModelConfig
 from auditdm_jax.images.failures import Reason, Refused
 from auditdm_jax.images.openai_backend import EndpointError, OpenAIBackend
 from tests.images import fake
@@ -191,14 +191,14 @@ def test_a_crowded_endpoint_is_back_pressure(model):
     (Reason.QUEUE_FULL, 3.0), (Reason.QUEUE_FULL, 0.0)
   ]  # fmt: skip
   with fake.serving(backend, ImagesConfig(width=24, height=16)) as (_, address, _):
-    with ImageClient(address, retries=0) as client:
+    with ImageClient(address, config=ClientConfig(retries=0)) as client:
       failure = client.generate("a crowded circle", seed=0, width=24, height=16).result(9.0).failure
   assert (failure.reason, failure.fault, failure.retry_s) == (Reason.QUEUE_FULL, "service", 3.0)
 
 
 def test_what_an_endpoint_says_of_a_prompt_is_not_logged(model, caplog):
   with fake.serving(OpenAIBackend(model, max_batch=2), ImagesConfig(width=24, height=16)) as served:
-    with ImageClient(served[1], retries=0) as client:
+    with ImageClient(served[1], config=ClientConfig(retries=0)) as client:
       failure = client.generate("quoted secret", seed=0, width=24, height=16).result(9.0).failure
   assert failure.reason is Reason.INTERNAL and "secret" in failure.message
   lines = [record.getMessage() for record in caplog.records]
@@ -234,7 +234,7 @@ def test_an_endpoint_that_is_gone_or_hangs_is_its_own_fault(endpoint, model):
 def test_through_the_service(model):
   config = ImagesConfig(width=24, height=16, batching=Batching(max_batch=4))
   with fake.serving(OpenAIBackend(model, max_batch=4), config) as (_, address, _):
-    with ImageClient(address, retries=2) as client:
+    with ImageClient(address, config=ClientConfig(retries=2)) as client:
       futures = [
         client.generate("a circle", seed=5, width=24, height=16),
         client.edit(_source(6), "make it blue", seed=0),

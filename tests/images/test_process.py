@@ -16,6 +16,7 @@ import pytest
 
 from auditdm_jax.images import process, stubs
 from auditdm_jax.images.client import ImageClient
+from auditdm_jax.images.config import ClientConfig
 from auditdm_jax.images.failures import Reason
 from auditdm_jax.images.requests import Edit
 from tests.images import fake
@@ -46,7 +47,9 @@ def _gone(pid: int, timeout_s: float) -> bool:
 def test_nothing_is_lost_when_the_server_is_killed_and_restarted(tmp_path):
   port = fake.free_port()
   service = _start(tmp_path, port=port, sleep_s=0.03)
-  with ImageClient(service.address, deadline_s=20.0, max_in_flight=8) as client:
+  with ImageClient(
+    service.address, config=ClientConfig(deadline_s=20.0, max_in_flight=8)
+  ) as client:
     results = [client.generate(f"p{i}", seed=i, **SIZE) for i in range(80)]
     results[10].result(10.0)
     os.kill(service.pid, signal.SIGKILL)
@@ -62,7 +65,9 @@ def test_nothing_is_lost_when_the_server_is_killed_and_restarted(tmp_path):
 
 def test_without_a_restart_every_future_ends_in_a_typed_failure(tmp_path):
   service = _start(tmp_path, sleep_s=0.05)
-  with ImageClient(service.address, deadline_s=1.0, max_in_flight=4, retries=2) as client:
+  with ImageClient(
+    service.address, config=ClientConfig(deadline_s=1.0, max_in_flight=4, retries=2)
+  ) as client:
     results = [client.generate(f"p{i}", seed=i, **SIZE) for i in range(12)]
     results[0].result(10.0)
     os.kill(service.pid, signal.SIGKILL)
@@ -76,7 +81,7 @@ def test_without_a_restart_every_future_ends_in_a_typed_failure(tmp_path):
 
 def test_sigterm_finishes_what_is_in_flight(tmp_path):
   service = _start(tmp_path, sleep_s=0.2, max_batch=2)
-  with ImageClient(service.address, retries=0) as client:
+  with ImageClient(service.address, config=ClientConfig(retries=0)) as client:
     results = [client.generate(f"p{i}", seed=i, **SIZE) for i in range(6)]
     time.sleep(0.3)
     codes = []
@@ -150,7 +155,7 @@ def test_a_kept_service_comes_back_at_its_address(tmp_path):
   )
   with process.keep(str(config), log=tmp_path / "log") as service:
     first = service.pid
-    with ImageClient(service.address, deadline_s=30.0) as client:
+    with ImageClient(service.address, config=ClientConfig(deadline_s=30.0)) as client:
       source = np.zeros((64, 64, 3), np.uint8)
       before = client.submit(Edit(source, "", 0, sham=True)).result(10.0)
       os.kill(first, signal.SIGKILL)
@@ -179,7 +184,7 @@ def test_a_service_that_cannot_start_again_is_given_pauses(tmp_path, monkeypatch
 
 def test_a_backend_that_hangs_does_not_hold_up_the_end(tmp_path):
   service = _start(tmp_path, drain_s=0.3)
-  with ImageClient(service.address, retries=0) as client:
+  with ImageClient(service.address, config=ClientConfig(retries=0)) as client:
     future = client.generate("forever", seed=0, **SIZE)
     time.sleep(0.3)
     start = time.monotonic()
@@ -212,7 +217,7 @@ def _wait_for_port(port: int) -> None:
 def test_a_server_that_can_answer_no_more_ends(tmp_path):
   """By a bug of its own; whoever keeps it starts it again, and clients ask again."""
   service = _start(tmp_path)
-  with ImageClient(service.address, retries=0) as client:
+  with ImageClient(service.address, config=ClientConfig(retries=0)) as client:
     failure = client.generate("mismade", seed=0, **SIZE).result(10.0).failure
     assert failure.reason is Reason.DRAINING
   until = time.monotonic() + 10.0

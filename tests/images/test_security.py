@@ -11,7 +11,7 @@ import pytest
 from auditdm_jax.core.config import UserError, build
 from auditdm_jax.images import server, stubs
 from auditdm_jax.images.client import ImageClient
-from auditdm_jax.images.config import ImagesConfig, Security
+from auditdm_jax.images.config import ClientConfig, ImagesConfig, Security
 from auditdm_jax.images.failures import Reason
 from tests.images import fake
 
@@ -49,7 +49,9 @@ def pki(tmp_path_factory):
 
 
 def _ask(address, security, *, deadline_s=3.0, retries=3):
-  with ImageClient(address, security=security, deadline_s=deadline_s, retries=retries) as client:
+  with ImageClient(
+    address, config=ClientConfig(security=security, deadline_s=deadline_s, retries=retries)
+  ) as client:
     return client.generate("a", seed=0, **SIZE).result(10.0)
 
 
@@ -82,7 +84,9 @@ def test_a_tls_mistake_is_found_out_soon_and_named(pki):
       with pytest.raises(TimeoutError, match="does one side use TLS"):
         client.wait_ready(0.5)
       assert time.monotonic() - start < 2.0
-    with ImageClient(address, security=Security(ca=pki("server").ca)) as client:
+    with ImageClient(
+      address, config=ClientConfig(security=Security(ca=pki("server").ca))
+    ) as client:
       client.wait_ready(5.0)
 
 
@@ -102,7 +106,7 @@ def test_only_the_token_opens_the_service(token, tmp_path):
       failure = _ask(address, other).failure
       assert failure.reason is Reason.UNAUTHENTICATED and failure.fault == "service"
       assert "(try 1)" in failure.message, "asking again cannot help"
-      with ImageClient(address, security=other) as client:
+      with ImageClient(address, config=ClientConfig(security=other)) as client:
         with pytest.raises(ConnectionError, match="token"):
           client.wait_ready(5.0)  # Health is open, the model is not.
 
@@ -130,7 +134,7 @@ def test_a_token_never_crosses_a_network_in_clear(token):
   with pytest.raises(UserError, match="in clear"):
     build(ImagesConfig, {"host": "0.0.0.0", "security": {"token": token.token}}, name="config")
   with pytest.raises(ValueError, match="in clear"):
-    ImageClient("images.example.org:8500", security=token)
+    ImageClient("images.example.org:8500", config=ClientConfig(security=token))
 
 
 def test_half_a_pair_is_a_mistake():
@@ -172,7 +176,7 @@ def test_an_empty_token_file_is_no_token(tmp_path):
   path = tmp_path / "token"
   path.write_text("\n")
   with pytest.raises(ValueError, match="no token"):
-    ImageClient("127.0.0.1:1", security=Security(token=str(path)))
+    ImageClient("127.0.0.1:1", config=ClientConfig(security=Security(token=str(path))))
 
 
 @pytest.mark.parametrize("data", [b"one\ntwo\n", "h\u00e4".encode(), b"\xff\xfe\x00", b"a\x07b"])
@@ -181,4 +185,4 @@ def test_a_token_that_no_header_can_carry_is_said_at_once(tmp_path, data):
   path.write_bytes(data)
   security = Security(token=str(path))
   with pytest.raises(ValueError, match="token: a token is one line of ASCII"):
-    ImageClient("127.0.0.1:1", security=security)
+    ImageClient("127.0.0.1:1", config=ClientConfig(security=security))

@@ -24,7 +24,7 @@ import pytest
 
 from auditdm_jax.images import codec, failures, stubs
 from auditdm_jax.images.client import ImageClient
-from auditdm_jax.images.config import Batching, ImagesConfig, Limits
+from auditdm_jax.images.config import Batching, ClientConfig, ImagesConfig, Limits
 from auditdm_jax.images.failures import Reason
 from auditdm_jax.images.requests import Edit, Generate
 from tests.images import fake, rogue
@@ -89,7 +89,7 @@ def test_3_forty_calls_at_a_queue_of_eight_all_succeed():
     width=8, height=8, limits=Limits(max_queue=8), batching=Batching(max_batch=4)
   )
   with fake.serving(fake.FakeBackend(0.02), config) as (_, address, _):
-    with ImageClient(address, max_in_flight=40) as client:
+    with ImageClient(address, config=ClientConfig(max_in_flight=40)) as client:
       futures = [client.submit(_generate(i)) for i in range(40)]
       results = [f.result(20.0) for f in futures]
   assert all(r.image is not None for r in results)
@@ -132,7 +132,7 @@ def test_5_all_replicas_get_work():
     fake.serving(backends[1]) as (_, b, _),
     fake.serving(backends[2]) as (_, c, _),
   ):
-    with ImageClient([a, b, c], max_in_flight=4) as client:
+    with ImageClient([a, b, c], config=ClientConfig(max_in_flight=4)) as client:
       done = list(client.map_unordered([_generate(i) for i in range(90)]))
   assert all(r.failure is None for _, r in done)
   assert min(sum(map(len, x.calls)) for x in backends) > 15
@@ -169,5 +169,5 @@ def test_9_no_proxy_of_the_environment_is_asked(monkeypatch):
   for name in ("no_grpc_proxy", "no_proxy", "NO_PROXY"):
     monkeypatch.delenv(name, raising=False)
   with fake.serving(fake.FakeBackend()) as (_, address, _):
-    with ImageClient(address, deadline_s=2.0) as client:
+    with ImageClient(address, config=ClientConfig(deadline_s=2.0)) as client:
       assert client.submit(_generate(0)).result(10.0).failure is None

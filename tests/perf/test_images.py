@@ -26,6 +26,7 @@ pytest.importorskip("diffusers")
 
 from auditdm_jax.images import process  # noqa: E402
 from auditdm_jax.images.client import ImageClient  # noqa: E402
+from auditdm_jax.images.config import ClientConfig  # noqa: E402
 from auditdm_jax.images.requests import Generate  # noqa: E402
 from tests.images import tiny_pipelines  # noqa: E402
 
@@ -68,7 +69,7 @@ def _diffusion(model, folder, max_batch=BATCH):
   config = folder / "config.py"
   config.write_text(CONFIG % (max_batch, model.generate, model.steps, model.guidance))
   with process.spawn(str(config), log=folder / "images.log") as service:
-    with ImageClient(service.address, max_in_flight=2 * BATCH) as client:
+    with ImageClient(service.address, config=ClientConfig(max_in_flight=2 * BATCH)) as client:
       yield service, client
 
 
@@ -193,7 +194,9 @@ def _sleeping(folder, replicas, *, max_in_flight):
       stack.enter_context(process.start(command, log=folder / f"{k}.log")) for k in range(replicas)
     ]
     addresses = [service.address for service in services]
-    yield stack.enter_context(ImageClient(addresses, max_in_flight=max_in_flight))
+    yield stack.enter_context(
+      ImageClient(addresses, config=ClientConfig(max_in_flight=max_in_flight))
+    )
 
 
 def _small(first, n):

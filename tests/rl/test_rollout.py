@@ -353,8 +353,9 @@ def test_some_probes_of_a_cascade_are_put_to_all_models():
   got = rewards(parrots(cascade=True), full_share=0.25)
   again = rewards(parrots(cascade=True), full_share=0.25)
   assert [t.verdict for t in got] == [t.verdict for t in again]
-  extra = [t for t in got if None not in t.answers.values()]
-  always = [t for t in rewards(parrots(cascade=True), full_share=0.0) if all(t.answers.values())]
+  extra = [t for t in got if None not in t.verdict.answers.values()]
+  none = rewards(parrots(cascade=True), full_share=0.0)
+  always = [t for t in none if all(t.verdict.answers.values())]
   assert 0.15 < (len(extra) - len(always)) / len(got) < 0.35
   full = {t.prompt_id: t.verdict for t in rewards(parrots())}
   assert all(t.verdict == full[t.prompt_id] for t in extra)

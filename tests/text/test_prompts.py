@@ -80,16 +80,13 @@ def test_wrong_templates_are_explained(template, message):
     prompts.render(TOKENIZER, template, "red", 3)
 
 
-def test_auditor_prompts_for_every_strategy():
+def test_every_strategy_has_a_prompt_for_each_of_its_turns():
   for strategy, kind in prompts.FIRST_TURN.items():
-    assert prompts.auditor_prompt(strategy) == prompts.AUDITOR_PROMPTS[kind]
+    assert "{first}" not in prompts.AUDITOR_PROMPTS[kind]
     if strategy in prompts.TWO_TURNS:
-      assert "make it {first} red" in prompts.auditor_prompt(strategy, first="make it {first} red")
-    else:
-      with pytest.raises(UserError, match="no second turn"):
-        prompts.auditor_prompt(strategy, first="make it red")
+      assert prompts.AUDITOR_PROMPTS[f"question-after-{kind}"].count("{first}") == 1
   with pytest.raises(UserError, match="did you mean 'edit-only'"):
-    prompts.auditor_prompt("edit_only")
+    prompts.parse_reply("edit_only", "paint it red")
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def test_ids_are_fixed(words):
   assert [words.id(t) for t in tokenizer_lib.SPECIALS] == list(range(9))
   assert words.id("\n") == 9 and words.id("what") == 10
   assert words.vocab_size == 10 + len(WORDS)
-  assert words.image_id == 8 and words.pad_id == 0
+  assert words.image_id == 8
   assert words.token(1) == "<eos>"
 
 
