@@ -93,6 +93,13 @@ class Prober:
     """Takes what `Rollout` is given."""
     if client is None and any(s != "question" for s in cfg.counts()):
       raise UserError("rollout.prompts: image strategies need an image service")
+    if borrows := [s for s in cfg.counts() if s != "question" and s not in prompts_lib.TWO_TURNS]:
+      own = runtime.mine(range(len(pool)))
+      if mute := [i for i in own if not pool.questions(i)]:
+        raise UserError(
+          f"rollout.prompts.{borrows[0]} takes the data set's questions, but {len(mute)} of"
+          f" {len(own)} images have none, the first is image {mute[0]}"
+        )
     self._config, self._pool, self._client = cfg, pool, client
     self._features, self._keep, self._well_formed = features, keep, well_formed
     self._sampler = Sampler(auditor, seed=cfg.seed, temperature=temperature, mesh=mesh)
@@ -186,11 +193,6 @@ class Prober:
     question = ""
     if prompt.strategy not in prompts_lib.TWO_TURNS:
       asked = self._pool.questions(prompt.index)
-      if not asked:
-        raise UserError(
-          f"strategy {prompt.strategy!r} needs the data set's questions, but image {prompt.index}"
-          " has none"
-        )
       question = asked[seed % len(asked)]
     return dataclasses.replace(trajectory, image_seed=seed, question=question)
 

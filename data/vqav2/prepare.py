@@ -20,9 +20,6 @@ import shutil
 
 from absl import app, flags
 
-from auditdm_jax.core import store
-from auditdm_jax.core.config import UserError
-
 _SOURCE = flags.DEFINE_string("source", None, "Folder with the unpacked files.", required=True)
 _SPLIT = flags.DEFINE_enum("split", None, ["train2014", "val2014"], "Which.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to make.", required=True)
@@ -31,16 +28,20 @@ _SKIP = flags.DEFINE_integer("skip", 0, "How many to leave out before.", lower_b
 _SEED = flags.DEFINE_integer("seed", 0, "Of the order.")
 
 
+class PrepareError(ValueError):
+  """Something is wrong with the files."""
+
+
 def prepare(
   source: pathlib.Path, split: str, output: pathlib.Path, *, images: int, skip: int, seed: int
 ) -> int:
   """Makes `output` and returns the number of its images.
 
   Raises:
-    UserError: a file is missing or is not what it should be, or `output` is there.
+    PrepareError: a file is missing or is not what it should be, or `output` is there.
   """
   if output.exists():
-    raise UserError(f"{output} is there already; remove it, or give another --output")
+    raise PrepareError(f"{output} is there already; remove it, or give another --output")
   asked = _read(source / f"v2_OpenEnded_mscoco_{split}_questions.json", "questions")
   said = _read(source / f"v2_mscoco_{split}_annotations.json", "annotations")
   answers = {row["question_id"]: row["multiple_choice_answer"] for row in said}
@@ -57,24 +58,24 @@ def prepare(
   for image_id in ids:
     image = source / split / f"COCO_{split}_{image_id:012d}.jpg"
     if not image.is_file():
-      raise UserError(
+      raise PrepareError(
         f"{image}: no such image, but {by_image[image_id][0]['question']!r} is about it"
       )
     (unfinished / image.name).symlink_to(image.resolve())
     for row in by_image[image_id]:
       line = {"image": image.name, "question": row["question"]}
       lines.append(json.dumps(line | {"answer": answers[row["question_id"]]}))
-  store.write_bytes(unfinished / "questions.jsonl", "".join(f"{x}\n" for x in lines).encode())
+  (unfinished / "questions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
   unfinished.rename(output)
   return len(ids)
 
 
 def _read(path: pathlib.Path, key: str) -> list[Mapping]:
   if not path.is_file():
-    raise UserError(f"{path} is not there; see the top of data/vqav2/prepare.py")
+    raise PrepareError(f"{path} is not there; see the top of data/vqav2/prepare.py")
   rows = json.loads(path.read_text())
   if not isinstance(rows, dict) or not isinstance(rows.get(key), list):
-    raise UserError(f"{path}: no list {key!r}: not VQAv2's file?")
+    raise PrepareError(f"{path}: no list {key!r}: not VQAv2's file?")
   return rows[key]
 
 
@@ -84,7 +85,7 @@ def main(_: list[str]) -> None:
       pathlib.Path(_SOURCE.value), _SPLIT.value, pathlib.Path(_OUTPUT.value),
       images=_IMAGES.value, skip=_SKIP.value, seed=_SEED.value,
     )  # fmt: skip
-  except UserError as e:
+  except PrepareError as e:
     raise SystemExit(f"prepare.py: {e}") from e
   print(f"{_OUTPUT.value}: {count} images")
 

@@ -58,7 +58,7 @@ def test_eight_devices(run_python):
 
     from auditdm_jax.core import runtime
     for most in (0, 64, 100, 10_000):  # Rows are of 32 bytes: one, two, three, all at a time.
-      for w in (placed["params"]["w"], batch["x"], jax.numpy.float32(3) + placed["params"]["b"][0]):
+      for w in (placed["params"]["w"], x, jax.numpy.float32(3) + placed["params"]["b"][0]):
         np.testing.assert_array_equal(runtime.in_pieces(w, most=most), np.asarray(w))
 
     try:

@@ -184,5 +184,5 @@ def test_a_token_that_no_header_can_carry_is_said_at_once(tmp_path, data):
   path = tmp_path / "token"
   path.write_bytes(data)
   security = Security(token=str(path))
-  with pytest.raises(ValueError, match="token: a token is one line of ASCII"):
+  with pytest.raises(ValueError, match="token: a token is one line of printable ASCII"):
     ImageClient("127.0.0.1:1", config=ClientConfig(security=security))

@@ -56,7 +56,7 @@ class Bank:
     self.judge = Judge()
     self.asked = []
     self.vlms, self.computed = {}, collections.Counter()
-    self.cache = types.SimpleNamespace(encoded=0)
+    self.cache = types.SimpleNamespace(encoded=collections.Counter())
 
   def verdicts(self, load, questions, *, image_ids, cascade=None):
     self.asked += list(zip(image_ids, questions))

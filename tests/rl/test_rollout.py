@@ -404,7 +404,7 @@ def test_work_is_counted_by_phase():
   least, most = (
     flops.decoder(cfg, tokens=n, context=n, predictions=1) for n in (slots, slots + 20)
   )
-  towers = flops.tower(tiny.config().vision) * bank.cache.encoded
+  towers = flops.tower(tiny.config().vision) * bank.cache.encoded.total()
   assert least < (result.flops["answers"] - towers) / probes < most
   drawn = result.metrics["tokens"]
   assert result.flops["sample"] > flops.decoder(cfg, tokens=drawn, context=0, predictions=drawn)
