@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A vision-language model behind `answer` and `logits`: weights, tokenizer, pixels and decoding.
 
-    vlm = load_vlm("data/models/target")
+    vlm = load_vlm("data/scenes/weights/target_easy")
     vlm.answer([image], ["what color is the circle?"], max_new_tokens=3)  # -> ["red"]
 
 The compiled programs belong to this module and not to a `Vlm`: parameters are an argument of

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All masked reductions of the project; numpy in, numpy out, and jax in, jax out.
+"""All masked sums and means of the project; numpy in, numpy out, and jax in, jax out.
 
 What the mask leaves out never reaches the result, NaN included: values are selected with `where`,
 not multiplied by zero. Half-precision inputs are summed in float32.

@@ -3,7 +3,9 @@
 
     prompts P ─ prefill ─> prefix [L,P,K,T,H], read by all samples ──┐
                            suffixes [L,P,G,K,C-1,H], one per sample ─┼─ while: step, draw, write
-                           last hidden [P,D] ── draw token 0 ────────┘  until all have stopped
+                           last hidden [P,1,D] ─ draw token 0 ───────┘  until all have stopped
+
+Those are the axes of values; of keys the last two are swapped, see `gemma.Past`.
 
 Memory and the bytes read by a step grow with P·T + P·G·C and not with P·G·T.
 

@@ -398,27 +398,16 @@ class Block(nn.Module):
     return x, kv if self.keep_kv else None
 
 
-# In which order the axes of a layer's weights lie once they are transposed: results first.
-_RESULTS_FIRST = {
-  "q_einsum": (0, 2, 1),
-  "kv_einsum": (0, 1, 3, 2),
-  "attn_vec_einsum": (2, 0, 1),
-  "gating_einsum": (0, 2, 1),
-  "linear": (1, 0),
-}
-
-
 def split_layers(layers: Any) -> dict[str, Any]:
-  """Returns {"layers_0": …}, the tree `layers` taken apart and its weights transposed.
+  """Returns {"layers_0": …}, the tree `layers` taken apart and its matrices results first.
 
   For `Gemma(split=True)`. A step takes as long as reading its weights: a CPU reads these once and
   as they lie, where the scan first copies each layer out of the stack.
   """
 
   def take(i: int, path: tuple[Any, ...], w: Array) -> Array:
-    names = [key.key for key in path]
-    order = next((_RESULTS_FIRST[name] for name in names if name in _RESULTS_FIRST), None)
-    return w[i] if order is None or names[-1] == "b" else jnp.transpose(w[i], order)
+    summed = int8.SUMMED.get(tuple(key.key for key in path[-2:]), ())
+    return jnp.moveaxis(w[i], [axis - 1 for axis in summed], range(-len(summed), 0))
 
   depth = jax.tree.leaves(layers)[0].shape[0]
   return {

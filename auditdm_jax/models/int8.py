@@ -16,8 +16,8 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
-# Axes of the stacked weight that are summed over, by the last names of its path.
-_SUMMED = {
+# The decoder's matrices: axes of the stacked weight that are summed over, by the path's last names.
+SUMMED = {
   ("q_einsum", "w"): (2,),
   ("kv_einsum", "w"): (3,),
   ("attn_vec_einsum", "w"): (1, 2),
@@ -51,7 +51,7 @@ def quantize(params: dict[str, Any]) -> dict[str, Any]:
   """Returns a model's parameters with the matrices of its decoder's layers as `Int8`."""
 
   def one(path: tuple[Any, ...], w: Array) -> Array | Int8:
-    axes = _SUMMED.get(tuple(key.key for key in path[-2:]))
+    axes = SUMMED.get(tuple(key.key for key in path[-2:]))
     if axes is None:
       return w
     largest = jnp.max(jnp.abs(w.astype(jnp.float32)), axis=axes, keepdims=True)

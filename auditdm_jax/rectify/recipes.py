@@ -23,7 +23,8 @@ class Recipe:
     lr: peak learning rate.
     wd: weight decay as big_vision counts it: not multiplied by the learning rate, and only on
       parameters named `kernel`. AdamW's weight decay of the same strength is wd / lr.
-    label_smoothing: mass that is spread over all tokens, the right one among them.
+    label_smoothing: mass that is spread over all V tokens; big_vision leaves the right one out, a
+      difference of 1/V of it.
     llm_dropout: in the language model's blocks.
     freeze: parts that keep their weights; native fine-tuning never trains the vision tower, so that
       without "img" here it still trains the projector.

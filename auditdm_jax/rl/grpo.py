@@ -23,6 +23,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
+from auditdm_jax.core import masked
 from auditdm_jax.core.config import UserError
 
 # exp(+-20) is far outside every clip range and far inside fp32: clip the input, then exponentiate.
@@ -131,10 +132,9 @@ def advantages(
   raw = np.where(valid, rewards, 0.0)
   weighted = raw if weights is None else np.where(valid, raw * np.asarray(weights, np.float64), 0.0)
   scale = _scale(raw, valid, std)
-  count = valid.sum(axis=1, keepdims=True)
-  mean = weighted.sum(axis=1, keepdims=True) / np.maximum(count, 1)
+  mean = masked.mean(weighted, valid, axis=1)[:, None]
   # Liveness is tested on the rewards: a std of equal floats need not be exactly 0.
-  live = (count >= 2) & _spread(weighted, valid)
+  live = (valid.sum(axis=1, keepdims=True) >= 2) & _spread(weighted, valid)
   if std == "none":
     eps = 0.0
   result = (weighted - mean) / (scale + eps)
@@ -156,10 +156,7 @@ def _scale(raw: np.ndarray, valid: np.ndarray, std: str) -> np.ndarray:
   batch = flat.std(ddof=1) if flat.size >= 2 and flat.max() > flat.min() else 1.0
   if std == "batch":
     return np.full((raw.shape[0], 1), batch)
-  count = valid.sum(axis=1, keepdims=True)
-  mean = raw.sum(axis=1, keepdims=True) / np.maximum(count, 1)
-  square = np.where(valid, (raw - mean) ** 2, 0.0).sum(axis=1, keepdims=True)
-  group = np.sqrt(square / np.maximum(count - 1, 1))
+  group = masked.std(raw, valid, ddof=1, axis=1)[:, None]
   return np.where(_spread(raw, valid), group, batch)
 
 
@@ -200,8 +197,7 @@ def log_ratio(logp: jax.Array, logp_old: jax.Array, mask: jax.Array, *, how: str
   gap = jnp.where(mask, logp - logp_old, 0.0)
   if how == "token":
     return gap
-  mean = gap.sum(axis=1, keepdims=True) / jnp.maximum(mask.sum(axis=1, keepdims=True), 1)
-  return jnp.broadcast_to(mean, gap.shape)
+  return jnp.broadcast_to(masked.mean(gap, mask, axis=1)[:, None], gap.shape)
 
 
 def policy_loss(
@@ -280,14 +276,14 @@ def aggregate(
     max_length: T_max of "constant".
   """
   _one_of("aggregation", how, AGGREGATIONS)
-  masked = jnp.where(mask, loss, 0.0)
-  length = mask.sum(axis=1)
-  rows = (length > 0).sum().astype(jnp.float32)
+  total, tokens = masked.sum_count(loss, mask)
   if how == "token":
-    return masked.sum(), length.sum().astype(jnp.float32)
+    return total, tokens
+  of_row, length = masked.sum_count(loss, mask, axis=1)
+  rows = (length > 0).sum().astype(jnp.float32)
   if how == "sequence":
-    return (masked.sum(axis=1) / jnp.maximum(length, 1)).sum(), rows
-  return masked.sum(), rows * max_length
+    return (of_row / jnp.maximum(length, 1)).sum(), rows
+  return total, rows * max_length
 
 
 def loss_and_metrics(
@@ -329,10 +325,9 @@ def loss_and_metrics(
     clip_high=cfg.clip_high,
     dual_clip=cfg.dual_clip,
   )
-  tokens = mask.sum().astype(jnp.float32)
 
   def per_token(x):
-    return jnp.where(mask, x, 0.0).sum(), tokens
+    return masked.sum_count(x, mask)
 
   gap = jnp.abs(old - logp_sampler)
   tis = tis_weight(old, logp_sampler, cap=cfg.tis_cap or jnp.inf)
@@ -341,7 +336,7 @@ def loss_and_metrics(
     "clipped_share": per_token(clipped.astype(jnp.float32)),
     "sampler_gap": per_token(gap),
     "sampler_gap_max": (jnp.where(mask, gap, 0.0).max(), jnp.float32(1)),
-    "sampler_gap_bins": (_histogram(gap, mask), tokens),
+    "sampler_gap_bins": (_histogram(gap, mask), mask.sum().astype(jnp.float32)),
     "tis": per_token(tis),
     "tis_square": per_token(jnp.square(tis)),
   }
