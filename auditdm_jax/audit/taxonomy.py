@@ -100,7 +100,6 @@ class Mode(Record):
   lower: float
   q_value: float
   examples: tuple[str, ...] = ()
-  stability: float | None = None
 
   @property
   def words(self) -> frozenset[str]:

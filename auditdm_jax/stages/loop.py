@@ -267,7 +267,7 @@ def strategies(ctx: Context, attempts: Sequence[Attempt]) -> dict[str, dict]:
 def _faithful(ctx: Context, a: Attempt) -> bool | None:
   source = None if a.probe.caption else ctx.images(a.probe.source_image_id)
   text = a.probe.caption or a.probe.instruction
-  return ctx.world.faithful(source, text, ctx.images(a.probe.image_id), a.probe.seed)
+  return ctx.world.faithful(source, text, ctx.images(a.probe.image_id))
 
 
 def _exposed(ctx: Context, a: Attempt) -> bool:

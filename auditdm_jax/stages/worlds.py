@@ -27,7 +27,7 @@ class World:
     well_formed: whether a text is a question at all (never whether it has an answer).
     gap_of: (question, true answer) -> name of the planted gap or None.
     mode_of: (question, true answer) -> nameable failure mode.
-    faithful: (source image or None, text, image, seed) -> whether the image shows what the caption
+    faithful: (source image or None, text, image) -> whether the image shows what the caption
       or the instruction says; None if the text says nothing that can be drawn.
     gaps: names of all planted gaps.
   """
@@ -37,7 +37,7 @@ class World:
   well_formed: Callable[[str], bool] | None = None
   gap_of: Callable[[str, str], str | None] | None = None
   mode_of: Callable[[str, str], str] | None = None
-  faithful: Callable[[np.ndarray | None, str, np.ndarray, int], bool | None] | None = None
+  faithful: Callable[[np.ndarray | None, str, np.ndarray], bool | None] | None = None
   gaps: tuple[str, ...] = ()
 
 
@@ -81,8 +81,8 @@ def _paraphrase(question: str, k: int) -> str | None:
   return questions.paraphrase(question, k) if questions.parse_question(question) else None
 
 
-def _faithful(source, text, image, seed) -> bool | None:
-  del seed  # What a caption leaves open is the image maker's to choose.
+def _faithful(source: np.ndarray | None, text: str, image: np.ndarray) -> bool | None:
+  """What a caption leaves open is the image maker's to choose."""
   shown = render.parse(image)
   try:
     if source is None:

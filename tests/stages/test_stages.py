@@ -149,8 +149,8 @@ def test_faithful_is_judged_on_pixels(scene):
   rng = np.random.default_rng(5)
   text = language.sample_edit(rng, scene)
   edited = render.redraw(source, scene, language.read_edit(text, scene), 1)
-  assert hooks.faithful(source, text, edited, 1)
-  assert not hooks.faithful(source, text, source, 1)
+  assert hooks.faithful(source, text, edited)
+  assert not hooks.faithful(source, text, source)
 
 
 def test_unknown_world_and_gaps_are_named():
