@@ -31,6 +31,9 @@ from auditdm_jax.core.config import UserError
 T = TypeVar("T")
 
 LOST = 75  # Exit code, EX_TEMPFAIL: another process is gone; the same command goes on.
+# Added to the exit code of one of several that failed by itself. A launcher sees the greatest code
+# of all, which must not be that of those who lost this one: 75, or 134, 137 and 143 by signals.
+OWN = 200
 _HEARTBEAT_S = 30  # A process that is silent for so long is lost, and the job ends.
 _SHUTDOWN_S = 10  # How long one that is done waits for the others; `together` ends in step.
 _START_S = 600  # Machines of one job come up at different times.
@@ -148,7 +151,7 @@ def leave(code: int) -> NoReturn:
   sys.stdout.flush()
   sys.stderr.flush()
   if code and jax.distributed.is_initialized():
-    os._exit(code)
+    os._exit(code + OWN if code in (1, 2) else code)
   sys.exit(code)
 
 
