@@ -75,6 +75,7 @@ def compile_program(
     timeout_s: longest wait.
 
   Raises:
+    UserError: the config asks for what cannot be built.
     RuntimeError: the compiler failed otherwise than for want of memory.
   """
   env = os.environ | {
@@ -99,7 +100,7 @@ def compile_program(
       finally:
         process.kill()
         process.wait()
-    said: dict[str, float] = {}
+    said: dict[str, Any] = {}
     for line in out.read_text().splitlines():
       said |= json.loads(line)
     return _verdict(said, dump, err.read_text(), cpu_s or said.get("cpu_s", 0.0))
@@ -131,7 +132,9 @@ def _cpu_seconds(pid: int) -> float:
   return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _verdict(said: dict[str, float], dump: pathlib.Path, errors: str, cpu_s: float) -> Compiled:
+def _verdict(said: dict[str, Any], dump: pathlib.Path, errors: str, cpu_s: float) -> Compiled:
+  if "mistake" in said:
+    raise UserError(said["mistake"])
   if "stays" not in said:
     raise RuntimeError(f"a program could not be built:\n{errors[-3000:]}")
   known = {"flops": said["flops"], "stays": int(said["stays"]), "cpu_s": cpu_s}

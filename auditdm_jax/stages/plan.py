@@ -114,7 +114,7 @@ def advice(run: steps.Run, plan: table.Plan, row: table.Row) -> str:
       if row.footprint - beside <= plan.limit:
         return f"{said}, beside what else is there. It fits with --config.models.paged=True"
     return f"{said}, beside what else is there. Leave out a reference, or take more chips"
-  for text, changed in steps.changes(run, row.step):
+  for text, changed in steps.changes(run, row.step, plan.where.size):
     step = next(s for s in steps.steps(changed, plan.where.size) if s.name == row.step.name)
     compiled = compiling.compile_program(step.build, plan.where)
     if not compiled.refused and compiled.total + row.beside <= plan.limit:
