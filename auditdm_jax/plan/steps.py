@@ -9,6 +9,7 @@ import shlex
 
 from auditdm_jax import vlm as vlm_lib
 from auditdm_jax.core import mesh as mesh_lib
+from auditdm_jax.core.config import check
 from auditdm_jax.models.multimodal import VlmConfig
 from auditdm_jax.plan import programs
 from auditdm_jax.plan.child import Built
@@ -36,6 +37,9 @@ class PlanConfig:
   architectures: Mapping[str, str] = dataclasses.field(default_factory=dict)
   task_tokens: int = 128
   question_tokens: int = 48
+
+  def __post_init__(self):
+    check(vars(self), "plan", "task_tokens", "question_tokens", least=1)
 
 
 @dataclasses.dataclass(frozen=True)
