@@ -54,12 +54,21 @@ def build(cls: type[T], section: Mapping[str, Any] | ml_collections.ConfigDict, 
       raise UserError(
         f"{name}.{key}: unknown key{did_you_mean(str(key), fields)}; keys: {', '.join(fields)}"
       )
+  missing = [
+    key
+    for key, field in fields.items()
+    if key not in section
+    and field.default is dataclasses.MISSING
+    and field.default_factory is dataclasses.MISSING
+  ]
+  if len(missing) > 1:
+    raise UserError(f"{name} has none of the keys {', '.join(missing)}")
+  if missing:
+    raise UserError(f"{name}.{missing[0]}: missing key{did_you_mean(missing[0], section)}")
   values = {}
-  for key, field in fields.items():
+  for key in fields:
     if key in section:
       values[key] = _convert(hints[key], section[key], f"{name}.{key}")
-    elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-      raise UserError(f"{name}.{key}: missing key{did_you_mean(key, section)}")
   try:
     return cls(**values)
   except UserError:

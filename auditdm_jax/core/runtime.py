@@ -17,6 +17,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import sys
 from typing import Any, NoReturn, TypeVar
 
@@ -86,6 +87,15 @@ def setup(
 
 
 def _join(cluster: Cluster) -> None:
+  given = cluster.coordinator
+  port = re.fullmatch(r".+:(\d{1,5})", given)
+  if given and not (port and 0 < int(port[1]) < 1 << 16):
+    raise UserError(f"--coordinator={given}: must be host:port, such as 10.0.0.2:8476")
+  if 0 < cluster.processes <= cluster.process:
+    raise UserError(
+      f"--process={cluster.process}: of --processes={cluster.processes} the last one is"
+      f" {cluster.processes - 1}"
+    )
   # Its handler of SIGTERM would take the place of ours, which asks the trainer to save and leave.
   jax.config.update("jax_enable_preemption_service", False)
   try:
