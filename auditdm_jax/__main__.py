@@ -6,6 +6,7 @@ Any value of the config can be overridden: `--config.a.b=c`. The same command ru
 """
 
 import ast
+import errno
 import importlib
 import pathlib
 import signal
@@ -137,6 +138,14 @@ def run(argv: list[str]) -> int:
   except UserError as e:
     print(f"auditdm_jax: {e}", file=sys.stderr)
     return 2
+  except OSError as e:
+    if e.errno != errno.ENOSPC:
+      raise
+    where = f" of {e.filename}" if e.filename else ""
+    print(
+      f"auditdm_jax: the disk{where} is full; run the same command to continue", file=sys.stderr
+    )
+    return 1
   except _Terminated:
     print("terminated; run the same command to continue", file=sys.stderr)
     return 128 + signal.SIGTERM
@@ -165,7 +174,10 @@ def _workdir() -> Any:
     return None
   workdir = store.as_path(_WORKDIR.value)
   workdir = workdir if store.is_remote(workdir) else workdir.absolute()
-  workdir.mkdir(parents=True, exist_ok=True)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise UserError(f"--workdir={_WORKDIR.value}: no folder can be made: {e.strerror or e}") from e
   return workdir
 
 

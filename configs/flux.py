@@ -21,10 +21,17 @@ from ml_collections import ConfigDict
 
 def get_config(arg: str = "") -> ConfigDict:
   args = {"generate": "", "edit": "", "port": "8500", "metrics": "9500"}
+  if wrong := [a for a in arg.split(",") if a and "=" not in a]:
+    raise ValueError(
+      f"configs/flux.py: {wrong[0]!r}: args are written name=value: {', '.join(args)}"
+    )
   given = dict(a.split("=", 1) for a in arg.split(",") if a)
   if unknown := sorted(set(given) - set(args)):
     raise ValueError(f"configs/flux.py: unknown arg {unknown[0]!r}; args: {', '.join(args)}")
   args |= given
+  for name in ("port", "metrics"):
+    if not args[name].isdecimal():
+      raise ValueError(f"configs/flux.py: {name}={args[name]!r}, not a number")
   c = ConfigDict()
   c.images = dict(
     backend="diffusers",

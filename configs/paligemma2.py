@@ -33,7 +33,11 @@ FOLDERS = {
 
 
 def _parse(arg: str) -> dict[str, str]:
-  known = {"on": "v5e-16", "references": "10b", "prompts": "32", "chips": "0"}
+  known = {"on": "v5e-16", "references": "10b", "prompts": "32", "chips": ""}
+  if wrong := [a for a in arg.split(",") if a and "=" not in a]:
+    raise ValueError(
+      f"configs/paligemma2.py: {wrong[0]!r}: args are written name=value: {', '.join(known)}"
+    )
   given = dict(a.split("=", 1) for a in arg.split(",") if a)
   if unknown := sorted(set(given) - set(known)):
     raise ValueError(f"configs/paligemma2.py: unknown arg {unknown[0]!r}; args: {', '.join(known)}")
@@ -41,13 +45,21 @@ def _parse(arg: str) -> dict[str, str]:
   for name, choices in (("on", SLICES), ("references", ("10b", "28b"))):
     if args[name] not in choices:
       raise ValueError(f"configs/paligemma2.py: {name}={args[name]!r}, not {', '.join(choices)}")
+  for name in ("prompts", "chips"):
+    if args[name] and not args[name].isdecimal():
+      raise ValueError(f"configs/paligemma2.py: {name}={args[name]!r}, not a whole number")
   return args
 
 
 def get_config(arg: str = "") -> ConfigDict:
   args = _parse(arg)
   (chips, tensor), prompts = SLICES[args["on"]], int(args["prompts"])
-  chips = int(args["chips"]) or chips
+  chips = int(args["chips"] or chips)
+  if chips < 1 or chips % tensor or (chips > 64 and chips % 64):
+    raise ValueError(
+      f"configs/paligemma2.py: chips={chips}, not a multiple of {tensor}, over which heads are"
+      " split, and above 64 of 64, over which masters are"
+    )
   if prompts < 32 or prompts % 32:
     raise ValueError(f"configs/paligemma2.py: prompts={prompts}, not a multiple of 32")
   c = ConfigDict()

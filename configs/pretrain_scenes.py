@@ -19,7 +19,19 @@ from ml_collections import ConfigDict
 
 def get_config(arg: str = "") -> ConfigDict:
   args = dict(only="", gaps="", seed="201", steps="")
-  args |= dict(a.split("=", 1) for a in arg.split(",") if a)
+  if wrong := [a for a in arg.split(",") if a and "=" not in a]:
+    raise ValueError(
+      f"configs/pretrain_scenes.py: {wrong[0]!r}: args are written name=value: {', '.join(args)}"
+    )
+  given = dict(a.split("=", 1) for a in arg.split(",") if a)
+  if unknown := sorted(set(given) - set(args)):
+    raise ValueError(
+      f"configs/pretrain_scenes.py: unknown arg {unknown[0]!r}; args: {', '.join(args)}"
+    )
+  args |= given
+  for name in ("seed", "steps"):
+    if args[name] and not args[name].isdecimal():
+      raise ValueError(f"configs/pretrain_scenes.py: {name}={args[name]!r}, not a whole number")
   c = ConfigDict()
   c.only = args["only"]  # one model's name, else all in order
   c.output = ""  # folder of model folders; "" = <workdir>/models

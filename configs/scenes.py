@@ -17,6 +17,8 @@ ARGS, as configs/scenes.py:target=rare,reward=plain,seed=1
 Everything else is an override: --config.optim.steps=60
 """
 
+import re
+
 from ml_collections import ConfigDict
 
 WEIGHTS = "data/scenes/weights"
@@ -29,10 +31,21 @@ def _parse(arg: str) -> dict[str, str]:
     "target": "easy", "reward": "novelty", "seed": "0", "error_rate": "0.0", "round2": "1",
     "gaps": "", "images": "exact",
   }  # fmt: skip
+  if wrong := [a for a in arg.split(",") if a and "=" not in a]:
+    raise ValueError(
+      f"configs/scenes.py: {wrong[0]!r}: args are written name=value: {', '.join(known)}"
+    )
   given = dict(a.split("=", 1) for a in arg.split(",") if a)
   if unknown := sorted(set(given) - set(known)):
     raise ValueError(f"configs/scenes.py: unknown arg {unknown[0]!r}; args: {', '.join(known)}")
-  return known | given
+  args = known | given
+  if args["target"] not in ("easy", "rare"):
+    raise ValueError(f"configs/scenes.py: target={args['target']!r}, not easy or rare")
+  if not args["seed"].isdecimal():
+    raise ValueError(f"configs/scenes.py: seed={args['seed']!r}, not a whole number")
+  if not re.fullmatch(r"0|0?\.\d+|[01]\.0*", args["error_rate"]):
+    raise ValueError(f"configs/scenes.py: error_rate={args['error_rate']!r}, not a share like 0.1")
+  return args
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: what it says about mistakes, and how it stops."""
 
+import importlib
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -84,6 +86,84 @@ def test_a_mistake_is_one_line(start, flags, config, message):
   code, out, err = finish(start("return 0", *flags, config=config))
   assert code == 2 and message in err and len(err.splitlines()) == 1, err
   assert err.startswith("auditdm_jax: ") and not out
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["--workdir={}/config.py"], "--workdir=.*config.py: no folder can be made: File exists"),
+    (["--workdir={}/config.py/x"], "no folder can be made: Not a directory"),
+    (["--distributed", "--coordinator=nonsense"], "--coordinator=nonsense: must be host:port"),
+    (["--distributed", "--coordinator=a:b"], "--coordinator=a:b: must be host:port"),
+    (["--distributed", "--coordinator=a:70000"], "must be host:port"),
+    (
+      ["--distributed", "--coordinator=a:7000", "--processes=2", "--process=2"],
+      "--process=2: of --processes=2 the last one is 1",
+    ),
+  ],
+)
+def test_a_mistake_about_the_machine_is_one_line(start, tmp_path, flags, message):
+  code, out, err = finish(start("return 0", *(flag.format(tmp_path) for flag in flags)))
+  assert code == 2 and re.search(message, err) and len(err.splitlines()) == 1, err
+
+
+def test_a_full_disk_is_one_line(start):
+  body = "import errno\nraise OSError(errno.ENOSPC, 'No space left on device', '/data/x')"
+  said = "auditdm_jax: the disk of /data/x is full; run the same command to continue\n"
+  assert finish(start(body)) == (1, "", said)
+
+
+def test_a_config_of_something_else_is_one_line(tmp_path):
+  for command in (
+    ["plan", "--config=configs/flux.py", "--topology=cpu:1"],
+    ["train", "--config=configs/flux.py", f"--workdir={tmp_path}"],
+  ):
+    done = subprocess.run(
+      [sys.executable, "-m", "auditdm_jax", *command], cwd=ROOT, capture_output=True, text=True,
+      check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "models" in done.stderr
+
+
+CONFIG_ARGS = [
+  ("scenes", "foo", "'foo': args are written name=value"),
+  ("scenes", "foo=1", "unknown arg 'foo'"),
+  ("scenes", "seed=x", "seed='x', not a whole number"),
+  ("scenes", "seed=-1", "seed='-1', not a whole number"),
+  ("scenes", "error_rate=nan", "error_rate='nan', not a share"),
+  ("scenes", "target=rar", "target='rar', not easy or rare"),
+  ("paligemma2", "foo", "'foo': args are written name=value"),
+  ("paligemma2", "chips=17", "chips=17, not a multiple of 4"),
+  ("paligemma2", "chips=96", "above 64 of 64"),
+  ("paligemma2", "chips=0", "chips=0, not a multiple"),
+  ("paligemma2", "chips=-4", "chips='-4', not a whole number"),
+  ("paligemma2", "prompts=x", "prompts='x', not a whole number"),
+  ("flux", "foo", "'foo': args are written name=value"),
+  ("flux", "port=x", "port='x', not a number"),
+  ("pretrain_scenes", "foo", "'foo': args are written name=value"),
+  ("pretrain_scenes", "onyl=x", "unknown arg 'onyl'"),
+  ("pretrain_scenes", "steps=x", "steps='x', not a whole number"),
+  ("ablations.scenes", "foo", "'foo': args are written name=value"),
+]
+
+
+@pytest.mark.parametrize(("name", "arg", "message"), CONFIG_ARGS)
+def test_an_arg_of_a_config_that_is_none(name, arg, message):
+  with pytest.raises(ValueError, match=f"configs/{name.replace('.', '/')}.py: .*{message}"):
+    importlib.import_module(f"configs.{name}").get_config(arg)
+
+
+def test_args_of_configs_that_are_right():
+  for name, arg in [
+    ("scenes", "target=rare,reward=plain,seed=1,error_rate=0.05,round2=0"),
+    ("scenes", "gaps=seed:3,error_rate=1.0"),
+    ("paligemma2", "on=v5e-16,chips=256,prompts=64"),
+    ("paligemma2", "on=h200"),
+    ("pretrain_scenes", "only=ref_gemma3,steps=5,gaps=seed:4"),
+    ("ablations.scenes", "arm=group-4,seed=2"),
+  ]:
+    importlib.import_module(f"configs.{name}").get_config(arg)
 
 
 def test_a_user_error_of_the_stage_is_one_line(start):

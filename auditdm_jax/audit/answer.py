@@ -11,6 +11,7 @@ import numpy as np
 from auditdm_jax.audit.judge import Judge
 from auditdm_jax.audit.probe import Verdict, probe_id
 from auditdm_jax.audit.verdict import is_fixed, verdict
+from auditdm_jax.core.config import check
 from auditdm_jax.core.store import Images
 
 ImageSource = Sequence[np.ndarray] | Callable[[str], np.ndarray]
@@ -54,6 +55,9 @@ class BankConfig:
   cascade: bool = False
   order: tuple[str, ...] = ()
   abstentions: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    check(vars(self), "bank", "max_new_tokens", "batch_size", "feature_bytes", least=1)
 
 
 class FeatureCache:

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from auditdm_jax.audit import rates
+from auditdm_jax.core.config import check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,10 @@ class ArmsConfig:
   power: float = 1.0
   prior: float = 0.1
   seed: int = 0
+
+  def __post_init__(self):
+    check(vars(self), "arms", "floor", least=0, most=1)
+    check(vars(self), "arms", "yield_weight", "power", "prior", "seed", least=0)
 
 
 class Arms:

@@ -96,19 +96,28 @@ class Checkpointer:
         it has them, shardings; they need not be those of the run that saved.
 
     Raises:
-      UserError: there is no such checkpoint, or it holds another tree.
+      UserError: there is no such checkpoint, it cannot be read, or it holds another tree.
     """
     step = self.latest() if step is None else step
     if step is None or step not in self.steps():
       raise UserError(f"{self.dir}: no checkpoint of step {step}; there are {self.steps()}")
-    self._check(step, abstract)
-    restored = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        arrays=ocp.args.StandardRestore(jax.tree.map(_abstract, abstract)),
-        extras=ocp.args.JsonRestore(),
-      ),
+    wanted = ocp.args.Composite(
+      arrays=ocp.args.StandardRestore(jax.tree.map(_abstract, abstract)),
+      extras=ocp.args.JsonRestore(),
     )
+    try:
+      self._check(step, abstract)
+      restored = self._manager.restore(step, args=wanted)
+    except (UserError, RuntimeError):  # The latter of the devices, or of another process.
+      raise
+    except Exception as e:  # What orbax raises about a damaged file has no class of its own.
+      before = max((s for s in self.steps() if s < step), default=None)
+      start = "the start" if before is None else f"step {before}"
+      reason = str(e).strip().partition("\n")[0][:160]
+      raise UserError(
+        f"{self.dir}/{step}: the checkpoint cannot be read ({type(e).__name__}: {reason}). If it is"
+        f" damaged, remove this folder and run the same command: it goes on from {start}"
+      ) from e
     return step, restored.arrays, restored.extras
 
   def latest(self) -> int | None:

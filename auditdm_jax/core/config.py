@@ -9,6 +9,7 @@ is an error rather than a setting that silently does nothing.
 from collections.abc import Callable, Mapping
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from typing import Any, Literal, TypeVar, Union
@@ -53,18 +54,59 @@ def build(cls: type[T], section: Mapping[str, Any] | ml_collections.ConfigDict, 
       raise UserError(
         f"{name}.{key}: unknown key{did_you_mean(str(key), fields)}; keys: {', '.join(fields)}"
       )
+  missing = [
+    key
+    for key, field in fields.items()
+    if key not in section
+    and field.default is dataclasses.MISSING
+    and field.default_factory is dataclasses.MISSING
+  ]
+  if len(missing) > 1:
+    raise UserError(f"{name} has none of the keys {', '.join(missing)}")
+  if missing:
+    raise UserError(f"{name}.{missing[0]}: missing key{did_you_mean(missing[0], section)}")
   values = {}
-  for key, field in fields.items():
+  for key in fields:
     if key in section:
       values[key] = _convert(hints[key], section[key], f"{name}.{key}")
-    elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-      raise UserError(f"{name}.{key}: missing key{did_you_mean(key, section)}")
   try:
     return cls(**values)
   except UserError:
     raise
   except ValueError as e:  # Raised by a __post_init__ that checks the values together.
     raise UserError(f"{name}: {e}") from e
+
+
+def check(
+  section: Mapping[str, Any],
+  where: str,
+  *names: str,
+  least: float = -math.inf,
+  above: float = -math.inf,
+  most: float = math.inf,
+  below: float = math.inf,
+) -> None:
+  """Checks numbers of a section for `__post_init__`; none of them may be NaN or infinite.
+
+  Args:
+    section: the numbers by key, such as `vars(self)`.
+    where: what the error calls the section, such as "optim".
+    *names: which of them; none = all.
+    least: the smallest one that is right.
+    above: what they must be greater than.
+    most: the greatest one that is right.
+    below: what they must be less than.
+
+  Raises:
+    UserError: one is out of range.
+  """
+  for name in names or section:
+    value = section[name]
+    if math.isfinite(value) and least <= value <= most and above < value < below:
+      continue
+    said = {"at least ": least, "above ": above, "at most ": most, "below ": below}
+    right = " and ".join(f"{word}{bound:g}" for word, bound in said.items() if math.isfinite(bound))
+    raise UserError(f"{where}.{name}={value}: must be {right or 'a finite number'}")
 
 
 def _convert(hint: Any, value: Any, name: str) -> Any:

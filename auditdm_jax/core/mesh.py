@@ -40,16 +40,26 @@ def make_mesh(shape: Mapping[str, int], *, devices: Sequence[jax.Device] | None 
     UserError: the sizes do not use up the devices.
   """
   devices = list(jax.devices() if devices is None else devices)
+  sizes = sizes_of(shape, len(devices))
+  kinds = (AxisType.Auto,) * len(sizes)
+  return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds, devices=devices)
+
+
+def sizes_of(shape: Mapping[str, int], devices: int) -> dict[str, int]:
+  """Returns the sizes of the axes with -1 filled in.
+
+  Raises:
+    UserError: the sizes do not use up the devices.
+  """
   sizes = dict(shape)
   rest = [name for name, size in sizes.items() if size == -1]
   if len(rest) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
     raise UserError(f"mesh {sizes}: sizes are at least 1, and one of them may be -1")
   if rest:
-    sizes[rest[0]] = len(devices) // math.prod(s for s in sizes.values() if s != -1)
-  if math.prod(sizes.values()) != len(devices):
-    raise UserError(f"mesh {dict(shape)} does not use up the {len(devices)} devices")
-  kinds = (AxisType.Auto,) * len(sizes)
-  return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=kinds, devices=devices)
+    sizes[rest[0]] = devices // math.prod(s for s in sizes.values() if s != -1)
+  if math.prod(sizes.values()) != devices:
+    raise UserError(f"mesh {dict(shape)} does not use up the {devices} devices")
+  return sizes
 
 
 def reshaped(mesh: Mesh, shape: Mapping[str, int]) -> Mesh:

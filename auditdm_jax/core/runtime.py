@@ -17,6 +17,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import sys
 from typing import Any, NoReturn, TypeVar
 
@@ -31,6 +32,9 @@ from auditdm_jax.core.config import UserError
 T = TypeVar("T")
 
 LOST = 75  # Exit code, EX_TEMPFAIL: another process is gone; the same command goes on.
+# Added to the exit code of one of several that failed by itself. A launcher sees the greatest code
+# of all, which must not be that of those who lost this one: 75, or 134, 137 and 143 by signals.
+OWN = 200
 _HEARTBEAT_S = 30  # A process that is silent for so long is lost, and the job ends.
 _SHUTDOWN_S = 10  # How long one that is done waits for the others; `together` ends in step.
 _START_S = 600  # Machines of one job come up at different times.
@@ -83,6 +87,15 @@ def setup(
 
 
 def _join(cluster: Cluster) -> None:
+  given = cluster.coordinator
+  port = re.fullmatch(r".+:(\d{1,5})", given)
+  if given and not (port and 0 < int(port[1]) < 1 << 16):
+    raise UserError(f"--coordinator={given}: must be host:port, such as 10.0.0.2:8476")
+  if 0 < cluster.processes <= cluster.process:
+    raise UserError(
+      f"--process={cluster.process}: of --processes={cluster.processes} the last one is"
+      f" {cluster.processes - 1}"
+    )
   # Its handler of SIGTERM would take the place of ours, which asks the trainer to save and leave.
   jax.config.update("jax_enable_preemption_service", False)
   try:
@@ -148,7 +161,7 @@ def leave(code: int) -> NoReturn:
   sys.stdout.flush()
   sys.stderr.flush()
   if code and jax.distributed.is_initialized():
-    os._exit(code)
+    os._exit(code + OWN if code in (1, 2) else code)
   sys.exit(code)
 
 

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core import runtime
+from auditdm_jax.core.config import UserError
 from auditdm_jax.plan import chips, work
 
 # Of the module that is compiled: its files in the dump are found by it.
@@ -49,9 +50,14 @@ def main() -> int:
     runtime.setup(devices=where.size)
   # What is compiled for a TPU cannot be read back without one.
   jax.config.update("jax_enable_compilation_cache", False)
-  built = task.build(where.devices())
+  try:
+    built = task.build(where.devices())
+    with mesh_lib.use(built.mesh):
+      traced = built.function.trace(*built.args)
+  except UserError as e:
+    say(mistake=str(e))
+    return 2
   with mesh_lib.use(built.mesh):
-    traced = built.function.trace(*built.args)
     say(flops=work.flops(traced.jaxpr.jaxpr), stays=bytes_per_device(built.stays))
     lowered = traced.lower(lowering_platforms=("tpu" if where.is_tpu else "cpu",))
   compiled = lowered.compile(compiler_options={"xla_dump_to": task.dump})
@@ -65,7 +71,7 @@ def main() -> int:
   return 0
 
 
-def say(**values: float) -> None:
+def say(**values: float | str) -> None:
   print(json.dumps(values | {"cpu_s": time.process_time()}), flush=True)
 
 

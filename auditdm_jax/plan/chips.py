@@ -45,6 +45,13 @@ CHIPS = {
   "h200": Chip("NVIDIA H200", 139.8 * GIB, 4800e9, 450e9),
   "cpu": Chip("cpu", math.inf, math.inf, math.inf),
 }
+# Of the grid that the chips of a TPU are in.
+_AXES = {"v5e": 2, "v6e": 2, "v5p": 3}
+_SHAPES = {
+  "v5e": "v5e:1x1, 2x2, 2x4, 4x4, … 16x16",
+  "v6e": "v6e:1x1, 2x2, 2x4, 4x4, … 16x16",
+  "v5p": "v5p:2x2x1, 2x2x2, 2x2x4, 2x4x4, …",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +75,9 @@ class Slice:
     """Its devices, which need not exist; those of a CPU must have been asked for at start."""
     if not self.is_tpu:
       return jax.devices("cpu")[: self.size]
-    return topologies.get_topology_desc(platform="tpu", topology_name=self.name).devices
+    # A host has 2x2 chips, but for the machines of one chip.
+    alone = {"chips_per_host_bounds": (1, 1, 1)} if self.size == 1 else {}
+    return topologies.get_topology_desc(platform="tpu", topology_name=self.name, **alone).devices
 
 
 def parse(name: str) -> Slice:
@@ -78,8 +87,13 @@ def parse(name: str) -> Slice:
     UserError: it is none.
   """
   kind, _, shape = name.partition(":")
-  if kind in ("v5e", "v6e", "v5p") and re.fullmatch(r"\d+(x\d+)+", shape):
-    return Slice(name, CHIPS[kind], math.prod(map(int, shape.split("x"))), True)
+  if kind in _AXES and re.fullmatch(r"[1-9]\d{0,2}(x[1-9]\d{0,2}){1,2}", shape):
+    sizes = tuple(map(int, shape.split("x")))
+    # Machines of 2x2 chips; v5e and v6e also have those of one.
+    whole = sizes[0] % 2 == sizes[1] % 2 == 0 or (sizes == (1, 1) and _AXES[kind] == 2)
+    if len(sizes) != _AXES[kind] or not whole:
+      raise UserError(f"--topology={name}: no slice of {kind} has that shape; {_SHAPES[kind]}")
+    return Slice(name, CHIPS[kind], math.prod(sizes), True)
   if kind == "cpu" and shape.isdigit() and int(shape):
     return Slice(name, CHIPS[kind], int(shape), False)
   gpu = re.fullmatch(r"(\w+)x(\d+)", shape) if kind == "gpu" else None

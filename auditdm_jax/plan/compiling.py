@@ -75,6 +75,7 @@ def compile_program(
     timeout_s: longest wait.
 
   Raises:
+    UserError: the config asks for what cannot be built.
     RuntimeError: the compiler failed otherwise than for want of memory.
   """
   env = os.environ | {
@@ -99,7 +100,7 @@ def compile_program(
       finally:
         process.kill()
         process.wait()
-    said: dict[str, float] = {}
+    said: dict[str, Any] = {}
     for line in out.read_text().splitlines():
       said |= json.loads(line)
     return _verdict(said, dump, err.read_text(), cpu_s or said.get("cpu_s", 0.0))
@@ -131,7 +132,9 @@ def _cpu_seconds(pid: int) -> float:
   return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def _verdict(said: dict[str, float], dump: pathlib.Path, errors: str, cpu_s: float) -> Compiled:
+def _verdict(said: dict[str, Any], dump: pathlib.Path, errors: str, cpu_s: float) -> Compiled:
+  if "mistake" in said:
+    raise UserError(said["mistake"])
   if "stays" not in said:
     raise RuntimeError(f"a program could not be built:\n{errors[-3000:]}")
   known = {"flops": said["flops"], "stays": int(said["stays"]), "cpu_s": cpu_s}
@@ -144,9 +147,8 @@ def _verdict(said: dict[str, float], dump: pathlib.Path, errors: str, cpu_s: flo
   if not texts or ("total" not in said and not list(dump.glob(_REPORT))):
     raise RuntimeError(f"a program could not be compiled:\n{errors[-3000:]}")
   total, buffers = said.get("total", 0.0), ()
-  for path in dump.glob(_REPORT):
-    seen, buffers = _read_report(path.read_text())
-    total = total or seen
+  for path in dump.glob(_REPORT):  # Of a TPU's: all at its fullest, as the compiler itself checks.
+    total, buffers = _read_report(path.read_text())
   traffic = hlo.Module(texts[-1].read_text()).traffic()
   return Compiled(**known, total=total, refused=False, buffers=buffers, traffic=traffic)
 

@@ -107,7 +107,7 @@ def reshard(devices: Devices, auditor: Auditor) -> Built:
   programs = _programs(devices, auditor)
   masters, frozen, _ = programs.abstract_params()
   shapes = jax.eval_shape(programs.to_sampler, frozen | masters)
-  copy = _placed(shapes, programs.sampler)
+  copy = mesh_lib.placed(shapes, programs.sampler)
   return Built(programs.to_sampler, (frozen | masters,), programs.mesh, (frozen, masters, copy))
 
 
@@ -121,7 +121,7 @@ def sample(
   shards = mesh_lib.row_shards(mesh)
   prompts = -(-prompts // shards) * shards  # As the sampler fills them up.
   shapes = jax.eval_shape(programs.to_sampler, frozen | masters)
-  params = tree_lib.unflatten(_placed(shapes, programs.sampler))
+  params = tree_lib.unflatten(mesh_lib.placed(shapes, programs.sampler))
   vision = auditor.model.vision
   features = _rows(mesh, (prompts, vision.num_patches, vision.width), jnp.float32)
   tokens, valid = (_rows(mesh, (prompts, width), dtype) for dtype in (jnp.int32, jnp.bool))
@@ -195,7 +195,7 @@ def _model(mesh: Mesh, model: VlmConfig, dtype: str, *, quantized: bool = False)
   """A model as `load_vlm` places it."""
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), _shapes(model))
   shapes = jax.eval_shape(int8.quantize, shapes) if quantized else shapes
-  return _placed(shapes, sharding.shardings(mesh, shapes))
+  return mesh_lib.placed(shapes, sharding.shardings(mesh, shapes))
 
 
 def _programs(devices: Devices, auditor: Auditor) -> Programs:
@@ -220,7 +220,7 @@ def _batch(programs: Programs, auditor: Auditor) -> LearnerBatch:
     pixels=jax.ShapeDtypeStruct(pixels, jnp.float32) if tower else None,
     parts=tuple(map(_part, auditor.parts)),
   )
-  return _placed(batch, programs.batch_shardings(batch))
+  return mesh_lib.placed(batch, programs.batch_shardings(batch))
 
 
 def _part(part: Part) -> Rows:
@@ -236,12 +236,6 @@ def _part(part: Part) -> Rows:
     loss_mask=of(jnp.bool, *tokens),
     advantages=of(jnp.float32, part.per_row),
     logp_sampler=of(jnp.float32, *tokens),
-  )
-
-
-def _placed(shapes: Any, shardings: Any) -> Any:
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
   )
 
 

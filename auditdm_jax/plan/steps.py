@@ -5,9 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import math
+import shlex
 
 from auditdm_jax import vlm as vlm_lib
 from auditdm_jax.core import mesh as mesh_lib
+from auditdm_jax.core.config import check
 from auditdm_jax.models.multimodal import VlmConfig
 from auditdm_jax.plan import programs
 from auditdm_jax.plan.child import Built
@@ -35,6 +37,9 @@ class PlanConfig:
   architectures: Mapping[str, str] = dataclasses.field(default_factory=dict)
   task_tokens: int = 128
   question_tokens: int = 48
+
+  def __post_init__(self):
+    check(vars(self), "plan", "task_tokens", "question_tokens", least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +115,12 @@ class Step:
 
 
 def steps(run: Run, devices: int) -> list[Step]:
-  """The programs in the order of a step."""
+  """The programs in the order of a step.
+
+  Raises:
+    UserError: a mesh does not use up the devices.
+  """
+  mesh_lib.sizes_of(run.layout.rollout or run.layout.mesh, devices)
   auditor = programs.Auditor(
     run.auditor, run.grpo, run.optim, run.layout, run.images, _parts(run, devices)
   )
@@ -129,7 +139,7 @@ def steps(run: Run, devices: int) -> list[Step]:
 
 def _parts(run: Run, devices: int) -> tuple[programs.Part, ...]:
   """Learner rows, as `Rollout.pack` lays them out."""
-  shards = math.prod(_sizes(run.layout.mesh, devices, only_rows=True))
+  shards = _row_shards(run, devices)
   padded = functools.partial(batch_lib.padded, devices=shards, micro_rows=run.optim.micro_rows)
   per_row = run.grpo.group_size if run.optim.shared_prefix else 1
   first, second = _widths(run)
@@ -141,11 +151,10 @@ def _parts(run: Run, devices: int) -> tuple[programs.Part, ...]:
   return tuple(parts)
 
 
-def _sizes(mesh: Mapping[str, int], devices: int, *, only_rows: bool = False) -> list[int]:
-  """Sizes of the axes, -1 filled in."""
-  rest = devices // math.prod(n for n in mesh.values() if n != -1)
-  sized = {name: rest if n == -1 else n for name, n in mesh.items()}
-  return [n for name, n in sized.items() if not (only_rows and name == mesh_lib.TENSOR)]
+def _row_shards(run: Run, devices: int) -> int:
+  """How many devices share the rows of a learner batch."""
+  sizes = mesh_lib.sizes_of(run.layout.mesh, devices)
+  return math.prod(n for name, n in sizes.items() if name != mesh_lib.TENSOR)
 
 
 def _widths(run: Run) -> tuple[int, int]:
@@ -237,28 +246,58 @@ def _repair(run: Run) -> Step:
   return Step("repair", build, 0)
 
 
+def _micro_rows(run: Run, devices: int) -> list[int]:
+  """Smaller micro-batches of the learner: about so many as are advised, and the smallest ones."""
+  shards = _row_shards(run, devices)
+  most = max(part.rows for part in _parts(run, devices))
+  some = max(most // _MICRO_BATCHES // shards, 1) * shards
+  return [n for n in dict.fromkeys((some, shards)) if n < min(run.optim.micro_rows or most, most)]
+
+
 def _power(n: int) -> int:
   return 1 << (n - 1).bit_length()
 
 
-def changes(run: Run, step: Step) -> Sequence[tuple[str, Run]]:
-  """Settings that need less memory for a program that does not fit, the mildest first."""
+def changes(run: Run, step: Step, devices: int) -> Sequence[tuple[str, Run]]:
+  """Settings that need less memory for a program that does not fit, the mildest first.
+
+  Args:
+    run: the config.
+    step: what does not fit.
+    devices: of the slice.
+
+  Returns:
+    Flags, as a shell takes them, and the run that they make.
+  """
   found: list[tuple[str, Run]] = []
-
-  def optim(text: str, **fields) -> None:
-    found.append((text, dataclasses.replace(run, optim=dataclasses.replace(run.optim, **fields))))
-
   if step.name in ("train", "score"):
-    chunk = {} if run.optim.head_chunk else {"head_chunk": 1024}
-    text = "".join(f" --config.optim.head_chunk={n}" for n in chunk.values())
-    if chunk:
-      optim(text.strip(), **chunk)
+    fields: dict[str, int] = {}
+
+    def add(layout: programs.Layout = run.layout, flags: Sequence[str] = ()) -> None:
+      optim = dataclasses.replace(run.optim, **fields)
+      flags = [*(f"--config.optim.{name}={value}" for name, value in fields.items()), *flags]
+      found.append((shlex.join(flags), dataclasses.replace(run, optim=optim, layout=layout)))
+
+    if not run.optim.head_chunk:
+      fields["head_chunk"] = 1024
+      add()
     if not run.optim.remat:
-      optim(f"--config.optim.remat=True{text}", remat=True, **chunk)
+      fields["remat"] = True
+      add()
+    for rows in _micro_rows(run, devices) if step.name == "train" else ():
+      fields["micro_rows"] = rows
+      add()
     if run.layout.mesh.get("fsdp", 1) == 1:
-      layout = dataclasses.replace(run.layout, mesh={"fsdp": -1}, rules=())
-      text = "--config.mesh=fsdp:-1 --config.rules=()"
-      found.append((text, dataclasses.replace(run, layout=layout)))
+      # Axis by axis: a flag sets a key of a section, and not the section.
+      mesh = {a: n if a == mesh_lib.TENSOR else 1 for a, n in run.layout.mesh.items()}
+      mesh["fsdp"] = -1
+      layout = dataclasses.replace(run.layout, mesh=mesh, rules=())
+      flags = [f"--config.mesh.{axis}={n}" for axis, n in mesh.items()] + ["--config.rules=()"]
+      smaller, fields = fields, {}
+      add(layout, flags)
+      if smaller:
+        fields = smaller
+        add(layout, flags)
   elif step.name == "repair" and run.recipe is not None:
     recipe, text = dataclasses.replace(run.recipe, remat=True), ""
     if not run.recipe.remat:

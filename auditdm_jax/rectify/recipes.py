@@ -53,6 +53,12 @@ class Recipe:
   seed: int = 0
 
   def __post_init__(self):
+    mine = vars(self)
+    config.check(mine, "recipe", "batch_size", least=1)
+    config.check(mine, "recipe", "lr", "clip", above=0)
+    config.check(mine, "recipe", "epochs", "steps", "wd", "micro_rows", "seed", least=0)
+    config.check(mine, "recipe", "label_smoothing", "llm_dropout", least=0, below=1)
+    config.check(mine, "recipe", "warmup", least=0, most=1)
     if self.micro_rows and self.batch_size % self.micro_rows:
       raise ValueError(f"batch_size {self.batch_size} % micro_rows {self.micro_rows} is not 0")
     if (self.steps > 0) == (self.epochs > 0):

@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from auditdm_jax.core.config import UserError, did_you_mean
+from auditdm_jax.core.config import UserError, check, did_you_mean
 from auditdm_jax.rl.dynamic import DynamicConfig
 from auditdm_jax.rl.gauges import GaugeConfig
 from auditdm_jax.text import prompts as prompts_lib
@@ -71,8 +71,10 @@ class RolloutConfig:
     for name in ("max_invalid", "full_share"):
       if not 0 <= vars(self)[name] <= 1:
         raise UserError(f"rollout.{name}={vars(self)[name]}: a share, from 0 to 1")
-    if self.deadline_s <= 0:
-      raise UserError(f"rollout.deadline_s={self.deadline_s}: must be above 0")
+    check(self.max_new_tokens, "rollout.max_new_tokens", least=1)
+    check(vars(self), "rollout", "max_chars", least=1)
+    check(vars(self), "rollout", "deadline_s", above=0)
+    check(vars(self), "rollout", "seed", least=0)
 
   def counts(self) -> dict[str, int]:
     """Strategies with at least one prompt, in the order they are worked on."""

@@ -17,6 +17,7 @@ et al. 2020, arXiv:1912.09729), k1/k2/k3 (Schulman 2020, "Approximating KL").
 """
 
 import dataclasses
+import math
 
 import jax
 from jax import lax
@@ -24,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from auditdm_jax.core import masked
-from auditdm_jax.core.config import UserError
+from auditdm_jax.core.config import UserError, check
 
 # exp(+-20) is far outside every clip range and far inside fp32: clip the input, then exponentiate.
 _MAX_LOG_RATIO = 20.0
@@ -86,7 +87,8 @@ class GrpoConfig:
     _one_of("kl", self.kl, KLS)
     if self.group_size < 2:
       raise UserError(f"grpo.group_size={self.group_size}: a group needs at least 2 samples")
-    if not 0 <= self.clip_low < 1 or self.clip_high < 0:
+    check(vars(self), "grpo", "std_eps", "dual_clip", "tis_cap", "kl_coef", "entropy_coef", least=0)
+    if not 0 <= self.clip_low < 1 or not 0 <= self.clip_high < math.inf:
       raise UserError(
         f"grpo.clip_low={self.clip_low}, clip_high={self.clip_high}: the ratio is kept in "
         "[1 - clip_low, 1 + clip_high], so 0 <= clip_low < 1 and clip_high >= 0"
@@ -95,7 +97,7 @@ class GrpoConfig:
       raise UserError(f"grpo.updates={self.updates}: a rollout needs at least 1 update")
     if self.dual_clip and self.dual_clip <= 1.0:
       raise UserError(f"grpo.dual_clip={self.dual_clip}: must be above 1, or 0 for off")
-    if self.temperature <= 0:
+    if not 0 < self.temperature < math.inf:
       raise UserError(f"grpo.temperature={self.temperature}: training samples, so it must be > 0")
 
 

@@ -15,6 +15,8 @@ import dataclasses
 import math
 from typing import Any
 
+from auditdm_jax.core.config import check
+
 NOVELTY_MODES = ("off", "archive", "ema", "text")
 _ARCHIVE = 4096  # texts that novelty compares with: the latest
 
@@ -58,6 +60,8 @@ class RewardConfig:
       raise ValueError(f"reward.novelty_decay={self.novelty_decay}: must be in [0, 1)")
     if not 0 <= self.answerability <= 1:
       raise ValueError(f"reward.answerability={self.answerability}: a share, from 0 to 1")
+    check(vars(self), "reward", "novelty_power", "repetition", "length", least=0)
+    check(vars(self), "reward", "length_limit", least=1)
 
 
 def disagreement(*, parsed: bool, disagrees: bool) -> float:

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from auditdm_jax.core import config as config_lib
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core import tree as tree_lib
 from auditdm_jax.models import multimodal
@@ -72,6 +73,18 @@ class OptimConfig:
   head_chunk: int = 0
   micro_rows: int = 0
   remat: bool = False
+
+  def __post_init__(self):
+    mine = vars(self)
+    config_lib.check(mine, "optim", "steps", least=1)
+    config_lib.check(mine, "optim", "lr", "eps", "clip_norm", above=0)
+    config_lib.check(mine, "optim", "final_lr", "weight_decay", "head_chunk", "micro_rows", least=0)
+    config_lib.check(mine, "optim", "warmup", least=0, most=1)
+    config_lib.check(mine, "optim", "b1", "b2", least=0, below=1)
+    try:
+      re.compile(self.frozen)
+    except re.error as e:
+      raise config_lib.UserError(f"optim.frozen={self.frozen!r}: no regular expression: {e}") from e
 
   def trains(self, path: str) -> bool:
     """Whether a param trains, by its path."""

@@ -20,7 +20,7 @@ import threading
 from typing import Any
 
 from auditdm_jax.core import checkpoint, machine, metrics, runtime, store
-from auditdm_jax.core.config import UserError, did_you_mean
+from auditdm_jax.core.config import UserError, check, did_you_mean
 from auditdm_jax.rl import flops
 from auditdm_jax.rl.batch import LearnerBatch
 from auditdm_jax.rl.learner import Learner
@@ -47,6 +47,12 @@ class TrainConfig:
   best: str = ""
   harvest: tuple[int, ...] = ()
   peak_tflops: float = 0.0
+
+  def __post_init__(self):
+    check(vars(self), "checkpoints", "checkpoint_every", "keep", least=1)
+    check(vars(self), "checkpoints", "peak_tflops", least=0)
+    for updates in self.harvest:
+      check({"harvest": updates}, "checkpoints", least=1)
 
 
 @dataclasses.dataclass(frozen=True)

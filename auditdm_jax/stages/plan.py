@@ -25,7 +25,7 @@ from auditdm_jax.rectify.recipes import Recipe
 from auditdm_jax.rl.draws import RolloutConfig
 from auditdm_jax.rl.grpo import GrpoConfig
 from auditdm_jax.rl.step import OptimConfig
-from auditdm_jax.stages.context import ModelsConfig
+from auditdm_jax.stages.sections import ModelsConfig
 
 FLAGS = flags.FlagValues()
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config.", flag_values=FLAGS)
@@ -37,6 +37,8 @@ _FULL = flags.DEFINE_bool(
 )
 _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.", flag_values=FLAGS)
 _ONLY = flags.DEFINE_list("only", [], "Programs whose names start so.", flag_values=FLAGS)
+# What `read` reads and a config must have.
+_SECTIONS = ("models", "mesh", "rules", "grpo", "optim", "rollout", "bank")
 
 
 def main() -> int:
@@ -44,6 +46,9 @@ def main() -> int:
     raise UserError("plan needs --config and --topology; see plan --help")
   where = chips.parse(_TOPOLOGY.value)
   compiling.check(where)
+  if missing := [name for name in _SECTIONS if name not in _CONFIG.value]:
+    file = config_flags.get_config_filename(FLAGS["config"])
+    raise UserError(f"{file} has no section `{missing[0]}`; plan is for configs of an audit")
   run = read(_CONFIG.value)
   wanted = [
     s for s in steps.steps(run, where.size) if s.name.startswith(tuple(_ONLY.value or [""]))
@@ -114,7 +119,7 @@ def advice(run: steps.Run, plan: table.Plan, row: table.Row) -> str:
       if row.footprint - beside <= plan.limit:
         return f"{said}, beside what else is there. It fits with --config.models.paged=True"
     return f"{said}, beside what else is there. Leave out a reference, or take more chips"
-  for text, changed in steps.changes(run, row.step):
+  for text, changed in steps.changes(run, row.step, plan.where.size):
     step = next(s for s in steps.steps(changed, plan.where.size) if s.name == row.step.name)
     compiled = compiling.compile_program(step.build, plan.where)
     if not compiled.refused and compiled.total + row.beside <= plan.limit:

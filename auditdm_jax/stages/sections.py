@@ -14,6 +14,7 @@ from auditdm_jax.audit.compare import CompareConfig
 from auditdm_jax.audit.judge import JudgeConfig
 from auditdm_jax.audit.taxonomy import TaxonomyConfig
 from auditdm_jax.audit.verify import VerifyConfig
+from auditdm_jax.core.config import check
 from auditdm_jax.images.config import ImagesConfig
 from auditdm_jax.plan.steps import PlanConfig
 from auditdm_jax.rectify import curate as curate_lib
@@ -140,6 +141,9 @@ class RectifyConfig:
   suffix: int
   curate: curate_lib.Config = curate_lib.Config()
 
+  def __post_init__(self):
+    check(vars(self), "rectify", "length", "suffix", least=1)
+
 
 @dataclasses.dataclass(frozen=True)
 class Round2Config:
@@ -154,6 +158,9 @@ class Round2Config:
   steps: int
   enabled: bool = True
   compare: CompareConfig = CompareConfig()
+
+  def __post_init__(self):
+    check(vars(self), "round2", "steps", least=int(self.enabled))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,3 +195,6 @@ class AuditConfig:
   rules: tuple[Any, ...]
   rollout_mesh: dict[str, int] = dataclasses.field(default_factory=dict)
   plan: PlanConfig = PlanConfig()
+
+  def __post_init__(self):
+    check(vars(self), "config", "seed", least=0)

@@ -33,6 +33,10 @@ SHARES = {"question": 12, "edit": 2, "generate": 1, "edit-only": 1}
 
 def get_config(arg: str = "") -> ConfigDict:
   args = {"arm": "base", "seed": "0", "target": "easy"}
+  if wrong := [a for a in arg.split(",") if a and "=" not in a]:
+    raise ValueError(
+      f"configs/ablations/scenes.py: {wrong[0]!r}: args are written name=value: {', '.join(args)}"
+    )
   given = dict(a.split("=", 1) for a in arg.split(",") if a)
   if unknown := sorted(set(given) - set(args)):
     raise ValueError(f"unknown arg {unknown[0]!r}; args: {', '.join(args)}")

@@ -11,7 +11,8 @@
 #   --topology         of the slice: 4x4, 8x8, 2x2x2, …
 #   --chips            of one machine (4)
 #   --account          Kubernetes service account that may write to the bucket (default)
-#   --retries          how often all pods are started again (100)
+#   --retries          how often all pods are started again after a preemption or a lost pod (30);
+#                      a crash ends the JobSet, since that cannot wait between two tries
 #   --dry-run          prints the JobSet instead of applying it
 #
 # The cluster needs the JobSet controller (kubectl apply --server-side -f
@@ -21,7 +22,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source launch/common.sh
 
-name='' image='' accelerator=tpu-v5-lite-podslice topology='' chips=4 account=default retries=100
+name='' image='' accelerator=tpu-v5-lite-podslice topology='' chips=4 account=default retries=30
 spot=''
 while (($#)); do
   case $1 in
@@ -44,33 +45,52 @@ while (($#)); do
 done
 [[ -n $name && -n $image && -n $topology ]] ||
   fail "usage: $0 NAME --image=IMAGE --topology=8x8 [flags] -- STAGE --config=… --workdir=…"
-[[ $topology =~ ^[0-9]+(x[0-9]+){1,2}$ ]] || fail "--topology=$topology: such as 4x4 or 2x2x2"
+check_name "$name"
+[[ $image =~ ^[A-Za-z0-9][A-Za-z0-9._/:@-]*$ ]] || fail "--image=$(quoted "$image"): no name of an image"
+[[ $accelerator =~ ^[a-z0-9-]+$ ]] || fail "--accelerator=$(quoted "$accelerator"): such as tpu-v6e-slice"
+[[ $account =~ ^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$ ]] || fail "--account=$(quoted "$account"): no name of one"
+[[ $topology =~ ^[1-9][0-9]{0,3}(x[1-9][0-9]{0,3}){1,2}$ ]] ||
+  fail "--topology=$topology: such as 4x4 or 2x2x2"
+check_number --chips "$chips" 1
+check_number --retries "$retries" 0
 check_stage "$@"
-machines=$((${topology//x/*} / chips))
-((machines >= 1)) || fail "--topology=$topology has fewer than --chips=$chips chips"
+all=$((${topology//x/*}))
+((all % chips == 0)) ||
+  fail "--topology=$topology has $all chips, not a multiple of --chips=$chips of one machine"
+machines=$((all / chips))
 
+# A string of JSON, which YAML reads as it is; it would fold the lines of its own ones.
+json() {
+  local text=${1//\\/\\\\}
+  text=${text//\"/\\\"}
+  text=${text//$'\n'/\\n}
+  text=${text//$'\t'/\\t}
+  printf '"%s"' "${text//$'\r'/\\r}"
+}
 args() {
   local arg
   for arg in "$@" --distributed; do
-    printf "                    - '%s'\n" "${arg//\'/\'\'}"
+    # Kubernetes makes one dollar of two, and would put its variables for $(NAME).
+    printf '                    - %s\n' "$(json "${arg//\$/\$\$}")"
   done
 }
 spot_selector=${spot:+"
                 cloud.google.com/gke-spot: 'true'"}
+codes=$(IFS=,; echo "${lost[*]}")
 
 job=$(
   cat <<JOB
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
 metadata:
-  name: $name
+  name: "$name"
   annotations:
     alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
 spec:
   failurePolicy:
     maxRestarts: $retries
     rules:
-      # A mistake of the user, which another try would repeat.
+      # A mistake of the user or a crash, which another try would repeat.
       - action: FailJobSet
         onJobFailureReasons: [PodFailurePolicy]
   replicatedJobs:
@@ -84,20 +104,23 @@ spec:
           backoffLimit: 0  # One pod alone cannot come back: all start again.
           podFailurePolicy:
             rules:
+              # A preempted pod, whatever its code: all start again.
+              - action: Count
+                onPodConditions: [{type: DisruptionTarget, status: "True"}]
               - action: FailJob
-                onExitCodes: {containerName: auditdm, operator: In, values: [2]}
+                onExitCodes: {containerName: auditdm, operator: NotIn, values: [$codes]}
           template:
             spec:
               restartPolicy: Never
-              serviceAccountName: $account
+              serviceAccountName: "$account"
               # From SIGTERM: to end the step and write the checkpoint.
               terminationGracePeriodSeconds: 120
               nodeSelector:
-                cloud.google.com/gke-tpu-accelerator: $accelerator
-                cloud.google.com/gke-tpu-topology: $topology$spot_selector
+                cloud.google.com/gke-tpu-accelerator: "$accelerator"
+                cloud.google.com/gke-tpu-topology: "$topology"$spot_selector
               containers:
                 - name: auditdm
-                  image: $image
+                  image: "$image"
                   args:
 $(args "$@")
                   ports:

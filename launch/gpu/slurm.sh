@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # Runs a stage on the GPUs of several nodes of a SLURM cluster, one process per node, and queues it
-# again after a preemption or at the time limit until the stage is done.
+# again after a preemption or at the time limit until the stage is done. A crash ends it.
 #
 #   launch/gpu/slurm.sh --nodes=2 [--gpus=8] [--time=24:00:00] [--dry-run] -- \
 #     train --config=configs/X.py --workdir=/shared/runs/first
@@ -9,7 +9,7 @@
 #   --nodes      how many (1)
 #   --gpus       of each node (8)
 #   --time       limit of one start; 120 s before it, the run saves itself and is queued again
-#   --retries    how often it is queued again (100)
+#   --retries    how often it is queued again when it was stopped or lost a node (100)
 #   --sbatch     a further flag for sbatch, such as --sbatch=--partition=h100; can be repeated
 #   --dry-run    prints the job instead of submitting it
 #
@@ -33,6 +33,10 @@ while (($#)); do
   esac
   shift
 done
+check_number --nodes "$nodes" 1
+check_number --gpus "$gpus" 1
+check_number --retries "$retries" 0
+[[ $time =~ ^[0-9]+([:-][0-9]+)*$ ]] || fail "--time=$(quoted "$time"): such as 24:00:00 or 2-00:00:00"
 check_stage "$@"
 
 job=$(
@@ -53,8 +57,8 @@ cd $(quoted "$PWD")
 export JAX_LOCAL_DEVICE_IDS=$(seq -s, 0 $((gpus - 1)))
 code=0
 srun --kill-on-bad-exit=1 .venv/bin/python -m auditdm_jax $(quoted "$@") --distributed || code=\$?
-# 0 is done, 2 a mistake of the user; everything else goes on from the last checkpoint.
-if ((code != 0 && code != 2 && \${SLURM_RESTART_COUNT:-0} < $retries)); then
+# Stopped, or another process is gone: it goes on from the last checkpoint. A crash would repeat.
+if [[ " ${lost[*]} " == *" \$code "* ]] && ((\${SLURM_RESTART_COUNT:-0} < $retries)); then
   scontrol requeue "\$SLURM_JOB_ID"
 fi
 exit \$code

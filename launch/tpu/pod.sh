@@ -9,7 +9,7 @@
 #   --type       v5litepod-16, v5litepod-64, v6e-16, v5p-16 (which counts cores: 8 chips), …
 #   --version    of the machines' image; by default the one that Google names for the type
 #   --project    by default gcloud's
-#   --retries    how often it is started again (100)
+#   --retries    how often it is started again when it was lost (100); after a crash twice at most
 #   --keep       the slice is not deleted when the stage is done
 #   --dry-run    prints the commands instead of running them
 #
@@ -40,6 +40,8 @@ while (($#)); do
   shift
 done
 [[ -n $name && -n $zone ]] || fail "usage: $0 NAME --zone=ZONE [flags] -- STAGE --config=… --workdir=…"
+check_name "$name"
+check_number --retries "$retries" 0
 check_stage "$@"
 case $type in
   v5litepod-*) version=${version:-v2-alpha-tpuv5-lite} ;;

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from auditdm_jax.audit.skills import Assigner, Seeds, load_seeds
-from auditdm_jax.audit.stability import align, same_mode, with_stability
 from auditdm_jax.audit.taxonomy import Mode, Outcome, Taxonomy, discover_modes
 
 
@@ -114,26 +113,6 @@ def test_fresh_rates(world, seeds):
   got = {names[r.mode_id]: r for r in taxonomy.fresh_rates(fresh, model="t")}
   assert got["dial"].rate < 0.1 and got["colour purple"].rate > 0.9
   assert got["dial"].ci95[0] <= got["dial"].rate <= got["dial"].ci95[1]
-
-
-def test_bootstrap_stability(world, seeds):
-  attempts, _ = world(5, 2000, ["dial", "ring exists"])
-  stable = with_stability(discover_modes(attempts, seeds), attempts, samples=5)
-  assert [m.stability for m in stable.modes] == [1.0, 1.0]
-
-
-def test_ids_are_carried_over(world, seeds):
-  first, _ = world(6, 3000, ["dial", "purple", "digit seven"])
-  second, _ = world(7, 3000, ["dial east", "purple", "ring exists"])
-  old, new = discover_modes(first, seeds), discover_modes(second, seeds)
-  both = first + second
-  got = align(old, new, [a.question for a in both], [a.consensus for a in both])
-  names = {m.name: m.mode_id for m in old.modes}
-  assert names["colour purple"] in dict(got.kept) and names["digit: answer=seven"] in got.lost
-  assert len(got.new) == 2
-  same = align(old, old, [a.question for a in both], [a.consensus for a in both])
-  assert not same.new and not same.lost and not same.merged and not same.split
-  assert all(same_mode(a, b) for a, b in zip(same.taxonomy.modes, old.modes))
 
 
 def test_assignment(seeds):

@@ -94,6 +94,63 @@ def test_without_scores_there_is_no_best(tmp_path):
     assert checkpoints.best() is None and checkpoints.latest() == 1
 
 
+def empty(folder):
+  shutil.rmtree(folder)
+  folder.mkdir()
+
+
+def cut(pattern):
+  """Cuts the largest of these files in half."""
+
+  def damage(folder):
+    path = max(folder.glob(pattern), key=lambda p: p.stat().st_size)
+    os.truncate(path, path.stat().st_size // 2)
+
+  return damage
+
+
+@pytest.mark.parametrize(
+  "damage",
+  [
+    empty,
+    lambda folder: shutil.rmtree(folder / "arrays"),
+    lambda folder: shutil.rmtree(folder / "extras"),
+    lambda folder: (folder / "arrays/_METADATA").unlink(),
+    cut("arrays/_METADATA"), cut("arrays/d/*"), cut("arrays/ocdbt.process_0/d/*"),
+    cut("arrays/manifest.ocdbt"), cut("extras/metadata"),
+  ],
+)  # fmt: skip
+def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(tmp_path, damage):
+  tree = {"w": np.random.default_rng(0).random((300, 1000), np.float32), "step": np.zeros(())}
+  with Checkpointer(tmp_path) as checkpoints:
+    checkpoints.save(1, tree, {"is": 1})
+    checkpoints.save(2, tree, {"is": 2})
+  damage(tmp_path / "2")
+  with Checkpointer(tmp_path) as checkpoints:
+    with pytest.raises(UserError, match="goes on from step 1$") as error:
+      checkpoints.restore(None, tree)
+  said = str(error.value)
+  assert f"{tmp_path}/2: the checkpoint cannot be read" in said and len(said.splitlines()) == 1
+  shutil.rmtree(tmp_path / "2")
+  with Checkpointer(tmp_path) as checkpoints:
+    step, restored, extras = checkpoints.restore(None, tree)
+  assert (step, extras) == (1, {"is": 1})
+  np.testing.assert_array_equal(restored["w"], tree["w"])
+
+
+def test_a_lack_of_memory_is_no_damage(tmp_path, monkeypatch):
+  with Checkpointer(tmp_path) as checkpoints:
+    checkpoints.save(1, {"w": np.zeros(1)}, {})
+    checkpoints.wait()
+
+    def full(*args, **kwargs):
+      raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")
+
+    monkeypatch.setattr(checkpoints._manager, "restore", full)
+    with pytest.raises(jax.errors.JaxRuntimeError):
+      checkpoints.restore(1, {"w": np.zeros(1)})
+
+
 SAVES = """
 import sys, numpy as np
 from auditdm_jax.core.checkpoint import Checkpointer

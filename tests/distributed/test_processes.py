@@ -193,7 +193,7 @@ def test_four_devices_in_several_processes(start_all, tmp_path, processes):
 def test_a_lost_process_ends_the_job_and_it_goes_on(start_all, straight, tmp_path, fault):
   lost = int(fault.split(",")[1])
   ends = run(start_all, tmp_path / "two", 2, 1, f"--config.fault={fault}")
-  assert ends[lost].code == (1 if fault.startswith("raise") else -9)
+  assert ends[lost].code == (runtime.OWN + 1 if fault.startswith("raise") else -9)
   assert ends[lost].code < 0 or "the disk is full" in ends[lost].err
   other = ends[1 - lost]
   assert other.code in (runtime.LOST, -6)  # and not -9: within a minute

@@ -21,7 +21,7 @@ STAGE = [
 
 def launch(script, *args, path=None, code=0):
   """Runs a launcher, with a folder of stand-ins for its commands before the real ones."""
-  env = dict(os.environ, POLL_S="0")
+  env = dict(os.environ, POLL_S="0", BACKOFF_S="0")
   if path:
     env["PATH"] = f"{path}:{env['PATH']}"
   done = subprocess.run(
@@ -96,8 +96,24 @@ def test_dry_run_for_a_cluster():
   (container,) = pod["containers"]
   assert container["args"] == [*STAGE, "--distributed"]
   assert container["resources"]["limits"] == {"google.com/tpu": 4}
-  (rule,) = job["podFailurePolicy"]["rules"]
-  assert rule["onExitCodes"] == {"containerName": "auditdm", "operator": "In", "values": [2]}
+  preempted, crashed = job["podFailurePolicy"]["rules"]
+  assert preempted["action"] == "Count" and crashed["action"] == "FailJob"
+  codes = {"containerName": "auditdm", "operator": "NotIn", "values": [75, 134, 137, 143, 255]}
+  assert crashed["onExitCodes"] == codes
+  assert jobset["spec"]["failurePolicy"]["maxRestarts"] == 30
+
+
+def test_arguments_reach_a_pod_as_they_were():
+  given = ["two\nlines\tand 'a' \"b\"", "back\\slash\\n", "k: v # {[&*", "größer", "$(HOME) $$ $x"]
+  out = launch(
+    "gke/jobset.sh", "a", "--image=i", "--topology=4x4", "--dry-run", "--", *STAGE, *given
+  )
+  jobset = yaml.safe_load(out.partition("\n")[2].removesuffix("JOB\n"))
+  job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+  (container,) = job["template"]["spec"]["containers"]
+  # Kubernetes takes one dollar of each pair.
+  assert [arg.replace("$$", "$") for arg in container["args"]] == [*STAGE, *given, "--distributed"]
+  assert "$(HOME)" not in out.replace("$$", "")
 
 
 @pytest.mark.parametrize(("topology", "machines"), [("4x4", 4), ("2x2x2", 2), ("16x16", 64)])
@@ -116,13 +132,43 @@ def test_a_pod_for_every_machine_of_the_slice(topology, machines):
     (["tpu/pod.sh", "a", "--zone=z", "--", "train"], "--workdir=DIR is missing"),
     (["tpu/pod.sh", "a", "--zone=z", "--type=v9-8", "--", *STAGE], "v9-8: give its --version too"),
     (["gpu/slurm.sh", "--node=2", "--", *STAGE], "unknown flag --node=2"),
-    (["gke/jobset.sh", "a", "--image=i", "--topology=8", "--", *STAGE], "such as 4x4 or 2x2x2"),
+    (["tpu/pod.sh", "a/b", "--zone=z", "--", *STAGE], "NAME a/b: small letters"),
+    *(
+      (["tpu/pod.sh", "a", "--zone=z", f"--retries={n}", "--", *STAGE], f"--retries={n}: a whole")
+      for n in ("abc", "-1", "010", "")
+    ),
+    *(
+      (["gpu/slurm.sh", flag, "--", *STAGE], f"{flag}: a whole number, at least [01]")
+      for flag in ("--gpus=a100:8", "--gpus=abc", "--gpus=0", "--nodes=abc", "--retries=1e3")
+    ),
+    (["gpu/slurm.sh", "--time=soon", "--", *STAGE], "--time=soon: such as 24:00:00"),
+    *(
+      (["gke/jobset.sh", "a", "--image=i", *flags, "--", *STAGE], message)
+      for flags, message in [
+        (["--topology=8"], "such as 4x4 or 2x2x2"),
+        (["--topology=08x8"], "such as 4x4 or 2x2x2"),
+        (["--topology=0x4"], "such as 4x4 or 2x2x2"),
+        (["--topology=4x4", "--chips=0"], "--chips=0: a whole number, at least 1"),
+        (["--topology=2x3", "--chips=4"], "has 6 chips, not a multiple of --chips=4"),
+        (["--topology=4x4", "--retries=-1"], "--retries=-1: a whole number"),
+        (["--topology=4x4", "--image=a b"], "--image='a b': no name of an image"),
+        (["--topology=4x4", "--account=a: b"], "--account='a: b'"),
+      ]
+    ),
+    *(
+      (
+        ["gke/jobset.sh", name, "--image=i", "--topology=4x4", "--", *STAGE],
+        "NAME .*: small letters",
+      )
+      for name in ("A", "a_b", "a-", "a\nb", "a: b")
+    ),
   ],
 )
 def test_mistakes_are_told_before_anything_is_made(command, message, tmp_path):
   for name in ("gcloud", "sbatch", "kubectl"):
     program(tmp_path / name, f"touch {tmp_path}/used")
-  assert re.search(message, launch(*command, path=tmp_path, code=2))
+  out = launch(*command, path=tmp_path, code=2)
+  assert re.search(message, out) and len(out.splitlines()) == 1
   assert not (tmp_path / "used").exists()
 
 
@@ -173,9 +219,48 @@ def test_tries_are_bounded(tmp_path):
   assert verbs.count("ssh") == 3 and "given up" in out
 
 
+AGAIN = """
+source launch/common.sh
+sleep() {{ echo "pause $1"; }}
+nothing() {{ :; }}
+attempt() {{ code=${{codes[0]}}; codes=("${{codes[@]:1}}"); echo ran; return "$code"; }}
+codes=({codes})
+unset BACKOFF_S
+again {retries} nothing attempt
+"""
+
+
 @pytest.mark.parametrize(
-  ("code", "restarts", "again"), [(0, 0, False), (2, 0, False), (143, 0, True), (143, 100, False)]
+  ("codes", "retries", "ran", "pauses", "code"),
+  [
+    ([1] * 9, 100, 3, [60, 240], 1),  # not 101 starts of the same crash
+    ([201] * 9, 100, 3, [60, 240], 201),
+    ([1, 1, 0], 100, 3, [60, 240], 0),
+    ([255, 137, 75, 134, 143, 0], 100, 6, [0] * 5, 0),
+    ([1, 1, 143, 1, 1, 1], 100, 6, [60, 240, 0, 60, 240], 1),
+    ([202, 0], 100, 1, [], 2),
+    ([143] * 9, 0, 1, [], 143),
+    ([1] * 9, 1, 2, [60], 1),
+  ],
 )
+def test_a_crash_is_tried_twice_more_and_a_loss_at_once(codes, retries, ran, pauses, code):
+  script = AGAIN.format(codes=" ".join(map(str, codes)), retries=retries)
+  done = subprocess.run(
+    ["bash", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+  )
+  assert done.returncode == code, done.stderr
+  lines = done.stdout.splitlines()
+  assert lines.count("ran") == ran
+  assert [int(line.split()[1]) for line in lines if line.startswith("pause")] == pauses
+
+
+@pytest.mark.parametrize(
+  ("code", "restarts", "again"),
+  [
+    (0, 0, False), (2, 0, False), (1, 0, False), (201, 0, False), (143, 0, True), (75, 3, True),
+    (143, 100, False),
+  ],
+)  # fmt: skip
 def test_a_stopped_slurm_job_is_queued_again(tmp_path, code, restarts, again):
   out = launch("gpu/slurm.sh", "--nodes=2", "--dry-run", "--", *STAGE)
   (tmp_path / "job.sh").write_text(out.partition("\n")[2].removesuffix("JOB\n"))

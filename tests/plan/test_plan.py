@@ -2,8 +2,13 @@
 """Plans of tiny runs. For a CPU everything is compiled; for a TPU where its compiler is there."""
 
 import dataclasses
+import shlex
+import subprocess
+import sys
 
+from absl import flags
 import jax
+from ml_collections import config_flags
 import numpy as np
 import pytest
 
@@ -71,10 +76,25 @@ def test_calls_of_a_step():
   assert {s.keeps for s in paged} == {"", steps.STATE, steps.COPY}
 
 
-@pytest.mark.parametrize("name", ["v5e:4y4", "v5:4x4", "gpu:h300x8", "cpu:0", "v5e"])
+@pytest.mark.parametrize(
+  "name", ["v5e:4y4", "v5:4x4", "gpu:h300x8", "cpu:0", "v5e", "v5e:0x4", "v5e:x"]
+)
 def test_a_topology_that_is_none(name):
   with pytest.raises(UserError, match="no such slice"):
     chips.parse(name)
+
+
+@pytest.mark.parametrize("name", ["v5e:3x3", "v5e:1x2", "v5e:4x4x4", "v5p:4x4", "v5p:1x1x1"])
+def test_a_shape_that_no_slice_has(name):
+  with pytest.raises(UserError, match=f"no slice of {name[:3]} has that shape; {name[:3]}:"):
+    chips.parse(name)
+
+
+@pytest.mark.parametrize("name", ["v5e:1x1", "v6e:2x4", "v5p:2x2x1"])
+def test_the_compiler_knows_the_slices(name):
+  pytest.importorskip("libtpu")
+  where = chips.parse(name)
+  assert len(where.devices()) == where.size
 
 
 def test_names_of_slices():
@@ -111,14 +131,65 @@ def test_a_program_must_fit_beside_what_stays():
 
 def test_what_would_make_a_repair_smaller():
   recipe = Recipe(steps=5, batch_size=16, lr=1e-3)
-  found = steps.changes(run(recipe=recipe), named(steps.steps(run(), 8), "repair"))
+  found = steps.changes(run(recipe=recipe), named(steps.steps(run(), 8), "repair"), 8)
   assert [text for text, _ in found] == [
     "--config.rectify.recipe.remat=True",
     "--config.rectify.recipe.remat=True --config.rectify.recipe.micro_rows=2",
   ]
   last = found[-1][1].recipe
   assert last.remat and last.micro_rows == 2 and last.batch_size == 16
-  assert not steps.changes(run(recipe=last), named(steps.steps(run(), 8), "repair"))
+  assert not steps.changes(run(recipe=last), named(steps.steps(run(), 8), "repair"), 8)
+
+
+def configured(monkeypatch, flags_given):
+  """What the stage reads, from flags as a shell splits them."""
+  values = flags.FlagValues()
+  config = config_flags.DEFINE_config_file(
+    "config", None, "", flag_values=values, lock_config=False, accept_new_attributes=True
+  )
+  monkeypatch.setattr(sys, "argv", ["plan", *shlex.split(flags_given)])
+  values(sys.argv)
+  return stage.read(config.value)
+
+
+@pytest.mark.parametrize(
+  ("config", "devices", "name", "count"),
+  [
+    ("configs/scenes.py", 8, "train", 5),
+    ("configs/scenes.py --config.optim.micro_rows=0 --config.optim.remat=True", 2, "train", 4),
+    ("configs/paligemma2.py:on=v5e-16", 16, "train", 1),
+    ("configs/paligemma2.py:on=v5e-16 --config.optim.shared_prefix=False", 16, "train", 2),
+    ("configs/scenes.py", 8, "repair", 1),
+  ],
+)
+def test_advice_can_be_typed(monkeypatch, config, devices, name, count):
+  given = f"--config={config}"
+  asked = configured(monkeypatch, given)
+  found = steps.changes(asked, named(steps.steps(asked, devices), name), devices)
+  assert len(found) == count and len({text for text, _ in found}) == count
+  for text, changed in found:
+    assert configured(monkeypatch, f"{given} {text}") == changed, text
+    steps.steps(changed, devices)
+    rows = changed.optim.micro_rows
+    assert rows % devices == 0 and (not asked.optim.micro_rows or rows <= asked.optim.micro_rows)
+
+
+MISTAKES = [
+  (["--config.mesh.data=3"], "mesh {'data': 3} does not use up the 8 devices"),
+  (["--config.mesh.data=0"], "sizes are at least 1"),
+  (["--config.optim.micro_rows=3"], "optim.micro_rows=3: must be a multiple of the 8 devices"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), MISTAKES)
+def test_a_mistake_is_told_as_one(given, message):
+  command = ["plan", "--config=configs/scenes.py", "--topology=cpu:8", "--only=train", *given]
+  done = subprocess.run(
+    [sys.executable, "-m", "auditdm_jax", *command], capture_output=True, text=True, timeout=120,
+    check=False,
+  )  # fmt: skip
+  said = [line for line in done.stderr.splitlines() if not line.startswith("compiling ")]
+  assert done.returncode == 2 and len(said) == 1 and message in said[0], done.stderr
 
 
 @pytest.mark.slow

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A config's numbers are checked when it is read: one line that names the key and what is right."""
+
+import importlib
+import math
+
+import pytest
+
+from auditdm_jax.core.config import UserError, build
+from auditdm_jax.stages import sections
+
+NAN, INF = math.nan, math.inf
+WRONG = {
+  "seed": (-1,),
+  "optim.steps": (0, -3),
+  "optim.lr": (0.0, -1e-3, NAN, INF),
+  "optim.final_lr": (-1e-3, NAN, INF),
+  "optim.warmup": (-0.1, 1.5, NAN),
+  "optim.b1": (-0.1, 1.0, NAN),
+  "optim.b2": (1.0, NAN),
+  "optim.eps": (0.0, NAN),
+  "optim.weight_decay": (-0.1, NAN),
+  "optim.clip_norm": (0.0, -1.0, NAN),
+  "optim.micro_rows": (-8,),
+  "optim.head_chunk": (-1,),
+  "optim.frozen": ("(",),
+  "checkpoints.checkpoint_every": (0, -1),
+  "checkpoints.keep": (0,),
+  "checkpoints.harvest": ((10, 0),),
+  "checkpoints.peak_tflops": (-1.0, NAN),
+  "grpo.std_eps": (-1.0, NAN),
+  "grpo.dual_clip": (NAN, INF, 0.5),
+  "grpo.tis_cap": (-1.0, NAN),
+  "grpo.kl_coef": (-0.1, NAN, INF),
+  "grpo.entropy_coef": (-0.1, NAN),
+  "grpo.clip_low": (NAN, 1.0),
+  "grpo.clip_high": (NAN, -0.1, INF),
+  "grpo.temperature": (0.0, NAN, INF),
+  "reward.novelty_power": (-1.0, NAN),
+  "reward.repetition": (-1.0, NAN),
+  "reward.length": (-1.0, INF),
+  "reward.length_limit": (0,),
+  "reward.answerability": (NAN,),
+  "rollout.max_new_tokens.question": (0, -1),
+  "rollout.max_chars": (0,),
+  "rollout.max_invalid": (NAN,),
+  "rollout.deadline_s": (0.0, NAN),
+  "bank.max_new_tokens": (0,),
+  "bank.batch_size": (0,),
+  "bank.feature_bytes": (0,),
+  "discover.arms.floor": (-0.1, 1.1, NAN),
+  "discover.arms.yield_weight": (-1.0, NAN),
+  "discover.arms.power": (NAN,),
+  "discover.arms.prior": (-1.0,),
+  "rectify.recipe.lr": (0.0, NAN, INF),
+  "rectify.recipe.batch_size": (0, -64),
+  "rectify.recipe.epochs": (-1.0, NAN, INF),
+  "rectify.recipe.warmup": (-0.1, 2.0, NAN),
+  "rectify.recipe.clip": (0.0, NAN),
+  "rectify.recipe.wd": (-1.0, NAN),
+  "rectify.recipe.label_smoothing": (1.0, -0.1, NAN),
+  "rectify.recipe.llm_dropout": (1.0, NAN),
+  "rectify.recipe.micro_rows": (-8,),
+  "rectify.recipe.replay": (NAN,),
+  "rectify.length": (0,),
+  "round2.steps": (0,),
+  "plan.task_tokens": (0,),
+}
+
+
+def config(**changes):
+  made = importlib.import_module("configs.scenes").get_config()
+  made.plan = {}
+  with made.unlocked():
+    for key, value in changes.items():
+      section = made
+      *path, last = key.split(".")
+      for name in path:
+        section = section[name]
+      section[last] = value
+  return made
+
+
+@pytest.mark.parametrize(
+  ("key", "value"), [(key, value) for key, values in WRONG.items() for value in values]
+)
+def test_a_number_that_is_out_of_range(key, value):
+  with pytest.raises(UserError) as error:
+    build(sections.AuditConfig, config(**{key: value}), name="config")
+  said = str(error.value)
+  assert key.split(".")[-1] in said and len(said.splitlines()) == 1
+  assert str(value[-1] if isinstance(value, tuple) else value) in said
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"optim.final_lr": 0.0, "optim.warmup": 1.0, "optim.b1": 0.0, "optim.weight_decay": 0.0},
+    {"grpo.std_eps": 0.0, "reward.novelty_power": 0.0, "reward.novelty_high": INF},
+    {"discover.arms.floor": 0.0, "discover.arms.prior": 0.0, "rectify.recipe.warmup": 0.0},
+    {"round2.steps": 0, "round2.enabled": False},
+  ],
+)
+def test_what_is_at_the_edge_is_right(changes):
+  build(sections.AuditConfig, config(**changes), name="config")
