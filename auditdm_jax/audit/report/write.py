@@ -108,6 +108,7 @@ def _write_pages(root: pathlib.Path, data: data_lib.ReportData) -> None:
     "index.html",
     modes=modes,
     tiles=_tiles(data),
+    finds=_finds_word(data.summary),
     funnel_top=max((row.count for row in data.funnel), default=0),
     success_chart=charts.line_chart(
       [(c.name, c.steps, c.success) for c in data.curves],
@@ -204,7 +205,7 @@ def _tiles(data: data_lib.ReportData) -> list[_Tile]:
   summary, tiles = data.summary, []
   search = summary.get("search", {})
   if "trained" in search:
-    note = "of the trained auditor's probes are confirmed finds"
+    note = f"of the trained auditor's probes are {_finds_word(summary).lower()}"
     after, before = (search.get(k, {}).get("rate") for k in ("trained", "prompt_only"))
     if after is not None and before:
       note += f"; {charts.percent(before)} before training (×{after / before:.1f})"
@@ -223,6 +224,11 @@ def _tiles(data: data_lib.ReportData) -> list[_Tile]:
   if {"baseline", "repaired"} <= repair.keys():
     tiles.append(_repair_tile(repair["baseline"], repair["repaired"]))
   return tiles
+
+
+def _finds_word(summary: Mapping[str, Any]) -> str:
+  """What finds are called: only an oracle confirms them."""
+  return "Confirmed finds" if summary.get("precision") else "Finds"
 
 
 def _rate_tile(label: str, rate: data_lib.Rate, note: str) -> _Tile:
