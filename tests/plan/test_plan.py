@@ -73,7 +73,7 @@ def test_calls_of_a_step():
   assert named(planned, "sample again").calls == 2  # after captions, after instructions
   assert named(planned, "repair").calls == 0
   paged = steps.steps(run(paged=True), 8)
-  assert {s.keeps for s in paged} == {"", steps.STATE, steps.COPY}
+  assert {s.keeps for s in paged} == {"", steps.STATE, steps.COPY, steps.TOWER}
 
 
 @pytest.mark.parametrize(
