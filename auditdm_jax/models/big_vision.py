@@ -32,6 +32,7 @@ _PREFIXES = ("params/", "opt/target/")
 _LAYER = re.compile(r"(img/Transformer/encoderblock|llm/layers)[_/](\d+)/(.+)")
 _QKV, _Q, _KV = (f"llm/layers/attn/{name}_einsum/w" for name in ("qkv", "q", "kv"))
 _EMBEDDING = "llm/embedder/input_embedding"
+_HEAD = "llm/embedder/output_embedding"  # Of a model whose head is not tied.
 _POSITIONS = "img/pos_embedding"
 VOCAB = 256_000 + 1024 + 128  # Gemma's pieces, <loc0000> to <loc1023>, <seg000> to <seg127>.
 # The sizes (D, N, H) whose queries are scaled by (D/N)**-0.5: Gemma 2 27B.
@@ -219,7 +220,7 @@ def with_image_token(cfg: VlmConfig, tree: Mapping[str, Leaf]) -> tuple[VlmConfi
   """
   rows = 64 * (cfg.image_token_id // 64 + 1)
   cfg = dataclasses.replace(cfg, text=dataclasses.replace(cfg.text, vocab_size=rows))
-  return cfg, dict(tree) | {_EMBEDDING: _grow(tree[_EMBEDDING], rows)}
+  return cfg, dict(tree) | {k: _grow(tree[k], rows) for k in (_EMBEDDING, _HEAD) if k in tree}
 
 
 def _resize_positions(leaf: Leaf, patches: int) -> Leaf:
@@ -240,7 +241,7 @@ def _resize_positions(leaf: Leaf, patches: int) -> Leaf:
 
 
 def _grow(leaf: Leaf, rows: int) -> Leaf:
-  """The embedding with more rows, each the mean of all that there are.
+  """The embedding or the head with more rows, each the mean of all that there are.
 
   The logit of such a row is the mean of the others, so it is never the largest.
   """

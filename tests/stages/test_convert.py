@@ -131,6 +131,29 @@ def test_from_hugging_face_and_back_is_the_same(work, dtype, kind, old):
   assert not list(work.glob(".*"))
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_an_image_token_without_a_row_stays_without(work, kind, tied):
+  """As transformers allows it; what did not come from there gets rows, in the head too."""
+  cfg = dataclasses.replace(
+    CONFIGS[kind], text=dataclasses.replace(CONFIGS[kind].text, tied_head=tied), image_token_id=73
+  )
+  start = write_hf(work / "hf", cfg)
+  for source, to in (("hf", "again"), ("hf", "native"), ("native", "back")):
+    flags = (f"--input={work / source}", f"--output={work / to}")
+    assert not run(*flags, "--to=native" if to == "native" else "--to=hf")
+  for name in ("again", "back"):
+    assert tensors_in(work / name) == tensors_in(start)
+    for file in ("config.json", "preprocessor_config.json"):
+      assert json.loads((work / name / file).read_text()) == json.loads((start / file).read_text())
+  params = tree.unflatten({k: jnp.asarray(v) for k, v in arrays_of(cfg).items()})
+  weights.save(work / "ours", cfg, params, None, {})
+  assert not run(f"--input={work / 'ours'}", f"--output={work / 'grown'}", "--to=hf")
+  grown = weights.open_model(work / "grown")
+  rows = {leaf.shape[0] for k, leaf in grown.tree.items() if k.startswith("llm/embedder/")}
+  assert rows == {grown.cfg.text.vocab_size} == {128}
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", ml_dtypes.bfloat16])
 @pytest.mark.parametrize("middle", ["native", "orbax", "hf"])
 def test_from_npz_and_back_is_the_same(work, dtype, middle):
