@@ -328,6 +328,7 @@ def read_orbax(folder: pathlib.Path) -> dict[str, Leaf]:
     keys = [[part["key"] for part in entry] for entry in entries]
     driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
     packed = metadata.get("use_ocdbt", True)
+    zeros_too = bool(metadata.get("store_array_data_equal_to_fill_value"))
   except (FileNotFoundError, ValueError, KeyError, TypeError) as e:
     raise UserError(f"{path}: not the metadata of an Orbax checkpoint: {e}") from e
 
@@ -338,7 +339,9 @@ def read_orbax(folder: pathlib.Path) -> dict[str, Leaf]:
 
   return {
     "/".join(key): _stored(
-      {"driver": driver, "kvstore": store(".".join(key))}, f"{folder}: {'/'.join(key)}"
+      {"driver": driver, "kvstore": store(".".join(key))},
+      f"{folder}: {'/'.join(key)}",
+      zeros_too=zeros_too,
     )
     for key in keys
   }
@@ -368,13 +371,13 @@ def write_orbax(
       "dtype": leaf.dtype.name,
       "store_data_equal_to_fill_value": True,
     }
-    array, start = tensorstore.open(spec, create=True).result(), 0
+    array, start = _written(tensorstore.open(spec, create=True)), 0
     for piece in leaf.pieces():
       if leaf.shape:
-        array[start : start + len(piece)].write(piece).result()
+        _written(array[start : start + len(piece)].write(piece))
         start += len(piece)
       else:
-        array.write(piece).result()
+        _written(array.write(piece))
     entries[str(tuple(keys))] = {
       "key_metadata": [{"key": key, "key_type": 2} for key in keys],
       "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": False},
@@ -385,17 +388,37 @@ def write_orbax(
   (folder / "_CHECKPOINT_METADATA").write_text("{}", encoding="utf-8")
 
 
-def _stored(spec: Mapping[str, Any], source: str) -> Leaf:
-  try:
-    array = tensorstore.open(spec, open=True, read=True).result()
-  except (ValueError, OSError) as e:
-    raise UserError(f"{source}: not a readable array: {str(e).splitlines()[0]}") from e
+def _stored(spec: Mapping[str, Any], source: str, *, zeros_too: bool = False) -> Leaf:
+  """A leaf of a zarr array.
+
+  A chunk that is not there is damage, and must not be read as zeros, unless whoever wrote the array
+  left out what is all zeros. None does where there is no fill value, nor with `zeros_too`.
+  """
+
+  def result(future: tensorstore.Future) -> Any:
+    try:
+      return future.result()
+    except (ValueError, OSError) as e:
+      raise UserError(f"{source}: not a readable array: {str(e).splitlines()[0]}") from e
+
+  strict = {**spec, "fill_missing_data_reads": False}
+  array = result(tensorstore.open(strict, open=True, read=True))
+  if array.fill_value is not None and not zeros_too:
+    array = result(tensorstore.open(spec, open=True, read=True))
   return Leaf(
     tuple(array.shape),
     np.dtype(array.dtype.numpy_dtype),
-    lambda index: array[index].read().result(),
+    lambda index: result(array[index].read()),
     source,
   )
+
+
+def _written(future: tensorstore.Future) -> Any:
+  """What was waited for; a disk that does not take it is an OSError, as for any other file."""
+  try:
+    return future.result()
+  except ValueError as e:
+    raise OSError(str(e).splitlines()[0]) from e
 
 
 # --------------------------------------------------------------------------------------- shared

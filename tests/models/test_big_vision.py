@@ -7,6 +7,7 @@ The last needs big_vision and what it imports; without them its test is skipped:
 """
 
 import dataclasses
+import json
 import zipfile
 
 import jax
@@ -141,6 +142,14 @@ def test_checkpoints_of_the_trainer(tmp_path, dtype):
   leaf = weights.open_model(folder).tree["llm/layers/mlp/linear"]
   part = (slice(1, 2), slice(3, 9), slice(0, 16))
   np.testing.assert_array_equal(leaf.read(part), arrays["llm/layers/mlp/linear"][part])
+  # A chunk that is gone, and one that a writer with a fill value may have left out.
+  norm = folder / "params~llm~final_norm~scale"
+  (norm / "0").unlink()
+  with pytest.raises(UserError, match="params~llm~final_norm~scale: .*is missing"):
+    weights.load(folder)
+  metadata = json.loads((norm / ".zarray").read_text())
+  (norm / ".zarray").write_text(json.dumps(metadata | {"fill_value": 0.0}))
+  assert not np.any(weights.load(folder).params["llm"]["final_norm"]["scale"])
   (tmp_path / "run" / "checkpoint.bv-LAST").write_text("000000004")
   with pytest.raises(UserError, match="names checkpoint.bv-000000004, which is not there"):
     weights.load(tmp_path / "run")

@@ -327,6 +327,24 @@ def test_orbax_restores_what_we_write_and_we_read_what_it_writes(tmp_path):
     tensor_files.read_orbax(tmp_path)
 
 
+@pytest.mark.parametrize("harm", [lambda f: f.unlink(), lambda f: f.write_bytes(b"x")])
+def test_a_chunk_that_is_missing_or_torn_is_not_zeros(tmp_path, harm):
+  arrays = {"a/w": np.ones((5, 3), np.float32), "zeros": np.zeros(3, np.float32)}
+  tensor_files.write_orbax(tmp_path, {k: leaves.of_array(v) for k, v in arrays.items()})
+  harm(tmp_path / "a.w" / "0.0")
+  read = tensor_files.read_orbax(tmp_path)
+  with pytest.raises(UserError, match="a/w: not a readable array: ") as e:
+    read["a/w"].whole()
+  assert len(str(e.value).splitlines()) == 1
+  assert not read["zeros"].whole().any()
+
+
+def test_what_the_disk_does_not_take_of_an_array_is_an_os_error(tmp_path):
+  (tmp_path / "a").write_text("in the way")
+  with pytest.raises(OSError, match="a/.zarray"):
+    tensor_files.write_orbax(tmp_path, {"a": leaves.of_array(np.ones(3))})
+
+
 # --------------------------------------------------------------------------------------- meshes
 
 
