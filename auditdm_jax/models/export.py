@@ -136,9 +136,10 @@ def _new(path: pathlib.Path) -> Iterator[pathlib.Path]:
   except OSError as e:
     raise UserError(f"{path} could not be written: {e}") from e
   finally:
-    if tmp.is_dir():
-      shutil.rmtree(tmp)
-    tmp.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # What went wrong above is what has to be said.
+      if tmp.is_dir():
+        shutil.rmtree(tmp)
+      tmp.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

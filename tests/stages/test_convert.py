@@ -433,4 +433,7 @@ def test_a_disk_that_does_not_take_it_is_one_line(work, capsys, monkeypatch):
   monkeypatch.setattr(tensor_files, "_bytes", full)
   assert run(f"--input={start}", f"--output={work / 'x'}", "--to=native") == 2
   assert "x could not be written: [Errno 28] No space left" in capsys.readouterr().err
+  below = start / "config.json" / "x"
+  assert run(f"--input={start}", f"--output={below}", "--to=native") == 2
+  assert f"{below} could not be written: [Errno" in capsys.readouterr().err
   assert [p.name for p in work.iterdir()] == ["hf"]
