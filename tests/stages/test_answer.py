@@ -80,6 +80,8 @@ def test_mistakes_are_one_line(run, picture, tmp_path):
     ([model, f"--image={tmp_path}/torn.png", prompt], "torn.png) cannot be read"),
     ([f"--model={tmp_path}/empty", image, prompt], "there is no config.json"),
     ([f"--model={tmp_path}/nothing", image, prompt], "no such file or folder"),
+    ([f"--model={'x' * 300}", image, prompt], "File name too long: 'xxx"),
+    ([model, f"--image={'x' * 300}", prompt], "File name too long: 'xxx"),
   ):
     code, out, err = run(*flags)
     assert code == 2 and not out and message in err, (flags, err)

@@ -396,6 +396,8 @@ def test_a_wrong_input_is_one_line_and_leaves_nothing(work, capsys, harm, messag
     (["--to=hf"], "is there already"),
     (["--to=hg", "--output={}/y"], "value should be one of <hf|"),
     (["--to=hf", "--output={}/y", "--input={}/z"], "/z: no such file or folder"),
+    (["--to=hf", "--output={}/y", "--input={}/" + "z" * 300], "File name too long"),
+    (["--to=hf", "--output={}/" + "y" * 300], "File name too long"),
     (["--to=hf", "--output={}/y", "--dtype=int8"], "value should be one of <float32|"),
     (["--to=hf", "--output={}/y", "--model=paligemma2_3b_48"], "did you mean 'paligemma2_3b_448'"),
     (["--to=hf", "--output={}/y", "--model=paligemma2_3b_448"], "config.json says what the model"),
