@@ -9,9 +9,11 @@ a tensor piece by piece. Names are whatever the file says: what they mean is the
 
 from collections.abc import Callable, Mapping
 import json
+import lzma
 import math
 import os
 import pathlib
+import tokenize
 from typing import Any
 import zipfile
 import zlib
@@ -42,6 +44,11 @@ _SAFETENSORS = {
 }
 _SAFETENSORS_NAMES = {np.dtype(v): k for k, v in _SAFETENSORS.items()}
 _RANK = {name: i for i, name in enumerate(_SAFETENSORS)}
+# What zipfile and numpy raise for a file that is damaged.
+_BROKEN_NPZ = (
+  OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+  tokenize.TokenError,
+)  # fmt: skip
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 
 
@@ -207,8 +214,11 @@ def _no_tensors(folder: pathlib.Path) -> str:
 
 def _what_it_is(path: pathlib.Path) -> str:
   """Says what a file is that is not safetensors, if its first bytes tell."""
-  with open(path, "rb") as f:
-    start = f.read(64)
+  try:
+    with open(path, "rb") as f:
+      start = f.read(64)
+  except OSError:
+    return ""
   if start.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")):
     return ", but a pickle or a zip file"
   if start.startswith(b"version https://git-lfs"):
@@ -231,9 +241,9 @@ def read_npz(path: pathlib.Path) -> dict[str, Leaf]:
       tensors = {
         member.filename.removesuffix(".npy"): _npz_leaf(path, archive, member) for member in members
       }
-  except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as e:
-    if isinstance(e, UserError):
-      raise
+  except UserError:
+    raise
+  except _BROKEN_NPZ as e:
     raise UserError(f"{path}: not a whole npz file: {e}") from e
   if not tensors:
     raise UserError(f"{path}: there are no arrays in it")
@@ -269,8 +279,11 @@ def _npz_leaf(path: pathlib.Path, archive: zipfile.ZipFile, member: zipfile.ZipI
     return _mapped(path, dtype=dtype, shape=shape, offset=offset, source=source, order=order)
 
   def read(index: Index) -> np.ndarray:
-    with zipfile.ZipFile(path) as again, again.open(member.filename) as f:
-      return np.lib.format.read_array(f, allow_pickle=False).view(dtype)[index]
+    try:
+      with zipfile.ZipFile(path) as again, again.open(member.filename) as f:
+        return np.lib.format.read_array(f, allow_pickle=False).view(dtype)[index]
+    except _BROKEN_NPZ as e:
+      raise UserError(f"{source}: cannot be read: {e}") from e
 
   return Leaf(shape, dtype, read, source)
 

@@ -276,6 +276,31 @@ def test_torn_npz_files_are_explained(tmp_path):
     weights.load(path)
 
 
+@pytest.mark.parametrize("at, value", [(8, 1), (10, 99)], ids=["encrypted", "unknown_method"])
+def test_damaged_entries_of_an_npz_are_explained(tmp_path, at, value):
+  path = save_npz(tmp_path / "x.npz", {"a": np.zeros(3)})
+  damaged = bytearray(path.read_bytes())
+  damaged[damaged.index(b"PK\x01\x02") + at] = value
+  path.write_bytes(damaged)
+  with pytest.raises(UserError, match="x.npz: not a whole npz file"):
+    tensor_files.read_npz(path)
+
+
+def test_damage_in_an_array_of_an_npz_is_explained(tmp_path):
+  header = b"{'shape': (3,".ljust(118)
+  with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+    archive.writestr("a.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+  with pytest.raises(UserError, match="x.npz: not a whole npz file"):
+    tensor_files.read_npz(tmp_path / "x.npz")
+  np.savez_compressed(tmp_path / "y.npz", a=np.random.default_rng(0).standard_normal(5000))
+  damaged = bytearray((tmp_path / "y.npz").read_bytes())
+  damaged[len(damaged) // 2] ^= 255
+  (tmp_path / "y.npz").write_bytes(damaged)
+  leaf = tensor_files.read_npz(tmp_path / "y.npz")["a"]  # The header is whole.
+  with pytest.raises(UserError, match="y.npz: a: cannot be read: "):
+    leaf.whole()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", ml_dtypes.bfloat16])
 def test_numpy_reads_what_we_write(tmp_path, dtype):
   arrays = arrays_of(CFG, dtype=dtype)

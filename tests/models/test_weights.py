@@ -171,6 +171,17 @@ def test_torn_weights_are_refused(folder):
     weights.load(folder)
 
 
+def test_weights_that_cannot_be_opened_are_explained(folder, monkeypatch):
+  (folder / "model.safetensors").write_bytes(b"\x80\x04pickle")
+
+  def closed(path, *args, **kwargs):
+    raise PermissionError(13, "Permission denied", str(path))
+
+  monkeypatch.setattr(tensor_files, "open", closed, raising=False)
+  with pytest.raises(UserError, match="model.safetensors: not a whole safetensors file: "):
+    weights.load(folder)
+
+
 def test_saving_refuses_what_could_not_be_loaded(tmp_path, params):
   broken = {"img": params["img"], "llm": {k: v for k, v in params["llm"].items() if k != "layers"}}
   with pytest.raises(UserError, match="missing llm/layers"):
