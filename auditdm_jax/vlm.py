@@ -189,12 +189,14 @@ class Vlm:
         the whole row as prefix for PaliGemma, causal but for the images for Gemma 3.
 
     Raises:
-      UserError: slots and images do not match.
+      UserError: slots and images do not match, or ids that the model does not have.
     """
-    ids = np.asarray(input_ids, np.int32)
+    ids = np.asarray(input_ids)
     valid = np.ones(ids.shape, bool) if input_mask is None else np.asarray(input_mask, bool)
     if ids.ndim != 2 or valid.shape != ids.shape:
       raise UserError(f"input_ids {ids.shape}, input_mask {valid.shape}: both should be [B,T]")
+    self._check_ids(ids)
+    ids = ids.astype(np.int32)
     features = None
     if pixel_values is not None:
       vision, pixels = self._vision(), jnp.asarray(pixel_values, jnp.float32)
@@ -235,6 +237,13 @@ class Vlm:
     which[np.arange(which.shape[1]) < count[:, None]] = np.arange(images)
     return which
 
+  def _check_ids(self, ids: np.ndarray) -> None:
+    """Raises a UserError for an id without an embedding: the lookup gives NaN, or another's."""
+    rows = self.cfg.text.vocab_size
+    known = (ids >= 0) & ((ids < rows) | (ids == self.cfg.image_token_id))
+    if not np.all(known):
+      raise UserError(f"token id {ids[~known][0]}: model {self.name!r} has 0 to {rows - 1}")
+
   def _windows(self, counts: Sequence[int]) -> Iterator[list[int]]:
     """Cuts rows, in order, so that the features of each piece's images fit into the memory."""
     vision = self.cfg.vision
@@ -269,6 +278,8 @@ class Vlm:
       prompts_lib.render(self.tokenizer, self.template, p, slots, images=len(w))
       for p, w in zip(prompts, which)
     ]
+    for row in ids:
+      self._check_ids(np.array(row))
     sc = decode.SampleConfig(max_new_tokens, temperature, self.stop_ids)
     answers = [""] * len(prompts)
     for rows in self._batches(ids, which, max_new_tokens):
