@@ -31,7 +31,7 @@ _FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pi
 _MAX_PIXELS = 1 << 27  # A file of a few kB can unpack to more than the memory holds.
 # What Pillow raises for a file that is damaged or no image.
 _BROKEN = (
-  OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error,
+  OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error, zlib.error,
   Image.DecompressionBombError,
 )  # fmt: skip
 
@@ -191,12 +191,12 @@ def _scale(u8: np.ndarray, how: Pixels) -> np.ndarray:
 
 def _square(image: Picture, size: int, name: str, how: Pixels) -> np.ndarray:
   """Returns u8[size,size,3]."""
-  if not isinstance(image, Image.Image | str | os.PathLike):
-    image = np.asarray(image)
-    if image.dtype == np.uint8 and image.shape == (size, size, 3):
-      return image
-    image = _from_array(image, name)
   try:
+    if not isinstance(image, Image.Image | str | os.PathLike):
+      image = np.asarray(image)
+      if image.dtype == np.uint8 and image.shape == (size, size, 3):
+        return image
+      image = _from_array(image, name)
     if isinstance(image, Image.Image):
       rgb = _to_rgb(image, name, white=how.origin == "hf")
     else:

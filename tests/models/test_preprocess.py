@@ -51,6 +51,7 @@ def test_grey_alpha_and_palette_become_rgb():
     (np.zeros((3, 8, 8), np.uint8), r"shape \(3, 8, 8\)"),
     (np.zeros((0, 8, 3), np.uint8), r"shape \(0, 8, 3\)"),
     (np.zeros((8,), np.uint8), r"shape \(8,\)"),
+    ([[1, 2], [3]], "image 1 cannot be read: .*inhomogeneous"),
   ],
 )
 def test_what_is_not_an_image_is_refused(image, message):
@@ -239,12 +240,16 @@ def bomb():
 def test_damaged_files_are_named(tmp_path, monkeypatch):
   whole = io.BytesIO()
   picture(size=(64, 64)).save(whole, "jpeg")
+  dds = io.BytesIO()
+  picture(size=(64, 64)).save(dds, "dds")
   png = io.BytesIO()
   picture(size=(64, 64)).save(png, "png")
   files = {
     "torn.jpg": whole.getvalue()[:-400],
     "torn.png": png.getvalue()[:200],
     "flipped.png": png.getvalue()[:60] + b"\xff" * 8 + png.getvalue()[68:],
+    # Of a pixel format with a name, which is none.
+    "unknown.dds": dds.getvalue()[:80] + (4).to_bytes(4, "little") + dds.getvalue()[84:],
     "text.png": b"not an image",
     "empty.png": b"",
     "bomb.png": bomb(),
