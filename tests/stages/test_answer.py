@@ -74,6 +74,9 @@ def test_mistakes_are_one_line(run, picture, tmp_path):
   for flags, message in (
     ([image, prompt], "--model"),
     ([model, image], "--prompt"),
+    ([model, image, prompt, "--seed=4294967296"], "seed 4294967296: expected"),
+    ([model, image, prompt, "--temperature=nan"], "temperature nan is negative or not finite"),
+    ([model, image, "--prompt=caf\udce9"], "text that is not UTF-8: 'caf\\udce9'"),
     ([model, image, prompt, "--max_new_tokens=0"], "--max_new_tokens"),
     ([model, image, prompt, "--workdir=x"], "workdir"),
     ([model, "--image=no.png", prompt], "--image=no.png: no such file"),
