@@ -233,7 +233,9 @@ def test_errors_teach(vlm, tmp_path):
   with pytest.raises(UserError, match=r"mask_ar \(1, 3\): should be \(2, 2\), as input_ids"):
     vlm.logits(None, [[2, 3], [2, 3]], mask_ar=np.ones((1, 3)))
   for i in (-1, TEXT.vocab_size, 1 << 40):
-    with pytest.raises(UserError, match=rf"token id {i}: model 'tiny' has 0 to {TEXT.vocab_size - 1}"):
+    with pytest.raises(
+      UserError, match=rf"token id {i}: model 'tiny' has 0 to {TEXT.vocab_size - 1}"
+    ):
       vlm.logits(None, [[2, i]])
   larger = dataclasses.replace(vlm, tokenizer=Tokenizer.word_level([*WORDS, "new"]))
   with pytest.raises(UserError, match=f"token id {TEXT.vocab_size}: model 'tiny' has"):

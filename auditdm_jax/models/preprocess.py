@@ -73,6 +73,8 @@ class Pixels:
       raise ValueError("antialias false: Pillow's filters, of all origins but big_vision, do")
     if not all(self.std):
       raise ValueError(f"std {self.std} has a zero")
+    if not np.isfinite((self.rescale, *self.mean, *self.std)).all():
+      raise ValueError(f"rescale {self.rescale}, mean {self.mean} or std {self.std} is not finite")
 
 
 def preprocess(images: Sequence[Picture], *, size: int, how: Pixels | None = None) -> np.ndarray:
@@ -129,7 +131,7 @@ def read_processor(
       mean=_channels(settings.get("image_mean", 0.5)) if normalize else (0.0, 0.0, 0.0),
       std=_channels(settings.get("image_std", 0.5)) if normalize else (1.0, 1.0, 1.0),
     )
-  except (TypeError, ValueError) as e:
+  except (OverflowError, TypeError, ValueError) as e:
     raise UserError(f"{path}: {e}") from e
 
 
@@ -161,20 +163,21 @@ def _read_settings(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
     if not path.is_file():
       continue
     settings = store.read_json(path)
+    # transformers 5 nests them in the processor's own file, where older ones have none.
+    if name == "processor_config.json" and isinstance(settings, dict):
+      settings = settings.get("image_processor")
+      if settings is None:
+        continue
     if not isinstance(settings, dict):
       raise UserError(f"{path}: not a JSON object")
-    # transformers 5 nests them in the processor's own file, where older ones have none.
-    if name == "processor_config.json":
-      settings = settings.get("image_processor")
-    if settings is not None:
-      return path, {k: v for k, v in settings.items() if v is not None}
+    return path, {k: v for k, v in settings.items() if v is not None}
   return folder / "preprocessor_config.json", {}
 
 
 def _channels(value: float | Sequence[float]) -> tuple[float, float, float]:
   if isinstance(value, int | float):
     return (float(value),) * 3
-  if len(value) != 3:
+  if not isinstance(value, list) or len(value) != 3:
     raise ValueError(f"{value} is not one number per channel")
   return (float(value[0]), float(value[1]), float(value[2]))
 

@@ -23,6 +23,7 @@ import numpy as np
 import safetensors
 import tensorstore
 
+from auditdm_jax.core import store
 from auditdm_jax.core.config import UserError
 from auditdm_jax.models.leaves import Index, Leaf
 
@@ -186,10 +187,7 @@ def _write_safetensors_file(
 
 
 def _weight_map(path: pathlib.Path) -> dict[str, str]:
-  try:
-    index = json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as e:
-    raise UserError(f"{path}: not JSON: {e}") from e
+  index = store.read_json(path)
   weight_map = index.get("weight_map") if isinstance(index, dict) else None
   if not isinstance(weight_map, dict) or not weight_map:
     raise UserError(f"{path}: has no 'weight_map' from names of tensors to files")
@@ -336,7 +334,7 @@ def read_orbax(folder: pathlib.Path) -> dict[str, Leaf]:
   """
   path = folder / "_METADATA"
   try:
-    metadata = json.loads(path.read_text(encoding="utf-8"))
+    metadata = store.read_json(path)
     entries = [e["key_metadata"] for e in metadata["tree_metadata"].values()]
     keys = [[part["key"] for part in entry] for entry in entries]
     driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
@@ -345,14 +343,14 @@ def read_orbax(folder: pathlib.Path) -> dict[str, Leaf]:
   except (FileNotFoundError, ValueError, KeyError, TypeError) as e:
     raise UserError(f"{path}: not the metadata of an Orbax checkpoint: {e}") from e
 
-  def store(name: str) -> dict[str, Any]:
+  def kvstore(name: str) -> dict[str, Any]:
     if packed:
       return {"driver": "ocdbt", "base": folder.absolute().as_uri(), "path": f"{name}/"}
     return {"driver": "file", "path": f"{(folder / name).absolute()}/"}
 
   return {
     "/".join(key): _stored(
-      {"driver": driver, "kvstore": store(".".join(key))},
+      {"driver": driver, "kvstore": kvstore(".".join(key))},
       f"{folder}: {'/'.join(key)}",
       zeros_too=zeros_too,
     )

@@ -136,11 +136,20 @@ def test_a_processor_that_does_something_else_is_refused(tmp_path):
     ({"resample": 9}, "resample 9 is not one of"),
     ({"image_mean": [0.5]}, "one number per channel"),
     ({"image_std": [0, 1, 1]}, "has a zero"),
+    ({"image_mean": {"r": 0.5, "g": 0.5, "b": 0.5}}, "one number per channel"),
+    ({"image_std": [float("nan"), 1, 1]}, "is not finite"),
+    ({"image_mean": float("inf")}, "is not finite"),
+    ({"rescale_factor": float("inf")}, "is not finite"),
+    ({"rescale_factor": 10**400}, "too large"),
     ([], "not a JSON object"),
   ):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match=f"preprocessor_config.json: .*{message}"):
       read_processor(tmp_path, size=8, resample="bicubic")
+  (tmp_path / "processor_config.json").write_text('{"image_processor": "x"}')
+  with pytest.raises(UserError, match="/processor_config.json: not a JSON object"):
+    read_processor(tmp_path, size=8, resample="bicubic")
+  (tmp_path / "processor_config.json").write_text("{}")
   (tmp_path / "preprocessor_config.json").write_text(
     '{"do_pan_and_scan": null, "do_resize": false}'
   )

@@ -149,17 +149,24 @@ def test_wrong_shapes_are_named(folder):
     ("config.json", b'{"format": "auditdm-9"}', "format is 'auditdm-9'"),
     ("config.json", b'{"format": "auditdm-1"}', "no 'model'"),
     ("config.json", b'{"format": "auditdm-1", "model": {"kind": "x"}}', "model"),
+    ("config.json", json.dumps({
+      "format": "auditdm-1",
+      "model": {**CFG.to_dict(), "text": {**CFG.to_dict()["text"], "window": 10**30}},
+    }).encode(), "window 10{30} is not a number of tokens"),
+    ("model.safetensors.index.json", b"[" * 200_000, "index.json: not JSON"),
     ("config.json", b'{"format": "auditdm-1", "model": {}, "weights": "../x"}', "model"),
     ("model.safetensors", None, "neither model.safetensors nor"),
     ("model.safetensors", b"\x80\x04pickle", "not a whole safetensors file, but a pickle"),
     ("model.safetensors", b"version https://git-lfs.github.com/spec/v1", "pointer of Git LFS"),
   ],
-)
+)  # fmt: skip
 def test_broken_folders_are_explained(folder, name, content, message):
   if content is None:
     (folder / name).unlink()
   else:
     (folder / name).write_bytes(content)
+  if name == tensor_files.INDEX:
+    (folder / tensor_files.SINGLE).unlink()
   with pytest.raises(UserError, match=message):
     weights.load(folder)
 
