@@ -19,6 +19,7 @@ import dataclasses
 import logging
 import pathlib
 import re
+from typing import Any
 
 import numpy as np
 import scipy.ndimage
@@ -67,8 +68,12 @@ def find(path: pathlib.Path) -> pathlib.Path | None:
   return None
 
 
-def read(path: pathlib.Path) -> dict[str, Leaf]:
+def read(path: pathlib.Path, dtype: Any = None) -> dict[str, Leaf]:
   """Reads what `find` found, as leaves of our tree.
+
+  Args:
+    path: the file or folder.
+    dtype: see `to_ours`.
 
   Raises:
     UserError: it cannot be read, or its names do not make a tree.
@@ -77,11 +82,14 @@ def read(path: pathlib.Path) -> dict[str, Leaf]:
     tensors = tensor_files.read_npz(path)
   else:
     tensors = tensor_files.read_zarr_folders(path, prefix=_PREFIXES[0])
-  return to_ours(tensors)
+  return to_ours(tensors, dtype)
 
 
-def to_ours(tensors: Mapping[str, Leaf]) -> dict[str, Leaf]:
-  """Renames, stacks and splits arrays of big_vision to leaves of our tree."""
+def to_ours(tensors: Mapping[str, Leaf], dtype: Any = None) -> dict[str, Leaf]:
+  """Renames, stacks and splits arrays of big_vision to leaves of our tree.
+
+  Layers in several dtypes are cast to `dtype`; None refuses them.
+  """
   for prefix in _PREFIXES:
     if any(name.startswith(prefix) for name in tensors):
       # Beside the parameters a trainer keeps its optimizer and its clock.
@@ -97,7 +105,7 @@ def to_ours(tensors: Mapping[str, Leaf]) -> dict[str, Leaf]:
   for name, parts in layers.items():
     if gap := next((i for i in range(len(parts)) if i not in parts), None):
       raise UserError(f"{parts[max(parts)].source}: layer {max(parts)}, but there is no {gap}")
-    out[name] = leaves.stack([parts[i] for i in sorted(parts)])
+    out[name] = leaves.stack([parts[i] for i in sorted(parts)], dtype)
   if _QKV in out:
     out[_Q], out[_KV] = _split(out.pop(_QKV))
   return {name: out[name] for name in sorted(out)}

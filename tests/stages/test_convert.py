@@ -217,6 +217,23 @@ def test_another_dtype(work):
     assert tensors_in(work / "short")[name] == (short.dtype, shape, short.tobytes())
 
 
+def test_layers_in_several_dtypes_need_one_to_be_asked_for(work, capsys):
+  start = write_hf(work / "hf", PALIGEMMA, max_shard_bytes=1_000_000)
+  flat = safetensors.numpy.load_file(start / "model.safetensors")
+  for name in flat:
+    if ".layers.1.mlp." in name or "v_proj" in name:
+      flat[name] = flat[name].astype(ml_dtypes.bfloat16)
+  safetensors.numpy.save_file(flat, start / "model.safetensors", {"format": "pt"})
+  assert run(f"--input={start}", f"--output={work / 'x'}", "--to=native") == 2
+  assert ": ask for a dtype" in capsys.readouterr().err
+  assert not run(f"--input={start}", f"--output={work / 'x'}", "--to=hf", "--dtype=float32")
+  assert tensors_in(work / "x") == {
+    k: (np.dtype("f4"), v.shape, v.astype("f4").tobytes()) for k, v in flat.items()
+  }
+  loaded = weights.load(start, dtype="bfloat16").params
+  assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(loaded))
+
+
 def test_another_resolution(work):
   start = write_hf(work / "hf", PALIGEMMA)
   flags = (f"--input={start}", f"--output={work / 'big'}", "--to=hf", "--image_size=12")
