@@ -127,7 +127,10 @@ def run(argv: list[str]) -> int:
     module = parse(argv)
     if module in _TOOLS:
       importlib.import_module("auditdm_jax.core.runtime").setup()
-      return _stage(module).main()
+      try:
+        return _stage(module).main()
+      except OSError as e:  # Of a path that a flag names; it says which.
+        raise UserError(str(e)) from e
     workdir = _workdir()
     if module not in _SERVERS:
       runtime = importlib.import_module("auditdm_jax.core.runtime")

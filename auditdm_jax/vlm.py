@@ -123,7 +123,7 @@ class Vlm:
       prompts: the questions, without the template.
       max_new_tokens: the longest answer, in tokens.
       temperature: 0 is greedy.
-      seed: of the sampling; answer i depends on (seed, i) and not on the batch.
+      seed: of the sampling, 32 bits; answer i depends on (seed, i) and not on the batch.
 
     Raises:
       UserError: images that cannot be read or that the model cannot take.
@@ -189,22 +189,34 @@ class Vlm:
         the whole row as prefix for PaliGemma, causal but for the images for Gemma 3.
 
     Raises:
-      UserError: slots and images do not match.
+      UserError: shapes or dtypes are others, slots and images do not match, or the model has no
+        such ids.
     """
-    ids = np.asarray(input_ids, np.int32)
+    ids = np.asarray(input_ids)
     valid = np.ones(ids.shape, bool) if input_mask is None else np.asarray(input_mask, bool)
     if ids.ndim != 2 or valid.shape != ids.shape:
       raise UserError(f"input_ids {ids.shape}, input_mask {valid.shape}: both should be [B,T]")
+    self._check_ids(ids)
+    ids = ids.astype(np.int32)
+    ar = None if mask_ar is None else np.asarray(mask_ar, np.int32)
+    if ar is not None and ar.shape != ids.shape:
+      raise UserError(f"mask_ar {ar.shape}: should be {ids.shape}, as input_ids")
     features = None
     if pixel_values is not None:
-      vision, pixels = self._vision(), jnp.asarray(pixel_values, jnp.float32)
+      vision, pixels = self._vision(), jnp.asarray(pixel_values)
+      size = vision.image_size
+      if pixels.shape[1:] != (size, size, 3) or not jnp.issubdtype(pixels.dtype, jnp.floating):
+        raise UserError(
+          f"pixel_values {pixels.dtype} {pixels.shape}: should be floats of preprocess.preprocess, "
+          f"[N,{size},{size},3]"
+        )
+      pixels = pixels.astype(jnp.float32)
       which = self._fill(ids, len(pixels))
       if len(pixels):
         with mesh_lib.use(self.mesh):
           features = encode_images(vision, multimodal.tower(self.params), pixels)[which]
-    if features is None and mask_ar is None and self.cfg.kind == "gemma3":
-      mask_ar = np.ones(ids.shape, np.int32)
-    ar = None if mask_ar is None else jnp.asarray(mask_ar, jnp.int32)
+    if features is None and ar is None and self.cfg.kind == "gemma3":
+      ar = np.ones(ids.shape, np.int32)
     with mesh_lib.use(self.mesh):
       return _logits(self.cfg, self.params, features, ids, valid, ar)
 
@@ -235,6 +247,13 @@ class Vlm:
     which[np.arange(which.shape[1]) < count[:, None]] = np.arange(images)
     return which
 
+  def _check_ids(self, ids: np.ndarray) -> None:
+    """Raises a UserError for an id without an embedding: the lookup gives NaN, or another's."""
+    rows = self.cfg.text.vocab_size
+    known = (ids >= 0) & ((ids < rows) | (ids == self.cfg.image_token_id))
+    if not np.all(known):
+      raise UserError(f"token id {ids[~known][0]}: model {self.name!r} has 0 to {rows - 1}")
+
   def _windows(self, counts: Sequence[int]) -> Iterator[list[int]]:
     """Cuts rows, in order, so that the features of each piece's images fit into the memory."""
     vision = self.cfg.vision
@@ -264,11 +283,17 @@ class Vlm:
       raise UserError(f"model {self.name!r} has no tokenizer: none of {', '.join(FILENAMES)}")
     if features is not None and any(which) and "{image}" not in self.template:
       raise UserError(f"model {self.name!r}: its template {self.template!r} has no {{image}}")
+    if not -(1 << 31) <= seed < 1 << 31:
+      raise UserError(f"seed {seed}: expected -2**31 to 2**31 - 1")
     slots = self.cfg.num_image_tokens
     ids = [
       prompts_lib.render(self.tokenizer, self.template, p, slots, images=len(w))
       for p, w in zip(prompts, which)
     ]
+    for prompt, row in zip(prompts, ids):
+      if not row:
+        raise UserError(f"prompt {prompt[:20]!r} has no tokens in the template {self.template!r}")
+      self._check_ids(np.array(row))
     sc = decode.SampleConfig(max_new_tokens, temperature, self.stop_ids)
     answers = [""] * len(prompts)
     for rows in self._batches(ids, which, max_new_tokens):

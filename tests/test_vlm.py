@@ -222,6 +222,25 @@ def test_errors_teach(vlm, tmp_path):
       ask()
   with pytest.raises(UserError, match=r"\[1\] image slots, 1 images need 4 each"):
     vlm.logits(np.zeros((1, 8, 8, 3)), np.array([[TOKENIZER.image_id, 10]]))
+  with pytest.raises(UserError, match="prompt '' has no tokens in the template '{text}'"):
+    dataclasses.replace(vlm, template="{text}").answer(None, ["a", ""], max_new_tokens=1)
+  with pytest.raises(UserError, match="seed 2147483648: expected"):
+    vlm.answer(None, ["a"], max_new_tokens=1, seed=1 << 31)
+  ids = np.array([[*[TOKENIZER.image_id] * 4, 10]])
+  for pixels in (np.zeros((1, 3, 8, 8)), np.zeros((1, 8, 8, 3), np.uint8), np.zeros((8, 8, 3))):
+    with pytest.raises(UserError, match=r"should be floats .*, \[N,8,8,3\]"):
+      vlm.logits(pixels, ids)
+  with pytest.raises(UserError, match=r"mask_ar \(1, 3\): should be \(2, 2\), as input_ids"):
+    vlm.logits(None, [[2, 3], [2, 3]], mask_ar=np.ones((1, 3)))
+  for i in (-1, TEXT.vocab_size, 1 << 40):
+    with pytest.raises(
+      UserError, match=rf"token id {i}: model 'tiny' has 0 to {TEXT.vocab_size - 1}"
+    ):
+      vlm.logits(None, [[2, i]])
+  larger = dataclasses.replace(vlm, tokenizer=Tokenizer.word_level([*WORDS, "new"]))
+  with pytest.raises(UserError, match=f"token id {TEXT.vocab_size}: model 'tiny' has"):
+    larger.answer(None, ["what is new"], max_new_tokens=1)
+  assert larger.answer(None, ["what is"], max_new_tokens=1)[0]
   save_vlm(tmp_path / "m", vlm)
   config = tmp_path / "m" / "config.json"
   header = json.loads(config.read_text())

@@ -150,7 +150,7 @@ def read_json(path: str | os.PathLike) -> Any:
   """
   try:
     return json.loads(as_path(path).read_bytes())
-  except ValueError as e:
+  except (ValueError, RecursionError) as e:
     raise UserError(f"{path}: not JSON: {e}") from e
 
 

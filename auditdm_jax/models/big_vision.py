@@ -19,6 +19,7 @@ import dataclasses
 import logging
 import pathlib
 import re
+from typing import Any
 
 import numpy as np
 import scipy.ndimage
@@ -32,6 +33,7 @@ _PREFIXES = ("params/", "opt/target/")
 _LAYER = re.compile(r"(img/Transformer/encoderblock|llm/layers)[_/](\d+)/(.+)")
 _QKV, _Q, _KV = (f"llm/layers/attn/{name}_einsum/w" for name in ("qkv", "q", "kv"))
 _EMBEDDING = "llm/embedder/input_embedding"
+_HEAD = "llm/embedder/output_embedding"  # Of a model whose head is not tied.
 _POSITIONS = "img/pos_embedding"
 VOCAB = 256_000 + 1024 + 128  # Gemma's pieces, <loc0000> to <loc1023>, <seg000> to <seg127>.
 # The sizes (D, N, H) whose queries are scaled by (D/N)**-0.5: Gemma 2 27B.
@@ -66,8 +68,12 @@ def find(path: pathlib.Path) -> pathlib.Path | None:
   return None
 
 
-def read(path: pathlib.Path) -> dict[str, Leaf]:
+def read(path: pathlib.Path, dtype: Any = None) -> dict[str, Leaf]:
   """Reads what `find` found, as leaves of our tree.
+
+  Args:
+    path: the file or folder.
+    dtype: see `to_ours`.
 
   Raises:
     UserError: it cannot be read, or its names do not make a tree.
@@ -76,11 +82,14 @@ def read(path: pathlib.Path) -> dict[str, Leaf]:
     tensors = tensor_files.read_npz(path)
   else:
     tensors = tensor_files.read_zarr_folders(path, prefix=_PREFIXES[0])
-  return to_ours(tensors)
+  return to_ours(tensors, dtype)
 
 
-def to_ours(tensors: Mapping[str, Leaf]) -> dict[str, Leaf]:
-  """Renames, stacks and splits arrays of big_vision to leaves of our tree."""
+def to_ours(tensors: Mapping[str, Leaf], dtype: Any = None) -> dict[str, Leaf]:
+  """Renames, stacks and splits arrays of big_vision to leaves of our tree.
+
+  Layers in several dtypes are cast to `dtype`; None refuses them.
+  """
   for prefix in _PREFIXES:
     if any(name.startswith(prefix) for name in tensors):
       # Beside the parameters a trainer keeps its optimizer and its clock.
@@ -96,7 +105,7 @@ def to_ours(tensors: Mapping[str, Leaf]) -> dict[str, Leaf]:
   for name, parts in layers.items():
     if gap := next((i for i in range(len(parts)) if i not in parts), None):
       raise UserError(f"{parts[max(parts)].source}: layer {max(parts)}, but there is no {gap}")
-    out[name] = leaves.stack([parts[i] for i in sorted(parts)])
+    out[name] = leaves.stack([parts[i] for i in sorted(parts)], dtype)
   if _QKV in out:
     out[_Q], out[_KV] = _split(out.pop(_QKV))
   return {name: out[name] for name in sorted(out)}
@@ -219,7 +228,7 @@ def with_image_token(cfg: VlmConfig, tree: Mapping[str, Leaf]) -> tuple[VlmConfi
   """
   rows = 64 * (cfg.image_token_id // 64 + 1)
   cfg = dataclasses.replace(cfg, text=dataclasses.replace(cfg.text, vocab_size=rows))
-  return cfg, dict(tree) | {_EMBEDDING: _grow(tree[_EMBEDDING], rows)}
+  return cfg, dict(tree) | {k: _grow(tree[k], rows) for k in (_EMBEDDING, _HEAD) if k in tree}
 
 
 def _resize_positions(leaf: Leaf, patches: int) -> Leaf:
@@ -240,7 +249,7 @@ def _resize_positions(leaf: Leaf, patches: int) -> Leaf:
 
 
 def _grow(leaf: Leaf, rows: int) -> Leaf:
-  """The embedding with more rows, each the mean of all that there are.
+  """The embedding or the head with more rows, each the mean of all that there are.
 
   The logit of such a row is the mean of the others, so it is never the largest.
   """

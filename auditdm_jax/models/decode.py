@@ -16,6 +16,7 @@ D width, V vocab.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -23,10 +24,13 @@ from jax import Array
 import jax.numpy as jnp
 
 from auditdm_jax.core import mesh as mesh_lib
+from auditdm_jax.core.config import UserError
 from auditdm_jax.models import multimodal
 from auditdm_jax.models.multimodal import Params, VlmConfig
 
 _BLOCK = 256  # Tokens that `draw_token` looks at together: about the root of a vocabulary.
+# Below it fp32 logits are not known well enough to be told apart, and divided by it they overflow.
+_GREEDY_BELOW = 1e-4  # Ours.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +39,7 @@ class SampleConfig:
 
   Attributes:
     max_new_tokens: C, tokens per sample, terminator included.
-    temperature: 0 is greedy; the log-probs are then those of temperature 1.
+    temperature: below 1e-4 is greedy; the log-probs are then those of temperature 1.
     stop_ids: any of these ends a sample.
     banned_ids: never drawn; the learner must ban the same ids.
   """
@@ -48,8 +52,8 @@ class SampleConfig:
   def __post_init__(self):
     if self.max_new_tokens < 1:
       raise ValueError(f"max_new_tokens {self.max_new_tokens} is less than 1")
-    if self.temperature < 0:
-      raise ValueError(f"temperature {self.temperature} is negative")
+    if not 0 <= self.temperature < math.inf:  # NaN is neither.
+      raise UserError(f"temperature {self.temperature} is negative or not finite")
     if both := set(self.stop_ids) & set(self.banned_ids):
       raise ValueError(f"ids {sorted(both)} are both stop_ids and banned_ids")
 
@@ -161,7 +165,8 @@ def draw(
   cfg: VlmConfig, sc: SampleConfig, params: Params, x: Array, keys: Array, t: Array
 ) -> tuple[Array, Array]:
   """Returns the t-th tokens i32[P,G] for hidden states [P,G,D], and their log-probs f32[P,G]."""
-  temperature = sc.temperature or 1.0
+  greedy = sc.temperature < _GREEDY_BELOW
+  temperature = 1.0 if greedy else sc.temperature
   logits = multimodal.sampling_logits(cfg, params, x, banned=sc.banned_ids, temperature=temperature)
   # All logits of a sample go to one device, by one mesh axis at a time: XLA cannot move two.
   if x.shape[1] > 1:
@@ -169,11 +174,11 @@ def draw(
     logits = mesh_lib.constrain(logits, "rows", mesh_lib.TENSOR)
   else:
     logits = mesh_lib.constrain(logits, "all")
-  if sc.temperature:
+  if greedy:
+    tokens = likeliest_token(logits)
+  else:
     uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, t), (2,)))
     tokens = draw_token(logits, uniform(keys.reshape(-1)).reshape(*keys.shape, 2))
-  else:
-    tokens = likeliest_token(logits)
   return tokens, multimodal.logprob_and_entropy(logits, tokens)[0]
 
 
@@ -193,12 +198,14 @@ def draw_token(logits: Array, u: Array) -> Array:
   First the block of the vocabulary, then the token in it: two random numbers per token, where
   Gumbel noise takes V. On a CPU those cost a third of a step of 100 M parameters.
   """
+  vocab = logits.shape[-1]
   p = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
   p = jnp.pad(p, [(0, 0)] * (p.ndim - 1) + [(0, -p.shape[-1] % _BLOCK)])
   blocks = p.reshape(*p.shape[:-1], -1, _BLOCK)
   i = _draw_index(jnp.sum(blocks, axis=-1), u[..., 0])
   block = jnp.take_along_axis(blocks, i[..., None, None], axis=-2)[..., 0, :]
-  return i * _BLOCK + _draw_index(block, u[..., 1])
+  # Of logits that are not finite no token has a weight, and the last would be one of the padding.
+  return jnp.minimum(i * _BLOCK + _draw_index(block, u[..., 1]), vocab - 1)
 
 
 def _draw_index(weights: Array, u: Array) -> Array:

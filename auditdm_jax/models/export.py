@@ -61,9 +61,10 @@ def write_hf(path: pathlib.Path, opened: Opened, *, tick: Tick = no_progress) ->
   """Writes a folder for transformers; what came from one has its config.json and names again."""
   cfg, flat = opened.cfg, dict(opened.tree)
   origin = opened.extras["origin"]
-  if cfg.image_token_id >= cfg.text.vocab_size:
+  # What came from Hugging Face without such a row has none again.
+  if cfg.image_token_id >= cfg.text.vocab_size and not _is_still(origin, cfg):
     cfg, flat = big_vision.with_image_token(cfg, flat)
-  if origin["format"] == "hf" and _is_still(origin["config"], cfg):
+  if _is_still(origin, cfg):
     header, layout = origin["config"], hf.Layout(**origin["layout"])
   else:
     header, layout = hf_config.write_config(cfg), None
@@ -97,14 +98,16 @@ def _with_dtype(header: Any, tensors: Mapping[str, Leaf]) -> Any:
   }
 
 
-def _is_still(header: Mapping[str, Any], cfg: VlmConfig) -> bool:
-  """Whether a config.json of transformers still describes the model."""
+def _is_still(origin: Mapping[str, Any], cfg: VlmConfig) -> bool:
+  """Whether the model is from transformers and the config.json it had there still describes it."""
 
   def model(cfg: VlmConfig) -> VlmConfig:
     vision = cfg.vision and dataclasses.replace(cfg.vision, **COMPUTE)
     return dataclasses.replace(cfg, text=dataclasses.replace(cfg.text, **COMPUTE), vision=vision)
 
-  return model(hf_config.read_config(header, where="origin")) == model(cfg)
+  if origin["format"] != "hf":
+    return False
+  return model(hf_config.read_config(origin["config"], where="origin")) == model(cfg)
 
 
 def _write_rest(folder: pathlib.Path, opened: Opened, **more: Any) -> None:
@@ -133,9 +136,10 @@ def _new(path: pathlib.Path) -> Iterator[pathlib.Path]:
   except OSError as e:
     raise UserError(f"{path} could not be written: {e}") from e
   finally:
-    if tmp.is_dir():
-      shutil.rmtree(tmp)
-    tmp.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # What went wrong above is what has to be said.
+      if tmp.is_dir():
+        shutil.rmtree(tmp)
+      tmp.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -103,6 +103,8 @@ class GemmaConfig:
       )
     if any(self.layer_is_local) and self.window is None:
       raise ValueError("layer_is_local names local layers, but window is None")
+    if self.window is not None and not 0 < self.window < 1 << 31:
+      raise ValueError(f"window {self.window} is not a number of tokens")
 
 
 def alternate(depth: int, *, local: int, every: int) -> tuple[bool, ...]:

@@ -18,6 +18,7 @@ import dataclasses
 import difflib
 import math
 import re
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from auditdm_jax.models.leaves import Index, Leaf
 from auditdm_jax.models.multimodal import VlmConfig
 
 _EMBEDDING = "embed_tokens.weight"
+_FIRST = "layers.0.input_layernorm.weight"  # Of every decoder, and of no tower.
 _PATCHES = "embeddings.patch_embedding.weight"
 _HEAD = "lm_head.weight"
 _PROJECTION = re.compile(r"(.*)(?:mm_input_projection_weight|(?<=projector\.)linear\.weight)")
@@ -43,12 +45,14 @@ class Layout:
     tower: the tower.
     projector: the projector.
     head: the whole name of the head; "" if there is none, because it is tied.
+    embedding: the name of the embedding behind `text`; "" if it is there as the head only.
   """
 
   text: str = "language_model.model."
   tower: str = "vision_tower."
   projector: str = "multi_modal_projector."
   head: str = ""
+  embedding: str = _EMBEDDING
 
 
 def default_layout(cfg: VlmConfig) -> Layout:
@@ -65,13 +69,17 @@ def detect_layout(names: Iterable[str], *, where: str = "checkpoint") -> Layout:
     UserError: there is no embedding, or there are several.
   """
   names = list(names)
+  found = {}
   texts = [n.removesuffix(_EMBEDDING) for n in names if n.endswith(_EMBEDDING)]
+  if not texts and any(n.endswith(_HEAD) for n in names):  # Of two tied ones, either may be there.
+    texts = [n.removesuffix(_FIRST) for n in names if n.endswith(_FIRST)]
+    found["embedding"] = ""
   if len(texts) != 1:
     some = ", ".join(names[:3]) or "nothing"
     raise UserError(
       f"{where}: {len(texts)} tensors are called …{_EMBEDDING}, a Gemma has one; it holds {some} …"
     )
-  found = {"text": texts[0]}
+  found["text"] = texts[0]
   for name in names:
     if name.endswith(_PATCHES):
       found["tower"] = name.removesuffix(_PATCHES)
@@ -83,7 +91,7 @@ def detect_layout(names: Iterable[str], *, where: str = "checkpoint") -> Layout:
 
 
 def to_ours(
-  cfg: VlmConfig, tensors: Mapping[str, Leaf], *, where: str = "checkpoint"
+  cfg: VlmConfig, tensors: Mapping[str, Leaf], *, where: str = "checkpoint", dtype: Any = None
 ) -> dict[str, Leaf]:
   """Returns the parameters of a checkpoint by path; nothing is read but a head that is tied.
 
@@ -91,20 +99,23 @@ def to_ours(
     cfg: the model, of `hf_config.read_config`.
     tensors: the checkpoint, in any layout.
     where: the checkpoint, for errors.
+    dtype: of parameters whose tensors have several; None refuses them.
 
   Raises:
     UserError: a tensor is missing, not used, or of another shape than the config says.
   """
   layout = detect_layout(tensors, where=where)
+  if not cfg.text.tied_head:
+    layout = dataclasses.replace(layout, embedding=_EMBEDDING)
   rows = list(_rows(cfg, layout))
   expected = {name: row.shape_of_tensor for row in rows for name in row.names}
   used = {k: v for k, v in tensors.items() if not (_BUFFERS.search(k) and k not in expected)}
-  if cfg.text.tied_head and layout.head:
-    embedding = layout.text + _EMBEDDING
+  if cfg.text.tied_head and layout.head and layout.embedding:
+    embedding = layout.text + layout.embedding
     _check_tied(used, embedding, layout.head, where)
     expected[layout.head] = expected[embedding]
   _check(expected, used, where)
-  return {row.path: row.parameter(tensors) for row in rows}
+  return {row.path: row.parameter(tensors, dtype) for row in rows}
 
 
 def from_ours(
@@ -134,8 +145,8 @@ def from_ours(
   out = {}
   for row in rows:
     out |= row.tensors(leaves[row.path])
-  if cfg.text.tied_head and layout.head:
-    out[layout.head] = out[layout.text + _EMBEDDING]
+  if cfg.text.tied_head and layout.head and layout.embedding:
+    out[layout.head] = out[layout.text + layout.embedding]
   return out
 
 
@@ -171,11 +182,11 @@ class _Row:
   def _flat(self) -> list[str]:
     return [a for group in self.groups for a in group]
 
-  def parameter(self, tensors: Mapping[str, Leaf]) -> Leaf:
+  def parameter(self, tensors: Mapping[str, Leaf], dtype: Any) -> Leaf:
     """The parameter, made of the tensors when it is read."""
     parts = [self._unfold(tensors[name]) for name in self.names]
     for size in reversed(self.lead):
-      parts = [leaves_lib.stack(parts[i : i + size]) for i in range(0, len(parts), size)]
+      parts = [leaves_lib.stack(parts[i : i + size], dtype) for i in range(0, len(parts), size)]
     return parts[0]
 
   def tensors(self, leaf: Leaf) -> dict[str, Leaf]:
@@ -254,7 +265,7 @@ def _text_rows(cfg: VlmConfig, layout: Layout) -> Iterator[_Row]:
     names = tuple(n if n == layout.head else layout.text + n for n in names)
     return _row(f"llm/{path}", names, axes, depth=t.depth, sizes=sizes)
 
-  yield row("embedder/input_embedding", _EMBEDDING, "v d -> v d")
+  yield row("embedder/input_embedding", layout.embedding or layout.head, "v d -> v d")
   if not t.tied_head:
     yield row("embedder/output_embedding", layout.head, "v d -> v d")
   yield row("final_norm/scale", "norm.weight", "d -> d")

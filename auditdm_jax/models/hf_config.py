@@ -8,6 +8,7 @@ than what differs from it. A value that asks for something this decoder does not
 
 from collections.abc import Mapping
 import dataclasses
+import sys
 from typing import Any
 
 from auditdm_jax.core.config import UserError, did_you_mean
@@ -115,13 +116,15 @@ class _Section:
 
   def integer(self, key: str, *, least: int = 1) -> int:
     value = self.values[key]
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-      raise self.error(key, f"a whole number from {least} up")
+    known = isinstance(value, int) and not isinstance(value, bool)
+    if not known or not least <= value < 1 << 31:
+      raise self.error(key, f"a whole number from {least} up, of 32 bits")
     return value
 
   def number(self, key: str) -> float:
     value = self.values[key]
-    if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    if not known or not 0 < value <= sys.float_info.max:
       raise self.error(key, "a number above 0")
     return float(value)
 

@@ -72,18 +72,26 @@ def of_array(array: Any, source: str = "") -> Leaf:
   )
 
 
-def stack(parts: Sequence[Leaf]) -> Leaf:
+def stack(parts: Sequence[Leaf], dtype: Any = None) -> Leaf:
   """A leaf with a new leading axis, such as one over layers; reads only the parts asked for.
+
+  Args:
+    parts: of one shape.
+    dtype: what parts in several floating dtypes are cast to; None refuses them.
 
   Raises:
     UserError: the parts differ in shape or dtype.
   """
+  kinds = {part.dtype for part in parts}
+  if dtype is not None and len(kinds) > 1 and all(jnp.issubdtype(k, jnp.floating) for k in kinds):
+    parts = [cast(part, dtype) for part in parts]
   first = parts[0]
   for part in parts:
     if (part.shape, part.dtype) != (first.shape, first.dtype):
+      hint = ": ask for a dtype" if part.shape == first.shape else ""
       raise UserError(
         f"{part.source}: {part.dtype} {part.shape}, but {first.source} is {first.dtype} "
-        f"{first.shape}"
+        f"{first.shape}{hint}"
       )
 
   def read(index: Index) -> np.ndarray:

@@ -31,7 +31,7 @@ _FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pi
 _MAX_PIXELS = 1 << 27  # A file of a few kB can unpack to more than the memory holds.
 # What Pillow raises for a file that is damaged or no image.
 _BROKEN = (
-  OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error,
+  OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error, zlib.error,
   Image.DecompressionBombError,
 )  # fmt: skip
 
@@ -73,6 +73,8 @@ class Pixels:
       raise ValueError("antialias false: Pillow's filters, of all origins but big_vision, do")
     if not all(self.std):
       raise ValueError(f"std {self.std} has a zero")
+    if not np.isfinite((self.rescale, *self.mean, *self.std)).all():
+      raise ValueError(f"rescale {self.rescale}, mean {self.mean} or std {self.std} is not finite")
 
 
 def preprocess(images: Sequence[Picture], *, size: int, how: Pixels | None = None) -> np.ndarray:
@@ -129,7 +131,7 @@ def read_processor(
       mean=_channels(settings.get("image_mean", 0.5)) if normalize else (0.0, 0.0, 0.0),
       std=_channels(settings.get("image_std", 0.5)) if normalize else (1.0, 1.0, 1.0),
     )
-  except (TypeError, ValueError) as e:
+  except (OverflowError, TypeError, ValueError) as e:
     raise UserError(f"{path}: {e}") from e
 
 
@@ -161,20 +163,21 @@ def _read_settings(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
     if not path.is_file():
       continue
     settings = store.read_json(path)
+    # transformers 5 nests them in the processor's own file, where older ones have none.
+    if name == "processor_config.json" and isinstance(settings, dict):
+      settings = settings.get("image_processor")
+      if settings is None:
+        continue
     if not isinstance(settings, dict):
       raise UserError(f"{path}: not a JSON object")
-    # transformers 5 nests them in the processor's own file, where older ones have none.
-    if name == "processor_config.json":
-      settings = settings.get("image_processor")
-    if settings is not None:
-      return path, {k: v for k, v in settings.items() if v is not None}
+    return path, {k: v for k, v in settings.items() if v is not None}
   return folder / "preprocessor_config.json", {}
 
 
 def _channels(value: float | Sequence[float]) -> tuple[float, float, float]:
   if isinstance(value, int | float):
     return (float(value),) * 3
-  if len(value) != 3:
+  if not isinstance(value, list) or len(value) != 3:
     raise ValueError(f"{value} is not one number per channel")
   return (float(value[0]), float(value[1]), float(value[2]))
 
@@ -191,12 +194,12 @@ def _scale(u8: np.ndarray, how: Pixels) -> np.ndarray:
 
 def _square(image: Picture, size: int, name: str, how: Pixels) -> np.ndarray:
   """Returns u8[size,size,3]."""
-  if not isinstance(image, Image.Image | str | os.PathLike):
-    image = np.asarray(image)
-    if image.dtype == np.uint8 and image.shape == (size, size, 3):
-      return image
-    image = _from_array(image, name)
   try:
+    if not isinstance(image, Image.Image | str | os.PathLike):
+      image = np.asarray(image)
+      if image.dtype == np.uint8 and image.shape == (size, size, 3):
+        return image
+      image = _from_array(image, name)
     if isinstance(image, Image.Image):
       rgb = _to_rgb(image, name, white=how.origin == "hf")
     else:

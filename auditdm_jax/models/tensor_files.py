@@ -9,9 +9,11 @@ a tensor piece by piece. Names are whatever the file says: what they mean is the
 
 from collections.abc import Callable, Mapping
 import json
+import lzma
 import math
 import os
 import pathlib
+import tokenize
 from typing import Any
 import zipfile
 import zlib
@@ -21,6 +23,7 @@ import numpy as np
 import safetensors
 import tensorstore
 
+from auditdm_jax.core import store
 from auditdm_jax.core.config import UserError
 from auditdm_jax.models.leaves import Index, Leaf
 
@@ -42,6 +45,11 @@ _SAFETENSORS = {
 }
 _SAFETENSORS_NAMES = {np.dtype(v): k for k, v in _SAFETENSORS.items()}
 _RANK = {name: i for i, name in enumerate(_SAFETENSORS)}
+# What zipfile and numpy raise for a file that is damaged.
+_BROKEN_NPZ = (
+  OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+  tokenize.TokenError,
+)  # fmt: skip
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 
 
@@ -179,10 +187,7 @@ def _write_safetensors_file(
 
 
 def _weight_map(path: pathlib.Path) -> dict[str, str]:
-  try:
-    index = json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as e:
-    raise UserError(f"{path}: not JSON: {e}") from e
+  index = store.read_json(path)
   weight_map = index.get("weight_map") if isinstance(index, dict) else None
   if not isinstance(weight_map, dict) or not weight_map:
     raise UserError(f"{path}: has no 'weight_map' from names of tensors to files")
@@ -207,8 +212,11 @@ def _no_tensors(folder: pathlib.Path) -> str:
 
 def _what_it_is(path: pathlib.Path) -> str:
   """Says what a file is that is not safetensors, if its first bytes tell."""
-  with open(path, "rb") as f:
-    start = f.read(64)
+  try:
+    with open(path, "rb") as f:
+      start = f.read(64)
+  except OSError:
+    return ""
   if start.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")):
     return ", but a pickle or a zip file"
   if start.startswith(b"version https://git-lfs"):
@@ -231,9 +239,9 @@ def read_npz(path: pathlib.Path) -> dict[str, Leaf]:
       tensors = {
         member.filename.removesuffix(".npy"): _npz_leaf(path, archive, member) for member in members
       }
-  except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as e:
-    if isinstance(e, UserError):
-      raise
+  except UserError:
+    raise
+  except _BROKEN_NPZ as e:
     raise UserError(f"{path}: not a whole npz file: {e}") from e
   if not tensors:
     raise UserError(f"{path}: there are no arrays in it")
@@ -269,8 +277,11 @@ def _npz_leaf(path: pathlib.Path, archive: zipfile.ZipFile, member: zipfile.ZipI
     return _mapped(path, dtype=dtype, shape=shape, offset=offset, source=source, order=order)
 
   def read(index: Index) -> np.ndarray:
-    with zipfile.ZipFile(path) as again, again.open(member.filename) as f:
-      return np.lib.format.read_array(f, allow_pickle=False).view(dtype)[index]
+    try:
+      with zipfile.ZipFile(path) as again, again.open(member.filename) as f:
+        return np.lib.format.read_array(f, allow_pickle=False).view(dtype)[index]
+    except _BROKEN_NPZ as e:
+      raise UserError(f"{source}: cannot be read: {e}") from e
 
   return Leaf(shape, dtype, read, source)
 
@@ -323,22 +334,25 @@ def read_orbax(folder: pathlib.Path) -> dict[str, Leaf]:
   """
   path = folder / "_METADATA"
   try:
-    metadata = json.loads(path.read_text(encoding="utf-8"))
+    metadata = store.read_json(path)
     entries = [e["key_metadata"] for e in metadata["tree_metadata"].values()]
     keys = [[part["key"] for part in entry] for entry in entries]
     driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
     packed = metadata.get("use_ocdbt", True)
+    zeros_too = bool(metadata.get("store_array_data_equal_to_fill_value"))
   except (FileNotFoundError, ValueError, KeyError, TypeError) as e:
     raise UserError(f"{path}: not the metadata of an Orbax checkpoint: {e}") from e
 
-  def store(name: str) -> dict[str, Any]:
+  def kvstore(name: str) -> dict[str, Any]:
     if packed:
       return {"driver": "ocdbt", "base": folder.absolute().as_uri(), "path": f"{name}/"}
     return {"driver": "file", "path": f"{(folder / name).absolute()}/"}
 
   return {
     "/".join(key): _stored(
-      {"driver": driver, "kvstore": store(".".join(key))}, f"{folder}: {'/'.join(key)}"
+      {"driver": driver, "kvstore": kvstore(".".join(key))},
+      f"{folder}: {'/'.join(key)}",
+      zeros_too=zeros_too,
     )
     for key in keys
   }
@@ -368,13 +382,13 @@ def write_orbax(
       "dtype": leaf.dtype.name,
       "store_data_equal_to_fill_value": True,
     }
-    array, start = tensorstore.open(spec, create=True).result(), 0
+    array, start = _written(tensorstore.open(spec, create=True)), 0
     for piece in leaf.pieces():
       if leaf.shape:
-        array[start : start + len(piece)].write(piece).result()
+        _written(array[start : start + len(piece)].write(piece))
         start += len(piece)
       else:
-        array.write(piece).result()
+        _written(array.write(piece))
     entries[str(tuple(keys))] = {
       "key_metadata": [{"key": key, "key_type": 2} for key in keys],
       "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": False},
@@ -385,17 +399,37 @@ def write_orbax(
   (folder / "_CHECKPOINT_METADATA").write_text("{}", encoding="utf-8")
 
 
-def _stored(spec: Mapping[str, Any], source: str) -> Leaf:
-  try:
-    array = tensorstore.open(spec, open=True, read=True).result()
-  except (ValueError, OSError) as e:
-    raise UserError(f"{source}: not a readable array: {str(e).splitlines()[0]}") from e
+def _stored(spec: Mapping[str, Any], source: str, *, zeros_too: bool = False) -> Leaf:
+  """A leaf of a zarr array.
+
+  A chunk that is not there is damage, and must not be read as zeros, unless whoever wrote the array
+  left out what is all zeros. None does where there is no fill value, nor with `zeros_too`.
+  """
+
+  def result(future: tensorstore.Future) -> Any:
+    try:
+      return future.result()
+    except (ValueError, OSError) as e:
+      raise UserError(f"{source}: not a readable array: {str(e).splitlines()[0]}") from e
+
+  strict = {**spec, "fill_missing_data_reads": False}
+  array = result(tensorstore.open(strict, open=True, read=True))
+  if array.fill_value is not None and not zeros_too:
+    array = result(tensorstore.open(spec, open=True, read=True))
   return Leaf(
     tuple(array.shape),
     np.dtype(array.dtype.numpy_dtype),
-    lambda index: array[index].read().result(),
+    lambda index: result(array[index].read()),
     source,
   )
+
+
+def _written(future: tensorstore.Future) -> Any:
+  """What was waited for; a disk that does not take it is an OSError, as for any other file."""
+  try:
+    return future.result()
+  except ValueError as e:
+    raise OSError(str(e).splitlines()[0]) from e
 
 
 # --------------------------------------------------------------------------------------- shared

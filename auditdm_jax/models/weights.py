@@ -127,17 +127,18 @@ def load(
   Raises:
     UserError: something is missing, torn, or not what the config says.
   """
-  opened = open_model(path, model=model, image_size=image_size)
-  flat = opened.tree
-  if dtype is not None:
-    flat = {k: leaves.cast(v, jnp.dtype(dtype)) for k, v in flat.items()}
-  where = None if mesh is None else sharding.shardings(mesh, leaves.abstract(flat))
-  placed = leaves.place(flat, where)
+  opened = open_model(path, model=model, image_size=image_size, dtype=dtype)
+  where = None if mesh is None else sharding.shardings(mesh, leaves.abstract(opened.tree))
+  placed = leaves.place(opened.tree, where)
   return Loaded(opened.cfg, tree.unflatten(placed), opened.extras, opened.side)
 
 
 def open_model(
-  path: str | os.PathLike, *, model: VlmConfig | None = None, image_size: int | None = None
+  path: str | os.PathLike,
+  *,
+  model: VlmConfig | None = None,
+  image_size: int | None = None,
+  dtype: Any = None,
 ) -> Opened:
   """Finds out what `path` is, and opens it.
 
@@ -148,26 +149,31 @@ def open_model(
     model: the config of a model that has none on disk (npz, big_vision, Orbax); without it, a
       config.json beside the file, or else what the shapes imply (`big_vision.infer`).
     image_size: another resolution, for which the position embeddings are resampled.
+    dtype: of the parameters; None keeps that of the file, in which the layers must then agree.
 
   Raises:
     UserError: as `load`.
   """
-  path = pathlib.Path(path)
+  path, dtype = pathlib.Path(path), None if dtype is None else jnp.dtype(dtype)
   if not path.exists() and big_vision.find(path) is None:
     raise UserError(f"{path}: no such file or folder")
   header = _read_header(path) if path.is_dir() else None
   if header is None:
-    opened = _open_bare(path, model)
+    opened = _open_bare(path, model, dtype)
   elif model is not None:
     raise UserError(f"{path}/config.json says what the model is; another one cannot be asked for")
   elif "format" in header:
-    opened = _open_native(path, header)
+    opened = _open_native(path, header, dtype)
   else:
-    opened = _open_hf(path, header)
+    opened = _open_hf(path, header, dtype)
   if image_size is not None:
     opened = _resized(opened, image_size)
   _check(opened.cfg, opened.tree, str(path))
-  return opened
+  if dtype is None:
+    return opened
+  return dataclasses.replace(
+    opened, tree={k: leaves.cast(v, dtype) for k, v in opened.tree.items()}
+  )
 
 
 def load_tower(folder: str | os.PathLike) -> tuple[siglip.SiglipConfig, Params]:
@@ -176,14 +182,14 @@ def load_tower(folder: str | os.PathLike) -> tuple[siglip.SiglipConfig, Params]:
   return vision, tree.unflatten({k: v.whole().astype(np.float32) for k, v in flat.items()})
 
 
-def _open_bare(path: pathlib.Path, model: VlmConfig | None) -> Opened:
+def _open_bare(path: pathlib.Path, model: VlmConfig | None, dtype: Any) -> Opened:
   """Opens parameters that no config.json of theirs describes."""
   found = big_vision.find(path)
   if found is not None:
-    flat, format = big_vision.read(found), "big_vision"
+    flat, format = big_vision.read(found, dtype), "big_vision"
   elif (path / _ORBAX).is_file():
     found, format = path, "orbax"
-    flat = big_vision.to_ours(tensor_files.read_orbax(path))
+    flat = big_vision.to_ours(tensor_files.read_orbax(path), dtype)
   elif path.is_dir():
     raise UserError(f"{path}: not a model folder, there is no config.json in it")
   else:
@@ -210,7 +216,7 @@ def _header_beside(found: pathlib.Path) -> dict[str, Any] | None:
   return header if ours and header.get("weights", found.name) == found.name else None
 
 
-def _open_native(path: pathlib.Path, header: dict[str, Any]) -> Opened:
+def _open_native(path: pathlib.Path, header: dict[str, Any], dtype: Any) -> Opened:
   if header["format"] != FORMAT:
     raise UserError(
       f"{path}/config.json: format is {header['format']!r}, this program reads {FORMAT!r}"
@@ -218,13 +224,13 @@ def _open_native(path: pathlib.Path, header: dict[str, Any]) -> Opened:
   if "model" not in header:
     raise UserError(f"{path}/config.json: no 'model'; is this the folder of a tower?")
   cfg = _config(header, path)
-  flat = _native_tree(path, header)
+  flat = _native_tree(path, header, dtype)
   if header.get("tower"):
     flat |= _read_tower(_tower_folder(path, header["tower"]), cfg, flat)
   return Opened(cfg, dict(sorted(flat.items())), _extras(header), side_files(path))
 
 
-def _native_tree(path: pathlib.Path, header: Mapping[str, Any]) -> dict[str, Leaf]:
+def _native_tree(path: pathlib.Path, header: Mapping[str, Any], dtype: Any) -> dict[str, Leaf]:
   name = header.get("weights")
   if name is None:
     return read_safetensors(path)
@@ -234,15 +240,15 @@ def _native_tree(path: pathlib.Path, header: Mapping[str, Any]) -> dict[str, Lea
     return tensor_files.read_orbax(path / name)
   if big_vision.find(path / name) is None:
     raise UserError(f"{path}/config.json: weights {name!r} is neither an npz file nor of Orbax")
-  return big_vision.read(path / name)
+  return big_vision.read(path / name, dtype)
 
 
-def _open_hf(path: pathlib.Path, header: dict[str, Any]) -> Opened:
+def _open_hf(path: pathlib.Path, header: dict[str, Any], dtype: Any) -> Opened:
   cfg = hf_config.read_config(header, where=f"{path}/config.json")
   tensors = read_safetensors(path)
   layout = dataclasses.asdict(hf.detect_layout(tensors, where=str(path)))
   origin = {"format": "hf", "layout": layout, "config": header}
-  flat = hf.to_ours(cfg, tensors, where=str(path))
+  flat = hf.to_ours(cfg, tensors, where=str(path), dtype=dtype)
   return Opened(cfg, flat, {"origin": origin}, side_files(path))
 
 

@@ -10,7 +10,6 @@
 4. The output appears when it is whole. Nothing is written over.
 """
 
-import dataclasses
 import pathlib
 import shutil
 import types
@@ -19,7 +18,7 @@ from absl import flags
 
 from auditdm_jax.core import metrics
 from auditdm_jax.core.config import UserError, did_you_mean
-from auditdm_jax.models import export, leaves, variants, weights
+from auditdm_jax.models import export, variants, weights
 from auditdm_jax.models.multimodal import VlmConfig
 
 WRITERS = types.MappingProxyType(
@@ -67,12 +66,14 @@ def main() -> int:
   source, target = (pathlib.Path(flag.value).absolute() for flag in (_INPUT, _OUTPUT))
   if target.exists():
     raise UserError(f"--output={target} is there already, and nothing is written over")
-  opened = weights.open_model(source, model=_model(_MODEL.value), image_size=_IMAGE_SIZE.value)
+  opened = weights.open_model(
+    source,
+    model=_model(_MODEL.value),
+    image_size=_IMAGE_SIZE.value,
+    dtype=weights.DTYPES[_DTYPE.value] if _DTYPE.value else None,
+  )
   if assumed := opened.extras["origin"].get("inferred"):
     print(f"{source.name}: {assumed}")
-  if _DTYPE.value:
-    tree = {k: leaves.cast(v, weights.DTYPES[_DTYPE.value]) for k, v in opened.tree.items()}
-    opened = dataclasses.replace(opened, tree=tree)
   _check_space(target, sum(leaf.nbytes for leaf in opened.tree.values()))
   with _Bar() as bar:
     WRITERS[_TO.value](target, opened, tick=bar.tick)

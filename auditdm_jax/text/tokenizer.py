@@ -165,7 +165,15 @@ class Tokenizer:
     return token
 
   def encode(self, text: str) -> list[int]:
-    """Returns the ids of `text`; none of them is special and none is added."""
+    """Returns the ids of `text`; none of them is special and none is added.
+
+    Raises:
+      UserError: it has half of a surrogate pair, as arguments that are not UTF-8 have.
+    """
+    try:
+      text.encode()
+    except UnicodeEncodeError as e:
+      raise UserError(f"text that is not UTF-8: {text[max(0, e.start - 10) : e.end]!r}") from e
     ids = self._backend.encode(text)
     if self.special_ids.isdisjoint(ids):
       return ids

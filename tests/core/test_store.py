@@ -183,9 +183,10 @@ def test_write_json_is_atomic(tmp_path, monkeypatch):
     store.write_json(path, {"rate": 0.7})
   assert store.read_json(path) == {"rate": 0.5}
   assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]
-  path.write_text("{")
-  with pytest.raises(UserError, match="not JSON"):
-    store.read_json(path)
+  for content in ("{", "[" * 200_000):
+    path.write_text(content)
+    with pytest.raises(UserError, match="not JSON"):
+      store.read_json(path)
 
 
 def test_manifest(tmp_path):

@@ -7,6 +7,7 @@ The last needs big_vision and what it imports; without them its test is skipped:
 """
 
 import dataclasses
+import json
 import zipfile
 
 import jax
@@ -141,6 +142,14 @@ def test_checkpoints_of_the_trainer(tmp_path, dtype):
   leaf = weights.open_model(folder).tree["llm/layers/mlp/linear"]
   part = (slice(1, 2), slice(3, 9), slice(0, 16))
   np.testing.assert_array_equal(leaf.read(part), arrays["llm/layers/mlp/linear"][part])
+  # A chunk that is gone, and one that a writer with a fill value may have left out.
+  norm = folder / "params~llm~final_norm~scale"
+  (norm / "0").unlink()
+  with pytest.raises(UserError, match="params~llm~final_norm~scale: .*is missing"):
+    weights.load(folder)
+  metadata = json.loads((norm / ".zarray").read_text())
+  (norm / ".zarray").write_text(json.dumps(metadata | {"fill_value": 0.0}))
+  assert not np.any(weights.load(folder).params["llm"]["final_norm"]["scale"])
   (tmp_path / "run" / "checkpoint.bv-LAST").write_text("000000004")
   with pytest.raises(UserError, match="names checkpoint.bv-000000004, which is not there"):
     weights.load(tmp_path / "run")
@@ -265,6 +274,31 @@ def test_torn_npz_files_are_explained(tmp_path):
     archive.writestr("a.npy", b"\x93NUMPY\x01\x00")
   with pytest.raises(UserError, match="x.npz: not a whole npz file"):
     weights.load(path)
+
+
+@pytest.mark.parametrize("at, value", [(8, 1), (10, 99)], ids=["encrypted", "unknown_method"])
+def test_damaged_entries_of_an_npz_are_explained(tmp_path, at, value):
+  path = save_npz(tmp_path / "x.npz", {"a": np.zeros(3)})
+  damaged = bytearray(path.read_bytes())
+  damaged[damaged.index(b"PK\x01\x02") + at] = value
+  path.write_bytes(damaged)
+  with pytest.raises(UserError, match="x.npz: not a whole npz file"):
+    tensor_files.read_npz(path)
+
+
+def test_damage_in_an_array_of_an_npz_is_explained(tmp_path):
+  header = b"{'shape': (3,".ljust(118)
+  with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+    archive.writestr("a.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+  with pytest.raises(UserError, match="x.npz: not a whole npz file"):
+    tensor_files.read_npz(tmp_path / "x.npz")
+  np.savez_compressed(tmp_path / "y.npz", a=np.random.default_rng(0).standard_normal(5000))
+  damaged = bytearray((tmp_path / "y.npz").read_bytes())
+  damaged[len(damaged) // 2] ^= 255
+  (tmp_path / "y.npz").write_bytes(damaged)
+  leaf = tensor_files.read_npz(tmp_path / "y.npz")["a"]  # The header is whole.
+  with pytest.raises(UserError, match="y.npz: a: cannot be read: "):
+    leaf.whole()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", ml_dtypes.bfloat16])

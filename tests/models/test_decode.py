@@ -267,11 +267,30 @@ def test_draws_follow_the_distribution():
   np.testing.assert_allclose(drawn, probs, atol=0.03)
 
 
+@pytest.mark.parametrize("temperature", [1e-10, 1e-40])
+def test_next_to_no_temperature_is_greedy(temperature):
+  """Logits that are divided by it overflow."""
+  params = noisy(init(GEMMA3, jax.random.key(1)))
+  want = draw(GEMMA3, decode.SampleConfig(C, 0.0), params)
+  got = draw(GEMMA3, decode.SampleConfig(C, temperature), params)
+  np.testing.assert_array_equal(got.tokens, want.tokens)
+  np.testing.assert_array_equal(got.logprobs, want.logprobs)
+
+
+@pytest.mark.parametrize("vocab", [19, 600])
+def test_what_is_drawn_is_in_the_vocabulary_whatever_the_logits(vocab):
+  logits = jnp.stack([jnp.full(vocab, value) for value in (0.0, jnp.nan, jnp.inf, -jnp.inf)])
+  tokens = decode.draw_token(logits, jnp.full((4, 2), 0.999))
+  assert (tokens < vocab).all() and (tokens >= 0).all()
+
+
 @pytest.mark.parametrize(
   "change, message",
   [
     ({"max_new_tokens": 0}, "max_new_tokens 0"),
     ({"temperature": -1.0}, "negative"),
+    ({"temperature": float("nan")}, "nan is negative or not finite"),
+    ({"temperature": float("inf")}, "inf is negative or not finite"),
     ({"stop_ids": (1, 2), "banned_ids": (2,)}, r"\[2\] are both"),
   ],
 )

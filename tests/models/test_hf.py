@@ -346,6 +346,23 @@ def test_a_stored_copy_of_a_tied_head_is_kept_and_another_head_is_refused(case):
     hf.to_ours(cfg, tensors | {"lm_head.weight": other})
 
 
+@pytest.mark.parametrize("rename", [lambda n: n, lambda n: older(n), lambda n: nested(n)])
+def test_a_tied_embedding_may_be_there_as_the_head_only(case, rename):
+  cfg, tensors = read(case(paligemma2).folder)
+  tensors = {rename(k): v for k, v in tensors.items()}
+  (name,) = (n for n in tensors if n.endswith("embed_tokens.weight"))
+  only = {k: v for k, v in tensors.items() if k != name} | {"lm_head.weight": tensors[name]}
+  flat, got = hf.to_ours(cfg, tensors), hf.to_ours(cfg, only)
+  assert flat.keys() == got.keys()
+  for k, leaf in flat.items():
+    np.testing.assert_array_equal(got[k].whole(), leaf.whole(), err_msg=k)
+  layout = hf.Layout(**dataclasses.asdict(hf.detect_layout(only)))
+  assert set(hf.from_ours(cfg, got, layout=layout)) == set(only)
+  untied = dataclasses.replace(cfg, text=dataclasses.replace(cfg.text, tied_head=False))
+  with pytest.raises(UserError, match=f"no {name}"):
+    hf.to_ours(untied, only)
+
+
 def test_strict_both_ways(case):
   cfg, tensors = read(case(gemma2_text).folder)
   name = "model.layers.1.mlp.up_proj.weight"

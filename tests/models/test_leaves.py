@@ -53,6 +53,17 @@ def test_a_stack_of_unlike_parts_names_them(other):
     leaves.stack(parts)
 
 
+def test_a_stack_of_several_dtypes_is_cast_to_the_one_asked_for():
+  arrays = [RNG.standard_normal((4, 5)).astype(d) for d in (ml_dtypes.bfloat16, "f4", "f2")]
+  stacked = leaves.stack([leaves.of_array(a) for a in arrays], np.float32)
+  assert stacked.dtype == np.float32
+  np.testing.assert_array_equal(stacked.whole(), np.stack([a.astype("f4") for a in arrays]))
+  alike = [leaves.of_array(a) for a in arrays[:1] * 2]
+  assert leaves.stack(alike, np.float32).dtype == ml_dtypes.bfloat16
+  with pytest.raises(UserError, match="but"):
+    leaves.stack([leaves.of_array(a) for a in (arrays[0], np.ones((4, 5), int))], np.float32)
+
+
 def test_a_cast_that_loses_finite_values_is_an_error():
   array = np.array([1.0, -7e4, np.inf, np.nan], np.float32)
   leaf, _ = counting(array, "file: w")

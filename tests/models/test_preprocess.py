@@ -51,6 +51,7 @@ def test_grey_alpha_and_palette_become_rgb():
     (np.zeros((3, 8, 8), np.uint8), r"shape \(3, 8, 8\)"),
     (np.zeros((0, 8, 3), np.uint8), r"shape \(0, 8, 3\)"),
     (np.zeros((8,), np.uint8), r"shape \(8,\)"),
+    ([[1, 2], [3]], "image 1 cannot be read: .*inhomogeneous"),
   ],
 )
 def test_what_is_not_an_image_is_refused(image, message):
@@ -135,11 +136,20 @@ def test_a_processor_that_does_something_else_is_refused(tmp_path):
     ({"resample": 9}, "resample 9 is not one of"),
     ({"image_mean": [0.5]}, "one number per channel"),
     ({"image_std": [0, 1, 1]}, "has a zero"),
+    ({"image_mean": {"r": 0.5, "g": 0.5, "b": 0.5}}, "one number per channel"),
+    ({"image_std": [float("nan"), 1, 1]}, "is not finite"),
+    ({"image_mean": float("inf")}, "is not finite"),
+    ({"rescale_factor": float("inf")}, "is not finite"),
+    ({"rescale_factor": 10**400}, "too large"),
     ([], "not a JSON object"),
   ):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match=f"preprocessor_config.json: .*{message}"):
       read_processor(tmp_path, size=8, resample="bicubic")
+  (tmp_path / "processor_config.json").write_text('{"image_processor": "x"}')
+  with pytest.raises(UserError, match="/processor_config.json: not a JSON object"):
+    read_processor(tmp_path, size=8, resample="bicubic")
+  (tmp_path / "processor_config.json").write_text("{}")
   (tmp_path / "preprocessor_config.json").write_text(
     '{"do_pan_and_scan": null, "do_resize": false}'
   )
@@ -239,12 +249,16 @@ def bomb():
 def test_damaged_files_are_named(tmp_path, monkeypatch):
   whole = io.BytesIO()
   picture(size=(64, 64)).save(whole, "jpeg")
+  dds = io.BytesIO()
+  picture(size=(64, 64)).save(dds, "dds")
   png = io.BytesIO()
   picture(size=(64, 64)).save(png, "png")
   files = {
     "torn.jpg": whole.getvalue()[:-400],
     "torn.png": png.getvalue()[:200],
     "flipped.png": png.getvalue()[:60] + b"\xff" * 8 + png.getvalue()[68:],
+    # Of a pixel format with a name, which is none.
+    "unknown.dds": dds.getvalue()[:80] + (4).to_bytes(4, "little") + dds.getvalue()[84:],
     "text.png": b"not an image",
     "empty.png": b"",
     "bomb.png": bomb(),

@@ -149,17 +149,24 @@ def test_wrong_shapes_are_named(folder):
     ("config.json", b'{"format": "auditdm-9"}', "format is 'auditdm-9'"),
     ("config.json", b'{"format": "auditdm-1"}', "no 'model'"),
     ("config.json", b'{"format": "auditdm-1", "model": {"kind": "x"}}', "model"),
+    ("config.json", json.dumps({
+      "format": "auditdm-1",
+      "model": {**CFG.to_dict(), "text": {**CFG.to_dict()["text"], "window": 10**30}},
+    }).encode(), "window 10{30} is not a number of tokens"),
+    ("model.safetensors.index.json", b"[" * 200_000, "index.json: not JSON"),
     ("config.json", b'{"format": "auditdm-1", "model": {}, "weights": "../x"}', "model"),
     ("model.safetensors", None, "neither model.safetensors nor"),
     ("model.safetensors", b"\x80\x04pickle", "not a whole safetensors file, but a pickle"),
     ("model.safetensors", b"version https://git-lfs.github.com/spec/v1", "pointer of Git LFS"),
   ],
-)
+)  # fmt: skip
 def test_broken_folders_are_explained(folder, name, content, message):
   if content is None:
     (folder / name).unlink()
   else:
     (folder / name).write_bytes(content)
+  if name == tensor_files.INDEX:
+    (folder / tensor_files.SINGLE).unlink()
   with pytest.raises(UserError, match=message):
     weights.load(folder)
 
@@ -168,6 +175,17 @@ def test_torn_weights_are_refused(folder):
   path = folder / "model.safetensors"
   path.write_bytes(path.read_bytes()[:-10])
   with pytest.raises(UserError, match="not a whole safetensors file"):
+    weights.load(folder)
+
+
+def test_weights_that_cannot_be_opened_are_explained(folder, monkeypatch):
+  (folder / "model.safetensors").write_bytes(b"\x80\x04pickle")
+
+  def closed(path, *args, **kwargs):
+    raise PermissionError(13, "Permission denied", str(path))
+
+  monkeypatch.setattr(tensor_files, "open", closed, raising=False)
+  with pytest.raises(UserError, match="model.safetensors: not a whole safetensors file: "):
     weights.load(folder)
 
 
@@ -325,6 +343,24 @@ def test_orbax_restores_what_we_write_and_we_read_what_it_writes(tmp_path):
   np.testing.assert_array_equal(ours["a/w"].read(part), arrays["a/w"][part])
   with pytest.raises(UserError, match="not the metadata of an Orbax checkpoint"):
     tensor_files.read_orbax(tmp_path)
+
+
+@pytest.mark.parametrize("harm", [lambda f: f.unlink(), lambda f: f.write_bytes(b"x")])
+def test_a_chunk_that_is_missing_or_torn_is_not_zeros(tmp_path, harm):
+  arrays = {"a/w": np.ones((5, 3), np.float32), "zeros": np.zeros(3, np.float32)}
+  tensor_files.write_orbax(tmp_path, {k: leaves.of_array(v) for k, v in arrays.items()})
+  harm(tmp_path / "a.w" / "0.0")
+  read = tensor_files.read_orbax(tmp_path)
+  with pytest.raises(UserError, match="a/w: not a readable array: ") as e:
+    read["a/w"].whole()
+  assert len(str(e.value).splitlines()) == 1
+  assert not read["zeros"].whole().any()
+
+
+def test_what_the_disk_does_not_take_of_an_array_is_an_os_error(tmp_path):
+  (tmp_path / "a").write_text("in the way")
+  with pytest.raises(OSError, match="a/.zarray"):
+    tensor_files.write_orbax(tmp_path, {"a": leaves.of_array(np.ones(3))})
 
 
 # --------------------------------------------------------------------------------------- meshes

@@ -74,12 +74,17 @@ def test_mistakes_are_one_line(run, picture, tmp_path):
   for flags, message in (
     ([image, prompt], "--model"),
     ([model, image], "--prompt"),
+    ([model, image, prompt, "--seed=4294967296"], "seed 4294967296: expected"),
+    ([model, image, prompt, "--temperature=nan"], "temperature nan is negative or not finite"),
+    ([model, image, "--prompt=caf\udce9"], "text that is not UTF-8: 'caf\\udce9'"),
     ([model, image, prompt, "--max_new_tokens=0"], "--max_new_tokens"),
     ([model, image, prompt, "--workdir=x"], "workdir"),
     ([model, "--image=no.png", prompt], "--image=no.png: no such file"),
     ([model, f"--image={tmp_path}/torn.png", prompt], "torn.png) cannot be read"),
     ([f"--model={tmp_path}/empty", image, prompt], "there is no config.json"),
     ([f"--model={tmp_path}/nothing", image, prompt], "no such file or folder"),
+    ([f"--model={'x' * 300}", image, prompt], "File name too long: 'xxx"),
+    ([model, f"--image={'x' * 300}", prompt], "File name too long: 'xxx"),
   ):
     code, out, err = run(*flags)
     assert code == 2 and not out and message in err, (flags, err)

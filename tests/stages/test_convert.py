@@ -131,6 +131,29 @@ def test_from_hugging_face_and_back_is_the_same(work, dtype, kind, old):
   assert not list(work.glob(".*"))
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_an_image_token_without_a_row_stays_without(work, kind, tied):
+  """As transformers allows it; what did not come from there gets rows, in the head too."""
+  cfg = dataclasses.replace(
+    CONFIGS[kind], text=dataclasses.replace(CONFIGS[kind].text, tied_head=tied), image_token_id=73
+  )
+  start = write_hf(work / "hf", cfg)
+  for source, to in (("hf", "again"), ("hf", "native"), ("native", "back")):
+    flags = (f"--input={work / source}", f"--output={work / to}")
+    assert not run(*flags, "--to=native" if to == "native" else "--to=hf")
+  for name in ("again", "back"):
+    assert tensors_in(work / name) == tensors_in(start)
+    for file in ("config.json", "preprocessor_config.json"):
+      assert json.loads((work / name / file).read_text()) == json.loads((start / file).read_text())
+  params = tree.unflatten({k: jnp.asarray(v) for k, v in arrays_of(cfg).items()})
+  weights.save(work / "ours", cfg, params, None, {})
+  assert not run(f"--input={work / 'ours'}", f"--output={work / 'grown'}", "--to=hf")
+  grown = weights.open_model(work / "grown")
+  rows = {leaf.shape[0] for k, leaf in grown.tree.items() if k.startswith("llm/embedder/")}
+  assert rows == {grown.cfg.text.vocab_size} == {128}
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", ml_dtypes.bfloat16])
 @pytest.mark.parametrize("middle", ["native", "orbax", "hf"])
 def test_from_npz_and_back_is_the_same(work, dtype, middle):
@@ -192,6 +215,23 @@ def test_another_dtype(work):
   for name, (_, shape, data) in tensors_in(start).items():
     short = np.frombuffer(data, np.float32).astype(ml_dtypes.bfloat16)
     assert tensors_in(work / "short")[name] == (short.dtype, shape, short.tobytes())
+
+
+def test_layers_in_several_dtypes_need_one_to_be_asked_for(work, capsys):
+  start = write_hf(work / "hf", PALIGEMMA, max_shard_bytes=1_000_000)
+  flat = safetensors.numpy.load_file(start / "model.safetensors")
+  for name in flat:
+    if ".layers.1.mlp." in name or "v_proj" in name:
+      flat[name] = flat[name].astype(ml_dtypes.bfloat16)
+  safetensors.numpy.save_file(flat, start / "model.safetensors", {"format": "pt"})
+  assert run(f"--input={start}", f"--output={work / 'x'}", "--to=native") == 2
+  assert ": ask for a dtype" in capsys.readouterr().err
+  assert not run(f"--input={start}", f"--output={work / 'x'}", "--to=hf", "--dtype=float32")
+  assert tensors_in(work / "x") == {
+    k: (np.dtype("f4"), v.shape, v.astype("f4").tobytes()) for k, v in flat.items()
+  }
+  loaded = weights.load(start, dtype="bfloat16").params
+  assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(loaded))
 
 
 def test_another_resolution(work):
@@ -373,6 +413,8 @@ def test_a_wrong_input_is_one_line_and_leaves_nothing(work, capsys, harm, messag
     (["--to=hf"], "is there already"),
     (["--to=hg", "--output={}/y"], "value should be one of <hf|"),
     (["--to=hf", "--output={}/y", "--input={}/z"], "/z: no such file or folder"),
+    (["--to=hf", "--output={}/y", "--input={}/" + "z" * 300], "File name too long"),
+    (["--to=hf", "--output={}/" + "y" * 300], "File name too long"),
     (["--to=hf", "--output={}/y", "--dtype=int8"], "value should be one of <float32|"),
     (["--to=hf", "--output={}/y", "--model=paligemma2_3b_48"], "did you mean 'paligemma2_3b_448'"),
     (["--to=hf", "--output={}/y", "--model=paligemma2_3b_448"], "config.json says what the model"),
@@ -410,4 +452,7 @@ def test_a_disk_that_does_not_take_it_is_one_line(work, capsys, monkeypatch):
   monkeypatch.setattr(tensor_files, "_bytes", full)
   assert run(f"--input={start}", f"--output={work / 'x'}", "--to=native") == 2
   assert "x could not be written: [Errno 28] No space left" in capsys.readouterr().err
+  below = start / "config.json" / "x"
+  assert run(f"--input={start}", f"--output={below}", "--to=native") == 2
+  assert f"{below} could not be written: [Errno" in capsys.readouterr().err
   assert [p.name for p in work.iterdir()] == ["hf"]
