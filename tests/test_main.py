@@ -74,7 +74,7 @@ def test_a_stage_gets_config_and_workdir(start, tmp_path):
 @pytest.mark.parametrize(
   ("flags", "config", "message"),
   [
-    (["--config.grpo.lrr=2"], "config.py", "no such key: lrr Did you mean lr"),
+    (["--config.grop.lr=2"], "config.py", "no such key: grop Did you mean grpo"),
     (["--config.grpo.lr=x"], "config.py", "could not convert string to float: 'x'"),
     (["--wrkdir=x"], "config.py", "Unknown command line flag 'wrkdir'. Did you mean: workdir"),
     (["more"], "config.py", "not a flag: more"),

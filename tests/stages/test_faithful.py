@@ -16,15 +16,15 @@ def test_what_the_renderer_draws_is_faithful_and_another_image_is_not():
     scene = world.sample_scene(rng)
     source, text = render.render(scene, k), language.sample_edit(rng, scene)
     edited = scenes.edit([source], [text], [k])[0]
-    assert FAITHFUL(source, text, edited, k) is True
-    assert FAITHFUL(source, text, source, k) is False
+    assert FAITHFUL(source, text, edited) is True
+    assert FAITHFUL(source, text, source) is False
     caption = language.sample_caption(rng)
     drawn = scenes.generate([caption], [k], width=64, height=64)[0]
-    assert FAITHFUL(None, caption, drawn, k + 1) is True  # What is left open is left open.
-    assert FAITHFUL(None, caption, source, k) is False
+    assert FAITHFUL(None, caption, drawn) is True  # What is left open is left open.
+    assert FAITHFUL(None, caption, source) is False
 
 
 def test_a_text_that_nothing_can_show_is_neither():
   image = render.render(world.sample_scene(np.random.default_rng(0)), 0)
-  assert FAITHFUL(image, "make it nice", image, 0) is None
-  assert FAITHFUL(None, "colourless green ideas", image, 0) is None
+  assert FAITHFUL(image, "make it nice", image) is None
+  assert FAITHFUL(None, "colourless green ideas", image) is None

@@ -3,12 +3,12 @@
 
 import types
 
-import ml_collections
 import numpy as np
 import pytest
 
 from auditdm_jax.core import runtime, store
-from auditdm_jax.core.config import UserError
+from auditdm_jax.core.config import UserError, build
+from auditdm_jax.images.config import ImagesConfig
 from auditdm_jax.stages import context, shared
 
 
@@ -80,6 +80,7 @@ def test_the_first_process_writes_and_all_read_at_the_same_point(monkeypatch, tm
   ],
 )
 def test_a_mistake_in_how_to_reach_the_images_is_one_line(images, message):
-  ctx = types.SimpleNamespace(config=ml_collections.ConfigDict({"images": images}))
+  images = build(ImagesConfig, images)
+  ctx = types.SimpleNamespace(settings=types.SimpleNamespace(images=images))
   with pytest.raises(UserError, match=message):
     context.Context.client.func(ctx)
