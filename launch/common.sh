@@ -33,7 +33,9 @@ check_stage() {
 
 # check_number FLAG VALUE LEAST: a whole number, written so that bash does not take it for an octal one.
 check_number() {
-  [[ $2 =~ ^(0|[1-9][0-9]{0,5})$ ]] && (($2 >= $3)) || fail "$1=$2: a whole number, at least $3"
+  if ! [[ $2 =~ ^(0|[1-9][0-9]{0,5})$ ]] || (($2 < $3)); then
+    fail "$1=$2: a whole number, at least $3"
+  fi
 }
 
 # A name of Kubernetes and of Google Cloud.
