@@ -155,6 +155,8 @@ class Context:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:
       raise UserError(f"{self.workdir}: another process is at work there") from e
+    except OSError:  # Some network file systems have no locks.
+      pass
 
   @functools.cached_property
   def _manifest(self) -> manifest.Manifest:

@@ -29,7 +29,7 @@ class Killed(Exception):
   pass
 
 
-def start(workdir, *, steps=6, hook=None, grpo_cfg=None, prompts=None, **options):
+def start(workdir, *, steps=6, hook=None, grpo_cfg=None, prompts=None, identity=None, **options):
   """A fresh process, as far as state goes; the pool of 6 is passed through every 1.5 steps."""
   options = {"reward_cfg": reward.RewardConfig(novelty="ema")} | options
   prompts = prompts or {"question": 2, "edit": 2}
@@ -38,7 +38,9 @@ def start(workdir, *, steps=6, hook=None, grpo_cfg=None, prompts=None, **options
   if hook:
     update, updates = learner.update, learner.config.grpo.updates
     learner.update = lambda batch: hook(int(learner.state.step) // updates, lambda: update(batch))
-  result = trainer.train(CONFIG, rollout, learner, auditor=tiny.auditor(), workdir=workdir)
+  result = trainer.train(
+    CONFIG, rollout, learner, auditor=tiny.auditor(), workdir=workdir, identity=identity
+  )
   return learner, result
 
 
@@ -245,9 +247,10 @@ def test_metrics_that_diagnose_are_all_there(straight):
     assert 0 < row["machine/mfu/sample"] and 0 < row["machine/mfu/learner"]
 
 
-def test_another_config_does_not_continue_a_run(straight):
+@pytest.mark.parametrize("other", [{"seed": 4}, {"identity": ["another target"]}])
+def test_another_config_does_not_continue_a_run(straight, other):
   with pytest.raises(UserError, match="other settings"):
-    start(straight[0], seed=4)
+    start(straight[0], **other)
 
 
 ROOT = pathlib.Path(__file__).parents[2]

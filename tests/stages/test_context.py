@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run refuses before it does anything."""
+
+import importlib.util
+import json
+import pathlib
+
+import pytest
+
+from auditdm_jax.core.config import UserError
+from auditdm_jax.stages import discover, rectify, verify
+from auditdm_jax.stages.context import Context
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config():
+  spec = importlib.util.spec_from_file_location("scenes", ROOT / "configs/scenes.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config()
+
+
+def test_one_process_at_a_time_works_in_a_folder(config, tmp_path):
+  with Context(config, tmp_path, "train"):
+    with pytest.raises(UserError, match="another process is at work there"):
+      with Context(config, tmp_path, "train"):
+        pass
+  with Context(config, tmp_path, "train"):
+    pass
+  stages = json.loads((tmp_path / "manifest.json").read_text())["stages"]
+  assert stages["train"]["runs"] == 2 and stages["train"]["models"]["sibling"]
+
+
+def test_target_and_references_need_names_of_their_own(config, tmp_path):
+  config.models.references = ("a/gemma", "b/gemma")
+  with pytest.raises(UserError, match="a/gemma and b/gemma have one name, gemma"):
+    Context(config, tmp_path, "train")
+
+
+def test_a_key_that_nobody_reads_is_refused_at_once(config, tmp_path):
+  with config.unlocked():
+    config.discover.probse = 3
+  with pytest.raises(UserError, match=r"config.discover.probse: .*did you mean 'probes'"):
+    Context(config, tmp_path, "train")
+
+
+@pytest.mark.parametrize(
+  ("run", "first"),
+  [
+    (discover.run, "train"),
+    (verify.run, "discover"),
+    (lambda ctx: rectify.from_failures(ctx, []), "verify"),
+  ],
+)
+def test_a_stage_without_the_one_before_says_which(config, tmp_path, run, first):
+  with Context(config, tmp_path, "stage") as ctx, pytest.raises(UserError) as e:
+    run(ctx)
+  assert f"run the stage {first} first" in str(e.value)
