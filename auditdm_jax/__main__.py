@@ -20,17 +20,15 @@ from ml_collections import config_flags
 
 from auditdm_jax import stages
 from auditdm_jax.core import store
-from auditdm_jax.core.config import UserError, did_you_mean
+from auditdm_jax.core.config import OVERRIDES, UserError, did_you_mean
 
 # Runs in an environment of its own, which need not have jax, and leaves nothing behind.
 _SERVERS = {"serve_images"}
 # Run once and from flags of their own, `FLAGS`, instead of a config and a folder of results.
 _TOOLS = {"answer", "convert", "plan"}
 _CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "The config, such as configs/scenes.py.",
-  # Keys that the file leaves at their defaults can be given; what is no key, the sections refuse.
-  lock_config=False, accept_new_attributes=True,
-)  # fmt: skip
+  "config", None, "The config, such as configs/scenes.py.", **OVERRIDES
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run; made if it is not there.")
 _DEVICES = flags.DEFINE_integer("devices", 0, "Split the CPU into so many devices.", lower_bound=0)
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "This is one of several processes.")

@@ -18,6 +18,10 @@ import ml_collections
 
 T = TypeVar("T")
 
+# Of the flag --config: keys that a file leaves at their defaults can be given too. What is no key
+# of a section, `build` refuses.
+OVERRIDES = types.MappingProxyType({"lock_config": False, "accept_new_attributes": True})
+
 
 class UserError(ValueError):
   """A mistake the user can mend; `__main__` prints it as text, without a traceback."""

@@ -97,19 +97,6 @@ class ImageSource:
     return self.made.get(image_id) if found is None else found
 
 
-def _check_names(*folders: str) -> None:
-  """A model is known by the name of its folder."""
-  by_name: dict[str, str] = {}
-  for folder in folders:
-    name = pathlib.Path(folder).resolve().name
-    if name in by_name:
-      raise UserError(
-        f"config.models: {by_name[name]} and {folder} have one name, {name}; target and references"
-        " are told apart by it"
-      )
-    by_name[name] = folder
-
-
 class Context:
   """Everything a stage opens, from one config and one workdir, whose manifest it writes."""
 
@@ -118,7 +105,6 @@ class Context:
     self.workdir.mkdir(parents=True, exist_ok=True)
     self.settings = build(sections.AuditConfig, config, name="config")
     self.models = self.settings.models
-    _check_names(self.models.target, *self.models.references)
     self.world: World = open_world(self.settings.world.name, self.settings.world.gaps)
     self.images = ImageSource(store.Images(self.workdir / "images"))
     self._stack = contextlib.ExitStack()

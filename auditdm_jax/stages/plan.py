@@ -17,18 +17,16 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from auditdm_jax.core.config import UserError, build, did_you_mean
+from auditdm_jax.core.config import OVERRIDES, UserError, build, did_you_mean
 from auditdm_jax.models import variants, weights
 from auditdm_jax.models.multimodal import VlmConfig
 from auditdm_jax.plan import chips, compiling, programs, steps, table
-from auditdm_jax.rectify.recipes import Recipe
-from auditdm_jax.rl.draws import RolloutConfig
-from auditdm_jax.rl.grpo import GrpoConfig
-from auditdm_jax.rl.step import OptimConfig
-from auditdm_jax.stages.sections import ModelsConfig
+from auditdm_jax.stages.sections import AuditConfig
 
 FLAGS = flags.FlagValues()
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The config.", flag_values=FLAGS)
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "The config.", flag_values=FLAGS, **OVERRIDES
+)
 _TOPOLOGY = flags.DEFINE_string(
   "topology", None, "The chips, such as v5e:4x4 or gpu:h200x8.", flag_values=FLAGS
 )
@@ -37,8 +35,6 @@ _FULL = flags.DEFINE_bool(
 )
 _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.", flag_values=FLAGS)
 _ONLY = flags.DEFINE_list("only", [], "Programs whose names start so.", flag_values=FLAGS)
-# What `read` reads and a config must have.
-_SECTIONS = ("models", "mesh", "rules", "grpo", "optim", "rollout", "bank")
 
 
 def main() -> int:
@@ -46,9 +42,9 @@ def main() -> int:
     raise UserError("plan needs --config and --topology; see plan --help")
   where = chips.parse(_TOPOLOGY.value)
   compiling.check(where)
-  if missing := [name for name in _SECTIONS if name not in _CONFIG.value]:
+  if "models" not in _CONFIG.value:
     file = config_flags.get_config_filename(FLAGS["config"])
-    raise UserError(f"{file} has no section `{missing[0]}`; plan is for configs of an audit")
+    raise UserError(f"{file} has no section `models`; plan is for configs of an audit")
   run = read(_CONFIG.value)
   wanted = [
     s for s in steps.steps(run, where.size) if s.name.startswith(tuple(_ONLY.value or [""]))
@@ -70,28 +66,26 @@ def main() -> int:
 
 def read(config: ConfigDict) -> steps.Run:
   """The parts of a config that decide what is compiled."""
-  models = build(ModelsConfig, config.models, name="config.models")
-  settings = build(steps.PlanConfig, config.get("plan", {}), name="config.plan")
-  of = functools.partial(architecture, settings=settings, dtype=models.dtype)
-  rectify = config.get("rectify", {})
-  recipe = rectify.get("recipe")
+  settings = build(AuditConfig, config, name="config")
+  models = settings.models
+  of = functools.partial(architecture, settings=settings.plan, dtype=models.dtype)
   return steps.Run(
     auditor=of(models.auditor),
     answering={pathlib.Path(p).name: of(p) for p in (models.target, *models.references)},
     layout=programs.Layout(
-      config.mesh.to_dict(),
-      config.get("rollout_mesh", {}),
-      tuple((regex, tuple(spec)) for regex, spec in config.rules),
+      settings.mesh,
+      settings.rollout_mesh,
+      tuple((regex, tuple(spec)) for regex, spec in settings.rules),
     ),
-    grpo=build(GrpoConfig, config.grpo, name="config.grpo"),
-    optim=build(OptimConfig, config.optim, name="config.optim"),
-    rollout=build(RolloutConfig, config.rollout, name="config.rollout"),
-    answer_tokens=config.bank.max_new_tokens,
+    grpo=settings.grpo,
+    optim=settings.optim,
+    rollout=settings.rollout,
+    answer_tokens=settings.bank.max_new_tokens,
     int8=models.int8,
     paged=models.paged,
-    recipe=recipe and build(Recipe, recipe, name="config.rectify.recipe"),
-    suffix=rectify.get("suffix", 16),
-    plan=settings,
+    recipe=settings.rectify.recipe,
+    suffix=settings.rectify.suffix,
+    plan=settings.plan,
   )
 
 

@@ -6,6 +6,7 @@ They are read when a run starts, so that a mistake in the last stage's section e
 """
 
 import dataclasses
+import pathlib
 from typing import Any
 
 from auditdm_jax.audit.answer import BankConfig
@@ -14,7 +15,7 @@ from auditdm_jax.audit.compare import CompareConfig
 from auditdm_jax.audit.judge import JudgeConfig
 from auditdm_jax.audit.taxonomy import TaxonomyConfig
 from auditdm_jax.audit.verify import VerifyConfig
-from auditdm_jax.core.config import check
+from auditdm_jax.core.config import UserError, check
 from auditdm_jax.images.config import ImagesConfig
 from auditdm_jax.plan.steps import PlanConfig
 from auditdm_jax.rectify import curate as curate_lib
@@ -47,6 +48,17 @@ class ModelsConfig:
   dtype: str = "float32"
   int8: bool = False
   paged: bool = False
+
+  def __post_init__(self):
+    by_name: dict[str, str] = {}
+    for folder in (self.target, *self.references):
+      name = pathlib.Path(folder).resolve().name
+      if name in by_name:
+        raise UserError(
+          f"config.models: {by_name[name]} and {folder} have one name, {name}; target and"
+          " references are told apart by it"
+        )
+      by_name[name] = folder
 
 
 @dataclasses.dataclass(frozen=True)

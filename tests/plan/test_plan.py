@@ -12,7 +12,7 @@ from ml_collections import config_flags
 import numpy as np
 import pytest
 
-from auditdm_jax.core.config import UserError
+from auditdm_jax.core.config import OVERRIDES, UserError
 from auditdm_jax.plan import chips, compiling, programs, steps, table
 from auditdm_jax.rectify.recipes import Recipe
 from auditdm_jax.rl.draws import RolloutConfig
@@ -144,9 +144,7 @@ def test_what_would_make_a_repair_smaller():
 def configured(monkeypatch, flags_given):
   """What the stage reads, from flags as a shell splits them."""
   values = flags.FlagValues()
-  config = config_flags.DEFINE_config_file(
-    "config", None, "", flag_values=values, lock_config=False, accept_new_attributes=True
-  )
+  config = config_flags.DEFINE_config_file("config", None, "", flag_values=values, **OVERRIDES)
   monkeypatch.setattr(sys, "argv", ["plan", *shlex.split(flags_given)])
   values(sys.argv)
   return stage.read(config.value)
@@ -178,6 +176,9 @@ MISTAKES = [
   (["--config.mesh.data=3"], "mesh {'data': 3} does not use up the 8 devices"),
   (["--config.mesh.data=0"], "sizes are at least 1"),
   (["--config.optim.micro_rows=3"], "optim.micro_rows=3: must be a multiple of the 8 devices"),
+  (["--config.optim.b1=3.0"], "optim.b1=3.0: must be"),  # A key that the file does not have.
+  (["--config.optim.lrr=1"], "config.optim.lrr: unknown key (did you mean 'lr'?)"),
+  (["--config.models.references=('a/x', 'b/x')"], "a/x and b/x have one name, x"),
 ]
 
 
