@@ -58,6 +58,7 @@ def run(ctx: Context) -> dict[str, Any]:
   summary = shared.read_json(path)
   if ctx.done("loop") is not None and summary is not None:
     return summary
+  rectify.check_replay(ctx)
   seconds: dict[str, float] = {}
 
   def stage(name: str, body: Callable[[], Any]) -> Any:

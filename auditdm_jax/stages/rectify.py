@@ -33,7 +33,7 @@ MAX_REPLAY = 6_000
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
   with Context(config, workdir, "rectify") as ctx:
-    ctx.pool("images")
+    check_replay(ctx)
     examples = from_failures(ctx, verify.load_failures(ctx))
     if not examples:
       raise UserError(f"{ctx.workdir}: no failure was verified, so there is nothing to repair")
@@ -64,6 +64,20 @@ def repair(ctx: Context, name: str, examples: Sequence[Example], replay) -> Vlm:
   return model
 
 
+def check_replay(ctx: Context) -> None:
+  """Before hours are spent: a recipe that replays needs questions to replay.
+
+  Raises:
+    UserError: there are none.
+  """
+  pool, replay = ctx.pool("images"), ctx.settings.rectify.recipe.replay
+  if replay and not any(pool.questions(i) for i in range(len(pool))):
+    raise UserError(
+      f"config.rectify.recipe.replay={replay}: no image of {pool.split} has a question to replay;"
+      " 0 is right"
+    )
+
+
 def replay_examples(ctx: Context, new: int) -> list[Example]:
   """Questions of the target's own kind, answered by the target itself: what it must not forget.
 
@@ -89,6 +103,11 @@ def replay_examples(ctx: Context, new: int) -> list[Example]:
     for (i, q), v in zip(chosen, verdicts, strict=True)
     if all(ctx.judge.same(v.answers[v.target], v.answers[r]) for r in v.references)
   ]
+  if not kept:
+    raise UserError(
+      f"config.rectify.recipe.replay={recipe.replay}: of {len(chosen)} questions none is answered"
+      " alike by target and references; 0 is right"
+    )
   return kept[:size]
 
 

@@ -5,10 +5,11 @@ import importlib.util
 import json
 import pathlib
 
+from PIL import Image
 import pytest
 
 from auditdm_jax.core.config import UserError
-from auditdm_jax.stages import discover, rectify, verify
+from auditdm_jax.stages import discover, loop, rectify, verify
 from auditdm_jax.stages.context import Context
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -58,3 +59,13 @@ def test_a_stage_without_the_one_before_says_which(config, tmp_path, run, first)
   with Context(config, tmp_path, "stage") as ctx, pytest.raises(UserError) as e:
     run(ctx)
   assert f"run the stage {first} first" in str(e.value)
+
+
+def test_a_replay_without_questions_is_refused_before_the_loop_begins(config, tmp_path):
+  (tmp_path / "data/own/train").mkdir(parents=True)
+  Image.new("RGB", (64, 64)).save(tmp_path / "data/own/train/a.png")
+  config.pool.update(builder="", data_dir=str(tmp_path / "data"), dataset="own", images="train")
+  with Context(config, tmp_path / "run", "loop") as ctx:
+    with pytest.raises(UserError, match=r"replay=0.5: no image of train has a question"):
+      loop.run(ctx)
+    assert not (tmp_path / "run/evaluate").exists()
