@@ -83,8 +83,6 @@ class ImageClient:
     addresses = [part.strip() for part in parts] or [""]
     for each in addresses:
       security_lib.check_address(each)
-    if config.retries is not None and config.retries < 0:
-      raise ValueError(f"retries is None, 0 or more, not {config.retries}")
     self._config = config
     self._metadata = security_lib.metadata(config.security)
     self._replicas = Replicas(addresses, config.security)

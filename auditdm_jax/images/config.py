@@ -3,18 +3,8 @@
 
 import dataclasses
 import ipaddress
-import math
 
-_MORE_THAN_0 = 1e-3
-
-
-def _check_ranges(section: object, **ranges: tuple[float, float]) -> None:
-  """Raises ValueError for a value below or above its range, and for NaN."""
-  for name, (low, high) in ranges.items():
-    value = vars(section)[name]
-    if not low <= value <= high:
-      least = f"at least {low}" if high == math.inf else f"between {low} and {high}"
-      raise ValueError(f"{name} {value} is not {least}")
+from auditdm_jax.core.config import check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,18 +21,12 @@ class Limits:
   max_deadline_s: float = 600.0
 
   def __post_init__(self):
-    _check_ranges(
-      self,
-      # gRPC counts the bytes of a message in 31 bits.
-      max_prompt_chars=(1, 2**26),
-      max_pixels=(1, 2**29),
-      max_steps=(1, math.inf),
-      max_cost=(1, math.inf),
-      max_queue=(1, math.inf),
-      max_queue_mb=(_MORE_THAN_0, math.inf),
-      cache_mb=(0, math.inf),
-      max_deadline_s=(_MORE_THAN_0, math.inf),
-    )
+    values, where = vars(self), "images.limits"
+    check(values, where, "max_prompt_chars", least=1, most=1 << 26)  # gRPC counts in 31 bits.
+    check(values, where, "max_pixels", least=1, most=1 << 29)
+    check(values, where, "max_steps", "max_cost", "max_queue", least=1)
+    check(values, where, "max_queue_mb", "max_deadline_s", above=0)
+    check(values, where, "cache_mb", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +42,8 @@ class Batching:
   max_wait_ms: float = 1.0
 
   def __post_init__(self):
-    _check_ranges(self, max_batch=(1, math.inf), max_wait_ms=(0, math.inf))
+    check(vars(self), "images.batching", "max_batch", least=1)
+    check(vars(self), "images.batching", "max_wait_ms", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +90,12 @@ class ClientConfig:
   local_edits: bool = False
   cache: str = ""
   security: Security = Security()
+
+  def __post_init__(self):
+    check(vars(self), "images.client", "deadline_s", above=0)
+    check(vars(self), "images.client", "max_in_flight", least=1)
+    if self.retries is not None:
+      check(vars(self), "images.client", "retries", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,15 +170,12 @@ class ImagesConfig:
   security: Security = Security()
 
   def __post_init__(self):
-    _check_ranges(
-      self,
-      width=(1, 2**14),
-      height=(1, 2**14),
-      port=(0, 65535),  # gRPC would take it modulo 65536, in silence.
-      metrics_port=(0, 65535),
-      ready_s=(_MORE_THAN_0, math.inf),
-      drain_s=(0, math.inf),
-    )
+    values, where = vars(self), "images"
+    check(values, where, "width", "height", least=1, most=1 << 14)
+    # gRPC would take a port modulo 65536, in silence.
+    check(values, where, "port", "metrics_port", least=0, most=65535)
+    check(values, where, "ready_s", above=0)
+    check(values, where, "drain_s", least=0)
     if self.security.ca and not self.security.cert:
       raise ValueError(
         "security.ca asks for the clients' certificates, which takes encryption: give security.cert"

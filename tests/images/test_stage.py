@@ -45,7 +45,7 @@ def test_serves_scenes(config, tmp_path):
   "override, message",
   [
     ("--config.images.backend=scene", "'scene' is not one of 'scenes', 'diffusers', 'openai'"),
-    ("--config.images.port=70000", "port 70000 is not between 0 and 65535"),
+    ("--config.images.port=70000", "images.port=70000: must be at least 0 and at most 65535"),
     ("--config.images.error_rate=7.0", "error_rate is a share between 0 and 1"),  # Of the backend.
   ],
 )
@@ -70,13 +70,14 @@ def test_a_warm_up_that_fails_is_one_line_beside_the_log(tmp_path):
 @pytest.mark.parametrize(
   "section, message",
   [
-    (dict(width=0), "config.images: width 0 is not between 1 and"),
-    (dict(height=-64), "config.images: height -64 is not between"),
-    (dict(drain_s=float("nan")), "config.images: drain_s nan is not at least 0"),
-    (dict(batching=dict(max_batch=0)), "config.images.batching: max_batch 0 is not at least 1"),
-    (dict(limits=dict(max_pixels=0)), "config.images.limits: max_pixels 0 is not between"),
-    (dict(limits=dict(max_pixels=2**31)), "max_pixels 2147483648 is not between"),
-    (dict(limits=dict(max_deadline_s=0)), "max_deadline_s 0.0 is not at least 0.001"),
+    (dict(client=dict(max_in_flight=0)), "images.client.max_in_flight=0: must be at least 1"),
+    (dict(width=0), "images.width=0: must be at least 1 and at most"),
+    (dict(height=-64), "images.height=-64: must be at least 1"),
+    (dict(drain_s=float("nan")), "images.drain_s=nan: must be at least 0"),
+    (dict(batching=dict(max_batch=0)), "images.batching.max_batch=0: must be at least 1"),
+    (dict(limits=dict(max_pixels=0)), "images.limits.max_pixels=0: must be at least 1"),
+    (dict(limits=dict(max_pixels=2**31)), "max_pixels=2147483648: must be at least 1 and at most"),
+    (dict(limits=dict(max_deadline_s=0)), "max_deadline_s=0.0: must be above 0"),
   ],
 )
 def test_values_out_of_range_are_named(section, message):
