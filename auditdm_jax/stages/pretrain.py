@@ -22,7 +22,7 @@ import optax.contrib
 from auditdm_jax import vlm as vlm_lib
 from auditdm_jax.core import metrics
 from auditdm_jax.core.config import UserError, build
-from auditdm_jax.models import multimodal, siglip, weights
+from auditdm_jax.models import int8, multimodal, siglip, weights
 from auditdm_jax.models.gemma import GemmaConfig
 from auditdm_jax.models.multimodal import VlmConfig
 from auditdm_jax.rectify import supervised
@@ -122,7 +122,7 @@ class OptimSpec:
     adamw = optax.adamw(self._schedule(self.lr, steps), b2=self.b2, weight_decay=self.weight_decay)
 
     def label(path, _):
-      return "muon" if _name(path).endswith(tuple(_MATRICES)) else "adamw"
+      return "muon" if _summed(path) else "adamw"
 
     labels = functools.partial(jax.tree_util.tree_map_with_path, label)
     split = optax.multi_transform({"muon": muon, "adamw": adamw}, labels)
@@ -163,29 +163,24 @@ class PretrainConfig:
   models: dict[str, ModelSpec]
 
 
-# The decoder's matrices: their axes that are summed over, and those that come out.
-_MATRICES = {
-  "attn/q_einsum/w": ((2,), (1, 3)),
-  "attn/kv_einsum/w": ((3,), (1, 2, 4)),
-  "attn/attn_vec_einsum/w": ((1, 2), (3,)),
-  "mlp/gating_einsum": ((2,), (1, 3)),
-  "mlp/linear": ((1,), (2,)),
-}
-
-
 def _name(path) -> str:
   """ "a/b/c" of a tree path; optax wraps a tree's masked parts, whose keys are kept."""
   return "/".join(str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey))
 
 
+def _summed(path) -> tuple[int, ...] | None:
+  """Axes that a decoder's matrix sums over; None for what is no matrix."""
+  return int8.SUMMED.get(tuple(_name(path).split("/")[-2:]))
+
+
 def _muon_dimensions(params):
   """Which axes of each layer-stacked matrix are its rows and columns."""
 
-  def dimensions(path, _):
-    for name, axes in _MATRICES.items():
-      if _name(path).endswith(name):
-        return optax.contrib.MuonDimensionNumbers(*axes)
-    return None
+  def dimensions(path, w):
+    if (summed := _summed(path)) is None:
+      return None
+    others = tuple(axis for axis in range(1, w.ndim) if axis not in summed)
+    return optax.contrib.MuonDimensionNumbers(summed, others)
 
   return jax.tree_util.tree_map_with_path(dimensions, params)
 
