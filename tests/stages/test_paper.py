@@ -94,7 +94,11 @@ def test_the_papers_config_runs_the_loop_on_a_folder_of_images(tmp_path):
   summary = json.loads((workdir / "summary.json").read_text())
   assert summary["queries"]["grpo"] == 2 * 256 and summary["queries"]["discover"] == 256
   assert summary["precision"] is None and summary["rectify"]["repaired"]["all"]["n"] == 60
-  assert summary["rectify"]["control_random"]["examples"] > 0  # agreement too
+  # GRPO asks in a cascade; a control is trained on what the target knew as well, so all answer.
+  completions = (workdir / "records/train/completions-0.jsonl").read_text()
+  control = (workdir / "control/attempts-0.jsonl").read_text()
+  assert '"skipped"' in completions and '"skipped"' not in control and '"agreement"' in control
+  assert summary["rectify"]["control_random"]["examples"] > 0
   manifest = json.loads((workdir / "manifest.json").read_text())["stages"]["loop"]
   assert manifest["cost"]["answers/target_easy"] > 512 and manifest["cost"]["seconds"] > 0
   assert "target_easy" in (workdir / "report/index.html").read_text()
