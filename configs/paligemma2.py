@@ -117,7 +117,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
   # ---- discover, verify
   c.discover = dict(
-    probes=20_000, batch=1024, search_probes=2_000, arms=dict(floor=0.06, yield_weight=1.0, seed=0),
+    probes=20_000, batch=1024, search_probes=2_000, arms=dict(floor=0.06, yield_weight=1.0),
   )  # fmt: skip
   c.verify = dict(limit=4_000, paraphrases=0, jitters=2)  # Nothing here rewords questions.
   c.taxonomy = dict(skills="data/vqav2/skills.yaml")
@@ -125,7 +125,7 @@ def get_config(arg: str = "") -> ConfigDict:
   # ---- rectify: VQAv2's transfer recipe at 448 pixels
   c.rectify = dict(
     recipe=dict(epochs=10, batch_size=256, lr=1e-5, remat=True),
-    curate=dict(size=10_000, cap=0.15, seed=0),
+    curate=dict(size=10_000, cap=0.15),
     length=1088, suffix=16,
   )  # fmt: skip
   if args["on"] == "h200":

@@ -66,7 +66,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.pool = dict(
     builder="data/scenes/scenes_dataset_builder.py",
     data_dir="",  # "" = <workdir>/data
-    dataset="scenes/default/1.1.0",
+    dataset="scenes/default/1.2.0",
     images="pool", heldout="heldout", fresh="rounds",
   )  # fmt: skip
   c.images = dict(
@@ -118,7 +118,7 @@ def get_config(arg: str = "") -> ConfigDict:
   # ---- discover, verify
   c.discover = dict(
     probes=12_000, batch=480,
-    arms=dict(floor=0.06, yield_weight=1.0, seed=seed),
+    arms=dict(floor=0.06, yield_weight=1.0),
     search_probes=2_000,  # for the rates of prompt-only against trained
   )  # fmt: skip
   c.verify = dict(
@@ -132,8 +132,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
   # ---- rectify, evaluate, second round
   c.rectify = dict(
-    recipe=dict(steps=1_000, batch_size=64, micro_rows=8, lr=2e-3, replay=0.5, seed=seed),
-    curate=dict(size=3_000, cap=0.15, seed=seed),
+    recipe=dict(steps=1_000, batch_size=64, micro_rows=8, lr=2e-3, replay=0.5),
+    curate=dict(size=3_000, cap=0.15),
     length=30, suffix=3,
   )  # fmt: skip
   c.round2 = dict(enabled=args["round2"] == "1", steps=60)

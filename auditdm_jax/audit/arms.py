@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from auditdm_jax.audit import rates
+from auditdm_jax.core import streams
 from auditdm_jax.core.config import check
 
 
@@ -39,30 +40,29 @@ class ArmsConfig:
     yield_weight: worth of known modes against new ones.
     power: how fast the worth of a further find of a mode falls.
     prior: finds an arm is credited with before it has any.
-    seed: breaks ties.
   """
 
   floor: float = 0.08
   yield_weight: float = 1.0
   power: float = 1.0
   prior: float = 0.1
-  seed: int = 0
 
   def __post_init__(self):
     check(vars(self), "arms", "floor", least=0, most=1)
-    check(vars(self), "arms", "yield_weight", "power", "prior", "seed", least=0)
+    check(vars(self), "arms", "yield_weight", "power", "prior", least=0)
 
 
 class Arms:
   """Allocates probes to arms; a pure function of config and history."""
 
-  def __init__(self, names: Sequence[str], *, config: ArmsConfig = ArmsConfig()):
+  def __init__(self, names: Sequence[str], *, config: ArmsConfig = ArmsConfig(), seed: int = 0):
+    """Takes the arms' names; `seed` breaks ties."""
     if not names or len(set(names)) != len(names):
       raise ValueError(f"arm names must be unique and not empty: {list(names)}")
     if not 0 <= config.floor * len(names) <= 1:
       raise ValueError(f"a floor of {config.floor} for {len(names)} arms exceeds the budget")
     self.names = tuple(names)
-    self.config = config
+    self.config, self._seed = config, seed
     self.probes: Counter[str] = Counter()
     self.finds: dict[str, Counter[str]] = {name: Counter() for name in names}
     self._batches = 0
@@ -73,7 +73,7 @@ class Arms:
     shares = self._shares() * (batch - floor * len(self.names))
     counts = np.floor(shares).astype(int)
     # Largest remainders; equal ones in an order that changes from batch to batch.
-    order = np.random.default_rng([self.config.seed, self._batches]).permutation(len(self.names))
+    order = streams.rng(self._seed, "arms", self._batches).permutation(len(self.names))
     left = batch - floor * len(self.names) - int(counts.sum())
     rank = sorted(order, key=lambda i: -round(float(shares[i] - counts[i]), 9))
     for i in rank[:left]:

@@ -7,6 +7,8 @@ import math
 import numpy as np
 from scipy import special, stats
 
+from auditdm_jax.core import streams
+
 
 def _z(confidence: float) -> float:
   return float(stats.norm.ppf(0.5 + confidence / 2))
@@ -157,7 +159,7 @@ def cluster_bootstrap(
   _, member = np.unique(np.asarray([str(c) for c in clusters]), return_inverse=True)
   order = np.argsort(member, kind="stable")
   groups = np.split(values[order], np.flatnonzero(np.diff(member[order])) + 1)
-  rng = np.random.default_rng(seed)
+  rng = streams.rng(seed, "bootstrap")
   draws = [
     statistic(np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))]))
     for _ in range(samples)

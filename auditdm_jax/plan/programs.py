@@ -126,7 +126,7 @@ def sample(
   features = _rows(mesh, (prompts, vision.num_patches, vision.width), jnp.float32)
   tokens, valid = (_rows(mesh, (prompts, width), dtype) for dtype in (jnp.int32, jnp.bool))
   settings = decode.SampleConfig(new, auditor.grpo.temperature, (1, 106), (0, 2, 3))
-  small = [((), jnp.uint32), ((2,), jnp.int32), ((prompts,), jnp.int32)]
+  small = [((2,), jnp.uint32), ((), jnp.int32), ((prompts,), jnp.int32)]
   rest = [_whole(mesh, *x) for x in [*small, ((prompts, group), jnp.int32)]]
   args = (auditor.model, settings, params, features, tokens, valid, *rest)
   return Built(sampler.sample_rows, args, mesh, params)

@@ -98,6 +98,6 @@ def get_config(arg=None):
   c.log_training_steps = 10
   c.ckpt_steps = 1000
   c.pp_modules = ["ops_general", "ops_image", "ops_text", "proj.paligemma.ops"]
-  c.seed = $seed
+  c.seed = 0
   return c
 ''')

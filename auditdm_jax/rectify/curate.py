@@ -10,12 +10,10 @@ source and turn, up to a cap per group.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
-import hashlib
 import math
 
-import numpy as np
-
 from auditdm_jax.audit import probe
+from auditdm_jax.core import streams
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,13 +25,11 @@ class Config:
     cap: largest share of `size` that one group may take, in (0, 1].
     balanced: take groups in turns; if False draw from all finds alike (still under the cap),
       which is what a control of random questions needs to stay random.
-    seed: decides every choice that is left open.
   """
 
   size: int = 2000
   cap: float = 0.15
   balanced: bool = True
-  seed: int = 0
 
   def __post_init__(self):
     if self.size < 1 or not 0 < self.cap <= 1:
@@ -113,17 +109,23 @@ def from_failures(
   ]
 
 
-def curate(candidates: Sequence[Candidate], config: Config) -> tuple[list[Example], Stats]:
+def curate(
+  candidates: Sequence[Candidate], config: Config, *, seed: int
+) -> tuple[list[Example], Stats]:
   """Takes up to `config.size` examples, whatever the order of the candidates.
+
+  `seed` decides every choice that is left open.
 
   The same question about the same image is one example. If two candidates give it different
   labels, which happens when references change between rounds, it is left out.
   """
   unique, duplicates, conflicting = _distinct(candidates)
-  ordered = sorted(unique, key=lambda c: _rank(config.seed, c.image_id, c.question))
+  ordered = sorted(unique, key=lambda c: _rank(seed, c.image_id, c.question))
   limit = math.ceil(config.cap * config.size)
-  taken = _in_turns(ordered, config, limit) if config.balanced else _capped(ordered, config, limit)
-  order = np.random.default_rng(config.seed).permutation(len(taken))
+  taken = (
+    _in_turns(ordered, config, limit, seed) if config.balanced else _capped(ordered, config, limit)
+  )
+  order = streams.rng(seed, "examples").permutation(len(taken))
   taken = [taken[i] for i in order]
   examples = [
     Example(
@@ -160,7 +162,7 @@ def _distinct(candidates: Sequence[Candidate]) -> tuple[list[Candidate], int, in
 
 def _rank(seed: int, *parts: str) -> bytes:
   """A seeded order that does not depend on what else is in the list."""
-  return hashlib.sha256("\0".join((str(seed), *parts)).encode()).digest()
+  return streams.key_data(seed, "rank", *parts).tobytes()
 
 
 def _capped(ordered: list[Candidate], config: Config, limit: int) -> list[Candidate]:
@@ -172,13 +174,13 @@ def _capped(ordered: list[Candidate], config: Config, limit: int) -> list[Candid
   return taken
 
 
-def _in_turns(ordered: list[Candidate], config: Config, limit: int) -> list[Candidate]:
+def _in_turns(ordered: list[Candidate], config: Config, limit: int, seed: int) -> list[Candidate]:
   """Rounds over the groups in a seeded order, one candidate each, until there are enough."""
   queues: dict[str, list[Candidate]] = {}
   for candidate in ordered:
     queues.setdefault(candidate.group, []).append(candidate)
   turns = {group: _alternating(queue)[:limit] for group, queue in queues.items()}
-  groups = sorted(turns, key=lambda group: _rank(config.seed, group))
+  groups = sorted(turns, key=lambda group: _rank(seed, group))
   longest = max(map(len, turns.values()), default=0)
   rounds = (turns[g][i] for i in range(longest) for g in groups if i < len(turns[g]))
   return [candidate for candidate, _ in zip(rounds, range(config.size), strict=False)]

@@ -183,7 +183,6 @@ def _config_text(final, recipe, model, stats, *, recipe_name, has_val) -> str:
     llm_schedule=schedules["llm"],
     llm_dropout=repr(recipe.llm_dropout),
     has_val=has_val,
-    seed=recipe.seed,
   )
 
 

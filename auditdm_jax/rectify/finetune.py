@@ -21,13 +21,13 @@ import jax
 import numpy as np
 import optax
 
-from auditdm_jax.core import checkpoint, metrics, runtime, store, tree
+from auditdm_jax.core import checkpoint, metrics, runtime, store, streams, tree
 from auditdm_jax.core import config as config_lib
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.models import multimodal, sharding
 from auditdm_jax.rectify import recipes, supervised
 
-_NEW, _REPLAY = 0, 1
+_NEW, _REPLAY = "new", "replay"
 _MAX_SKIPPED = 10
 
 
@@ -104,12 +104,12 @@ def _kernels(params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
-def indices(seed: int, stream: int, step: int, *, count: int, size: int) -> np.ndarray:
+def indices(seed: int, part: str, step: int, *, count: int, size: int) -> np.ndarray:
   """i64[count]: the step's share of an endless walk through shuffled passes over `size`."""
   places = step * count + np.arange(count)
   passes = places // size
   orders = {
-    int(p): np.random.default_rng((seed, stream, int(p))).permutation(size) for p in set(passes)
+    int(p): streams.rng(seed, "finetune", part, int(p)).permutation(size) for p in set(passes)
   }
   return np.array([orders[int(p)][place % size] for p, place in zip(passes, places, strict=True)])
 
@@ -118,21 +118,25 @@ class _Batches:
   """Batches by step, from tokens that are made once."""
 
   def __init__(
-    self, layout: supervised.Layout, recipe: recipes.Recipe, new: Data, replay: Data | None
+    self,
+    layout: supervised.Layout,
+    recipe: recipes.Recipe,
+    new: Data,
+    replay: Data | None,
+    seed: int,
   ):
-    self._recipe = recipe
+    self._seed = seed
     parts = [(_NEW, new, recipe.new_per_batch)]
     if replay is not None:
       parts.append((_REPLAY, replay, recipe.batch_size - recipe.new_per_batch))
     self._parts = [
-      (stream, data, count, layout.rows(data.questions, data.labels))
-      for stream, data, count in parts
+      (part, data, count, layout.rows(data.questions, data.labels)) for part, data, count in parts
     ]
 
   def __call__(self, step: int) -> supervised.Batch:
     features, columns = [], []
-    for stream, data, count, rows in self._parts:
-      at = indices(self._recipe.seed, stream, step, count=count, size=len(data))
+    for part, data, count, rows in self._parts:
+      at = indices(self._seed, part, step, count=count, size=len(data))
       features.append(data.features[data.image[at]])
       columns.append({name: values[at] for name, values in rows.items()})
     joined = {name: np.concatenate([c[name] for c in columns]) for name in columns[0]}
@@ -215,6 +219,7 @@ def finetune(
   *,
   layout: supervised.Layout,
   new: Data,
+  seed: int,
   replay: Data | None = None,
   mesh: jax.sharding.Mesh | None = None,
   workdir: str | os.PathLike | None = None,
@@ -227,6 +232,7 @@ def finetune(
   Args:
     layout: how questions and labels become rows.
     new: the examples to learn.
+    seed: decides the order of the examples.
     replay: examples of the old mix; needed if and only if the recipe has a share of replay.
     mesh: devices that share rows and masters; None is the default device.
     workdir: where checkpoints (`checkpoints/<name>`) and metrics go; nothing is stored if None.
@@ -243,13 +249,13 @@ def finetune(
   with contextlib.ExitStack() as stack:
     run = None
     if workdir:
-      run = _Run(workdir, name, _fingerprint(recipe, new, replay, steps))
+      run = _Run(workdir, name, _fingerprint(recipe, new, replay, steps, seed))
       stack.callback(run.close)
       state = run.restore(state)
     first = int(state.step)
     if first >= steps:
       return _result(state, None)
-    batches = _Batches(layout, recipe, new, replay)
+    batches = _Batches(layout, recipe, new, replay, seed)
     writer = None
     if workdir and runtime.is_main():
       writer = metrics.Writer(workdir, name, resume_step=first)
@@ -283,13 +289,15 @@ def _check(recipe: recipes.Recipe, new: Data, replay: Data | None) -> None:
     raise config_lib.UserError("native fine-tuning has no dropout; use a recipe without, or export")
 
 
-def _fingerprint(recipe: recipes.Recipe, new: Data, replay: Data | None, steps: int) -> str:
+def _fingerprint(
+  recipe: recipes.Recipe, new: Data, replay: Data | None, steps: int, seed: int
+) -> str:
   """Tells this run from one with other examples or another recipe."""
   digest = hashlib.sha256()
   for data in (new, replay) if replay is not None else (new,):
     digest.update(np.ascontiguousarray(data.features[data.image[:64]]).tobytes())
     digest.update(store.canonical_hash([list(data.questions), list(data.labels)]).encode())
-  return store.canonical_hash([dataclasses.asdict(recipe), steps, digest.hexdigest()])
+  return store.canonical_hash([dataclasses.asdict(recipe), steps, seed, digest.hexdigest()])
 
 
 class _Run:

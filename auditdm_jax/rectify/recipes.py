@@ -34,7 +34,6 @@ class Recipe:
     micro_rows: examples per micro-batch, 0 = all at once. The result is the same; it saves memory,
       and on a CPU time.
     remat: compute each layer again in the backward pass instead of keeping what is in it.
-    seed: of the order of the examples and of dropout.
   """
 
   epochs: float = 0.0
@@ -50,13 +49,12 @@ class Recipe:
   clip: float = 1.0
   micro_rows: int = 0
   remat: bool = False
-  seed: int = 0
 
   def __post_init__(self):
     mine = vars(self)
     config.check(mine, "recipe", "batch_size", least=1)
     config.check(mine, "recipe", "lr", "clip", above=0)
-    config.check(mine, "recipe", "epochs", "steps", "wd", "micro_rows", "seed", least=0)
+    config.check(mine, "recipe", "epochs", "steps", "wd", "micro_rows", least=0)
     config.check(mine, "recipe", "label_smoothing", "llm_dropout", least=0, below=1)
     config.check(mine, "recipe", "warmup", least=0, most=1)
     if self.micro_rows and self.batch_size % self.micro_rows:

@@ -45,7 +45,8 @@ class Turn:
 class Trajectory:
   """One sample of one prompt: what was said, what was probed, what it earned."""
 
-  prompt_id: int  # running number of the (image, strategy) draw; unique in a run
+  walk: tuple[int | str, ...]  # the walk through the pool that its prompt is from
+  prompt_id: int  # running number of the (image, strategy) draw; unique in the walk
   sample: int  # g
   strategy: str
   source_image_id: str

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is asked of the auditor, and which prompts a step takes: pure functions of (seed, step)."""
+"""What the auditor is asked, and the prompts of a step: pure functions of (seed, walk, step)."""
 
+from collections.abc import Mapping
 import dataclasses
 import functools
 
 import numpy as np
 
+from auditdm_jax.core import streams
 from auditdm_jax.core.config import UserError, check, did_you_mean
 from auditdm_jax.rl.dynamic import DynamicConfig
 from auditdm_jax.rl.gauges import GaugeConfig
 from auditdm_jax.text import prompts as prompts_lib
 
+Walk = tuple[int | str, ...]
 KINDS = ("instruction", "caption", "question")  # Texts for images first: the service is slow.
 
 
@@ -93,28 +96,42 @@ class RolloutConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """One draw: `uid` counts all draws of the run, `index` is the image's place in the pool."""
+  """One image and strategy for the auditor.
 
+  Attributes:
+    walk: name of the walk through the pool that it is from; with `uid` it names all randomness of
+      the prompt.
+    uid: its number in that walk.
+    index: the image's place in the pool.
+    strategy: how the probe is made.
+  """
+
+  walk: Walk
   uid: int
   index: int
   strategy: str
 
 
-def draw_prompts(counts: dict[str, int], *, seed: int, step: int, size: int) -> list[Prompt]:
-  """Prompts of a step: the next images of an endless walk through shuffled passes over the pool."""
+def draw_prompts(
+  counts: Mapping[str, int], *, seed: int, walk: Walk, step: int, size: int
+) -> list[Prompt]:
+  """Returns the prompts of a step: the next images of an endless walk through the pool.
+
+  Args:
+    counts: prompts per strategy.
+    seed: the seed of the run.
+    walk: the name of the walk, such as ("train",); two walks are independent.
+    step: the number of steps that the walk has gone.
+    size: images in the pool; each pass over them has an order of its own.
+  """
   strategies = [strategy for strategy, count in counts.items() for _ in range(count)]
   first = step * len(strategies)
   return [
-    Prompt(uid, int(_order(seed, uid // size, size)[uid % size]), strategy)
+    Prompt(walk, uid, int(_order(seed, walk, uid // size, size)[uid % size]), strategy)
     for uid, strategy in enumerate(strategies, start=first)
   ]
 
 
 @functools.lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, size: int) -> np.ndarray:
-  return np.random.default_rng((seed, epoch)).permutation(size)
-
-
-def draw_seed(*numbers: int) -> int:
-  """A 32-bit seed that depends on all numbers."""
-  return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+def _order(seed: int, walk: Walk, epoch: int, size: int) -> np.ndarray:
+  return streams.rng(seed, "prompts", *walk, epoch).permutation(size)

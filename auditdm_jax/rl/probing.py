@@ -18,10 +18,10 @@ import jax
 import numpy as np
 
 from auditdm_jax.core import metrics as metrics_lib
-from auditdm_jax.core import runtime
+from auditdm_jax.core import runtime, streams
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rl.batch import Trajectory, Turn
-from auditdm_jax.rl.draws import KINDS, Prompt, RolloutConfig, draw_seed
+from auditdm_jax.rl.draws import KINDS, Prompt, RolloutConfig
 from auditdm_jax.rl.sampler import Sampler
 from auditdm_jax.text import prompts as prompts_lib
 from auditdm_jax.vlm import Vlm
@@ -111,7 +111,6 @@ class Prober:
     params: Any,
     prompts: Sequence[Prompt],
     *,
-    step: int,
     timer: metrics_lib.Timer,
     group: int,
   ) -> Begun:
@@ -120,7 +119,6 @@ class Prober:
     Args:
       params: tree of the current auditor.
       prompts: P of them; the number per strategy decides which programs are compiled.
-      step: of training, for the random numbers.
       timer: counts the seconds of the phases.
       group: G.
 
@@ -147,7 +145,7 @@ class Prober:
           kind=kind,
           width=self.widths[0],
           max_new_tokens=self._config.max_new_tokens[kind],
-          step=step,
+          walk=prompts[0].walk,
           turn=0,
           uids=np.array([prompts[r].uid for r in rows]),
           samples=np.tile(np.arange(group), (len(rows), 1)),
@@ -164,7 +162,7 @@ class Prober:
     return Begun([made[i] for i in range(len(made))], asked, futures, until)
 
   def second_turns(
-    self, params: Any, begun: Begun, *, step: int, timer: metrics_lib.Timer
+    self, params: Any, begun: Begun, *, timer: metrics_lib.Timer
   ) -> list[Trajectory]:
     """Waits for the images, and lets the auditor ask about them."""
     trajectories = list(begun.trajectories)
@@ -175,11 +173,12 @@ class Prober:
           places = runtime.mine(begun.asked, process)
           for i, outcome in zip(places, own, strict=True):
             trajectories[i] = dataclasses.replace(trajectories[i], **outcome)
-    return self._ask_about_images(params, trajectories, step=step, timer=timer)
+    return self._ask_about_images(params, trajectories, timer=timer)
 
   def _first(self, prompt: Prompt, g: int, turn: Turn, source_id: str) -> Trajectory:
     """A trajectory after its first turn."""
     trajectory = Trajectory(
+      walk=prompt.walk,
       prompt_id=prompt.uid,
       sample=g,
       strategy=prompt.strategy,
@@ -189,11 +188,12 @@ class Prober:
     trajectory = self._parsed(trajectory, turn, second=False)
     if turn.kind == "question":
       return dataclasses.replace(trajectory, image_id=source_id)
-    seed = draw_seed(self._config.seed, prompt.uid, g)
+    draw = (*prompt.walk, prompt.uid, g)
     question = ""
     if prompt.strategy not in prompts_lib.TWO_TURNS:
       asked = self._pool.questions(prompt.index)
-      question = asked[seed % len(asked)]
+      question = asked[streams.rng(self._config.seed, "borrowed", *draw).integers(len(asked))]
+    seed = streams.word(self._config.seed, "image", *draw)
     return dataclasses.replace(trajectory, image_seed=seed, question=question)
 
   def _parsed(self, trajectory: Trajectory, turn: Turn, *, second: bool) -> Trajectory:
@@ -242,7 +242,6 @@ class Prober:
     params: Any,
     trajectories: list[Trajectory],
     *,
-    step: int,
     timer: metrics_lib.Timer,
   ) -> list[Trajectory]:
     """Second turns.
@@ -266,7 +265,7 @@ class Prober:
         kind="question",
         width=self.widths[1],
         max_new_tokens=self._config.max_new_tokens["question"],
-        step=step,
+        walk=trajectories[rows[0]].walk,
         turn=1,
         uids=np.array([trajectories[i].prompt_id for i in rows]),
         samples=np.array([[trajectories[i].sample] for i in rows]),

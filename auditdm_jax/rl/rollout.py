@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One step of GRPO up to the learner's batch; the code is in the order of the steps.
 
-  1. `draw_prompts`   (image, strategy) prompts of the step: a pure function of (seed, step).
+  1. `draw_prompts`   (image, strategy) prompts of the step: a pure function of (seed, run, step).
   2. `first_turns`    encode each image once, sample G replies per prompt, image strategies first.
   3.                  parse each reply; a malformed one is the auditor's fault: reward 0, it counts.
   4.                  image strategies: the text goes to the image service the moment it is parsed.
@@ -76,6 +76,7 @@ class Rollout:
     grpo: grpo_lib.GrpoConfig,
     reward: reward_lib.RewardConfig,
     *,
+    run: str,
     auditor: Vlm,
     pool: Pool,
     bank: ModelBank,
@@ -99,6 +100,7 @@ class Rollout:
       cfg: prompts.
       grpo: group size, temperature, advantages.
       reward: reward terms.
+      run: name of the training run, which its randomness depends on.
       auditor: architecture, tokenizer and template; params are given to each step.
       pool: source images.
       bank: target and references.
@@ -124,7 +126,7 @@ class Rollout:
         f"rollout.dynamic.max_age={cfg.dynamic.max_age}: carried groups are of an older auditor;"
         " set grpo.tis_cap, such as 2.0, or max_age=0"
       )
-    self.config, self._grpo, self._reward = cfg, grpo, reward
+    self.config, self._grpo, self._reward, self._run = cfg, grpo, reward, run
     self._auditor, self._pool, self._bank, self._features = auditor, pool, bank, features
     self._padded, self._per_row, self._pixels = padded, per_row, pixels
     self._prober = Prober(
@@ -164,7 +166,11 @@ class Rollout:
     rounds, most = 0, 1 + self.config.dynamic.rounds
     while rounds < most and (not rounds or not self._carry.is_enough(groups, step)):
       prompts = draw_prompts(
-        self.config.counts(), seed=self.config.seed, step=step * most + rounds, size=len(self._pool)
+        self.config.counts(),
+        seed=self.config.seed,
+        walk=(self._run,),
+        step=step * most + rounds,
+        size=len(self._pool),
       )
       trajectories = self._round(params, prompts, step=step, timer=timer, meter=meter)
       groups += self._groups(trajectories, step)
@@ -206,9 +212,8 @@ class Rollout:
     meter: flops.Meter,
   ) -> list[Trajectory]:
     """Steps 2 to 6 for one draw of prompts."""
-    begin = {"step": step, "timer": timer}
     with meter.towers("features"):
-      begun = self._prober.first_turns(params, prompts, group=self._grpo.group_size, **begin)
+      begun = self._prober.first_turns(params, prompts, group=self._grpo.group_size, timer=timer)
     trajectories = begun.trajectories
     early = [i for i, t in enumerate(trajectories) if t.strategy == "question"]
     with timer("answers"), meter.towers("answers"):
@@ -216,7 +221,7 @@ class Rollout:
       for i, judged in zip(early, self.judge([trajectories[i] for i in early])):
         trajectories[i] = judged
     with meter.towers("features"):
-      trajectories = self._prober.second_turns(params, begun, **begin)
+      trajectories = self._prober.second_turns(params, begun, timer=timer)
     self.check(trajectories, step)
     with timer("answers"), meter.towers("answers"):
       trajectories = self._scorer.ask_again(self.judge(trajectories))
@@ -228,7 +233,6 @@ class Rollout:
     params: Any,
     prompts: Sequence[Prompt],
     *,
-    step: int,
     timer: metrics_lib.Timer,
     group: int | None = None,
   ) -> list[Trajectory]:
@@ -237,7 +241,6 @@ class Rollout:
     Args:
       params: tree of the current auditor.
       prompts: P of them; the number per strategy decides which programs are compiled.
-      step: of training, for the random numbers.
       timer: counts the seconds of the phases.
       group: G; None is that of GRPO. A sweep of the pool takes 1.
 
@@ -245,8 +248,8 @@ class Rollout:
       P·G trajectories: all samples of the first prompt, then those of the next.
     """
     group = group or self._grpo.group_size
-    begun = self._prober.first_turns(params, prompts, step=step, timer=timer, group=group)
-    return self._prober.second_turns(params, begun, step=step, timer=timer)
+    begun = self._prober.first_turns(params, prompts, timer=timer, group=group)
+    return self._prober.second_turns(params, begun, timer=timer)
 
   def judge(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
     """Asks target and references about every probe that came to be and has no verdict yet."""

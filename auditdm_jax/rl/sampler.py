@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The auditor's pen: groups of completions for prompts about images, each draw a pure function.
 
-Every random number is fold_in(seed, step, prompt, turn, sample, token): sample (prompt, g) is the
+Every random number is fold_in(walk, prompt, turn, sample, token): sample (prompt, g) is the
 same in any order of the batch and after any resume. Programs are compiled per (kind of reply,
 shape); parameters are an argument.
 """
@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from auditdm_jax.core import mesh as mesh_lib
-from auditdm_jax.core import runtime
+from auditdm_jax.core import runtime, streams
 from auditdm_jax.models import decode, multimodal
 from auditdm_jax.rl.batch import Turn
 from auditdm_jax.text import prompts as prompts_lib
@@ -31,12 +31,12 @@ class Sampler:
 
     Args:
       auditor: the initial auditor.
-      seed: of all draws.
+      seed: the seed of the run.
       temperature: of the sampling distribution.
       mesh: the one that the params lie on; prompts are split over it.
     """
     self._auditor = auditor
-    self._seed = np.uint32(seed)
+    self._seed = seed
     self._temperature = temperature
     self._mesh = mesh
     self.banned = auditor.tokenizer.unsampled_ids(auditor.stop_ids)
@@ -56,7 +56,7 @@ class Sampler:
     kind: str,
     width: int,
     max_new_tokens: int,
-    step: int,
+    walk: tuple[int | str, ...],
     turn: int,
     uids: np.ndarray,
     samples: np.ndarray,
@@ -71,9 +71,9 @@ class Sampler:
       kind: of the reply, for the record.
       width: static prompt length.
       max_new_tokens: C, static.
-      step: of training.
+      walk: the name of the walk that the prompts are from.
       turn: 0 or 1.
-      uids: i32[P] prompt ids.
+      uids: i32[P] the numbers of the prompts in it.
       samples: i32[P,G] sample numbers g.
 
     Returns:
@@ -87,11 +87,11 @@ class Sampler:
     for row, prompt in enumerate(prompts):
       tokens[row, : len(prompt)], valid[row, : len(prompt)] = prompt, True
     sc = decode.SampleConfig(max_new_tokens, self._temperature, self._auditor.stop_ids, self.banned)
-    draws = np.array([step, turn], np.int32)
+    key = streams.key_data(self._seed, "sample", *walk)
     placed = [self._place(np.asarray(x)[rows]) for x in (features, tokens, valid)]
     which = np.asarray(uids, np.int32)[rows], np.asarray(samples, np.int32)[rows]
     with mesh_lib.use(self._mesh):
-      drawn = sample_rows(self._auditor.cfg, sc, params, *placed, self._seed, draws, *which)
+      drawn = sample_rows(self._auditor.cfg, sc, params, *placed, key, np.int32(turn), *which)
     host = runtime.fetch(drawn)  # One transfer for all rows.
     texts = self._auditor.tokenizer
     return [
@@ -130,17 +130,17 @@ def sample_rows(
   features: jax.Array,
   tokens: jax.Array,
   valid: jax.Array,
-  seed: jax.Array,
-  draws: jax.Array,
+  key: jax.Array,
+  turn: jax.Array,
   uids: jax.Array,
   samples: jax.Array,
 ) -> decode.Samples:
   """The program: `samples` i32[P,G] of prompts `uids` i32[P], see `Sampler.sample`."""
   fold = jax.random.fold_in
-  base = fold(jax.random.key(seed), draws[0])
+  base = jax.random.wrap_key_data(key)
 
   def row_key(uid, g):
-    return fold(fold(fold(base, uid), draws[1]), g)
+    return fold(fold(fold(base, uid), turn), g)
 
   keys = jax.vmap(jax.vmap(row_key, (None, 0)))(uids, samples)
   return decode.sample(

@@ -7,11 +7,12 @@ import dataclasses
 import numpy as np
 
 from auditdm_jax.audit.answer import ModelBank
+from auditdm_jax.core import streams
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rl import gauges
 from auditdm_jax.rl import reward as reward_lib
 from auditdm_jax.rl.batch import Trajectory
-from auditdm_jax.rl.draws import RolloutConfig, draw_seed
+from auditdm_jax.rl.draws import RolloutConfig
 from auditdm_jax.vlm import Vlm
 
 
@@ -56,8 +57,9 @@ class Scorer:
     """Whether all models are asked about its probe: always, or in a cascade by lot."""
     if not self._bank.config.cascade:
       return True
-    draw = draw_seed(self._config.seed, trajectory.prompt_id, trajectory.sample, 1)
-    return draw < self._config.full_share * 2**32
+    t = trajectory
+    lot = streams.word(self._config.seed, "full", *t.walk, t.prompt_id, t.sample)
+    return lot < self._config.full_share * 2**32
 
   def _judged(
     self, result: list[Trajectory], rows: Sequence[int], *, cascade: bool
@@ -132,7 +134,7 @@ class Scorer:
     if not cfg.every or step % cfg.every:
       return {}
     finds = [t for t in drawn if is_find(t)]
-    order = np.random.default_rng((self._config.seed, step)).permutation(len(finds))
+    order = streams.rng(self._config.seed, "gauges", *drawn[0].walk, step).permutation(len(finds))
     sample = [finds[i] for i in order[: cfg.sample]]
     return gauges.measure(self._bank, sample, load=self._load, heldout=self._heldout)
 

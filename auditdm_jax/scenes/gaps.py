@@ -9,8 +9,7 @@ question it matches out of the target's training mix. `EASY` and `RARE` are the 
 from collections.abc import Iterable
 import dataclasses
 
-import numpy as np
-
+from auditdm_jax.core import streams
 from auditdm_jax.scenes import questions, world
 from auditdm_jax.scenes.questions import NONE, SKILLS, Program
 
@@ -89,8 +88,8 @@ def draw_gaps(seed: int, *, n: int = 8, share: float = 0.006) -> tuple[Gap, ...]
     share: the largest share of random questions that a single gap may take; the smallest is about
       a seventh of it.
   """
-  rng = np.random.default_rng(seed)
-  counts = _answer_shares(np.random.default_rng(0))
+  rng = streams.rng(seed, "gaps")
+  counts = _answer_shares(streams.rng(0, "answer shares"))
   options = sorted(k for k, v in counts.items() if 0.15 * share <= v <= share)
   chosen: list[Gap] = []
   for i in rng.permutation(len(options)):

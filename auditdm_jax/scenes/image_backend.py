@@ -5,6 +5,7 @@ import dataclasses
 
 import numpy as np
 
+from auditdm_jax.core import streams
 from auditdm_jax.scenes import language, render, world
 from auditdm_jax.scenes.world import Scene
 
@@ -53,7 +54,7 @@ class ScenesBackend:
     return render.redraw(image, before, after, seed)
 
   def _unfaithful(self, scene: Scene, seed: int) -> Scene:
-    rng = np.random.default_rng((self.seed, seed))
+    rng = streams.rng(self.seed, "unfaithful", seed)
     if rng.random() >= self.error_rate:
       return scene
     objects = list(scene.objects)

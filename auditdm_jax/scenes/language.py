@@ -18,6 +18,7 @@ import functools
 
 import numpy as np
 
+from auditdm_jax.core import streams
 from auditdm_jax.scenes import world
 from auditdm_jax.scenes.world import Instrument, Obj, Scene
 
@@ -89,7 +90,7 @@ def read_caption(text: str, seed: int) -> Scene:
   Raises:
     LanguageError: the text is no caption, or names more than fits.
   """
-  rng = np.random.default_rng(seed)
+  rng = streams.rng(seed, "caption")
   objects, found = _read_parts(text)
   things = [*objects, *(found[k] for k in ("dial", "gauge") if k in found)]
   _place_all(things, rng)

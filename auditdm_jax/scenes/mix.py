@@ -10,6 +10,7 @@ import functools
 
 import numpy as np
 
+from auditdm_jax.core import streams
 from auditdm_jax.scenes import language, questions, render, world
 from auditdm_jax.scenes.gaps import Gap, match
 
@@ -53,11 +54,11 @@ class Mix:
 
   @functools.cached_property
   def all_scenes(self) -> list[world.Scene]:
-    return [world.sample_scene(np.random.default_rng((self.seed, i))) for i in range(self.scenes)]
+    return [world.sample_scene(streams.rng(self.seed, "scene", i)) for i in range(self.scenes)]
 
   def pixels(self, start: int, stop: int) -> np.ndarray:
     """u8[N,64,64,3] of scenes start to stop."""
-    return np.stack([render.render(s, self.seed * 1_000_003 + start + i)
+    return np.stack([render.render(s, streams.word(self.seed, "render", start + i))
                      for i, s in enumerate(self.all_scenes[start:stop])])  # fmt: skip
 
   def draw(
@@ -75,7 +76,7 @@ class Mix:
       hardness: of (skill, answer); with it each question is one of `CHOICES` drawn, in proportion
         to their hardness: answers that are rare get their share.
     """
-    rng = np.random.default_rng((self.seed, 7, step))
+    rng = streams.rng(self.seed, "questions", step)
     image = np.repeat(rng.integers(self.scenes, size=self.images), self.per_image)
     out = Draw(image, [], [], [])
     for index in image:
@@ -100,7 +101,7 @@ class Mix:
 
   def draw_tasks(self, step: int, shares: dict[str, float]) -> Draw:
     """An auditor's tasks: text = "ask" | "describe" | "edit", answer = what it should write."""
-    rng = np.random.default_rng((self.seed, 8, step))
+    rng = streams.rng(self.seed, "tasks", step)
     image = np.repeat(rng.integers(self.scenes, size=self.images), self.per_image)
     names, p = list(shares), np.array(list(shares.values()))
     out = Draw(image, [], [], [])

@@ -11,6 +11,7 @@ import functools
 
 import numpy as np
 
+from auditdm_jax.core import streams
 from auditdm_jax.scenes import world
 from auditdm_jax.scenes.world import Instrument, Obj, Scene
 
@@ -152,7 +153,7 @@ def redraw(image: np.ndarray, before: Scene, after: Scene, seed: int) -> np.ndar
 
 
 def _draw(image, scene, cells, seed):
-  rng = np.random.default_rng(seed)
+  rng = streams.rng(seed, "pixels")
   jitters = rng.integers(len(JITTERS), size=world.CELLS)
   noise = rng.normal(0, NOISE_SD, (SIZE, SIZE, 3)).astype(np.float32)
   things, (_, inks), index = contents(scene), _sprites(), _ink_of()

@@ -10,18 +10,17 @@ from collections.abc import Sequence
 import pathlib
 
 from ml_collections import ConfigDict
-import numpy as np
 
 from auditdm_jax.audit import rates
 from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.audit.arms import Arms
 from auditdm_jax.audit.probe import Probe
-from auditdm_jax.core import metrics
+from auditdm_jax.core import metrics, streams
 from auditdm_jax.stages import train
 from auditdm_jax.stages.attempts import Attempt, ModeKey
 from auditdm_jax.stages.context import Context, InMemoryPool
 
-RANDOM, UNTRAINED = "random", "untrained"
+RANDOM, UNTRAINED, CONTROL = "random", "untrained", "control"
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
@@ -36,7 +35,7 @@ def run(ctx: Context) -> dict:
     return found
   section, records = ctx.settings.discover, ctx.records("discover")
   checkpoints = {f"auditor@{step}": step for step in train.auditors(ctx)}
-  arms = Arms([*checkpoints, UNTRAINED, RANDOM], config=section.arms)
+  arms = Arms([*checkpoints, UNTRAINED, RANDOM], config=section.arms, seed=ctx.settings.seed)
   mode_key = ModeKey(ctx.seeds)
   done: dict[int, list[dict]] = {}
   for row in records.read("attempts"):
@@ -86,9 +85,9 @@ class _Asker:
 
   def __init__(self, ctx: Context, checkpoints: dict[str, int]):
     self._ctx, self._checkpoints, self._bank = ctx, checkpoints, ctx.bank()
-    self._auditor = train.Asker(ctx, self._bank)
     self._pool = ctx.pool("images")
-    self._random = RandomQuestions(self._pool, ctx.settings.seed)
+    self._auditor = train.Asker(ctx, self._bank, pool=self._pool)
+    self._random = RandomQuestions(self._pool, ctx.settings.seed, RANDOM)
     self._asked = {a.probe.probe_id for a in train.load_attempts(ctx) if a.verdict}
 
   def book(self, attempts: Sequence[Attempt]) -> None:
@@ -101,18 +100,17 @@ class _Asker:
       return []
     if arm == RANDOM:
       return ask_questions(self._ctx, self._bank, self._pool, self._random.next(n), arm=arm)
-    place = 1 + sorted([*self._checkpoints, UNTRAINED]).index(arm)
     return self._auditor.ask(
-      self._checkpoints.get(arm), n, arm=arm, stream=1000 * place + batch, asked=self._asked
+      self._checkpoints.get(arm), n, arm=arm, walk=("discover", arm, batch), asked=self._asked
     )
 
 
 class RandomQuestions:
   """The data set's own questions in a seeded order, each once: the control of an auditor."""
 
-  def __init__(self, pool: InMemoryPool, seed: int):
+  def __init__(self, pool: InMemoryPool, seed: int, arm: str):
     asked = [(i, q) for i in range(len(pool)) for q in pool.questions(i)]
-    order = np.random.default_rng((seed, 51)).permutation(len(asked))
+    order = streams.rng(seed, "random questions", arm).permutation(len(asked))
     self._asked, self._at = [asked[int(i)] for i in order], 0
 
   def __len__(self) -> int:
@@ -163,9 +161,9 @@ def random_control(ctx: Context, n: int) -> list[Attempt]:
   All models answer: what the target knew has a consensus too, and is trained on.
   """
   pool = ctx.pool("images")
-  questions = RandomQuestions(pool, ctx.settings.seed + 1)
+  questions = RandomQuestions(pool, ctx.settings.seed, CONTROL)
   return ask_questions(
-    ctx, ctx.bank(), pool, questions.next(n), arm="control", label="random questions", cascade=False
+    ctx, ctx.bank(), pool, questions.next(n), arm=CONTROL, label="random questions", cascade=False
   )
 
 

@@ -8,12 +8,11 @@ from collections.abc import Mapping
 import pathlib
 
 from ml_collections import ConfigDict
-import numpy as np
 
 from auditdm_jax.audit import health
 from auditdm_jax.bench import evaluate as bench
 from auditdm_jax.bench import specs
-from auditdm_jax.core import metrics
+from auditdm_jax.core import metrics, streams
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.worlds import gap_set
 from auditdm_jax.vlm import Vlm
@@ -90,7 +89,7 @@ def run(ctx: Context) -> dict:
 def _health(ctx: Context, *, questions: int = 2000) -> dict:
   """Errors the models share, measured on benchmark questions with known answers."""
   examples = specs.from_pool(ctx.pool("heldout"))
-  pick = np.random.default_rng(ctx.settings.seed).permutation(len(examples))[:questions]
+  pick = streams.rng(ctx.settings.seed, "health").permutation(len(examples))[:questions]
   chosen = [examples[int(i)] for i in pick]
   bank = ctx.bank()
   answers = bank.answers(

@@ -97,10 +97,10 @@ def search(ctx: Context) -> dict:
   """Search success before and after training: same images, same draws, one probe per image."""
   if (found := ctx.done("search")) is not None:
     return found
-  asker = train.Asker(ctx, ctx.bank())
+  asker = train.search_asker(ctx, ctx.bank())
   n, result = ctx.settings.discover.search_probes, {}
   for name, step in (("prompt_only", None), ("trained", ctx.settings.optim.steps)):
-    attempts = asker.ask(step, n, arm=name, stream=7, strategies={"question": 16})
+    attempts = asker.ask(step, n, arm=name, walk=train.SEARCH)
     cover = attempts_lib.coverage(ctx, attempts, [])
     result[name] = attempts_lib.success(ctx, attempts)
     result[f"{name}_modes"] = {

@@ -20,7 +20,7 @@ import optax
 import optax.contrib
 
 from auditdm_jax import vlm as vlm_lib
-from auditdm_jax.core import metrics
+from auditdm_jax.core import metrics, streams
 from auditdm_jax.core.config import UserError, build
 from auditdm_jax.models import int8, multimodal, siglip, weights
 from auditdm_jax.models.gemma import GemmaConfig
@@ -250,8 +250,8 @@ def train_tower(spec: VisionSpec, cfg: VlmConfig):
   labels = [cell_labels(s) for s in mix.all_scenes]
   labels = {h: np.stack([x[h] for x in labels]) for h in HEADS}
   images = mix.pixels(0, spec.scenes)
-  key = jax.random.key(spec.seed)
-  params = multimodal.tower(multimodal.init(cfg, key))
+  key = jax.random.wrap_key_data(streams.key_data(spec.seed, "heads"))
+  params = multimodal.tower(multimodal.init(cfg, _init_key(spec.seed)))
   heads = {
     h: 0.02 * jax.random.normal(jax.random.fold_in(key, i), (cfg.vision.width, n))
     for i, (h, n) in enumerate(HEADS.items())
@@ -282,7 +282,7 @@ def train_tower(spec: VisionSpec, cfg: VlmConfig):
   held = max(spec.scenes // 20, spec.batch)
   progress = metrics.Progress(spec.steps, "vision tower")
   for i in range(spec.steps):
-    pick = np.random.default_rng((spec.seed, i)).integers(held, spec.scenes, size=spec.batch)
+    pick = streams.rng(spec.seed, "tower", i).integers(held, spec.scenes, size=spec.batch)
     train, opt_state, loss, _ = step(
       train, opt_state, _to_float(images[pick]), {h: v[pick] for h, v in labels.items()}
     )
@@ -292,6 +292,10 @@ def train_tower(spec: VisionSpec, cfg: VlmConfig):
     train, _to_float(images[:held]), {h: v[:held] for h, v in labels.items()}
   )
   return train["img"], {h: float(v) for h, v in right.items()}
+
+
+def _init_key(seed: int) -> jax.Array:
+  return jax.random.wrap_key_data(streams.key_data(seed, "init"))
 
 
 def _to_float(images: np.ndarray) -> np.ndarray:
@@ -305,7 +309,7 @@ def train_model(
   name: str, spec: ModelSpec, settings: PretrainConfig, cfg, tokenizer, tower
 ) -> vlm_lib.Vlm:
   """Trains one model from scratch on its own mix and seed; the tower stays as it is."""
-  params = multimodal.init(cfg, jax.random.key(spec.seed))
+  params = multimodal.init(cfg, _init_key(spec.seed))
   params["img"] = {**params["img"], **tower}
   model = vlm_lib.Vlm(
     name=name, cfg=cfg, params=params, tokenizer=tokenizer, template=TEMPLATES[spec.kind],

@@ -21,6 +21,7 @@ from auditdm_jax.stages.context import Context
 from auditdm_jax.vlm import Vlm
 
 NAME = "round2"
+_EDGE = 15  # Steps at either end of the second training, whose success is told apart.
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
@@ -45,10 +46,9 @@ def run(ctx: Context) -> dict:
     repaired = ctx.load(folder)
   known = taxonomy.Taxonomy.from_dict(ctx.done("verify")["taxonomy"])
   bank = ctx.bank(repaired)
-  again = train.Asker(ctx, bank).ask(
-    ctx.settings.optim.steps, ctx.settings.discover.search_probes, arm="round2", stream=7,
-    strategies={"question": 16},
-  )  # fmt: skip
+  again = train.search_asker(ctx, bank).ask(
+    ctx.settings.optim.steps, ctx.settings.discover.search_probes, arm=NAME, walk=train.SEARCH
+  )
   result = {
     "success": attempts_lib.success(ctx, again),
     "modes": ledger(ctx, known, repaired),
@@ -88,14 +88,14 @@ def second_round(ctx: Context, bank, known: taxonomy.Taxonomy) -> dict:
   start = train.stored(ctx, ctx.settings.optim.steps)
   train.train_auditor(ctx, bank, name=NAME, steps=steps, start=start)
   attempts = train.load_attempts(ctx, NAME)
-  late = [a for a in attempts if a.probe.step >= steps - 15]
+  late = [a for a in attempts if a.probe.step >= steps - _EDGE]
   found = taxonomy.discover_modes(
     attempts_lib.outcomes(attempts), ctx.seeds, config=ctx.settings.taxonomy.modes
   )
   old = {m.name for m in known.modes}
   truths = [attempts_lib.truth_of(ctx, a) for a in attempts_lib.unique_finds(attempts)]
   return {
-    "first_steps": attempts_lib.success(ctx, [a for a in attempts if a.probe.step < 15]),
+    "first_steps": attempts_lib.success(ctx, [a for a in attempts if a.probe.step < _EDGE]),
     "last_steps": attempts_lib.success(ctx, late),
     "finds_by_gap": dict(Counter(t.gap or "not planted" for t in truths if t.confirmed)),
     "new_modes": [

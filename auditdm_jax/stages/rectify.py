@@ -18,7 +18,7 @@ import numpy as np
 
 from auditdm_jax.audit.probe import Failure
 from auditdm_jax.audit.taxonomy import Taxonomy
-from auditdm_jax.core import runtime, store
+from auditdm_jax.core import runtime, store, streams
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rectify import curate as curate_lib
 from auditdm_jax.rectify import finetune, supervised
@@ -52,7 +52,7 @@ def repair(ctx: Context, name: str, examples: Sequence[Example], replay) -> Vlm:
   result = finetune.finetune(
     target.cfg, target.params, section.recipe, layout=layout, new=_data(ctx, target, examples),
     replay=_data(ctx, target, replay) if section.recipe.replay else None,
-    workdir=ctx.workdir / "rectify", name=name, mesh=ctx.mesh,
+    workdir=ctx.workdir / "rectify", name=name, seed=ctx.settings.seed, mesh=ctx.mesh,
   )  # fmt: skip
   model = target.with_params(result.params, name=name)
   folder = ctx.workdir / "rectify" / name
@@ -90,7 +90,7 @@ def replay_examples(ctx: Context, new: int) -> list[Example]:
   size = min(int(recipe.num_steps(new) * recipe.batch_size * recipe.replay), MAX_REPLAY)
   if not size:
     return []
-  pool, rng = ctx.pool("images"), np.random.default_rng((ctx.settings.seed, 41))
+  pool, rng = ctx.pool("images"), streams.rng(ctx.settings.seed, "replay")
   asked = [(i, q) for i in range(len(pool)) for q in pool.questions(i)]
   chosen = [asked[int(k)] for k in rng.permutation(len(asked))[: 2 * size]]
   bank = ctx.bank()
@@ -119,7 +119,7 @@ def from_failures(ctx: Context, failures: Sequence[Failure]) -> list[Example]:
   candidates = curate_lib.from_failures(
     failures, group=lambda f: families.get(f.mode_id, "unnamed")
   )
-  return curate_lib.curate(candidates, ctx.settings.rectify.curate)[0]
+  return curate_lib.curate(candidates, ctx.settings.rectify.curate, seed=ctx.settings.seed)[0]
 
 
 def random_examples(ctx: Context, attempts: Sequence[Attempt], size: int) -> list[Example]:
@@ -140,8 +140,8 @@ def _curated(ctx, attempts, size):
     )
     for a in attempts
   ]  # fmt: skip
-  config = curate_lib.Config(size=size, cap=1.0, balanced=False, seed=ctx.settings.seed)
-  return curate_lib.curate(candidates, config)[0]
+  config = curate_lib.Config(size=size, cap=1.0, balanced=False)
+  return curate_lib.curate(candidates, config, seed=ctx.settings.seed)[0]
 
 
 def _data(ctx: Context, vlm: Vlm, examples: Sequence[Example]) -> finetune.Data:

@@ -4,7 +4,7 @@
 The stored auditors then ask: `Asker` is their inference pass over the pool.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import dataclasses
 import pathlib
 from typing import Any
@@ -15,17 +15,19 @@ import numpy as np
 from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.audit.probe import Probe, Verdict
 from auditdm_jax.core import mesh as mesh_lib
-from auditdm_jax.core import metrics, runtime, store, tree
+from auditdm_jax.core import metrics, runtime, store, streams, tree
 from auditdm_jax.core.config import UserError
 from auditdm_jax.models import preprocess
-from auditdm_jax.rl import rollout, trainer
+from auditdm_jax.rl import draws, rollout, trainer
 from auditdm_jax.rl.batch import Trajectory
 from auditdm_jax.rl.learner import Learner
 from auditdm_jax.stages.attempts import Attempt, ModeKey
-from auditdm_jax.stages.context import Context
+from auditdm_jax.stages.context import Context, InMemoryPool
 from auditdm_jax.vlm import load_vlm
 
 NAME = "train"
+SEARCH: draws.Walk = ("search",)  # The walk that measures search success.
+_SEARCH_ROWS = 16  # Images in a chunk of it, for each sample of a group.
 # Sections that decide what a training is, beside those that the trainer knows.
 _DECIDE = ("models", "world", "pool", "bank", "judge", "taxonomy")
 
@@ -65,7 +67,7 @@ def train_auditor(
   )  # fmt: skip
   harvest = tuple(s for s in settings.checkpoints.harvest if s < steps)
   cfg = dataclasses.replace(settings.checkpoints, harvest=harvest)
-  made = make_rollout(ctx, bank, learner=learner)
+  made = make_rollout(ctx, bank, run=name, pool=ctx.pool("images"), learner=learner)
   return trainer.train(
     cfg, made, learner, auditor=vlm, workdir=ctx.workdir, name=name,
     identity=[getattr(settings, section) for section in _DECIDE],
@@ -73,13 +75,27 @@ def train_auditor(
 
 
 def make_rollout(
-  ctx: Context, bank: ModelBank, *, learner: Learner | None = None
+  ctx: Context,
+  bank: ModelBank,
+  *,
+  run: str,
+  pool: InMemoryPool,
+  prompts: Mapping[str, int] | None = None,
+  learner: Learner | None = None,
 ) -> rollout.Rollout:
   """Connects the sampler, the image service and the models.
 
-  A learner says how batches are laid out; without one the params are those of `Asker`.
+  Args:
+    ctx: the run's config and models.
+    bank: target and references.
+    run: the name of the training run; its randomness depends on it.
+    pool: the images that the auditor looks at.
+    prompts: {strategy: prompts}, default the config's.
+    learner: says how batches are laid out; without one the params are those of `Asker`.
   """
   cfg = dataclasses.replace(ctx.settings.rollout, seed=ctx.settings.seed)
+  if prompts is not None:
+    cfg = dataclasses.replace(cfg, prompts=dict(prompts))
   if "seed" in ctx.config.rollout:
     raise UserError("config.rollout.seed: a run has one seed, config.seed")
   key, vlm, grpo_cfg = ModeKey(ctx.seeds), ctx.auditor, ctx.settings.grpo
@@ -114,8 +130,9 @@ def make_rollout(
     cfg,
     grpo_cfg,
     ctx.settings.reward,
+    run=run,
     auditor=vlm,
-    pool=ctx.pool("images"),
+    pool=pool,
     bank=bank,
     features=features,
     load=ctx.images,
@@ -174,8 +191,17 @@ class Asker:
   One auditor at a time is on the devices, in the dtype of the computation; others wait on the host.
   """
 
-  def __init__(self, ctx: Context, bank: ModelBank):
-    self._ctx, self._rollout = ctx, make_rollout(ctx, bank)
+  def __init__(
+    self,
+    ctx: Context,
+    bank: ModelBank,
+    *,
+    pool: InMemoryPool,
+    prompts: Mapping[str, int] | None = None,
+  ):
+    """Takes the bank, the images to ask about and {strategy: share}, default the config's."""
+    self._ctx, self._pool = ctx, pool
+    self._rollout = make_rollout(ctx, bank, run="ask", pool=pool, prompts=prompts)
     self._waiting: dict[int | None, Any] = {}
     self._step, self._params = None, None  # the one on the devices
 
@@ -193,8 +219,7 @@ class Asker:
     n: int,
     *,
     arm: str,
-    stream: int,
-    strategies: dict[str, int] | None = None,
+    walk: draws.Walk,
     asked: Collection[str] | None = None,
   ) -> list[Attempt]:
     """`n` attempts, in chunks of one static shape; a pure function of the arguments.
@@ -203,32 +228,35 @@ class Asker:
       step: updates of the auditor, None = untrained.
       n: how many.
       arm: name in the records.
-      stream: separates draws; which images are looked at follows from it.
-      strategies: {strategy: share}, default the config's rollout mix.
+      walk: the name of the draws; which images are looked at follows from it, and not from `step`.
       asked: ids of the probes that were asked before. Instead of these and of repeats another is
         drawn, up to twice as many as wanted; an auditor that still repeats itself may.
     """
-    counts = self._rollout.config.counts() if strategies is None else strategies
     scale = self._ctx.settings.grpo.group_size
-    counts = {s: k * scale for s, k in counts.items()}
-    seed, size = self._ctx.settings.seed, len(self._ctx.pool("images"))
+    counts = {s: k * scale for s, k in self._rollout.config.counts().items()}
+    seed = self._ctx.settings.seed
     out: list[Attempt] = []
     chunk = 0
     while len(out) < n:
-      draw = stream * 101 + chunk
-      prompts = rollout.draw_prompts(counts, seed=seed + 1, step=draw, size=size)
-      done = self._rollout.generate(
-        self._take(step), prompts, step=1_000_000 + draw, timer=metrics.Timer(), group=1
-      )
-      self._rollout.check(done, draw)  # What is invalid is asked again, but not for ever.
+      prompts = draws.draw_prompts(counts, seed=seed, walk=walk, step=chunk, size=len(self._pool))
+      done = self._rollout.generate(self._take(step), prompts, timer=metrics.Timer(), group=1)
+      self._rollout.check(done, chunk)  # What is invalid is asked again, but not for ever.
       if asked is not None and chunk * sum(counts.values()) < 2 * n:
         done = _unasked(done, {*asked, *(a.probe.probe_id for a in out)})
       # A share of every strategy when not all are wanted.
-      keep = sorted(range(len(done)), key=lambda i: i * 7919 % len(done))[: n - len(out)]
+      keep = streams.rng(seed, "kept", *walk, chunk).permutation(len(done))[: n - len(out)]
       done = self._rollout.judge([done[i] for i in sorted(keep)])
       out += [_attempt(t, arm=arm, step=step or 0) for t in done if not t.invalid]
       chunk += 1
     return out
+
+
+def search_asker(ctx: Context, bank: ModelBank) -> Asker:
+  """Asks one question about each image of the fresh split, which GRPO never trains on.
+
+  With the walk `SEARCH`, two auditors see the same images with the same random numbers.
+  """
+  return Asker(ctx, bank, pool=ctx.pool("fresh"), prompts={"question": _SEARCH_ROWS})
 
 
 def _unasked(trajectories: Sequence[Trajectory], asked: set[str]) -> list[Trajectory]:

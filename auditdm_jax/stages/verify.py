@@ -11,13 +11,12 @@ import dataclasses
 import pathlib
 
 from ml_collections import ConfigDict
-import numpy as np
 
 from auditdm_jax.audit import taxonomy as taxonomy_lib
 from auditdm_jax.audit import verify as verify_lib
 from auditdm_jax.audit.probe import Failure
 from auditdm_jax.audit.taxonomy import Taxonomy
-from auditdm_jax.core import metrics
+from auditdm_jax.core import metrics, streams
 from auditdm_jax.core.config import UserError
 from auditdm_jax.stages import attempts as attempts_lib
 from auditdm_jax.stages import discover, edits
@@ -90,7 +89,7 @@ def choose(finds: list[Attempt], tax: Taxonomy, *, limit: int, seed: int) -> lis
     return finds
   modes = tax.match([a.probe.question for a in finds], [a.verdict.consensus for a in finds])
   groups: dict[str, list[int]] = {}
-  for i in np.random.default_rng((seed, 31)).permutation(len(finds)):
+  for i in streams.rng(seed, "verify").permutation(len(finds)):
     mode = modes[int(i)]
     groups.setdefault(tax.families[mode.mode_id] if mode else "", []).append(int(i))
   taken: list[int] = []

@@ -7,7 +7,7 @@ split, index), and the splits draw from separate streams.
 
 COMMAND (no TensorFlow needed):
   python data/scenes/scenes_dataset_builder.py --data_dir=DIR [--config=tiny]
-Reading: `auditdm_jax.core.pool.open_tfds(DIR / "scenes/default/1.1.0", "pool")`.
+Reading: `auditdm_jax.core.pool.open_tfds(DIR / "scenes/default/1.2.0", "pool")`.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from auditdm_jax.core import streams
 from auditdm_jax.scenes import questions, render, world
 
 SPLITS = ("pool", "heldout", "rounds")
@@ -39,7 +40,7 @@ class ScenesConfig(tfds.core.BuilderConfig):
 
 def make_example(config: ScenesConfig, split: str, index: int) -> dict[str, Any]:
   """The example of (seed, split, index); see `Builder._info` for its fields."""
-  rng = np.random.default_rng([config.seed, SPLITS.index(split), index])
+  rng = streams.rng(config.seed, "example", split, index)
   scene = world.sample_scene(rng)
   image = render.render(scene, int(rng.integers(_SEED_BITS)))
   asked = {}
@@ -61,8 +62,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
   """The scenes world as a data set."""
 
   name = "scenes"
-  VERSION = tfds.core.Version("1.1.0")
-  RELEASE_NOTES = {"1.0.0": "First version.", "1.1.0": "10,000 images in the pool, not 6,000."}
+  VERSION = tfds.core.Version("1.2.0")
+  RELEASE_NOTES = {
+    "1.0.0": "First version.",
+    "1.1.0": "10,000 images in the pool, not 6,000.",
+    "1.2.0": "Examples drawn from named streams.",
+  }
   BUILDER_CONFIGS = [
     ScenesConfig(name="default", description="The audit's images."),
     ScenesConfig(name="tiny", description="For tests.", pool=12, heldout=8, rounds=8, questions=3),

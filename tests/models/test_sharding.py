@@ -31,7 +31,7 @@ EIGHT = """
     pen = sampler.Sampler(vlm, seed=0, temperature=1.0, mesh=mesh)
     turns = pen.sample(
       placed, [pen.prompt("ask")] * 3, features=features[:3], image_ids=["x"] * 3, kind="question",
-      width=8, max_new_tokens=6, step=1, turn=0, uids=np.arange(3),
+      width=8, max_new_tokens=6, walk=("train",), turn=0, uids=np.arange(3),
       samples=np.tile(np.arange(4), (3, 1)))
     ids = np.random.default_rng(1).integers(10, 14, (8, 9))
     flat = [turn for group in turns for turn in group]

@@ -26,33 +26,35 @@ def _candidates(**counts):
 
 
 def test_groups_take_turns_up_to_the_cap():
-  examples, stats = curate.curate(_candidates(a=500, b=40, c=7), curate.Config(size=100, cap=0.4))
+  examples, stats = curate.curate(
+    _candidates(a=500, b=40, c=7), curate.Config(size=100, cap=0.4), seed=0
+  )
   assert stats.by_group == {"a": 40, "b": 40, "c": 7} and stats.taken == 87 and stats.short == 13
   assert len(examples) == 87 == len({e.key for e in examples})
-  even, _ = curate.curate(_candidates(a=500, b=40, c=7), curate.Config(size=30, cap=1.0))
+  even, _ = curate.curate(_candidates(a=500, b=40, c=7), curate.Config(size=30, cap=1.0), seed=0)
   count = collections.Counter(e.provenance["group"] for e in even)
   assert count["c"] == 7 and abs(count["a"] - count["b"]) <= 1
 
 
 def test_sources_share_a_group():
-  _, stats = curate.curate(_candidates(a=300), curate.Config(size=90, cap=1.0))
+  _, stats = curate.curate(_candidates(a=300), curate.Config(size=90, cap=1.0), seed=0)
   assert set(stats.by_source.values()) == {30}
 
 
 def test_an_unbalanced_draw_keeps_the_proportions_but_for_the_cap():
   config = curate.Config(size=200, cap=1.0, balanced=False)
-  _, stats = curate.curate(_candidates(a=900, b=100), config)
+  _, stats = curate.curate(_candidates(a=900, b=100), config, seed=0)
   assert 160 <= stats.by_group["a"] <= 195
-  _, capped = curate.curate(_candidates(a=900, b=100), dataclasses.replace(config, cap=0.5))
+  _, capped = curate.curate(_candidates(a=900, b=100), dataclasses.replace(config, cap=0.5), seed=0)
   assert capped.by_group == {"a": 100, "b": 100}
 
 
 def test_same_set_same_examples_and_another_seed_others():
   candidates = _candidates(a=50, b=50)
-  first, _ = curate.curate(candidates, curate.Config(size=20))
+  first, _ = curate.curate(candidates, curate.Config(size=20), seed=0)
   shuffled = random.Random(0).sample(candidates, len(candidates))
-  assert curate.curate(shuffled, curate.Config(size=20))[0] == first
-  assert curate.curate(candidates, curate.Config(size=20, seed=1))[0] != first
+  assert curate.curate(shuffled, curate.Config(size=20), seed=0)[0] == first
+  assert curate.curate(candidates, curate.Config(size=20), seed=1)[0] != first
   assert first != sorted(first, key=lambda e: e.provenance["group"])
 
 
@@ -61,13 +63,15 @@ def test_repeats_are_one_example_and_conflicts_none():
   again = dataclasses.replace(one, question=" A  0", source="ckpt9")
   other = dataclasses.replace(one, image_id="x")
   against = dataclasses.replace(other, label="no")
-  examples, stats = curate.curate([again, one, other, against], curate.Config(size=9, cap=1.0))
+  examples, stats = curate.curate(
+    [again, one, other, against], curate.Config(size=9, cap=1.0), seed=0
+  )
   assert [e.question for e in examples] == ["a 0"]
   assert (stats.duplicates, stats.conflicting, stats.offered) == (1, 2, 4)
 
 
 def test_nothing_found_nothing_taken():
-  examples, stats = curate.curate([], curate.Config(size=10))
+  examples, stats = curate.curate([], curate.Config(size=10), seed=0)
   assert examples == [] and stats.short == 10
 
 

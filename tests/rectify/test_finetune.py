@@ -63,7 +63,7 @@ _NEW, _OLD = _data("abcd", "red"), _data("ab", "blue", seed=1)
 def _run(model, recipe=_RECIPE, *, replay=_OLD, params=None, **options):
   cfg, start, layout = model
   return finetune.finetune(
-    cfg, params or start, recipe, layout=layout, new=_NEW, replay=replay, **options
+    cfg, params or start, recipe, layout=layout, new=_NEW, replay=replay, seed=0, **options
   )
 
 
@@ -158,11 +158,12 @@ def test_batches_are_half_replay_and_a_function_of_the_step(model):
 
 
 def test_passes_see_every_example_once():
-  seen = np.concatenate([finetune.indices(0, 0, s, count=3, size=7) for s in range(7)])
+  seen = np.concatenate([finetune.indices(0, "new", s, count=3, size=7) for s in range(7)])
   for i in range(3):
     assert sorted(seen[7 * i : 7 * i + 7]) == list(range(7))
   assert list(seen[:7]) != list(seen[7:14])
-  assert list(finetune.indices(1, 0, 0, count=7, size=7)) != list(seen[:7])
+  assert list(finetune.indices(1, "new", 0, count=7, size=7)) != list(seen[:7])
+  assert list(finetune.indices(0, "replay", 0, count=7, size=7)) != list(seen[:7])
 
 
 def test_gradients_that_stay_non_finite_are_an_error(model):
@@ -170,7 +171,9 @@ def test_gradients_that_stay_non_finite_are_an_error(model):
   cfg, params, layout = model
   recipe = dataclasses.replace(_RECIPE, steps=20)
   with pytest.raises(FloatingPointError, match="15 of 15 gradients were not finite"):
-    finetune.finetune(cfg, params, recipe, layout=layout, new=bad, replay=_OLD, log_every=15)
+    finetune.finetune(
+      cfg, params, recipe, layout=layout, new=bad, replay=_OLD, seed=0, log_every=15
+    )
 
 
 def test_the_optimiser_is_that_of_the_transfers():

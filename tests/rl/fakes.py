@@ -173,6 +173,7 @@ def rollout(
       "features": lambda params, image_ids: features(image_ids),
       "key_of": lambda question, answer: (answer,),
       "per_row": group_size,
+      "run": "train",
     }
     | extra,
   )

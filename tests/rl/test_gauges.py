@@ -49,7 +49,7 @@ def finds(bank, probes):
   verdicts = bank.verdicts(IMAGES.__getitem__, [q for _, q in probes], image_ids=ids)
   assert all(v.disagreement for v in verdicts)
   return [
-    Trajectory(i, 0, "question", image, image_id=image, question=q, verdict=v)
+    Trajectory(("train",), i, 0, "question", image, image_id=image, question=q, verdict=v)
     for i, ((image, q), v) in enumerate(zip(probes, verdicts))
   ]
 

@@ -35,14 +35,18 @@ def by(rows, **wanted):
 
 def test_prompts_are_a_pure_function_and_epochs_cover_the_pool():
   counts = {"edit": 1, "question": 2}
-  draws = [rollout_lib.draw_prompts(counts, seed=1, step=step, size=7) for step in range(14)]
+
+  def draw(step, *, seed=1, walk=("train",)):
+    return rollout_lib.draw_prompts(counts, seed=seed, walk=walk, step=step, size=7)
+
+  draws = [draw(step) for step in range(14)]
   flat = [p for step in draws for p in step]
   assert [p.uid for p in flat] == list(range(42))
   for epoch in range(6):
     assert sorted(p.index for p in flat[epoch * 7 : epoch * 7 + 7]) == list(range(7))
-  assert draws[5] == rollout_lib.draw_prompts(counts, seed=1, step=5, size=7)
-  other = rollout_lib.draw_prompts(counts, seed=2, step=0, size=7)
-  assert [p.index for p in other] != [p.index for p in draws[0]]
+  assert draws[5] == draw(5)
+  for other in (draw(0, seed=2), draw(0, walk=("round2",))):
+    assert [p.index for p in other] != [p.index for p in draws[0]]
 
 
 def test_every_strategy_keeps_its_lineage(mixed):
@@ -143,17 +147,18 @@ def test_shapes_and_programs_are_the_same_in_every_step(mixed):
   assert sampler.compile_count() == programs
 
 
-def test_seeds_differ_per_step_and_samples_do_not_depend_on_their_batch(mixed):
+def test_seeds_differ_per_walk_and_samples_do_not_depend_on_their_batch(mixed):
   made, first = mixed
   params = tiny.auditor().params
   counts = made.config.counts()
-  prompts = rollout_lib.draw_prompts(counts, seed=3, step=0, size=6)
+  draw = functools.partial(rollout_lib.draw_prompts, counts, seed=3, step=0, size=6)
+  prompts = draw(walk=("train",))
   texts = lambda ts: {(t.prompt_id, t.sample): [x.text for x in t.turns] for t in ts}  # noqa: E731
-  again = texts(made.generate(params, prompts[::-1], step=0, timer=Timer()))
+  again = texts(made.generate(params, prompts[::-1], timer=Timer()))
   assert again == {
     (r["prompt_id"], r["sample"]): [t["text"] for t in r["turns"]] for r in first.records
   }
-  later = texts(made.generate(params, prompts, step=1, timer=Timer()))
+  later = texts(made.generate(params, draw(walk=("round2",)), timer=Timer()))
   assert all(later[key] != again[key] for key in list(again)[:4])
   for group in (again[p.uid, g][0] for p in prompts[-1:] for g in range(4)):
     assert isinstance(group, str)
@@ -332,7 +337,9 @@ def rewards(bank, **options):
   )
   patterns = list(itertools.product(range(len(WORDS)), repeat=4))
   asked = [
-    Trajectory(i, 0, "question", "", image_id=pool.image_id(0), question=" ".join(map(str, p)))
+    Trajectory(
+      ("train",), i, 0, "question", "", image_id=pool.image_id(0), question=" ".join(map(str, p))
+    )
     for i, p in enumerate(patterns)
   ]
   return scorer.score(scorer.judge(asked))

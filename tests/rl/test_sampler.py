@@ -19,7 +19,7 @@ def auditor():
   return dataclasses.replace(tiny.auditor(), stop_ids=(PAD, 21, 19))
 
 
-def sample(vlm=None, *, seed=3, step=0, turn=0, uids=None, params=None, temperature=1.0):
+def sample(vlm=None, *, seed=3, walk=("train",), turn=0, uids=None, params=None, temperature=1.0):
   vlm = vlm or auditor()
   sampler = sampler_lib.Sampler(vlm, seed=seed, temperature=temperature)
   task = sampler.prompt("ask")
@@ -32,7 +32,7 @@ def sample(vlm=None, *, seed=3, step=0, turn=0, uids=None, params=None, temperat
     kind="question",
     width=len(task),
     max_new_tokens=C,
-    step=step,
+    walk=walk,
     turn=turn,
     uids=np.arange(P) if uids is None else np.asarray(uids),
     samples=np.tile(np.arange(G), (P, 1)),
@@ -77,10 +77,15 @@ def test_truncation_is_the_samplers_word(drawn):
     assert turn.length == C or not turn.truncated
 
 
-def test_seeds_differ_per_step_turn_prompt_and_sample(drawn):
+def test_seeds_differ_per_walk_turn_prompt_and_sample(drawn):
   first = tokens(drawn)
   assert tokens(sample()) == first
-  rows = [*first, *tokens(sample(step=1)), *tokens(sample(turn=1)), *tokens(sample(seed=4))]
+  rows = [
+    *first,
+    *tokens(sample(walk=("round2",))),
+    *tokens(sample(turn=1)),
+    *tokens(sample(seed=4)),
+  ]
   # Prompts and image are the same: every row of G replies is another one all the same.
   assert len({tuple(row) for row in rows}) == len(rows) == 4 * P
   for row in rows:
@@ -114,5 +119,5 @@ def test_banned_ids_are_never_sampled_however_likely(temperature):
 def test_a_second_call_compiles_nothing(drawn):
   count = sampler_lib.compile_count()
   params = jax.tree.map(lambda x: x * 0.9, auditor().params)
-  sample(params=params, step=7)
+  sample(params=params, walk=("ask", 7))
   assert sampler_lib.compile_count() == count

@@ -116,7 +116,7 @@ def test_choose_keeps_small_modes_whole():
 
 def test_a_sweep_spends_no_query_on_what_was_asked():
   def reply(question: str, image: str = "i0") -> Trajectory:
-    return Trajectory(0, 0, "question", image, image_id=image, question=question)
+    return Trajectory(("train",), 0, 0, "question", image, image_id=image, question=question)
 
   known = Probe.make("i0", "what is the digit").probe_id
   drawn = [reply("what is the digit"), reply(""), reply("how many"), reply("how many"),
@@ -127,15 +127,24 @@ def test_a_sweep_spends_no_query_on_what_was_asked():
   ]  # fmt: skip
 
 
+class Pool:
+  def __len__(self):
+    return 7
+
+  def questions(self, i):
+    return tuple(f"q{i}{j}" for j in range(5))
+
+
+def test_the_control_of_a_seed_is_not_the_random_arm_of_another():
+  def order(seed, arm):
+    return discover.RandomQuestions(Pool(), seed, arm).next(35)
+
+  orders = [order(seed, arm) for seed in range(4) for arm in (discover.RANDOM, discover.CONTROL)]
+  assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
+
+
 def test_random_questions_are_never_asked_twice():
-  class Pool:
-    def __len__(self):
-      return 7
-
-    def questions(self, i):
-      return tuple(f"q{i}{j}" for j in range(5))
-
-  source = discover.RandomQuestions(Pool(), 3)
+  source = discover.RandomQuestions(Pool(), 3, "random")
   asked = source.next(10)
   assert source.next(10) == asked  # Asking is not booking: a batch may be asked again.
   source.skip(10)
