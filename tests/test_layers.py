@@ -109,7 +109,7 @@ def test_image_server_starts_without_jax(run_python):
   run_python("""
     import sys
     from auditdm_jax import __main__
-    from auditdm_jax.core import config, store
+    from auditdm_jax.core import config, image_store, paths, records
     from auditdm_jax.stages import serve_images
     assert not {"jax", "jaxlib", "flax", "torch"} & sys.modules.keys()
   """)

@@ -12,7 +12,7 @@ from auditdm_jax.audit.judge import Judge
 from auditdm_jax.audit.probe import Verdict, probe_id
 from auditdm_jax.audit.verdict import is_fixed, verdict
 from auditdm_jax.core.config import check
-from auditdm_jax.core.store import Images
+from auditdm_jax.core.image_store import Images
 
 ImageSource = Sequence[np.ndarray] | Callable[[str], np.ndarray]
 Progress = Callable[[int, int], None]

@@ -22,7 +22,7 @@ import zlib
 import numpy as np
 from PIL import Image, ImageOps
 
-from auditdm_jax.core import store
+from auditdm_jax.core import jsonio
 from auditdm_jax.core.config import UserError
 
 Picture = np.ndarray | Image.Image | str | os.PathLike
@@ -162,7 +162,7 @@ def _read_settings(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
     path = folder / name
     if not path.is_file():
       continue
-    settings = store.read_json(path)
+    settings = jsonio.read_json(path)
     # transformers 5 nests them in the processor's own file, where older ones have none.
     if name == "processor_config.json" and isinstance(settings, dict):
       settings = settings.get("image_processor")

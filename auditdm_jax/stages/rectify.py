@@ -18,7 +18,7 @@ import numpy as np
 
 from auditdm_jax.audit.probe import Failure
 from auditdm_jax.audit.taxonomy import Taxonomy
-from auditdm_jax.core import runtime, store
+from auditdm_jax.core import paths, runtime
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rectify import curate as curate_lib
 from auditdm_jax.rectify import finetune, supervised
@@ -58,7 +58,7 @@ def repair(ctx: Context, name: str, examples: Sequence[Example], replay) -> Vlm:
   folder = ctx.workdir / "rectify" / name
   extras = {k: v for k, v in model.extras.items() if k != "tower"}
   if runtime.is_main():
-    with store.writing(folder) as local:
+    with paths.writing(folder) as local:
       save_vlm(local, dataclasses.replace(model, extras=extras | {"examples": len(examples)}))
   runtime.barrier()
   return model

@@ -15,7 +15,7 @@ import numpy as np
 from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.audit.probe import Probe, Verdict
 from auditdm_jax.core import mesh as mesh_lib
-from auditdm_jax.core import metrics, runtime, store, tree
+from auditdm_jax.core import metrics, paths, runtime, tree
 from auditdm_jax.core.config import UserError
 from auditdm_jax.models import preprocess
 from auditdm_jax.rl import rollout, trainer
@@ -164,7 +164,7 @@ def stored(ctx: Context, step: int | None, *, dtype: str = "float32") -> Any:
   """
   if step is None:
     return load_vlm(ctx.models.auditor, mesh=ctx.rollout_mesh, dtype=dtype).params
-  with store.reading(auditors(ctx)[step]) as folder:
+  with paths.reading(auditors(ctx)[step]) as folder:
     return load_vlm(folder, mesh=ctx.rollout_mesh, dtype=dtype).params
 
 
