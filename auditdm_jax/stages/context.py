@@ -33,7 +33,8 @@ from auditdm_jax.models.multimodal import Params
 from auditdm_jax.stages import sections, shared
 from auditdm_jax.stages.paging import Paged, Turns
 from auditdm_jax.stages.worlds import World, open_world
-from auditdm_jax.vlm import Vlm, load_vlm
+from auditdm_jax.vlm import Vlm
+from auditdm_jax.vlm_loading import load_vlm
 
 
 class InMemoryPool:

@@ -26,7 +26,8 @@ from auditdm_jax.rectify.curate import Example
 from auditdm_jax.stages import verify
 from auditdm_jax.stages.attempts import Attempt, unique_finds
 from auditdm_jax.stages.context import Context
-from auditdm_jax.vlm import Vlm, save_vlm
+from auditdm_jax.vlm import Vlm
+from auditdm_jax.vlm_loading import save_vlm
 
 MAX_REPLAY = 6_000
 

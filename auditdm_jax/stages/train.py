@@ -23,7 +23,7 @@ from auditdm_jax.rl.batch import Trajectory
 from auditdm_jax.rl.learner import Learner
 from auditdm_jax.stages.attempts import Attempt, ModeKey
 from auditdm_jax.stages.context import Context
-from auditdm_jax.vlm import load_vlm
+from auditdm_jax.vlm_loading import load_vlm
 
 NAME = "train"
 # Sections that decide what a training is, beside those that the trainer knows.
