@@ -7,9 +7,10 @@ Functions over a parameter tree {"img": tower and projector, "llm": decoder}:
                                         ├─ hidden ─> hidden states ─ unembed ─> logits
     tokens with image slots ────────────┘
 
-`features` is what the tower puts out, before the projector: the tower is frozen, so features are
-computed once per image and cached. The projector is `img/head`: {kernel, bias} in PaliGemma, as
-in big_vision; {soft_embedding_norm/scale, input_projection/w} in Gemma 3.
+`features` is what the tower puts out, before the projector. A frozen tower's are computed once per
+image and cached; a tower that trains (`optim.frozen` decides) computes them anew at each step. The
+projector is `img/head`: {kernel, bias} in PaliGemma, as in big_vision; {soft_embedding_norm/scale,
+input_projection/w} in Gemma 3.
 
 Axes: B batch, T query, S key, P patches, M image slots, C completion, D width, V vocab.
 """
