@@ -71,7 +71,7 @@ class Vlm:
     return digest.hexdigest()
 
   def encode(self, images: Sequence[Picture]) -> np.ndarray:
-    """Returns features f32[N,P,Dv] of images as in `answer`: the tower's output, to be cached."""
+    """Returns features f32[U,P,Dv] of images as in `answer`: the tower's output, to be cached."""
     vision, tower = self._vision(), multimodal.tower(self.params)
     out = np.zeros((len(images), vision.num_patches, vision.width), np.float32)
     most = batching.images_per_call(vision, **self._room)
@@ -82,7 +82,7 @@ class Vlm:
     return out
 
   def _pixels(self, images: Sequence[Picture], rows: np.ndarray) -> Array | np.ndarray:
-    """f32[N,H,W,3] of these images on the devices; a process opens those of its own devices."""
+    """f32[U,H,W,3] of these images on the devices; a process opens those of its own devices."""
     n, size = batching.bucket(len(rows), small=self._is_small), self._vision().image_size
 
     def make(own: slice) -> np.ndarray:
@@ -143,7 +143,7 @@ class Vlm:
     temperature: float = 0.0,
     seed: int = 0,
   ) -> list[str]:
-    """As `answer`, for features [N,P,Dv] of `encode` in any float dtype; None for text only."""
+    """As `answer`, for features [B,P,Dv] of `encode` in any float dtype; None for text only."""
     rows = np.arange(len(prompts))
     if features is not None:
       _same_length(features, prompts)
@@ -169,7 +169,7 @@ class Vlm:
     """Returns f32[B,T,V] for callers who have tokens.
 
     Args:
-      pixel_values: f32[N,H,W,3], the N images that fill the image slots in the order of the rows;
+      pixel_values: f32[U,H,W,3], the U images that fill the image slots in the order of the rows;
         a row has one, several or none. Without it the image token is a token like any other.
       input_ids: i32[B,T], image slots included, padded on either side.
       input_mask: bool[B,T], False at padding; None is no padding.
@@ -196,7 +196,7 @@ class Vlm:
       if pixels.shape[1:] != (size, size, 3) or not jnp.issubdtype(pixels.dtype, jnp.floating):
         raise UserError(
           f"pixel_values {pixels.dtype} {pixels.shape}: should be floats of preprocess.preprocess, "
-          f"[N,{size},{size},3]"
+          f"[U,{size},{size},3]"
         )
       pixels = pixels.astype(jnp.float32)
       which = self._fill(ids, len(pixels))

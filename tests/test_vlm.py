@@ -137,7 +137,7 @@ def test_errors_teach(vlm):
     vlm.answer(None, ["a"], max_new_tokens=1, seed=1 << 31)
   ids = np.array([[*[TOKENIZER.image_id] * 4, 10]])
   for pixels in (np.zeros((1, 3, 8, 8)), np.zeros((1, 8, 8, 3), np.uint8), np.zeros((8, 8, 3))):
-    with pytest.raises(UserError, match=r"should be floats .*, \[N,8,8,3\]"):
+    with pytest.raises(UserError, match=r"should be floats .*, \[U,8,8,3\]"):
       vlm.logits(pixels, ids)
   with pytest.raises(UserError, match=r"mask_ar \(1, 3\): should be \(2, 2\), as input_ids"):
     vlm.logits(None, [[2, 3], [2, 3]], mask_ar=np.ones((1, 3)))

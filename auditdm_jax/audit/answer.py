@@ -26,7 +26,7 @@ class Vlm(Protocol):
     """Identity of the vision tower: equal ids mean equal features."""
 
   def encode(self, images: Sequence[np.ndarray]) -> np.ndarray:
-    """u8[H,W,3] images → f32[N,P,Dv]."""
+    """u8[H,W,3] images → f32[U,P,Dv]."""
 
   def answer_features(
     self, features: np.ndarray, prompts: Sequence[str], *, max_new_tokens: int
@@ -75,7 +75,7 @@ class FeatureCache:
   def features(
     self, vlm: Vlm, image_ids: Sequence[str], get: Callable[[str], np.ndarray]
   ) -> np.ndarray:
-    """f32[N,P,Dv] of the images, encoding those that are missing in one call.
+    """f32[U,P,Dv] of the images, encoding those that are missing in one call.
 
     Args:
       vlm: the model whose tower is wanted.

@@ -11,8 +11,6 @@ Functions over a parameter tree {"img": tower and projector, "llm": decoder}:
 image and cached; a tower that trains (`optim.frozen` decides) computes them anew at each step. The
 projector is `img/head`: {kernel, bias} in PaliGemma, as in big_vision; {soft_embedding_norm/scale,
 input_projection/w} in Gemma 3.
-
-Axes: B batch, T query, S key, P patches, M image slots, C completion, D width, V vocab.
 """
 
 from collections.abc import Callable
@@ -105,7 +103,7 @@ class Projector(nn.Module):
 
 
 def pool(features: Array, tokens: int | None) -> Array:
-  """Averages a square of patches [B,P,D] over square cells, to [B,tokens,D].
+  """Averages a square of patches [B,P,Dv] over square cells, to [B,M,Dv].
 
   Rows and columns that do not fill a cell are left out, at the bottom and on the right.
   """
@@ -137,7 +135,7 @@ def tower(params: Params) -> Params:
 
 
 def encode_images(cfg: VlmConfig, params: Params, pixels: Array) -> Array:
-  """Returns features [N,P,Dv] of pixels f32[N,H,W,3] in [-1, 1]."""
+  """Returns features [U,P,Dv] of pixels f32[U,H,W,3] in [-1, 1]."""
   return siglip.Siglip(cfg.vision).apply({"params": tower(params)}, pixels)
 
 

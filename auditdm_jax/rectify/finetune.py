@@ -37,9 +37,9 @@ class Data:
 
   Attributes:
     features: f[U,P,Dv] of the vision tower.
-    image: i32[N].
-    questions: N texts, as the model's template takes them.
-    labels: N texts.
+    image: i32[B].
+    questions: B texts, as the model's template takes them.
+    labels: B texts.
   """
 
   features: np.ndarray

@@ -401,7 +401,7 @@ def _weights(step, mix_section, hardness):
 
 
 def encode_all(model: Vlm, mix: Mix, *, chunk: int = 2000) -> np.ndarray:
-  """f16[N,16,Dv] features of every scene of a mix."""
+  """f16[U,16,Dv] features of every scene of a mix."""
   parts = [
     model.encode(list(mix.pixels(i, min(i + chunk, mix.scenes)))).astype(np.float16)
     for i in range(0, mix.scenes, chunk)
