@@ -4,8 +4,12 @@
 
 def __getattr__(name: str):
   """`load_vlm` and `Vlm` on first use: the image server imports this package and needs no jax."""
-  if name not in ("load_vlm", "Vlm"):
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-  from auditdm_jax import vlm
+  if name == "load_vlm":
+    from auditdm_jax.vlm_loading import load_vlm
 
-  return vars(vlm)[name]
+    return load_vlm
+  if name == "Vlm":
+    from auditdm_jax.vlm import Vlm
+
+    return Vlm
+  raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

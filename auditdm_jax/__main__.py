@@ -19,7 +19,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from auditdm_jax import stages
-from auditdm_jax.core import store
+from auditdm_jax.core import paths
 from auditdm_jax.core.config import OVERRIDES, UserError, did_you_mean
 
 # Runs in an environment of its own, which need not have jax, and leaves nothing behind.
@@ -173,8 +173,8 @@ def _workdir() -> Any:
   """The folder of the run, which is made; None without one."""
   if _WORKDIR.value is None:
     return None
-  workdir = store.as_path(_WORKDIR.value)
-  workdir = workdir if store.is_remote(workdir) else workdir.absolute()
+  workdir = paths.as_path(_WORKDIR.value)
+  workdir = workdir if paths.is_remote(workdir) else workdir.absolute()
   try:
     workdir.mkdir(parents=True, exist_ok=True)
   except OSError as e:

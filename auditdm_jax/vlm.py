@@ -1,19 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A vision-language model behind `answer` and `logits`: weights, tokenizer, pixels and decoding.
 
-    vlm = load_vlm("data/scenes/weights/target_easy")
+    vlm = load_vlm("data/scenes/weights/target_easy")  # Of `vlm_loading`.
     vlm.answer([image], ["what color is the circle?"], max_new_tokens=3)  # -> ["red"]
 
-The compiled programs belong to this module and not to a `Vlm`: parameters are an argument of
-theirs, so models of one config share them, and fine-tuning a model recompiles nothing.
+Its compiled programs are in `vlm_programs`; `vlm_batching` cuts rows into calls of them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import dataclasses
 import functools
 import hashlib
-import os
-import pathlib
 from typing import Any
 
 import jax
@@ -22,26 +19,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from auditdm_jax.core import config, runtime, tree
+from auditdm_jax import vlm_batching as batching
+from auditdm_jax import vlm_programs as programs
 from auditdm_jax.core import mesh as mesh_lib
+from auditdm_jax.core import runtime, tree
 from auditdm_jax.core.config import UserError
-from auditdm_jax.models import decode, int8, multimodal, preprocess, sharding, siglip, weights
+from auditdm_jax.models import decode, int8, multimodal, preprocess, sharding, siglip
 from auditdm_jax.models.multimodal import Params, VlmConfig
 from auditdm_jax.models.preprocess import Picture, Pixels
-from auditdm_jax.text import hf
 from auditdm_jax.text import prompts as prompts_lib
 from auditdm_jax.text.tokenizer import FILENAMES, Tokenizer
-
-MAX_BATCH = 256  # Rows of one program; more are cut into several calls.
-MAX_BATCH_CPU = 64  # More leave its caches: 256 tiny rows take 1.6 times as long as 4 x 64.
-_MEMORY = 1 << 32  # Bytes of a device that one call's activations and cache may take, roughly.
-# A model of fewer parameters is padded to _MIN_BATCH rows: for it, compiling costs more than rows.
-_SMALL = 1 << 24
-_MIN_BATCH = 8
-_LENGTH_MULTIPLE = 8
-# Of PaliGemma's own demonstrations and most of its transfers (BENCHMARKS: the others do not).
-_BIG_VISION = Pixels("big_vision", antialias=True)
-_EOS = 1  # Of every SentencePiece model of Gemma.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,25 +71,26 @@ class Vlm:
     return digest.hexdigest()
 
   def encode(self, images: Sequence[Picture]) -> np.ndarray:
-    """Returns features f32[N,P,Dv] of images as in `answer`: the tower's output, to be cached."""
+    """Returns features f32[U,P,Dv] of images as in `answer`: the tower's output, to be cached."""
     vision, tower = self._vision(), multimodal.tower(self.params)
     out = np.zeros((len(images), vision.num_patches, vision.width), np.float32)
-    for rows in _cut(np.arange(len(images)), images_per_call(vision, **self._room)):
+    most = batching.images_per_call(vision, **self._room)
+    for rows in batching.cut(np.arange(len(images)), most):
       pixels = self._pixels(images, rows)
       with mesh_lib.use(self.mesh):
-        out[rows] = runtime.fetch(encode_images(vision, tower, pixels))[: len(rows)]
+        out[rows] = runtime.fetch(programs.encode_images(vision, tower, pixels))[: len(rows)]
     return out
 
   def _pixels(self, images: Sequence[Picture], rows: np.ndarray) -> Array | np.ndarray:
-    """f32[N,H,W,3] of these images on the devices; a process opens those of its own devices."""
-    n, size = self._bucket(len(rows)), self._vision().image_size
+    """f32[U,H,W,3] of these images on the devices; a process opens those of its own devices."""
+    n, size = batching.bucket(len(rows), small=self._is_small), self._vision().image_size
 
     def make(own: slice) -> np.ndarray:
-      wanted = [images[i] for i in _pad_rows(rows, n)[own]]
+      wanted = [images[i] for i in batching.pad_rows(rows, n)[own]]
       return preprocess.preprocess(wanted, size=size, how=self.pixels)
 
     if self.mesh is None:
-      return _pad_rows(make(slice(len(rows))), n)
+      return batching.pad_rows(make(slice(len(rows))), n)
     where = mesh_lib.rows_sharding(self.mesh, n, axes=self.mesh.axis_names)
     return jax.make_array_from_callback((n, size, size, 3), where, lambda index: make(index[0]))
 
@@ -137,7 +125,7 @@ class Vlm:
       self._answer, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
     )
     answers = [""] * len(prompts)
-    for rows in self._windows([len(g) for g in groups]):
+    for rows in batching.windows([len(g) for g in groups], self.cfg.vision):
       unique = {id(image): image for i in rows for image in groups[i]}
       order = {key: k for k, key in enumerate(unique)}
       features = self.encode(list(unique.values())) if unique else None
@@ -155,7 +143,7 @@ class Vlm:
     temperature: float = 0.0,
     seed: int = 0,
   ) -> list[str]:
-    """As `answer`, for features [N,P,Dv] of `encode` in any float dtype; None for text only."""
+    """As `answer`, for features [B,P,Dv] of `encode` in any float dtype; None for text only."""
     rows = np.arange(len(prompts))
     if features is not None:
       _same_length(features, prompts)
@@ -181,7 +169,7 @@ class Vlm:
     """Returns f32[B,T,V] for callers who have tokens.
 
     Args:
-      pixel_values: f32[N,H,W,3], the N images that fill the image slots in the order of the rows;
+      pixel_values: f32[U,H,W,3], the U images that fill the image slots in the order of the rows;
         a row has one, several or none. Without it the image token is a token like any other.
       input_ids: i32[B,T], image slots included, padded on either side.
       input_mask: bool[B,T], False at padding; None is no padding.
@@ -208,17 +196,17 @@ class Vlm:
       if pixels.shape[1:] != (size, size, 3) or not jnp.issubdtype(pixels.dtype, jnp.floating):
         raise UserError(
           f"pixel_values {pixels.dtype} {pixels.shape}: should be floats of preprocess.preprocess, "
-          f"[N,{size},{size},3]"
+          f"[U,{size},{size},3]"
         )
       pixels = pixels.astype(jnp.float32)
       which = self._fill(ids, len(pixels))
       if len(pixels):
         with mesh_lib.use(self.mesh):
-          features = encode_images(vision, multimodal.tower(self.params), pixels)[which]
+          features = programs.encode_images(vision, multimodal.tower(self.params), pixels)[which]
     if features is None and ar is None and self.cfg.kind == "gemma3":
       ar = np.ones(ids.shape, np.int32)
     with mesh_lib.use(self.mesh):
-      return _logits(self.cfg, self.params, features, ids, valid, ar)
+      return programs.logits(self.cfg, self.params, features, ids, valid, ar)
 
   def with_int8(self) -> "Vlm":
     """The same model with its decoder's weights in int8, see `models.int8`."""
@@ -254,19 +242,6 @@ class Vlm:
     if not np.all(known):
       raise UserError(f"token id {ids[~known][0]}: model {self.name!r} has 0 to {rows - 1}")
 
-  def _windows(self, counts: Sequence[int]) -> Iterator[list[int]]:
-    """Cuts rows, in order, so that the features of each piece's images fit into the memory."""
-    vision = self.cfg.vision
-    most = _MEMORY // (4 * vision.num_patches * vision.width) if vision else len(counts)
-    rows, held = [], 0
-    for i, count in enumerate(counts):
-      if rows and held + count > most:
-        yield rows
-        rows, held = [], 0
-      rows.append(i)
-      held += count
-    yield rows
-
   def _answer(
     self,
     features: np.ndarray | None,
@@ -296,7 +271,14 @@ class Vlm:
       self._check_ids(np.array(row))
     sc = decode.SampleConfig(max_new_tokens, temperature, self.stop_ids)
     answers = [""] * len(prompts)
-    for rows in self._batches(ids, which, max_new_tokens):
+    calls = batching.calls(
+      self.cfg,
+      [len(row) for row in ids],
+      images=[len(w) for w in which],
+      new=max_new_tokens,
+      **self._room,
+    )
+    for rows in calls:
       batch = np.array([which[i] for i in rows])
       x = features[batch if batch.shape[1] > 1 else batch[:, 0]] if batch.size else None
       tokens, lengths = self._sample(
@@ -305,21 +287,6 @@ class Vlm:
       for k, i in enumerate(rows):
         answers[i] = self.tokenizer.decode(tokens[k, : lengths[k]]).strip()
     return answers
-
-  def _batches(
-    self, ids: Sequence[Sequence[int]], which: Sequence[Sequence[int]], new: int
-  ) -> Iterator[list[int]]:
-    """Cuts rows into calls: of one number of images each, and long with long.
-
-    Each call is padded to the longest of its rows only.
-    """
-    for count in sorted({len(w) for w in which}):
-      rows = [i for i, w in enumerate(which) if len(w) == count]
-      longest = max(len(ids[i]) for i in rows)
-      rows.sort(key=lambda i: len(ids[i]))
-      most = rows_per_call(self.cfg, longest, new=new, images=count, **self._room)
-      for part in _cut(np.array(rows), most):
-        yield part.tolist()
 
   def _sample(
     self,
@@ -333,147 +300,42 @@ class Vlm:
 
     The shape of the program is bucketed.
     """
-    n = self._bucket(len(ids))
-    length = padded_length(max(map(len, ids)))
+    n = batching.bucket(len(ids), small=self._is_small)
+    length = batching.padded_length(max(map(len, ids)))
     tokens = np.zeros((n, length), np.int32)
     valid = np.zeros((n, length), bool)
     for k, row in enumerate([*ids, *[ids[-1]] * (n - len(ids))]):
       tokens[k, : len(row)], valid[k, : len(row)] = row, True
     if features is not None:
-      features = self._place(_pad_rows(np.asarray(features), n))
-    tokens, valid, names = (self._place(x) for x in (tokens, valid, _pad_rows(names, n)))
+      features = self._place(batching.pad_rows(np.asarray(features), n))
+    tokens, valid, names = (self._place(x) for x in (tokens, valid, batching.pad_rows(names, n)))
     rest = features, tokens, valid, names, np.int32(seed)
     with mesh_lib.use(self.mesh):
-      return runtime.fetch(sample_answers(self.cfg, sc, self._decoding_params, *rest))
-
-  def _bucket(self, n: int) -> int:
-    """Returns the power of two that n rows are padded to."""
-    return max(_MIN_BATCH if self._is_small else 1, 1 << (n - 1).bit_length())
+      return runtime.fetch(programs.sample_answers(self.cfg, sc, self._decoding_params, *rest))
 
   @functools.cached_property
   def _decoding_params(self) -> Params:
     """The parameters for `answer`: on a CPU split, unless memory or compiling is dearer."""
     size = sum(x.nbytes for x in jax.tree.leaves(self.params["llm"]))
     on_cpu = self.mesh is None and jax.default_backend() == "cpu"
-    if not on_cpu or self._is_small or size > _MEMORY or int8.is_quantized(self.params):
+    if not on_cpu or self._is_small or size > batching.MEMORY or int8.is_quantized(self.params):
       return self.params
     return multimodal.split_layers(self.params)
 
   @functools.cached_property
   def _is_small(self) -> bool:
-    return sum(x.size for x in jax.tree.leaves(self.params)) < _SMALL
+    return sum(x.size for x in jax.tree.leaves(self.params)) < batching.SMALL
 
   @property
   def _room(self) -> dict[str, int]:
-    """What `rows_per_call` needs to know of the devices."""
-    most = min(MAX_BATCH, MAX_BATCH_CPU) if jax.default_backend() == "cpu" else MAX_BATCH
+    """What `batching.rows_per_call` needs to know of the devices."""
     devices = self.mesh.size if self.mesh else 1
-    return {"devices": devices, "most": most * devices}
+    return {"devices": devices, "most": batching.largest_call(devices)}
 
   def _place(self, x: np.ndarray) -> Array | np.ndarray:
     if self.mesh is None:
       return x
     return runtime.place(x, mesh_lib.rows_sharding(self.mesh, x.shape[0]))
-
-
-def load_vlm(path: str | os.PathLike, *, mesh: Mesh | None = None, dtype: Any = jnp.float32) -> Vlm:
-  """Reads a model: ours, Hugging Face's or big_vision's; see `models.weights`.
-
-  How prompts, answers and images are made is the origin's way (`text.hf`, `models.preprocess`),
-  unless the config.json of a native folder says otherwise by "template", "stop" or "pixels".
-
-  Args:
-    path: the folder, or big_vision's npz; its name becomes the model's.
-    mesh: shard the parameters over this mesh, if it has the axes of `models.sharding`, or
-      replicate them, and split batches over it.
-    dtype: of the parameters and of the computation.
-
-  Raises:
-    UserError: it is not a whole model.
-  """
-  path = pathlib.Path(path)
-  loaded = weights.load(path, mesh=mesh, dtype=dtype)
-  cfg, extras = loaded.cfg, dict(loaded.extras)
-  origin = extras["origin"]["format"]
-  folder = weights.side_folder(path)
-  tokenizer = _tokenizer(folder, cfg)
-  where = f"{folder}/config.json"
-  own = {key: extras.pop(key) for key in ("template", "stop", "pixels") if key in extras}
-  if origin == "hf":
-    own = _hf_ways(folder, cfg, tokenizer) | own
-  elif origin != "native":
-    own = {"template": prompts_lib.PALIGEMMA, "stop": [_EOS], "pixels": _BIG_VISION} | own
-  template, stop = own.get("template"), own.get("stop")
-  if not isinstance(template, str) or not isinstance(stop, list) or not stop:
-    raise UserError(f"{where}: needs a 'template' and a list 'stop' of tokens")
-  if origin == "native":
-    if tokenizer is None:
-      raise UserError(f"{folder}: no tokenizer, none of {', '.join(FILENAMES)}")
-    # Now rather than at the first question.
-    prompts_lib.render(tokenizer, template, "", cfg.num_image_tokens)
-  return Vlm(
-    name=path.resolve().name,
-    cfg=cfg.with_dtype(jnp.dtype(dtype).name),
-    params=loaded.params,
-    tokenizer=tokenizer,
-    template=template,
-    stop_ids=tuple(_stop_id(tokenizer, s) for s in stop),
-    extras=extras,
-    mesh=mesh,
-    pixels=config.build(Pixels, own.get("pixels", {}), name=f"{where}: pixels"),
-    side=loaded.side,
-  )
-
-
-def save_vlm(path: str | os.PathLike, vlm: Vlm, *, dtype: str = "float32") -> None:
-  """Writes a model folder that `load_vlm` reads.
-
-  The tower is written with the model unless `vlm.extras["tower"]` names its folder, relative to
-  `path`.
-  """
-  stop = [vlm.tokenizer.token(i) if vlm.tokenizer else i for i in vlm.stop_ids]
-  extras = vlm.extras | {"template": vlm.template, "stop": stop}
-  if vlm.pixels != Pixels():
-    extras["pixels"] = dataclasses.asdict(vlm.pixels)
-  weights.save(path, vlm.cfg, vlm.params, vlm.tokenizer, extras, dtype=dtype, side=vlm.side)
-
-
-def _tokenizer(folder: pathlib.Path, cfg: VlmConfig) -> Tokenizer | None:
-  """Reads the tokenizer in a folder, if there is one, as the model wants it."""
-  tokenizer = Tokenizer.in_folder(folder)
-  if tokenizer is None or cfg.vision is None:
-    return tokenizer
-  try:
-    return tokenizer.for_model(
-      image_id=cfg.image_token_id, rows=cfg.text.vocab_size, locations=cfg.kind == "paligemma"
-    )
-  except UserError as e:
-    raise UserError(f"{folder}: {e}") from e
-
-
-def _hf_ways(folder: pathlib.Path, cfg: VlmConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
-  """Returns "template", "stop" and "pixels" of a Hugging Face folder."""
-  paligemma = cfg.kind == "paligemma"
-  ways = {
-    "template": hf.template(folder, tokenizer, paligemma=paligemma),
-    "stop": hf.stop_ids(folder),
-  }
-  if cfg.vision is not None:
-    ways["pixels"] = preprocess.read_processor(
-      folder,
-      size=cfg.vision.image_size,
-      # Of SigLIP's image processor, which PaliGemma uses, and of Gemma 3's.
-      resample="bicubic" if paligemma else "bilinear",
-    )
-  return ways
-
-
-def _stop_id(tokenizer: Tokenizer | None, stop: str | int) -> int:
-  if isinstance(stop, int):
-    return stop
-  if tokenizer is None:
-    raise UserError(f"stop {stop!r} is a token, but there is no tokenizer to say which")
-  return tokenizer.id(stop)
 
 
 def _as_group(images: Picture | Sequence[Picture] | None) -> tuple[Picture, ...]:
@@ -482,74 +344,6 @@ def _as_group(images: Picture | Sequence[Picture] | None) -> tuple[Picture, ...]
   return tuple(images) if isinstance(images, list | tuple) else (images,)
 
 
-def _cut(rows: np.ndarray, most: int) -> list[np.ndarray]:
-  """Cuts rows into pieces of at most `most`, none of them empty."""
-  return np.split(rows, range(most, len(rows), most)) if len(rows) else []
-
-
-def images_per_call(vision: siglip.SiglipConfig, *, devices: int, most: int) -> int:
-  """Returns how many images `Vlm.encode` sends through the tower at once."""
-  # The attention of one layer, and an MLP's input and output; 4 bytes each.
-  p = vision.num_patches
-  heads = vision.num_heads if siglip.has_whole_scores(vision) else 1
-  return _fitting_rows(4 * p * (p * heads + 2 * vision.mlp_dim), devices, most)
-
-
-def rows_per_call(
-  cfg: VlmConfig, longest: int, *, new: int, images: int, devices: int, most: int
-) -> int:
-  """Returns how many prompts of up to `longest` tokens `Vlm.answer` answers at once."""
-  # The cache of all layers, the attention of one, and the features; 4 bytes each.
-  need = 2 * cfg.text.depth * cfg.text.num_kv_heads * cfg.text.head_dim * (longest + new)
-  need += cfg.text.num_heads * longest**2
-  if images:
-    need += images * cfg.vision.num_patches * cfg.vision.width
-  return _fitting_rows(4 * need, devices, most)
-
-
-def _fitting_rows(row_bytes: int, devices: int, most: int) -> int:
-  """Returns the power of two, up to `most`, of rows that fit into the devices' memory."""
-  fit = max(1, _MEMORY * devices // row_bytes)
-  return min(most, 1 << (fit.bit_length() - 1))
-
-
-def padded_length(length: int) -> int:
-  """Returns the length that prompts are padded to: few lengths, none an eighth too long."""
-  step = max(_LENGTH_MULTIPLE, 1 << length.bit_length() >> 4)
-  return -(-length // step) * step
-
-
 def _same_length(images: Sequence[Any], prompts: Sequence[str]) -> None:
   if len(images) != len(prompts):
     raise UserError(f"{len(images)} images for {len(prompts)} prompts: one each, please")
-
-
-def _pad_rows(x: np.ndarray, n: int) -> np.ndarray:
-  """Pads to n rows by repeating the last, which stops when its twin stops."""
-  return np.concatenate([x, np.repeat(x[-1:], n - len(x), axis=0)]) if len(x) < n else x
-
-
-@functools.partial(jax.jit, static_argnames=("vision",))
-def encode_images(vision: siglip.SiglipConfig, tower: Params, pixels: Array) -> Array:
-  """The program of `Vlm.encode`."""
-  return siglip.Siglip(vision).apply({"params": tower}, pixels).astype(jnp.float32)
-
-
-@functools.partial(jax.jit, static_argnames=("cfg", "sc"))
-def sample_answers(cfg, sc, params, features, tokens, valid, rows, seed) -> tuple[Array, Array]:
-  """The program of `Vlm.answer`: one sample per row, whose randomness hangs on its number.
-
-  Returns the tokens i32[B,C] and lengths i32[B]. What is not returned is not computed: log-probs
-  take a second pass over the logits of every token.
-  """
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
-  samples = decode.sample(
-    cfg, sc, params, features, tokens, valid=valid, group=1, row_keys=keys[:, None]
-  )
-  return samples.tokens[:, 0], samples.length[:, 0]
-
-
-@functools.partial(jax.jit, static_argnames=("cfg",))
-def _logits(cfg, params, features, tokens, valid, ar) -> Array:
-  x = multimodal.hidden(cfg, params, features, tokens, valid=valid, ar=ar)
-  return multimodal.unembed(cfg, params, x)

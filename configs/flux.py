@@ -16,22 +16,17 @@ credentials: --config.images.host=0.0.0.0 --config.images.security.cert=server.p
 --config.images.security.key=server.key --config.images.security.token=token.txt
 """
 
+import pathlib
+import runpy
+
 from ml_collections import ConfigDict
+
+parse = runpy.run_path(str(pathlib.Path(__file__).with_name("common.py")))["parse"]
+ARGS = {"generate": "", "edit": "", "port": 8500, "metrics": 9500}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  args = {"generate": "", "edit": "", "port": "8500", "metrics": "9500"}
-  if wrong := [a for a in arg.split(",") if a and "=" not in a]:
-    raise ValueError(
-      f"configs/flux.py: {wrong[0]!r}: args are written name=value: {', '.join(args)}"
-    )
-  given = dict(a.split("=", 1) for a in arg.split(",") if a)
-  if unknown := sorted(set(given) - set(args)):
-    raise ValueError(f"configs/flux.py: unknown arg {unknown[0]!r}; args: {', '.join(args)}")
-  args |= given
-  for name in ("port", "metrics"):
-    if not args[name].isdecimal():
-      raise ValueError(f"configs/flux.py: {name}={args[name]!r}, not a number")
+  args = parse("configs/flux.py", arg, ARGS)
   c = ConfigDict()
   c.images = dict(
     backend="diffusers",
@@ -41,7 +36,7 @@ def get_config(arg: str = "") -> ConfigDict:
     ),
     # Of the first images, which warm the model up; requests may have other sizes.
     width=512, height=512,
-    host="127.0.0.1", port=int(args["port"]), metrics_port=int(args["metrics"]),
+    host="127.0.0.1", port=args["port"], metrics_port=args["metrics"],
     ready_s=900.0, drain_s=120.0, reflection=False,
     # A card computes at its limit from one image on: batches gain little and cost memory.
     batching=dict(max_batch=4, max_wait_ms=10.0),

@@ -16,8 +16,12 @@ VQAv2's, see data/vqav2/prepare.py, or a folder of your own: --config.pool.datas
 from machines of its own: launch/image_server, --config.images.address.
 """
 
+import pathlib
+import runpy
+
 from ml_collections import ConfigDict
 
+parse = runpy.run_path(str(pathlib.Path(__file__).with_name("common.py")))["parse"]
 # chips, and of which the heads of a layer are split over so many in the rollout
 SLICES = {
   "v5e-16": (16, 4), "v5e-64": (64, 4), "v6e-8": (8, 4), "v6e-16": (16, 4), "v5p-8": (8, 4),
@@ -30,31 +34,13 @@ FOLDERS = {
   "models/paligemma2-10b-mix-448": "paligemma2_10b_448",
   "models/paligemma2-28b-mix-448": "paligemma2_28b_448",
 }
-
-
-def _parse(arg: str) -> dict[str, str]:
-  known = {"on": "v5e-16", "references": "10b", "prompts": "32", "chips": ""}
-  if wrong := [a for a in arg.split(",") if a and "=" not in a]:
-    raise ValueError(
-      f"configs/paligemma2.py: {wrong[0]!r}: args are written name=value: {', '.join(known)}"
-    )
-  given = dict(a.split("=", 1) for a in arg.split(",") if a)
-  if unknown := sorted(set(given) - set(known)):
-    raise ValueError(f"configs/paligemma2.py: unknown arg {unknown[0]!r}; args: {', '.join(known)}")
-  args = known | given
-  for name, choices in (("on", SLICES), ("references", ("10b", "28b"))):
-    if args[name] not in choices:
-      raise ValueError(f"configs/paligemma2.py: {name}={args[name]!r}, not {', '.join(choices)}")
-  for name in ("prompts", "chips"):
-    if args[name] and not args[name].isdecimal():
-      raise ValueError(f"configs/paligemma2.py: {name}={args[name]!r}, not a whole number")
-  return args
+ARGS = {"on": tuple(SLICES), "references": ("10b", "28b"), "prompts": 32, "chips": int}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  args = _parse(arg)
-  (chips, tensor), prompts = SLICES[args["on"]], int(args["prompts"])
-  chips = int(args["chips"] or chips)
+  args = parse("configs/paligemma2.py", arg, ARGS)
+  (chips, tensor), prompts = SLICES[args["on"]], args["prompts"]
+  chips = chips if args["chips"] is None else args["chips"]
   if chips < 1 or chips % tensor or (chips > 64 and chips % 64):
     raise ValueError(
       f"configs/paligemma2.py: chips={chips}, not a multiple of {tensor}, over which heads are"

@@ -14,24 +14,17 @@ Each model is trained from scratch, from its own seed, on its own questions and 
 gaps are planted by leaving their questions out. About 5 minutes of one core per 5,000 steps.
 """
 
+import pathlib
+import runpy
+
 from ml_collections import ConfigDict
+
+parse = runpy.run_path(str(pathlib.Path(__file__).with_name("common.py")))["parse"]
+ARGS = {"only": "", "gaps": "", "seed": 201, "steps": int}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  args = dict(only="", gaps="", seed="201", steps="")
-  if wrong := [a for a in arg.split(",") if a and "=" not in a]:
-    raise ValueError(
-      f"configs/pretrain_scenes.py: {wrong[0]!r}: args are written name=value: {', '.join(args)}"
-    )
-  given = dict(a.split("=", 1) for a in arg.split(",") if a)
-  if unknown := sorted(set(given) - set(args)):
-    raise ValueError(
-      f"configs/pretrain_scenes.py: unknown arg {unknown[0]!r}; args: {', '.join(args)}"
-    )
-  args |= given
-  for name in ("seed", "steps"):
-    if args[name] and not args[name].isdecimal():
-      raise ValueError(f"configs/pretrain_scenes.py: {name}={args[name]!r}, not a whole number")
+  args = parse("configs/pretrain_scenes.py", arg, ARGS)
   c = ConfigDict()
   c.only = args["only"]  # one model's name, else all in order
   c.output = ""  # folder of model folders; "" = <workdir>/models
@@ -78,8 +71,8 @@ def get_config(arg: str = "") -> ConfigDict:
     ),
   )
   if args["gaps"]:
-    c.models.target = dict(seed=int(args["seed"]), gaps=args["gaps"], steps=(5000,), **pg)
-  if args["steps"]:
+    c.models.target = dict(seed=args["seed"], gaps=args["gaps"], steps=(5000,), **pg)
+  if args["steps"] is not None:
     for model in c.models.values():
-      model.update(steps=(int(args["steps"]),), drill=())
+      model.update(steps=(args["steps"],), drill=())
   return c

@@ -17,40 +17,25 @@ ARGS, as configs/scenes.py:target=rare,reward=plain,seed=1
 Everything else is an override: --config.optim.steps=60
 """
 
-import re
+import pathlib
+import runpy
 
 from ml_collections import ConfigDict
 
+parse = runpy.run_path(str(pathlib.Path(__file__).with_name("common.py")))["parse"]
 WEIGHTS = "data/scenes/weights"
 # Made by: python data/scenes/diffusion/train.py --workdir=runs/diffusion
 DIFFUSION = "runs/diffusion/pipeline"
 
-
-def _parse(arg: str) -> dict[str, str]:
-  known = {
-    "target": "easy", "reward": "novelty", "seed": "0", "error_rate": "0.0", "round2": "1",
-    "gaps": "", "images": "exact",
-  }  # fmt: skip
-  if wrong := [a for a in arg.split(",") if a and "=" not in a]:
-    raise ValueError(
-      f"configs/scenes.py: {wrong[0]!r}: args are written name=value: {', '.join(known)}"
-    )
-  given = dict(a.split("=", 1) for a in arg.split(",") if a)
-  if unknown := sorted(set(given) - set(known)):
-    raise ValueError(f"configs/scenes.py: unknown arg {unknown[0]!r}; args: {', '.join(known)}")
-  args = known | given
-  if args["target"] not in ("easy", "rare"):
-    raise ValueError(f"configs/scenes.py: target={args['target']!r}, not easy or rare")
-  if not args["seed"].isdecimal():
-    raise ValueError(f"configs/scenes.py: seed={args['seed']!r}, not a whole number")
-  if not re.fullmatch(r"0|0?\.\d+|[01]\.0*", args["error_rate"]):
-    raise ValueError(f"configs/scenes.py: error_rate={args['error_rate']!r}, not a share like 0.1")
-  return args
+ARGS = {
+  "target": ("easy", "rare"), "reward": ("novelty", "plain"), "seed": 0, "error_rate": 0.0,
+  "round2": ("1", "0"), "gaps": "", "images": ("exact", "diffusion"),
+}  # fmt: skip
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  args = _parse(arg)
-  seed, rare = int(args["seed"]), args["target"] == "rare"
+  args = parse("configs/scenes.py", arg, ARGS)
+  seed, rare = args["seed"], args["target"] == "rare"
   c = ConfigDict()
   c.seed = seed
   c.world = dict(
@@ -70,7 +55,7 @@ def get_config(arg: str = "") -> ConfigDict:
     images="pool", heldout="heldout", fresh="rounds",
   )  # fmt: skip
   c.images = dict(
-    backend="scenes", error_rate=float(args["error_rate"]), seed=seed, width=64, height=64,
+    backend="scenes", error_rate=args["error_rate"], seed=seed, width=64, height=64,
     port=0,  # of `serve-images`; 0 = any free one
     address="",  # "" = a service of its own; "host:port" = one that runs already
   )  # fmt: skip
@@ -82,8 +67,6 @@ def get_config(arg: str = "") -> ConfigDict:
     c.images.batching = dict(max_batch=16, max_wait_ms=50.0)
     # Bitwise the same image in a run that is killed and goes on.
     c.images.client = dict(deadline_s=600.0, deterministic=True)
-  elif args["images"] != "exact":
-    raise ValueError(f"images={args['images']!r}: exact or diffusion")
   c.bank = dict(
     max_new_tokens=3, batch_size=512, cascade=False, dedup=True, abstentions=("unanswerable",)
   )
@@ -106,8 +89,6 @@ def get_config(arg: str = "") -> ConfigDict:
   c.reward = dict(novelty="archive", novelty_power=0.3)
   if args["reward"] == "plain":
     c.reward = dict(novelty="off")
-  elif args["reward"] != "novelty":
-    raise ValueError(f"reward={args['reward']!r}: novelty or plain")
   c.mesh = dict(data=-1)
   c.rules = ((".*", ()),)  # tiny: every parameter on every device
   # Auditors stored for discovery beside the last one: early ones ask about more.

@@ -17,15 +17,18 @@ LAYERS = {
   "text": 1,
   "images": 1,
   "scenes": 1,
-  "vlm": 2,
-  "bench": 3,
-  "audit": 3,
-  "rl": 4,
-  "rectify": 4,
-  "plan": 5,  # Compiles the programs of all of them.
-  "stages": 6,
-  "__main__": 7,
-  "__init__": 7,
+  "vlm_batching": 2,
+  "vlm_programs": 2,
+  "vlm": 3,
+  "vlm_loading": 4,
+  "bench": 5,
+  "audit": 5,
+  "rl": 6,
+  "rectify": 6,
+  "plan": 7,  # Compiles the programs of all of them.
+  "stages": 8,
+  "__main__": 9,
+  "__init__": 9,
 }
 TORCH = {"torch", "diffusers", "accelerate", "torchvision"}
 TORCH_MODULE = "auditdm_jax/images/diffusers_backend.py"
@@ -109,7 +112,7 @@ def test_image_server_starts_without_jax(run_python):
   run_python("""
     import sys
     from auditdm_jax import __main__
-    from auditdm_jax.core import config, store
+    from auditdm_jax.core import config, image_store, paths, records
     from auditdm_jax.stages import serve_images
     assert not {"jax", "jaxlib", "flax", "torch"} & sys.modules.keys()
   """)

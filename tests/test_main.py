@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: what it says about mistakes, and how it stops."""
 
-import importlib
 import os
 import pathlib
 import re
@@ -124,46 +123,6 @@ def test_a_config_of_something_else_is_one_line(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
     assert "models" in done.stderr
-
-
-CONFIG_ARGS = [
-  ("scenes", "foo", "'foo': args are written name=value"),
-  ("scenes", "foo=1", "unknown arg 'foo'"),
-  ("scenes", "seed=x", "seed='x', not a whole number"),
-  ("scenes", "seed=-1", "seed='-1', not a whole number"),
-  ("scenes", "error_rate=nan", "error_rate='nan', not a share"),
-  ("scenes", "target=rar", "target='rar', not easy or rare"),
-  ("paligemma2", "foo", "'foo': args are written name=value"),
-  ("paligemma2", "chips=17", "chips=17, not a multiple of 4"),
-  ("paligemma2", "chips=96", "above 64 of 64"),
-  ("paligemma2", "chips=0", "chips=0, not a multiple"),
-  ("paligemma2", "chips=-4", "chips='-4', not a whole number"),
-  ("paligemma2", "prompts=x", "prompts='x', not a whole number"),
-  ("flux", "foo", "'foo': args are written name=value"),
-  ("flux", "port=x", "port='x', not a number"),
-  ("pretrain_scenes", "foo", "'foo': args are written name=value"),
-  ("pretrain_scenes", "onyl=x", "unknown arg 'onyl'"),
-  ("pretrain_scenes", "steps=x", "steps='x', not a whole number"),
-  ("ablations.scenes", "foo", "'foo': args are written name=value"),
-]
-
-
-@pytest.mark.parametrize(("name", "arg", "message"), CONFIG_ARGS)
-def test_an_arg_of_a_config_that_is_none(name, arg, message):
-  with pytest.raises(ValueError, match=f"configs/{name.replace('.', '/')}.py: .*{message}"):
-    importlib.import_module(f"configs.{name}").get_config(arg)
-
-
-def test_args_of_configs_that_are_right():
-  for name, arg in [
-    ("scenes", "target=rare,reward=plain,seed=1,error_rate=0.05,round2=0"),
-    ("scenes", "gaps=seed:3,error_rate=1.0"),
-    ("paligemma2", "on=v5e-16,chips=256,prompts=64"),
-    ("paligemma2", "on=h200"),
-    ("pretrain_scenes", "only=ref_gemma3,steps=5,gaps=seed:4"),
-    ("ablations.scenes", "arm=group-4,seed=2"),
-  ]:
-    importlib.import_module(f"configs.{name}").get_config(arg)
 
 
 def test_a_user_error_of_the_stage_is_one_line(start):

@@ -12,7 +12,7 @@ from auditdm_jax.audit.judge import Judge
 from auditdm_jax.audit.probe import Verdict, probe_id
 from auditdm_jax.audit.verdict import is_fixed, verdict
 from auditdm_jax.core.config import check
-from auditdm_jax.core.store import Images
+from auditdm_jax.core.image_store import Images
 
 ImageSource = Sequence[np.ndarray] | Callable[[str], np.ndarray]
 Progress = Callable[[int, int], None]
@@ -26,7 +26,7 @@ class Vlm(Protocol):
     """Identity of the vision tower: equal ids mean equal features."""
 
   def encode(self, images: Sequence[np.ndarray]) -> np.ndarray:
-    """u8[H,W,3] images → f32[N,P,Dv]."""
+    """u8[H,W,3] images → f32[U,P,Dv]."""
 
   def answer_features(
     self, features: np.ndarray, prompts: Sequence[str], *, max_new_tokens: int
@@ -75,7 +75,7 @@ class FeatureCache:
   def features(
     self, vlm: Vlm, image_ids: Sequence[str], get: Callable[[str], np.ndarray]
   ) -> np.ndarray:
-    """f32[N,P,Dv] of the images, encoding those that are missing in one call.
+    """f32[U,P,Dv] of the images, encoding those that are missing in one call.
 
     Args:
       vlm: the model whose tower is wanted.

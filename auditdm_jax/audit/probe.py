@@ -12,7 +12,7 @@ import typing
 from typing import Any, ClassVar, Self
 import warnings
 
-from auditdm_jax.core.store import canonical_hash
+from auditdm_jax.core.jsonio import canonical_hash
 
 GRADES = ("V0", "V1", "V2", "V3")
 

@@ -59,7 +59,7 @@ class Found:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """Attempts as a matrix.
+  """N attempts as a matrix.
 
   Attributes:
     has: f32[N,T] sparse, 1 where attempt i has term t.

@@ -23,7 +23,7 @@ from auditdm_jax.audit import rates, residual
 from auditdm_jax.audit.probe import Rate, Record, Verdict
 from auditdm_jax.audit.skills import Assigner, Seeds
 from auditdm_jax.audit.slices import Found, SliceConfig, Table, decision_list, make_table, term_set
-from auditdm_jax.core.store import canonical_hash
+from auditdm_jax.core.jsonio import canonical_hash
 
 
 @dataclasses.dataclass(frozen=True)

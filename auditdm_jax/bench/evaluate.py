@@ -15,7 +15,8 @@ import numpy as np
 from scipy import stats
 
 from auditdm_jax.bench import scorers
-from auditdm_jax.core import store
+from auditdm_jax.core import jsonio
+from auditdm_jax.core.records import Records
 
 ALL = "all"
 
@@ -87,7 +88,7 @@ def evaluate(
   model: str,
   scorer: scorers.Scorer = scorers.normalized_match,
   groups: Groups | None = None,
-  records: store.Records | None = None,
+  records: Records | None = None,
   batch_size: int = 1024,
   on_batch: Callable[[int], None] | None = None,
 ) -> Table:
@@ -114,7 +115,7 @@ def predict(
   examples: Sequence[Example],
   *,
   model: str,
-  records: store.Records | None = None,
+  records: Records | None = None,
   batch_size: int = 1024,
   on_batch: Callable[[int], None] | None = None,
 ) -> dict[str, str]:
@@ -151,7 +152,7 @@ def predict(
 
 
 def _key(model: str, example: Example) -> str:
-  return store.canonical_hash([model, example.example_id, example.image_id, example.question])
+  return jsonio.canonical_hash([model, example.example_id, example.image_id, example.question])
 
 
 def score(

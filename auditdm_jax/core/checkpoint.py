@@ -14,7 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from auditdm_jax.core import store
+from auditdm_jax.core import jsonio, paths
 from auditdm_jax.core import tree as tree_lib
 from auditdm_jax.core.config import UserError
 
@@ -36,8 +36,8 @@ class Checkpointer:
       keep: how many of the latest checkpoints stay.
       keep_best: the step with the greatest score stays until another one is better.
     """
-    self.dir = store.as_path(dir)
-    if not store.is_remote(dir):
+    self.dir = paths.as_path(dir)
+    if not paths.is_remote(dir):
       self.dir = self.dir.absolute()
     policies = [preservation_policy.LatestN(keep)]
     if keep_best:
@@ -77,7 +77,7 @@ class Checkpointer:
     self._manager.save(
       step,
       args=ocp.args.Composite(
-        arrays=ocp.args.StandardSave(arrays), extras=ocp.args.JsonSave(store.plain(extras))
+        arrays=ocp.args.StandardSave(arrays), extras=ocp.args.JsonSave(jsonio.plain(extras))
       ),
       metrics={"score": float(score)} if known else None,
     )

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from typing import Any
 
-from auditdm_jax.core import store
+from auditdm_jax.core import jsonio, paths
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "tokenizers")
 
@@ -19,11 +19,11 @@ class Manifest:
   """The manifest of a workdir: config, code, models, prompts, seeds, versions, devices, cost."""
 
   def __init__(self, workdir: str | pathlib.Path):
-    self.path = store.as_path(workdir) / "manifest.json"
+    self.path = paths.as_path(workdir) / "manifest.json"
 
   def read(self) -> dict[str, Any]:
     """Returns the manifest; without one, an empty one."""
-    return store.read_json(self.path) if self.path.exists() else {"version": 1, "stages": {}}
+    return jsonio.read_json(self.path) if self.path.exists() else {"version": 1, "stages": {}}
 
   def record(
     self,
@@ -51,10 +51,10 @@ class Manifest:
     manifest = self.read()
     old = manifest["stages"].get(stage, {})
     new = {
-      "config": store.plain(config),
-      "seeds": store.plain(seeds),
-      "models": store.plain(models),
-      "prompts": store.plain(prompts),
+      "config": jsonio.plain(config),
+      "seeds": jsonio.plain(seeds),
+      "models": jsonio.plain(models),
+      "prompts": jsonio.plain(prompts),
       "devices": list(devices),
       "command": sys.argv,
       "git": _git_revision(),
@@ -65,7 +65,7 @@ class Manifest:
       "cost": old.get("cost", {}),
     }
     manifest["stages"][stage] = new
-    store.write_json(self.path, manifest)
+    jsonio.write_json(self.path, manifest)
     return _changed(old["config"], new["config"]) if old else []
 
   def add_cost(self, stage: str, **counters: float) -> None:
@@ -74,7 +74,7 @@ class Manifest:
     cost = manifest["stages"][stage]["cost"]
     for name, value in counters.items():
       cost[name] = cost.get(name, 0) + value
-    store.write_json(self.path, manifest)
+    jsonio.write_json(self.path, manifest)
 
 
 def _git_revision() -> str:

@@ -13,7 +13,7 @@ import rich.progress
 from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from auditdm_jax.core import store
+from auditdm_jax.core import jsonl, paths
 
 # Columns that differ between two runs that are otherwise the same.
 _VOLATILE = ("seconds/", "machine/")
@@ -84,12 +84,12 @@ class Writer:
         resumed, are removed. None keeps all.
       tensorboard: whether to write event files too; never into an object store, since they grow.
     """
-    self.path = store.as_path(workdir) / "metrics" / f"{name}.jsonl"
-    self._rows = store.json_lines(self.path)
+    self.path = paths.as_path(workdir) / "metrics" / f"{name}.jsonl"
+    self._rows = jsonl.json_lines(self.path)
     if resume_step is not None:
       self._rows.rewind(resume_step)
     self._events = None
-    if tensorboard and not store.is_remote(workdir):
+    if tensorboard and not paths.is_remote(workdir):
       folder = pathlib.Path(workdir) / "tensorboard" / name
       self._events = _EventWriter(folder, resume_step=resume_step)
 

@@ -16,7 +16,8 @@ import numpy as np
 from PIL import Image, ImageOps
 import tensorflow_datasets as tfds
 
-from auditdm_jax.core import config, store
+from auditdm_jax.core import config
+from auditdm_jax.core.image_store import Images
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
@@ -63,7 +64,7 @@ class Pool:
     return self._row(i)["image"]
 
   def image_id(self, i: int) -> str:
-    return store.Images.id_of(self.image(i))
+    return Images.id_of(self.image(i))
 
   def questions(self, i: int) -> tuple[str, ...]:
     return tuple(_text(x) for x in self._row(i)["questions"])
@@ -139,7 +140,7 @@ class FolderPool:
     return self._cached(i)
 
   def image_id(self, i: int) -> str:
-    return store.Images.id_of(self.image(i))
+    return Images.id_of(self.image(i))
 
   def questions(self, i: int) -> tuple[str, ...]:
     return tuple(question for question, _ in self._asked.get(self._paths[i].name, ()))

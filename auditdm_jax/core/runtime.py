@@ -26,7 +26,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 
-from auditdm_jax.core import store
+from auditdm_jax.core import jsonio
 from auditdm_jax.core.config import UserError
 
 T = TypeVar("T")
@@ -209,7 +209,7 @@ def agree(value: Any, what: str) -> None:
   """
   if jax.process_count() == 1:
     return
-  found = gather(store.canonical_hash(value))
+  found = gather(jsonio.canonical_hash(value))
   if len(set(found)) > 1:
     raise RuntimeError(f"{what} differs between processes: {found}; they cannot go on together")
 

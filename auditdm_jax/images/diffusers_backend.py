@@ -128,7 +128,7 @@ class DiffusersBackend:
 
   @torch.inference_mode()
   def _draw(self, pipe: Pipe, jobs: Sequence[Job], progress: Progress) -> np.ndarray:
-    """f32[N,H,W,3] in [0, 1]."""
+    """f32[B,H,W,3] in [0, 1]."""
     head = jobs[0]
 
     def on_step(_, i, __, ___):
@@ -176,7 +176,7 @@ def _refused(pipe: Pipe, job: Job) -> ValueError | None:
 
 @torch.inference_mode()
 def _round_trip(pipe: Pipe, jobs: Sequence[Job], progress: Progress) -> np.ndarray:
-  """f32[N,H,W,3] in [0, 1]: the sources as the autoencoder gives them back."""
+  """f32[B,H,W,3] in [0, 1]: the sources as the autoencoder gives them back."""
   pixels = pipe.image_processor.preprocess(_sources(jobs)).to(pipe.device, pipe.vae.dtype)
   latents = retrieve_latents(pipe.vae.encode(pixels), sample_mode="argmax")
   decoded = pipe.vae.decode(latents, return_dict=False)[0]

@@ -11,7 +11,7 @@ import pathlib
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from auditdm_jax.core import store
+from auditdm_jax.core import paths
 
 _KEY = "sha256"
 _LOG = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class DiskCache:
     path = self._path(model, digest)
     try:
       # A file that a crash of the machine loses is made again.
-      store.write_bytes(path, file.getvalue(), durable=False)
+      paths.write_bytes(path, file.getvalue(), durable=False)
     except OSError as error:
       if not self._warned:
         _LOG.warning("images are not kept in %s: %s", self._folder, error)

@@ -10,8 +10,6 @@ Our tree is big_vision's, so most names map to themselves. What differs is taken
 
 A checkpoint has no config. Sizes are read off the shapes; what no shape tells is what big_vision
 sets for the Gemma whose shapes they are (models/ppp/gemma.py).
-
-Axes: L layers, N heads, D width, H head dim, F ffn, V vocab, P patches.
 """
 
 from collections.abc import Mapping

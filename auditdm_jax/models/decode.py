@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sampling with a KV cache: prefill once per prompt, then one `while_loop` over G samples of each.
 
-    prompts P ─ prefill ─> prefix [L,P,K,T,H], read by all samples ──┐
-                           suffixes [L,P,G,K,C-1,H], one per sample ─┼─ while: step, draw, write
-                           last hidden [P,1,D] ─ draw token 0 ───────┘  until all have stopped
+    prompts B ─ prefill ─> prefix [L,B,K,S,H], read by all samples ──┐
+                           suffixes [L,B,G,K,C-1,H], one per sample ─┼─ while: step, draw, write
+                           last hidden [B,1,D] ─ draw token 0 ───────┘  until all have stopped
 
 Those are the axes of values; of keys the last two are swapped, see `gemma.Past`.
 
-Memory and the bytes read by a step grow with P·T + P·G·C and not with P·G·T.
+Memory and the bytes read by a step grow with B·S + B·G·C and not with B·G·S.
 
 Every draw is a function of (row key, t) alone, so a sample does not depend on the batch it is in.
 
-Axes: P prompts, G samples per prompt, T prompt, C completion, L layers, K kv-heads, H head dim,
-D width, V vocab.
+Axes: B prompts of S tokens, G samples of each.
 """
 
 import dataclasses
@@ -63,10 +62,10 @@ class SampleConfig:
 class Samples:
   """What was drawn. Lengths are the sampler's own: a pad id in the text would be a token."""
 
-  tokens: Array  # i32[P,G,C], 0 from `length` on
-  length: Array  # i32[P,G], terminator included
-  truncated: Array  # bool[P,G], no terminator within C tokens
-  logprobs: Array  # f32[P,G,C], of the sampling distribution; 0 from `length` on
+  tokens: Array  # i32[B,G,C], 0 from `length` on
+  length: Array  # i32[B,G], terminator included
+  truncated: Array  # bool[B,G], no terminator within C tokens
+  logprobs: Array  # f32[B,G,C], of the sampling distribution; 0 from `length` on
 
 
 @jax.tree_util.register_dataclass
@@ -74,10 +73,10 @@ class Samples:
 class _State:
   t: Array  # i32[], tokens drawn per sample
   past: Any  # of `multimodal.start_past`, up to token t-2
-  tokens: Array  # i32[P,G,C]
-  logprobs: Array  # f32[P,G,C]
-  length: Array  # i32[P,G]
-  done: Array  # bool[P,G]
+  tokens: Array  # i32[B,G,C]
+  logprobs: Array  # f32[B,G,C]
+  length: Array  # i32[B,G]
+  done: Array  # bool[B,G]
 
 
 def sample(
@@ -97,11 +96,11 @@ def sample(
     cfg: the model.
     sc: the sampler's settings.
     params: the parameters.
-    features: [P,Dp,Dv] of `multimodal.encode_images`, or None.
-    tokens: i32[P,T] prompts, padded on either side.
-    valid: bool[P,T], False at padding.
+    features: [B,P,Dv] of `multimodal.encode_images`, or None.
+    tokens: i32[B,S] prompts, padded on either side.
+    valid: bool[B,S], False at padding.
     group: G.
-    row_keys: key[P,G], one typed key per sample.
+    row_keys: key[B,G], one typed key per sample.
 
   Returns:
     The samples.
@@ -109,14 +108,14 @@ def sample(
   Raises:
     ValueError: shapes that do not fit together.
   """
-  p, c = tokens.shape[0], sc.max_new_tokens
-  if row_keys.shape != (p, group):
-    raise ValueError(f"row_keys {row_keys.shape}: expected {(p, group)}, prompts by group")
+  b, c = tokens.shape[0], sc.max_new_tokens
+  if row_keys.shape != (b, group):
+    raise ValueError(f"row_keys {row_keys.shape}: expected {(b, group)}, prompts by group")
 
   x, kv = multimodal.prefill(cfg, params, features, tokens, valid=valid)
   last = tokens.shape[1] - 1 - jnp.argmax(valid[:, ::-1], axis=1)
-  x = jnp.take_along_axis(x, last[:, None, None], axis=1)  # [P,1,D]
-  count = jnp.sum(valid, axis=1)  # [P], also the position of token 0
+  x = jnp.take_along_axis(x, last[:, None, None], axis=1)  # [B,1,D]
+  count = jnp.sum(valid, axis=1)  # [B], also the position of token 0
   suffix = jnp.arange(max(c - 1, 1))  # The last token is not written, and no axis is empty.
   past_positions = jnp.concatenate(
     [multimodal.positions_of(valid), count[:, None] + suffix], axis=1
@@ -124,7 +123,7 @@ def sample(
 
   def advance(s: _State) -> _State:
     """Runs token t-1 of each sample through the model and draws token t."""
-    written = jnp.broadcast_to(suffix < s.t - 1, (p, suffix.size))
+    written = jnp.broadcast_to(suffix < s.t - 1, (b, suffix.size))
     x, kv = multimodal.step(
       cfg,
       params,
@@ -141,7 +140,7 @@ def sample(
     past = multimodal.write_past(s.past, kv, at)
     return _record(sc, dataclasses.replace(s, past=past), drawn)
 
-  rows = (p, group)
+  rows = (b, group)
   state = _State(
     t=jnp.int32(0),
     past=multimodal.start_past(kv, samples=group, room=suffix.size),
@@ -164,7 +163,7 @@ def sample(
 def draw(
   cfg: VlmConfig, sc: SampleConfig, params: Params, x: Array, keys: Array, t: Array
 ) -> tuple[Array, Array]:
-  """Returns the t-th tokens i32[P,G] for hidden states [P,G,D], and their log-probs f32[P,G]."""
+  """Returns the t-th tokens i32[B,G] for hidden states [B,G,D], and their log-probs f32[B,G]."""
   greedy = sc.temperature < _GREEDY_BELOW
   temperature = 1.0 if greedy else sc.temperature
   logits = multimodal.sampling_logits(cfg, params, x, banned=sc.banned_ids, temperature=temperature)
@@ -209,7 +208,7 @@ def draw_token(logits: Array, u: Array) -> Array:
 
 
 def _draw_index(weights: Array, u: Array) -> Array:
-  """Returns i32[...]: where the running sum of weights [...,N] passes u[...] times their sum.
+  """Returns i32[...]: where the running sum of weights [...,V] passes u[...] times their sum.
 
   An index of weight 0 is never returned, whatever the rounding.
   """

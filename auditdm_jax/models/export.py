@@ -13,7 +13,7 @@ import pathlib
 import shutil
 from typing import Any
 
-from auditdm_jax.core import config, store
+from auditdm_jax.core import config, jsonio
 from auditdm_jax.core.config import UserError
 from auditdm_jax.models import big_vision, hf, hf_config, preprocess, tensor_files
 from auditdm_jax.models.leaves import Leaf
@@ -77,8 +77,8 @@ def write_hf(path: pathlib.Path, opened: Opened, *, tick: Tick = no_progress) ->
       settings = preprocess.write_processor(
         pixels, kind=cfg.kind, size=cfg.vision.image_size, tokens=cfg.num_image_tokens
       )
-      store.write_json(folder / "preprocessor_config.json", settings)
-    store.write_json(folder / "config.json", _with_dtype(header, tensors))
+      jsonio.write_json(folder / "preprocessor_config.json", settings)
+    jsonio.write_json(folder / "config.json", _with_dtype(header, tensors))
 
 
 def _with_dtype(header: Any, tensors: Mapping[str, Leaf]) -> Any:
@@ -115,7 +115,7 @@ def _write_rest(folder: pathlib.Path, opened: Opened, **more: Any) -> None:
   header = {"format": FORMAT, "model": opened.cfg.to_dict(), **more}
   # The tower is written with the model.
   extras = {k: v for k, v in opened.extras.items() if k != "tower"}
-  store.write_json(folder / "config.json", header | extras)
+  jsonio.write_json(folder / "config.json", header | extras)
 
 
 @contextlib.contextmanager

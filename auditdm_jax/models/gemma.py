@@ -7,8 +7,7 @@ PaliGemma 2 weights load by identity. What big_vision does not have: the norms o
 and keys, `layers/attn/{query_norm,key_norm}/scale`; biases, `layers/attn/*_einsum/b`; a head of its
 own, `embedder/output_embedding`.
 
-Axes: B batch, T query, S key, N heads, K kv-heads, G heads per kv-head, H head dim, D width,
-F ffn, V vocab, L layers.
+Axes: G are the heads of a kv-head. The samples of a prompt are the T queries of a decoding step.
 """
 
 import dataclasses
@@ -317,7 +316,7 @@ _FEW_ROWS = 128  # Up to which a CPU is faster with the weight on the left.
 
 
 def results_first(x: Array, w: Array, *, dtype: Any = None) -> Array:
-  """Returns x @ w.T [...,O] of rows x[...,I] and w[O,I], summed up in `dtype`."""
+  """Returns x @ w.T [...,out] of rows x[...,in] and w[out,in], summed up in `dtype`."""
   rows = x.reshape(-1, x.shape[-1])
   if len(rows) > _FEW_ROWS:
     y = jnp.einsum("ri,oi->ro", rows, w, preferred_element_type=dtype)

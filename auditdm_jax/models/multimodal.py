@@ -7,11 +7,10 @@ Functions over a parameter tree {"img": tower and projector, "llm": decoder}:
                                         ├─ hidden ─> hidden states ─ unembed ─> logits
     tokens with image slots ────────────┘
 
-`features` is what the tower puts out, before the projector: the tower is frozen, so features are
-computed once per image and cached. The projector is `img/head`: {kernel, bias} in PaliGemma, as
-in big_vision; {soft_embedding_norm/scale, input_projection/w} in Gemma 3.
-
-Axes: B batch, T query, S key, P patches, M image slots, C completion, D width, V vocab.
+`features` is what the tower puts out, before the projector. A frozen tower's are computed once per
+image and cached; a tower that trains (`optim.frozen` decides) computes them anew at each step. The
+projector is `img/head`: {kernel, bias} in PaliGemma, as in big_vision; {soft_embedding_norm/scale,
+input_projection/w} in Gemma 3.
 """
 
 from collections.abc import Callable
@@ -104,7 +103,7 @@ class Projector(nn.Module):
 
 
 def pool(features: Array, tokens: int | None) -> Array:
-  """Averages a square of patches [B,P,D] over square cells, to [B,tokens,D].
+  """Averages a square of patches [B,P,Dv] over square cells, to [B,M,Dv].
 
   Rows and columns that do not fill a cell are left out, at the bottom and on the right.
   """
@@ -136,7 +135,7 @@ def tower(params: Params) -> Params:
 
 
 def encode_images(cfg: VlmConfig, params: Params, pixels: Array) -> Array:
-  """Returns features [N,P,Dv] of pixels f32[N,H,W,3] in [-1, 1]."""
+  """Returns features [U,P,Dv] of pixels f32[U,H,W,3] in [-1, 1]."""
   return siglip.Siglip(cfg.vision).apply({"params": tower(params)}, pixels)
 
 

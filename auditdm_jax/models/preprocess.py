@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images to pixels: anything that is a picture to f32[S,S,3], as the weights' origin makes them.
+"""Images to pixels: any picture to f32[size,size,3], as the weights' origin makes them.
 
 Three origins squeeze an image to the model's square in three ways, and each model wants its own:
 
@@ -22,7 +22,7 @@ import zlib
 import numpy as np
 from PIL import Image, ImageOps
 
-from auditdm_jax.core import store
+from auditdm_jax.core import jsonio
 from auditdm_jax.core.config import UserError
 
 Picture = np.ndarray | Image.Image | str | os.PathLike
@@ -78,7 +78,7 @@ class Pixels:
 
 
 def preprocess(images: Sequence[Picture], *, size: int, how: Pixels | None = None) -> np.ndarray:
-  """Returns f32[N,size,size,3], in [-1, 1] unless the processor's config says otherwise.
+  """Returns f32[U,size,size,3], in [-1, 1] unless the processor's config says otherwise.
 
   Args:
     images: u8[H,W,3], u8[H,W] or u8[H,W,4] arrays, Pillow images, or paths of image files.
@@ -162,7 +162,7 @@ def _read_settings(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:
     path = folder / name
     if not path.is_file():
       continue
-    settings = store.read_json(path)
+    settings = jsonio.read_json(path)
     # transformers 5 nests them in the processor's own file, where older ones have none.
     if name == "processor_config.json" and isinstance(settings, dict):
       settings = settings.get("image_processor")
@@ -261,7 +261,7 @@ def _resize_in_floats(image: np.ndarray, size: int, *, antialias: bool) -> np.nd
 
 
 def _weigh(x: np.ndarray, source: np.ndarray, weights: np.ndarray) -> np.ndarray:
-  """Returns f32[S,...]: sums over taps k of weights[S,k] * x[source[S,k]]."""
+  """Returns f32[size,...]: sums over taps of weights[size,taps] * x[source[size,taps]]."""
   out = np.zeros((len(source), *x.shape[1:]), np.float32)
   for rows, w in zip(source.T, weights.T):
     out += w[:, None, None] * x[rows]
@@ -270,7 +270,7 @@ def _weigh(x: np.ndarray, source: np.ndarray, weights: np.ndarray) -> np.ndarray
 
 @functools.lru_cache(maxsize=64)
 def _triangle(old: int, new: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the taps i[S,k] and weights f32[S,k] of a triangle as wide as an output pixel."""
+  """Returns the taps i[size,taps] and weights f32[size,taps] of a triangle, wide as a new pixel."""
   half, one = np.float32(0.5), np.float32(1)
   inverse = one / (np.float32(new) / np.float32(old))
   width = max(inverse, one)

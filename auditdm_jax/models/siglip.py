@@ -4,7 +4,7 @@
 The head that projects patches into the language model is not here but in `multimodal`, because it
 belongs to the model and not to the tower: towers are frozen and shared.
 
-Axes: B batch, P patches, N heads, H head dim, D width, F ffn, L layers.
+Axes: D is the tower's width, B a batch of images; the others as in `models`.
 """
 
 import dataclasses

@@ -23,7 +23,7 @@ import numpy as np
 import safetensors
 import tensorstore
 
-from auditdm_jax.core import store
+from auditdm_jax.core import jsonio
 from auditdm_jax.core.config import UserError
 from auditdm_jax.models.leaves import Index, Leaf
 
@@ -187,7 +187,7 @@ def _write_safetensors_file(
 
 
 def _weight_map(path: pathlib.Path) -> dict[str, str]:
-  index = store.read_json(path)
+  index = jsonio.read_json(path)
   weight_map = index.get("weight_map") if isinstance(index, dict) else None
   if not isinstance(weight_map, dict) or not weight_map:
     raise UserError(f"{path}: has no 'weight_map' from names of tensors to files")
@@ -334,7 +334,7 @@ def read_orbax(folder: pathlib.Path) -> dict[str, Leaf]:
   """
   path = folder / "_METADATA"
   try:
-    metadata = store.read_json(path)
+    metadata = jsonio.read_json(path)
     entries = [e["key_metadata"] for e in metadata["tree_metadata"].values()]
     keys = [[part["key"] for part in entry] for entry in entries]
     driver = "zarr3" if metadata.get("use_zarr3") else "zarr"

@@ -37,7 +37,7 @@ from jax.sharding import Mesh
 import ml_dtypes
 import numpy as np
 
-from auditdm_jax.core import config, store, tree
+from auditdm_jax.core import config, jsonio, tree
 from auditdm_jax.core.config import UserError
 from auditdm_jax.models import (
   big_vision,
@@ -211,7 +211,7 @@ def _header_beside(found: pathlib.Path) -> dict[str, Any] | None:
   path = found.parent / "config.json"
   if not path.is_file():
     return None
-  header = store.read_json(path)
+  header = jsonio.read_json(path)
   ours = isinstance(header, dict) and header.get("format") == FORMAT and "model" in header
   return header if ours and header.get("weights", found.name) == found.name else None
 
@@ -264,7 +264,7 @@ def _resized(opened: Opened, image_size: int) -> Opened:
     raise UserError(f"image size {image_size}: {e}") from e
   cfg, flat = big_vision.fit(cfg, flat)
   side = opened.side | {
-    name: _with_size(store.read_json(opened.side[name]), cfg)
+    name: _with_size(jsonio.read_json(opened.side[name]), cfg)
     for name in ("preprocessor_config.json", "processor_config.json")
     if name in opened.side
   }
@@ -288,7 +288,7 @@ def _read_header(folder: pathlib.Path) -> dict[str, Any] | None:
   path = folder / "config.json"
   if not path.is_file():
     return None
-  header = store.read_json(path)
+  header = jsonio.read_json(path)
   if not isinstance(header, dict):
     raise UserError(f"{path}: not the config of a model: format is None")
   return header
@@ -411,7 +411,7 @@ def save(
   if tokenizer is not None:
     tokenizer.save(folder)
   header = {"format": FORMAT, "model": cfg.to_dict()}
-  store.write_json(folder / "config.json", header | dict(extras))
+  jsonio.write_json(folder / "config.json", header | dict(extras))
 
 
 def save_tower(
@@ -421,14 +421,15 @@ def save_tower(
   folder = pathlib.Path(folder)
   flat = {k: v for k, v in tree.flatten(params).items() if _of_tower(k)}
   _replace_tensors(folder, _finite(flat, dtype))
-  store.write_json(folder / "config.json", {"format": FORMAT, "vision": dataclasses.asdict(vision)})
+  header = {"format": FORMAT, "vision": dataclasses.asdict(vision)}
+  jsonio.write_json(folder / "config.json", header)
 
 
 def write_side_files(folder: pathlib.Path, side: Mapping[str, Any]) -> None:
   """Writes `Opened.side` into a folder, which may be the one they are from."""
   for name, file in side.items():
     if not isinstance(file, pathlib.Path):
-      store.write_json(folder / name, file)
+      jsonio.write_json(folder / name, file)
     elif file.absolute() != (folder / name).absolute():
       shutil.copyfile(file, folder / name)
 

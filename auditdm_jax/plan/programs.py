@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from auditdm_jax import vlm as vlm_lib
+from auditdm_jax import vlm_programs
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core import tree as tree_lib
 from auditdm_jax.models import decode, int8, multimodal, sharding
@@ -138,7 +138,7 @@ def encode(devices: Devices, model: VlmConfig, *, layout: Layout, images: int, d
   tower = multimodal.tower(_model(mesh, model, dtype))
   axes = mesh.axis_names
   pixels = _rows(mesh, (images, vision.image_size, vision.image_size, 3), jnp.float32, axes=axes)
-  return Built(vlm_lib.encode_images, (vision, tower, pixels), mesh, tower)
+  return Built(vlm_programs.encode_images, (vision, tower, pixels), mesh, tower)
 
 
 def answer(
@@ -159,7 +159,7 @@ def answer(
   settings = decode.SampleConfig(new, 0.0, (1,))
   params = _model(mesh, model, dtype, quantized=quantized)
   args = (model, settings, params, features, tokens, valid, names, seed)
-  return Built(vlm_lib.sample_answers, args, mesh, params)
+  return Built(vlm_programs.sample_answers, args, mesh, params)
 
 
 def repair(

@@ -7,7 +7,7 @@ import functools
 import math
 import shlex
 
-from auditdm_jax import vlm as vlm_lib
+from auditdm_jax import vlm_batching as batching
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core.config import check
 from auditdm_jax.models.multimodal import VlmConfig
@@ -208,7 +208,7 @@ def _encodes(run: Run, devices: int) -> list[Step]:
   found = []
   for (vision, dtype), users in wanted.items():
     most = min(
-      vlm_lib.images_per_call(vision, devices=devices, most=vlm_lib.MAX_BATCH * devices),
+      batching.images_per_call(vision, devices=devices, most=batching.MAX_BATCH * devices),
       max(images for _, images in users),
     )
     build = functools.partial(
@@ -223,9 +223,10 @@ def _encodes(run: Run, devices: int) -> list[Step]:
 
 def _answers(run: Run, name: str, devices: int) -> Step:
   model = run.answering[name]
-  width = vlm_lib.padded_length(model.num_image_tokens + run.plan.question_tokens)
-  most = vlm_lib.rows_per_call(
-    model, width, new=run.answer_tokens, images=1, devices=devices, most=vlm_lib.MAX_BATCH * devices
+  width = batching.padded_length(model.num_image_tokens + run.plan.question_tokens)
+  largest = batching.MAX_BATCH * devices
+  most = batching.rows_per_call(
+    model, width, new=run.answer_tokens, images=1, devices=devices, most=largest
   )
   rows = min(most, _power(run.probes))
   build = functools.partial(

@@ -24,7 +24,7 @@ import tempfile
 from PIL import Image
 
 from auditdm_jax.core import config as config_lib
-from auditdm_jax.core import store
+from auditdm_jax.core import jsonio
 from auditdm_jax.rectify import bv_template, curate, recipes
 
 _KEYS = ("id", "image", "prefix", "suffix")
@@ -110,7 +110,7 @@ def export(
     stats["text_len"] = -(-max(stats["longest"], 16) // 16) * 16
     text = _config_text(final, recipe, model, stats, recipe_name=recipe_name, has_val=bool(val))
     (building / "bv_config.py").write_text(text, encoding="utf-8")
-    store.write_json(building / "stats.json", {"format": _FORMAT, **stats})
+    jsonio.write_json(building / "stats.json", {"format": _FORMAT, **stats})
     check(building, allow_locations=allow_locations)
     if final.exists():
       final.rename(pathlib.Path(scratch) / "old")

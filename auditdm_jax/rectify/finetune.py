@@ -21,7 +21,7 @@ import jax
 import numpy as np
 import optax
 
-from auditdm_jax.core import checkpoint, metrics, runtime, store, streams, tree
+from auditdm_jax.core import checkpoint, jsonio, metrics, paths, runtime, streams, tree
 from auditdm_jax.core import config as config_lib
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.models import multimodal, sharding
@@ -37,9 +37,9 @@ class Data:
 
   Attributes:
     features: f[U,P,Dv] of the vision tower.
-    image: i32[N].
-    questions: N texts, as the model's template takes them.
-    labels: N texts.
+    image: i32[B].
+    questions: B texts, as the model's template takes them.
+    labels: B texts.
   """
 
   features: np.ndarray
@@ -296,8 +296,8 @@ def _fingerprint(
   digest = hashlib.sha256()
   for data in (new, replay) if replay is not None else (new,):
     digest.update(np.ascontiguousarray(data.features[data.image[:64]]).tobytes())
-    digest.update(store.canonical_hash([list(data.questions), list(data.labels)]).encode())
-  return store.canonical_hash([dataclasses.asdict(recipe), steps, seed, digest.hexdigest()])
+    digest.update(jsonio.canonical_hash([list(data.questions), list(data.labels)]).encode())
+  return jsonio.canonical_hash([dataclasses.asdict(recipe), steps, seed, digest.hexdigest()])
 
 
 class _Run:
@@ -305,7 +305,7 @@ class _Run:
 
   def __init__(self, workdir: str | os.PathLike, name: str, fingerprint: str):
     self._checkpointer = checkpoint.Checkpointer(
-      store.as_path(workdir) / "checkpoints" / name, keep=1
+      paths.as_path(workdir) / "checkpoints" / name, keep=1
     )
     self._fingerprint = fingerprint
 

@@ -26,16 +26,16 @@ from auditdm_jax.text.tokenizer import Tokenizer
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """Rows of [prompt | suffix | padding]; U unique images, N rows, T tokens, C suffix slots."""
+  """Rows of [prompt | suffix | padding]; C suffix slots, other axes as in `models`."""
 
   features: Any  # f[U,P,Dv] vision tower output
-  image: Any  # i32[N] row of `features`
-  tokens: Any  # i32[N,T]
-  valid: Any  # bool[N,T]
-  ar: Any  # i32[N,T] 0 in the prompt, 1 in the suffix
-  position: Any  # i32[N,C] where the hidden state that predicts each target stands
-  targets: Any  # i32[N,C]
-  mask: Any  # bool[N,C]
+  image: Any  # i32[B] row of `features`
+  tokens: Any  # i32[B,T]
+  valid: Any  # bool[B,T]
+  ar: Any  # i32[B,T] 0 in the prompt, 1 in the suffix
+  position: Any  # i32[B,C] where the hidden state that predicts each target stands
+  targets: Any  # i32[B,C]
+  mask: Any  # bool[B,C]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,7 @@ class State:
 
 
 def loss_sums(cfg, params, batch: Batch, *, label_smoothing: float = 0.0):
-  """Summed loss of the suffix tokens f32[], their number f32[], and the mean of each row f32[N]."""
+  """Summed loss of the suffix tokens f32[], their number f32[], and the mean of each row f32[B]."""
   ar = batch.ar if cfg.kind == "paligemma" else None
   hidden = multimodal.hidden(
     cfg,
@@ -117,18 +117,18 @@ def loss_sums(cfg, params, batch: Batch, *, label_smoothing: float = 0.0):
   logits = multimodal.unembed(cfg, params, picked)
   nll = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
   if label_smoothing:
-    uniform = jax.nn.logsumexp(logits, -1) - logits.mean(-1)  # -mean log p, without [N,C,V] of it
+    uniform = jax.nn.logsumexp(logits, -1) - logits.mean(-1)  # -mean log p, without [B,C,V] of it
     nll = (1 - label_smoothing) * nll + label_smoothing * uniform
   return *masked.sum_count(nll, batch.mask), masked.mean(nll, batch.mask, axis=1)
 
 
 def loss_and_grads(cfg, params, batch: Batch, *, label_smoothing: float, micro_rows: int):
-  """Mean loss f32[], row losses f32[N] and gradients; divided once, by the count of all rows.
+  """Mean loss f32[], row losses f32[B] and gradients; divided once, by the count of all rows.
 
   Args:
     cfg: the model.
     params: its parameters.
-    batch: all rows; N is a multiple of `micro_rows`.
+    batch: all rows; B is a multiple of `micro_rows`.
     label_smoothing: share of the uniform distribution in the targets.
     micro_rows: rows at a time, 0 = all. Saves memory, and on a CPU time: small ones stay in its
       cache.
@@ -171,7 +171,7 @@ def train_step(
   """One update. A non-finite gradient changes nothing and is counted.
 
   Returns:
-    The next state and {"loss": f32[], "grad_norm": f32[], "row_loss": f32[N]}.
+    The next state and {"loss": f32[], "grad_norm": f32[], "row_loss": f32[B]}.
   """
   loss, rows, grads = loss_and_grads(
     cfg, state.params, batch, label_smoothing=label_smoothing, micro_rows=micro_rows

@@ -12,8 +12,8 @@ prompt and itself only, and its positions go on where the prompt's end:
 G = 1 makes plain rows. Rows of one shape make a part; a batch has as many parts as it has shapes:
 first turns share their prompts, second turns each have an image of their own.
 
-Axes: N rows, W prompt, G completions of a row, C completion positions, T = W + G (C - 1) tokens,
-U unique images, P patches, D width.
+Axes: B rows, S prompt, G completions of a row, C completion positions, T = S + G (C - 1) tokens;
+the others as in `models`.
 """
 
 from collections.abc import Sequence
@@ -68,14 +68,14 @@ class Trajectory:
 class Rows:
   """Learner rows of one static shape."""
 
-  image: jax.Array  # i32[N] row -> unique image
-  prompt: jax.Array  # i32[N,W]
-  prompt_valid: jax.Array  # bool[N,W], a prefix of the row
-  targets: jax.Array  # i32[N,G,C]
-  loss_mask: jax.Array  # bool[N,G,C]; all False where there is no completion
-  advantages: jax.Array  # f32[N,G]
-  logp_sampler: jax.Array  # f32[N,G,C]
-  logp_old: jax.Array | None = None  # f32[N,G,C]; None = the policy is still that of the rollout
+  image: jax.Array  # i32[B] row -> unique image
+  prompt: jax.Array  # i32[B,S]
+  prompt_valid: jax.Array  # bool[B,S], a prefix of the row
+  targets: jax.Array  # i32[B,G,C]
+  loss_mask: jax.Array  # bool[B,G,C]; all False where there is no completion
+  advantages: jax.Array  # f32[B,G]
+  logp_sampler: jax.Array  # f32[B,G,C]
+  logp_old: jax.Array | None = None  # f32[B,G,C]; None = the policy is still that of the rollout
 
 
 @jax.tree_util.register_dataclass
@@ -83,7 +83,7 @@ class Rows:
 class LearnerBatch:
   """Device side of one GRPO step; it has features or pixels."""
 
-  features: jax.Array | None  # f32[U,P,D] of a frozen tower, once per image
+  features: jax.Array | None  # f32[U,P,Dv] of a frozen tower, once per image
   pixels: jax.Array | None  # f32[U,H,W,3] in [-1,1], where the tower trains
   parts: tuple[Rows, ...]
 
@@ -106,8 +106,8 @@ def pack_rows(
     turns: what the auditor said.
     advantages: one per turn, that of its trajectory.
     image: index of each turn's image among the batch's.
-    rows: N; what is missing becomes rows without loss.
-    prompt_width: W, the longest prompt.
+    rows: B; what is missing becomes rows without loss.
+    prompt_width: S, the longest prompt.
     completion_width: C, the longest completion.
     per_row: G; 1 = plain rows.
 
@@ -170,7 +170,7 @@ def padded(rows: int, *, devices: int, micro_rows: int = 0) -> int:
 
 
 def sequence(cfg: multimodal.VlmConfig, rows: Rows) -> dict[str, jax.Array]:
-  """What `multimodal.hidden` takes: tokens, valid, ar and segment, each [N,T]."""
+  """What `multimodal.hidden` takes: tokens, valid, ar and segment, each [B,T]."""
   n, g, c = rows.targets.shape
 
   def line(prompt, completions):
@@ -187,7 +187,7 @@ def sequence(cfg: multimodal.VlmConfig, rows: Rows) -> dict[str, jax.Array]:
 
 
 def predicting(hidden: jax.Array, rows: Rows) -> jax.Array:
-  """Hidden states f[N,G,C,D], each the one that predicts its target, of f[N,T,D]."""
+  """Hidden states f[B,G,C,D], each the one that predicts its target, of f[B,T,D]."""
   n, g, c = rows.targets.shape
   width = rows.prompt.shape[1]
   last = jnp.maximum(rows.prompt_valid.sum(axis=1) - 1, 0)

@@ -2,14 +2,14 @@
 """The equations of GRPO as pure functions: arrays in, arrays out.
 
 In the order of use:
-  1. `advantages`    host, numpy: rewards [P,G] -> A [P,G]; NaN rewards are invalid samples.
+  1. `advantages`    host, numpy: rewards [B,G] -> A [B,G]; NaN rewards are invalid samples.
   2. `log_ratio`     of policy and rollout policy, per token or per sequence (GSPO).
   3. `policy_loss`   -min(rho A, clip(rho) A) per token, with dual clip.
   4. `tis_weight`    corrects for the sampler's numerics being not quite the learner's.
   5. `kl_penalty`    towards the initial auditor, k2 or ratio x k3.
   6. `aggregate`     (sum, count) over the tokens; divided once, by the count of the global batch.
 
-Axes: P prompts, G samples of one prompt, N completions, C completion positions.
+Axes: B prompts, G samples of each, R completions of all, C completion positions.
 
 Sources: GRPO (Shao et al. 2024, arXiv:2402.03300), Dr.GRPO (Liu et al. 2025, arXiv:2503.20783),
 DAPO (Yu et al. 2025, arXiv:2503.14476), GSPO (Zheng et al. 2025, arXiv:2507.18071), dual clip (Ye
@@ -120,13 +120,13 @@ def advantages(
   a weighted group has equal rewards but unequal weights, s is that of the batch.
 
   Args:
-    rewards: f[P,G]; NaN marks an invalid sample: no part of any mean, advantage 0.
+    rewards: f[B,G]; NaN marks an invalid sample: no part of any mean, advantage 0.
     std: see `GrpoConfig.std`.
     eps: added to s.
-    weights: f[P,G] or None, for instance the novelty of each find.
+    weights: f[B,G] or None, for instance the novelty of each find.
 
   Returns:
-    f32[P,G]. All 0 in groups with fewer than 2 valid members or with equal (weighted) rewards.
+    f32[B,G]. All 0 in groups with fewer than 2 valid members or with equal (weighted) rewards.
   """
   _one_of("std", std, STDS)
   rewards = np.asarray(rewards, np.float64)
@@ -144,14 +144,14 @@ def advantages(
 
 
 def _spread(x: np.ndarray, valid: np.ndarray) -> np.ndarray:
-  """bool[P,1]: whether the valid members of a group differ."""
+  """bool[B,1]: whether the valid members of a group differ."""
   high = np.where(valid, x, -np.inf).max(axis=1, keepdims=True)
   low = np.where(valid, x, np.inf).min(axis=1, keepdims=True)
   return high > low
 
 
 def _scale(raw: np.ndarray, valid: np.ndarray, std: str) -> np.ndarray:
-  """f[P,1] divisor of each group."""
+  """f[B,1] divisor of each group."""
   if std == "none":
     return np.ones((raw.shape[0], 1))
   flat = raw[valid]
@@ -166,7 +166,7 @@ def group_shares(rewards: np.ndarray) -> dict[str, tuple[float, float]]:
   """(sum, count) of groups that are all 0, all 1 (equal and above 0), live, and of invalid samples.
 
   Args:
-    rewards: f[P,G] with NaN for invalid.
+    rewards: f[B,G] with NaN for invalid.
   """
   rewards = np.asarray(rewards, np.float64)
   valid = np.isfinite(rewards)
@@ -190,7 +190,7 @@ def log_ratio_exp(log_ratio: jax.Array) -> jax.Array:
 
 
 def log_ratio(logp: jax.Array, logp_old: jax.Array, mask: jax.Array, *, how: str) -> jax.Array:
-  """f32[N,C] log of the importance ratio that is clipped.
+  """f32[R,C] log of the importance ratio that is clipped.
 
   "token": logp - logp_old. "sequence" (GSPO): its mean over the completion, at every token, so that
   a completion is clipped as a whole; the gradient is that of the mean.
@@ -213,14 +213,14 @@ def policy_loss(
   """The clipped surrogate of PPO per token.
 
   Args:
-    log_ratio: f32[N,C], of the policy being trained and the policy of the rollout.
-    advantages: f32[N], one for all tokens of a completion.
+    log_ratio: f32[R,C], of the policy being trained and the policy of the rollout.
+    advantages: f32[R], one for all tokens of a completion.
     clip_low: lower clip range.
     clip_high: upper clip range.
     dual_clip: c of the dual clip, 0 = off.
 
   Returns:
-    loss f32[N,C] and bool[N,C], whether the clip took the gradient away.
+    loss f32[R,C] and bool[R,C], whether the clip took the gradient away.
   """
   ratio = log_ratio_exp(log_ratio)
   adv = advantages[:, None]
@@ -237,12 +237,12 @@ def policy_loss(
 
 
 def tis_weight(logp_old: jax.Array, logp_sampler: jax.Array, *, cap: float) -> jax.Array:
-  """f32[N,C] truncated importance weight min(pi_learner / pi_sampler, cap), without gradient."""
+  """f32[R,C] truncated importance weight min(pi_learner / pi_sampler, cap), without gradient."""
   return lax.stop_gradient(jnp.minimum(log_ratio_exp(logp_old - logp_sampler), cap))
 
 
 def kl_k3(logp: jax.Array, logp_ref: jax.Array) -> jax.Array:
-  """f32[N,C] k3 = expm1(d) - d, d = logp_ref - logp: the low-variance value of the KL, >= 0."""
+  """f32[R,C] k3 = expm1(d) - d, d = logp_ref - logp: the low-variance value of the KL, >= 0."""
   d = jnp.clip(logp_ref - logp, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)
   return jnp.expm1(d) - d
 
@@ -250,7 +250,7 @@ def kl_k3(logp: jax.Array, logp_ref: jax.Array) -> jax.Array:
 def kl_penalty(
   logp: jax.Array, logp_ref: jax.Array, *, logp_old: jax.Array, kind: str
 ) -> jax.Array:
-  """f32[N,C] penalty whose on-policy gradient is that of the KL to the reference.
+  """f32[R,C] penalty whose on-policy gradient is that of the KL to the reference.
 
   k2 = d^2 / 2, or k3 times the ratio. k3 alone has a biased gradient; k1's is 0 in expectation.
 
@@ -272,8 +272,8 @@ def aggregate(
   The loss of the step is sum / max(count, 1) over the global batch.
 
   Args:
-    loss: f32[N,C]; may be anything where the mask is off.
-    mask: bool[N,C] up to and including the terminator; rows without a token are padding.
+    loss: f32[R,C]; may be anything where the mask is off.
+    mask: bool[R,C] up to and including the terminator; rows without a token are padding.
     how: "token" (DAPO), "sequence" (GRPO) or "constant" (Dr.GRPO).
     max_length: T_max of "constant".
   """
@@ -304,13 +304,13 @@ def loss_and_metrics(
 
   Args:
     cfg: the recipe.
-    logp: f32[N,C].
-    entropy: f32[N,C], exact, with gradient.
-    logp_sampler: f32[N,C] as the sampler reported it.
-    logp_old: f32[N,C] of the policy of the rollout; None in the first update, which is that policy.
-    logp_ref: f32[N,C] of the initial auditor, or None when cfg.kl_coef is 0.
-    advantages: f32[N].
-    mask: bool[N,C].
+    logp: f32[R,C].
+    entropy: f32[R,C], exact, with gradient.
+    logp_sampler: f32[R,C] as the sampler reported it.
+    logp_old: f32[R,C] of the policy of the rollout; None in the first update, which is that policy.
+    logp_ref: f32[R,C] of the initial auditor, or None when cfg.kl_coef is 0.
+    advantages: f32[R].
+    mask: bool[R,C].
     max_length: T_max of the aggregation "constant".
 
   Returns:

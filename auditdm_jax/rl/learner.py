@@ -111,7 +111,7 @@ class Learner:
     return {name: float(value) for name, value in first.items()}
 
   def logprobs(self, batch: batch_lib.LearnerBatch) -> tuple[jax.Array, ...]:
-    """f32[N,G,C] of each part, by the policy as it is."""
+    """f32[B,G,C] of each part, by the policy as it is."""
     return self._score(self._place(batch))
 
   def abstract_state(self) -> TrainState:

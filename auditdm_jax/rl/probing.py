@@ -118,12 +118,12 @@ class Prober:
 
     Args:
       params: tree of the current auditor.
-      prompts: P of them; the number per strategy decides which programs are compiled.
+      prompts: B of them; the number per strategy decides which programs are compiled.
       timer: counts the seconds of the phases.
       group: G.
 
     Returns:
-      P·G trajectories: all samples of the first prompt, then those of the next.
+      B·G trajectories: all samples of the first prompt, then those of the next.
     """
     with timer("features"):
       source_ids = [self._pool.image_id(p.index) for p in prompts]

@@ -154,7 +154,7 @@ class Programs:
 def _score(
   cfg: StepConfig, params: FlatParams, batch: batch_lib.LearnerBatch
 ) -> tuple[jax.Array, ...]:
-  """Log-probs f32[N,G,C] of each part."""
+  """Log-probs f32[B,G,C] of each part."""
   features = image_features(cfg, params, batch)
   return tuple(forward_logprobs(cfg, params, features, rows)[0] for rows in batch.parts)
 

@@ -104,7 +104,7 @@ class Rollout:
       auditor: architecture, tokenizer and template; params are given to each step.
       pool: source images.
       bank: target and references.
-      features: (params of the auditor, image ids) -> f32[N,patches,D] of its tower.
+      features: (params of the auditor, image ids) -> f32[U,P,Dv] of its tower.
       load: image id -> u8[H,W,3], for pool images and made ones.
       keep: stores a made image and returns its id.
       client: the image service; needed by the image strategies.
@@ -115,7 +115,7 @@ class Rollout:
       heldout: a model outside the ensemble, for the gauges.
       padded: how many learner rows a part of so many must have.
       per_row: completions that share a learner row; 1 = plain rows.
-      pixels: image ids -> f32[N,H,W,3], where the auditor's tower trains; None = it is frozen.
+      pixels: image ids -> f32[U,H,W,3], where the auditor's tower trains; None = it is frozen.
       mesh: splits the sampler's prompts.
 
     Raises:
@@ -240,12 +240,12 @@ class Rollout:
 
     Args:
       params: tree of the current auditor.
-      prompts: P of them; the number per strategy decides which programs are compiled.
+      prompts: B of them; the number per strategy decides which programs are compiled.
       timer: counts the seconds of the phases.
       group: G; None is that of GRPO. A sweep of the pool takes 1.
 
     Returns:
-      P·G trajectories: all samples of the first prompt, then those of the next.
+      B·G trajectories: all samples of the first prompt, then those of the next.
     """
     group = group or self._grpo.group_size
     begun = self._prober.first_turns(params, prompts, timer=timer, group=group)

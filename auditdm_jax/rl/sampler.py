@@ -65,19 +65,19 @@ class Sampler:
 
     Args:
       params: tree of the current auditor.
-      prompts: P prompts of at most `width` tokens.
-      features: f32[P,patches,D] of their images.
-      image_ids: P ids, for the record.
+      prompts: B prompts of at most `width` tokens.
+      features: f32[B,P,Dv] of their images.
+      image_ids: B ids, for the record.
       kind: of the reply, for the record.
       width: static prompt length.
       max_new_tokens: C, static.
       walk: the name of the walk that the prompts are from.
       turn: 0 or 1.
-      uids: i32[P] the numbers of the prompts in it.
-      samples: i32[P,G] sample numbers g.
+      uids: i32[B] the numbers of the prompts in it.
+      samples: i32[B,G] sample numbers g.
 
     Returns:
-      [P][G] turns.
+      [B][G] turns.
     """
     # Every device has an equal share; what a sample is does not depend on its row.
     shards = 1 if self._mesh is None else mesh_lib.row_shards(self._mesh)
@@ -135,7 +135,7 @@ def sample_rows(
   uids: jax.Array,
   samples: jax.Array,
 ) -> decode.Samples:
-  """The program: `samples` i32[P,G] of prompts `uids` i32[P], see `Sampler.sample`."""
+  """The program: `samples` i32[B,G] of prompts `uids` i32[B], see `Sampler.sample`."""
   fold = jax.random.fold_in
   base = jax.random.wrap_key_data(key)
 

@@ -9,7 +9,7 @@
 Params are fp32 masters in a flat dict {path: leaf}, split into what trains and what is frozen; the
 model's dtype is that of the computation.
 
-Axes: N rows, G completions of a row, C completion positions, U unique images, P patches, D width.
+Axes: as in `rl.batch`.
 """
 
 from collections.abc import Callable, Iterable
@@ -139,7 +139,7 @@ def optimizer(cfg: OptimConfig) -> optax.GradientTransformation:
 
 
 def image_features(cfg: StepConfig, params: FlatParams, batch: batch_lib.LearnerBatch) -> jax.Array:
-  """f[U,M,D], once per image: the batch's own, or the tower's where it trains; pooled.
+  """f[U,M,Dv], once per image: the batch's own, or the tower's where it trains; pooled.
 
   Images are split over the devices until here, and from here on everywhere: any row may look at
   any. So they come as the image tokens that they become: a sixteenth of Gemma 3's patches.
@@ -156,7 +156,7 @@ def image_features(cfg: StepConfig, params: FlatParams, batch: batch_lib.Learner
 def forward_logprobs(
   cfg: StepConfig, params: FlatParams, features: jax.Array, rows: batch_lib.Rows
 ) -> tuple[jax.Array, jax.Array]:
-  """(log-prob, entropy) f32[N,G,C] of completions, by the sampler's temperature and banned ids."""
+  """(log-prob, entropy) f32[B,G,C] of completions, by the sampler's temperature and banned ids."""
   tree = tree_lib.unflatten(params)
   hidden = multimodal.hidden(
     cfg.model, tree, features[rows.image], **batch_lib.sequence(cfg.model, rows)
@@ -235,7 +235,7 @@ def train_step(
 
 
 def _lines(x: jax.Array) -> jax.Array:
-  """[N,G,C] -> [N G, C]: to the loss, a completion is a line."""
+  """[B,G,C] -> [R,C]: to the loss, a completion is a line."""
   return x.reshape(-1, x.shape[2])
 
 

@@ -19,13 +19,15 @@ import signal
 import threading
 from typing import Any
 
-from auditdm_jax.core import checkpoint, machine, metrics, runtime, store
+from auditdm_jax.core import checkpoint, jsonio, machine, metrics, paths, runtime
 from auditdm_jax.core.config import UserError, check, did_you_mean
+from auditdm_jax.core.records import Records
 from auditdm_jax.rl import flops
 from auditdm_jax.rl.batch import LearnerBatch
 from auditdm_jax.rl.learner import Learner
 from auditdm_jax.rl.rollout import Rollout
-from auditdm_jax.vlm import Vlm, save_vlm
+from auditdm_jax.vlm import Vlm
+from auditdm_jax.vlm_loading import save_vlm
 
 COMPLETIONS = "completions"
 
@@ -104,7 +106,7 @@ def train(
     SystemExit: SIGTERM, likewise.
   """
   run = _Run(
-    cfg, rollout, learner, auditor=auditor, workdir=store.as_path(workdir), name=name,
+    cfg, rollout, learner, auditor=auditor, workdir=paths.as_path(workdir), name=name,
     identity=identity,
   )  # fmt: skip
   with contextlib.closing(run), _asked_to_stop() as stop:
@@ -141,9 +143,7 @@ class _Run:
     self._checkpoints = checkpoint.Checkpointer(
       workdir / "checkpoints" / name, keep=cfg.keep, keep_best=bool(cfg.best)
     )
-    self._records = store.Records(
-      workdir / "records" / name, runtime.index(), processes=runtime.count()
-    )
+    self._records = Records(workdir / "records" / name, runtime.index(), processes=runtime.count())
     self._writer: metrics.Writer | None = None
     self._compiled = machine.Compilations()
     self._counts = {"completions": 0, "probes": 0}
@@ -231,7 +231,7 @@ class _Run:
         params = runtime.fetch(params)
       if runtime.is_main():
         trained = dataclasses.replace(self._auditor, params=params, extras=extras)
-        with store.writing(self._folder(done)) as folder:
+        with paths.writing(self._folder(done)) as folder:
           save_vlm(folder, trained)
     due = done % self._cfg.checkpoint_every == 0
     if force or due:
@@ -267,7 +267,7 @@ class _Run:
   def _fingerprint(self) -> str:
     """What a run must not change between its parts."""
     static = self._learner.config
-    return store.canonical_hash(
+    return jsonio.canonical_hash(
       [static.grpo, static.optim, static.banned, self._identity, *self._rollout.identity()]
     )
 

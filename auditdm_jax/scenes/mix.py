@@ -57,7 +57,7 @@ class Mix:
     return [world.sample_scene(streams.rng(self.seed, "scene", i)) for i in range(self.scenes)]
 
   def pixels(self, start: int, stop: int) -> np.ndarray:
-    """u8[N,64,64,3] of scenes start to stop."""
+    """u8[U,64,64,3] of scenes start to stop."""
     return np.stack([render.render(s, streams.word(self.seed, "render", start + i))
                      for i, s in enumerate(self.all_scenes[start:stop])])  # fmt: skip
 

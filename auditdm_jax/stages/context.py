@@ -21,10 +21,11 @@ import numpy as np
 from auditdm_jax.audit import skills
 from auditdm_jax.audit.answer import FeatureCache, ModelBank
 from auditdm_jax.audit.judge import Judge
-from auditdm_jax.core import manifest, runtime, store
+from auditdm_jax.core import jsonio, manifest, paths, runtime
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core import pool as pool_lib
 from auditdm_jax.core.config import UserError, build
+from auditdm_jax.core.image_store import Images
 from auditdm_jax.images import process
 from auditdm_jax.images.client import ImageClient
 from auditdm_jax.models import sharding
@@ -32,7 +33,8 @@ from auditdm_jax.models.multimodal import Params
 from auditdm_jax.stages import sections, shared
 from auditdm_jax.stages.paging import Paged, Turns
 from auditdm_jax.stages.worlds import World, open_world
-from auditdm_jax.vlm import Vlm, load_vlm
+from auditdm_jax.vlm import Vlm
+from auditdm_jax.vlm_loading import load_vlm
 
 
 class InMemoryPool:
@@ -48,7 +50,7 @@ class InMemoryPool:
     ids, room = [], cache_bytes
     for i in runtime.mine(range(len(pool))):
       image = pool.image(i)
-      ids.append(store.Images.id_of(image))
+      ids.append(Images.id_of(image))
       self._asked[i] = pool.questions(i), pool.answers(i)
       room -= image.nbytes
       if room >= 0:
@@ -75,7 +77,7 @@ class InMemoryPool:
 class ImageSource:
   """image_id -> u8[H,W,3] from the pools, else from the store of made images."""
 
-  def __init__(self, made: store.Images):
+  def __init__(self, made: Images):
     self.made = made
     self._known: dict[str, np.ndarray] = {}
     self._rows: dict[str, tuple[InMemoryPool, int]] = {}
@@ -101,12 +103,12 @@ class Context:
   """Everything a stage opens, from one config and one workdir, whose manifest it writes."""
 
   def __init__(self, config: ConfigDict, workdir: str | os.PathLike, stage: str):
-    self.config, self.workdir, self._stage = config, store.as_path(workdir), stage
+    self.config, self.workdir, self._stage = config, paths.as_path(workdir), stage
     self.workdir.mkdir(parents=True, exist_ok=True)
     self.settings = build(sections.AuditConfig, config, name="config")
     self.models = self.settings.models
     self.world: World = open_world(self.settings.world.name, self.settings.world.gaps)
-    self.images = ImageSource(store.Images(self.workdir / "images"))
+    self.images = ImageSource(Images(self.workdir / "images"))
     self._stack = contextlib.ExitStack()
     self._turns = Turns()
     self._pools: dict[str, InMemoryPool] = {}
@@ -134,7 +136,7 @@ class Context:
 
   def _lock(self) -> None:
     """Until the end nobody else on this machine writes here."""
-    if store.is_remote(self.workdir):
+    if paths.is_remote(self.workdir):
       return
     lock = self._stack.enter_context(open(self.workdir / ".lock", "w"))
     try:
@@ -261,7 +263,7 @@ class Context:
   @functools.cached_property
   def _local(self) -> pathlib.Path:
     """Where this machine's own files go: the workdir, or with a remote one a temporary folder."""
-    if not store.is_remote(self.workdir):
+    if not paths.is_remote(self.workdir):
       return self.workdir
     return pathlib.Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
 
@@ -286,7 +288,7 @@ class Context:
       folder = self._local
       config_path = folder / f"images_config{suffix}.py"
       rows = {"port": 0} | self.config.images.to_dict()
-      store.write_bytes(
+      paths.write_bytes(
         config_path,
         "from ml_collections import ConfigDict\n\n\ndef get_config():\n"
         f"  return ConfigDict({{'images': {rows!r}}})\n".encode(),
@@ -331,4 +333,4 @@ class Context:
 
   @functools.cached_property
   def config_hash(self) -> str:
-    return store.canonical_hash(self.config.to_dict())
+    return jsonio.canonical_hash(self.config.to_dict())

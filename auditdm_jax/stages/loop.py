@@ -22,7 +22,7 @@ import rich.console
 import rich.table
 
 from auditdm_jax.audit import rates
-from auditdm_jax.core import runtime, store
+from auditdm_jax.core import paths, runtime
 from auditdm_jax.stages import attempts as attempts_lib
 from auditdm_jax.stages import (
   discover,
@@ -44,7 +44,7 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> int:
     index = ctx.workdir / "report" / "index.html"
     with shared.reading():
       there = index.exists()
-    if not there and not store.is_remote(ctx.workdir):
+    if not there and not paths.is_remote(ctx.workdir):
       report.run(ctx, summary)
     if runtime.is_main():
       show(summary)

@@ -19,7 +19,6 @@ import numpy as np
 import optax
 import optax.contrib
 
-from auditdm_jax import vlm as vlm_lib
 from auditdm_jax.core import metrics, streams
 from auditdm_jax.core.config import UserError, build
 from auditdm_jax.models import int8, multimodal, siglip, weights
@@ -33,6 +32,8 @@ from auditdm_jax.scenes.mix import Mix
 from auditdm_jax.stages.worlds import gap_set
 from auditdm_jax.text import prompts
 from auditdm_jax.text.tokenizer import Tokenizer
+from auditdm_jax.vlm import Vlm
+from auditdm_jax.vlm_loading import save_vlm
 
 TEMPLATES = {"paligemma": prompts.PALIGEMMA, "gemma3": prompts.GEMMA3_PLAIN}
 STOPS = {"paligemma": "<eos>", "gemma3": "<end_of_turn>"}
@@ -305,13 +306,11 @@ def _to_float(images: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------------------- models
 
 
-def train_model(
-  name: str, spec: ModelSpec, settings: PretrainConfig, cfg, tokenizer, tower
-) -> vlm_lib.Vlm:
+def train_model(name: str, spec: ModelSpec, settings: PretrainConfig, cfg, tokenizer, tower) -> Vlm:
   """Trains one model from scratch on its own mix and seed; the tower stays as it is."""
   params = multimodal.init(cfg, _init_key(spec.seed))
   params["img"] = {**params["img"], **tower}
-  model = vlm_lib.Vlm(
+  model = Vlm(
     name=name, cfg=cfg, params=params, tokenizer=tokenizer, template=TEMPLATES[spec.kind],
     stop_ids=(tokenizer.id(STOPS[spec.kind]),),
   )  # fmt: skip
@@ -405,8 +404,8 @@ def _weights(step, mix_section, hardness):
   return {k: 0.35 / len(hardness) + 0.65 * v / total for k, v in hardness.items()}
 
 
-def encode_all(model: vlm_lib.Vlm, mix: Mix, *, chunk: int = 2000) -> np.ndarray:
-  """f16[N,16,Dv] features of every scene of a mix."""
+def encode_all(model: Vlm, mix: Mix, *, chunk: int = 2000) -> np.ndarray:
+  """f16[U,16,Dv] features of every scene of a mix."""
   parts = [
     model.encode(list(mix.pixels(i, min(i + chunk, mix.scenes)))).astype(np.float16)
     for i in range(0, mix.scenes, chunk)
@@ -414,7 +413,7 @@ def encode_all(model: vlm_lib.Vlm, mix: Mix, *, chunk: int = 2000) -> np.ndarray
   return np.concatenate(parts)
 
 
-def measure(model: vlm_lib.Vlm, section, gaps=()) -> dict[str, dict]:
+def measure(model: Vlm, section, gaps=()) -> dict[str, dict]:
   """Held-out accuracy {"n", "k", "rate"} overall, per skill, inside and outside the gaps."""
   mix = Mix(seed=section.seed, scenes=section.scenes, images=section.questions // 6, per_image=6)
   draw = mix.draw(0)
@@ -431,7 +430,7 @@ def measure(model: vlm_lib.Vlm, section, gaps=()) -> dict[str, dict]:
   return {g: {"k": int(k), "n": n, "rate": round(k / n, 4)} for g, (k, n) in sorted(tally.items())}
 
 
-def measure_auditor(model: vlm_lib.Vlm, section, *, n: int = 1000) -> dict[str, dict]:
+def measure_auditor(model: Vlm, section, *, n: int = 1000) -> dict[str, dict]:
   """Shares of sampled texts that are a question, and that have an answer on their image."""
   mix = Mix(seed=section.seed, scenes=n)
   features = encode_all(model, mix)
@@ -475,5 +474,5 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> int:
     print(name, json.dumps({k: v["rate"] for k, v in accuracy.items()}), flush=True)
     extras = {"tower": "../siglip", "recipe": dataclasses.asdict(spec), "heldout": accuracy}
     model = dataclasses.replace(model, extras=extras)
-    vlm_lib.save_vlm(output / name, model, dtype="float16")
+    save_vlm(output / name, model, dtype="float16")
   return 0

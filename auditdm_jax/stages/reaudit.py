@@ -13,7 +13,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from auditdm_jax.audit import compare, taxonomy
-from auditdm_jax.core import store
+from auditdm_jax.core import paths
 from auditdm_jax.core.config import UserError
 from auditdm_jax.stages import attempts as attempts_lib
 from auditdm_jax.stages import train, verify
@@ -42,7 +42,7 @@ def run(ctx: Context) -> dict:
   """Ledger of the old modes, success of the old auditor, finds and new modes of round two."""
   if (found := ctx.done("reaudit")) is not None:
     return found
-  with store.reading(ctx.workdir / "rectify" / "repaired") as folder:
+  with paths.reading(ctx.workdir / "rectify" / "repaired") as folder:
     repaired = ctx.load(folder)
   known = taxonomy.Taxonomy.from_dict(ctx.done("verify")["taxonomy"])
   bank = ctx.bank(repaired)

@@ -18,7 +18,7 @@ import numpy as np
 
 from auditdm_jax.audit.probe import Failure
 from auditdm_jax.audit.taxonomy import Taxonomy
-from auditdm_jax.core import runtime, store, streams
+from auditdm_jax.core import paths, runtime, streams
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rectify import curate as curate_lib
 from auditdm_jax.rectify import finetune, supervised
@@ -26,7 +26,8 @@ from auditdm_jax.rectify.curate import Example
 from auditdm_jax.stages import verify
 from auditdm_jax.stages.attempts import Attempt, unique_finds
 from auditdm_jax.stages.context import Context
-from auditdm_jax.vlm import Vlm, save_vlm
+from auditdm_jax.vlm import Vlm
+from auditdm_jax.vlm_loading import save_vlm
 
 MAX_REPLAY = 6_000
 
@@ -58,7 +59,7 @@ def repair(ctx: Context, name: str, examples: Sequence[Example], replay) -> Vlm:
   folder = ctx.workdir / "rectify" / name
   extras = {k: v for k, v in model.extras.items() if k != "tower"}
   if runtime.is_main():
-    with store.writing(folder) as local:
+    with paths.writing(folder) as local:
       save_vlm(local, dataclasses.replace(model, extras=extras | {"examples": len(examples)}))
   runtime.barrier()
   return model

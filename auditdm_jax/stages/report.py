@@ -13,7 +13,7 @@ from auditdm_jax.audit.health import Health
 from auditdm_jax.audit.probe import Failure
 from auditdm_jax.audit.report import data as report_data
 from auditdm_jax.audit.report.write import write_report
-from auditdm_jax.core import runtime, store
+from auditdm_jax.core import jsonio, paths, runtime
 from auditdm_jax.core.config import UserError
 from auditdm_jax.stages import train, verify
 from auditdm_jax.stages.context import Context
@@ -58,7 +58,7 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> int:
     path = workdir / "summary.json"
     if not path.exists():
       raise UserError(f"{path} is not there; run the loop first")
-    print(f"report: {run(ctx, store.read_json(path))}")
+    print(f"report: {run(ctx, jsonio.read_json(path))}")
   return 0
 
 
@@ -68,7 +68,7 @@ def run(ctx: Context, summary: dict) -> pathlib.Path:
   Raises:
     UserError: the workdir is not on this machine.
   """
-  if store.is_remote(ctx.workdir):
+  if paths.is_remote(ctx.workdir):
     raise UserError(f"{ctx.workdir}: copy it to this machine and run the stage report on the copy")
   ctx.pool("images")  # so that source images are found by id
   verified = ctx.done("verify")

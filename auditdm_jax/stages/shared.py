@@ -10,7 +10,7 @@ import contextlib
 import os
 from typing import Any
 
-from auditdm_jax.core import runtime, store
+from auditdm_jax.core import jsonio, paths, records, runtime
 
 
 @contextlib.contextmanager
@@ -24,16 +24,16 @@ def reading() -> Iterator[None]:
 def read_json(path: str | os.PathLike) -> Any:
   """What a file holds, or None if there is none."""
   with reading():
-    return store.read_json(path) if store.as_path(path).exists() else None
+    return jsonio.read_json(path) if paths.as_path(path).exists() else None
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
-  """As `store.write_json`."""
+  """As `jsonio.write_json`."""
   if runtime.is_main():
-    store.write_json(path, value)
+    jsonio.write_json(path, value)
 
 
-class Records(store.Records):
+class Records(records.Records):
   """Records in one shard; those of GRPO, of which each process writes its share, can be read."""
 
   def append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:

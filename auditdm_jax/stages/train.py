@@ -15,7 +15,7 @@ import numpy as np
 from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.audit.probe import Probe, Verdict
 from auditdm_jax.core import mesh as mesh_lib
-from auditdm_jax.core import metrics, runtime, store, streams, tree
+from auditdm_jax.core import metrics, paths, runtime, streams, tree
 from auditdm_jax.core.config import UserError
 from auditdm_jax.models import preprocess
 from auditdm_jax.rl import draws, rollout, trainer
@@ -23,7 +23,7 @@ from auditdm_jax.rl.batch import Trajectory
 from auditdm_jax.rl.learner import Learner
 from auditdm_jax.stages.attempts import Attempt, ModeKey
 from auditdm_jax.stages.context import Context, InMemoryPool
-from auditdm_jax.vlm import load_vlm
+from auditdm_jax.vlm_loading import load_vlm
 
 NAME = "train"
 SEARCH: draws.Walk = ("search",)  # The walk that measures search success.
@@ -181,7 +181,7 @@ def stored(ctx: Context, step: int | None, *, dtype: str = "float32") -> Any:
   """
   if step is None:
     return load_vlm(ctx.models.auditor, mesh=ctx.rollout_mesh, dtype=dtype).params
-  with store.reading(auditors(ctx)[step]) as folder:
+  with paths.reading(auditors(ctx)[step]) as folder:
     return load_vlm(folder, mesh=ctx.rollout_mesh, dtype=dtype).params
 
 

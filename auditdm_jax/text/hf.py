@@ -16,7 +16,7 @@ import os
 import pathlib
 from typing import Any
 
-from auditdm_jax.core import store
+from auditdm_jax.core import jsonio
 from auditdm_jax.core.config import UserError
 from auditdm_jax.text import prompts
 from auditdm_jax.text.tokenizer import Tokenizer
@@ -73,7 +73,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
   """Returns the object in a JSON file, {} if there is none."""
   if not path.is_file():
     return {}
-  found = store.read_json(path)
+  found = jsonio.read_json(path)
   if not isinstance(found, dict):
     raise UserError(f"{path}: not a JSON object")
   return found

@@ -15,9 +15,14 @@ Each arm takes 256 completions a step, as the paper does, in the same shares of 
 are in the workdir, `oracle_success` and `reward` by step.
 """
 
+import pathlib
+import runpy
+
 from ml_collections import ConfigDict
 
-from configs import scenes
+CONFIGS = pathlib.Path(__file__).parents[1]
+parse = runpy.run_path(str(CONFIGS / "common.py"))["parse"]
+scenes = runpy.run_path(str(CONFIGS / "scenes.py"))["get_config"]
 
 ARMS = {
   "base": {},  # the paper's binary reward, G = 8, advantages scaled by the group's std
@@ -29,21 +34,12 @@ ARMS = {
 }
 COMPLETIONS = 256
 SHARES = {"question": 12, "edit": 2, "generate": 1, "edit-only": 1}
+ARGS = {"arm": tuple(ARMS), "seed": 0, "target": ("easy", "rare")}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  args = {"arm": "base", "seed": "0", "target": "easy"}
-  if wrong := [a for a in arg.split(",") if a and "=" not in a]:
-    raise ValueError(
-      f"configs/ablations/scenes.py: {wrong[0]!r}: args are written name=value: {', '.join(args)}"
-    )
-  given = dict(a.split("=", 1) for a in arg.split(",") if a)
-  if unknown := sorted(set(given) - set(args)):
-    raise ValueError(f"unknown arg {unknown[0]!r}; args: {', '.join(args)}")
-  args |= given
-  if args["arm"] not in ARMS:
-    raise ValueError(f"arm={args['arm']!r}: must be one of {', '.join(ARMS)}")
-  c = scenes.get_config(f"target={args['target']},seed={args['seed']},reward=plain")
+  args = parse("configs/ablations/scenes.py", arg, ARGS)
+  c = scenes(f"target={args['target']},seed={args['seed']},reward=plain")
   c.optim.steps = 80  # as many completions as the quickstart has in 160
   c.update_from_flattened_dict(ARMS[args["arm"]])
   scale = COMPLETIONS // c.grpo.group_size // sum(SHARES.values())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from auditdm_jax.audit.answer import BankConfig, FeatureCache, ModelBank
-from auditdm_jax.core.store import Images
+from auditdm_jax.core.image_store import Images
 
 WORDS = ("red", "blue", "unanswerable")
 

@@ -7,7 +7,7 @@ import pytest
 from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.audit.probe import Gate, Probe
 from auditdm_jax.audit.verify import Find, VerifyConfig, default_jitter, precision, verify
-from auditdm_jax.core.store import Images
+from auditdm_jax.core.image_store import Images
 
 
 def _truth(question, pixel):

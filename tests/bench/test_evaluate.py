@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from auditdm_jax.bench import evaluate, scorers, specs
-from auditdm_jax.core import store
+from auditdm_jax.core.records import Records
 from auditdm_jax.scenes import gaps as gaps_lib
 from auditdm_jax.scenes import questions, world
 
@@ -50,7 +50,7 @@ def test_rates_and_groups():
 
 
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
-  records = store.Records(tmp_path)
+  records = Records(tmp_path)
   first = _Model(8, dies_after=6)
   with pytest.raises(RuntimeError):
     evaluate.evaluate(first, _examples(), model="m", records=records, batch_size=3)
@@ -59,7 +59,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     second,
     _examples(),
     model="m",
-    records=store.Records(tmp_path),
+    records=Records(tmp_path),
     batch_size=3,
     on_batch=seen.append,
   )

@@ -5,9 +5,11 @@ import fsspec
 import numpy as np
 import pytest
 
-from auditdm_jax.core import metrics, store
+from auditdm_jax.core import jsonl, metrics, paths
 from auditdm_jax.core.config import UserError
+from auditdm_jax.core.image_store import Images
 from auditdm_jax.core.manifest import Manifest
+from auditdm_jax.core.records import Records
 from tests.core.fake_gcs import FakeGcs
 
 
@@ -27,7 +29,7 @@ def workdir(request, tmp_path, bucket):
 
 
 def test_records_are_the_same_anywhere(workdir):
-  two = [store.Records(f"{workdir}/records", k, processes=2) for k in (0, 1)]
+  two = [Records(f"{workdir}/records", k, processes=2) for k in (0, 1)]
   rows = [{"step": s, "id": f"{s}/{k}"} for s in range(4) for k in (0, 1)]
   for step in range(4):
     for k in (0, 1):
@@ -40,7 +42,7 @@ def test_records_are_the_same_anywhere(workdir):
   two[1].append("probes", [{"step": 4, "id": "4/1"}])
   assert two[0].keys("probes", "id") == keys | {"4/1"}
   # A run of one process goes on with what two have left.
-  one = store.Records(f"{workdir}/records")
+  one = Records(f"{workdir}/records")
   assert one.rewind("probes", 1) == 5
   one.append("probes", [{"step": 2, "id": "again"}])
   assert [r["id"] for r in one.read("probes")] == ["0/0", "1/0", "again", "0/1", "1/1"]
@@ -52,7 +54,7 @@ def test_metrics_go_on_after_the_last_checkpoint(workdir):
       writer.write(step, {"loss": step / 2})
   with metrics.Writer(workdir, "train", resume_step=0) as writer:
     writer.write(1, {"loss": 9.0})
-  rows = [row for _, row in store.json_lines(f"{workdir}/metrics/train.jsonl").iterate()]
+  rows = [row for _, row in jsonl.json_lines(f"{workdir}/metrics/train.jsonl").iterate()]
   assert [(r["step"], r["loss"]) for r in rows] == [(0, 0.0), (1, 9.0)]
 
 
@@ -65,28 +67,28 @@ def test_manifest_and_json(workdir):
 
 
 def test_images(workdir):
-  images = store.Images(f"{workdir}/images")
+  images = Images(f"{workdir}/images")
   image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
   name = images.put(image)
   assert name in images and images.put(image) == name
-  np.testing.assert_array_equal(store.Images(f"{workdir}/images").get(name), image)
+  np.testing.assert_array_equal(Images(f"{workdir}/images").get(name), image)
   with pytest.raises(KeyError):
     images.get("0" * 64)
-  store.write_bytes(images.path(name), b"no image")
+  paths.write_bytes(images.path(name), b"no image")
   with pytest.raises(UserError, match="damaged"):
     images.get(name)
 
 
 def test_folders_are_written_and_read(workdir):
-  with store.writing(f"{workdir}/auditors/000003") as folder:
+  with paths.writing(f"{workdir}/auditors/000003") as folder:
     folder.mkdir(exist_ok=True, parents=True)
     (folder / "config.json").write_text("{}")
-  with store.reading(f"{workdir}/auditors/000003") as folder:
+  with paths.reading(f"{workdir}/auditors/000003") as folder:
     assert folder.name == "000003" and (folder / "config.json").read_text() == "{}"
 
 
 def test_an_object_is_put_once_for_each_append(bucket):
-  rows = store.json_lines("gs://bucket/rows.jsonl")
+  rows = jsonl.json_lines("gs://bucket/rows.jsonl")
   for step in range(3):
     rows.append([{"step": step}, {"step": step}])
   assert bucket.puts == [f"bucket/rows.jsonl/0000000{n}" for n in (1, 2, 3)]

@@ -30,7 +30,7 @@ def get_config():
 
 def main(config, workdir):
   # Only now: jax must not be used before it is set up.
-  from auditdm_jax.core.store import Images
+  from auditdm_jax.core.image_store import Images
   from auditdm_jax.rl import reward, trainer
   from tests.rl import fakes, tiny
 

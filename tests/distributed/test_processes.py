@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from auditdm_jax.core import jsonl, metrics, runtime
 from auditdm_jax.core import mesh as mesh_lib
-from auditdm_jax.core import metrics, runtime, store
 from auditdm_jax.core.config import UserError
+from auditdm_jax.core.records import Records
 from tests.rl import fakes, tiny
 
 JOB = ["-m", "tests.distributed.job", "--config=tests/distributed/job.py"]
@@ -123,9 +124,9 @@ def test_alone_it_is_all_trivial():
 
 def facts(workdir):
   """Records in order, metrics without the clock, weights of the stored auditors."""
-  rows = store.Records(workdir / "records" / "train").read("completions")
+  rows = Records(workdir / "records" / "train").read("completions")
   rows.sort(key=lambda r: (r["step"], r["prompt_id"], r["sample"]))
-  log = [row for _, row in store.JsonLines(workdir / "metrics" / "train.jsonl").iterate()]
+  log = [row for _, row in jsonl.JsonLines(workdir / "metrics" / "train.jsonl").iterate()]
   log = [{k: v for k, v in row.items() if not metrics.is_volatile(k)} for row in log]
   weights = {p.parent.name: load_file(p) for p in workdir.glob("auditors/train/*/*.safetensors")}
   return rows, log, weights

@@ -17,8 +17,7 @@ import time
 import jax
 import numpy as np
 
-from auditdm_jax import load_vlm
-from auditdm_jax import vlm as vlm_lib
+from auditdm_jax import load_vlm, vlm_programs
 from auditdm_jax.audit.judge import Judge
 from auditdm_jax.audit.verdict import verdict
 from auditdm_jax.core import mesh as mesh_lib
@@ -112,7 +111,7 @@ def run(
     [np.repeat(prompts, size.group, axis=0), drawn.tokens.reshape(-1, size.completion)], axis=1
   )
   ask = functools.partial(
-    vlm_lib.sample_answers,
+    vlm_programs.sample_answers,
     vlm.cfg,
     dataclasses.replace(sampling, max_new_tokens=ANSWER, temperature=0.0),
     vlm.params,

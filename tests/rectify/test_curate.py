@@ -82,7 +82,6 @@ def test_bad_settings(bad):
 
 
 def test_failures_give_consensus_labels_whatever_the_independent_judge_said():
-  pytest.importorskip("auditdm_jax.core.store")
   from auditdm_jax.audit import probe
 
   def failure(grade, consensus, independent):

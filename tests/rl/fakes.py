@@ -15,7 +15,7 @@ from auditdm_jax.audit.judge import Judge
 from auditdm_jax.audit.probe import probe_id
 from auditdm_jax.audit.verdict import verdict
 from auditdm_jax.core import mesh as mesh_lib
-from auditdm_jax.core.store import Images
+from auditdm_jax.core.image_store import Images
 from auditdm_jax.rl import grpo, reward
 from auditdm_jax.rl import learner as learner_lib
 from auditdm_jax.rl import rollout as rollout_lib

@@ -12,14 +12,15 @@ import time
 import numpy as np
 import pytest
 
+from auditdm_jax.core import jsonl
 from auditdm_jax.core import metrics as metrics_lib
-from auditdm_jax.core import store
 from auditdm_jax.core import tree as tree_lib
 from auditdm_jax.core.checkpoint import Checkpointer
 from auditdm_jax.core.config import UserError
+from auditdm_jax.core.records import Records
 from auditdm_jax.rl import grpo, reward, trainer
 from auditdm_jax.rl.dynamic import DynamicConfig
-from auditdm_jax.vlm import load_vlm
+from auditdm_jax.vlm_loading import load_vlm
 from tests.rl import fakes, tiny
 
 CONFIG = trainer.TrainConfig(checkpoint_every=2, harvest=(3,), best="entropy", peak_tflops=0.001)
@@ -47,7 +48,7 @@ def start(workdir, *, steps=6, hook=None, grpo_cfg=None, prompts=None, identity=
 def facts(workdir):
   """Completions byte for byte, metrics without the clock."""
   completions = (workdir / "records" / "train" / "completions-0.jsonl").read_bytes()
-  rows = [row for _, row in store.JsonLines(workdir / "metrics" / "train.jsonl").iterate()]
+  rows = [row for _, row in jsonl.JsonLines(workdir / "metrics" / "train.jsonl").iterate()]
   return completions, [
     {k: v for k, v in row.items() if not metrics_lib.is_volatile(k)} for row in rows
   ]
@@ -194,7 +195,7 @@ def test_auditors_are_harvested_as_models(straight):
 
 
 def test_records_are_one_per_completion(straight):
-  rows = store.Records(straight[0] / "records" / "train").read(trainer.COMPLETIONS)
+  rows = Records(straight[0] / "records" / "train").read(trainer.COMPLETIONS)
   assert len(rows) == 6 * 4 * 4
   assert len({(r["step"], r["prompt_id"], r["sample"]) for r in rows}) == len(rows)
   assert {r["step"] for r in rows} == set(range(6))
@@ -203,7 +204,7 @@ def test_records_are_one_per_completion(straight):
 def test_programs_are_compiled_once(straight):
   """By the learner's own count, and by that of the whole process."""
   assert straight[1].compile_count() == 1
-  rows = [row for _, row in store.JsonLines(straight[0] / "metrics/train.jsonl").iterate()]
+  rows = [row for _, row in jsonl.JsonLines(straight[0] / "metrics/train.jsonl").iterate()]
   counts = [row["machine/compilations"] for row in rows]
   assert counts[0] > 0 and counts[2:] == [counts[2]] * 4
 
@@ -237,7 +238,7 @@ def test_metrics_that_diagnose_are_all_there(straight):
     machine/tokens_per_s machine/mfu/sample machine/mfu/learner machine/mfu/answers
     machine/peak_memory_gib machine/compilations
   """.split()
-  rows = [row for _, row in store.JsonLines(straight[0] / "metrics/train.jsonl").iterate()]
+  rows = [row for _, row in jsonl.JsonLines(straight[0] / "metrics/train.jsonl").iterate()]
   assert len(rows) == 6
   for row in rows:
     assert not set(wanted) - set(row)
@@ -304,7 +305,7 @@ def test_kill_nine_at_ten_random_moments(tmp_path):
   killed.finish()
   print(f"killed with {seen} steps in the log")
   assert facts(killed.workdir) == facts(straight.workdir)
-  rows = store.Records(killed.workdir / "records" / "train").read(trainer.COMPLETIONS)
+  rows = Records(killed.workdir / "records" / "train").read(trainer.COMPLETIONS)
   keys = {(r["step"], r["prompt_id"], r["sample"]) for r in rows}
   assert len(keys) == len(rows) == 40 * 8 * 4
   assert killed.last_params() == straight.last_params()

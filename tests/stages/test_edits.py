@@ -10,8 +10,8 @@ import pytest
 
 from auditdm_jax.audit.judge import Judge
 from auditdm_jax.audit.probe import Probe
-from auditdm_jax.core import store
 from auditdm_jax.core.config import UserError
+from auditdm_jax.core.image_store import Images
 from auditdm_jax.images import locality
 from auditdm_jax.stages import edits
 
@@ -49,7 +49,7 @@ class Client:
 
 
 def _context(tmp_path, client):
-  made = store.Images(tmp_path)
+  made = Images(tmp_path)
   known = {made.id_of(SOURCE): SOURCE}
 
   return types.SimpleNamespace(images=_Source(known, made), client=client)

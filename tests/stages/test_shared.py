@@ -6,8 +6,9 @@ import types
 import numpy as np
 import pytest
 
-from auditdm_jax.core import runtime, store
+from auditdm_jax.core import runtime
 from auditdm_jax.core.config import UserError, build
+from auditdm_jax.core.image_store import Images
 from auditdm_jax.images.config import ImagesConfig
 from auditdm_jax.stages import context, shared
 
@@ -36,7 +37,7 @@ class Rows:
 
 @pytest.mark.parametrize("process", [0, 1])
 def test_each_process_reads_its_share_of_the_pool_and_knows_all_ids(monkeypatch, process):
-  ids = [store.Images.id_of(np.full((2, 2, 3), i, np.uint8)) for i in range(5)]
+  ids = [Images.id_of(np.full((2, 2, 3), i, np.uint8)) for i in range(5)]
   monkeypatch.setattr(runtime, "mine", lambda rows: rows[process::2])
   gathered = []
   monkeypatch.setattr(runtime, "gather", lambda own: gathered.append(own) or [ids[::2], ids[1::2]])
@@ -44,7 +45,7 @@ def test_each_process_reads_its_share_of_the_pool_and_knows_all_ids(monkeypatch,
   pool = context.InMemoryPool(rows, cache_bytes=1 << 20)
   assert gathered == [ids[process::2]] and rows.read == list(range(5))[process::2]
   assert [pool.image_id(i) for i in range(len(pool))] == ids
-  source = context.ImageSource(store.Images)
+  source = context.ImageSource(Images)
   source.add_pool(pool)
   rows.read.clear()
   assert [source(image_id)[0, 0, 0] for image_id in ids] == list(range(5))

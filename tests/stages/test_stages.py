@@ -19,7 +19,7 @@ from auditdm_jax.scenes import language, questions, render, world
 from auditdm_jax.scenes.mix import Mix
 from auditdm_jax.stages import attempts, discover, evaluate, loop, train, verify, worlds
 from auditdm_jax.stages.attempts import Attempt
-from auditdm_jax.vlm import load_vlm
+from auditdm_jax.vlm_loading import load_vlm
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images on disk, named by their content."""
+
+import hashlib
+import io
+import os
+import pathlib
+import re
+
+import numpy as np
+from PIL import Image
+
+from auditdm_jax.core import paths
+from auditdm_jax.core.config import UserError
+
+_IMAGE_ID = re.compile(r"[0-9a-f]{64}")
+
+
+class Images:
+  """Lossless images `<dir>/<image_id>.png`; the id is the sha256 of the shape and the RGB bytes."""
+
+  def __init__(self, dir: str | os.PathLike):
+    self.dir = paths.as_path(dir)
+    self.dir.mkdir(parents=True, exist_ok=True)
+
+  @staticmethod
+  def id_of(image: np.ndarray) -> str:
+    """Returns the id of u8[H,W,3] without storing it."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+      raise ValueError(f"an image is u8[H,W,3], got {image.dtype}{list(image.shape)}")
+    digest = hashlib.sha256(np.asarray(image.shape, "<u4").tobytes())
+    digest.update(np.ascontiguousarray(image).data)
+    return digest.hexdigest()
+
+  def put(self, image: np.ndarray) -> str:
+    """Stores u8[H,W,3] if it is not there yet; returns its id.
+
+    Not fsynced, which would cost more than making the image: the name is the hash of the content,
+    so damage by a crash of the machine is seen when it is read, and the same draw makes it again.
+    """
+    image_id = self.id_of(image)
+    path = self.path(image_id)
+    if not path.exists():
+      png = io.BytesIO()
+      Image.fromarray(np.ascontiguousarray(image)).save(png, "PNG", compress_level=1)
+      paths.write_bytes(path, png.getvalue(), durable=False)
+    return image_id
+
+  def get(self, image_id: str) -> np.ndarray:
+    """Returns u8[H,W,3].
+
+    Raises:
+      KeyError: there is no such image.
+      UserError: the file is damaged.
+    """
+    path = self.path(image_id)
+    try:
+      with path.open("rb") as file, Image.open(file) as f:
+        image = np.asarray(f.convert("RGB"))
+    except FileNotFoundError:
+      raise KeyError(f"no image {image_id} in {self.dir}") from None
+    except (OSError, SyntaxError, ValueError) as e:
+      raise UserError(f"{path}: damaged ({e}); remove it") from e
+    if self.id_of(image) != image_id:
+      raise UserError(f"{path}: damaged, its content is not what its name says; remove it")
+    return image
+
+  def path(self, image_id: str) -> pathlib.Path:
+    """Returns where the image is or would be."""
+    if not _IMAGE_ID.fullmatch(image_id):
+      raise ValueError(f"not an image id: {image_id!r}")
+    return self.dir / f"{image_id}.png"
+
+  def __contains__(self, image_id: str) -> bool:
+    return self.path(image_id).exists()

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files and folders of a run, on this machine or in an object store (gs://bucket/run).
+
+In an object store, a file is whole or not there, and nothing can be appended to it.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import itertools
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+_counter = itertools.count()
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+  """Whether it is in an object store, as gs://bucket/run is."""
+  return "://" in os.fspath(path)
+
+
+def as_path(path: str | os.PathLike) -> Any:
+  """A `pathlib.Path`, or its twin of etils for an object store; pathlib takes gs:// for gs:/."""
+  if not is_remote(path):
+    return pathlib.Path(path)
+  # Only here: the image server's environment has neither.
+  from etils import epath
+  import fsspec.config
+
+  # What other processes write must be seen.
+  fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+  return epath.Path(path)
+
+
+@contextlib.contextmanager
+def writing(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """A folder of this machine to write files into; those of a remote one are copied there then."""
+  folder = as_path(folder)
+  if not is_remote(folder):
+    yield folder
+    return
+  with tempfile.TemporaryDirectory() as root:
+    local = pathlib.Path(root, folder.name)
+    local.mkdir()
+    yield local
+    for path in sorted(local.rglob("*")):
+      if path.is_file():
+        (folder / path.relative_to(local).as_posix()).write_bytes(path.read_bytes())
+
+
+@contextlib.contextmanager
+def reading(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """The folder, or for the time of the block a copy of a remote one on this machine."""
+  folder = as_path(folder)
+  if not is_remote(folder):
+    yield folder
+    return
+  with tempfile.TemporaryDirectory() as root:
+    local = pathlib.Path(root, folder.name)
+    local.mkdir()
+    for path in folder.iterdir():
+      (local / path.name).write_bytes(path.read_bytes())
+    yield local
+
+
+def write_bytes(path: str | os.PathLike, data: bytes, *, durable: bool = True) -> None:
+  """Writes a file that is either the old one or the new one, never a part.
+
+  Durable files hold this after a crash of the machine too, at the price of two fsyncs.
+  """
+  path = as_path(path)
+  if is_remote(path):
+    path.write_bytes(data)
+    return
+  path.parent.mkdir(parents=True, exist_ok=True)
+  tmp = path.with_name(f".{path.name}.{os.getpid()}-{next(_counter)}.tmp")
+  try:
+    with open(tmp, "xb") as f:
+      f.write(data)
+      f.flush()
+      if durable:
+        os.fsync(f.fileno())
+    os.replace(tmp, path)
+  finally:
+    tmp.unlink(missing_ok=True)
+  if durable:
+    _sync_dir(path.parent)
+
+
+def _sync_dir(path: pathlib.Path) -> None:
+  fd = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(fd)
+  finally:
+    os.close(fd)

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The compiled programs of a `Vlm`.
+
+They belong to this module and not to a `Vlm`: parameters are an argument of theirs. Models of one
+config therefore share them, and fine-tuning a model recompiles nothing.
+"""
+
+import functools
+
+import jax
+from jax import Array
+import jax.numpy as jnp
+
+from auditdm_jax.models import decode, multimodal, siglip
+from auditdm_jax.models.multimodal import Params
+
+
+@functools.partial(jax.jit, static_argnames=("vision",))
+def encode_images(vision: siglip.SiglipConfig, tower: Params, pixels: Array) -> Array:
+  """The program of `Vlm.encode`."""
+  return siglip.Siglip(vision).apply({"params": tower}, pixels).astype(jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "sc"))
+def sample_answers(cfg, sc, params, features, tokens, valid, rows, seed) -> tuple[Array, Array]:
+  """The program of `Vlm.answer`: one sample per row, whose randomness hangs on its number.
+
+  Returns the tokens i32[B,C] and lengths i32[B]. What is not returned is not computed: log-probs
+  take a second pass over the logits of every token.
+  """
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
+  samples = decode.sample(
+    cfg, sc, params, features, tokens, valid=valid, group=1, row_keys=keys[:, None]
+  )
+  return samples.tokens[:, 0], samples.length[:, 0]
+
+
+@functools.partial(jax.jit, static_argnames=("cfg",))
+def logits(cfg, params, features, tokens, valid, ar) -> Array:
+  """The program of `Vlm.logits`: f32[B,T,V] of rows of tokens."""
+  x = multimodal.hidden(cfg, params, features, tokens, valid=valid, ar=ar)
+  return multimodal.unembed(cfg, params, x)

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+from PIL import Image
+import pytest
+
+from auditdm_jax.core.config import UserError
+from auditdm_jax.core.image_store import Images
+
+
+def test_images(tmp_path):
+  images = Images(tmp_path)
+  image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+  image_id = images.put(image)
+  assert images.put(image.copy()) == image_id
+  assert image_id in images and "0" * 64 not in images
+  np.testing.assert_array_equal(images.get(image_id), image)
+  assert images.path(image_id) == tmp_path / f"{image_id}.png"
+  assert [p.name for p in tmp_path.iterdir()] == [f"{image_id}.png"]
+  assert images.put(image.reshape(7, 5, 3)) != image_id
+  flipped = image[:, ::-1]  # Not contiguous.
+  np.testing.assert_array_equal(images.get(images.put(flipped)), flipped)
+
+
+def test_images_refuse_what_is_not_one(tmp_path):
+  images = Images(tmp_path)
+  for bad in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)):
+    with pytest.raises(ValueError, match="an image is u8"):
+      images.put(bad)
+  with pytest.raises(ValueError, match="not an image id"):
+    images.path("../x")
+  with pytest.raises(KeyError):
+    images.get("0" * 64)
+
+
+def test_damaged_images_are_found(tmp_path):
+  images = Images(tmp_path)
+  image_id = images.put(np.zeros((4, 4, 3), np.uint8))
+  Image.new("RGB", (4, 4), "red").save(images.path(image_id))
+  with pytest.raises(UserError, match="damaged"):
+    images.get(image_id)
+  images.path(image_id).write_bytes(b"\x89PNG torn")
+  with pytest.raises(UserError, match="damaged"):
+    images.get(image_id)

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The args of the configs: what is wrong teaches, and they are read from any working directory."""
+
+import importlib
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+CONFIG_ARGS = [
+  ("scenes", "foo", "'foo': args are written name=value"),
+  ("scenes", "foo=1", "unknown arg 'foo'; args: target, reward, seed"),
+  ("scenes", "tagret=easy", r"unknown arg 'tagret' \(did you mean 'target'\?\); args: target,"),
+  ("scenes", "targetrare", r"args are written name=value \(did you mean 'target'\?\); args: "),
+  ("scenes", "seed=x", "seed='x', not a whole number"),
+  ("scenes", "seed=-1", "seed='-1', not a whole number"),
+  ("scenes", "error_rate=nan", "error_rate='nan', not a share like 0.1"),
+  ("scenes", "error_rate=1.5", "error_rate='1.5', not a share"),
+  ("scenes", "round2=no", "round2='no', not 1 or 0"),
+  ("scenes", "target=rar", r"target='rar', not easy or rare \(did you mean 'rare'\?\)"),
+  ("paligemma2", "foo", "'foo': args are written name=value"),
+  ("paligemma2", "chips=17", "chips=17, not a multiple of 4"),
+  ("paligemma2", "chips=96", "above 64 of 64"),
+  ("paligemma2", "chips=0", "chips=0, not a multiple"),
+  ("paligemma2", "chips=-4", "chips='-4', not a whole number"),
+  ("paligemma2", "prompts=x", "prompts='x', not a whole number"),
+  ("flux", "foo", "'foo': args are written name=value"),
+  ("flux", "port=x", "port='x', not a whole number"),
+  ("pretrain_scenes", "foo", "'foo': args are written name=value"),
+  ("pretrain_scenes", "onyl=x", "unknown arg 'onyl'"),
+  ("pretrain_scenes", "steps=x", "steps='x', not a whole number"),
+  ("ablations.scenes", "foo", "'foo': args are written name=value"),
+  ("ablations.scenes", "arm=group4", r"arm='group4', not base, .*\(did you mean 'group-4'\?\)"),
+]
+
+
+@pytest.mark.parametrize(("name", "arg", "message"), CONFIG_ARGS)
+def test_an_arg_of_a_config_that_is_none(name, arg, message):
+  with pytest.raises(ValueError, match=f"configs/{name.replace('.', '/')}.py: .*{message}"):
+    importlib.import_module(f"configs.{name}").get_config(arg)
+
+
+def test_args_of_configs_that_are_right():
+  for name, arg in [
+    ("scenes", "target=rare,reward=plain,seed=1,error_rate=0.05,round2=0"),
+    ("scenes", "gaps=seed:3,error_rate=1.0"),
+    ("paligemma2", "on=v5e-16,chips=256,prompts=64"),
+    ("paligemma2", "on=h200"),
+    ("pretrain_scenes", "only=ref_gemma3,steps=5,gaps=seed:4"),
+    ("ablations.scenes", "arm=group-4,seed=2"),
+  ]:
+    importlib.import_module(f"configs.{name}").get_config(arg)
+
+
+def test_args_have_the_types_of_their_defaults():
+  parse = importlib.import_module("configs.common").parse
+  known = {"kind": ("a", "b"), "n": 3, "share": 0.0, "name": "x", "chips": int}
+  assert parse("f", "", known) == {"kind": "a", "n": 3, "share": 0.0, "name": "x", "chips": None}
+  given = parse("f", "kind=b,n=07,share=.25,name=a=b,chips=8", known)
+  assert given == {"kind": "b", "n": 7, "share": 0.25, "name": "a=b", "chips": 8}
+
+
+LOAD = """
+import sys
+from absl import flags
+from ml_collections import config_flags
+for path in sys.argv[1:]:
+  found = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", flag_values=found)
+  found(["x", "--config=" + path])
+  print(len(found.config))
+"""
+
+
+def test_configs_load_by_path_from_anywhere(tmp_path):
+  """Also where other modules have the names of those that the configs need."""
+  (tmp_path / "common.py").write_text("raise ImportError")
+  (tmp_path / "configs").mkdir()
+  (tmp_path / "configs/__init__.py").write_text("raise ImportError")
+  (tmp_path / "link").symlink_to(ROOT / "configs")
+  paths = [
+    *(str(p) for p in sorted(ROOT.glob("configs/**/*.py")) if p.name != "common.py"),
+    "link/flux.py:port=1",
+    "link/ablations/scenes.py:arm=group-4",
+  ]
+  done = subprocess.run(
+    [sys.executable, "-c", LOAD, *paths], cwd=tmp_path, capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, done.stderr
+  assert len(done.stdout.split()) == len(paths) == 7
