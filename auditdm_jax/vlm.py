@@ -348,7 +348,7 @@ class Vlm:
 
   def _bucket(self, n: int) -> int:
     """Returns the power of two that n rows are padded to."""
-    return max(_MIN_BATCH if self._is_small else 1, 1 << (n - 1).bit_length())
+    return padded_rows(n, self._is_small)
 
   @functools.cached_property
   def _decoding_params(self) -> Params:
@@ -361,7 +361,7 @@ class Vlm:
 
   @functools.cached_property
   def _is_small(self) -> bool:
-    return sum(x.size for x in jax.tree.leaves(self.params)) < _SMALL
+    return is_small(self.params)
 
   @property
   def _room(self) -> dict[str, int]:
@@ -511,6 +511,16 @@ def _fitting_rows(row_bytes: int, devices: int, most: int) -> int:
   """Returns the power of two, up to `most`, of rows that fit into the devices' memory."""
   fit = max(1, _MEMORY * devices // row_bytes)
   return min(most, 1 << (fit.bit_length() - 1))
+
+
+def is_small(params: Params) -> bool:
+  """Whether compiling a program of this model costs more than rows of padding."""
+  return sum(x.size for x in jax.tree.leaves(params)) < _SMALL
+
+
+def padded_rows(n: int, small: bool) -> int:
+  """Returns the power of two that n rows of a call are padded to."""
+  return max(_MIN_BATCH if small else 1, 1 << (n - 1).bit_length())
 
 
 def padded_length(length: int) -> int:
