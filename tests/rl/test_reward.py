@@ -2,11 +2,15 @@
 """Reward terms."""
 
 import json
+import sys
+import types
 
 import pytest
 
+from auditdm_jax.core.config import UserError
 from auditdm_jax.rl import reward
 from auditdm_jax.rl.reward import Facts
+from tests.rl import fakes, tiny
 
 PLAIN = reward.RewardConfig()
 
@@ -58,6 +62,42 @@ def test_total_of_defaults_is_the_signal():
   assert total(**values) == 1.0
   cfg = reward.RewardConfig(repetition=0.1, length=0.2)
   assert total(cfg, **values) == pytest.approx(1 - 0.07 - 0.4)
+
+
+@pytest.fixture
+def outsider(monkeypatch):
+  """A module outside the package with terms of its own."""
+  module = types.ModuleType("outsider")
+  module.brevity = lambda facts: 1.0 / len(facts.tokens) if facts.tokens else 0.0
+  module.about_red = lambda facts: None if "red" in facts.question else 1.0
+  module.broken = lambda facts: float("nan")
+  module.length = module.brevity
+  monkeypatch.setitem(sys.modules, "outsider", module)
+
+
+def test_a_term_from_outside_is_weighted_and_logged(outsider):
+  terms = (("outsider:brevity", 0.5), ("outsider:about_red", -2.0))
+  made = fakes.rollout({"question": 3}, reward_cfg=reward.RewardConfig(terms=terms))
+  plain = fakes.rollout({"question": 3}).step(tiny.auditor().params, 0)
+  result = made.step(tiny.auditor().params, 0)
+  for a, b in zip(plain.records, result.records):
+    tokens = sum(turn["length"] for turn in b["turns"])
+    want = a["reward"] + 0.5 / tokens - (0 if "red" in b["question"] else 2)
+    assert b["reward"] == pytest.approx(want)
+    assert b["parts"]["brevity"] == 1 / tokens
+    assert ("about_red" in b["parts"]) == ("red" not in b["question"])
+  counted = [r["parts"]["brevity"] for r in result.records]
+  assert result.metrics["reward/brevity"] == pytest.approx(sum(counted) / len(counted))
+
+
+def test_terms_that_cannot_be_meant_are_refused(outsider):
+  with pytest.raises(UserError, match="two terms are called 'length'"):
+    reward.RewardConfig(terms=(("outsider:length", 1.0),))
+  with pytest.raises(UserError, match="has no 'brevty'"):
+    reward.RewardConfig(terms=(("outsider:brevty", 1.0),))
+  terms = reward.terms_of(reward.RewardConfig(terms=(("outsider:broken", 1.0),)))
+  with pytest.raises(UserError, match="'broken' is nan: must be a finite number"):
+    reward.evaluate(terms, Facts())
 
 
 def test_novelty_off_is_one():

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Strategies as values: the five, what counts as a usable reply, and a sixth from outside."""
 
+import os
+import pathlib
+import subprocess
 import sys
 import types
 
@@ -140,3 +143,45 @@ def test_a_strategy_from_outside_needs_a_length_and_a_name_of_its_own(outsider):
     RolloutConfig({"edit": 1}, strategies=("outsider:TAKEN",))
   with pytest.raises(UserError, match="unknown strategy"):
     RolloutConfig({"sketch": 1})
+
+
+ROOT = pathlib.Path(__file__).parents[2]
+MINE = """
+from auditdm_jax.rl.strategy import Strategy, Turn
+
+SKETCH = Strategy("sketch", (Turn("sketch", "describe"), Turn("question", "ask {first}", "made")),
+                  makes="generate")
+
+def brevity(facts):
+  return 1.0 / (1 + len(facts.tokens))
+"""
+FLAGS = [
+  "--config.rollout.strategies=('mine:SKETCH',)",
+  "--config.rollout.prompts.sketch=2",
+  "--config.rollout.max_new_tokens.sketch=9",
+]
+KNOWN = {
+  # plan then names all programs of the config.
+  "sample caption, sample sketch, sample question, sample question again": ["('mine:brevity', 1)"],
+  "has no 'brevty' (did you mean 'brevity'?)": ["('mine:brevty', 1)"],
+  "no module 'mien'; it must be installed, or lie in the directory": ["('mien:brevity', 1)"],
+}
+
+
+@pytest.mark.parametrize("message", KNOWN)
+def test_a_user_names_code_in_the_folder_that_the_command_is_run_in(tmp_path, message):
+  (tmp_path / "mine.py").write_text(MINE)
+  (tmp_path / "data").symlink_to(ROOT / "data")
+  command = [sys.executable, "-m", "auditdm_jax", "plan", f"--config={ROOT}/configs/scenes.py"]
+  terms = ", ".join(KNOWN[message])
+  done = subprocess.run(
+    [*command, "--topology=cpu:1", "--only=none", *FLAGS, f"--config.reward.terms=({terms},)"],
+    cwd=tmp_path,
+    env={**os.environ, "PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+  )
+  assert done.returncode == 2 and message in done.stderr, done.stderr
+  assert len(done.stderr.splitlines()) == 1
