@@ -119,8 +119,8 @@ def steps(run: Run, devices: int) -> list[Step]:
 
   Calls of the sampler and of the learner are those of every step. What is encoded and answered is
   at most so much: see `rl.shapes`. Towers of one kind share a program, but not the features: their
-  weights may differ, which no config says. In a cascade some probes are put to all models in a call of
-  their own, and the others are answered by fewer models than are planned.
+  weights may differ, which no config says. In a cascade some probes are put to all models in a call
+  of their own, and the others are answered by fewer models than are planned.
 
   Raises:
     UserError: a mesh does not use up the devices.
