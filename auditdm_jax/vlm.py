@@ -324,7 +324,7 @@ class Vlm:
 
   @functools.cached_property
   def _is_small(self) -> bool:
-    return sum(x.size for x in jax.tree.leaves(self.params)) < batching.SMALL
+    return batching.is_small(self.params)
 
   @property
   def _room(self) -> dict[str, int]:

@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -57,6 +58,11 @@ def padded_length(length: int) -> int:
   """Returns the length that prompts are padded to: few lengths, none an eighth too long."""
   step = max(_LENGTH_MULTIPLE, 1 << length.bit_length() >> 4)
   return -(-length // step) * step
+
+
+def is_small(params: Any) -> bool:
+  """Whether compiling a program of this model costs more than rows of padding."""
+  return sum(x.size for x in jax.tree.leaves(params)) < SMALL
 
 
 def bucket(n: int, *, small: bool) -> int:

@@ -9,6 +9,7 @@ is an error rather than a setting that silently does nothing.
 from collections.abc import Callable, Mapping
 import dataclasses
 import difflib
+import importlib
 import math
 import types
 import typing
@@ -31,6 +32,40 @@ def did_you_mean(name: str, known: typing.Iterable[str]) -> str:
   """Returns " (did you mean 'x'?)" for the nearest of `known`, or "" if none is near."""
   near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
   return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def load_object(path: str, cls: type[T], *, where: str) -> T:
+  """Imports an object of code outside the package, which a config names by its import path.
+
+  All extension points take such paths: strategies, reward terms, benchmarks, image backends. Python
+  finds the module as in any `import`; under `python -m` that includes the current directory.
+
+  Args:
+    path: "package.module:NAME".
+    cls: the type that the object must have; `Callable` for a function.
+    where: the key of the config, for errors.
+
+  Raises:
+    UserError: the path is malformed, names nothing, or names an object of another type.
+  """
+  module_name, _, name = path.partition(":")
+  if not name.isidentifier() or not all(part.isidentifier() for part in module_name.split(".")):
+    raise UserError(f"{where}={path!r}: an import path is written package.module:NAME")
+  try:
+    module = importlib.import_module(module_name)
+  except ModuleNotFoundError as e:
+    raise UserError(
+      f"{where}={path!r}: no module {e.name!r}; it must be installed, or lie in the directory that"
+      " the command is run in"
+    ) from e
+  if name not in vars(module):
+    public = [key for key in vars(module) if not key.startswith("_")]
+    raise UserError(f"{where}={path!r}: {module_name} has no {name!r}{did_you_mean(name, public)}")
+  found = vars(module)[name]
+  if not isinstance(found, cls):
+    wanted = "a function" if cls is Callable else f"a {cls.__name__}"
+    raise UserError(f"{where}={path!r}: expected {wanted}, got {type(found).__name__}")
+  return found
 
 
 def build(cls: type[T], section: Mapping[str, Any] | ml_collections.ConfigDict, *, name="") -> T:

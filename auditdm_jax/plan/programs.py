@@ -2,9 +2,9 @@
 """The programs of a config as functions of devices: shapes and shardings, and no array.
 
     reshard                     masters -> the sampler's copy
-    encode NAME                 pixels -> features of a vision tower
-    sample KIND, sample again   prompts and features -> completions of the auditor
-    answer NAME                 questions and features -> answers of target and references
+    encode NAME xROWS           pixels -> features of a vision tower
+    sample KIND [again]         prompts and features -> completions of the auditor
+    answer NAME xROWS           questions and features -> answers of target and references
     score                       log-probs of the policy of the rollout, if it is updated often
     train                       one update
     repair                      one step of fine-tuning the target
@@ -21,14 +21,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from auditdm_jax import vlm_programs
+from auditdm_jax import vlm_batching, vlm_programs
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core import tree as tree_lib
 from auditdm_jax.models import decode, int8, multimodal, sharding
 from auditdm_jax.models.multimodal import VlmConfig
 from auditdm_jax.plan.child import Built
 from auditdm_jax.rectify import finetune, recipes, supervised
-from auditdm_jax.rl import sampler
+from auditdm_jax.rl import sampler, shapes
 from auditdm_jax.rl.batch import LearnerBatch, Rows
 from auditdm_jax.rl.grpo import GrpoConfig
 from auditdm_jax.rl.programs import Programs
@@ -62,16 +62,6 @@ class Layout:
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
-  """Learner rows of one shape, see `rl.batch`."""
-
-  rows: int
-  per_row: int
-  prompt: int
-  completion: int
-
-
-@dataclasses.dataclass(frozen=True)
 class Auditor:
   """What training and sampling need."""
 
@@ -79,8 +69,7 @@ class Auditor:
   grpo: GrpoConfig
   optim: OptimConfig
   layout: Layout
-  images: int  # unique ones of a learner batch
-  parts: tuple[Part, ...]
+  calls: shapes.Calls
 
   @property
   def step_config(self) -> StepConfig:
@@ -111,23 +100,20 @@ def reshard(devices: Devices, auditor: Auditor) -> Built:
   return Built(programs.to_sampler, (frozen | masters,), programs.mesh, (frozen, masters, copy))
 
 
-def sample(
-  devices: Devices, auditor: Auditor, *, prompts: int, group: int, width: int, new: int
-) -> Built:
-  """First turns have a group per prompt, second ones one sample."""
+def sample(devices: Devices, auditor: Auditor, *, call: shapes.SampleCall) -> Built:
   programs = _programs(devices, auditor)
   masters, frozen, _ = programs.abstract_params()
   mesh = auditor.layout.meshes(devices)[1]
   shards = mesh_lib.row_shards(mesh)
-  prompts = -(-prompts // shards) * shards  # As the sampler fills them up.
+  prompts = -(-call.prompts // shards) * shards  # As the sampler fills them up.
   shapes = jax.eval_shape(programs.to_sampler, frozen | masters)
   params = tree_lib.unflatten(mesh_lib.placed(shapes, programs.sampler))
   vision = auditor.model.vision
   features = _rows(mesh, (prompts, vision.num_patches, vision.width), jnp.float32)
-  tokens, valid = (_rows(mesh, (prompts, width), dtype) for dtype in (jnp.int32, jnp.bool))
-  settings = decode.SampleConfig(new, auditor.grpo.temperature, (1, 106), (0, 2, 3))
+  tokens, valid = (_rows(mesh, (prompts, call.width), dtype) for dtype in (jnp.int32, jnp.bool))
+  settings = decode.SampleConfig(call.new, auditor.grpo.temperature, (1, 106), (0, 2, 3))
   small = [((2,), jnp.uint32), ((), jnp.int32), ((prompts,), jnp.int32)]
-  rest = [_whole(mesh, *x) for x in [*small, ((prompts, group), jnp.int32)]]
+  rest = [_whole(mesh, *x) for x in [*small, ((prompts, call.group), jnp.int32)]]
   args = (auditor.model, settings, params, features, tokens, valid, *rest)
   return Built(sampler.sample_rows, args, mesh, params)
 
@@ -186,6 +172,11 @@ def repair(
   return Built(tuning.step, (state, batch), mesh, state)
 
 
+def is_small(model: VlmConfig) -> bool:
+  """Whether its calls are padded as those of small models are, see `vlm_batching.bucket`."""
+  return vlm_batching.is_small(_shapes(model))
+
+
 @functools.lru_cache(maxsize=8)
 def _shapes(model: VlmConfig) -> Any:
   return jax.eval_shape(lambda key: multimodal.init(model, key), jax.random.key(0))
@@ -210,20 +201,20 @@ def _programs(devices: Devices, auditor: Auditor) -> Programs:
 
 
 def _batch(programs: Programs, auditor: Auditor) -> LearnerBatch:
-  """The learner's batch, as `Rollout.pack` makes it."""
-  vision = auditor.model.vision
-  shape = (auditor.images, vision.num_patches, vision.width)
-  pixels = (auditor.images, vision.image_size, vision.image_size, 3)
+  """The learner's batch, as `rl.packing` makes it."""
+  vision, images = auditor.model.vision, auditor.calls.images
+  shape = (images, vision.num_patches, vision.width)
+  pixels = (images, vision.image_size, vision.image_size, 3)
   tower = programs.trains_tower
   batch = LearnerBatch(
     features=None if tower else jax.ShapeDtypeStruct(shape, jnp.float32),
     pixels=jax.ShapeDtypeStruct(pixels, jnp.float32) if tower else None,
-    parts=tuple(map(_part, auditor.parts)),
+    parts=tuple(map(_part, auditor.calls.parts)),
   )
   return mesh_lib.placed(batch, programs.batch_shardings(batch))
 
 
-def _part(part: Part) -> Rows:
+def _part(part: shapes.Part) -> Rows:
   def of(dtype, *shape):
     return jax.ShapeDtypeStruct((part.rows, *shape), dtype)
 

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run does: which programs, with which shapes, and how often per GRPO step."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import math
 import shlex
 
 from auditdm_jax import vlm_batching as batching
+from auditdm_jax.audit.answer import BankConfig
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core.config import check
 from auditdm_jax.models.multimodal import VlmConfig
@@ -15,10 +17,10 @@ from auditdm_jax.plan import programs
 from auditdm_jax.plan.child import Built
 from auditdm_jax.rectify import recipes
 from auditdm_jax.rl import batch as batch_lib
+from auditdm_jax.rl import shapes
 from auditdm_jax.rl.draws import RolloutConfig
 from auditdm_jax.rl.grpo import GrpoConfig
 from auditdm_jax.rl.step import OptimConfig
-from auditdm_jax.text import prompts as prompts_lib
 
 STATE, COPY, TOWER = "train state", "the sampler's copy", "the auditor's tower"
 _MICRO_BATCHES = 8  # Into which a batch is advised to be cut.
@@ -53,11 +55,12 @@ class Run:
     grpo: group size and updates.
     optim: of the auditor.
     rollout: prompts per step and lengths.
-    answer_tokens: longest answer.
+    bank: how target and references are asked.
     int8: the references' decoders have int8 weights.
     paged: the answering models take turns in the devices' memory.
     recipe: of the target's repair; None = not planned.
     suffix: tokens of its labels.
+    asks_again: finds are put to the references in other words, for the reward.
     plan: see there.
   """
 
@@ -67,34 +70,31 @@ class Run:
   grpo: GrpoConfig
   optim: OptimConfig
   rollout: RolloutConfig
-  answer_tokens: int
+  bank: BankConfig
   int8: bool = False
   paged: bool = False
   recipe: recipes.Recipe | None = None
   suffix: int = 16
+  asks_again: bool = False
   plan: PlanConfig = PlanConfig()
 
   @property
-  def probes(self) -> int:
-    """Completions of a step; each becomes a probe."""
-    return sum(self.rollout.counts().values()) * self.grpo.group_size
+  def rounds(self) -> int:
+    """Returns the most rounds of prompts that a step draws."""
+    return 1 + self.rollout.dynamic.rounds
 
-  @property
-  def second_turns(self) -> int:
-    counts = self.rollout.counts()
-    return sum(counts[s] for s in set(counts) & prompts_lib.TWO_TURNS) * self.grpo.group_size
-
-  @property
-  def images(self) -> int:
-    """Unique images of a learner batch."""
-    return self.probes // self.grpo.group_size + self.second_turns
-
-  @property
-  def probed_images(self) -> int:
-    """Unique images that the probes are about."""
-    counts = self.rollout.counts()
-    made = sum(n for s, n in counts.items() if s != "question") * self.grpo.group_size
-    return counts.get("question", 0) + made
+  def calls(self, devices: int) -> shapes.Calls:
+    """Returns the calls of a round, as the rollout makes them."""
+    task = self.auditor.num_image_tokens + self.plan.task_tokens
+    return shapes.calls_of(
+      self.rollout,
+      self.grpo.group_size,
+      length=lambda text: task,
+      per_row=self.grpo.group_size if self.optim.shared_prefix else 1,
+      padded=functools.partial(
+        batch_lib.padded, devices=_row_shards(self, devices), micro_rows=self.optim.micro_rows
+      ),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,19 +115,24 @@ class Step:
 
 
 def steps(run: Run, devices: int) -> list[Step]:
-  """The programs in the order of a step.
+  """Returns the programs in the order of a step.
+
+  Calls of the sampler and of the learner are those of every step. What is encoded and answered is
+  at most so much: see `rl.shapes`. Towers of one kind share a program, but not the features: their
+  weights may differ, which no config says. In a cascade some probes are put to all models in a call
+  of their own, and the others are answered by fewer models than are planned.
 
   Raises:
     UserError: a mesh does not use up the devices.
   """
   mesh_lib.sizes_of(run.layout.rollout or run.layout.mesh, devices)
-  auditor = programs.Auditor(
-    run.auditor, run.grpo, run.optim, run.layout, run.images, _parts(run, devices)
-  )
+  calls = run.calls(devices)
+  auditor = programs.Auditor(run.auditor, run.grpo, run.optim, run.layout, calls)
   found = [Step("reshard", functools.partial(programs.reshard, auditor=auditor), 1)]
-  found += _encodes(run, devices)
-  found += _samples(run, auditor)
-  found += [_answers(run, name, devices) for name in run.answering]
+  found += _encodes(run, calls, devices)
+  found += [_sample(run, auditor, call) for call in calls.sample]
+  for name in run.answering:
+    found += _answers(run, calls, name, devices)
   if run.grpo.updates > 1:
     found.append(Step("score", functools.partial(programs.score, auditor=auditor), 1))
   train = functools.partial(programs.train, auditor=auditor)
@@ -137,104 +142,80 @@ def steps(run: Run, devices: int) -> list[Step]:
   return found
 
 
-def _parts(run: Run, devices: int) -> tuple[programs.Part, ...]:
-  """Learner rows, as `Rollout.pack` lays them out."""
-  shards = _row_shards(run, devices)
-  padded = functools.partial(batch_lib.padded, devices=shards, micro_rows=run.optim.micro_rows)
-  per_row = run.grpo.group_size if run.optim.shared_prefix else 1
-  first, second = _widths(run)
-  longest = max(run.rollout.max_new_tokens[prompts_lib.FIRST_TURN[s]] for s in run.rollout.counts())
-  parts = [programs.Part(padded(run.probes // per_row), per_row, first, longest)]
-  if run.second_turns:
-    new = run.rollout.max_new_tokens["question"]
-    parts.append(programs.Part(padded(run.second_turns), 1, second, new))
-  return tuple(parts)
-
-
 def _row_shards(run: Run, devices: int) -> int:
-  """How many devices share the rows of a learner batch."""
+  """Returns how many devices share the rows of a learner batch."""
   sizes = mesh_lib.sizes_of(run.layout.mesh, devices)
   return math.prod(n for name, n in sizes.items() if name != mesh_lib.TENSOR)
 
 
-def _widths(run: Run) -> tuple[int, int]:
-  """Prompt tokens of first and second turns."""
-  task = run.auditor.num_image_tokens + run.plan.task_tokens
-  two_turns = set(run.rollout.counts()) & prompts_lib.TWO_TURNS
-  written = [run.rollout.max_new_tokens[prompts_lib.FIRST_TURN[s]] for s in two_turns]
-  return task, task + max(written, default=0)
+def _sample(run: Run, auditor: programs.Auditor, call: shapes.SampleCall) -> Step:
+  build = functools.partial(programs.sample, auditor=auditor, call=call)
+  name = f"sample {call.kind} again" if call.turn else f"sample {call.kind}"
+  return Step(name, build, run.rounds, keeps=COPY)
 
 
-def _samples(run: Run, auditor: programs.Auditor) -> list[Step]:
-  counts, new = run.rollout.counts(), run.rollout.max_new_tokens
-  first, second = _widths(run)
-  by_kind: dict[str, int] = {}
-  for strategy, count in counts.items():
-    kind = prompts_lib.FIRST_TURN[strategy]
-    by_kind[kind] = by_kind.get(kind, 0) + count
-  shapes = {
-    f"sample {kind}": (count, run.grpo.group_size, first, new[kind])
-    for kind, count in by_kind.items()
+def _encodes(run: Run, calls: shapes.Calls, devices: int) -> list[Step]:
+  """Returns one program per kind of tower and number of images, however many models have it."""
+  seen = {
+    name: (m, m.text.dtype, [a.images for a in calls.asked]) for name, m in run.answering.items()
   }
-  # The second turns of a strategy are one call; those of the largest are planned.
-  again = [counts[s] * run.grpo.group_size for s in counts if s in prompts_lib.TWO_TURNS]
-  calls = dict.fromkeys(shapes, 1)
-  if again:
-    shapes["sample again"] = (max(again), 1, second, new["question"])
-    calls["sample again"] = len(again)
-  return [
-    Step(
-      name,
-      functools.partial(
-        programs.sample, auditor=auditor, prompts=p, group=g, width=width, new=length
-      ),
-      calls[name],
-      keeps=COPY,
-    )
-    for name, (p, g, width, length) in shapes.items()
-  ]
-
-
-def _encodes(run: Run, devices: int) -> list[Step]:
-  """One per kind of tower, however many models have it."""
-  wanted: dict[tuple, list[tuple[str, int]]] = {}
-  for name, model, images, dtype in [
-    ("auditor", run.auditor, run.images, "float32"),
-    *((n, m, run.probed_images, m.text.dtype) for n, m in run.answering.items()),
-  ]:
-    wanted.setdefault((model.vision, dtype), []).append((name, images))
-  by_tower = {(m.vision, m.text.dtype): m for m in run.answering.values()}
-  by_tower[run.auditor.vision, "float32"] = run.auditor
+  users = {"auditor": (run.auditor, "float32", list(calls.encoded)), **seen}
+  names: dict[tuple, list[str]] = {}
+  count: Counter[tuple] = Counter()
+  for name, (model, dtype, images) in users.items():
+    largest = batching.MAX_BATCH * devices
+    most = batching.images_per_call(model.vision, devices=devices, most=largest)
+    sizes = Counter(size for n in images for size in _sizes(model, n, most))
+    for size, times in sizes.items():
+      names.setdefault((model.vision, dtype, size), []).append(name)
+      count[model.vision, dtype, size] += times * run.rounds
   found = []
-  for (vision, dtype), users in wanted.items():
-    most = min(
-      batching.images_per_call(vision, devices=devices, most=batching.MAX_BATCH * devices),
-      max(images for _, images in users),
-    )
+  for (vision, dtype, size), who in names.items():
     build = functools.partial(
-      programs.encode, model=by_tower[vision, dtype], layout=run.layout, images=_power(most),
-      dtype=dtype,
-    )  # fmt: skip
-    calls = sum(-(-images // most) for _, images in users)
-    keeps = TOWER if users[0][0] == "auditor" else ""  # A target's is among what stays of it.
-    found.append(Step(f"encode {'+'.join(name for name, _ in users)}", build, calls, keeps=keeps))
+      programs.encode, model=users[who[0]][0], layout=run.layout, images=size, dtype=dtype
+    )
+    keeps = TOWER if who[0] == "auditor" else ""  # A target's is among what stays of it.
+    name = f"encode {'+'.join(who)} x{size}"
+    found.append(Step(name, build, count[vision, dtype, size], keeps=keeps))
   return found
 
 
-def _answers(run: Run, name: str, devices: int) -> Step:
-  model = run.answering[name]
+def _answers(run: Run, calls: shapes.Calls, name: str, devices: int) -> list[Step]:
+  """Returns one program per number of probes that a model answers at once."""
+  model, is_target = run.answering[name], name == next(iter(run.answering))
   width = batching.padded_length(model.num_image_tokens + run.plan.question_tokens)
-  largest = batching.MAX_BATCH * devices
-  most = batching.rows_per_call(
-    model, width, new=run.answer_tokens, images=1, devices=devices, most=largest
+  new, most = run.bank.max_new_tokens, batching.MAX_BATCH * devices
+  most = batching.rows_per_call(model, width, new=new, images=1, devices=devices, most=most)
+  asked = [a.probes for a in calls.asked]
+  if run.asks_again and not is_target:
+    asked.append(sum(asked))
+  sizes = Counter(
+    size
+    for probes in asked
+    for batch in _pieces(probes, run.bank.batch_size)
+    for size in _sizes(model, batch, most)
   )
-  rows = min(most, _power(run.probes))
-  build = functools.partial(
-    programs.answer, model=model, layout=run.layout, rows=rows, width=width, new=run.answer_tokens,
-    dtype=model.text.dtype, quantized=run.int8 and name != next(iter(run.answering)),
-  )  # fmt: skip
-  keeps = "" if run.paged else name
-  return Step(f"answer {name}", build, -(-run.probes // rows), keeps=keeps)
+  found = []
+  for rows, times in sizes.items():
+    build = functools.partial(
+      programs.answer, model=model, layout=run.layout, rows=rows, width=width, new=new,
+      dtype=model.text.dtype, quantized=run.int8 and not is_target,
+    )  # fmt: skip
+    keeps = "" if run.paged else name
+    found.append(Step(f"answer {name} x{rows}", build, times * run.rounds, keeps=keeps))
+  return found
+
+
+def _pieces(n: int, most: int) -> Iterator[int]:
+  """Yields the sizes of the pieces that n things are cut into."""
+  for start in range(0, n, most):
+    yield min(most, n - start)
+
+
+def _sizes(model: VlmConfig, n: int, most: int) -> list[int]:
+  """Returns the rows of the calls for n rows, each padded as `Vlm` pads it."""
+  small = programs.is_small(model)
+  return [batching.bucket(piece, small=small) for piece in _pieces(n, most)]
 
 
 def _repair(run: Run) -> Step:
@@ -250,13 +231,9 @@ def _repair(run: Run) -> Step:
 def _micro_rows(run: Run, devices: int) -> list[int]:
   """Smaller micro-batches of the learner: about so many as are advised, and the smallest ones."""
   shards = _row_shards(run, devices)
-  most = max(part.rows for part in _parts(run, devices))
+  most = max(part.rows for part in run.calls(devices).parts)
   some = max(most // _MICRO_BATCHES // shards, 1) * shards
   return [n for n in dict.fromkeys((some, shards)) if n < min(run.optim.micro_rows or most, most)]
-
-
-def _power(n: int) -> int:
-  return 1 << (n - 1).bit_length()
 
 
 def changes(run: Run, step: Step, devices: int) -> Sequence[tuple[str, Run]]:

@@ -16,6 +16,7 @@ from auditdm_jax.plan.compiling import Compiled
 from auditdm_jax.plan.steps import Step
 
 LABEL = "compiled for, not run on"
+_NAME = 40  # Columns of a program's name.
 USABLE = 0.9  # Of the memory: the rest is for fragments and for what a run adds.
 
 
@@ -114,13 +115,13 @@ def text(plan: Plan) -> str:
   about = "" if plan.where.is_tpu else "; memory is an upper bound, by XLA for CPUs"
   lines = [
     f"{plan.where.name}: {plan.where.size} chips, {LABEL}{about}",
-    f"{'program':26} {'GiB':>6} {'beside':>6} {'of 90%':>6} {'TFLOP':>7} {'HBM GB':>7}"
+    f"{'program':{_NAME}} {'GiB':>6} {'beside':>6} {'of 90%':>6} {'TFLOP':>7} {'HBM GB':>7}"
     f" {'links GB':>8} {'calls':>5} {'s':>7}  bound    collectives (runs)",
   ]
   for row in plan.rows:
     lines.append(_line(plan, row))
     if row.compiled.buffers:
-      lines.append(f"{'':26} largest: {'; '.join(row.compiled.buffers[:3])}")
+      lines.append(f"{'':{_NAME}} largest: {'; '.join(row.compiled.buffers[:3])}")
   kept = ", ".join(f"{name} {size / chips.GIB:.2f}" for name, size in plan.kept.items())
   lines.append(f"stays on a chip, GiB: {kept}")
   if plan.where.chip.flops is not None:
@@ -136,8 +137,8 @@ def _line(plan: Plan, row: Row) -> str:
   compiled, traffic = row.compiled, row.compiled.traffic
   share = row.footprint / plan.limit if math.isfinite(plan.limit) else math.nan
   head = (
-    f"{row.step.name[:26]:26} {compiled.total / chips.GIB:6.2f} {row.beside / chips.GIB:6.2f}"
-    f" {share:6.0%}"
+    f"{row.step.name[:_NAME]:{_NAME}} {compiled.total / chips.GIB:6.2f}"
+    f" {row.beside / chips.GIB:6.2f} {share:6.0%}"
   )
   if traffic is None:
     return f"{head}  the compiler refuses it"

@@ -28,7 +28,7 @@ from auditdm_jax.models import multimodal
 
 
 @dataclasses.dataclass(frozen=True)
-class Turn:
+class Reply:
   """One reply of the auditor."""
 
   kind: str  # question, caption or instruction
@@ -50,12 +50,13 @@ class Trajectory:
   sample: int  # g
   strategy: str
   source_image_id: str
-  turns: tuple[Turn, ...] = ()
+  turns: tuple[Reply, ...] = ()
   fields: dict[str, str] = dataclasses.field(default_factory=dict)  # parsed texts by kind
   image_id: str = ""  # the probe's image
   image_seed: int = 0
   question: str = ""
   verdict: Any = None  # whatever the verdict function returned, None when not asked
+  kept: bool | None = None  # the consensus, over a paraphrase; None when not asked
   malformed: str = ""  # the auditor's fault: reward 0, it counts
   invalid: str = ""  # nobody's fault: no reward, it does not count
   parts: dict[str, float] = dataclasses.field(default_factory=dict)  # reward terms
@@ -89,7 +90,7 @@ class LearnerBatch:
 
 
 def pack_rows(
-  turns: Sequence[Turn],
+  turns: Sequence[Reply],
   advantages: Sequence[float],
   *,
   image: Sequence[int],
@@ -144,7 +145,7 @@ def pack_rows(
   return Rows(row_image, prompt, prompt_valid, targets, loss_mask, row_adv, logp)
 
 
-def _places(turns: Sequence[Turn], image: Sequence[int], per_row: int) -> list[tuple[int, int]]:
+def _places(turns: Sequence[Reply], image: Sequence[int], per_row: int) -> list[tuple[int, int]]:
   """(row, slot) of each turn."""
   places: list[tuple[int, int]] = []
   last = None

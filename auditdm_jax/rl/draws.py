@@ -9,12 +9,12 @@ import numpy as np
 
 from auditdm_jax.core import streams
 from auditdm_jax.core.config import UserError, check, did_you_mean
+from auditdm_jax.rl import strategy as strategy_lib
 from auditdm_jax.rl.dynamic import DynamicConfig
 from auditdm_jax.rl.gauges import GaugeConfig
-from auditdm_jax.text import prompts as prompts_lib
+from auditdm_jax.rl.strategy import Strategy
 
 Walk = tuple[int | str, ...]
-KINDS = ("instruction", "caption", "question")  # Texts for images first: the service is slow.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +23,11 @@ class RolloutConfig:
 
   Attributes:
     prompts: prompts per step by strategy; fixed, so that shapes are. "edit_only" is "edit-only".
+    strategies: import paths of strategies outside the package, such as "my_module:MINE".
     task: the auditor's task by kind (question, caption, instruction, question-after-caption,
-      question-after-instruction); what is missing is `text.prompts.AUDITOR_PROMPTS`, but a given
-      `question` also serves the second turns.
-    max_new_tokens: by kind of reply: question, caption, instruction.
+      question-after-instruction). A missing one is the strategy's own prompt; `question` also
+      serves the second turns.
+    max_new_tokens: longest reply by kind: question, caption, instruction.
     max_chars: longest reply that is accepted.
     max_invalid: share of invalid samples above which a step fails.
     deadline_s: seconds from the request of an image to the image, whatever the client does; a
@@ -39,6 +40,7 @@ class RolloutConfig:
   """
 
   prompts: dict[str, int] = dataclasses.field(default_factory=lambda: {"question": 32})
+  strategies: tuple[str, ...] = ()
   task: dict[str, str] = dataclasses.field(default_factory=dict)
   max_new_tokens: dict[str, int] = dataclasses.field(
     default_factory=lambda: {"question": 64, "caption": 128, "instruction": 64}
@@ -52,46 +54,58 @@ class RolloutConfig:
   seed: int = 0
 
   def __post_init__(self):
-    for strategy, count in self.prompts.items():
-      name = strategy.replace("_", "-")
-      if name not in prompts_lib.FIRST_TURN:
-        hint = did_you_mean(name, prompts_lib.FIRST_TURN)
-        raise UserError(f"rollout.prompts.{strategy}: unknown strategy{hint}")
+    known = strategy_lib.known(self.strategies)
+    for name, count in self.prompts.items():
+      strategy_lib.find(name, known)
       if count < 0:
-        raise UserError(f"rollout.prompts.{strategy}={count}: must be at least 0")
+        raise UserError(f"rollout.prompts.{name}={count}: must be at least 0")
     if not sum(self.prompts.values()):
       raise UserError("rollout.prompts: no strategy has a prompt")
-    for kind in self.task:
-      if kind not in prompts_lib.AUDITOR_PROMPTS:
-        hint = did_you_mean(kind, prompts_lib.AUDITOR_PROMPTS)
-        raise UserError(f"rollout.task.{kind}: unknown kind{hint}")
-    needed = {prompts_lib.FIRST_TURN[s] for s in self.counts()} | {"question"}
+    tasks = {s.task(number) for s in known for number in range(len(s.turns))}
+    _check_kinds("task", self.task, known=tasks)
+    kinds = {turn.kind for s in known for turn in s.turns}
+    _check_kinds("max_new_tokens", self.max_new_tokens, known=kinds)
+    needed = {turn.kind for s, _ in self.active() for turn in s.turns}
     if missing := needed - set(self.max_new_tokens):
       raise UserError(f"rollout.max_new_tokens.{sorted(missing)[0]}: missing key")
-    if unknown := set(self.max_new_tokens) - set(KINDS):
-      hint = did_you_mean(sorted(unknown)[0], KINDS)
-      raise UserError(f"rollout.max_new_tokens.{sorted(unknown)[0]}: unknown kind{hint}")
+    check(self.max_new_tokens, "rollout.max_new_tokens", least=1)
     for name in ("max_invalid", "full_share"):
       if not 0 <= vars(self)[name] <= 1:
         raise UserError(f"rollout.{name}={vars(self)[name]}: a share, from 0 to 1")
-    check(self.max_new_tokens, "rollout.max_new_tokens", least=1)
     check(vars(self), "rollout", "max_chars", least=1)
     check(vars(self), "rollout", "deadline_s", above=0)
     check(vars(self), "rollout", "seed", least=0)
 
-  def counts(self) -> dict[str, int]:
-    """Strategies with at least one prompt, in the order they are worked on."""
-    named = {name.replace("_", "-"): count for name, count in self.prompts.items() if count}
-    order = sorted(named, key=lambda s: (KINDS.index(prompts_lib.FIRST_TURN[s]), s))
-    return {strategy: named[strategy] for strategy in order}
+  def known(self) -> tuple[Strategy, ...]:
+    """Returns every strategy that `prompts` may name, in the order they are worked on."""
+    return strategy_lib.known(self.strategies)
 
-  def task_text(self, kind: str, *, first: str = "") -> str:
-    """The auditor's task; `first` is the caption or instruction of the first turn."""
-    text = self.task.get(kind)
-    if text is None and kind.startswith("question-after-"):
-      text = self.task.get("question")
-    text = prompts_lib.AUDITOR_PROMPTS[kind] if text is None else text
+  def active(self) -> list[tuple[Strategy, int]]:
+    """Returns the strategies with at least one prompt and their numbers of prompts."""
+    known = self.known()
+    named = {strategy_lib.find(n, known).name: count for n, count in self.prompts.items() if count}
+    return [(s, named[s.name]) for s in known if s.name in named]
+
+  def counts(self) -> dict[str, int]:
+    """Returns `active` by name."""
+    return {strategy.name: count for strategy, count in self.active()}
+
+  def task_text(self, strategy: Strategy, number: int, *, first: str = "") -> str:
+    """Returns the auditor's task in a turn.
+
+    Args:
+      strategy: how the probe is made.
+      number: of the turn, 0 or 1.
+      first: what the auditor wrote in the first turn.
+    """
+    turn = strategy.turns[number]
+    text = self.task.get(strategy.task(number), self.task.get(turn.kind, turn.prompt))
     return text.replace("{first}", first)
+
+
+def _check_kinds(key: str, section: Mapping[str, object], *, known: set[str]) -> None:
+  for kind in sorted(set(section) - known):
+    raise UserError(f"rollout.{key}.{kind}: unknown kind{did_you_mean(kind, known)}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.models import gemma, multimodal, siglip
-from auditdm_jax.rl.batch import LearnerBatch, Trajectory, Turn
+from auditdm_jax.rl.batch import LearnerBatch, Reply, Trajectory
 from auditdm_jax.vlm import Vlm
 
 _SAMPLE = 16  # Probes whose length is measured to know that of all.
@@ -85,7 +85,7 @@ class Meter:
       if fresh := probes - done.get(name, 0):
         self.flops["answers"] += fresh * _answer(self._bank.vlms[name], asked)
 
-  def _write(self, turns: Sequence[Turn]) -> None:
+  def _write(self, turns: Sequence[Reply]) -> None:
     """One prefill and the tokens of the completions that share it."""
     prompt, drawn = len(turns[0].prompt), sum(turn.length for turn in turns)
     cfg = self._cfg.text

@@ -14,6 +14,7 @@ import dataclasses
 import numpy as np
 
 from auditdm_jax.audit.answer import ModelBank
+from auditdm_jax.core import streams
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rl.batch import Trajectory
 from auditdm_jax.vlm import Vlm
@@ -40,6 +41,41 @@ class GaugeConfig:
       raise UserError("rollout.gauges: every must be at least 0, sample at least 1")
     if self.heldout and not self.every:
       raise UserError("rollout.gauges.heldout: is never asked, since rollout.gauges.every is 0")
+
+
+class Gauges:
+  """Looks at the finds of some steps."""
+
+  def __init__(
+    self,
+    cfg: GaugeConfig,
+    bank: ModelBank,
+    *,
+    seed: int,
+    load: Callable[[str], np.ndarray],
+    heldout: Vlm | None = None,
+  ):
+    """Takes what is asked.
+
+    Args:
+      cfg: when to look.
+      bank: target and references.
+      seed: the seed of the run.
+      load: image id -> u8[H,W,3].
+      heldout: a model outside the ensemble.
+    """
+    self._config, self._bank, self._seed = cfg, bank, seed
+    self._load, self._heldout = load, heldout
+
+  def look(
+    self, finds: Sequence[Trajectory], *, walk: tuple[int | str, ...], step: int
+  ) -> dict[str, float]:
+    """Returns the gauges of a sample of the step's finds; in most steps nothing."""
+    if not self._config.every or step % self._config.every:
+      return {}
+    order = streams.rng(self._seed, "gauges", *walk, step).permutation(len(finds))
+    sample = [finds[i] for i in order[: self._config.sample]]
+    return measure(self._bank, sample, load=self._load, heldout=self._heldout)
 
 
 def measure(

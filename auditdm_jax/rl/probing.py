@@ -3,30 +3,30 @@
 
 A sample ends in one of three ways: as a probe (an image and a question), malformed by the auditor's
 fault, or invalid by nobody's.
-
-Of several processes all know all samples, and each asks its image service for its share of the
-images: which image came, or why none did, is gathered once per step.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 import concurrent.futures
 import dataclasses
-import time
 from typing import Any, Protocol
 
-import jax
 import numpy as np
 
 from auditdm_jax.core import metrics as metrics_lib
 from auditdm_jax.core import runtime, streams
 from auditdm_jax.core.config import UserError
-from auditdm_jax.rl.batch import Trajectory, Turn
-from auditdm_jax.rl.draws import KINDS, Prompt, RolloutConfig
+from auditdm_jax.rl import shapes
+from auditdm_jax.rl.batch import Reply, Trajectory
+from auditdm_jax.rl.drawing import Drawing
+from auditdm_jax.rl.draws import Prompt, RolloutConfig
 from auditdm_jax.rl.sampler import Sampler
-from auditdm_jax.text import prompts as prompts_lib
-from auditdm_jax.vlm import Vlm
+from auditdm_jax.rl.sight import Sight
+from auditdm_jax.rl.strategy import SERVED, Malformed, Turn
 
-_SECOND_SLACK = 8  # Re-tokenised text may be a few tokens longer than what was sampled.
+
+class RolloutError(RuntimeError):
+  """Too many samples of a step were invalid."""
 
 
 class Pool(Protocol):
@@ -38,38 +38,12 @@ class Pool(Protocol):
   def questions(self, i: int) -> Sequence[str]: ...
 
 
-class ImageFailure(Protocol):
-  """Why there is no image; `fault` is "auditor" or "service"."""
-
-  reason: Any
-  message: str
-  fault: str
-
-
-class ImageResult(Protocol):
-  """What the image service made: an image or a failure."""
-
-  image: np.ndarray | None
-  failure: ImageFailure | None
-
-
-class ImageClient(Protocol):
-  """The asking side of the image service; futures never raise."""
-
-  def generate(
-    self, prompt: str, *, seed: int, width: int, height: int
-  ) -> concurrent.futures.Future: ...
-  def edit(
-    self, image: np.ndarray, instruction: str, *, seed: int
-  ) -> concurrent.futures.Future: ...
-
-
 @dataclasses.dataclass(frozen=True)
 class Begun:
   """First turns, and the images that are being made for them."""
 
   trajectories: list[Trajectory]
-  asked: list[int]  # places of the trajectories that wait for an image
+  waiting: list[int]  # places of the trajectories that wait for an image
   futures: list[concurrent.futures.Future]  # of this process's share of them
   until: float  # time.monotonic() at which an image is too late
 
@@ -80,31 +54,52 @@ class Prober:
   def __init__(
     self,
     cfg: RolloutConfig,
+    calls: shapes.Calls,
     *,
-    auditor: Vlm,
-    temperature: float,
     pool: Pool,
-    features: Callable[[Any, Sequence[str]], np.ndarray],
-    keep: Callable[[np.ndarray], str],
-    client: ImageClient | None,
-    well_formed: Callable[[str], bool] | None,
-    mesh: jax.sharding.Mesh | None,
+    sampler: Sampler,
+    sight: Sight,
+    drawing: Drawing | None = None,
+    well_formed: Callable[[str], bool] | None = None,
   ):
-    """Takes what `Rollout` is given."""
-    if client is None and any(s != "question" for s in cfg.counts()):
+    """Connects the auditor, the images and the image service.
+
+    Args:
+      cfg: prompts and limits.
+      calls: static sizes of what is sampled.
+      pool: source images.
+      sampler: the auditor's pen.
+      sight: the auditor's eyes.
+      drawing: the image service; needed by strategies that make images.
+      well_formed: says whether a question is one at all (never whether it is answerable).
+
+    Raises:
+      UserError: a strategy lacks what it needs.
+    """
+    self._strategies = {s.name: s for s, _ in cfg.active()}
+    if drawing is None and any(s.makes for s in self._strategies.values()):
       raise UserError("rollout.prompts: image strategies need an image service")
-    if borrows := [s for s in cfg.counts() if s != "question" and s not in prompts_lib.TWO_TURNS]:
+    if borrows := [s.name for s in self._strategies.values() if s.question == "data"]:
       own = runtime.mine(range(len(pool)))
       if mute := [i for i in own if not pool.questions(i)]:
         raise UserError(
           f"rollout.prompts.{borrows[0]} takes the data set's questions, but {len(mute)} of"
           f" {len(own)} images have none, the first is image {mute[0]}"
         )
-    self._config, self._pool, self._client = cfg, pool, client
-    self._features, self._keep, self._well_formed = features, keep, well_formed
-    self._sampler = Sampler(auditor, seed=cfg.seed, temperature=temperature, mesh=mesh)
-    self.banned = self._sampler.banned
-    self.widths = self._prompt_widths()
+    self.config, self.pool, self.sampler, self.sight = cfg, pool, sampler, sight
+    self._calls, self._drawing, self._well_formed = calls, drawing, well_formed
+
+  def generate(
+    self,
+    params: Any,
+    prompts: Sequence[Prompt],
+    *,
+    timer: metrics_lib.Timer,
+    group: int,
+  ) -> list[Trajectory]:
+    """Lets the auditor make probes: both turns, and the images between them."""
+    begun = self.first_turns(params, prompts, timer=timer, group=group)
+    return self.second_turns(params, begun, timer=timer)
 
   def first_turns(
     self,
@@ -120,183 +115,185 @@ class Prober:
       params: tree of the current auditor.
       prompts: B of them; the number per strategy decides which programs are compiled.
       timer: counts the seconds of the phases.
-      group: G.
+      group: G. A sweep of the pool takes 1.
 
     Returns:
       B·G trajectories: all samples of the first prompt, then those of the next.
     """
     with timer("features"):
-      source_ids = [self._pool.image_id(p.index) for p in prompts]
-      features = self._features(params, source_ids)
+      source_ids = [self.pool.image_id(p.index) for p in prompts]
+      features = self.sight.features(params, source_ids)
     made: dict[int, Trajectory] = {}
-    asked: list[int] = []
+    waiting: list[int] = []
     futures: list[concurrent.futures.Future] = []
-    for kind in KINDS:
-      rows = [r for r, p in enumerate(prompts) if prompts_lib.FIRST_TURN[p.strategy] == kind]
+    strategies = [self._strategies[p.strategy] for p in prompts]
+    for kind, call in self._calls.of_turn(0).items():
+      rows = [r for r, s in enumerate(strategies) if s.turns[0].kind == kind]
       if not rows:
         continue
-      task = self._sampler.prompt(self._config.task_text(kind))
       with timer("sample"):
-        turns = self._sampler.sample(
+        replies = self.sampler.sample(
           params,
-          [task] * len(rows),
+          [self.sampler.prompt(self.config.task_text(strategies[r], 0)) for r in rows],
           features=features[rows],
           image_ids=[source_ids[r] for r in rows],
           kind=kind,
-          width=self.widths[0],
-          max_new_tokens=self._config.max_new_tokens[kind],
+          width=call.width,
+          max_new_tokens=call.new,
           walk=prompts[0].walk,
           turn=0,
           uids=np.array([prompts[r].uid for r in rows]),
           samples=np.tile(np.arange(group), (len(rows), 1)),
         )
-      for r, replies in zip(rows, turns):
-        for g, turn in enumerate(replies):
-          trajectory = self._first(prompts[r], g, turn, source_ids[r])
+      for r, row in zip(rows, replies):
+        for g, reply in enumerate(row):
+          trajectory = self._first(prompts[r], g, reply, source_ids[r])
           made[r * group + g] = trajectory
-          if kind != "question" and not trajectory.malformed:
-            asked.append(r * group + g)
-      for i in runtime.mine(asked)[len(futures) :]:
-        futures.append(self._request(made[i], prompts[i // group]))
-    until = time.monotonic() + self._config.deadline_s
-    return Begun([made[i] for i in range(len(made))], asked, futures, until)
+          if strategies[r].makes and not trajectory.malformed:
+            waiting.append(r * group + g)
+      for i in runtime.mine(waiting)[len(futures) :]:
+        source = self.pool.image(prompts[i // group].index)
+        futures.append(self._drawing.request(made[i], strategies[i // group], source))
+    until = self._drawing.until() if self._drawing is not None else 0.0
+    return Begun([made[i] for i in range(len(made))], waiting, futures, until)
 
-  def second_turns(
-    self, params: Any, begun: Begun, *, timer: metrics_lib.Timer
-  ) -> list[Trajectory]:
-    """Waits for the images, and lets the auditor ask about them."""
-    trajectories = list(begun.trajectories)
-    with timer("images"):
-      came = [self._received(future, begun.until) for future in begun.futures]
-      if begun.asked:
-        for process, own in enumerate(runtime.gather(came)):
-          places = runtime.mine(begun.asked, process)
-          for i, outcome in zip(places, own, strict=True):
-            trajectories[i] = dataclasses.replace(trajectories[i], **outcome)
-    return self._ask_about_images(params, trajectories, timer=timer)
-
-  def _first(self, prompt: Prompt, g: int, turn: Turn, source_id: str) -> Trajectory:
-    """A trajectory after its first turn."""
+  def _first(self, prompt: Prompt, g: int, reply: Reply, source_id: str) -> Trajectory:
+    """Returns a trajectory after its first turn."""
+    strategy = self._strategies[prompt.strategy]
     trajectory = Trajectory(
       walk=prompt.walk,
       prompt_id=prompt.uid,
       sample=g,
       strategy=prompt.strategy,
       source_image_id=source_id,
-      turns=(turn,),
+      turns=(reply,),
     )
-    trajectory = self._parsed(trajectory, turn, second=False)
-    if turn.kind == "question":
-      return dataclasses.replace(trajectory, image_id=source_id)
-    draw = (*prompt.walk, prompt.uid, g)
-    question = ""
-    if prompt.strategy not in prompts_lib.TWO_TURNS:
-      asked = self._pool.questions(prompt.index)
-      question = asked[streams.rng(self._config.seed, "borrowed", *draw).integers(len(asked))]
-    seed = streams.word(self._config.seed, "image", *draw)
-    return dataclasses.replace(trajectory, image_seed=seed, question=question)
+    trajectory = self._parsed(trajectory, reply, strategy.turns[0])
+    draw, changes = (*prompt.walk, prompt.uid, g), {}
+    if strategy.question == "data":
+      asked = self.pool.questions(prompt.index)
+      place = streams.rng(self.config.seed, "borrowed", *draw).integers(len(asked))
+      changes["question"] = asked[place]
+    if not strategy.makes:
+      return dataclasses.replace(trajectory, image_id=source_id, **changes)
+    if not trajectory.malformed:
+      text = trajectory.fields[strategy.turns[0].kind]
+      changes["fields"] = trajectory.fields | {SERVED[strategy.makes]: text}
+    changes["image_seed"] = streams.word(self.config.seed, "image", *draw)
+    return dataclasses.replace(trajectory, **changes)
 
-  def _parsed(self, trajectory: Trajectory, turn: Turn, *, second: bool) -> Trajectory:
+  def _parsed(self, trajectory: Trajectory, reply: Reply, turn: Turn) -> Trajectory:
     """Reads a reply into `fields`, or says why it cannot be read."""
-    if turn.truncated:
+    if reply.truncated:
       return dataclasses.replace(trajectory, malformed="no end within the token limit")
-    reply = prompts_lib.parse_reply(
-      trajectory.strategy, turn.text, second=second, max_chars=self._config.max_chars
-    )
-    if isinstance(reply, prompts_lib.Malformed):
-      return dataclasses.replace(trajectory, malformed=reply.reason)
-    fields = trajectory.fields | {reply.kind: reply.text}
-    if reply.kind != "question":
+    text = turn.parse(reply.text, self.config.max_chars)
+    if isinstance(text, Malformed):
+      return dataclasses.replace(trajectory, malformed=text.reason)
+    fields = trajectory.fields | {turn.kind: text}
+    if turn.kind != "question":
       return dataclasses.replace(trajectory, fields=fields)
     malformed = ""
-    if self._well_formed is not None and not self._well_formed(reply.text):
+    if self._well_formed is not None and not self._well_formed(text):
       malformed = "not a question of this world"
-    return dataclasses.replace(trajectory, fields=fields, question=reply.text, malformed=malformed)
+    return dataclasses.replace(trajectory, fields=fields, question=text, malformed=malformed)
 
-  def _request(self, trajectory: Trajectory, prompt: Prompt) -> concurrent.futures.Future:
-    """Hands a caption or an instruction to the image service; images have their source's size."""
-    source = self._pool.image(prompt.index)
-    if "instruction" in trajectory.fields:
-      return self._client.edit(source, trajectory.fields["instruction"], seed=trajectory.image_seed)
-    return self._client.generate(
-      trajectory.fields["caption"],
-      seed=trajectory.image_seed,
-      width=source.shape[1],
-      height=source.shape[0],
-    )
+  def second_turns(
+    self, params: Any, begun: Begun, *, timer: metrics_lib.Timer
+  ) -> list[Trajectory]:
+    """Waits for the images, and lets the auditor write its second turns."""
+    trajectories = begun.trajectories
+    with timer("images"):
+      if begun.waiting:
+        trajectories = self._drawing.received(
+          trajectories, begun.waiting, begun.futures, until=begun.until
+        )
+    for call in self._calls.of_turn(1).values():
+      trajectories = self._second(params, trajectories, call, timer=timer)
+    return trajectories
 
-  def _received(self, future: concurrent.futures.Future, until: float) -> dict[str, str]:
-    """Waits for an image and files it: what changes of the trajectory, or whose fault it is."""
-    try:
-      result = future.result(timeout=max(until - time.monotonic(), 0.0))
-    except concurrent.futures.TimeoutError:
-      future.cancel()
-      return {"invalid": f"DEADLINE: no image after {self._config.deadline_s:g} s"}
-    if result.failure is None:
-      return {"image_id": self._keep(result.image)}
-    why = f"{result.failure.reason.name}: {result.failure.message}"
-    return {"malformed" if result.failure.fault == "auditor" else "invalid": why}
-
-  def _ask_about_images(
+  def _second(
     self,
     params: Any,
-    trajectories: list[Trajectory],
+    trajectories: Sequence[Trajectory],
+    call: shapes.SampleCall,
     *,
     timer: metrics_lib.Timer,
   ) -> list[Trajectory]:
-    """Second turns.
+    """Second turns of one kind.
 
     Samples without an image go along on their source, so that shapes stay; they are dropped.
     """
-    rows = [i for i, t in enumerate(trajectories) if t.strategy in prompts_lib.TWO_TURNS]
+    result = list(trajectories)
+    turns = {name: s.turns[1] for name, s in self._strategies.items() if len(s.turns) == 2}
+    rows = [
+      i
+      for i, t in enumerate(trajectories)
+      if t.strategy in turns and turns[t.strategy].kind == call.kind
+    ]
     if not rows:
-      return trajectories
-    texts = [self._second_prompt(trajectories[i]) for i in rows]
-    fallback = self._sampler.prompt(self._config.task_text("question"))[: self.widths[1]]
-    ids = [trajectories[i].image_id or trajectories[i].source_image_id for i in rows]
+      return result
+    prompts = [self._second_prompt(trajectories[i]) for i in rows]
+    fits = [len(prompt) <= call.width for prompt in prompts]
+    ids = [_looked_at(trajectories[i], turns[trajectories[i].strategy]) for i in rows]
     with timer("features"):
-      features = self._features(params, ids)
+      features = self.sight.features(params, ids)
     with timer("sample"):
-      turns = self._sampler.sample(
+      replies = self.sampler.sample(
         params,
-        [text if len(text) <= self.widths[1] else fallback for text in texts],
+        [
+          p if ok else self._second_prompt(trajectories[i], quote=False)
+          for i, p, ok in zip(rows, prompts, fits)
+        ],
         features=features,
         image_ids=ids,
-        kind="question",
-        width=self.widths[1],
-        max_new_tokens=self._config.max_new_tokens["question"],
+        kind=call.kind,
+        width=call.width,
+        max_new_tokens=call.new,
         walk=trajectories[rows[0]].walk,
         turn=1,
         uids=np.array([trajectories[i].prompt_id for i in rows]),
         samples=np.array([[trajectories[i].sample] for i in rows]),
       )
-    result = list(trajectories)
-    for i, text, (turn,) in zip(rows, texts, turns):
+    for i, ok, (reply,) in zip(rows, fits, replies):
       trajectory = trajectories[i]
       if trajectory.malformed or trajectory.invalid:
         continue
-      if len(text) > self.widths[1]:
+      if not ok:
         result[i] = dataclasses.replace(trajectory, malformed="too long for the second turn")
         continue
-      trajectory = dataclasses.replace(trajectory, turns=(*trajectory.turns, turn))
-      result[i] = self._parsed(trajectory, turn, second=True)
+      trajectory = dataclasses.replace(trajectory, turns=(*trajectory.turns, reply))
+      result[i] = self._parsed(trajectory, reply, turns[trajectory.strategy])
     return result
 
-  def _second_prompt(self, trajectory: Trajectory) -> tuple[int, ...]:
-    kind = prompts_lib.FIRST_TURN[trajectory.strategy]
-    first = trajectory.fields.get(kind, "")
-    return self._sampler.prompt(self._config.task_text(f"question-after-{kind}", first=first))
+  def _second_prompt(self, trajectory: Trajectory, *, quote: bool = True) -> tuple[int, ...]:
+    """Token ids of the second turn's task, with or without the text of the first turn."""
+    strategy = self._strategies[trajectory.strategy]
+    first = trajectory.fields.get(strategy.turns[0].kind, "") if quote else ""
+    return self.sampler.prompt(self.config.task_text(strategy, 1, first=first))
 
-  def _prompt_widths(self) -> tuple[int, int]:
-    """Static prompt lengths of first and second turns."""
-    kinds = {prompts_lib.FIRST_TURN[s] for s in self._config.counts()}
-    first = max(len(self._sampler.prompt(self._config.task_text(kind))) for kind in kinds)
-    second = 0
-    for strategy in set(self._config.counts()) & prompts_lib.TWO_TURNS:
-      kind = prompts_lib.FIRST_TURN[strategy]
-      name = f"question-after-{kind}"
-      width = len(self._sampler.prompt(self._config.task_text(name)))
-      if self._config.task_text(name, first="x") != self._config.task_text(name):
-        width += self._config.max_new_tokens[kind] + _SECOND_SLACK
-      second = max(second, width)
-    return first, second
+
+def _looked_at(trajectory: Trajectory, turn: Turn) -> str:
+  """Id of the image that a turn is about."""
+  made = trajectory.image_id if turn.about == "made" else ""
+  return made or trajectory.source_image_id
+
+
+def check_valid(trajectories: Sequence[Trajectory], most: float, *, step: int) -> None:
+  """Stops a run that would learn from what is left of its samples.
+
+  Args:
+    trajectories: samples of a step.
+    most: the share of them that may be invalid.
+    step: its number, for the error.
+
+  Raises:
+    RolloutError: too many samples are invalid.
+  """
+  reasons = Counter(t.invalid for t in trajectories if t.invalid)
+  invalid = sum(reasons.values())
+  if invalid > most * len(trajectories):
+    listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(5))
+    raise RolloutError(
+      f"step {step}: {invalid} of {len(trajectories)} samples are invalid, more than "
+      f"{most:.0%}: {listed}"
+    )

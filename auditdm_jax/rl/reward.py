@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reward terms as plain functions; each is logged on its own.
+"""Reward terms are functions (facts of a completion) -> number; each is logged under its name.
 
 The default is the binary signal of AuditDM: 1 when the reply parses, the references agree on an
-answer and the target says something else. Everything else is off unless a config names it. The
-oracle of a synthetic world is no part of any term.
+answer and the target says something else. Every other term has weight 0 unless a config says more.
+A term of your own is a function like those below and a line of the config, which names it by its
+import path: `reward.terms=(("my_module:brevity", 0.5),)`. No term knows the oracle
+of a synthetic world.
 
 Novelty is a weight on the reward of a find, by the inverse frequency of its key among the finds so
 far, or by how far its text is from theirs. It enters after the advantages were scaled by the std of
@@ -12,10 +14,12 @@ the unweighted reward (see `grpo.advantages`).
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
+import functools
 import math
 from typing import Any
 
-from auditdm_jax.core.config import check
+from auditdm_jax.audit.probe import Verdict
+from auditdm_jax.core.config import UserError, check, load_object
 
 NOVELTY_MODES = ("off", "archive", "ema", "text")
 _ARCHIVE = 4096  # texts that novelty compares with: the latest
@@ -37,6 +41,7 @@ class RewardConfig:
     repetition: penalty for the share of repeated n-grams.
     length: penalty for the share of tokens above `length_limit`.
     length_limit: in tokens.
+    terms: (import path of a term, its weight in the reward), for terms outside the package.
   """
 
   novelty: str = "off"
@@ -48,6 +53,7 @@ class RewardConfig:
   repetition: float = 0.0
   length: float = 0.0
   length_limit: int = 64
+  terms: tuple[tuple[str, float], ...] = ()
 
   def __post_init__(self):
     if self.novelty not in NOVELTY_MODES:
@@ -62,40 +68,123 @@ class RewardConfig:
       raise ValueError(f"reward.answerability={self.answerability}: a share, from 0 to 1")
     check(vars(self), "reward", "novelty_power", "repetition", "length", least=0)
     check(vars(self), "reward", "length_limit", least=1)
+    names = [term.name for term in terms_of(self)]
+    if twice := [name for name in names if names.count(name) > 1]:
+      raise UserError(f"reward.terms: two terms are called {twice[0]!r}")
 
 
-def disagreement(*, parsed: bool, disagrees: bool) -> float:
+@dataclasses.dataclass(frozen=True)
+class Facts:
+  """What a reward term may know of a completion.
+
+  Attributes:
+    strategy: name of the strategy that its prompt is of.
+    source_image_id: the image of the prompt.
+    image_id: the image of the probe; "" if it never came to be.
+    question: the question of the probe; "" if it never came to be.
+    texts: what the auditor wrote, by kind.
+    tokens: ids of all that it wrote, terminators included.
+    parsed: False for a malformed completion, which has no verdict.
+    verdict: the models' answers and what follows from them; None if they were not asked.
+    find: whether the target conflicts with the references' consensus.
+    kept: whether the references keep their consensus over a paraphrase; None if nobody asked.
+  """
+
+  strategy: str = ""
+  source_image_id: str = ""
+  image_id: str = ""
+  question: str = ""
+  texts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  tokens: tuple[int, ...] = ()
+  parsed: bool = True
+  verdict: Verdict | None = None
+  find: bool = False
+  kept: bool | None = None
+
+
+# A value of None is that of a completion which the term is not about.
+Term = Callable[[Facts], float | None]
+
+
+def disagreement(facts: Facts) -> float:
   """AuditDM's signal: 1 iff the reply parsed, and the target conflicts with a consensus."""
-  return float(parsed and disagrees)
+  return float(facts.parsed and facts.find)
 
 
-def answerability(
-  consensus: str, answers: Sequence[str], *, same: Callable[[str, str], bool]
-) -> float:
+def answerability(facts: Facts) -> float | None:
   """1 iff all references say over a paraphrase what they agreed on before."""
-  return float(all(same(consensus, answer) for answer in answers))
+  return None if facts.kept is None else float(facts.kept)
 
 
-def repetition(tokens: Sequence[int], *, n: int = 3) -> float:
-  """Share of n-grams that occurred before in the same text, in [0, 1)."""
-  grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+def repetition(facts: Facts, *, n: int = 3) -> float:
+  """Share of n-grams that occurred before in the same completion, in [0, 1)."""
+  grams = [facts.tokens[i : i + n] for i in range(len(facts.tokens) - n + 1)]
   return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def length(tokens: int, *, limit: int) -> float:
+def length(facts: Facts, *, limit: int) -> float:
   """Tokens (never characters) above the limit, as a share of the limit."""
-  return max(0, tokens - limit) / max(limit, 1)
+  return max(0, len(facts.tokens) - limit) / max(limit, 1)
 
 
-def total(cfg: RewardConfig, parts: Mapping[str, float]) -> float:
-  """The reward: the signal, as far as it is answerable, less the weighted penalties.
+@dataclasses.dataclass(frozen=True)
+class Weighted:
+  """A term in a reward, to which it adds weight * (value - neutral).
 
-  Where nobody asked whether a question is answerable, it is taken for it.
+  Attributes:
+    name: in records and metrics.
+    term: the function.
+    weight: negative for a penalty.
+    neutral: the value that adds nothing.
   """
-  signal = parts["disagreement"]
-  if "answerability" in parts:
-    signal *= 1.0 - cfg.answerability * (1.0 - parts["answerability"])
-  return signal - cfg.repetition * parts["repetition"] - cfg.length * parts["length"]
+
+  name: str
+  term: Term
+  weight: float
+  neutral: float = 0.0
+
+
+@functools.lru_cache(maxsize=64)
+def terms_of(cfg: RewardConfig) -> tuple[Weighted, ...]:
+  """Returns the terms of the reward, those of the config's import paths last."""
+  own = [
+    Weighted(path.partition(":")[2], load_object(path, Callable, where="reward.terms"), weight)
+    for path, weight in cfg.terms
+  ]
+  return (
+    Weighted("disagreement", disagreement, 1.0),
+    # Where nobody asked whether a question is answerable, it is taken for it.
+    Weighted("answerability", answerability, cfg.answerability, neutral=1.0),
+    Weighted("repetition", repetition, -cfg.repetition),
+    Weighted("length", functools.partial(length, limit=cfg.length_limit), -cfg.length),
+    *own,
+  )
+
+
+def evaluate(terms: Sequence[Weighted], facts: Facts) -> dict[str, float]:
+  """Returns the values of the terms that are about this completion.
+
+  Raises:
+    UserError: a value is not a finite number.
+  """
+  parts = {}
+  for each in terms:
+    value = each.term(facts)
+    if value is None:
+      continue
+    if not isinstance(value, float | int) or not math.isfinite(value):
+      raise UserError(f"reward term {each.name!r} is {value!r}: must be a finite number, or None")
+    parts[each.name] = float(value)
+  return parts
+
+
+def total(terms: Sequence[Weighted], parts: Mapping[str, float]) -> float:
+  """Returns the reward, the weighted sum of the terms that have a value."""
+  reward = 0.0
+  for each in terms:
+    if each.name in parts:
+      reward += each.weight * (parts[each.name] - each.neutral)
+  return reward
 
 
 def text_distance(a: frozenset[str], b: frozenset[str]) -> float:

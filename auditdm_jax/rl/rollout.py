@@ -13,39 +13,28 @@
   7. `pack`           group advantages, and all turns as the learner's rows.
 
 With dynamic sampling (off by default, see `rl.dynamic`) steps 1 to 6 are repeated until enough
-groups are live.
-
-Strategies: `question` (Q*, I) · `edit` (Q*, I_e) · `generate` (Q*, I_g) · `edit-only` (Q, I_e) ·
-`generate-only` (Q, I_g), where Q is a question of the data set about the source image.
+groups are live. What the strategies are is in `rl.strategy`.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
-import jax
 import numpy as np
 
-from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.core import metrics as metrics_lib
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rl import batch as batch_lib
-from auditdm_jax.rl import flops
+from auditdm_jax.rl import flops, probing, shapes
 from auditdm_jax.rl import grpo as grpo_lib
 from auditdm_jax.rl import records as records_lib
-from auditdm_jax.rl import reward as reward_lib
 from auditdm_jax.rl.batch import Trajectory
-from auditdm_jax.rl.draws import Prompt, RolloutConfig, draw_prompts
+from auditdm_jax.rl.draws import Prompt, draw_prompts
 from auditdm_jax.rl.dynamic import Carry, Group
-from auditdm_jax.rl.probing import ImageClient, Pool, Prober
-from auditdm_jax.rl.scoring import Scorer
-from auditdm_jax.text import prompts as prompts_lib
-from auditdm_jax.vlm import Vlm
-
-
-class RolloutError(RuntimeError):
-  """Too many samples of a step were invalid."""
+from auditdm_jax.rl.gauges import Gauges
+from auditdm_jax.rl.packing import Packer
+from auditdm_jax.rl.probing import Prober
+from auditdm_jax.rl.scoring import Scorer, is_find
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,86 +61,37 @@ class Rollout:
 
   def __init__(
     self,
-    cfg: RolloutConfig,
     grpo: grpo_lib.GrpoConfig,
-    reward: reward_lib.RewardConfig,
     *,
     run: str,
-    auditor: Vlm,
-    pool: Pool,
-    bank: ModelBank,
-    features: Callable[[Any, Sequence[str]], np.ndarray],
-    load: Callable[[str], np.ndarray],
-    keep: Callable[[np.ndarray], str],
-    client: ImageClient | None = None,
-    key_of: Callable[[str, str], Iterable[str]] | None = None,
-    well_formed: Callable[[str], bool] | None = None,
-    paraphrase: Callable[[str, int], str | None] | None = None,
-    oracle: Callable[[np.ndarray, str], str | None] | None = None,
-    heldout: Vlm | None = None,
-    padded: Callable[[int], int] = lambda rows: rows,
-    per_row: int = 1,
-    pixels: Callable[[Sequence[str]], np.ndarray] | None = None,
-    mesh: jax.sharding.Mesh | None = None,
+    prober: Prober,
+    scorer: Scorer,
+    packer: Packer,
+    gauges: Gauges | None = None,
   ):
-    """Connects what the stage has opened.
+    """Connects the phases of a step.
 
     Args:
-      cfg: prompts.
-      grpo: group size, temperature, advantages.
-      reward: reward terms.
+      grpo: group size and advantages.
       run: name of the training run, which its randomness depends on.
-      auditor: architecture, tokenizer and template; params are given to each step.
-      pool: source images.
-      bank: target and references.
-      features: (params of the auditor, image ids) -> f32[U,P,Dv] of its tower.
-      load: image id -> u8[H,W,3], for pool images and made ones.
-      keep: stores a made image and returns its id.
-      client: the image service; needed by the image strategies.
-      key_of: (question, consensus) -> keys of a find for novelty; needed if that counts kinds.
-      well_formed: says whether a question is one at all (never whether it is answerable).
-      paraphrase: (question, k >= 1) -> another wording or None; needed by the answerability term.
-      oracle: (image, question) -> the truth or None; goes to the records only.
-      heldout: a model outside the ensemble, for the gauges.
-      padded: how many learner rows a part of so many must have.
-      per_row: completions that share a learner row; 1 = plain rows.
-      pixels: image ids -> f32[U,H,W,3], where the auditor's tower trains; None = it is frozen.
-      mesh: splits the sampler's prompts.
+      prober: steps 2 to 4.
+      scorer: steps 5 and 6.
+      packer: step 7.
+      gauges: watch for reward hacking.
 
     Raises:
-      UserError: a strategy or term lacks what it needs.
+      UserError: carried groups need a correction that is off.
     """
-    if cfg.dynamic.max_age and not grpo.tis_cap:
+    self.config = prober.config
+    if self.config.dynamic.max_age and not grpo.tis_cap:
       raise UserError(
-        f"rollout.dynamic.max_age={cfg.dynamic.max_age}: carried groups are of an older auditor;"
-        " set grpo.tis_cap, such as 2.0, or max_age=0"
+        f"rollout.dynamic.max_age={self.config.dynamic.max_age}: carried groups are of an older"
+        " auditor; set grpo.tis_cap, such as 2.0, or max_age=0"
       )
-    self.config, self._grpo, self._reward, self._run = cfg, grpo, reward, run
-    self._auditor, self._pool, self._bank, self._features = auditor, pool, bank, features
-    self._padded, self._per_row, self._pixels = padded, per_row, pixels
-    self._prober = Prober(
-      cfg,
-      auditor=auditor,
-      temperature=grpo.temperature,
-      pool=pool,
-      features=features,
-      keep=keep,
-      client=client,
-      well_formed=well_formed,
-      mesh=mesh,
-    )
-    self._scorer = Scorer(
-      cfg,
-      reward,
-      bank=bank,
-      load=load,
-      key_of=key_of,
-      paraphrase=paraphrase,
-      oracle=oracle,
-      heldout=heldout,
-    )
-    self._carry = Carry(cfg.dynamic, cfg.counts())
-    self.banned, self.novelty = self._prober.banned, self._scorer.novelty
+    self._grpo, self._run, self._gauges = grpo, run, gauges
+    self._prober, self._scorer, self._packer = prober, scorer, packer
+    self._carry = Carry(self.config.dynamic, self.config.counts())
+    self._early = {s.name for s, _ in self.config.active() if shapes.is_early(s)}
 
   def step(self, params: Any, step: int) -> StepResult:
     """Steps 1 to 7 with the current params.
@@ -160,7 +100,7 @@ class Rollout:
       RolloutError: too many samples are invalid.
     """
     timer = metrics_lib.Timer()
-    meter = flops.Meter(self._auditor, self._bank)
+    meter = flops.Meter(self._prober.sampler.auditor, self._scorer.bank)
     drawn: list[Trajectory] = []
     groups: list[Group] = []
     rounds, most = 0, 1 + self.config.dynamic.rounds
@@ -170,9 +110,9 @@ class Rollout:
         seed=self.config.seed,
         walk=(self._run,),
         step=step * most + rounds,
-        size=len(self._pool),
+        size=len(self._prober.pool),
       )
-      trajectories = self._round(params, prompts, step=step, timer=timer, meter=meter)
+      trajectories = self._draw(params, prompts, step=step, timer=timer, meter=meter)
       groups += self._groups(trajectories, step)
       drawn += trajectories
       rounds += 1
@@ -181,28 +121,33 @@ class Rollout:
       rows = self._records(drawn, groups, step)
       metrics = records_lib.metrics(rows, group_size=self._grpo.group_size)
       full = [t.verdict for t in drawn if t.verdict is not None and self._scorer.is_full(t)]
-      metrics |= records_lib.agreement(full, self._bank.judge)
-    with timer("gauges"):
-      metrics |= self._scorer.gauges(drawn, step)
+      metrics |= records_lib.agreement(full, self._scorer.bank.judge)
+    if self._gauges is not None:
+      finds = [t for t in drawn if is_find(t)]
+      with timer("gauges"):
+        metrics |= self._gauges.look(finds, walk=(self._run,), step=step)
     with timer("pack"):
       chosen, counts = self._carry.fill(groups, step=step, rounds=rounds)
-      batch = self.pack(params, chosen)
+      batch = self._packer.pack(params, chosen)
     return StepResult(batch, rows, metrics | counts, timer.seconds, meter.flops)
 
   def identity(self) -> list[Any]:
     """What decides the samples and rewards: a resumed run must have the same."""
-    return [self.config, self._reward, self._bank.target, self._bank.references, len(self._pool)]
+    bank = self._scorer.bank
+    return [
+      self.config, self._scorer.reward, bank.target, bank.references, len(self._prober.pool)
+    ]  # fmt: skip
 
   def state(self) -> dict[str, Any]:
     """What the next steps need to know of the last ones, for the checkpoint."""
-    return {"novelty": self.novelty.state(), "carried": self._carry.state()}
+    return {"novelty": self._scorer.novelty.state(), "carried": self._carry.state()}
 
   def load(self, state: Mapping[str, Any]) -> None:
     """Restores `state`."""
-    self.novelty.load(state["novelty"])
+    self._scorer.novelty.load(state["novelty"])
     self._carry.load(state["carried"])
 
-  def _round(
+  def _draw(
     self,
     params: Any,
     prompts: Sequence[Prompt],
@@ -215,56 +160,18 @@ class Rollout:
     with meter.towers("features"):
       begun = self._prober.first_turns(params, prompts, group=self._grpo.group_size, timer=timer)
     trajectories = begun.trajectories
-    early = [i for i, t in enumerate(trajectories) if t.strategy == "question"]
+    early = [i for i, t in enumerate(trajectories) if t.strategy in self._early]
     with timer("answers"), meter.towers("answers"):
       # While the image service works.
-      for i, judged in zip(early, self.judge([trajectories[i] for i in early])):
+      for i, judged in zip(early, self._scorer.judge([trajectories[i] for i in early])):
         trajectories[i] = judged
     with meter.towers("features"):
       trajectories = self._prober.second_turns(params, begun, timer=timer)
-    self.check(trajectories, step)
+    probing.check_valid(trajectories, self.config.max_invalid, step=step)
     with timer("answers"), meter.towers("answers"):
-      trajectories = self._scorer.ask_again(self.judge(trajectories))
+      trajectories = self._scorer.ask_again(self._scorer.judge(trajectories))
     meter.count(trajectories, group=self._grpo.group_size)
     return self._scorer.score(trajectories)
-
-  def generate(
-    self,
-    params: Any,
-    prompts: Sequence[Prompt],
-    *,
-    timer: metrics_lib.Timer,
-    group: int | None = None,
-  ) -> list[Trajectory]:
-    """Lets the auditor make probes: steps 2 to 4.
-
-    Args:
-      params: tree of the current auditor.
-      prompts: B of them; the number per strategy decides which programs are compiled.
-      timer: counts the seconds of the phases.
-      group: G; None is that of GRPO. A sweep of the pool takes 1.
-
-    Returns:
-      B·G trajectories: all samples of the first prompt, then those of the next.
-    """
-    group = group or self._grpo.group_size
-    begun = self._prober.first_turns(params, prompts, timer=timer, group=group)
-    return self._prober.second_turns(params, begun, timer=timer)
-
-  def judge(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
-    """Asks target and references about every probe that came to be and has no verdict yet."""
-    return self._scorer.judge(trajectories)
-
-  def check(self, trajectories: Sequence[Trajectory], step: int) -> None:
-    """Stops a run that would learn from what is left of its samples."""
-    reasons = Counter(t.invalid for t in trajectories if t.invalid)
-    invalid = sum(reasons.values())
-    if invalid > self.config.max_invalid * len(trajectories):
-      listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(5))
-      raise RolloutError(
-        f"step {step}: {invalid} of {len(trajectories)} samples are invalid, more than "
-        f"{self.config.max_invalid:.0%}: {listed}"
-      )
 
   def _records(
     self, drawn: Sequence[Trajectory], groups: Sequence[Group], step: int
@@ -296,44 +203,3 @@ class Rollout:
       )
       for i, row in enumerate(advantages)
     ]
-
-  def pack(self, params: Any, groups: Sequence[Group]) -> batch_lib.LearnerBatch:
-    """The learner's batch: first turns and, where a strategy has them, second ones.
-
-    Rows and images have static counts.
-    """
-    counts, size = self.config.counts(), self._grpo.group_size
-    lengths = self.config.max_new_tokens
-    seconds = sum(counts[s] for s in set(counts) & prompts_lib.TWO_TURNS) * size
-    firsts = sum(counts.values()) * size
-    samples = [
-      (turns, advantage)
-      for group in groups
-      for turns, advantage in zip(group.turns, group.advantages)
-    ]
-    images = list(dict.fromkeys(turn.image_id for turns, _ in samples for turn in turns))
-    place = {image_id: i for i, image_id in enumerate(images)}
-
-    def rows(number: int, *, capacity: int, per_row: int, completion_width: int) -> batch_lib.Rows:
-      chosen = [(turns[number], a) for turns, a in samples if len(turns) > number]
-      return batch_lib.pack_rows(
-        [turn for turn, _ in chosen],
-        [a for _, a in chosen],
-        image=[place[turn.image_id] for turn, _ in chosen],
-        rows=self._padded(capacity),
-        prompt_width=self._prober.widths[number],
-        completion_width=completion_width,
-        per_row=per_row,
-      )
-
-    longest = max(lengths[prompts_lib.FIRST_TURN[s]] for s in counts)
-    parts = [
-      rows(0, capacity=firsts // self._per_row, per_row=self._per_row, completion_width=longest)
-    ]
-    if seconds:
-      parts.append(rows(1, capacity=seconds, per_row=1, completion_width=lengths["question"]))
-    spare = groups[0].source_image_id
-    images += [spare] * (firsts // size + seconds - len(images))
-    if self._pixels is not None:
-      return batch_lib.LearnerBatch(None, self._pixels(images), tuple(parts))
-    return batch_lib.LearnerBatch(self._features(params, images), None, tuple(parts))

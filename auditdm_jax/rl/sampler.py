@@ -16,7 +16,7 @@ import numpy as np
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core import runtime, streams
 from auditdm_jax.models import decode, multimodal
-from auditdm_jax.rl.batch import Turn
+from auditdm_jax.rl.batch import Reply
 from auditdm_jax.text import prompts as prompts_lib
 from auditdm_jax.vlm import Vlm
 
@@ -35,15 +35,19 @@ class Sampler:
       temperature: of the sampling distribution.
       mesh: the one that the params lie on; prompts are split over it.
     """
-    self._auditor = auditor
+    self.auditor = auditor
     self._seed = seed
     self._temperature = temperature
     self._mesh = mesh
     self.banned = auditor.tokenizer.unsampled_ids(auditor.stop_ids)
 
+  def length(self, text: str) -> int:
+    """Tokens of a prompt, image slots included."""
+    return len(self.prompt(text))
+
   def prompt(self, text: str) -> tuple[int, ...]:
     """Token ids of a prompt, image slots included."""
-    vlm = self._auditor
+    vlm = self.auditor
     return tuple(prompts_lib.render(vlm.tokenizer, vlm.template, text, vlm.cfg.num_image_tokens))
 
   def sample(
@@ -60,7 +64,7 @@ class Sampler:
     turn: int,
     uids: np.ndarray,
     samples: np.ndarray,
-  ) -> list[list[Turn]]:
+  ) -> list[list[Reply]]:
     """Draws a group of replies for each prompt.
 
     Args:
@@ -86,17 +90,17 @@ class Sampler:
     valid = np.zeros((len(prompts), width), bool)
     for row, prompt in enumerate(prompts):
       tokens[row, : len(prompt)], valid[row, : len(prompt)] = prompt, True
-    sc = decode.SampleConfig(max_new_tokens, self._temperature, self._auditor.stop_ids, self.banned)
+    sc = decode.SampleConfig(max_new_tokens, self._temperature, self.auditor.stop_ids, self.banned)
     key = streams.key_data(self._seed, "sample", *walk)
     placed = [self._place(np.asarray(x)[rows]) for x in (features, tokens, valid)]
     which = np.asarray(uids, np.int32)[rows], np.asarray(samples, np.int32)[rows]
     with mesh_lib.use(self._mesh):
-      drawn = sample_rows(self._auditor.cfg, sc, params, *placed, key, np.int32(turn), *which)
+      drawn = sample_rows(self.auditor.cfg, sc, params, *placed, key, np.int32(turn), *which)
     host = runtime.fetch(drawn)  # One transfer for all rows.
-    texts = self._auditor.tokenizer
+    texts = self.auditor.tokenizer
     return [
       [
-        Turn(
+        Reply(
           kind=kind,
           image_id=image_ids[p],
           prompt=tuple(prompt),

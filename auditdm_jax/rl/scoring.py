@@ -9,11 +9,9 @@ import numpy as np
 from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.core import streams
 from auditdm_jax.core.config import UserError
-from auditdm_jax.rl import gauges
 from auditdm_jax.rl import reward as reward_lib
 from auditdm_jax.rl.batch import Trajectory
 from auditdm_jax.rl.draws import RolloutConfig
-from auditdm_jax.vlm import Vlm
 
 
 class Scorer:
@@ -26,19 +24,32 @@ class Scorer:
     *,
     bank: ModelBank,
     load: Callable[[str], np.ndarray],
-    key_of: Callable[[str, str], Iterable[str]] | None,
-    paraphrase: Callable[[str, int], str | None] | None,
-    oracle: Callable[[np.ndarray, str], str | None] | None,
-    heldout: Vlm | None,
+    key_of: Callable[[str, str], Iterable[str]] | None = None,
+    paraphrase: Callable[[str, int], str | None] | None = None,
+    oracle: Callable[[np.ndarray, str], str | None] | None = None,
   ):
-    """Takes what `Rollout` is given."""
+    """Connects the models that answer.
+
+    Args:
+      cfg: who is asked in a cascade.
+      reward: terms and novelty.
+      bank: target and references.
+      load: image id -> u8[H,W,3], for pool images and made ones.
+      key_of: (question, consensus) -> keys of a find for novelty; needed if that counts kinds.
+      paraphrase: (question, k >= 1) -> another wording or None; needed by answerability.
+      oracle: (image, question) -> the truth or None; goes to the records only.
+
+    Raises:
+      UserError: a term or novelty lacks what it needs.
+    """
     if reward.novelty in ("archive", "ema") and key_of is None:
       raise UserError("reward.novelty needs keys of finds, which this world does not define")
     if reward.answerability and paraphrase is None:
       raise UserError("reward.answerability needs paraphrases, which this world does not define")
-    self._config, self._reward, self._bank, self._load = cfg, reward, bank, load
-    self._key_of, self._paraphrase = key_of, paraphrase
-    self._oracle, self._heldout = oracle, heldout
+    self.bank, self.reward = bank, reward
+    self._config, self._load = cfg, load
+    self._key_of, self._paraphrase, self._oracle = key_of, paraphrase, oracle
+    self._terms = reward_lib.terms_of(reward)
     self.novelty = reward_lib.Novelty(reward)
 
   def judge(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
@@ -55,7 +66,7 @@ class Scorer:
 
   def is_full(self, trajectory: Trajectory) -> bool:
     """Whether all models are asked about its probe: always, or in a cascade by lot."""
-    if not self._bank.config.cascade:
+    if not self.bank.config.cascade:
       return True
     t = trajectory
     lot = streams.word(self._config.seed, "full", *t.walk, t.prompt_id, t.sample)
@@ -67,7 +78,7 @@ class Scorer:
     """`result` with verdicts in these rows."""
     if rows:
       asked = [result[i] for i in rows]
-      verdicts = self._bank.verdicts(
+      verdicts = self.bank.verdicts(
         self._load,
         [t.question for t in asked],
         image_ids=[t.image_id for t in asked],
@@ -78,42 +89,34 @@ class Scorer:
     return result
 
   def ask_again(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
-    """The answerability of finds: do the references keep their consensus over a paraphrase?"""
+    """Asks the references about a paraphrase of each find: do they keep their consensus?"""
     result = list(trajectories)
-    if not self._reward.answerability:
+    if not self.reward.answerability:
       return result
     texts = {i: self._paraphrase(t.question, 1) for i, t in enumerate(result) if is_find(t)}
     rows = [i for i, text in texts.items() if text is not None]
-    answers: dict[str, list[str]] = {}
-    if rows:
-      answers = self._bank.answers(
-        self._load,
-        [texts[i] for i in rows],
-        image_ids=[result[i].image_id for i in rows],
-        models=self._bank.references,
-      )
+    if not rows:
+      return result
+    answers = self.bank.answers(
+      self._load,
+      [texts[i] for i in rows],
+      image_ids=[result[i].image_id for i in rows],
+      models=self.bank.references,
+    )
+    same = self.bank.judge.same
     for k, i in enumerate(rows):
-      kept = reward_lib.answerability(
-        result[i].verdict.consensus, [a[k] for a in answers.values()], same=self._bank.judge.same
-      )
-      result[i] = dataclasses.replace(result[i], parts={"answerability": kept})
+      kept = all(same(result[i].verdict.consensus, said[k]) for said in answers.values())
+      result[i] = dataclasses.replace(result[i], kept=kept)
     return result
 
   def score(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
-    """Reward terms, rewards, and novelty weights by the finds of the steps before."""
+    """Evaluates reward terms, rewards, and novelty weights by the finds of the steps before."""
     result = []
-    for trajectory in trajectories:
-      tokens = [int(x) for turn in trajectory.turns for x in turn.tokens[: turn.length]]
-      find = is_find(trajectory)
-      parts = {
-        "disagreement": reward_lib.disagreement(parsed=not trajectory.malformed, disagrees=find),
-        "repetition": reward_lib.repetition(tokens),
-        "length": reward_lib.length(len(tokens), limit=self._reward.length_limit),
-      }
-      parts |= trajectory.parts
-      reward = float("nan") if trajectory.invalid else reward_lib.total(self._reward, parts)
-      weight = self.novelty.weight(self._keys(trajectory)) if find else 1.0
-      result.append(dataclasses.replace(trajectory, parts=parts, reward=reward, weight=weight))
+    for t in trajectories:
+      parts = reward_lib.evaluate(self._terms, facts_of(t))
+      reward = float("nan") if t.invalid else reward_lib.total(self._terms, parts)
+      weight = self.novelty.weight(self._keys(t)) if is_find(t) else 1.0
+      result.append(dataclasses.replace(t, parts=parts, reward=reward, weight=weight))
     return result
 
   def count(self, drawn: Sequence[Trajectory]) -> None:
@@ -122,21 +125,11 @@ class Scorer:
 
   def _keys(self, find: Trajectory) -> tuple[str, ...]:
     """What novelty compares a find by."""
-    if self._reward.novelty == "text":
+    if self.reward.novelty == "text":
       return (find.question,)
     if self._key_of is None:
       return ()
     return tuple(self._key_of(find.question, find.verdict.consensus))
-
-  def gauges(self, drawn: Sequence[Trajectory], step: int) -> dict[str, float]:
-    """See `rl.gauges`; in most steps nothing."""
-    cfg = self._config.gauges
-    if not cfg.every or step % cfg.every:
-      return {}
-    finds = [t for t in drawn if is_find(t)]
-    order = streams.rng(self._config.seed, "gauges", *drawn[0].walk, step).permutation(len(finds))
-    sample = [finds[i] for i in order[: cfg.sample]]
-    return gauges.measure(self._bank, sample, load=self._load, heldout=self._heldout)
 
   def truth(self, trajectory: Trajectory) -> bool | None:
     """Whether the oracle confirms a find; None without an oracle. For the records only."""
@@ -146,7 +139,7 @@ class Scorer:
       return False
     verdict = trajectory.verdict
     answer = self._oracle(self._load(trajectory.image_id), trajectory.question)
-    same = self._bank.judge.same
+    same = self.bank.judge.same
     return (
       answer is not None
       and same(answer, verdict.consensus)
@@ -157,3 +150,20 @@ class Scorer:
 def is_find(trajectory: Trajectory) -> bool:
   """Whether the target conflicts with the references' consensus."""
   return trajectory.verdict is not None and trajectory.verdict.disagreement
+
+
+def facts_of(trajectory: Trajectory) -> reward_lib.Facts:
+  """Returns what the reward terms may know."""
+  t = trajectory
+  return reward_lib.Facts(
+    strategy=t.strategy,
+    source_image_id=t.source_image_id,
+    image_id=t.image_id,
+    question=t.question,
+    texts=t.fields,
+    tokens=tuple(int(x) for turn in t.turns for x in turn.tokens[: turn.length]),
+    parsed=not t.malformed,
+    verdict=t.verdict,
+    find=is_find(t),
+    kept=t.kept,
+  )

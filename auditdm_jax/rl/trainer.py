@@ -105,7 +105,7 @@ def train(
     KeyboardInterrupt: Ctrl-C, after a checkpoint of the step in progress.
     SystemExit: SIGTERM, likewise.
   """
-  run = _Run(
+  run = Run(
     cfg, rollout, learner, auditor=auditor, workdir=paths.as_path(workdir), name=name,
     identity=identity,
   )  # fmt: skip
@@ -123,7 +123,7 @@ def train(
     return run.result()
 
 
-class _Run:
+class Run:
   """The files of one run."""
 
   def __init__(

@@ -16,8 +16,6 @@ from auditdm_jax.audit.probe import Gate, Probe
 from auditdm_jax.images import locality
 from auditdm_jax.stages.context import Context
 
-EDITED = ("edit", "edit-only")
-
 
 def measure(ctx: Context, bank: ModelBank, probes: Sequence[Probe]) -> list[tuple[Gate, ...]]:
   """The gates of each probe; none for those whose image is no edit.
@@ -26,8 +24,9 @@ def measure(ctx: Context, bank: ModelBank, probes: Sequence[Probe]) -> list[tupl
   """
   measured: list[tuple[Gate, ...]] = [()] * len(probes)
   waiting = {}
+  edited = {s.name for s in ctx.settings.rollout.known() if s.makes == "edit"}
   for i, probe in enumerate(probes):
-    if probe.strategy not in EDITED or probe.source_image_id is None:
+    if probe.strategy not in edited or probe.source_image_id is None:
       continue
     source = ctx.images(probe.source_image_id)
     saved = ctx.images.made.get(probe.image_id)  # As it lies on disk.

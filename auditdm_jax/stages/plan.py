@@ -80,11 +80,12 @@ def read(config: ConfigDict) -> steps.Run:
     grpo=settings.grpo,
     optim=settings.optim,
     rollout=settings.rollout,
-    answer_tokens=settings.bank.max_new_tokens,
+    bank=settings.bank,
     int8=models.int8,
     paged=models.paged,
     recipe=settings.rectify.recipe,
     suffix=settings.rectify.suffix,
+    asks_again=settings.reward.answerability > 0,
     plan=settings.plan,
   )
 

@@ -9,18 +9,22 @@ import dataclasses
 import pathlib
 from typing import Any
 
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
-import numpy as np
 
 from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.audit.probe import Probe, Verdict
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core import metrics, paths, runtime, streams, tree
 from auditdm_jax.core.config import UserError
-from auditdm_jax.models import preprocess
-from auditdm_jax.rl import draws, rollout, trainer
+from auditdm_jax.rl import build, draws, probing, rollout, trainer
 from auditdm_jax.rl.batch import Trajectory
+from auditdm_jax.rl.drawing import Drawing
+from auditdm_jax.rl.gauges import Gauges
 from auditdm_jax.rl.learner import Learner
+from auditdm_jax.rl.probing import Prober
+from auditdm_jax.rl.scoring import Scorer
+from auditdm_jax.rl.sight import Sight
 from auditdm_jax.stages.attempts import Attempt, ModeKey
 from auditdm_jax.stages.context import Context, InMemoryPool
 from auditdm_jax.vlm_loading import load_vlm
@@ -67,84 +71,80 @@ def train_auditor(
   )  # fmt: skip
   harvest = tuple(s for s in settings.checkpoints.harvest if s < steps)
   cfg = dataclasses.replace(settings.checkpoints, harvest=harvest)
-  made = make_rollout(ctx, bank, run=name, pool=ctx.pool("images"), learner=learner)
+  made = make_rollout(ctx, bank, run=name, learner=learner)
   return trainer.train(
     cfg, made, learner, auditor=vlm, workdir=ctx.workdir, name=name,
     identity=[getattr(settings, section) for section in _DECIDE],
   )  # fmt: skip
 
 
-def make_rollout(
-  ctx: Context,
-  bank: ModelBank,
-  *,
-  run: str,
-  pool: InMemoryPool,
-  prompts: Mapping[str, int] | None = None,
-  learner: Learner | None = None,
-) -> rollout.Rollout:
-  """Connects the sampler, the image service and the models.
+def make_rollout(ctx: Context, bank: ModelBank, *, run: str, learner: Learner) -> rollout.Rollout:
+  """Connects the auditor, the image service and the models that answer.
 
   Args:
     ctx: the run's config and models.
     bank: target and references.
     run: the name of the training run; its randomness depends on it.
-    pool: the images that the auditor looks at.
-    prompts: {strategy: prompts}, default the config's.
-    learner: says how batches are laid out; without one the params are those of `Asker`.
+    learner: takes the batches.
   """
-  cfg = dataclasses.replace(ctx.settings.rollout, seed=ctx.settings.seed)
+  mesh = learner.rollout_mesh if learner.rollout_mesh.size > 1 else None
+  sight = Sight(ctx.auditor, ctx.cache, load=ctx.images, trains=learner.trains_tower)
+  prober = make_prober(ctx, sight, pool=ctx.pool("images"), mesh=mesh)
+  cfg = prober.config
+  heldout = ctx.answering(ctx.load(cfg.gauges.heldout)) if cfg.gauges.heldout else None
+  return build.rollout(
+    ctx.settings.grpo,
+    learner,
+    run=run,
+    prober=prober,
+    scorer=make_scorer(ctx, bank),
+    gauges=Gauges(cfg.gauges, bank, seed=cfg.seed, load=ctx.images, heldout=heldout),
+  )
+
+
+def make_prober(
+  ctx: Context,
+  sight: Sight,
+  *,
+  pool: InMemoryPool,
+  mesh: Mesh | None,
+  prompts: Mapping[str, int] | None = None,
+) -> Prober:
+  """Connects the auditor and the image service.
+
+  Args:
+    ctx: the run's config and models.
+    sight: what the auditor sees of an image.
+    pool: the images that it looks at.
+    mesh: the one that its params lie on.
+    prompts: {strategy: prompts}, default the config's.
+  """
+  cfg = _rollout_config(ctx)
   if prompts is not None:
     cfg = dataclasses.replace(cfg, prompts=dict(prompts))
+  drawing = None
+  if any(strategy.makes for strategy, _ in cfg.active()):
+    drawing = Drawing(ctx.client, keep=ctx.images.put, deadline_s=cfg.deadline_s)
+  return build.prober(
+    cfg, ctx.settings.grpo, auditor=ctx.auditor, pool=pool, sight=sight, drawing=drawing,
+    well_formed=ctx.world.well_formed, mesh=mesh,
+  )  # fmt: skip
+
+
+def make_scorer(ctx: Context, bank: ModelBank) -> Scorer:
+  """Connects the models that answer, and what the world can tell."""
+  key = ModeKey(ctx.seeds)
+  return Scorer(
+    _rollout_config(ctx), ctx.settings.reward, bank=bank, load=ctx.images,
+    key_of=lambda question, consensus: (key.of(question, consensus),),
+    paraphrase=ctx.world.paraphrase, oracle=ctx.world.oracle,
+  )  # fmt: skip
+
+
+def _rollout_config(ctx: Context) -> draws.RolloutConfig:
   if "seed" in ctx.config.rollout:
     raise UserError("config.rollout.seed: a run has one seed, config.seed")
-  key, vlm, grpo_cfg = ModeKey(ctx.seeds), ctx.auditor, ctx.settings.grpo
-  needs_images = any(s != "question" for s in cfg.counts())
-  if learner is None:
-    trains_tower = ctx.settings.optim.trains_tower(tree.flatten(vlm.params))
-  else:
-    trains_tower = learner.trains_tower
-
-  def features(params: Any, ids: Sequence[str]) -> np.ndarray:
-    if not trains_tower:
-      return ctx.cache.features(vlm, ids, ctx.images)
-    unique = list(dict.fromkeys(ids))
-    now = vlm.with_params(params).encode([ctx.images(i) for i in unique])
-    return now[[unique.index(i) for i in ids]]
-
-  def pixels(ids: Sequence[str]) -> np.ndarray:
-    size = vlm.cfg.vision.image_size
-    return preprocess.preprocess([ctx.images(i) for i in ids], size=size, how=vlm.pixels)
-
-  layout = {"mesh": ctx.rollout_mesh}
-  if learner is not None:
-    mesh = learner.rollout_mesh
-    layout = {
-      "padded": learner.padded,
-      "per_row": grpo_cfg.group_size if learner.config.optim.shared_prefix else 1,
-      "pixels": pixels if trains_tower else None,
-      "mesh": mesh if mesh.size > 1 else None,
-    }
-  heldout = cfg.gauges.heldout
-  return rollout.Rollout(
-    cfg,
-    grpo_cfg,
-    ctx.settings.reward,
-    run=run,
-    auditor=vlm,
-    pool=pool,
-    bank=bank,
-    features=features,
-    load=ctx.images,
-    keep=ctx.images.put,
-    client=ctx.client if needs_images else None,
-    key_of=lambda question, consensus: (key.of(question, consensus),),
-    well_formed=ctx.world.well_formed,
-    paraphrase=ctx.world.paraphrase,
-    oracle=ctx.world.oracle,
-    heldout=ctx.answering(ctx.load(heldout)) if heldout else None,
-    **layout,
-  )
+  return dataclasses.replace(ctx.settings.rollout, seed=ctx.settings.seed)
 
 
 def auditors(ctx: Context) -> dict[int, pathlib.Path]:
@@ -201,7 +201,10 @@ class Asker:
   ):
     """Takes the bank, the images to ask about and {strategy: share}, default the config's."""
     self._ctx, self._pool = ctx, pool
-    self._rollout = make_rollout(ctx, bank, run="ask", pool=pool, prompts=prompts)
+    trains = ctx.settings.optim.trains_tower(tree.flatten(ctx.auditor.params))
+    sight = Sight(ctx.auditor, ctx.cache, load=ctx.images, trains=trains)
+    self._prober = make_prober(ctx, sight, pool=pool, mesh=ctx.rollout_mesh, prompts=prompts)
+    self._scorer = make_scorer(ctx, bank)
     self._waiting: dict[int | None, Any] = {}
     self._step, self._params = None, None  # the one on the devices
 
@@ -233,19 +236,20 @@ class Asker:
         drawn, up to twice as many as wanted; an auditor that still repeats itself may.
     """
     scale = self._ctx.settings.grpo.group_size
-    counts = {s: k * scale for s, k in self._rollout.config.counts().items()}
+    counts = {s: k * scale for s, k in self._prober.config.counts().items()}
     seed = self._ctx.settings.seed
     out: list[Attempt] = []
     chunk = 0
     while len(out) < n:
       prompts = draws.draw_prompts(counts, seed=seed, walk=walk, step=chunk, size=len(self._pool))
-      done = self._rollout.generate(self._take(step), prompts, timer=metrics.Timer(), group=1)
-      self._rollout.check(done, chunk)  # What is invalid is asked again, but not for ever.
+      done = self._prober.generate(self._take(step), prompts, timer=metrics.Timer(), group=1)
+      # What is invalid is asked again, but not for ever.
+      probing.check_valid(done, self._prober.config.max_invalid, step=chunk)
       if asked is not None and chunk * sum(counts.values()) < 2 * n:
         done = _unasked(done, {*asked, *(a.probe.probe_id for a in out)})
       # A share of every strategy when not all are wanted.
       keep = streams.rng(seed, "kept", *walk, chunk).permutation(len(done))[: n - len(out)]
-      done = self._rollout.judge([done[i] for i in sorted(keep)])
+      done = self._scorer.judge([done[i] for i in sorted(keep)])
       out += [_attempt(t, arm=arm, step=step or 0) for t in done if not t.invalid]
       chunk += 1
     return out

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from collections.abc import Callable
 import dataclasses
+import sys
+import types
 from typing import Any, Literal
 
 import ml_collections
 import pytest
 
-from auditdm_jax.core.config import UserError, build, did_you_mean
+from auditdm_jax.core.config import UserError, build, did_you_mean, load_object
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,3 +99,33 @@ def test_missing_key_shows_what_was_written_instead():
 def test_did_you_mean():
   assert did_you_mean("evalute", ["evaluate", "train"]) == " (did you mean 'evaluate'?)"
   assert did_you_mean("xyz", ["evaluate", "train"]) == ""
+
+
+@pytest.fixture
+def outside(monkeypatch):
+  """A module that a user wrote."""
+  module = types.ModuleType("outside_module")
+  module.brevity, module.LIMIT = len, 3
+  monkeypatch.setitem(sys.modules, "outside_module", module)
+
+
+def test_an_object_of_a_users_module(outside):
+  assert load_object("outside_module:brevity", Callable, where="x") is len
+  assert load_object("outside_module:LIMIT", int, where="x") == 3
+
+
+@pytest.mark.parametrize(
+  ("path", "message"),
+  [
+    ("outside_module", "written package.module:NAME"),
+    ("outside module:NAME", "written package.module:NAME"),
+    ("outside_module:", "written package.module:NAME"),
+    ("../outside_module:brevity", "written package.module:NAME"),
+    ("no_such_module_xyz:brevity", "no module 'no_such_module_xyz'"),
+    ("outside_module:brevty", r"has no 'brevty' \(did you mean 'brevity'\?\)"),
+    ("outside_module:LIMIT", "expected a function, got int"),
+  ],
+)
+def test_an_import_path_that_names_nothing_is_explained(outside, path, message):
+  with pytest.raises(UserError, match=f"reward.terms=.*{message}"):
+    load_object(path, Callable, where="reward.terms")

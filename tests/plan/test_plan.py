@@ -12,6 +12,7 @@ from ml_collections import config_flags
 import numpy as np
 import pytest
 
+from auditdm_jax.audit.answer import BankConfig
 from auditdm_jax.core.config import OVERRIDES, UserError
 from auditdm_jax.plan import chips, compiling, programs, steps, table
 from auditdm_jax.rectify.recipes import Recipe
@@ -33,7 +34,7 @@ def run(**changes):
     rollout=RolloutConfig(
       prompts=fakes.MIXED, max_new_tokens={"question": 5, "caption": 7, "instruction": 6}
     ),
-    answer_tokens=3,
+    bank=BankConfig(max_new_tokens=3),
     recipe=Recipe(steps=5, batch_size=8, lr=1e-3),
     suffix=3,
     plan=steps.PlanConfig(task_tokens=6, question_tokens=8),
@@ -66,12 +67,22 @@ def test_the_planned_batch_is_the_one_that_a_rollout_packs(shared):
 
 def test_calls_of_a_step():
   planned = steps.steps(run(), 8)
-  assert [s.name for s in planned] == [
-    "reshard", "encode auditor+target+reference", "sample instruction", "sample caption",
-    "sample question", "sample again", "answer target", "answer reference", "train", "repair",
-  ]  # fmt: skip
-  assert named(planned, "sample again").calls == 2  # after captions, after instructions
-  assert named(planned, "repair").calls == 0
+  assert [(s.name, s.calls) for s in planned] == [
+    ("reshard", 1),
+    # Sources and images of second turns of the auditor; of the others sources of questions.
+    ("encode auditor+target+reference x8", 4),
+    ("encode target+reference x16", 2),
+    ("sample instruction", 1),
+    ("sample caption", 1),
+    ("sample question", 1),
+    ("sample question again", 1),
+    ("answer target x8", 1),  # about the sources
+    ("answer target x16", 1),  # about made images
+    ("answer reference x8", 1),
+    ("answer reference x16", 1),
+    ("train", 1),
+    ("repair", 0),
+  ]
   paged = steps.steps(run(paged=True), 8)
   assert {s.keeps for s in paged} == {"", steps.STATE, steps.COPY, steps.TOWER}
 
@@ -113,7 +124,7 @@ def test_a_program_must_fit_beside_what_stays():
   gib = chips.GIB
   done = [
     (planned["sample question"], compiled(4, stays=2 * gib)),
-    (planned["answer target"], compiled(3, stays=3 * gib)),
+    (planned["answer target x16"], compiled(3, stays=3 * gib)),
     (planned["train"], compiled(9, stays=3 * gib)),
     (planned["repair"], compiled(14, stays=6 * gib)),
   ]

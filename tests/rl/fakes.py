@@ -16,9 +16,20 @@ from auditdm_jax.audit.probe import probe_id
 from auditdm_jax.audit.verdict import verdict
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core.image_store import Images
-from auditdm_jax.rl import grpo, reward
+from auditdm_jax.rl import (
+  drawing,
+  draws,
+  gauges,
+  grpo,
+  packing,
+  probing,
+  reward,
+  scoring,
+  shapes,
+)
 from auditdm_jax.rl import learner as learner_lib
 from auditdm_jax.rl import rollout as rollout_lib
+from auditdm_jax.rl import sampler as sampler_lib
 from tests.rl import tiny
 
 WORDS = ("red", "blue", "unanswerable")
@@ -144,38 +155,101 @@ def features(image_ids):
 MIXED = {"question": 2, "edit": 1, "generate": 1, "edit_only": 1, "generate_only": 1}
 
 
-def rollout(
-  prompts=None, *, group_size=4, client=None, pool=None, bank=None, grpo_cfg=None, **options
-):
-  """A Rollout; options are fields of its config, or arguments that are not set here."""
+class Sight:
+  """Features by hash; pixels where the tower trains."""
+
+  def __init__(self, features=None, pixels=None):
+    self._features, self._pixels = features, pixels
+    self.trains = pixels is not None
+
+  def features(self, params, image_ids):
+    return self._features(params, image_ids) if self._features else features(image_ids)
+
+  def pixels(self, image_ids):
+    return self._pixels(image_ids)
+
+
+def prober(cfg, *, group_size=4, pool=None, client=None, keep=None, sight=None, **options):
+  """A Prober with its sampler; options are those of the Prober, and `mesh`."""
+  sampler = sampler_lib.Sampler(
+    tiny.auditor(), seed=cfg.seed, temperature=1.0, mesh=options.pop("mesh", None)
+  )
   pool = pool or Pool()
+  return probing.Prober(
+    cfg,
+    shapes.calls_of(cfg, group_size, length=sampler.length),
+    pool=pool,
+    sampler=sampler,
+    sight=sight or Sight(),
+    drawing=drawing.Drawing(
+      client or Client(), keep=keep or Store(pool).keep, deadline_s=cfg.deadline_s
+    ),
+    **options,
+  )
+
+
+def rollout(
+  prompts=None,
+  *,
+  group_size=4,
+  client=None,
+  pool=None,
+  bank=None,
+  grpo_cfg=None,
+  reward_cfg=None,
+  load=None,
+  keep=None,
+  sight=None,
+  key_of=lambda question, answer: (answer,),
+  paraphrase=None,
+  oracle=None,
+  well_formed=None,
+  mesh=None,
+  per_row=None,
+  padded=lambda rows: rows,
+  **fields,
+):
+  """A Rollout; fields are those of its config."""
+  pool, bank = pool or Pool(), bank or Bank()
   store = Store(pool)
-  reward_cfg = options.pop("reward_cfg", reward.RewardConfig())
-  fields = {f.name for f in dataclasses.fields(rollout_lib.RolloutConfig)}
-  extra = {name: options.pop(name) for name in list(options) if name not in fields}
-  cfg = rollout_lib.RolloutConfig(
-    prompts=prompts or MIXED,
-    task={"question": "ask", "caption": "describe", "instruction": "edit"},
-    max_new_tokens={"question": 5, "caption": 7, "instruction": 6},
-    **{"seed": 3, "max_invalid": 0.9} | options,
+  load, keep = load or store, keep or store.keep
+  defaults = {
+    "task": {"question": "ask", "caption": "describe", "instruction": "edit"},
+    "max_new_tokens": {"question": 5, "caption": 7, "instruction": 6},
+    "seed": 3,
+    "max_invalid": 0.9,
+  }
+  cfg = draws.RolloutConfig(**{**defaults, "prompts": prompts or MIXED, **fields})
+  grpo_cfg = grpo_cfg or grpo.GrpoConfig(group_size=group_size)
+  size = grpo_cfg.group_size
+  made = prober(
+    cfg,
+    group_size=size,
+    pool=pool,
+    client=client,
+    keep=keep,
+    sight=sight,
+    well_formed=well_formed,
+    mesh=mesh,
+  )
+  calls = shapes.calls_of(
+    cfg, size, length=made.sampler.length, per_row=per_row or size, padded=padded
   )
   return rollout_lib.Rollout(
-    cfg,
-    grpo_cfg or grpo.GrpoConfig(group_size=group_size),
-    reward_cfg,
-    auditor=tiny.auditor(),
-    pool=pool,
-    bank=bank or Bank(),
-    client=client or Client(),
-    **{
-      "load": store,
-      "keep": store.keep,
-      "features": lambda params, image_ids: features(image_ids),
-      "key_of": lambda question, answer: (answer,),
-      "per_row": group_size,
-      "run": "train",
-    }
-    | extra,
+    grpo_cfg,
+    run="train",
+    prober=made,
+    scorer=scoring.Scorer(
+      cfg,
+      reward_cfg or reward.RewardConfig(),
+      bank=bank,
+      load=load,
+      key_of=key_of,
+      paraphrase=paraphrase,
+      oracle=oracle,
+    ),
+    packer=packing.Packer(calls, made.sight),
+    gauges=gauges.Gauges(cfg.gauges, bank, seed=cfg.seed, load=load),
   )
 
 

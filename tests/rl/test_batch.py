@@ -13,7 +13,7 @@ from tests.rl import tiny
 
 
 def turn(prompt, tokens, truncated=False):
-  return batch_lib.Turn(
+  return batch_lib.Reply(
     kind="question",
     image_id="i",
     prompt=tuple(prompt),

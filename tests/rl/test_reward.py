@@ -2,53 +2,102 @@
 """Reward terms."""
 
 import json
+import sys
+import types
 
 import pytest
 
+from auditdm_jax.core.config import UserError
 from auditdm_jax.rl import reward
+from auditdm_jax.rl.reward import Facts
+from tests.rl import fakes, tiny
+
+PLAIN = reward.RewardConfig()
+
+
+def parts(**facts):
+  return reward.evaluate(reward.terms_of(PLAIN), Facts(**facts))
+
+
+def total(cfg=PLAIN, **values):
+  return reward.total(reward.terms_of(cfg), values)
 
 
 def test_disagreement_is_binary():
-  assert reward.disagreement(parsed=True, disagrees=True) == 1.0
-  assert reward.disagreement(parsed=True, disagrees=False) == 0.0
-  assert reward.disagreement(parsed=False, disagrees=True) == 0.0
+  assert reward.disagreement(Facts(parsed=True, find=True)) == 1.0
+  assert reward.disagreement(Facts(parsed=True, find=False)) == 0.0
+  assert reward.disagreement(Facts(parsed=False, find=True)) == 0.0
 
 
 def test_repetition():
-  assert reward.repetition([1, 2, 3, 4]) == 0.0
-  assert reward.repetition([1, 1, 1, 1, 1]) == pytest.approx(2 / 3)
-  assert reward.repetition([1]) == 0.0
+  assert reward.repetition(Facts(tokens=(1, 2, 3, 4))) == 0.0
+  assert reward.repetition(Facts(tokens=(1, 1, 1, 1, 1))) == pytest.approx(2 / 3)
+  assert reward.repetition(Facts(tokens=(1,))) == 0.0
 
 
 def test_length_penalty_is_in_tokens():
-  assert reward.length(10, limit=10) == 0.0
-  assert reward.length(15, limit=10) == 0.5
+  assert reward.length(Facts(tokens=(7,) * 10), limit=10) == 0.0
+  assert reward.length(Facts(tokens=(7,) * 15), limit=10) == 0.5
 
 
-def test_answerability_needs_all_references():
-  same = str.__eq__
-  assert reward.answerability("red", ["red", "red"], same=same) == 1.0
-  assert reward.answerability("red", ["red", "blue"], same=same) == 0.0
-  # Unanimous, but on something else than before.
-  assert reward.answerability("red", ["blue", "blue"], same=same) == 0.0
+def test_answerability_is_a_part_of_what_was_asked_again_only():
+  assert "answerability" not in parts(find=True)
+  assert parts(find=True, kept=True)["answerability"] == 1.0
+  assert parts(find=True, kept=False)["answerability"] == 0.0
 
 
 def test_answerability_takes_its_share_of_the_signal():
-  parts = {"disagreement": 1.0, "repetition": 0.0, "length": 0.0}
+  values = {"disagreement": 1.0, "repetition": 0.0, "length": 0.0}
   cfg = reward.RewardConfig(answerability=0.75)
-  assert reward.total(cfg, parts | {"answerability": 1.0}) == 1.0
-  assert reward.total(cfg, parts | {"answerability": 0.0}) == 0.25
-  assert reward.total(cfg, parts) == 1.0  # nobody asked
-  assert reward.total(reward.RewardConfig(), parts | {"answerability": 0.0}) == 1.0
+  assert total(cfg, **values, answerability=1.0) == 1.0
+  assert total(cfg, **values, answerability=0.0) == 0.25
+  assert total(cfg, **values) == 1.0  # nobody asked
+  assert total(**values, answerability=0.0) == 1.0
   with pytest.raises(ValueError, match="answerability=2"):
     reward.RewardConfig(answerability=2.0)
 
 
 def test_total_of_defaults_is_the_signal():
-  parts = {"disagreement": 1.0, "repetition": 0.7, "length": 2.0}
-  assert reward.total(reward.RewardConfig(), parts) == 1.0
+  values = {"disagreement": 1.0, "repetition": 0.7, "length": 2.0}
+  assert total(**values) == 1.0
   cfg = reward.RewardConfig(repetition=0.1, length=0.2)
-  assert reward.total(cfg, parts) == pytest.approx(1 - 0.07 - 0.4)
+  assert total(cfg, **values) == pytest.approx(1 - 0.07 - 0.4)
+
+
+@pytest.fixture
+def outsider(monkeypatch):
+  """A module outside the package with terms of its own."""
+  module = types.ModuleType("outsider")
+  module.brevity = lambda facts: 1.0 / len(facts.tokens) if facts.tokens else 0.0
+  module.about_red = lambda facts: None if "red" in facts.question else 1.0
+  module.broken = lambda facts: float("nan")
+  module.length = module.brevity
+  monkeypatch.setitem(sys.modules, "outsider", module)
+
+
+def test_a_term_from_outside_is_weighted_and_logged(outsider):
+  terms = (("outsider:brevity", 0.5), ("outsider:about_red", -2.0))
+  made = fakes.rollout({"question": 3}, reward_cfg=reward.RewardConfig(terms=terms))
+  plain = fakes.rollout({"question": 3}).step(tiny.auditor().params, 0)
+  result = made.step(tiny.auditor().params, 0)
+  for a, b in zip(plain.records, result.records):
+    tokens = sum(turn["length"] for turn in b["turns"])
+    want = a["reward"] + 0.5 / tokens - (0 if "red" in b["question"] else 2)
+    assert b["reward"] == pytest.approx(want)
+    assert b["parts"]["brevity"] == 1 / tokens
+    assert ("about_red" in b["parts"]) == ("red" not in b["question"])
+  counted = [r["parts"]["brevity"] for r in result.records]
+  assert result.metrics["reward/brevity"] == pytest.approx(sum(counted) / len(counted))
+
+
+def test_terms_that_cannot_be_meant_are_refused(outsider):
+  with pytest.raises(UserError, match="two terms are called 'length'"):
+    reward.RewardConfig(terms=(("outsider:length", 1.0),))
+  with pytest.raises(UserError, match="has no 'brevty'"):
+    reward.RewardConfig(terms=(("outsider:brevty", 1.0),))
+  terms = reward.terms_of(reward.RewardConfig(terms=(("outsider:broken", 1.0),)))
+  with pytest.raises(UserError, match="'broken' is nan: must be a finite number"):
+    reward.evaluate(terms, Facts())
 
 
 def test_novelty_off_is_one():

@@ -16,8 +16,7 @@ from auditdm_jax.audit.answer import BankConfig, ModelBank
 from auditdm_jax.core.config import UserError
 from auditdm_jax.core.metrics import Timer
 from auditdm_jax.rl import batch as batch_lib
-from auditdm_jax.rl import flops, grpo, reward, sampler, scoring
-from auditdm_jax.rl import rollout as rollout_lib
+from auditdm_jax.rl import draws, flops, grpo, probing, reward, sampler, scoring
 from auditdm_jax.rl.batch import Trajectory
 from tests.rl import fakes, tiny
 
@@ -37,16 +36,16 @@ def test_prompts_are_a_pure_function_and_epochs_cover_the_pool():
   counts = {"edit": 1, "question": 2}
 
   def draw(step, *, seed=1, walk=("train",)):
-    return rollout_lib.draw_prompts(counts, seed=seed, walk=walk, step=step, size=7)
+    return draws.draw_prompts(counts, seed=seed, walk=walk, step=step, size=7)
 
-  draws = [draw(step) for step in range(14)]
-  flat = [p for step in draws for p in step]
+  drawn = [draw(step) for step in range(14)]
+  flat = [p for step in drawn for p in step]
   assert [p.uid for p in flat] == list(range(42))
   for epoch in range(6):
     assert sorted(p.index for p in flat[epoch * 7 : epoch * 7 + 7]) == list(range(7))
-  assert draws[5] == draw(5)
+  assert drawn[5] == draw(5)
   for other in (draw(0, seed=2), draw(0, walk=("round2",))):
-    assert [p.index for p in other] != [p.index for p in draws[0]]
+    assert [p.index for p in other] != [p.index for p in drawn[0]]
 
 
 def test_every_strategy_keeps_its_lineage(mixed):
@@ -94,7 +93,7 @@ def test_the_services_fault_is_nobodys():
 
 def test_too_many_invalid_samples_stop_the_run_with_the_reasons():
   made = fakes.rollout(client=fakes.Client(broken=100), max_invalid=0.2)
-  with pytest.raises(rollout_lib.RolloutError, match=r"samples are invalid.*DEADLINE: late"):
+  with pytest.raises(probing.RolloutError, match=r"samples are invalid.*DEADLINE: late"):
     made.step(tiny.auditor().params, 0)
 
 
@@ -151,14 +150,15 @@ def test_seeds_differ_per_walk_and_samples_do_not_depend_on_their_batch(mixed):
   made, first = mixed
   params = tiny.auditor().params
   counts = made.config.counts()
-  draw = functools.partial(rollout_lib.draw_prompts, counts, seed=3, step=0, size=6)
+  draw = functools.partial(draws.draw_prompts, counts, seed=3, step=0, size=6)
   prompts = draw(walk=("train",))
   texts = lambda ts: {(t.prompt_id, t.sample): [x.text for x in t.turns] for t in ts}  # noqa: E731
-  again = texts(made.generate(params, prompts[::-1], timer=Timer()))
+  prober = fakes.prober(made.config)
+  again = texts(prober.generate(params, prompts[::-1], timer=Timer(), group=4))
   assert again == {
     (r["prompt_id"], r["sample"]): [t["text"] for t in r["turns"]] for r in first.records
   }
-  later = texts(made.generate(params, draw(walk=("round2",)), timer=Timer()))
+  later = texts(prober.generate(params, draw(walk=("round2",)), timer=Timer(), group=4))
   assert all(later[key] != again[key] for key in list(again)[:4])
   for group in (again[p.uid, g][0] for p in prompts[-1:] for g in range(4)):
     assert isinstance(group, str)
@@ -166,10 +166,10 @@ def test_seeds_differ_per_walk_and_samples_do_not_depend_on_their_batch(mixed):
 
 
 def test_banned_ids_are_never_sampled(mixed):
-  made, result = mixed
+  result, banned = mixed[1], tiny.tokenizer().unsampled_ids(tiny.auditor().stop_ids)
   drawn = np.concatenate([rows.targets[rows.loss_mask] for rows in result.batch.parts])
-  assert tiny.tokenizer().image_id in made.banned
-  assert not np.isin(drawn, made.banned).any()
+  assert tiny.tokenizer().image_id in banned
+  assert not np.isin(drawn, banned).any()
 
 
 def test_novelty_weighs_finds_and_is_carried_over():
@@ -179,7 +179,7 @@ def test_novelty_weighs_finds_and_is_carried_over():
   assert {r["weight"] for r in first.records} == {1.0}
   finds = [r for r in first.records if r["reward"]]
   counts = collections.Counter(r["verdict"]["consensus"] for r in finds)
-  assert made.novelty.state()["counts"] == dict(counts)
+  assert made.state()["novelty"]["counts"] == dict(counts)
   second = made.step(params, 1)
   assert {r["reward"] for r in second.records} <= {0.0, 1.0}  # the weight is not in the reward
 
@@ -220,7 +220,7 @@ def test_a_tower_that_trains_gets_pixels_and_the_sampler_its_current_features():
     return fakes.features(ids)
 
   pixels = lambda ids: np.stack([fakes.pick(i) % 7 * np.ones((2, 2, 3)) for i in ids])  # noqa: E731
-  made = fakes.rollout(features=features, pixels=pixels)
+  made = fakes.rollout(sight=fakes.Sight(features, pixels))
   params = tiny.auditor().params
   result = made.step(params, 0)
   assert len(asked) == 2 and all(p is params for p in asked)  # first and second turns
@@ -292,7 +292,7 @@ def test_time_outs_count_as_invalid_not_as_zero():
     want = grpo.advantages([group])[0] if len(group) > 1 else [0.0] * len(group)
     got = [r["advantage"] for r in result.records[i : i + 4] if r["reward"] is not None]
     np.testing.assert_allclose(got, want, rtol=1e-6)
-  with pytest.raises(rollout_lib.RolloutError, match="no image after"):
+  with pytest.raises(probing.RolloutError, match="no image after"):
     fakes.rollout(client=DeadClient(), deadline_s=0.2, max_invalid=0.0).step(
       tiny.auditor().params, 0
     )
@@ -326,14 +326,10 @@ def rewards(bank, **options):
   """Of every pattern of answers that there is."""
   pool = fakes.Pool()
   scorer = scoring.Scorer(
-    rollout_lib.RolloutConfig(**options),
+    draws.RolloutConfig(**options),
     reward.RewardConfig(),
     bank=bank,
     load=fakes.Store(pool),
-    key_of=None,
-    paraphrase=None,
-    oracle=None,
-    heldout=None,
   )
   patterns = list(itertools.product(range(len(WORDS)), repeat=4))
   asked = [
@@ -419,15 +415,15 @@ def test_work_is_counted_by_phase():
 
 def test_configs_that_cannot_be_meant_are_refused():
   with pytest.raises(UserError, match="did you mean 'edit-only'"):
-    rollout_lib.RolloutConfig(prompts={"edit_olny": 1})
+    draws.RolloutConfig(prompts={"edit_olny": 1})
   with pytest.raises(UserError, match="no strategy"):
-    rollout_lib.RolloutConfig(prompts={"question": 0})
+    draws.RolloutConfig(prompts={"question": 0})
   with pytest.raises(UserError, match="max_new_tokens.caption"):
-    rollout_lib.RolloutConfig(prompts={"generate": 1}, max_new_tokens={"question": 4})
+    draws.RolloutConfig(prompts={"generate": 1}, max_new_tokens={"question": 4})
   with pytest.raises(UserError, match="rollout.task"):
-    rollout_lib.RolloutConfig(task={"questoin": "ask"})
+    draws.RolloutConfig(task={"questoin": "ask"})
   with pytest.raises(UserError, match="full_share=5.0: a share"):
-    rollout_lib.RolloutConfig(full_share=5.0)
+    draws.RolloutConfig(full_share=5.0)
 
 
 STEPS = """

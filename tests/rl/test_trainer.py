@@ -139,14 +139,14 @@ def test_resume_with_several_inner_updates(tmp_path):
 
 def test_killed_after_the_records_and_before_the_checkpoint(straight, tmp_path, monkeypatch):
   """The rows of step 2 are there, its checkpoint is not: none is doubled, none is lost."""
-  keep = trainer._Run.keep
+  keep = trainer.Run.keep
 
   def dies(self, done, *, force):
     if done == 3:
       raise Killed
     keep(self, done, force=force)
 
-  monkeypatch.setattr(trainer._Run, "keep", dies)
+  monkeypatch.setattr(trainer.Run, "keep", dies)
   with pytest.raises(Killed):
     start(tmp_path)
   assert len(facts(tmp_path)[1]) == 3

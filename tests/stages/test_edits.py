@@ -13,6 +13,7 @@ from auditdm_jax.audit.probe import Probe
 from auditdm_jax.core.config import UserError
 from auditdm_jax.core.image_store import Images
 from auditdm_jax.images import locality
+from auditdm_jax.rl.draws import RolloutConfig
 from auditdm_jax.stages import edits
 
 SOURCE = np.full((64, 64, 3), 120, np.uint8)
@@ -52,7 +53,8 @@ def _context(tmp_path, client):
   made = Images(tmp_path)
   known = {made.id_of(SOURCE): SOURCE}
 
-  return types.SimpleNamespace(images=_Source(known, made), client=client)
+  settings = types.SimpleNamespace(rollout=RolloutConfig())
+  return types.SimpleNamespace(images=_Source(known, made), client=client, settings=settings)
 
 
 class _Source(dict):

@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Templates with images and hostile text, and what counts as a usable reply."""
+"""Templates with images and hostile text."""
 
 import pytest
 
 from auditdm_jax.core.config import UserError
 from auditdm_jax.text import prompts
-from auditdm_jax.text.prompts import Malformed, Reply
 from auditdm_jax.text.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.word_level("what is red ? user model".split())
@@ -78,53 +77,3 @@ def test_no_image_slots_without_an_image():
 def test_wrong_templates_are_explained(template, message):
   with pytest.raises(UserError, match=message):
     prompts.render(TOKENIZER, template, "red", 3)
-
-
-def test_every_strategy_has_a_prompt_for_each_of_its_turns():
-  for strategy, kind in prompts.FIRST_TURN.items():
-    assert "{first}" not in prompts.AUDITOR_PROMPTS[kind]
-    if strategy in prompts.TWO_TURNS:
-      assert prompts.AUDITOR_PROMPTS[f"question-after-{kind}"].count("{first}") == 1
-  with pytest.raises(UserError, match="did you mean 'edit-only'"):
-    prompts.parse_reply("edit_only", "paint it red")
-
-
-@pytest.mark.parametrize(
-  "text, want",
-  [
-    ("How many cups are there?", "How many cups are there?"),
-    ("  Question: How many?\n", "How many?"),
-    ('"How many?"', "How many?"),
-    ('Is the sign "STOP"', 'Is the sign "STOP"'),
-    ("is 3 < 4 in the image?", "is 3 < 4 in the image?"),
-  ],
-)
-def test_usable_replies(text, want):
-  assert prompts.parse_reply("question", text) == Reply("question", want)
-
-
-@pytest.mark.parametrize(
-  "text, reason",
-  [
-    ("", "empty"),
-    (' "" ', "empty"),
-    ("Question:", "empty"),
-    ("one\ntwo", "more than one line"),
-    ("a\u2028b", "more than one line"),
-    ("a\x1b[31m", "control characters"),
-    ("word " * 100, "longer than 400"),
-    ("what<end_of_turn>", "'<end_of_turn>'"),
-    ("<unk> is red", "'<unk>'"),
-    ("<script>alert(1)", "'<script>'"),
-    ("?!", "no word"),
-  ],
-)
-def test_unusable_replies(text, reason):
-  reply = prompts.parse_reply("edit", text)
-  assert isinstance(reply, Malformed) and reason in reply.reason
-
-
-def test_reply_kind_follows_strategy_and_turn():
-  assert prompts.parse_reply("edit", "paint it red").kind == "instruction"
-  assert prompts.parse_reply("generate-only", "a red cup").kind == "caption"
-  assert prompts.parse_reply("edit", "how many?", second=True).kind == "question"

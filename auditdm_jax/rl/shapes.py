@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device calls of a step and their static sizes, from the config alone.
+
+The rollout runs by them and `plan` compiles by them, so that what is planned is what is run.
+
+Calls of the sampler and parts of the learner's batch have exactly these sizes in every step. Images
+to encode and probes to answer are at most so many: samples may be malformed, and an image or a
+question that was met before costs nothing.
+"""
+
+from collections.abc import Callable
+import dataclasses
+
+from auditdm_jax.rl.draws import RolloutConfig
+from auditdm_jax.rl.strategy import Strategy
+
+_QUOTE_SLACK = 8  # A quoted text may be tokenised into a few more tokens than were sampled.
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleCall:
+  """One call of the auditor's sampler.
+
+  Attributes:
+    turn: 0 or 1.
+    kind: what is written.
+    prompts: rows of the call; first turns have a group of samples in each, second turns one.
+    group: samples of a prompt.
+    width: prompt tokens, image included.
+    new: tokens of the longest reply.
+  """
+
+  turn: int
+  kind: str
+  prompts: int
+  group: int
+  width: int
+  new: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """Learner rows of one shape, see `rl.batch`."""
+
+  rows: int
+  per_row: int
+  prompt: int
+  completion: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+  """Probes that target and references are asked about at one time.
+
+  Attributes:
+    images: those that none of them has seen before.
+    probes: questions about them.
+  """
+
+  images: int
+  probes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Calls:
+  """What a round of prompts calls, and the learner's batch.
+
+  Attributes:
+    sample: calls of the sampler, in their order.
+    encoded: images that the auditor sees for the first time: the sources, and the made ones that
+      it asks about.
+    asked: probes about the sources, asked while images are made, and the others.
+    images: unique images of the learner's batch.
+    parts: rows of the learner's batch, one part per turn.
+  """
+
+  sample: tuple[SampleCall, ...]
+  encoded: tuple[int, ...]
+  asked: tuple[Asked, ...]
+  images: int
+  parts: tuple[Part, ...]
+
+  def of_turn(self, turn: int) -> dict[str, SampleCall]:
+    """Returns the sampler's calls of a turn by kind."""
+    return {call.kind: call for call in self.sample if call.turn == turn}
+
+
+def calls_of(
+  cfg: RolloutConfig,
+  group: int,
+  *,
+  length: Callable[[str], int],
+  per_row: int = 1,
+  padded: Callable[[int], int] = lambda rows: rows,
+) -> Calls:
+  """Returns the calls of a step.
+
+  Args:
+    cfg: prompts by strategy, and lengths.
+    group: samples of a prompt.
+    length: tokens of a prompt with this task, image included.
+    per_row: completions that share a learner row, 1 or `group`.
+    padded: the number of learner rows that a part of so many rows is padded to.
+  """
+  active = cfg.active()
+  firsts, seconds = _first_calls(cfg, group, length), _second_calls(cfg, group, length)
+  drawn = sum(count for _, count in active)
+  again = sum(call.prompts for call in seconds)
+  parts = [_part(firsts, padded(drawn * group // per_row), per_row)]
+  if seconds:
+    parts.append(_part(seconds, padded(again), 1))
+  looked_at = group * sum(n for s, n in active if s.turns[-1].about == "made")
+  early = sum(n for s, n in active if is_early(s))
+  late = sum(n * (group if s.makes else 1) for s, n in active if not is_early(s))
+  asked = (Asked(early, early * group), Asked(late, (drawn - early) * group))
+  return Calls(
+    sample=(*firsts, *seconds),
+    encoded=tuple(n for n in (drawn, looked_at) if n),
+    asked=tuple(a for a in asked if a.probes),
+    images=drawn + again,
+    parts=tuple(parts),
+  )
+
+
+def is_early(strategy: Strategy) -> bool:
+  """Whether a probe is complete after the first turn, so that nothing is waited for."""
+  return not strategy.makes and len(strategy.turns) == 1
+
+
+def _first_calls(cfg: RolloutConfig, group: int, length: Callable[[str], int]) -> list[SampleCall]:
+  """One call per kind of first turn; all have the width of the longest task."""
+  active = cfg.active()
+  width = max(length(cfg.task_text(s, 0)) for s, _ in active)
+  prompts: dict[str, int] = {}
+  for strategy, count in active:
+    kind = strategy.turns[0].kind
+    prompts[kind] = prompts.get(kind, 0) + count
+  return [
+    SampleCall(0, kind, count, group, width, cfg.max_new_tokens[kind])
+    for kind, count in prompts.items()
+  ]
+
+
+def _second_calls(cfg: RolloutConfig, group: int, length: Callable[[str], int]) -> list[SampleCall]:
+  """One call per kind of second turn, whose prompts are all different."""
+  active = [(s, count) for s, count in cfg.active() if len(s.turns) == 2]
+  width, prompts = 0, {}
+  for strategy, count in active:
+    task, kind = cfg.task_text(strategy, 1), strategy.turns[1].kind
+    tokens = length(task)
+    if cfg.task_text(strategy, 1, first="x") != task:
+      tokens += cfg.max_new_tokens[strategy.turns[0].kind] + _QUOTE_SLACK
+    width = max(width, tokens)
+    prompts[kind] = prompts.get(kind, 0) + count * group
+  return [
+    SampleCall(1, kind, count, 1, width, cfg.max_new_tokens[kind])
+    for kind, count in prompts.items()
+  ]
+
+
+def _part(calls: list[SampleCall], rows: int, per_row: int) -> Part:
+  return Part(rows, per_row, calls[0].width, max(call.new for call in calls))

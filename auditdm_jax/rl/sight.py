@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the auditor sees of an image: features of its tower, or pixels where that trains."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from auditdm_jax.audit.answer import FeatureCache
+from auditdm_jax.models import preprocess
+from auditdm_jax.vlm import Vlm
+
+
+class Sight:
+  """Images as the auditor takes them.
+
+  Attributes:
+    trains: whether the tower trains. The features are then those of the current params, and the
+      learner gets pixels.
+  """
+
+  def __init__(
+    self,
+    auditor: Vlm,
+    cache: FeatureCache,
+    *,
+    load: Callable[[str], np.ndarray],
+    trains: bool = False,
+  ):
+    """Takes the auditor, and how images are found.
+
+    Args:
+      auditor: the initial auditor.
+      cache: features of frozen towers; shared with the models that answer.
+      load: image id -> u8[H,W,3].
+      trains: whether the auditor's tower trains.
+    """
+    self._auditor, self._cache, self._load = auditor, cache, load
+    self.trains = trains
+
+  def features(self, params: Any, image_ids: Sequence[str]) -> np.ndarray:
+    """Returns f32[N,patches,D] of the auditor's tower with these params."""
+    if not self.trains:
+      return self._cache.features(self._auditor, image_ids, self._load)
+    unique = list(dict.fromkeys(image_ids))
+    now = self._auditor.with_params(params).encode([self._load(i) for i in unique])
+    return now[[unique.index(i) for i in image_ids]]
+
+  def pixels(self, image_ids: Sequence[str]) -> np.ndarray:
+    """Returns f32[N,H,W,3] in [-1,1], for the learner's own tower."""
+    size, how = self._auditor.cfg.vision.image_size, self._auditor.pixels
+    return preprocess.preprocess([self._load(i) for i in image_ids], size=size, how=how)
