@@ -22,9 +22,8 @@ import rich.console
 import rich.table
 
 from auditdm_jax.audit import rates
-from auditdm_jax.stages import attempts as attempts_lib
+from auditdm_jax.audit.attempt import Attempt
 from auditdm_jax.stages import train
-from auditdm_jax.stages.attempts import Attempt
 from auditdm_jax.stages.context import Context
 from configs.ablations import scenes
 
@@ -40,18 +39,18 @@ def run(arm: str, seed: str, root: pathlib.Path) -> dict:
   workdir = root / f"{_TARGET.value}-{arm}-{seed}"
   with Context(config, workdir, "ablation") as ctx:
     train.run(ctx)
-    attempts = train.load_attempts(ctx)
+    attempts = ctx.folder.completions()
     steps = config.optim.steps
     first, last = (
       _between(attempts, *ends) for ends in ((0, steps // 10), (steps * 9 // 10, steps))
     )
-    whole = attempts_lib.coverage(ctx, attempts, list(ctx.world.gaps))
+    oracle, whole = ctx.oracle, ctx.oracle.coverage(attempts, ctx.world.gaps)
     lines = (workdir / "metrics/train.jsonl").read_text().splitlines()
     return {
-      "first": attempts_lib.success(ctx, first),
-      "last": attempts_lib.success(ctx, last),
-      "modes": attempts_lib.coverage(ctx, last, [])["effective_modes"],
-      "gaps": f"{whole['gaps_found']}/{whole['gaps_auditable']}",
+      "first": oracle.success(first),
+      "last": oracle.success(last),
+      "modes": oracle.coverage(last).effective_modes,
+      "gaps": f"{whole.gaps_found}/{whole.gaps_auditable}",
       "seconds": float(np.median([json.loads(line)["seconds/total"] for line in lines])),
     }
 
@@ -61,9 +60,9 @@ def _between(attempts: Sequence[Attempt], start: int, stop: int) -> list[Attempt
 
 
 def _pooled(runs: Sequence[dict], when: str) -> str:
-  r = rates.rate(sum(run[when]["k"] for run in runs), sum(run[when]["n"] for run in runs))
+  r = rates.rate(sum(run[when].k for run in runs), sum(run[when].n for run in runs))
   seeds = ", ".join(f"{100 * run[when]['rate']:.0f}" for run in runs)
-  return f"{100 * r['rate']:.1f} [{100 * r['ci95'][0]:.1f}, {100 * r['ci95'][1]:.1f}] ({seeds})"
+  return f"{100 * r.rate:.1f} [{100 * r.ci95[0]:.1f}, {100 * r.ci95[1]:.1f}] ({seeds})"
 
 
 def main(argv: Sequence[str]) -> None:

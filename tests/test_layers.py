@@ -93,6 +93,30 @@ def test_a_violation_is_seen(tmp_path):
   assert layer_errors(path, "stages")
 
 
+def stage_names() -> set[str]:
+  """Returns the modules of stages/ that are programs: each has a `main`."""
+  found = set()
+  for path in sources(PACKAGE / "stages"):
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    if any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in body):
+      found.add(path.stem)
+  return found
+
+
+def stage_errors(path: pathlib.Path, stages: set[str]) -> list[str]:
+  names = [name.removeprefix("auditdm_jax.stages.").split(".")[0] for _, name in imports(path)
+           if name.startswith("auditdm_jax.stages.")]  # fmt: skip
+  return [f"{path.stem} imports the stage {name}" for name in names if name in stages]
+
+
+def test_a_stage_imports_no_stage_but_the_loop():
+  stages = stage_names()
+  assert {"train", "discover", "verify", "rectify", "report", "reaudit", "loop"} <= stages
+  others = [p for p in sources(PACKAGE / "stages") if p.stem != "loop"]
+  assert [e for path in others for e in stage_errors(path, stages)] == []
+  assert stage_errors(PACKAGE / "stages/loop.py", stages)
+
+
 def test_configs_import_nothing_of_the_package():
   for path in sources(ROOT / "configs"):
     names = [n for _, n in imports(path) if n.split(".")[0] in {"auditdm_jax", "jax", "flax"}]

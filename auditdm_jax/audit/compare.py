@@ -49,8 +49,8 @@ class Entry:
 
   mode_id: str
   status: str
-  old: dict[str, object]
-  new: dict[str, object]
+  old: rates.Rate
+  new: rates.Rate
   change: float
   change_ci95: tuple[float, float]
   p: float
@@ -144,7 +144,7 @@ def _entry(
   if q <= config.level and change > 0:
     status = "regressed" if known else "new"
   elif q <= config.level:
-    status = "fixed" if new["ci95"][1] < config.fixed_below else "improved"
+    status = "fixed" if new.ci95[1] < config.fixed_below else "improved"
   elif -config.margin < low and high < config.margin:
     status = "unchanged"
   else:

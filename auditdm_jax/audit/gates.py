@@ -8,8 +8,8 @@ import re
 import numpy as np
 from PIL import Image
 
+from auditdm_jax.audit.attempt import Gate
 from auditdm_jax.audit.judge import Judge, Same
-from auditdm_jax.audit.probe import Gate
 from auditdm_jax.audit.words import content_words, tokens
 
 _SEVERAL = re.compile(r"\?.*\?|[\n\r]")

@@ -3,12 +3,11 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Any
 
 import numpy as np
 
 from auditdm_jax.audit.judge import Judge
-from auditdm_jax.audit.rates import rate
+from auditdm_jax.audit.rates import Rate, rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,17 +25,13 @@ class Health:
     warnings: sentences for the report.
   """
 
-  error: dict[str, dict[str, object]]
-  co_error: dict[str, dict[str, dict[str, object]]]
+  error: dict[str, Rate]
+  co_error: dict[str, dict[str, Rate]]
   phi: dict[str, dict[str, float]]
-  all_wrong: dict[str, object]
-  same_wrong: dict[str, object]
+  all_wrong: Rate
+  same_wrong: Rate
   effective_references: float
   warnings: tuple[str, ...]
-
-  def to_dict(self) -> dict[str, Any]:
-    """JSON-able form."""
-    return dataclasses.asdict(self)
 
 
 def health(

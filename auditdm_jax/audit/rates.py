@@ -2,6 +2,7 @@
 """Rates and tests of an audit, in numpy and scipy: every number comes with its uncertainty."""
 
 from collections.abc import Callable, Iterable, Sequence
+import dataclasses
 import math
 
 import numpy as np
@@ -27,14 +28,40 @@ def wilson(k: int, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
   return low, high
 
 
-def rate(k: int, n: int, *, confidence: float = 0.95) -> dict[str, object]:
-  """The rate record of the summary: {"k", "n", "rate", "ci95"}; rate is None when n is 0."""
-  return {
-    "k": int(k),
-    "n": int(n),
-    "rate": k / n if n else None,
-    "ci95": list(wilson(k, n, confidence=confidence)),
-  }
+@dataclasses.dataclass(frozen=True)
+class Rate:
+  """A share with its uncertainty.
+
+  Attributes:
+    k: successes, or a sum of scores in [0, 1].
+    n: trials.
+    rate: k / n; None where n is 0.
+    ci95: ends of the 95 % interval.
+  """
+
+  k: float
+  n: int
+  rate: float | None
+  ci95: tuple[float, float]
+
+  @property
+  def value(self) -> float:
+    """The rate where there is one.
+
+    Raises:
+      ValueError: n is 0.
+    """
+    if self.rate is None:
+      raise ValueError("a rate with n = 0 has no value")
+    return self.rate
+
+
+NOTHING = Rate(0, 0, None, (0.0, 1.0))
+
+
+def rate(k: int, n: int, *, confidence: float = 0.95) -> Rate:
+  """Returns the rate of k successes in n trials, with its Wilson interval."""
+  return Rate(int(k), int(n), k / n if n else None, wilson(k, n, confidence=confidence))
 
 
 def clopper_pearson(k: int, n: int, *, confidence: float = 0.95) -> tuple[float, float]:

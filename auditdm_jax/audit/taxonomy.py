@@ -15,12 +15,12 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-from typing import Any, Self
 
 import numpy as np
 
 from auditdm_jax.audit import rates, residual
-from auditdm_jax.audit.probe import Rate, Record, Verdict
+from auditdm_jax.audit.attempt import Attempt
+from auditdm_jax.audit.probe import Record
 from auditdm_jax.audit.skills import Assigner, Seeds
 from auditdm_jax.audit.slices import Found, SliceConfig, Table, decision_list, make_table, term_set
 from auditdm_jax.core.jsonio import canonical_hash
@@ -44,24 +44,20 @@ class TaxonomyConfig(SliceConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
-  """What became of an attempted probe.
-
-  `consensus` None (the references disagreed) says nothing about the target: such attempts are
-  left out of the rates.
-  """
+class _Judged:
+  """An attempt with a consensus: one without says nothing about the target."""
 
   question: str
-  consensus: str | None
+  consensus: str
   failed: bool
 
-  @classmethod
-  def from_verdict(cls, question: str, verdict: Verdict) -> Self:
-    """A cascade that stopped because the target agrees with the first reference is a pass."""
-    consensus = verdict.consensus
-    if verdict.reason == "skipped":
-      consensus = verdict.answers[verdict.references[0]]
-    return cls(question, consensus, verdict.disagreement)
+
+def _judged(attempts: Sequence[Attempt]) -> list[_Judged]:
+  return [
+    _Judged(a.probe.question, a.consensus, a.find is not None)
+    for a in attempts
+    if a.consensus is not None
+  ]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,18 +133,13 @@ class Taxonomy:
       found.append(next((m for r, m in rules if r.matches(skill, have)), None))
     return found
 
-  def fresh_rates(self, attempts: Sequence[Outcome], *, model: str) -> list[Rate]:
-    """Failure rate of every mode on probes it was not discovered on."""
-    judged = [a for a in attempts if a.consensus is not None]
+  def fresh_rates(self, attempts: Sequence[Attempt]) -> dict[str, rates.Rate]:
+    """Returns the failure rate of every mode, by id, on probes it was not discovered on."""
+    judged = _judged(attempts)
     matched = self.match([a.question for a in judged], [a.consensus for a in judged])
     n = Counter(m.mode_id for m in matched if m)
     k = Counter(m.mode_id for m, a in zip(matched, judged) if m and a.failed)
-    out = []
-    for mode in self.modes:
-      record = rates.rate(k[mode.mode_id], n[mode.mode_id])
-      record["ci95"] = tuple(record["ci95"])
-      out.append(Rate(mode_id=mode.mode_id, model=model, **record))
-    return out
+    return {m.mode_id: rates.rate(k[m.mode_id], n[m.mode_id]) for m in self.modes}
 
   @functools.cached_property
   def families(self) -> dict[str, str]:
@@ -173,23 +164,6 @@ class Taxonomy:
       left = {i: mode for i, mode in left.items() if i not in found}
     return found | {i: mode.name for i, mode in left.items()}
 
-  def to_dict(self) -> dict[str, Any]:
-    """JSON-able form."""
-    return {
-      "seeds": self.seeds.to_dict(),
-      "modes": [m.to_dict() for m in self.modes],
-      "config": dataclasses.asdict(self.config),
-    }
-
-  @classmethod
-  def from_dict(cls, data: Mapping[str, Any]) -> Self:
-    """Inverse of `to_dict`."""
-    return cls(
-      Seeds.from_dict(data["seeds"]),
-      tuple(Mode.from_dict(m) for m in data["modes"]),
-      TaxonomyConfig(**data["config"]),
-    )
-
 
 @dataclasses.dataclass(frozen=True)
 class _Slice:
@@ -207,16 +181,16 @@ class _Slice:
 
 
 def discover_modes(
-  attempts: Sequence[Outcome], seeds: Seeds, *, config: TaxonomyConfig = TaxonomyConfig()
+  attempts: Sequence[Attempt], seeds: Seeds, *, config: TaxonomyConfig = TaxonomyConfig()
 ) -> Taxonomy:
   """Failure modes of attempted probes, most failures first.
 
   Args:
-    attempts: every attempted probe, not only failures.
+    attempts: every attempted probe, not only failures; each question about an image once.
     seeds: the named skills.
     config: thresholds.
   """
-  judged = [a for a in attempts if a.consensus is not None]
+  judged = _judged(attempts)
   if not judged:
     return Taxonomy(seeds, (), config)
   assigner = Assigner(seeds, threshold=config.assign_threshold)
@@ -228,7 +202,7 @@ def discover_modes(
 
 
 def _modes(
-  judged: Sequence[Outcome],
+  judged: Sequence[_Judged],
   skills: np.ndarray,
   table: Table,
   seeds: Seeds,
@@ -320,7 +294,7 @@ def _shared_words(slices: Sequence[_Slice], config: TaxonomyConfig) -> frozenset
 def _mode(
   group: Sequence[_Slice],
   rank: Mapping[int, int],
-  judged: Sequence[Outcome],
+  judged: Sequence[_Judged],
   table: Table,
   seeds: Seeds,
 ) -> Mode:
@@ -347,7 +321,7 @@ def _residual_mode(
   rows: np.ndarray,
   q_value: float,
   rank: int,
-  judged: Sequence[Outcome],
+  judged: Sequence[_Judged],
   table: Table,
 ) -> Mode:
   rule = Rule(skill="", terms=words, least=residual.least(words), rank=rank)
@@ -362,7 +336,7 @@ def _finish(
   rules: tuple[Rule, ...],
   rows: np.ndarray,
   q_value: float,
-  judged: Sequence[Outcome],
+  judged: Sequence[_Judged],
   table: Table,
 ) -> Mode:
   failing = rows[table.failed[rows] > 0]

@@ -10,15 +10,15 @@
 No find is dropped: each comes back with its grade and every number, and the funnel counts them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 
 import numpy as np
 
 from auditdm_jax.audit import gates
 from auditdm_jax.audit.answer import ModelBank
-from auditdm_jax.audit.probe import Failure, Gate, Probe, Stability, Verdict
-from auditdm_jax.audit.rates import rate
+from auditdm_jax.audit.attempt import GRADES, Failure, Find, Gate, Stability, is_true
+from auditdm_jax.audit.rates import Rate, rate
 from auditdm_jax.audit.verdict import decide
 
 Paraphrase = Callable[[str, int], str | None]
@@ -53,15 +53,6 @@ class VerifyConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Find:
-  """A probe, its verdict and gates that only the maker of the image could measure."""
-
-  probe: Probe
-  verdict: Verdict
-  gates: tuple[Gate, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
 class Verification:
   """All finds, graded, and how many passed each step."""
 
@@ -81,6 +72,7 @@ def verify(
   finds: Sequence[Find],
   bank: ModelBank,
   *,
+  measured: Sequence[tuple[Gate, ...]] | None = None,
   images: Callable[[str], np.ndarray],
   paraphrase: Paraphrase | None = None,
   jitter: Jitter | None = None,
@@ -92,8 +84,9 @@ def verify(
   """Grades finds.
 
   Args:
-    finds: disagreements with complete answers.
+    finds: finds with complete answers.
     bank: target and references; asked in full, without cascade.
+    measured: gates that only the maker of an image could measure, for each find.
     images: loads the u8[H,W,3] of an image id.
     paraphrase: `(question, k >= 1) -> another wording`, or None if it has none; None: no
         paraphrase trials.
@@ -106,19 +99,20 @@ def verify(
   Returns:
     One Failure per find, in order, and the funnel.
   """
-  if odd := [f for f in finds if not f.verdict.disagreement]:
-    raise ValueError(f"{len(odd)} of the finds are no disagreements, e.g. {odd[0].verdict}")
+  made = measured or [()] * len(finds)
   seen, failures = gates.DuplicateIndex(), []
   change = jitter or default_jitter
   # In chunks: the trials' images exist only while their finds are looked at.
   for start in range(0, len(finds), config.chunk):
     chunk = finds[start : start + config.chunk]
-    for find, tried in zip(chunk, _try(chunk, bank, images, paraphrase, change, config)):
+    tries = _try(chunk, bank, images, paraphrase, change, config)
+    for find, own, tried in zip(chunk, made[start:], tries):
       image = images(find.probe.image_id)
-      measured = _gates(find, tried, bank, image, seen=seen, benchmark=benchmark, config=config)
+      passed = _gates(find, tried, bank, image, seen=seen, benchmark=benchmark, config=config)
       seen.add(image, find.probe.question)
       said = independent(image, find.probe.question) if independent else None
-      failures.append(_grade(find, measured, _stability(find, tried, bank), said, bank, config))
+      stability = _stability(find, tried, bank)
+      failures.append(_grade(find, (*passed, *own), stability, said, bank, config))
     if progress:
       progress(len(failures), len(finds))
   return Verification(tuple(failures), _funnel(failures, config))
@@ -204,7 +198,7 @@ def _stability(
       question=trial.question,
     )
     again = decision.disagreement and bank.judge.same(
-      decision.consensus, find.verdict.consensus, question=trial.question
+      decision.consensus, find.consensus, question=trial.question
     )
     outcomes.append((trial.label, again))
   return Stability(
@@ -224,18 +218,17 @@ def _gates(
   benchmark: gates.DuplicateIndex | None,
   config: VerifyConfig,
 ) -> tuple[Gate, ...]:
-  probe, verdict = find.probe, find.verdict
+  probe = find.probe
   answers = {trial.label: a for trial, a in tried}
 
   def references(label: str) -> list[str]:
     return [answers[label][name] for name in bank.references]
 
   wordings = [references(label) for label in answers if label.startswith("paraphrase")]
-  target_answer = verdict.answers[verdict.target]
   measured = [
     gates.well_formed(probe.question, max_words=config.max_words),
-    gates.answerable(verdict.consensus, wordings, bank.judge),
-    gates.both_ways(target_answer, verdict.consensus, bank.judge, question=probe.question),
+    gates.answerable(find.consensus, wordings, bank.judge),
+    gates.both_ways(find.said, find.consensus, bank.judge, question=probe.question),
     gates.near_duplicate(image, probe.question, seen),
     gates.image_sane(image),
   ]
@@ -243,7 +236,7 @@ def _gates(
     measured.append(gates.language_prior(references("greedy:0"), references("blank:0"), bank.judge))
   if benchmark is not None:
     measured.append(gates.near_duplicate(image, probe.question, benchmark, name="benchmark_leak"))
-  return (*measured, *find.gates)
+  return tuple(measured)
 
 
 def _grade(
@@ -255,18 +248,12 @@ def _grade(
   config: VerifyConfig,
 ) -> Failure:
   passed = all(g.passed for g in measured if g.name in config.required)
-  agrees = None
-  if said is not None:
-    target_answer = find.verdict.answers[find.verdict.target]
-    agrees = bank.judge.same(said, find.verdict.consensus) and not bank.judge.same(
-      said, target_answer
-    )
+  agrees = None if said is None else is_true(find, said, bank.judge)
   grade = "V0"
   if passed and stability.share >= config.stable_share:
     grade = "V2" if agrees else "V1"
-  return Failure(
-    probe=find.probe,
-    verdict=find.verdict,
+  return Failure.of(
+    find,
     grade=grade,
     gates=measured,
     stability=stability,
@@ -288,10 +275,10 @@ def _funnel(failures: Sequence[Failure], config: VerifyConfig) -> dict[str, int]
   return funnel
 
 
-def precision(failures: Sequence[Failure], *, grade: str = "V1") -> Mapping[str, object]:
+def precision(failures: Sequence[Failure], *, grade: str = "V1") -> Rate:
   """Share of the failures of at least this grade that the independent judge confirms.
 
   A question it cannot answer (None) counts as not confirmed: an unanswerable probe is no failure.
   """
-  graded = [f for f in failures if f.grade >= grade]
+  graded = [f for f in failures if GRADES.index(f.grade) >= GRADES.index(grade)]
   return rate(sum(f.independent_agrees is True for f in graded), len(graded))

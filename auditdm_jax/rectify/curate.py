@@ -8,11 +8,12 @@ the scenes world), so finds are taken in turns: one per group and round, in each
 source and turn, up to a cap per group.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import math
+from typing import Self
 
-from auditdm_jax.audit import probe
+from auditdm_jax.audit.attempt import Attempt, Find
 from auditdm_jax.core import streams
 
 
@@ -37,11 +38,11 @@ class Config:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Candidate:
-  """A find that may become a training example.
+class Example:
+  """One training example, and what decides whether it is taken.
 
   Attributes:
-    label: the consensus.
+    label: what the target is to answer.
     group: failure mode or question template, what the cap counts.
     source: which auditor checkpoint or arm asked.
     provenance: goes with the example unread.
@@ -50,23 +51,41 @@ class Candidate:
   image_id: str
   question: str
   label: str
-  group: str
+  group: str = ""
   source: str = ""
-  provenance: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Example:
-  """One training example."""
-
-  image_id: str
-  question: str
-  label: str
   provenance: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   @property
   def key(self) -> tuple[str, str]:
     return self.image_id, self.question
+
+  @classmethod
+  def of(cls, asked: Attempt | Find, *, group: str) -> Self:
+    """Returns the example that teaches the consensus on a probe.
+
+    Raises:
+      ValueError: there is no consensus.
+    """
+    probe = asked.probe
+    if asked.verdict is None or asked.verdict.consensus is None:
+      raise ValueError(f"probe {probe.probe_id} has no consensus to train on")
+    source = f"{probe.arm}@{probe.step}"
+    return cls(
+      image_id=probe.image_id,
+      question=probe.question,
+      label=asked.verdict.consensus,
+      group=group,
+      source=source,
+      provenance={
+        "probe_id": probe.probe_id,
+        "strategy": probe.strategy,
+        "arm": probe.arm,
+        "step": str(probe.step),
+        "seed": str(probe.seed),
+        "group": group,
+        "source": source,
+      },
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,34 +102,8 @@ class Stats:
   by_label: Mapping[str, int]
 
 
-def from_failures(
-  failures: Iterable[probe.Failure],
-  *,
-  group: Callable[[probe.Failure], str] = lambda failure: failure.mode_id or "unnamed",
-) -> list[Candidate]:
-  """Candidates of all failures that passed the gates and are stable (grade V1 and up alike)."""
-  return [
-    Candidate(
-      image_id=failure.probe.image_id,
-      question=failure.probe.question,
-      label=failure.verdict.consensus,
-      group=group(failure),
-      source=f"{failure.probe.arm}@{failure.probe.step}",
-      provenance={
-        "probe_id": failure.probe.probe_id,
-        "strategy": failure.probe.strategy,
-        "arm": failure.probe.arm,
-        "step": str(failure.probe.step),
-        "seed": str(failure.probe.seed),
-      },
-    )
-    for failure in failures
-    if failure.verified and failure.verdict.consensus is not None
-  ]
-
-
 def curate(
-  candidates: Sequence[Candidate], config: Config, *, seed: int
+  candidates: Sequence[Example], config: Config, *, seed: int
 ) -> tuple[list[Example], Stats]:
   """Takes up to `config.size` examples, whatever the order of the candidates.
 
@@ -127,16 +120,7 @@ def curate(
   )
   order = streams.rng(seed, "examples").permutation(len(taken))
   taken = [taken[i] for i in order]
-  examples = [
-    Example(
-      image_id=c.image_id,
-      question=c.question,
-      label=c.label,
-      provenance={**c.provenance, "group": c.group, "source": c.source},
-    )
-    for c in taken
-  ]
-  return examples, Stats(
+  return taken, Stats(
     offered=len(candidates),
     duplicates=duplicates,
     conflicting=conflicting,
@@ -148,9 +132,9 @@ def curate(
   )
 
 
-def _distinct(candidates: Sequence[Candidate]) -> tuple[list[Candidate], int, int]:
+def _distinct(candidates: Sequence[Example]) -> tuple[list[Example], int, int]:
   """Returns one candidate per image and question, and the numbers of repeats and conflicts."""
-  by_key: dict[tuple[str, str], list[Candidate]] = {}
+  by_key: dict[tuple[str, str], list[Example]] = {}
   for candidate in candidates:
     question = " ".join(candidate.question.lower().split())
     by_key.setdefault((candidate.image_id, question), []).append(candidate)
@@ -165,7 +149,7 @@ def _rank(seed: int, *parts: str) -> bytes:
   return streams.key_data(seed, "rank", *parts).tobytes()
 
 
-def _capped(ordered: list[Candidate], config: Config, limit: int) -> list[Candidate]:
+def _capped(ordered: list[Example], config: Config, limit: int) -> list[Example]:
   taken, counts = [], {}
   for candidate in ordered:
     if len(taken) < config.size and counts.get(candidate.group, 0) < limit:
@@ -174,9 +158,9 @@ def _capped(ordered: list[Candidate], config: Config, limit: int) -> list[Candid
   return taken
 
 
-def _in_turns(ordered: list[Candidate], config: Config, limit: int, seed: int) -> list[Candidate]:
+def _in_turns(ordered: list[Example], config: Config, limit: int, seed: int) -> list[Example]:
   """Rounds over the groups in a seeded order, one candidate each, until there are enough."""
-  queues: dict[str, list[Candidate]] = {}
+  queues: dict[str, list[Example]] = {}
   for candidate in ordered:
     queues.setdefault(candidate.group, []).append(candidate)
   turns = {group: _alternating(queue)[:limit] for group, queue in queues.items()}
@@ -186,7 +170,7 @@ def _in_turns(ordered: list[Candidate], config: Config, limit: int, seed: int) -
   return [candidate for candidate, _ in zip(rounds, range(config.size), strict=False)]
 
 
-def _alternating(queue: list[Candidate]) -> list[Candidate]:
+def _alternating(queue: list[Example]) -> list[Example]:
   """The candidates of one group with its sources taking turns."""
   place: dict[str, int] = {}
   keyed = []

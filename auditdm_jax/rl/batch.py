@@ -18,12 +18,12 @@ the others as in `models`.
 
 from collections.abc import Sequence
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from auditdm_jax.audit.probe import Verdict
 from auditdm_jax.models import multimodal
 
 
@@ -55,7 +55,7 @@ class Trajectory:
   image_id: str = ""  # the probe's image
   image_seed: int = 0
   question: str = ""
-  verdict: Any = None  # whatever the verdict function returned, None when not asked
+  verdict: Verdict | None = None  # None: not asked
   kept: bool | None = None  # the consensus, over a paraphrase; None when not asked
   malformed: str = ""  # the auditor's fault: reward 0, it counts
   invalid: str = ""  # nobody's fault: no reward, it does not count

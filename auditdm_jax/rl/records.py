@@ -8,36 +8,55 @@ from typing import Any
 
 import numpy as np
 
-from auditdm_jax.audit import probe as probe_lib
+from auditdm_jax.audit.attempt import Attempt
 from auditdm_jax.audit.judge import Judge
-from auditdm_jax.audit.probe import Verdict
+from auditdm_jax.audit.probe import Probe, Verdict
 from auditdm_jax.rl import grpo as grpo_lib
 from auditdm_jax.rl.batch import Trajectory
 
 
+def attempt_of(trajectory: Trajectory, *, arm: str = "", step: int = 0) -> Attempt:
+  """Returns what a trajectory attempted.
+
+  Args:
+    trajectory: the sample; without an image of its own it is about its source.
+    arm: who asks.
+    step: updates that its auditor has had.
+  """
+  t = trajectory
+  probe = Probe.make(
+    t.image_id or t.source_image_id,
+    t.question,
+    strategy=t.strategy,
+    arm=arm,
+    source_image_id=t.source_image_id,
+    instruction=t.fields.get("instruction"),
+    caption=t.fields.get("caption"),
+    seed=t.image_seed,
+    step=step,
+  )
+  return Attempt(probe=probe, verdict=t.verdict)
+
+
 def completion(
-  trajectory: Trajectory, *, step: int, advantage: float, truth: bool | None, full: bool
+  trajectory: Trajectory,
+  *,
+  arm: str,
+  step: int,
+  advantage: float,
+  truth: bool | None,
+  full: bool,
 ) -> dict[str, Any]:
-  """The record of one trajectory.
+  """Returns the record of one trajectory: its attempt, and what training knows besides.
 
   `reward` is None where it is invalid, `oracle_success` without an oracle. `full` says that all
   models were to be asked whatever the first ones say.
   """
-  t, verdict = trajectory, trajectory.verdict
-  asked = verdict is not None
-  return {
+  t = trajectory
+  return attempt_of(t, arm=arm, step=step).to_dict() | {
     "step": step,
     "prompt_id": t.prompt_id,
     "sample": t.sample,
-    "strategy": t.strategy,
-    "source_image_id": t.source_image_id,
-    "image_id": t.image_id,
-    "image_seed": t.image_seed,
-    "question": t.question,
-    "caption": t.fields.get("caption"),
-    "instruction": t.fields.get("instruction"),
-    "probe_id": probe_lib.probe_id(t.image_id, t.question) if asked else None,
-    "verdict": verdict.to_dict() if asked else None,
     "full": full,
     "malformed": t.malformed or None,
     "invalid": t.invalid or None,
@@ -76,8 +95,8 @@ def metrics(rows: Sequence[dict[str, Any]], *, group_size: int) -> dict[str, flo
     out["oracle_precision"] = _mean((r["oracle_success"] for r in finds), empty=1.0)
   out["completions"] = float(len(rows))
   out["tokens"] = float(sum(turn["length"] for r in counted for turn in r["turns"]))
-  for strategy in sorted({r["strategy"] for r in rows}):
-    mine = [r for r in counted if r["strategy"] == strategy]
+  for strategy in sorted({r["probe"]["strategy"] for r in rows}):
+    mine = [r for r in counted if r["probe"]["strategy"] == strategy]
     out[f"find_rate/{strategy}"] = _mean(r["parts"]["disagreement"] for r in mine)
     out |= _lengths(strategy, [turn for r in mine for turn in r["turns"]])
   return out | _diversity(rows, group_size)
@@ -135,9 +154,9 @@ def _diversity(rows: Sequence[dict[str, Any]], group_size: int) -> dict[str, flo
   distinct_4: different runs of four words; duplicates: probes, image included, that another sample
   of the step had put already.
   """
-  texts = [r["question"] if r["verdict"] is not None else "" for r in rows]
+  texts = [r["probe"]["question"] if r["verdict"] is not None else "" for r in rows]
   asked = [text for text in texts if text]
-  probes = [r["probe_id"] for r in rows if r["verdict"] is not None]
+  probes = [r["probe"]["probe_id"] for r in rows if r["verdict"] is not None]
   groups = [texts[i : i + group_size] for i in range(0, len(texts), group_size)]
   groups = [[text for text in group if text] for group in groups]
   words = [text.lower().split() for text in asked]

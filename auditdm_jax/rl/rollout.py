@@ -34,7 +34,7 @@ from auditdm_jax.rl.dynamic import Carry, Group
 from auditdm_jax.rl.gauges import Gauges
 from auditdm_jax.rl.packing import Packer
 from auditdm_jax.rl.probing import Prober
-from auditdm_jax.rl.scoring import Scorer, is_find
+from auditdm_jax.rl.scoring import Scorer, find_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Rollout:
       full = [t.verdict for t in drawn if t.verdict is not None and self._scorer.is_full(t)]
       metrics |= records_lib.agreement(full, self._scorer.bank.judge)
     if self._gauges is not None:
-      finds = [t for t in drawn if is_find(t)]
+      finds = [t for t in drawn if find_of(t)]
       with timer("gauges"):
         metrics |= self._gauges.look(finds, walk=(self._run,), step=step)
     with timer("pack"):
@@ -179,7 +179,12 @@ class Rollout:
     advantages = [a for group in groups for a in group.advantages]
     return [
       records_lib.completion(
-        t, step=step, advantage=a, truth=self._scorer.truth(t), full=self._scorer.is_full(t)
+        t,
+        arm=self._run,
+        step=step,
+        advantage=a,
+        truth=self._scorer.truth(t),
+        full=self._scorer.is_full(t),
       )
       for t, a in zip(drawn, advantages, strict=True)
     ]

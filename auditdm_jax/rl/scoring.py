@@ -7,11 +7,13 @@ import dataclasses
 import numpy as np
 
 from auditdm_jax.audit.answer import ModelBank
+from auditdm_jax.audit.attempt import Find, is_true
 from auditdm_jax.core import streams
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rl import reward as reward_lib
 from auditdm_jax.rl.batch import Trajectory
 from auditdm_jax.rl.draws import RolloutConfig
+from auditdm_jax.rl.records import attempt_of
 
 
 class Scorer:
@@ -93,7 +95,7 @@ class Scorer:
     result = list(trajectories)
     if not self.reward.answerability:
       return result
-    texts = {i: self._paraphrase(t.question, 1) for i, t in enumerate(result) if is_find(t)}
+    texts = {i: self._paraphrase(t.question, 1) for i, t in enumerate(result) if find_of(t)}
     rows = [i for i, text in texts.items() if text is not None]
     if not rows:
       return result
@@ -115,41 +117,37 @@ class Scorer:
     for t in trajectories:
       parts = reward_lib.evaluate(self._terms, facts_of(t))
       reward = float("nan") if t.invalid else reward_lib.total(self._terms, parts)
-      weight = self.novelty.weight(self._keys(t)) if is_find(t) else 1.0
+      find = find_of(t)
+      weight = self.novelty.weight(self._keys(find)) if find else 1.0
       result.append(dataclasses.replace(t, parts=parts, reward=reward, weight=weight))
     return result
 
   def count(self, drawn: Sequence[Trajectory]) -> None:
     """Adds the finds of a step to the archive of novelty."""
-    self.novelty.update([self._keys(t) for t in drawn if is_find(t)])
+    self.novelty.update([self._keys(find) for t in drawn if (find := find_of(t))])
 
-  def _keys(self, find: Trajectory) -> tuple[str, ...]:
+  def _keys(self, find: Find) -> tuple[str, ...]:
     """What novelty compares a find by."""
     if self.reward.novelty == "text":
-      return (find.question,)
+      return (find.probe.question,)
     if self._key_of is None:
       return ()
-    return tuple(self._key_of(find.question, find.verdict.consensus))
+    return tuple(self._key_of(find.probe.question, find.consensus))
 
   def truth(self, trajectory: Trajectory) -> bool | None:
     """Whether the oracle confirms a find; None without an oracle. For the records only."""
     if self._oracle is None:
       return None
-    if not is_find(trajectory):
+    find = find_of(trajectory)
+    if find is None:
       return False
-    verdict = trajectory.verdict
-    answer = self._oracle(self._load(trajectory.image_id), trajectory.question)
-    same = self.bank.judge.same
-    return (
-      answer is not None
-      and same(answer, verdict.consensus)
-      and not same(answer, verdict.answers[verdict.target])
-    )
+    answer = self._oracle(self._load(find.probe.image_id), find.probe.question)
+    return is_true(find, answer, self.bank.judge)
 
 
-def is_find(trajectory: Trajectory) -> bool:
-  """Whether the target conflicts with the references' consensus."""
-  return trajectory.verdict is not None and trajectory.verdict.disagreement
+def find_of(trajectory: Trajectory) -> Find | None:
+  """Returns the find that a trajectory is, or None."""
+  return attempt_of(trajectory).find
 
 
 def facts_of(trajectory: Trajectory) -> reward_lib.Facts:
@@ -164,6 +162,6 @@ def facts_of(trajectory: Trajectory) -> reward_lib.Facts:
     tokens=tuple(int(x) for turn in t.turns for x in turn.tokens[: turn.length]),
     parsed=not t.malformed,
     verdict=t.verdict,
-    find=is_find(t),
+    find=find_of(t) is not None,
     kept=t.kept,
   )

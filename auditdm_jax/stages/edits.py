@@ -12,7 +12,8 @@ import numpy as np
 
 from auditdm_jax.audit import gates
 from auditdm_jax.audit.answer import ModelBank
-from auditdm_jax.audit.probe import Gate, Probe
+from auditdm_jax.audit.attempt import Gate
+from auditdm_jax.audit.probe import Probe
 from auditdm_jax.images import locality
 from auditdm_jax.stages.context import Context
 

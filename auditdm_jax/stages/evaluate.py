@@ -1,67 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """evaluate: the benchmark of held-out images, for target, references and sibling.
 
-Accuracy per skill, per planted gap, on all gaps and on the rest, each with n and its interval.
+Accuracy per skill, per planted gap, on all gaps and on the rest, each with n and its interval. The
+health of the ensemble (errors that its models share) is measured on the same questions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 import pathlib
 
 from ml_collections import ConfigDict
 
 from auditdm_jax.audit import health
+from auditdm_jax.audit.rates import Rate
 from auditdm_jax.bench import evaluate as bench
 from auditdm_jax.bench import specs
 from auditdm_jax.core import metrics, streams
 from auditdm_jax.stages.context import Context
+from auditdm_jax.stages.results import Evaluated, Groups
 from auditdm_jax.stages.worlds import gap_set
 from auditdm_jax.vlm import Vlm
 
 # A gap can be found by an audit if the references are right about it and the target is not.
 REFERENCES_KNOW, TARGET_FAILS = 0.85, 0.6
-EMPTY = {"k": 0, "n": 0, "rate": None, "ci95": [0.0, 1.0]}
-
-
-def benchmark(ctx: Context, vlm: Vlm) -> bench.Table:
-  """The held-out benchmark of one model; rows "all", "gaps", "rest", "skill: …", "gap: …"."""
-  vlm, pool = ctx.answering(vlm), ctx.pool("heldout")
-  examples = specs.from_pool(pool)
-  groups = specs.scenes_groups(gap_set(ctx.settings.world.gaps)) if ctx.world.oracle else None
-  progress = metrics.Progress(len(examples), f"benchmark {vlm.name}")
-
-  def answer(chunk):
-    features = ctx.cache.features(vlm, [e.image_id for e in chunk], ctx.images)
-    questions = [e.question for e in chunk]
-    return vlm.answer_features(features, questions, max_new_tokens=ctx.settings.bank.max_new_tokens)
-
-  table = bench.evaluate(answer, examples, model=vlm.name, groups=groups, on_batch=progress.update)
-  progress.close()
-  return table
-
-
-def accuracy_of(table: Mapping[str, dict]) -> dict[str, dict]:
-  """{"all", "gaps", "rest"} of `by_group`: what summary.json calls A; a missing group has n = 0."""
-  return {name: table.get(name, EMPTY) for name in ("all", "gaps", "rest")}
-
-
-def by_group(table: bench.Table) -> dict[str, dict]:
-  return {row.group: row.to_dict() for row in table.rows}
-
-
-def auditable(target: Mapping[str, dict], references: list[Mapping[str, dict]]) -> list[str]:
-  """Gaps an audit can find: every reference is right about at least `REFERENCES_KNOW` of their
-  questions and the target about at most `TARGET_FAILS`.
-
-  Args:
-    target: `by_group` of the target.
-    references: `by_group` of each reference.
-  """
-  names = [g.removeprefix("gap: ") for g in target if g.startswith("gap: ")]
-  return [
-    n for n in names
-    if target[f"gap: {n}"]["rate"] <= TARGET_FAILS
-    and all(r[f"gap: {n}"]["rate"] >= REFERENCES_KNOW for r in references)
-  ]  # fmt: skip
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
@@ -70,43 +30,87 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> int:
   return 0
 
 
-def run(ctx: Context) -> dict:
-  """Tables of target, references and sibling, the auditable gaps and the ensemble's health."""
-  if (found := ctx.done("evaluate")) is not None:
+def run(ctx: Context) -> Evaluated:
+  """Measures target, references and sibling, the auditable gaps and the ensemble's health."""
+  if (found := ctx.folder.done("evaluate", Evaluated)) is not None:
     return found
-  models = [ctx.target, *ctx.references.values(), *([ctx.sibling] if ctx.sibling else [])]
-  tables = {m.name: by_group(benchmark(ctx, m)) for m in models}
-  result = {
-    "tables": tables,
-    "auditable": auditable(tables[ctx.target.name], [tables[n] for n in ctx.references]),
-    "health": _health(ctx),
-  }
+  target, references, sibling = ctx.models.target, ctx.models.references, ctx.models.sibling
+  models = [target, *references.values(), *([sibling] if sibling else [])]
+  tables = {m.name: benchmark(ctx, m) for m in models}
   for name, table in tables.items():
     print(line(name, table))
-  return ctx.finish("evaluate", result)
+  return ctx.folder.finish(
+    "evaluate",
+    Evaluated(
+      tables=tables,
+      auditable=auditable(tables[target.name], [tables[name] for name in references]),
+      health=_health(ctx),
+    ),
+  )
 
 
-def _health(ctx: Context, *, questions: int = 2000) -> dict:
-  """Errors the models share, measured on benchmark questions with known answers."""
+def benchmark(ctx: Context, vlm: Vlm) -> Groups:
+  """Measures a model on the held-out benchmark.
+
+  Returns:
+    Rates by group: "all", "gaps", "rest", "skill: …", "gap: …".
+  """
+  vlm, pool = ctx.models.answering(vlm), ctx.pool("heldout")
+  examples = specs.from_pool(pool)
+  groups = specs.scenes_groups(gap_set(ctx.settings.world.gaps)) if ctx.oracle.exists else None
+  progress = metrics.Progress(len(examples), f"benchmark {vlm.name}")
+
+  def answer(chunk: Sequence[bench.Example]) -> Sequence[str]:
+    features = ctx.models.cache.features(vlm, [e.image_id for e in chunk], ctx.images)
+    questions = [e.question for e in chunk]
+    return vlm.answer_features(features, questions, max_new_tokens=ctx.settings.bank.max_new_tokens)
+
+  table = bench.evaluate(answer, examples, model=vlm.name, groups=groups, on_batch=progress.update)
+  progress.close()
+  return by_group(table)
+
+
+def by_group(table: bench.Table) -> Groups:
+  """Returns a benchmark table as rates."""
+  return {
+    row.group: Rate(int(row.k) if row.k == int(row.k) else row.k, row.n, row.rate, row.ci95)
+    for row in table.rows
+  }
+
+
+def auditable(target: Groups, references: Sequence[Groups]) -> tuple[str, ...]:
+  """Returns the gaps that an audit can find.
+
+  In these every reference is right about at least `REFERENCES_KNOW` of the questions and the target
+  about at most `TARGET_FAILS`.
+  """
+  gaps = [group for group in target if group.startswith("gap: ")]
+  return tuple(
+    group.removeprefix("gap: ")
+    for group in gaps
+    if target[group].value <= TARGET_FAILS
+    and all(r[group].value >= REFERENCES_KNOW for r in references)
+  )
+
+
+def _health(ctx: Context, *, questions: int = 2000) -> health.Health:
+  """Measures errors that the models share, on benchmark questions with known answers."""
   examples = specs.from_pool(ctx.pool("heldout"))
   pick = streams.rng(ctx.settings.seed, "health").permutation(len(examples))[:questions]
   chosen = [examples[int(i)] for i in pick]
-  bank = ctx.bank()
+  bank = ctx.models.bank()
   answers = bank.answers(
     ctx.images, [e.question for e in chosen], image_ids=[e.image_id for e in chosen], cascade=False
   )
   truth = [e.references[0] for e in chosen]
-  return health.health(
-    answers, truth, ctx.judge, target=bank.target, references=bank.references
-  ).to_dict()
+  return health.health(answers, truth, ctx.judge, target=bank.target, references=bank.references)
 
 
-def line(name: str, table: Mapping[str, dict]) -> str:
+def line(name: str, table: Groups) -> str:
+  """Returns a model's accuracy as a line of text."""
   parts = []
   for group in ("all", "gaps", "rest"):
-    row = table.get(group)
-    if row and row["n"]:
-      parts.append(
-        f"{group} {row['rate']:.3f} [{row['ci95'][0]:.3f}, {row['ci95'][1]:.3f}] n={row['n']}"
-      )
+    r = table.get(group)
+    if r and r.n:
+      parts.append(f"{group} {r.value:.3f} [{r.ci95[0]:.3f}, {r.ci95[1]:.3f}] n={r.n}")
   return f"  {name:16} " + "  ".join(parts)

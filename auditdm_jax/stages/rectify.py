@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""rectify: verified failures become training data that repairs the target, beside its controls.
+"""rectify: verified failures become training data that repairs the target, next to its controls.
 
 Labels are the references' consensus, never the oracle. Every arm has the same recipe and replay:
   repaired         failures the auditor found
@@ -16,16 +16,14 @@ import pathlib
 from ml_collections import ConfigDict
 import numpy as np
 
-from auditdm_jax.audit.probe import Failure
-from auditdm_jax.audit.taxonomy import Taxonomy
+from auditdm_jax.audit.attempt import Attempt, Find, unique_finds
 from auditdm_jax.core import paths, runtime, streams
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rectify import curate as curate_lib
 from auditdm_jax.rectify import finetune, supervised
 from auditdm_jax.rectify.curate import Example
-from auditdm_jax.stages import verify
-from auditdm_jax.stages.attempts import Attempt, unique_finds
 from auditdm_jax.stages.context import Context
+from auditdm_jax.stages.results import Verified
 from auditdm_jax.vlm import Vlm
 from auditdm_jax.vlm_loading import save_vlm
 
@@ -35,28 +33,39 @@ MAX_REPLAY = 6_000
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
   with Context(config, workdir, "rectify") as ctx:
     check_replay(ctx)
-    examples = from_failures(ctx, verify.load_failures(ctx))
+    examples = from_failures(ctx)
     if not examples:
-      raise UserError(f"{ctx.workdir}: no failure was verified, so there is nothing to repair")
+      raise UserError(f"{ctx.folder.path}: no failure was verified, so there is nothing to repair")
     repair(ctx, "repaired", examples, replay_examples(ctx, len(examples)))
-    print(f"repaired target: {ctx.workdir / 'rectify' / 'repaired'}")
+    print(f"repaired target: {ctx.folder.repaired()}")
   return 0
 
 
-def repair(ctx: Context, name: str, examples: Sequence[Example], replay) -> Vlm:
+def repair(ctx: Context, name: str, examples: Sequence[Example], replay: Sequence[Example]) -> Vlm:
   """Fine-tunes the target on `examples` and saves it as rectify/<name>."""
-  section, target = ctx.settings.rectify, ctx.target
+  section, target = ctx.settings.rectify, ctx.models.target
   layout = supervised.Layout(
-    target.tokenizer, target.template, target.cfg.num_image_tokens, target.stop_ids[0],
-    length=section.length, suffix=section.suffix,
-  )  # fmt: skip
+    target.tokenizer,
+    target.template,
+    target.cfg.num_image_tokens,
+    target.stop_ids[0],
+    length=section.length,
+    suffix=section.suffix,
+  )
+  folder = ctx.folder.repaired(name)
   result = finetune.finetune(
-    target.cfg, target.params, section.recipe, layout=layout, new=_data(ctx, target, examples),
+    target.cfg,
+    target.params,
+    section.recipe,
+    layout=layout,
+    new=_data(ctx, target, examples),
     replay=_data(ctx, target, replay) if section.recipe.replay else None,
-    workdir=ctx.workdir / "rectify", name=name, seed=ctx.settings.seed, mesh=ctx.mesh,
-  )  # fmt: skip
+    workdir=folder.parent,
+    name=name,
+    seed=ctx.settings.seed,
+    mesh=ctx.models.mesh,
+  )
   model = target.with_params(result.params, name=name)
-  folder = ctx.workdir / "rectify" / name
   extras = {k: v for k, v in model.extras.items() if k != "tower"}
   if runtime.is_main():
     with paths.writing(folder) as local:
@@ -66,7 +75,7 @@ def repair(ctx: Context, name: str, examples: Sequence[Example], replay) -> Vlm:
 
 
 def check_replay(ctx: Context) -> None:
-  """Before hours are spent: a recipe that replays needs questions to replay.
+  """Checks, before hours are spent, that a recipe that replays has questions to replay.
 
   Raises:
     UserError: there are none.
@@ -80,9 +89,9 @@ def check_replay(ctx: Context) -> None:
 
 
 def replay_examples(ctx: Context, new: int) -> list[Example]:
-  """Questions of the target's own kind, answered by the target itself: what it must not forget.
+  """Returns questions of the target's own kind, answered by itself: what it must not forget.
 
-  As many as the recipe replays beside `new` examples, at most `MAX_REPLAY`.
+  They are as many as the recipe replays in addition to `new` examples, at most `MAX_REPLAY`.
 
   A target's training mix is rarely at hand, so replay is its own behaviour where all references say
   the same: abstentions too, or the repaired target would forget to abstain.
@@ -92,18 +101,19 @@ def replay_examples(ctx: Context, new: int) -> list[Example]:
   if not size:
     return []
   pool, rng = ctx.pool("images"), streams.rng(ctx.settings.seed, "replay")
-  asked = [(i, q) for i in range(len(pool)) for q in pool.questions(i)]
+  asked = pool.asked()
   chosen = [asked[int(k)] for k in rng.permutation(len(asked))[: 2 * size]]
-  bank = ctx.bank()
-  verdicts = bank.verdicts(
-    ctx.images, [q for _, q in chosen], image_ids=[pool.image_id(i) for i, _ in chosen],
+  verdicts = ctx.models.bank().verdicts(
+    ctx.images,
+    [q for _, q in chosen],
+    image_ids=[pool.image_id(i) for i, _ in chosen],
     cascade=False,
-  )  # fmt: skip
-  kept = [
-    Example(image_id=pool.image_id(i), question=q, label=v.answers[v.target])
-    for (i, q), v in zip(chosen, verdicts, strict=True)
-    if all(ctx.judge.same(v.answers[v.target], v.answers[r]) for r in v.references)
-  ]
+  )
+  kept = []
+  for (i, question), verdict in zip(chosen, verdicts, strict=True):
+    said = verdict.answers[verdict.target]
+    if all(ctx.judge.same(said, verdict.answers[r]) for r in verdict.references):
+      kept.append(Example(image_id=pool.image_id(i), question=question, label=said))
   if not kept:
     raise UserError(
       f"config.rectify.recipe.replay={recipe.replay}: of {len(chosen)} questions none is answered"
@@ -112,44 +122,44 @@ def replay_examples(ctx: Context, new: int) -> list[Example]:
   return kept[:size]
 
 
-def from_failures(ctx: Context, failures: Sequence[Failure]) -> list[Example]:
-  """Examples of verified failures, evenly over families of modes and over sources."""
-  if (verified := ctx.done("verify")) is None:
-    raise UserError(f"{ctx.workdir}: no verified failures; run the stage verify first")
-  families = Taxonomy.from_dict(verified["taxonomy"]).families
-  candidates = curate_lib.from_failures(
-    failures, group=lambda f: families.get(f.mode_id, "unnamed")
-  )
-  return curate_lib.curate(candidates, ctx.settings.rectify.curate, seed=ctx.settings.seed)[0]
+def from_failures(ctx: Context) -> list[Example]:
+  """Returns examples of the verified failures, evenly over families of modes and over sources."""
+  if (verified := ctx.folder.done("verify", Verified)) is None:
+    raise UserError(f"{ctx.folder.path}: no verified failures; run the stage verify first")
+  ctx.pool("images")  # So that their images are found by id.
+  families = verified.taxonomy.families
+  # The grades above V1 make no difference: only a world with an oracle has them.
+  offered = [
+    Example.of(f, group=families.get(f.mode_id, "unnamed") if f.mode_id else "unnamed")
+    for f in ctx.folder.failures()
+    if f.verified
+  ]
+  return curate_lib.curate(offered, ctx.settings.rectify.curate, seed=ctx.settings.seed)[0]
 
 
 def random_examples(ctx: Context, attempts: Sequence[Attempt], size: int) -> list[Example]:
-  """Random questions with a consensus, whether the target knew them or not."""
-  return _curated(ctx, [a for a in attempts if a.verdict.consensus is not None], size)
+  """Returns random questions with a consensus, whether the target knew them or not."""
+  known = [a for a in attempts if a.verdict and a.verdict.consensus is not None]
+  return _control(ctx, known, size)
 
 
 def mined_examples(ctx: Context, attempts: Sequence[Attempt], size: int) -> list[Example]:
-  """Random questions on which the target conflicts with the consensus."""
-  return _curated(ctx, unique_finds(attempts), size)
+  """Returns random questions on which the target conflicts with the consensus."""
+  return _control(ctx, unique_finds(attempts), size)
 
 
-def _curated(ctx, attempts, size):
-  candidates = [
-    curate_lib.Candidate(
-      image_id=a.probe.image_id, question=a.probe.question, label=a.verdict.consensus,
-      group="random",
-    )
-    for a in attempts
-  ]  # fmt: skip
+def _control(ctx: Context, asked: Sequence[Attempt | Find], size: int) -> list[Example]:
   config = curate_lib.Config(size=size, cap=1.0, balanced=False)
-  return curate_lib.curate(candidates, config, seed=ctx.settings.seed)[0]
+  offered = [Example.of(a, group="random") for a in asked]
+  return curate_lib.curate(offered, config, seed=ctx.settings.seed)[0]
 
 
 def _data(ctx: Context, vlm: Vlm, examples: Sequence[Example]) -> finetune.Data:
   ids = list(dict.fromkeys(e.image_id for e in examples))
   row = {image_id: i for i, image_id in enumerate(ids)}
+  features = ctx.models.cache.features(ctx.models.answering(vlm), ids, ctx.images)
   return finetune.Data(
-    features=ctx.cache.features(ctx.answering(vlm), ids, ctx.images).astype(np.float16),
+    features=features.astype(np.float16),
     image=np.array([row[e.image_id] for e in examples], np.int32),
     questions=[e.question for e in examples],
     labels=[e.label for e in examples],

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """report: one folder that opens from a file, with the summary, the modes and their failures."""
 
+from collections.abc import Mapping, Sequence
 import datetime
 import importlib.metadata
 import pathlib
@@ -9,14 +10,15 @@ import sys
 
 from ml_collections import ConfigDict
 
-from auditdm_jax.audit.health import Health
-from auditdm_jax.audit.probe import Failure
+from auditdm_jax.audit.attempt import Failure
 from auditdm_jax.audit.report import data as report_data
 from auditdm_jax.audit.report.write import write_report
-from auditdm_jax.core import jsonio, paths, runtime
+from auditdm_jax.audit.summary import Summary
+from auditdm_jax.core import paths, runtime
 from auditdm_jax.core.config import UserError
-from auditdm_jax.stages import train, verify
 from auditdm_jax.stages.context import Context
+from auditdm_jax.stages.results import Evaluated, ModeRow, Verified
+from auditdm_jax.stages.run import TRAIN
 
 CARDS = 8  # per mode
 FUNNEL_NOTES = {
@@ -55,40 +57,43 @@ METHODS = (
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
   with Context(config, workdir, "report") as ctx:
-    path = workdir / "summary.json"
-    if not path.exists():
-      raise UserError(f"{path} is not there; run the loop first")
-    print(f"report: {run(ctx, jsonio.read_json(path))}")
+    summary = ctx.folder.summary()
+    if summary is None:
+      raise UserError(f"{workdir / 'summary.json'} is not there; run the loop first")
+    print(f"report: {run(ctx, summary)}")
   return 0
 
 
-def run(ctx: Context, summary: dict) -> pathlib.Path:
+def run(ctx: Context, summary: Summary) -> pathlib.Path:
   """Writes <workdir>/report and returns its index.html.
 
   Raises:
-    UserError: the workdir is not on this machine.
+    UserError: the workdir is not on this machine, or a stage before is not done.
   """
-  if paths.is_remote(ctx.workdir):
-    raise UserError(f"{ctx.workdir}: copy it to this machine and run the stage report on the copy")
+  if paths.is_remote(ctx.folder.path):
+    raise UserError(
+      f"{ctx.folder.path}: copy it to this machine and run the stage report on the copy"
+    )
   ctx.pool("images")  # so that source images are found by id
-  verified = ctx.done("verify")
-  failures = verify.load_failures(ctx)
-  evaluated = ctx.done("evaluate")
-  oracle = ctx.world.oracle is not None  # Without one, a count of what it confirmed says nothing.
+  verified, evaluated = ctx.folder.done("verify", Verified), ctx.folder.done("evaluate", Evaluated)
+  if verified is None or evaluated is None:
+    raise UserError(f"{ctx.folder.path}: run the stages evaluate and verify first")
+  failures = ctx.folder.failures()
+  oracle = ctx.oracle.exists  # Without one, a count of what it confirmed says nothing.
   data = report_data.ReportData(
-    title="Audit of " + ctx.target.name,
-    target=ctx.target.name,
-    references=list(ctx.references),
+    title="Audit of " + ctx.models.target.name,
+    target=ctx.models.target.name,
+    references=list(ctx.models.references),
     created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     summary=summary,
-    funnel=_funnel(verified["funnel"], oracle=oracle),
-    modes=_modes(ctx, verified["modes"], failures),
+    funnel=_funnel(verified.funnel, oracle=oracle),
+    modes=_modes(ctx, verified.modes, failures),
     arms=_arms(summary, failures, oracle=oracle),
     curves=_curves(summary, oracle=oracle),
     strategies=_strategies(summary, oracle=oracle),
     rectify=_rectify(summary),
     second_round=_second_round(summary),
-    health=Health(**evaluated["health"]),
+    health=evaluated.health,
     methods=METHODS,
     commands=["python -m auditdm_jax " + shlex.join(sys.argv[1:])],
     versions={
@@ -96,11 +101,11 @@ def run(ctx: Context, summary: dict) -> pathlib.Path:
       for name in ("jax", "flax", "optax", "orbax-checkpoint")
     },
   )
-  root = ctx.workdir / "report"
+  root = ctx.folder.path / "report"
   return write_report(root, data) if runtime.is_main() else root / "index.html"
 
 
-def _funnel(counts: dict[str, int], *, oracle: bool):
+def _funnel(counts: Mapping[str, int], *, oracle: bool) -> list[report_data.FunnelRow]:
   return [
     report_data.FunnelRow(name=name.replace("_", " "), count=n, note=FUNNEL_NOTES.get(name, ""))
     for name, n in counts.items()
@@ -108,37 +113,42 @@ def _funnel(counts: dict[str, int], *, oracle: bool):
   ]
 
 
-def _modes(ctx, rows, failures: list[Failure]):
+def _modes(
+  ctx: Context, rows: Sequence[ModeRow], failures: Sequence[Failure]
+) -> list[report_data.ModeView]:
   by_mode: dict[str, list[Failure]] = {}
   for f in failures:
     if f.verified and f.mode_id:
       by_mode.setdefault(f.mode_id, []).append(f)
   views = []
-  for row in sorted(rows, key=lambda r: -len(by_mode.get(r["mode_id"], ()))):
-    members = by_mode.get(row["mode_id"], [])
+  for row in sorted(rows, key=lambda r: -len(by_mode.get(r.mode_id, ()))):
+    members = by_mode.get(row.mode_id, [])
     notes = (
-      {"planted gap (oracle)": f"{row['gap']} ({row['gap_share']:.0%} of confirmed)"}
-      if row["gap"]
-      else {}
+      {"planted gap (oracle)": f"{row.gap} ({row.gap_share:.0%} of confirmed)"} if row.gap else {}
     )
     views.append(
       report_data.ModeView(
-        mode_id=row["mode_id"], name=row["name"], skill=", ".join(row["skills"]),
-        definition=row["definition"], members=len(members), rate=row["fresh"],
-        cards=[_card(ctx, f) for f in _varied(members)], notes=notes,
+        mode_id=row.mode_id,
+        name=row.name,
+        skill=", ".join(row.skills),
+        definition=row.definition,
+        members=len(members),
+        rate=row.fresh,
+        cards=[_card(ctx, f) for f in _varied(members)],
+        notes=notes,
       )
-    )  # fmt: skip
+    )
   return views
 
 
-def _varied(members: list[Failure]) -> list[Failure]:
+def _varied(members: Sequence[Failure]) -> list[Failure]:
   """A few members: made images first (they show more), then by probe id."""
   return sorted(members, key=lambda f: (f.probe.source_image_id is None, f.probe.probe_id))[:CARDS]
 
 
-def _card(ctx, f: Failure):
-  made = f.probe.source_image_id not in (None, f.probe.image_id)
-  source = f.probe.source_image_id if made else f.probe.image_id
+def _card(ctx: Context, f: Failure) -> report_data.Card:
+  source = f.probe.source_image_id or f.probe.image_id
+  made = source != f.probe.image_id
   lineage = {
     "arm": _arm(f), "step": str(f.probe.step), "seed": str(f.probe.seed),
     "source image": source[:12], "image": f.probe.image_id[:12],
@@ -149,10 +159,10 @@ def _card(ctx, f: Failure):
     lineage["caption"] = f.probe.caption
   return report_data.Card(
     probe_id=f.probe.probe_id, question=f.probe.question, target=f.verdict.target,
-    answers=f.verdict.answers, consensus=f.verdict.consensus, grade=f.grade,
+    answers=f.verdict.answers, consensus=f.consensus, grade=f.grade,
     original=_path(ctx, source), edited=_path(ctx, f.probe.image_id) if made else None,
     strategy=f.probe.strategy, truth=f.independent,
-    gates=[report_data.Gate(name=g.name, passed=g.passed, value=g.value) for g in f.gates],
+    gates=f.gates,
     lineage=lineage,
     command=_reproduce(ctx, f),
   )  # fmt: skip
@@ -160,21 +170,21 @@ def _card(ctx, f: Failure):
 
 def _arm(f: Failure) -> str:
   """What loop.summarise calls the arm that found it."""
-  return "grpo" if f.probe.arm == train.NAME else f.probe.arm
+  return "grpo" if f.probe.arm == TRAIN else f.probe.arm
 
 
-def _reproduce(ctx, f: Failure) -> str:
+def _reproduce(ctx: Context, f: Failure) -> str:
   """A shell line that asks the target this question again."""
   code = (
     "import numpy, PIL.Image, auditdm_jax; print(auditdm_jax.load_vlm("
-    f"{ctx.models.target!r}).answer([numpy.array(PIL.Image.open("
+    f"{ctx.models.config.target!r}).answer([numpy.array(PIL.Image.open("
     f"{str(ctx.images.made.path(f.probe.image_id))!r}))], [{f.probe.question!r}],"
     f" max_new_tokens={ctx.settings.bank.max_new_tokens}))"
   )
   return f"python -c {shlex.quote(code)}"
 
 
-def _path(ctx, image_id: str) -> pathlib.Path:
+def _path(ctx: Context, image_id: str) -> pathlib.Path:
   """The PNG of an image; those of the pool are put into the store on first use."""
   path = ctx.images.made.path(image_id)
   if not path.exists():
@@ -182,7 +192,9 @@ def _path(ctx, image_id: str) -> pathlib.Path:
   return path
 
 
-def _arms(summary, failures: list[Failure], *, oracle: bool):
+def _arms(
+  summary: Summary, failures: Sequence[Failure], *, oracle: bool
+) -> list[report_data.ArmRow]:
   """The arms, with the modes of the failures that each was first to find."""
   modes: dict[str, set[str]] = {}
   for f in failures:
@@ -191,57 +203,67 @@ def _arms(summary, failures: list[Failure], *, oracle: bool):
         modes.setdefault(name, set()).add(f.mode_id)
   return [
     report_data.ArmRow(
-      name=name, queries=row["queries"], confirmed=row["verified"],
+      name=name,
+      queries=row.queries,
+      confirmed=row.verified,
       # Finds of the control are not verified.
       modes_found=None if name.startswith("control") else len(modes.get(name, ())),
-      gaps_found=row["gaps_found"] if oracle else None,
-      effective_modes=row["effective_modes"] if oracle else None,
-      unseen_mass=row["unseen_mass"],
+      gaps_found=row.gaps_found if oracle else None,
+      effective_modes=row.effective_modes if oracle else None,
+      unseen_mass=row.unseen_mass,
     )
-    for name, row in summary["arms"].items()
-  ]  # fmt: skip
-
-
-def _curves(summary, *, oracle: bool):
-  rows = summary["curve"]
-  return [
-    report_data.Curve(
-      name="GRPO", steps=[r["step"] for r in rows], success=[r["success"] for r in rows],
-      effective_modes=[r["effective_modes"] if oracle else None for r in rows],
-    )
-  ] if rows else []  # fmt: skip
-
-
-def _strategies(summary, *, oracle: bool):
-  return [
-    report_data.StrategyRow(
-      name=name,
-      confirmed=row["verified"],
-      faithful=row.get("faithful"),
-      only_here=row["only_here"] if oracle else None,
-    )
-    for name, row in summary["strategies"].items()
+    for name, row in summary.arms.items()
   ]
 
 
-def _rectify(summary):
+def _curves(summary: Summary, *, oracle: bool) -> list[report_data.Curve]:
+  rows = summary.curve
+  if not rows:
+    return []
+  return [
+    report_data.Curve(
+      name="GRPO",
+      steps=[r.step for r in rows],
+      success=[r.success for r in rows],
+      effective_modes=[r.effective_modes if oracle else None for r in rows],
+    )
+  ]
+
+
+def _strategies(summary: Summary, *, oracle: bool) -> list[report_data.StrategyRow]:
+  return [
+    report_data.StrategyRow(
+      name=name,
+      confirmed=row.verified,
+      faithful=row.faithful,
+      only_here=row.only_here if oracle else None,
+    )
+    for name, row in summary.strategies.items()
+  ]
+
+
+def _rectify(summary: Summary) -> list[report_data.RectifyRow]:
   queries = {
-    "repaired": summary["queries"]["total"],
-    "control_mined": summary["queries"]["control_random"],
+    "repaired": summary.queries.total,
+    "control_mined": summary.queries.control_random,
   }
   return [
     report_data.RectifyRow(
-      name=name.replace("_", " "), all=row["all"], gaps=row["gaps"], rest=row["rest"],
-      examples=row.get("examples"), queries=queries.get(name), note=REPAIR_NOTES[name],
+      name=name.replace("_", " "),
+      all=row.all,
+      gaps=row.gaps,
+      rest=row.rest,
+      examples=row.examples,
+      queries=queries.get(name),
+      note=REPAIR_NOTES[name],
     )
-    for name, row in summary["rectify"].items()
-  ]  # fmt: skip
+    for name, row in summary.rectify.items()
+  ]
 
 
-def _second_round(summary):
+def _second_round(summary: Summary) -> list[report_data.SecondRoundRow]:
+  modes = summary.second_round.modes if summary.second_round else ()
   return [
-    report_data.SecondRoundRow(
-      name=row["name"], before=row["before"], after=row["after"], status=row["status"]
-    )
-    for row in summary.get("second_round", {}).get("modes", ())
+    report_data.SecondRoundRow(name=m.name, before=m.before, after=m.after, status=m.status)
+    for m in modes
   ]

@@ -7,8 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from auditdm_jax.audit.attempt import Attempt
+from auditdm_jax.audit.probe import Probe, Verdict
 from auditdm_jax.audit.skills import Seeds, Skill
-from auditdm_jax.audit.taxonomy import Outcome
 
 COLOURS = "red green blue yellow purple orange cyan".split()
 SHAPES = "circle square star cross ring heart".split()
@@ -84,6 +85,17 @@ GAPS = {
 }
 
 
+def attempted(question, answer, failed):
+  """An attempt whose consensus is `answer` (None: the references disagree)."""
+  said = "something else" if failed else answer or ""
+  verdict = Verdict(
+    probe_id="", answers={"t": said, "a": answer or "", "b": answer or "?"}, target="t",
+    references=("a", "b"), consensus=answer, agree=answer is not None, disagreement=failed,
+    reason="",
+  )  # fmt: skip
+  return Attempt(probe=Probe.make("i", question), verdict=verdict)
+
+
 def synthetic(seed, n, gaps, *, noise=0.03, depth=0.95):
   """Attempts of the synthetic world, and the planted gaps each of them lies in."""
   rng = np.random.default_rng(seed)
@@ -92,7 +104,7 @@ def synthetic(seed, n, gaps, *, noise=0.03, depth=0.95):
     skill, question, answer = draw(rng)
     inside = [g for g in gaps if GAPS[g](skill, question, answer)]
     failed = bool(rng.random() < (depth if inside else noise))
-    attempts.append(Outcome(question, answer, failed))
+    attempts.append(attempted(question, answer, failed))
     truth.append(inside)
   return attempts, truth
 
@@ -100,6 +112,11 @@ def synthetic(seed, n, gaps, *, noise=0.03, depth=0.95):
 @pytest.fixture
 def world():
   return synthetic
+
+
+@pytest.fixture
+def attempt():
+  return attempted
 
 
 @pytest.fixture

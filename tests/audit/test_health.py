@@ -19,8 +19,8 @@ def test_health():
   answers["b"] = _answers(rng, 2000, 0.2)
   fine = health(answers, truth, Judge(), target="t", references=("a", "b"))
   assert not fine.warnings and fine.effective_references == pytest.approx(2, abs=0.2)
-  assert fine.error["t"]["rate"] == pytest.approx(0.4, abs=0.03)
-  assert fine.all_wrong["rate"] == pytest.approx(0.04, abs=0.02)
+  assert fine.error["t"].rate == pytest.approx(0.4, abs=0.03)
+  assert fine.all_wrong.rate == pytest.approx(0.04, abs=0.02)
   assert fine.co_error["a"]["b"] == fine.co_error["b"]["a"] == fine.all_wrong
   assert fine.co_error["t"]["t"] == fine.error["t"] and abs(fine.phi["t"]["a"]) < 0.1
   answers["b"] = answers["t"]
@@ -28,9 +28,9 @@ def test_health():
   assert len(twins.warnings) == 1 and "t and b" in twins.warnings[0]
   answers["b"] = answers["a"]
   one = health(answers, truth, Judge(), target="t", references=("a", "b"))
-  assert one.effective_references == pytest.approx(1) and one.same_wrong["rate"] == 1
+  assert one.effective_references == pytest.approx(1) and one.same_wrong.rate == 1
 
 
 def test_no_question_is_no_rate():
   nothing = health({"t": [], "a": []}, [], Judge(), target="t", references=("a",))
-  assert nothing.co_error["t"]["a"]["rate"] is None and nothing.phi["t"]["a"] == 0
+  assert nothing.co_error["t"]["a"].rate is None and nothing.phi["t"]["a"] == 0

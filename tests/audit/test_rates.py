@@ -19,7 +19,7 @@ def test_intervals_equal_scipy(k, n):
 
 
 def test_nothing_tried_is_no_rate():
-  assert rates.rate(0, 0) == {"k": 0, "n": 0, "rate": None, "ci95": [0.0, 1.0]}
+  assert rates.rate(0, 0) == rates.NOTHING == rates.Rate(0, 0, None, (0.0, 1.0))
 
 
 def test_newcombe_covers():

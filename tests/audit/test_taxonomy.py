@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from auditdm_jax.audit.skills import Assigner, Seeds, load_seeds
-from auditdm_jax.audit.taxonomy import Mode, Outcome, Taxonomy, discover_modes
+from auditdm_jax.audit.taxonomy import Mode, Taxonomy, discover_modes
+from auditdm_jax.core import jsonio, typed
 
 
 def _match(taxonomy, attempts):
-  return taxonomy.match([a.question for a in attempts], [a.consensus for a in attempts])
+  return taxonomy.match([a.probe.question for a in attempts], [a.consensus for a in attempts])
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -69,18 +70,18 @@ def test_modes_that_share_a_word_are_one_family():
   }  # fmt: skip
 
 
-def test_unjudged_attempts_do_not_count(world, seeds):
+def test_unjudged_attempts_do_not_count(world, seeds, attempt):
   attempts, _ = world(0, 2000, ["dial"])
-  silent = [Outcome("what does the dial read", None, False)] * 5000
+  silent = [attempt("what does the dial read", None, False)] * 5000
   a, b = discover_modes(attempts, seeds), discover_modes(attempts + silent, seeds)
   assert [(m.mode_id, m.n) for m in a.modes] == [(m.mode_id, m.n) for m in b.modes]
   assert discover_modes(silent, seeds).modes == ()
 
 
-def test_failures_outside_every_skill_become_residual_or_other(world, seeds):
+def test_failures_outside_every_skill_become_residual_or_other(world, seeds, attempt):
   attempts, _ = world(0, 1500, [])
   odd = [
-    Outcome(f"could the tall {w} giraffe drive this lorry", "yes", True)
+    attempt(f"could the tall {w} giraffe drive this lorry", "yes", True)
     for w in ("brown", "sleepy", "happy") for _ in range(10)
   ]  # fmt: skip
   modes = discover_modes(attempts + odd, seeds).modes
@@ -91,7 +92,7 @@ def test_taxonomy_survives_json_and_is_deterministic(world, seeds):
   attempts, _ = world(3, 3000, ["purple", "corner", "dial east"])
   a, b = discover_modes(attempts, seeds), discover_modes(attempts, seeds)
   assert a.modes == b.modes
-  again = Taxonomy.from_dict(json.loads(json.dumps(a.to_dict())))
+  again = typed.load(Taxonomy, json.loads(json.dumps(jsonio.plain(a))))
   assert again.modes == a.modes
   assert [m and m.mode_id for m in _match(again, attempts[:300])] == [
     m and m.mode_id for m in _match(a, attempts[:300])
@@ -110,7 +111,7 @@ def test_fresh_rates(world, seeds):
   taxonomy = discover_modes(world(0, 3000, ["dial", "purple"])[0], seeds)
   fresh, _ = world(1, 3000, ["purple"])
   names = {m.mode_id: m.name for m in taxonomy.modes}
-  got = {names[r.mode_id]: r for r in taxonomy.fresh_rates(fresh, model="t")}
+  got = {names[mode_id]: r for mode_id, r in taxonomy.fresh_rates(fresh).items()}
   assert got["dial"].rate < 0.1 and got["colour purple"].rate > 0.9
   assert got["dial"].ci95[0] <= got["dial"].rate <= got["dial"].ci95[1]
 

@@ -6,8 +6,9 @@ import warnings
 
 import pytest
 
+from auditdm_jax.audit.attempt import Attempt, Failure, Gate, Stability
 from auditdm_jax.audit.judge import Judge
-from auditdm_jax.audit.probe import Failure, Gate, Probe, Stability, probe_id
+from auditdm_jax.audit.probe import Probe, probe_id
 from auditdm_jax.audit.verdict import decide, is_fixed, verdict
 
 
@@ -59,8 +60,10 @@ def test_fixed_exactly_when_no_completion_disagrees():
 def test_records_survive_json():
   probe = Probe.make("img", "what color is it", strategy="edit", caption="x")
   found = verdict(probe.probe_id, {"t": "red", "r": "blue"}, Judge(), target="t", references=("r",))
-  failure = Failure(
-    probe=probe, verdict=found, grade="V1",
+  attempted = Attempt(probe=probe, verdict=found)
+  assert Attempt.from_dict(json.loads(json.dumps(attempted.to_dict()))) == attempted
+  failure = Failure.of(
+    attempted.find, grade="V1",
     gates=(Gate(name="g", passed=True, value=1.0, limit="> 0"),),
     stability=Stability(k=4, n=5, trials=("greedy:0=1",)),
   )  # fmt: skip

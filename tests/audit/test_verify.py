@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from auditdm_jax.audit.answer import ModelBank
-from auditdm_jax.audit.probe import Gate, Probe
-from auditdm_jax.audit.verify import Find, VerifyConfig, default_jitter, precision, verify
+from auditdm_jax.audit.attempt import Attempt, Gate
+from auditdm_jax.audit.probe import Probe
+from auditdm_jax.audit.verify import VerifyConfig, default_jitter, precision, verify
 from auditdm_jax.core.image_store import Images
 
 
@@ -29,10 +30,9 @@ def audit(fake_vlm, make_picture, tmp_path):
   vlms = {"t": fake_vlm(_target), "a": fake_vlm(_truth), "b": fake_vlm(_truth)}
   bank = ModelBank(vlms, "t", ("a", "b"))
 
-  def find(i, question, gates=()):
-    probe = Probe.make(ids[i], question)
-    (found,) = bank.verdicts([store.get(ids[i])], [question])
-    return Find(probe, found, gates)
+  def find(i, question):
+    (verdict,) = bank.verdicts([store.get(ids[i])], [question])
+    return Attempt(probe=Probe.make(ids[i], question), verdict=verdict).find
 
   def run(finds, **fields):
     fields.setdefault("paraphrase", lambda q, k: f"{q} please {k}")
@@ -47,14 +47,16 @@ def test_grades(audit):
     find(0, "what color is it"),
     find(0, "what color flicker"),  # only in exactly these words
     find(0, "What color is it?"),  # the first one again
-    find(1, "what color is it", (Gate(name="edit_outside", passed=False, value=3, limit="0"),)),
+    find(1, "what color is it"),  # which the maker of its image found wanting
     find(1, "what shape is it"),  # the oracle disagrees with the references
   ]
 
   def oracle(image, question):
     return "red" if "color" in question else "square"
 
-  result = run(finds, independent=oracle)
+  outside = Gate(name="edit_outside", passed=False, value=3, limit="0")
+  measured = [(), (), (), (outside,), ()]
+  result = run(finds, independent=oracle, measured=measured)
   assert [f.grade for f in result.failures] == ["V2", "V0", "V0", "V0", "V1"]
   first = result.failures[0]
   assert (first.stability.k, first.stability.n) == (5, 5) and first.independent == "red"
@@ -64,14 +66,16 @@ def test_grades(audit):
   assert [g.name for g in result.failures[2].gates if not g.passed] == ["near_duplicate"]
   assert result.funnel["looked_at"] == 5 and result.funnel["stable"] == 2
   assert result.funnel["independent_agrees"] == 1
-  assert precision(result.failures)["rate"] == 0.5
-  assert run(finds, independent=oracle, config=VerifyConfig(chunk=2)) == result
+  assert precision(result.failures).rate == 0.5
+  chunked = run(finds, independent=oracle, measured=measured, config=VerifyConfig(chunk=2))
+  assert chunked == result
 
 
 def test_gates_that_are_not_required_are_still_measured(audit):
   find, run = audit
   bad = Gate(name="edit_outside", passed=False, value=3, limit="0")
-  result = run([find(0, "what color is it", (bad,))], config=VerifyConfig(required=()))
+  finds, config = [find(0, "what color is it")], VerifyConfig(required=())
+  result = run(finds, measured=[(bad,)], config=config)
   assert result.failures[0].grade == "V1" and bad in result.failures[0].gates
   assert result.failures[0].independent_agrees is None
 
@@ -79,13 +83,11 @@ def test_gates_that_are_not_required_are_still_measured(audit):
 def test_an_oracle_without_an_answer_confirms_nothing(audit):
   find, run = audit
   result = run([find(0, "what color is it")], independent=lambda image, question: None)
-  assert result.failures[0].grade == "V1" and precision(result.failures)["k"] == 0
+  assert result.failures[0].grade == "V1" and precision(result.failures).k == 0
 
 
-def test_only_disagreements_can_be_verified(audit):
-  find, run = audit
-  with pytest.raises(ValueError, match="no disagreements"):
-    run([find(0, "what color flicker now")])
+def test_an_attempt_on_which_all_agree_is_no_find(audit):
+  assert audit[0](0, "what color flicker now") is None
 
 
 def test_no_finds(audit):

@@ -7,12 +7,13 @@ import random
 
 import pytest
 
+from auditdm_jax.audit import attempt, probe
 from auditdm_jax.rectify import curate
 
 
 def _candidates(**counts):
   return [
-    curate.Candidate(
+    curate.Example(
       image_id=f"im{i}",
       question=f"{group} {i}",
       label="yes",
@@ -32,7 +33,7 @@ def test_groups_take_turns_up_to_the_cap():
   assert stats.by_group == {"a": 40, "b": 40, "c": 7} and stats.taken == 87 and stats.short == 13
   assert len(examples) == 87 == len({e.key for e in examples})
   even, _ = curate.curate(_candidates(a=500, b=40, c=7), curate.Config(size=30, cap=1.0), seed=0)
-  count = collections.Counter(e.provenance["group"] for e in even)
+  count = collections.Counter(e.group for e in even)
   assert count["c"] == 7 and abs(count["a"] - count["b"]) <= 1
 
 
@@ -55,7 +56,7 @@ def test_same_set_same_examples_and_another_seed_others():
   shuffled = random.Random(0).sample(candidates, len(candidates))
   assert curate.curate(shuffled, curate.Config(size=20), seed=0)[0] == first
   assert curate.curate(candidates, curate.Config(size=20), seed=1)[0] != first
-  assert first != sorted(first, key=lambda e: e.provenance["group"])
+  assert first != sorted(first, key=lambda e: e.group)
 
 
 def test_repeats_are_one_example_and_conflicts_none():
@@ -81,34 +82,23 @@ def test_bad_settings(bad):
     curate.Config(**bad)
 
 
-def test_failures_give_consensus_labels_whatever_the_independent_judge_said():
-  from auditdm_jax.audit import probe
-
-  def failure(grade, consensus, independent):
-    verdict = probe.Verdict(
-      probe_id="p",
-      answers={"t": "two", "r": "three"},
-      target="t",
-      references=("r",),
-      consensus=consensus,
-      agree=True,
-      disagreement=True,
-      reason="",
-    )
-    return probe.Failure(
-      probe=probe.Probe(probe_id="p", image_id="i", question="q", arm="grpo", step=30),
-      verdict=verdict,
-      grade=grade,
-      independent=independent,
-      independent_agrees=grade == "V2",
-    )
-
-  found = curate.from_failures(
-    [
-      failure("V2", "three", "three"),
-      failure("V1", "three", "five"),
-      failure("V0", "three", "three"),
-    ]
+def test_a_find_teaches_the_consensus_whatever_the_independent_judge_said():
+  verdict = probe.Verdict(
+    probe_id="p", answers={"t": "two", "r": "three"}, target="t", references=("r",),
+    consensus="three", agree=True, disagreement=True, reason="disagreement",
+  )  # fmt: skip
+  asked = probe.Probe(probe_id="p", image_id="i", question="q", arm="grpo", step=30)
+  find = attempt.Attempt(probe=asked, verdict=verdict).find
+  failure = attempt.Failure.of(
+    find, grade="V1", independent="five", independent_agrees=False, mode_id="m"
   )
-  assert [c.label for c in found] == ["three", "three"] and found[0] == found[1]
-  assert found[0].source == "grpo@30" and found[0].group == "unnamed"
+  example = curate.Example.of(failure, group="dial")
+  assert example == curate.Example.of(find, group="dial")
+  assert (example.label, example.source, example.group) == ("three", "grpo@30", "dial")
+  assert example.provenance["probe_id"] == "p"
+
+
+def test_without_a_consensus_there_is_nothing_to_teach():
+  asked = attempt.Attempt(probe=probe.Probe.make("i", "q"), verdict=None)
+  with pytest.raises(ValueError, match="no consensus"):
+    curate.Example.of(asked, group="")

@@ -13,11 +13,11 @@ def judged(target, *references, question="what color is it"):
   return verdict(question, answers, Judge(), target="t", references=("a", "b"))
 
 
-def row(text="", *, result=None, reward=0.0, strategy="question", turns=(), **fields):
+def row(text="", *, result=None, reward=0.0, strategy="question", turns=(), key="", **fields):
   return {
-    "question": text, "strategy": strategy, "reward": reward, "turns": list(turns), "weight": 1.0,
+    "probe": {"question": text, "strategy": strategy, "probe_id": key or text},
     "verdict": result.to_dict() if result else None, "malformed": None, "invalid": None,
-    "probe_id": text or None, "oracle_success": None, "full": True,
+    "reward": reward, "turns": list(turns), "weight": 1.0, "oracle_success": None, "full": True,
     "parts": {"disagreement": float(bool(result and result.disagreement)), "length": 0.5},
   } | fields  # fmt: skip
 
@@ -83,7 +83,7 @@ def test_lengths_are_of_replies_that_came_to_an_end():
 def test_diversity():
   texts = ["a b c d e", "a b c d e", "a b c d", "x"]
   ids = ["1", "1", "2", "3"]
-  rows = [row(t, result=AGREE, probe_id=i) for t, i in zip(texts, ids)]
+  rows = [row(t, result=AGREE, key=i) for t, i in zip(texts, ids)]
   out = records.metrics(rows, group_size=2)
   assert out["unique_questions"] == 3 / 4
   assert out["unique_questions_in_group"] == pytest.approx((1 / 2 + 1) / 2)

@@ -52,22 +52,22 @@ def test_every_strategy_keeps_its_lineage(mixed):
   made, result = mixed
   rows = result.records
   assert len(rows) == 6 * 4
-  assert collections.Counter(r["strategy"] for r in rows) == {
+  assert collections.Counter(r["probe"]["strategy"] for r in rows) == {
     "question": 8, "edit": 4, "generate": 4, "edit-only": 4, "generate-only": 4,
   }  # fmt: skip
   for r in rows:
     kinds = [t["kind"] for t in r["turns"]]
     asked = r["verdict"] is not None
-    if r["strategy"] == "question":
-      assert kinds == ["question"] and r["image_id"] == r["source_image_id"]
+    if r["probe"]["strategy"] == "question":
+      assert kinds == ["question"] and r["probe"]["image_id"] == r["probe"]["source_image_id"]
     elif asked:
-      first = "instruction" if r["strategy"].startswith("edit") else "caption"
-      assert kinds == ([first] if r["strategy"].endswith("only") else [first, "question"])
-      assert r[first] and r["image_id"] != r["source_image_id"]
-      if r["strategy"].endswith("only"):
-        assert r["question"] in fakes.Pool().questions(0)
+      first = "instruction" if r["probe"]["strategy"].startswith("edit") else "caption"
+      assert kinds == ([first] if r["probe"]["strategy"].endswith("only") else [first, "question"])
+      assert r["probe"][first] and r["probe"]["image_id"] != r["probe"]["source_image_id"]
+      if r["probe"]["strategy"].endswith("only"):
+        assert r["probe"]["question"] in fakes.Pool().questions(0)
       else:
-        assert r["turns"][1]["image_id"] == r["image_id"]
+        assert r["turns"][1]["image_id"] == r["probe"]["image_id"]
     assert asked == (r["malformed"] is None and r["invalid"] is None)
 
 
@@ -437,7 +437,8 @@ STEPS = """
   for step in range(2):
     result = rollout.step(learner.params, step)
     learner.update(result.batch)
-    rows += [[r["question"], r["instruction"], r["reward"]] for r in result.records]
+    for r in result.records:
+      rows.append([r["probe"]["question"], r["probe"]["instruction"], r["reward"]])
   print(json.dumps([jax.device_count(), rows]))
 """
 

@@ -1,40 +1,71 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report of a run: what the stages hand over is all that its pages need."""
 
+import dataclasses
 import json
 import types
 
-from auditdm_jax.audit import health, judge, rates
-from auditdm_jax.audit.probe import Failure, Probe, Verdict
+from auditdm_jax.audit import health, rates
+from auditdm_jax.audit import judge as judge_lib
+from auditdm_jax.audit.attempt import Attempt, Failure
+from auditdm_jax.audit.probe import Probe, Verdict
 from auditdm_jax.audit.skills import Seeds, Skill
-from auditdm_jax.bench import evaluate as bench
-from auditdm_jax.stages import evaluate, loop, report, train
-from auditdm_jax.stages.attempts import Attempt
+from auditdm_jax.audit.summary import Accuracy, Arm, Kinds, Queries, Summary
+from auditdm_jax.audit.taxonomy import Taxonomy
+from auditdm_jax.core import jsonio, typed
+from auditdm_jax.stages import loop, report
+from auditdm_jax.stages.results import (
+  Evaluated,
+  Found,
+  ModeRow,
+  RepairedModel,
+  Repairs,
+  Searched,
+  Verified,
+)
+from auditdm_jax.stages.run import TRAIN
 from auditdm_jax.stages.sections import NamingConfig
+from auditdm_jax.stages.summarise import Round, summarise
+from auditdm_jax.stages.truth import Oracle
 from auditdm_jax.stages.worlds import World
 
 
-class Run:
-  """What `loop.summarise` and `report.run` read of a context; its world has no oracle."""
+class Folder:
+  """A run's folder in memory."""
 
-  target = types.SimpleNamespace(name="t")
-  sibling, references, world = None, {"a": None, "b": None}, World()
+  def __init__(self, path, attempts, results):
+    self.path, self._attempts, self._results = path, attempts, results
+
+  def done(self, stage, cls):
+    return typed.load(cls, json.loads(json.dumps(jsonio.plain(self._results[stage]))))
+
+  def attempts(self):
+    return self._attempts
+
+  def completions(self):
+    return []
+
+  control = failures = completions
+
+
+class Run:
+  """What `summarise` and `report.run` read of a context; its world has no oracle."""
+
+  models = types.SimpleNamespace(
+    target=types.SimpleNamespace(name="t"), sibling=None, references={"a": None, "b": None}
+  )
+  world, judge = World(), judge_lib.Judge()
+  oracle = Oracle(world, images={}.__getitem__, judge=judge)
   settings = types.SimpleNamespace(
     seed=0, taxonomy=NamingConfig(), bank=types.SimpleNamespace(max_new_tokens=3)
   )
   seeds = Seeds((Skill("color_of", "The colour of a thing.", ("what color is the ring",)),))
 
-  def __init__(self, workdir, rows, done):
-    self.workdir, self._rows, self._done = workdir, rows, done
+  def __init__(self, folder):
+    self.folder = folder
 
-  def pool(self, name):
-    assert name == "images"
-
-  def done(self, stage):
-    return json.loads(json.dumps(self._done[stage]))
-
-  def records(self, name):
-    return types.SimpleNamespace(read=lambda _: json.loads(json.dumps(self._rows.get(name, []))))
+  def pool(self, role):
+    assert role == "images"
 
 
 def _attempt(i, arm):
@@ -43,58 +74,32 @@ def _attempt(i, arm):
     probe_id=probe.probe_id, answers={"t": "red", "a": "blue", "b": "blue"}, target="t",
     references=("a", "b"), consensus="blue", agree=True, disagreement=True, reason="disagreement",
   )  # fmt: skip
-  return Attempt(probe, verdict)
+  return Attempt(probe=probe, verdict=verdict)
 
 
 def _failure(i, arm, mode_id, grade="V1"):
-  a = _attempt(i, arm)
-  return Failure(probe=a.probe, verdict=a.verdict, grade=grade, mode_id=mode_id)
+  return Failure.of(_attempt(i, arm).find, grade=grade, mode_id=mode_id)
 
 
 def _without_oracle(workdir, attempts):
   """A run of `attempts`, of which none was verified, and its summary."""
   right = {n: ["blue"] * 4 for n in "tab"}
-  held = bench.evaluate(
-    lambda chunk: ["blue"] * len(chunk),
-    [
-      bench.Example(
-        example_id=str(i), image=i, image_id=f"h{i}", question="q", references=("blue",)
-      )
-      for i in range(4)
-    ],
-    model="t",
-  )
-  table = evaluate.by_group(held)
-  evaluated = {
-    "tables": dict.fromkeys("tab", table),
-    "auditable": [],
-    "health": health.health(
-      right, right["t"], judge.Judge(), target="t", references=("a", "b")
-    ).to_dict(),
-  }
-  fresh = rates.rate(2, 3)
-  mode = {
-    "mode_id": "m", "name": "rings", "definition": "About rings.", "skills": ["color_of"],
-    "fresh": fresh, "confirmed": 0, "gap": None, "gap_share": 0.0,
-  }  # fmt: skip
-  verified = {
-    "funnel": {"attempted": 1, "finds": 1, "looked_at": 1, "stable": 0, "independent_agrees": 0},
-    "precision": None, "modes": [mode],
-  }  # fmt: skip
-  run = Run(
-    workdir,
-    {"discover": [a.to_dict() for a in attempts]},
-    {"evaluate": evaluated, "verify": verified},
-  )
-  cover = {"effective_modes": 0.0, "effective_skills": 0.0, "per_gap": {}}
-  searched = {
-    "prompt_only": rates.rate(0, 0), "prompt_only_modes": cover,
-    "trained": rates.rate(0, 0), "trained_modes": cover,
-  }  # fmt: skip
-  repaired = {"repaired": {"table": table, "examples": 0}}
-  summary = loop.summarise(run, evaluated, searched, {}, verified, repaired, {})
-  summary["seconds"] = {"total": 1.0}
-  return run, json.loads(json.dumps(summary))
+  table = {"all": rates.rate(4, 4)}
+  ensemble = health.health(right, right["t"], judge_lib.Judge(), target="t", references=("a", "b"))
+  evaluated = Evaluated(dict.fromkeys("tab", table), (), ensemble)
+  mode = ModeRow(
+    mode_id="m", name="rings", definition="About rings.", skills=("color_of",), found=Found(2, 3),
+    fresh=rates.rate(2, 3), confirmed=0, gap=None, gap_share=0.0,
+  )  # fmt: skip
+  funnel = {"attempted": 1, "finds": 1, "looked_at": 1, "stable": 0, "independent_agrees": 0}
+  verified = Verified(funnel, None, Taxonomy(Run.seeds, ()), (mode,))
+  run = Run(Folder(workdir, attempts, {"evaluate": evaluated, "verify": verified}))
+  kinds = Kinds(0.0, 0.0, {})
+  searched = Searched(rates.NOTHING, kinds, rates.NOTHING, kinds)
+  repairs = Repairs({"repaired": RepairedModel(table, 0)})
+  done = Round(evaluated, searched, verified, repairs, None)
+  summary = dataclasses.replace(summarise(run, done), seconds={"total": 1.0})
+  return run, typed.load(Summary, json.loads(json.dumps(jsonio.plain(summary))))
 
 
 def test_a_run_without_an_oracle_is_reported_and_nothing_is_said_to_be_zero(tmp_path, capsys):
@@ -118,23 +123,24 @@ def test_a_run_without_an_oracle_is_reported_and_nothing_is_said_to_be_zero(tmp_
 
 def test_an_arm_has_the_modes_it_was_first_to_find():
   failures = [
-    _failure(0, train.NAME, "m1"), _failure(1, "random", "m1"), _failure(2, "random", "m2"),
+    _failure(0, TRAIN, "m1"), _failure(1, "random", "m1"), _failure(2, "random", "m2"),
     _failure(3, "untrained", "m3", grade="V0"), _failure(4, "random", None),
   ]  # fmt: skip
-  row = {
-    "queries": 9, "verified": rates.rate(1, 9), "gaps_found": 1, "effective_modes": 1.0,
-    "unseen_mass": None,
-  }  # fmt: skip
+  row = Arm(
+    queries=9, verified=rates.rate(1, 9), confirmed_unique=1, gaps_found=1, effective_modes=1.0,
+    effective_skills=1.0, unseen_mass=None,
+  )  # fmt: skip
   names = ("grpo", "untrained", "random", "all of the above", "control: random, equal queries")
-  arms = report._arms({"arms": dict.fromkeys(names, row)}, failures, oracle=True)
+  summary = types.SimpleNamespace(arms=dict.fromkeys(names, row))
+  arms = report._arms(summary, failures, oracle=True)
   assert [a.modes_found for a in arms] == [1, 0, 2, 2, None]
 
 
 def test_a_repair_has_the_queries_that_found_its_examples():
-  r = {"all": rates.rate(1, 2), "gaps": rates.rate(1, 2), "rest": rates.rate(0, 0)}
+  r = Accuracy(all=rates.rate(1, 2), gaps=rates.rate(1, 2), rest=rates.NOTHING)
   arms = ("baseline", "larger_sibling", "repaired", "control_random", "control_mined")
-  rows = report._rectify(
-    {"rectify": dict.fromkeys(arms, r), "queries": {"total": 30, "control_random": 20}}
-  )
+  queries = Queries(10, 10, 20, total=30, control_random=20, verify_looked_at=5)
+  summary = types.SimpleNamespace(rectify=dict.fromkeys(arms, r), queries=queries)
+  rows = report._rectify(summary)
   assert [row.queries for row in rows] == [None, None, 30, None, 20]
   assert all(row.note for row in rows)

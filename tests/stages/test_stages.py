@@ -10,30 +10,25 @@ import numpy as np
 import pytest
 
 from auditdm_jax.audit import judge as judge_lib
+from auditdm_jax.audit import rates, taxonomy
 from auditdm_jax.audit import skills as skills_lib
-from auditdm_jax.audit import taxonomy
+from auditdm_jax.audit.attempt import Attempt
 from auditdm_jax.audit.probe import Probe, Verdict
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rl.batch import Trajectory
 from auditdm_jax.scenes import language, questions, render, world
 from auditdm_jax.scenes.mix import Mix
-from auditdm_jax.stages import attempts, discover, evaluate, loop, train, verify, worlds
-from auditdm_jax.stages.attempts import Attempt
+from auditdm_jax.stages import asking, discover, evaluate, summarise, truth, verify, worlds
+from auditdm_jax.stages.results import Found, ModeRow
 from auditdm_jax.vlm_loading import load_vlm
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-class FakeContext:
-  """The fields that `attempts` reads."""
-
-  def __init__(self, images):
-    self.world = worlds.open_world("scenes", "easy")
-    self.judge = judge_lib.Judge()
-    self.images = images.__getitem__
-
-  def true_answer(self, image_id, question):
-    return self.world.oracle(self.images(image_id), question)
+def _oracle(image):
+  return truth.Oracle(
+    worlds.open_world("scenes", "easy"), images={"i": image}.__getitem__, judge=judge_lib.Judge()
+  )
 
 
 def _attempt(image_id, question, target, consensus, **fields):
@@ -44,7 +39,7 @@ def _attempt(image_id, question, target, consensus, **fields):
     references=("r",), consensus=consensus, agree=consensus is not None, disagreement=find,
     reason="disagreement" if find else "agreement",
   )  # fmt: skip
-  return Attempt(probe, verdict)
+  return Attempt(probe=probe, verdict=verdict)
 
 
 @pytest.fixture
@@ -54,50 +49,56 @@ def scene():
 
 
 def test_only_a_true_consensus_against_a_wrong_target_is_confirmed(scene):
-  ctx = FakeContext({"i": render.render(scene, 0)})
+  oracle = _oracle(render.render(scene, 0))
   right = scene.dial.value
   wrong = next(w for w in world.READINGS if w != right)
   question = "what does the dial read"
-  assert attempts.truth_of(ctx, _attempt("i", question, wrong, right)).gap == "the dial"
-  assert not attempts.truth_of(ctx, _attempt("i", question, right, wrong)).confirmed
-  assert not attempts.truth_of(ctx, _attempt("i", question, right, right)).confirmed
-  assert not attempts.truth_of(ctx, _attempt("i", "what is life", wrong, right)).confirmed
-  malformed = Attempt(Probe.make("i", ""), None)
-  r = attempts.success(ctx, [_attempt("i", question, wrong, right), malformed])
-  assert (r["k"], r["n"]) == (1, 2), "a malformed reply is an attempt too"
+
+  def says(question, target, consensus):
+    return oracle.truth(_attempt("i", question, target, consensus).find)
+
+  assert says(question, wrong, right).gap == "the dial"
+  assert not says(question, right, wrong).confirmed
+  assert not says(question, right, right).confirmed
+  assert not says("what is life", wrong, right).confirmed
+  malformed = Attempt(probe=Probe.make("i", ""), verdict=None)
+  r = oracle.success([_attempt("i", question, wrong, right), malformed])
+  assert (r.k, r.n) == (1, 2), "a malformed reply is an attempt too"
 
 
 def test_coverage_counts_unique_finds_only(scene):
-  ctx = FakeContext({"i": render.render(scene, 0)})
   wrong = next(w for w in world.READINGS if w != scene.dial.value)
   same = [_attempt("i", "what does the dial read", wrong, scene.dial.value)] * 9
-  cover = attempts.coverage(ctx, same, ["the dial"], least=2)
-  assert cover["confirmed"] == 1 and cover["gaps_found"] == 0
+  cover = _oracle(render.render(scene, 0)).coverage(same, ["the dial"], least=2)
+  assert cover.confirmed == 1 and cover.gaps_found == 0
 
 
 def test_attempts_survive_their_records():
   a = _attempt("i", "what does the dial read", "north", "south", strategy="edit", step=3)
   assert Attempt.from_dict(a.to_dict()) == a
-  empty = Attempt(Probe.make("i", ""), None)
+  empty = Attempt(probe=Probe.make("i", ""), verdict=None)
   assert Attempt.from_dict(empty.to_dict()) == empty
 
 
 def test_auditable_needs_knowing_references_and_a_failing_target():
-  row = lambda rate: {"rate": rate}  # noqa: E731
-  target = {"gap: a": row(0.1), "gap: b": row(0.9), "gap: c": row(0.0)}
-  refs = [{"gap: a": row(0.99), "gap: b": row(0.99), "gap: c": row(0.3)}]
-  assert evaluate.auditable(target, refs) == ["a"]
+  row = lambda k: rates.rate(k, 100)  # noqa: E731
+  target = {"gap: a": row(10), "gap: b": row(90), "gap: c": row(0)}
+  refs = [{"gap: a": row(99), "gap: b": row(99), "gap: c": row(30)}]
+  assert evaluate.auditable(target, refs) == ("a",)
 
 
 def test_mode_scores_by_the_oracle():
-  fresh = {"k": 10, "n": 20, "rate": 0.5, "ci95": [0.3, 0.7]}
-  base = {"mode_id": "m", "name": "m", "fresh": fresh, "gap_share": 1.0}
-  scores = loop.mode_scores(
-    [base | {"confirmed": 10, "gap": "a"}, base | {"confirmed": 1, "gap": "b"}], ["a", "b"],
-    threshold=0.25, oracle=True,
-  )  # fmt: skip
-  assert (scores["recall"]["k"], scores["recall"]["n"]) == (1, 2)
-  assert (scores["precision"]["k"], scores["precision"]["n"]) == (1, 2)
+  def mode(confirmed, gap):
+    return ModeRow(
+      mode_id="m", name="m", definition="", skills=(), found=Found(9, 9),
+      fresh=rates.rate(10, 20), confirmed=confirmed, gap=gap, gap_share=1.0,
+    )  # fmt: skip
+
+  scores = summarise.mode_scores(
+    [mode(10, "a"), mode(1, "b")], ["a", "b"], threshold=0.25, oracle=True
+  )
+  assert (scores.recall.k, scores.recall.n) == (1, 2)
+  assert (scores.precision.k, scores.precision.n) == (1, 2)
 
 
 def test_choose_keeps_small_modes_whole():
@@ -107,7 +108,8 @@ def test_choose_keeps_small_modes_whole():
     finds.append(_attempt(f"i{i}", "what does the dial read", "north", "south"))
   for i in range(12):
     finds.append(_attempt(f"j{i}", "how full is the gauge", "low", "half"))
-  tax = taxonomy.discover_modes(attempts.outcomes(finds), seeds)
+  tax = taxonomy.discover_modes(finds, seeds)
+  finds = [a.find for a in finds]
   chosen = verify.choose(finds, tax, limit=40, seed=0)
   assert len(chosen) == 40
   assert sum(a.probe.question == "how full is the gauge" for a in chosen) == 12
@@ -121,30 +123,27 @@ def test_a_sweep_spends_no_query_on_what_was_asked():
   known = Probe.make("i0", "what is the digit").probe_id
   drawn = [reply("what is the digit"), reply(""), reply("how many"), reply("how many"),
            reply(""), reply("what is the digit", "i1")]  # fmt: skip
-  kept = train._unasked(drawn, {known})
+  kept = asking.unasked(drawn, {known})
   assert [(t.source_image_id, t.question) for t in kept] == [
     ("i0", ""), ("i0", "how many"), ("i0", ""), ("i1", "what is the digit"),
   ]  # fmt: skip
 
 
 class Pool:
-  def __len__(self):
-    return 7
-
-  def questions(self, i):
-    return tuple(f"q{i}{j}" for j in range(5))
+  def asked(self):
+    return [(i, f"q{i}{j}") for i in range(7) for j in range(5)]
 
 
 def test_the_control_of_a_seed_is_not_the_random_arm_of_another():
   def order(seed, arm):
-    return discover.RandomQuestions(Pool(), seed, arm).next(35)
+    return asking.RandomQuestions(Pool(), seed, arm).next(35)
 
-  orders = [order(seed, arm) for seed in range(4) for arm in (discover.RANDOM, discover.CONTROL)]
+  orders = [order(seed, arm) for seed in range(4) for arm in (discover.RANDOM, asking.CONTROL)]
   assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
 
 
 def test_random_questions_are_never_asked_twice():
-  source = discover.RandomQuestions(Pool(), 3, "random")
+  source = asking.RandomQuestions(Pool(), 3, "random")
   asked = source.next(10)
   assert source.next(10) == asked  # Asking is not booking: a batch may be asked again.
   source.skip(10)

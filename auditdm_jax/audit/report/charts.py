@@ -39,18 +39,18 @@ def percent(value: float | None) -> str:
 
 def rate_text(rate: data.Rate) -> str:
   """`61.7 % (617/1000, 95 % interval 58.6–64.7 %)`, and `–, n = 0` where nothing was counted."""
-  if not rate["n"]:
+  if not rate.n:
     return f"{percent(None)}, n = 0"
-  low, high = rate["ci95"]
-  counts = f"{rate['k']:,}/{rate['n']:,}"
+  low, high = rate.ci95
+  counts = f"{rate.k:,}/{rate.n:,}"
   interval = f"95\u202f% interval {100 * low:.1f}–{100 * high:.1f}\u202f%"
-  return f"{percent(rate['rate'])} ({counts}, {interval})"
+  return f"{percent(rate.rate)} ({counts}, {interval})"
 
 
 def interval_bar(rate: data.Rate, *, tone: str = "bad") -> markupsafe.Markup:
   """A track from 0 to 1 with the interval as a band and the rate (n > 0) as a mark."""
-  low, high = (200 * min(max(x, 0.0), 1.0) for x in rate["ci95"])
-  mark = 200 * min(max(rate["rate"], 0.0), 1.0)
+  low, high = (200 * min(max(x, 0.0), 1.0) for x in rate.ci95)
+  mark = 200 * min(max(rate.rate, 0.0), 1.0)
   return markupsafe.Markup(
     '<svg class="interval {tone}" viewBox="-2 0 204 16" role="img" aria-label="{label}">'
     '<rect class="track" x="0" y="6" width="200" height="4" rx="2"/>'

@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a report shows, as plain frozen values: nothing here knows how it was measured or is drawn.
 
-A rate is the dict `{"k", "n", "rate", "ci95": [low, high]}` wherever one appears; its rate is None
-where n is 0. Every section may be left empty; an empty section is left out of the pages.
+Every section may be left empty; an empty section is left out of the pages.
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
 import pathlib
-from typing import Any
 
+from auditdm_jax.audit.attempt import Gate
 from auditdm_jax.audit.health import Health
-
-Rate = Mapping[str, Any]
+from auditdm_jax.audit.rates import Rate
+from auditdm_jax.audit.summary import Summary
 
 LIMITS = (
   (
@@ -58,15 +57,6 @@ class FunnelRow:
   name: str
   count: int
   note: str = ""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Gate:
-  """One check of a find: its outcome and the number it was decided on."""
-
-  name: str
-  passed: bool
-  value: float | str | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -167,12 +157,12 @@ class SecondRoundRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportData:
-  """Everything that `write_report` needs; `summary` is the content of summary.json."""
+  """Everything that `write_report` needs; `summary` is None while the loop is not done."""
 
   title: str
   target: str
   created: str
-  summary: Mapping[str, Any]
+  summary: Summary | None = None
   references: Sequence[str] = ()
   funnel: Sequence[FunnelRow] = ()
   modes: Sequence[ModeView] = ()

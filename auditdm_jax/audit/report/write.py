@@ -22,8 +22,11 @@ from typing import Any
 import jinja2
 import markupsafe
 
+from auditdm_jax.audit.rates import Rate
 from auditdm_jax.audit.report import charts, pictures
 from auditdm_jax.audit.report import data as data_lib
+from auditdm_jax.audit.summary import Accuracy, Summary
+from auditdm_jax.core import jsonio
 
 _TEMPLATES = pathlib.Path(__file__).parent / "templates"
 _MARKER = "report.json"
@@ -125,9 +128,10 @@ def _write_pages(root: pathlib.Path, data: data_lib.ReportData) -> None:
     write(page.path, "mode.html", v=page, before=before, after=after)
   if data.second_round:
     write("second-round.html", "second-round.html")
-  write("methods.html", "methods.html", summary_rows=list(_summary_rows(data.summary)))
+  summary = jsonio.plain(data.summary) if data.summary else {}
+  write("methods.html", "methods.html", summary_rows=list(_summary_rows(summary)))
   shutil.copyfile(_TEMPLATES / "style.css", root / "style.css")
-  _write_json(root / "summary.json", data.summary)
+  _write_json(root / "summary.json", summary)
   _write_json(root / _MARKER, dict(format=_FORMAT, title=data.title, created=data.created))
 
 
@@ -179,14 +183,16 @@ def _write_json(path: pathlib.Path, value: Any) -> None:
   path.write_text(json.dumps(value, indent=2, ensure_ascii=True) + "\n", encoding="utf-8")
 
 
-def _is_rate(value: Any) -> bool:
-  return isinstance(value, Mapping) and {"k", "n", "rate", "ci95"} <= value.keys()
+def _rate(value: Any) -> Rate | None:
+  """Returns the rate that a leaf of the summary is, or None."""
+  fields = {f.name for f in dataclasses.fields(Rate)}
+  return Rate(**value) if isinstance(value, Mapping) and value.keys() == fields else None
 
 
 def _summary_rows(value: Any, path: str = ""):
   """Yields (dotted path, text) of every leaf of the summary; a rate is one leaf, so is a list."""
-  if _is_rate(value):
-    yield path, charts.rate_text(value)
+  if (rate := _rate(value)) is not None:
+    yield path, charts.rate_text(rate)
   elif value is None:
     yield path, charts.percent(None)
   elif isinstance(value, Mapping):
@@ -201,48 +207,48 @@ def _summary_rows(value: Any, path: str = ""):
 
 
 def _tiles(data: data_lib.ReportData) -> list[_Tile]:
-  """The few numbers to see first; each only if the summary has it."""
-  summary, tiles = data.summary, []
-  search = summary.get("search", {})
-  if "trained" in search:
-    note = f"of the trained auditor's probes are {_finds_word(summary).lower()}"
-    after, before = (search.get(k, {}).get("rate") for k in ("trained", "prompt_only"))
-    if after is not None and before:
-      note += f"; {charts.percent(before)} before training (×{after / before:.1f})"
-    tiles.append(_rate_tile("Search success", search["trained"], note))
-  if precision := summary.get("precision"):
-    note = f"of verified failures are real, by the independent judge (n = {precision['n']:,})"
+  """Returns the few numbers to see first, each only if it was measured."""
+  summary = data.summary
+  if summary is None:
+    return []
+  search, tiles = summary.search, []
+  note = f"of the trained auditor's probes are {_finds_word(summary).lower()}"
+  after, before = search.trained.rate, search.prompt_only.rate
+  if after is not None and before:
+    note += f"; {charts.percent(before)} before training (×{after / before:.1f})"
+  tiles.append(_rate_tile("Search success", search.trained, note))
+  if precision := summary.precision:
+    note = f"of verified failures are real, by the independent judge (n = {precision.n:,})"
     tiles.append(_rate_tile("Precision", precision, note))
-  coverage = summary.get("coverage", {})
-  if coverage.get("gaps_auditable"):
-    found, there = coverage["gaps_found"], coverage["gaps_auditable"]
-    spread = f"finds spread over {coverage['effective_modes']:.1f} effective modes"
-    tiles.append(_Tile("Planted gaps found", f"{found} of {there}", spread))
+  coverage = summary.coverage
+  if coverage.gaps_auditable:
+    spread = f"finds spread over {coverage.effective_modes:.1f} effective modes"
+    found = f"{coverage.gaps_found} of {coverage.gaps_auditable}"
+    tiles.append(_Tile("Planted gaps found", found, spread))
   elif data.modes:
     tiles.append(_Tile("Failure modes", str(len(data.modes)), "with a written definition"))
-  repair = summary.get("rectify", {})
-  if {"baseline", "repaired"} <= repair.keys():
-    tiles.append(_repair_tile(repair["baseline"], repair["repaired"]))
+  if {"baseline", "repaired"} <= summary.rectify.keys():
+    tiles.append(_repair_tile(summary.rectify["baseline"], summary.rectify["repaired"]))
   return tiles
 
 
-def _finds_word(summary: Mapping[str, Any]) -> str:
-  """What finds are called: only an oracle confirms them."""
-  return "Confirmed finds" if summary.get("precision") else "Finds"
+def _finds_word(summary: Summary | None) -> str:
+  """Returns what finds are called: only an oracle confirms them."""
+  return "Confirmed finds" if summary and summary.precision else "Finds"
 
 
-def _rate_tile(label: str, rate: data_lib.Rate, note: str) -> _Tile:
-  return _Tile(label, charts.percent(rate["rate"]), note if rate["n"] else "n = 0")
+def _rate_tile(label: str, rate: Rate, note: str) -> _Tile:
+  return _Tile(label, charts.percent(rate.rate), note if rate.n else "n = 0")
 
 
-def _repair_tile(before: Mapping[str, data_lib.Rate], after: Mapping[str, data_lib.Rate]) -> _Tile:
-  """Accuracy on the planted gaps, beside the rest; on all questions where no gap is known."""
-  if not before["gaps"]["n"]:
-    note = f"from {charts.percent(before['all']['rate'])}"
-    return _rate_tile("Accuracy after repair", after["all"], note)
-  note = f"from {charts.percent(before['gaps']['rate'])}"
-  if before["rest"]["n"]:
-    rest = 100 * (after["rest"]["rate"] - before["rest"]["rate"])
+def _repair_tile(before: Accuracy, after: Accuracy) -> _Tile:
+  """Accuracy on the planted gaps, next to the rest; on all questions where no gap is known."""
+  if not before.gaps.n:
+    note = f"from {charts.percent(before.all.rate)}"
+    return _rate_tile("Accuracy after repair", after.all, note)
+  note = f"from {charts.percent(before.gaps.rate)}"
+  if before.rest.n and after.rest.n:
+    rest = 100 * (after.rest.value - before.rest.value)
     moved = f"{rest:+.1f}".replace("-", "\N{MINUS SIGN}")
     note += f"; the rest moved by {moved} points"
-  return _rate_tile("Gap accuracy after repair", after["gaps"], note)
+  return _rate_tile("Gap accuracy after repair", after.gaps, note)

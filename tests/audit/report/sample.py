@@ -7,8 +7,21 @@ import numpy as np
 from PIL import Image
 
 from auditdm_jax.audit import health
+from auditdm_jax.audit.attempt import Gate
 from auditdm_jax.audit.judge import Judge
+from auditdm_jax.audit.rates import Rate
 from auditdm_jax.audit.report import data
+from auditdm_jax.audit.summary import (
+  Accuracy,
+  Coverage,
+  CurvePoint,
+  Kinds,
+  ModeScores,
+  Queries,
+  Search,
+  SearchModes,
+  Summary,
+)
 
 HOSTILE = "<script>alert('x')</script> \" onerror='y' \u202egnp.elif\u202c & \x00 \ud800"
 LONG = "W" * 400
@@ -17,7 +30,7 @@ LONG = "W" * 400
 def rate(k, n):
   p = k / n
   half = 2 * (p * (1 - p) / n) ** 0.5
-  return dict(k=k, n=n, rate=p, ci95=[max(p - half, 0.0), min(p + half, 1.0)])
+  return Rate(k, n, p, (max(p - half, 0.0), min(p + half, 1.0)))
 
 
 def scores(gaps, rest):
@@ -53,9 +66,9 @@ def _card(folder: pathlib.Path, i: int, question: str, *, edited: bool) -> data.
     edited=_image(folder / f"e{i}.png", i, changed=True) if edited else None,
     strategy="edit" if edited else "question",
     gates=(
-      data.Gate(name="stable", passed=True, value="5 of 5"),
-      data.Gate(name="paraphrase", passed=True, value=1.0),
-      data.Gate(name="locality", passed=i % 3 > 0, value=0.0417),
+      Gate(name="stable", passed=True, value=5, limit=">= 4"),
+      Gate(name="paraphrase", passed=True, value=1.0, limit=">= 1"),
+      Gate(name="locality", passed=i % 3 > 0, value=0.0417, limit="< 0.04"),
     ),
     lineage={
       "auditor": "grpo/step-000090",
@@ -75,6 +88,34 @@ def reference_health() -> health.Health:
   answers = {n: ["four" if i in w else "five" for i in range(1000)] for n, w in wrong.items()}
   references = ("ref-a", "ref-b", "ref-c")
   return health.health(answers, ["five"] * 1000, Judge(), target="easy", references=references)
+
+
+def loop_summary() -> Summary:
+  """A loop with an oracle."""
+  kinds = Kinds(effective_modes=8.4, effective_skills=5.0, per_gap={})
+  shares = {5: 0.25, 10: 0.5}
+  points = [CurvePoint(step, share, 80, (0.1, 0.6), 3.0, 2.0) for step, share in shares.items()]
+  return Summary(
+    target="easy",
+    search=Search(prompt_only=rate(44, 200), trained=rate(640, 1000)),
+    search_modes=SearchModes(kinds, kinds),
+    precision=rate(628, 640),
+    coverage=Coverage(900, {}, gaps_auditable=6, gaps_found=6, effective_modes=8.4,
+                      effective_skills=5.0),
+    gaps={},
+    modes=ModeScores(recall=rate(6, 6), precision=rate(5, 6), found=6),
+    rectify={
+      "baseline": Accuracy(**scores(0.24, 0.97)),
+      "repaired": Accuracy(**scores(0.75, 0.965), examples=2000),
+    },
+    reaudit=rate(109, 1000),
+    second_round=None,
+    arms={},
+    strategies={},
+    curve=tuple(points),
+    queries=Queries(46080, 30000, 11277, 57357, 57357, 4000),
+    seconds=dict(train=61.2, report=1.4),
+  )  # fmt: skip
 
 
 def report_data(folder: pathlib.Path, *, modes: int = 5, cards: int = 3) -> data.ReportData:
@@ -103,23 +144,12 @@ def report_data(folder: pathlib.Path, *, modes: int = 5, cards: int = 3) -> data
       )
     )
   steps = list(range(0, 121, 5))
-  summary = dict(
-    search=dict(prompt_only=rate(44, 200), trained=rate(640, 1000)),
-    precision=rate(628, 640),
-    coverage=dict(gaps_auditable=6, gaps_found=6, effective_modes=8.4),
-    modes=dict(recall=rate(6, 6), precision=rate(5, 6)),
-    rectify=dict(baseline=scores(0.24, 0.97), repaired=scores(0.75, 0.965)),
-    reaudit=rate(109, 1000),
-    queries=dict(grpo=46080, harvest=11277),
-    curve=[dict(step=5, success=0.25), dict(step=10, success=0.5)],
-    seconds=dict(train=61.2, report=1.4),
-  )
   return data.ReportData(
     title="Audit of easy in the scenes world",
     target="easy",
     created="2025-11-02 14:10 UTC",
     references=("ref-a", "ref-b", "ref-c"),
-    summary=summary,
+    summary=loop_summary(),
     funnel=(
       data.FunnelRow(name="probes attempted", count=4000),
       data.FunnelRow(name="well formed", count=3890),

@@ -68,7 +68,7 @@ def test_mode_files_stay_in_their_folder_and_apart(tmp_path):
     data_lib.ModeView(mode_id=x, name=x, skill="s", definition="", members=0)
     for x in ("../../up", "A", "a", "", "/etc", "a/b", "a b", "nul\0")
   ]
-  data = data_lib.ReportData(title="t", target="x", created="now", summary={}, modes=modes)
+  data = data_lib.ReportData(title="t", target="x", created="now", modes=modes)
   write.write_report(tmp_path / "r", data)
   assert len(list((tmp_path / "r" / "modes").iterdir())) == len(modes)
   assert [p.name for p in tmp_path.iterdir()] == ["r"]
@@ -103,19 +103,19 @@ def test_limits_are_always_told(report):
 
 
 def test_empty_sections_are_left_out(tmp_path):
-  data = data_lib.ReportData(title="t", target="x", created="now", summary={})
+  data = data_lib.ReportData(title="t", target="x", created="now")
   index = write.write_report(tmp_path / "r", data).read_text(encoding="utf-8")
   assert "<section" not in index and not (tmp_path / "r" / "second-round.html").exists()
 
 
 def _emptied(value):
   """The same with every rate at n = 0, in records, lists and dicts alike."""
-  if isinstance(value, dict) and {"k", "n"} <= value.keys():
-    return rates.rate(0, 0)
+  if isinstance(value, rates.Rate):
+    return rates.NOTHING
   if isinstance(value, dict):
     return {key: _emptied(item) for key, item in value.items()}
   if isinstance(value, (tuple, list)):
-    return [_emptied(item) for item in value]
+    return type(value)(_emptied(item) for item in value)
   if dataclasses.is_dataclass(value):
     return dataclasses.replace(value, **{k: _emptied(v) for k, v in vars(value).items()})
   return value
@@ -136,7 +136,7 @@ def test_a_rate_of_nothing_is_a_dash(tmp_path):
 
 
 def test_an_earlier_report_is_replaced_and_other_folders_are_not(tmp_path):
-  data = data_lib.ReportData(title="first", target="x", created="now", summary={})
+  data = data_lib.ReportData(title="first", target="x", created="now")
   out = tmp_path / "report"
   write.write_report(out, data)
   (out / "left-over.html").write_text("")
@@ -150,7 +150,7 @@ def test_an_earlier_report_is_replaced_and_other_folders_are_not(tmp_path):
 
 
 def test_a_failing_report_leaves_the_old_one(tmp_path):
-  data = data_lib.ReportData(title="first", target="x", created="now", summary={})
+  data = data_lib.ReportData(title="first", target="x", created="now")
   write.write_report(tmp_path / "r", data)
   broken = dataclasses.replace(data, title="second", methods=(("only one value",),))
   with pytest.raises(ValueError):

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What stages of several processes share: files of the first one, shares of a pool."""
 
-import types
-
 import numpy as np
 import pytest
 
@@ -10,7 +8,8 @@ from auditdm_jax.core import runtime
 from auditdm_jax.core.config import UserError, build
 from auditdm_jax.core.image_store import Images
 from auditdm_jax.images.config import ImagesConfig
-from auditdm_jax.stages import context, shared
+from auditdm_jax.stages import run, service
+from auditdm_jax.stages.pools import ImageSource, InMemoryPool
 
 
 class Rows:
@@ -42,10 +41,10 @@ def test_each_process_reads_its_share_of_the_pool_and_knows_all_ids(monkeypatch,
   gathered = []
   monkeypatch.setattr(runtime, "gather", lambda own: gathered.append(own) or [ids[::2], ids[1::2]])
   rows = Rows()
-  pool = context.InMemoryPool(rows, cache_bytes=1 << 20)
+  pool = InMemoryPool(rows, cache_bytes=1 << 20)
   assert gathered == [ids[process::2]] and rows.read == list(range(5))[process::2]
   assert [pool.image_id(i) for i in range(len(pool))] == ids
-  source = context.ImageSource(Images)
+  source = ImageSource(Images)
   source.add_pool(pool)
   rows.read.clear()
   assert [source(image_id)[0, 0, 0] for image_id in ids] == list(range(5))
@@ -55,7 +54,7 @@ def test_each_process_reads_its_share_of_the_pool_and_knows_all_ids(monkeypatch,
 
 def test_images_that_do_not_fit_are_read_again():
   rows = Rows()
-  pool = context.InMemoryPool(rows, cache_bytes=2 * 12)
+  pool = InMemoryPool(rows, cache_bytes=2 * 12)
   rows.read.clear()
   assert [pool.image(i)[0, 0, 0] for i in range(5)] == list(range(5)) and rows.read == [2, 3, 4]
 
@@ -63,12 +62,12 @@ def test_images_that_do_not_fit_are_read_again():
 def test_the_first_process_writes_and_all_read_at_the_same_point(monkeypatch, tmp_path):
   waits = []
   monkeypatch.setattr(runtime, "barrier", lambda: waits.append(len(waits)))
-  first, second = shared.Records(tmp_path), shared.Records(tmp_path)
+  first, second = run.SharedRecords(tmp_path), run.SharedRecords(tmp_path)
   first.append("rows", [{"step": 0}, {"step": 1}])
   monkeypatch.setattr(runtime, "is_main", lambda: False)
   second.append("rows", [{"step": 2}])
-  shared.write_json(tmp_path / "done.json", {})
-  assert second.rewind("rows", 0) == 0 and shared.read_json(tmp_path / "done.json") is None
+  run.write_json(tmp_path / "done.json", {})
+  assert second.rewind("rows", 0) == 0 and run.read_json(tmp_path / "done.json") is None
   assert second.read("rows") == [{"step": 0}, {"step": 1}] and second.keys("rows", "step") == {0, 1}
   assert len(waits) == 6
 
@@ -80,8 +79,7 @@ def test_the_first_process_writes_and_all_read_at_the_same_point(monkeypatch, tm
     (dict(address="a:1", client=dict(security=dict(ca="/"))), "directory"),
   ],
 )
-def test_a_mistake_in_how_to_reach_the_images_is_one_line(images, message):
-  images = build(ImagesConfig, images)
-  ctx = types.SimpleNamespace(settings=types.SimpleNamespace(images=images))
+def test_a_mistake_in_how_to_reach_the_images_is_one_line(images, message, tmp_path):
   with pytest.raises(UserError, match=message):
-    context.Context.client.func(ctx)
+    with service.connected(build(ImagesConfig, images), images, local=tmp_path):
+      pass

@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who asks: an auditor in training, stored auditors, and the data set's own questions."""
+
+from collections.abc import Collection, Mapping, Sequence
+import dataclasses
+from typing import Any
+
+from jax.sharding import Mesh
+
+from auditdm_jax.audit.answer import ModelBank
+from auditdm_jax.audit.attempt import Attempt
+from auditdm_jax.audit.probe import Probe
+from auditdm_jax.core import mesh as mesh_lib
+from auditdm_jax.core import metrics, runtime, streams, tree
+from auditdm_jax.core.config import UserError
+from auditdm_jax.models.multimodal import Params
+from auditdm_jax.rl import build, draws, probing, rollout, trainer
+from auditdm_jax.rl.batch import Trajectory
+from auditdm_jax.rl.drawing import Drawing
+from auditdm_jax.rl.gauges import Gauges
+from auditdm_jax.rl.learner import Learner
+from auditdm_jax.rl.probing import Prober
+from auditdm_jax.rl.records import attempt_of
+from auditdm_jax.rl.scoring import Scorer
+from auditdm_jax.rl.sight import Sight
+from auditdm_jax.stages.context import Context
+from auditdm_jax.stages.pools import InMemoryPool
+from auditdm_jax.stages.truth import ModeKey
+
+SEARCH: draws.Walk = ("search",)  # The walk that measures search success.
+CONTROL = "control"  # The arm of the random questions at equal queries.
+_SEARCH_ROWS = 16  # Images in a chunk of it, for each sample of a group.
+
+
+# ----------------------------------------------------------------------------------- in training
+
+
+def train_auditor(
+  ctx: Context, bank: ModelBank, *, name: str, steps: int, start: Params | None = None
+) -> trainer.TrainResult:
+  """Trains by GRPO, from the config's auditor or from params `start`."""
+  vlm, settings, models = ctx.models.auditor, ctx.settings, ctx.models
+  learner = Learner(
+    vlm.cfg,
+    settings.grpo,
+    optim=dataclasses.replace(settings.optim, steps=steps),
+    mesh=mesh_lib.make_mesh(settings.mesh),
+    rollout_mesh=None if models.rollout_mesh is models.mesh else models.rollout_mesh,
+    rules=[(regex, tuple(spec)) for regex, spec in settings.rules],
+    params=vlm.params if start is None else start,
+    banned=vlm.tokenizer.unsampled_ids(vlm.stop_ids),
+  )
+  harvest = tuple(s for s in settings.checkpoints.harvest if s < steps)
+  s = settings
+  return trainer.train(
+    dataclasses.replace(settings.checkpoints, harvest=harvest),
+    make_rollout(ctx, bank, run=name, learner=learner),
+    learner,
+    auditor=vlm,
+    workdir=ctx.folder.path,
+    name=name,
+    # What decides a training run, in addition to what the trainer knows.
+    identity=[s.models, s.world, s.pool, s.bank, s.judge, s.taxonomy],
+  )
+
+
+def make_rollout(ctx: Context, bank: ModelBank, *, run: str, learner: Learner) -> rollout.Rollout:
+  """Connects the auditor, the image service and the models that answer.
+
+  Args:
+    ctx: the run's config and models.
+    bank: target and references.
+    run: the name of the training run; its randomness depends on it.
+    learner: takes the batches.
+  """
+  mesh = learner.rollout_mesh if learner.rollout_mesh.size > 1 else None
+  models = ctx.models
+  sight = Sight(models.auditor, models.cache, load=ctx.images, trains=learner.trains_tower)
+  prober = make_prober(ctx, sight, pool=ctx.pool("images"), mesh=mesh)
+  cfg = prober.config
+  heldout = models.answering(models.load(cfg.gauges.heldout)) if cfg.gauges.heldout else None
+  return build.rollout(
+    ctx.settings.grpo,
+    learner,
+    run=run,
+    prober=prober,
+    scorer=make_scorer(ctx, bank),
+    gauges=Gauges(cfg.gauges, bank, seed=cfg.seed, load=ctx.images, heldout=heldout),
+  )
+
+
+def make_prober(
+  ctx: Context,
+  sight: Sight,
+  *,
+  pool: InMemoryPool,
+  mesh: Mesh | None,
+  prompts: Mapping[str, int] | None = None,
+) -> Prober:
+  """Connects the auditor and the image service.
+
+  Args:
+    ctx: the run's config and models.
+    sight: what the auditor sees of an image.
+    pool: the images that it looks at.
+    mesh: the one that its params lie on.
+    prompts: {strategy: prompts}, default the config's.
+  """
+  cfg = _rollout_config(ctx)
+  if prompts is not None:
+    cfg = dataclasses.replace(cfg, prompts=dict(prompts))
+  drawing = None
+  if any(strategy.makes for strategy, _ in cfg.active()):
+    drawing = Drawing(ctx.client, keep=ctx.images.put, deadline_s=cfg.deadline_s)
+  return build.prober(
+    cfg,
+    ctx.settings.grpo,
+    auditor=ctx.models.auditor,
+    pool=pool,
+    sight=sight,
+    drawing=drawing,
+    well_formed=ctx.world.well_formed,
+    mesh=mesh,
+  )
+
+
+def make_scorer(ctx: Context, bank: ModelBank) -> Scorer:
+  """Connects the models that answer, and what the world can tell."""
+  key = ModeKey(ctx.seeds)
+  return Scorer(
+    _rollout_config(ctx),
+    ctx.settings.reward,
+    bank=bank,
+    load=ctx.images,
+    key_of=lambda question, consensus: (key.of(question, consensus),),
+    paraphrase=ctx.world.paraphrase,
+    oracle=ctx.world.oracle,
+  )
+
+
+def _rollout_config(ctx: Context) -> draws.RolloutConfig:
+  if "seed" in ctx.config.rollout:
+    raise UserError("config.rollout.seed: a run has one seed, config.seed")
+  return dataclasses.replace(ctx.settings.rollout, seed=ctx.settings.seed)
+
+
+# ------------------------------------------------------------------------------- stored auditors
+
+
+class Asker:
+  """Asks with a stored auditor: one probe per image, strategies in the config's shares.
+
+  One auditor at a time is on the devices, in the dtype of the computation; others wait on the host.
+  """
+
+  def __init__(
+    self,
+    ctx: Context,
+    bank: ModelBank,
+    *,
+    pool: InMemoryPool,
+    prompts: Mapping[str, int] | None = None,
+  ):
+    """Takes the bank, the images to ask about and {strategy: share}, default the config's."""
+    self._ctx, self._pool, models = ctx, pool, ctx.models
+    trains = ctx.settings.optim.trains_tower(tree.flatten(models.auditor.params))
+    sight = Sight(models.auditor, models.cache, load=ctx.images, trains=trains)
+    self._prober = make_prober(ctx, sight, pool=pool, mesh=models.rollout_mesh, prompts=prompts)
+    self._scorer = make_scorer(ctx, bank)
+    self._waiting: dict[int | None, Any] = {}
+    self._step, self._params = None, None  # the one on the devices
+
+  def _take(self, step: int | None) -> Any:
+    models = self._ctx.models
+    if self._params is None or self._step != step:
+      self._params = None  # First, or both would be there.
+      if step not in self._waiting:
+        folder = None if step is None else self._ctx.folder.auditors()[step]
+        params = models.auditor_params(folder, dtype=models.config.dtype)
+        self._waiting[step] = runtime.fetch(params)
+      self._step, self._params = step, models.place(self._waiting[step])
+    return self._params
+
+  def ask(
+    self,
+    step: int | None,
+    n: int,
+    *,
+    arm: str,
+    walk: draws.Walk,
+    asked: Collection[str] | None = None,
+  ) -> list[Attempt]:
+    """Returns `n` attempts, made in chunks of one static shape: a pure function of the arguments.
+
+    Args:
+      step: updates of the auditor, None = untrained.
+      n: number of attempts.
+      arm: name in the records.
+      walk: the name of the draws; which images are looked at follows from it, and not from `step`.
+      asked: ids of the probes that were asked before. Instead of these and of repeats another is
+        drawn, up to twice as many as wanted; an auditor that still repeats itself may.
+    """
+    scale = self._ctx.settings.grpo.group_size
+    counts = {s: k * scale for s, k in self._prober.config.counts().items()}
+    seed = self._ctx.settings.seed
+    out: list[Attempt] = []
+    chunk = 0
+    while len(out) < n:
+      prompts = draws.draw_prompts(counts, seed=seed, walk=walk, step=chunk, size=len(self._pool))
+      done = self._prober.generate(self._take(step), prompts, timer=metrics.Timer(), group=1)
+      # What is invalid is asked again, but not for ever.
+      probing.check_valid(done, self._prober.config.max_invalid, step=chunk)
+      if asked is not None and chunk * sum(counts.values()) < 2 * n:
+        done = unasked(done, {*asked, *(a.probe.probe_id for a in out)})
+      # A share of every strategy when not all are wanted.
+      keep = streams.rng(seed, "kept", *walk, chunk).permutation(len(done))[: n - len(out)]
+      done = self._scorer.judge([done[i] for i in sorted(keep)])
+      out += [attempt_of(t, arm=arm, step=step or 0) for t in done if not t.invalid]
+      chunk += 1
+    return out
+
+
+def search_asker(ctx: Context, bank: ModelBank) -> Asker:
+  """Returns an asker of one question about each image of the fresh split.
+
+  GRPO never trains on these. With the walk `SEARCH`, two auditors see the same images with the same
+  random numbers.
+  """
+  return Asker(ctx, bank, pool=ctx.pool("fresh"), prompts={"question": _SEARCH_ROWS})
+
+
+def unasked(trajectories: Sequence[Trajectory], asked: set[str]) -> list[Trajectory]:
+  """Returns those whose question was not asked, each once; replies without a question stay."""
+  out = []
+  for t in trajectories:
+    probe_id = attempt_of(t).probe.probe_id
+    if not t.question or probe_id not in asked:
+      asked.add(probe_id)
+      out.append(t)
+  return out
+
+
+# ---------------------------------------------------------------------- the data set's questions
+
+
+class RandomQuestions:
+  """The data set's own questions in a seeded order, each once: the control of an auditor."""
+
+  def __init__(self, pool: InMemoryPool, seed: int, arm: str):
+    """Takes the pool, the seed of the run, and the name of who asks."""
+    asked = pool.asked()
+    order = streams.rng(seed, "random questions", arm).permutation(len(asked))
+    self._asked, self._at = [asked[int(i)] for i in order], 0
+
+  def __len__(self) -> int:
+    return len(self._asked)
+
+  def next(self, n: int) -> list[tuple[int, str]]:
+    """Returns the next `n` (image number, question); the last ones if there are fewer."""
+    return self._asked[self._at : self._at + n]
+
+  def skip(self, n: int) -> None:
+    """Goes on by `n`."""
+    self._at += n
+
+
+def ask_questions(
+  ctx: Context,
+  bank: ModelBank,
+  pool: InMemoryPool,
+  asked: Sequence[tuple[int, str]],
+  *,
+  arm: str,
+  label: str = "",
+  cascade: bool | None = None,
+) -> list[Attempt]:
+  """Puts (image number, question) pairs to the bank.
+
+  Args:
+    ctx: the run's images and seed.
+    bank: target and references.
+    pool: the images that the numbers are of.
+    asked: the pairs.
+    arm: name in the records.
+    label: of the progress line; "" = none.
+    cascade: overrides the bank's config.
+  """
+  ids = [pool.image_id(i) for i, _ in asked]
+  progress = metrics.Progress(len(asked), label) if label else None
+  verdicts = bank.verdicts(
+    ctx.images,
+    [q for _, q in asked],
+    image_ids=ids,
+    cascade=cascade,
+    progress=(lambda done, _: progress.update(done)) if progress else None,
+  )
+  if progress:
+    progress.close()
+  seed = ctx.settings.seed
+  return [
+    Attempt(
+      probe=Probe.make(image_id, question, arm=arm, source=f"{pool.split}/{i}", seed=seed),
+      verdict=verdict,
+    )
+    for (i, question), image_id, verdict in zip(asked, ids, verdicts, strict=True)
+  ]
+
+
+def random_control(ctx: Context, n: int) -> list[Attempt]:
+  """Puts `n` random questions of the pool to the audited target (all there are, if fewer).
+
+  All models answer: what the target knew has a consensus too, and is trained on.
+  """
+  pool = ctx.pool("images")
+  asked = RandomQuestions(pool, ctx.settings.seed, CONTROL).next(n)
+  bank = ctx.models.bank()
+  return ask_questions(ctx, bank, pool, asked, arm=CONTROL, label="random questions", cascade=False)
+
+
+def fresh_attempts(ctx: Context) -> list[Attempt]:
+  """Puts all questions about the fresh split to the audited target and all references."""
+  pool = ctx.pool("fresh")
+  bank = ctx.models.bank()
+  return ask_questions(
+    ctx, bank, pool, pool.asked(), arm="fresh", label="fresh probes", cascade=False
+  )

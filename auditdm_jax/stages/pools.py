@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The images of a run: splits of its data set, opened and read once, and the images it makes."""
+
+import dataclasses
+import fcntl
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+
+from auditdm_jax.core import pool as pool_lib
+from auditdm_jax.core import runtime
+from auditdm_jax.core.config import UserError
+from auditdm_jax.core.image_store import Images
+from auditdm_jax.stages.sections import PoolConfig
+
+
+class InMemoryPool:
+  """A pool whose rows are read once, as far as they fit; ids are hashed once.
+
+  Of several processes each reads its share of the rows; it reads others where they are needed.
+  """
+
+  def __init__(self, pool: pool_lib.ImagePool, *, cache_bytes: int):
+    self.split, self._pool = pool.split, pool
+    self._images: dict[int, np.ndarray] = {}
+    self._asked: dict[int, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+    ids, room = [], cache_bytes
+    for i in runtime.mine(range(len(pool))):
+      image = pool.image(i)
+      ids.append(Images.id_of(image))
+      self._asked[i] = pool.questions(i), pool.answers(i)
+      room -= image.nbytes
+      if room >= 0:
+        self._images[i] = image
+    shares = runtime.gather(ids)
+    self._ids = [shares[i % len(shares)][i // len(shares)] for i in range(len(pool))]
+
+  def __len__(self) -> int:
+    return len(self._ids)
+
+  def image(self, i: int) -> np.ndarray:
+    return self._images[i] if i in self._images else self._pool.image(i)
+
+  def image_id(self, i: int) -> str:
+    return self._ids[i]
+
+  def questions(self, i: int) -> tuple[str, ...]:
+    return self._asked[i][0] if i in self._asked else self._pool.questions(i)
+
+  def answers(self, i: int) -> tuple[str, ...]:
+    return self._asked[i][1] if i in self._asked else self._pool.answers(i)
+
+  def asked(self) -> list[tuple[int, str]]:
+    """Returns (image number, question) for every question of the data set, in order."""
+    return [(i, q) for i in range(len(self)) for q in self.questions(i)]
+
+
+class ImageSource:
+  """image_id -> u8[H,W,3] from the pools, else from the store of made images."""
+
+  def __init__(self, made: Images):
+    self.made = made
+    self._known: dict[str, np.ndarray] = {}
+    self._rows: dict[str, tuple[InMemoryPool, int]] = {}
+
+  def add_pool(self, pool: InMemoryPool) -> None:
+    self._rows |= {pool.image_id(i): (pool, i) for i in range(len(pool))}
+
+  def put(self, image: np.ndarray) -> str:
+    """Stores a made image and returns its id."""
+    image_id = self.made.put(image)
+    self._known[image_id] = image
+    return image_id
+
+  def __call__(self, image_id: str) -> np.ndarray:
+    if image_id in self._rows:
+      pool, i = self._rows[image_id]
+      return pool.image(i)
+    found = self._known.get(image_id)
+    return self.made.get(image_id) if found is None else found
+
+
+class Pools:
+  """The splits of a run's data set by role (images, heldout, fresh), opened when asked for."""
+
+  def __init__(self, config: PoolConfig, source: ImageSource, *, local: pathlib.Path):
+    """Takes where images are found by id, and a folder of this machine for prepared data."""
+    self._config, self._source, self._local = config, source, local
+    self._open: dict[str, InMemoryPool] = {}
+
+  def __call__(self, role: str) -> InMemoryPool:
+    """Returns the split that config.pool.<role> names."""
+    if role not in self._open:
+      split = dataclasses.asdict(self._config)[role]
+      opened = pool_lib.open_pool(self._dataset(), split)
+      pool = InMemoryPool(opened, cache_bytes=self._config.cache_bytes)
+      self._source.add_pool(pool)
+      self._open[role] = pool
+    return self._open[role]
+
+  def _dataset(self) -> pathlib.Path:
+    config = self._config
+    data_dir = pathlib.Path(config.data_dir) if config.data_dir else self._local / "data"
+    directory = data_dir / config.dataset
+    if config.builder:
+      data_dir.mkdir(parents=True, exist_ok=True)
+      with open(data_dir / ".lock", "w") as lock:  # One process of this machine prepares it.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (directory / "dataset_info.json").is_file():
+          self._prepare(data_dir)
+    return directory
+
+  def _prepare(self, data_dir: pathlib.Path) -> None:
+    print(f"preparing {self._config.dataset} in {data_dir}", flush=True)
+    env = dict(
+      os.environ, PYTHONPATH=os.pathsep.join(p or "." for p in sys.path), JAX_PLATFORMS="cpu"
+    )
+    command = [sys.executable, self._config.builder, f"--data_dir={data_dir}"]
+    done = subprocess.run(command, env=env, check=False, capture_output=True, text=True)
+    if done.returncode:
+      raise UserError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")

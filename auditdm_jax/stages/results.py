@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What finished stages leave for others, in STAGE/done.json; a loop's is `audit.summary`."""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+from auditdm_jax.audit.health import Health
+from auditdm_jax.audit.rates import NOTHING, Rate
+from auditdm_jax.audit.summary import Accuracy, Kinds
+from auditdm_jax.audit.taxonomy import Taxonomy
+
+Groups = Mapping[str, Rate]  # By group of the benchmark: "all", "gaps", "rest", "skill: …".
+
+
+@dataclasses.dataclass(frozen=True)
+class Empty:
+  """A stage whose end is all there is to know."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """A training run: updates, completions drawn, probes put to the bank, the best checkpoint."""
+
+  steps: int
+  completions: int
+  probes: int
+  best: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Searched:
+  """Search success of the untrained and of the trained auditor, and the kinds of their finds."""
+
+  prompt_only: Rate
+  prompt_only_modes: Kinds
+  trained: Rate
+  trained_modes: Kinds
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+  """Benchmark tables by model, the planted gaps that an audit can find, the ensemble's health."""
+
+  tables: Mapping[str, Groups]
+  auditable: tuple[str, ...]
+  health: Health
+
+
+@dataclasses.dataclass(frozen=True)
+class Discovered:
+  """Probes of the sweep, and the history of its arms, see `Arms.summary`."""
+
+  arms: Mapping[str, Any]
+  probes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Controlled:
+  """Random questions that were asked."""
+
+  probes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """Counts of a mode on the attempts that it was discovered on."""
+
+  k: int
+  n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ModeRow:
+  """A mode with its rate on fresh probes.
+
+  Attributes:
+    found: counts of its discovery, which are biased upwards.
+    fresh: failure rate on fresh probes; None if there were none.
+    confirmed: fresh failures that the oracle confirms.
+    gap: planted gap of most of these.
+    gap_share: its share of them.
+  """
+
+  mode_id: str
+  name: str
+  definition: str
+  skills: tuple[str, ...]
+  found: Found
+  fresh: Rate | None
+  confirmed: int
+  gap: str | None
+  gap_share: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Verified:
+  """Verified failures in numbers: the funnel, the oracle's precision, the modes."""
+
+  funnel: Mapping[str, int]
+  precision: Rate | None
+  taxonomy: Taxonomy
+  modes: tuple[ModeRow, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class RepairedModel:
+  """A tuned target: its benchmark table, and the examples that it learned."""
+
+  table: Groups
+  examples: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Repairs:
+  """The repaired target and its controls by name."""
+
+  models: Mapping[str, RepairedModel]
+
+
+def accuracy_of(table: Groups, *, examples: int | None = None) -> Accuracy:
+  """Returns accuracy over all questions, on the gaps and on the rest; an empty group has n = 0."""
+  groups = {name: table.get(name, NOTHING) for name in ("all", "gaps", "rest")}
+  return Accuracy(**groups, examples=examples)

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The image service of a run: one that runs already, or one that is started and kept alive."""
+
+from collections.abc import Iterator, Mapping
+import contextlib
+import pathlib
+from typing import Any
+
+from auditdm_jax.core import paths, runtime
+from auditdm_jax.core.config import UserError
+from auditdm_jax.images import process
+from auditdm_jax.images.client import ImageClient
+from auditdm_jax.images.config import ImagesConfig
+
+
+@contextlib.contextmanager
+def connected(
+  config: ImagesConfig, rows: Mapping[str, Any], *, local: pathlib.Path
+) -> Iterator[ImageClient]:
+  """Yields a client of the service at `config.address`, or of a service of this process's own.
+
+  Args:
+    config: config.images.
+    rows: the same as the config file has it, for the service's own config.
+    local: a folder of this machine for that config and the service's log.
+
+  Raises:
+    UserError: nobody is there, it did not start, or the address or a file is invalid.
+  """
+  with contextlib.ExitStack() as stack:
+    address = config.address or stack.enter_context(_own_service(config, rows, local))
+    try:
+      client = ImageClient(address, config=config.client)
+      stack.callback(client.close)
+      client.wait_ready(config.ready_s)
+    except (OSError, ValueError) as error:
+      raise UserError(f"config.images: {error}") from error
+    yield client
+
+
+@contextlib.contextmanager
+def _own_service(
+  config: ImagesConfig, rows: Mapping[str, Any], local: pathlib.Path
+) -> Iterator[str]:
+  """Yields the address of a service that lives as long as the block."""
+  suffix = f"_{runtime.index()}" if runtime.count() > 1 else ""  # One per process.
+  path = local / f"images_config{suffix}.py"
+  section = {"port": 0} | dict(rows)
+  paths.write_bytes(
+    path,
+    "from ml_collections import ConfigDict\n\n\ndef get_config():\n"
+    f"  return ConfigDict({{'images': {section!r}}})\n".encode(),
+  )
+  try:
+    running = process.keep(str(path), log=local / f"images{suffix}.log", ready_s=config.ready_s)
+  except process.NotStarted as error:
+    raise UserError(str(error)) from error
+  try:
+    yield running.address
+  finally:
+    running.stop()
