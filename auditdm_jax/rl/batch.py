@@ -53,6 +53,7 @@ class Trajectory:
   fields: dict[str, str] = dataclasses.field(default_factory=dict)  # parsed texts by kind
   image_id: str = ""  # the probe's image
   image_seed: int = 0
+  fit: str = ""  # how the image service was asked at a size it takes: "640x427>640x432 pad"
   question: str = ""
   verdict: Any = None  # whatever the verdict function returned, None when not asked
   malformed: str = ""  # the auditor's fault: reward 0, it counts

@@ -47,10 +47,11 @@ class ImageFailure(Protocol):
 
 
 class ImageResult(Protocol):
-  """What the image service made: an image or a failure."""
+  """What the image service made: an image or a failure, and how it was brought to a size."""
 
   image: np.ndarray | None
   failure: ImageFailure | None
+  fit: str
 
 
 class ImageClient(Protocol):
@@ -214,7 +215,9 @@ class Prober:
     return dataclasses.replace(trajectory, fields=fields, question=reply.text, malformed=malformed)
 
   def _request(self, trajectory: Trajectory, prompt: Prompt) -> concurrent.futures.Future:
-    """Hands a caption or an instruction to the image service; images have their source's size."""
+    """Hands a caption or an instruction to the image service; images are to be of their source's
+    size, and generated ones come at the nearest that is drawn.
+    """
     source = self._pool.image(prompt.index)
     if "instruction" in trajectory.fields:
       return self._client.edit(source, trajectory.fields["instruction"], seed=trajectory.image_seed)
@@ -233,7 +236,7 @@ class Prober:
       future.cancel()
       return {"invalid": f"DEADLINE: no image after {self._config.deadline_s:g} s"}
     if result.failure is None:
-      return {"image_id": self._keep(result.image)}
+      return {"image_id": self._keep(result.image), "fit": result.fit}
     why = f"{result.failure.reason.name}: {result.failure.message}"
     return {"malformed" if result.failure.fault == "auditor" else "invalid": why}
 

@@ -17,6 +17,8 @@ from auditdm_jax.audit.probe import Probe, Verdict
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core import metrics, runtime, store, tree
 from auditdm_jax.core.config import UserError
+from auditdm_jax.images import fit
+from auditdm_jax.images.client import ImageClient
 from auditdm_jax.models import preprocess
 from auditdm_jax.rl import rollout, trainer
 from auditdm_jax.rl.batch import Trajectory
@@ -120,7 +122,7 @@ def make_rollout(
     features=features,
     load=ctx.images,
     keep=ctx.images.put,
-    client=ctx.client if needs_images else None,
+    client=_image_client(ctx) if needs_images else None,
     key_of=lambda question, consensus: (key.of(question, consensus),),
     well_formed=ctx.world.well_formed,
     paraphrase=ctx.world.paraphrase,
@@ -128,6 +130,14 @@ def make_rollout(
     heldout=ctx.answering(ctx.load(heldout)) if heldout else None,
     **layout,
   )
+
+
+def _image_client(ctx: Context) -> ImageClient:
+  """The client of the image service; raises UserError if that can be asked for no image."""
+  pool = ctx.pool("images")
+  images = (pool.image(i) for i in range(len(pool)))
+  fit.check(ctx.client.info(), ((image.shape[1], image.shape[0]) for image in images))
+  return ctx.client
 
 
 def auditors(ctx: Context) -> dict[int, pathlib.Path]:
