@@ -40,9 +40,10 @@ def get_config(arg: str = "") -> ConfigDict:
     ready_s=900.0, drain_s=120.0, reflection=False,
     # A card computes at its limit from one image on: batches gain little and cost memory.
     batching=dict(max_batch=4, max_wait_ms=10.0),
+    # Kontext is trained at a megapixel. Clients scale what is larger or smaller, and bring it back.
     limits=dict(
-      max_prompt_chars=2000, max_pixels=1 << 20, max_steps=50, max_queue=256, max_queue_mb=512.0,
-      cache_mb=1024.0, max_deadline_s=900.0,
+      max_prompt_chars=2000, max_pixels=1 << 20, min_side=256, max_side=2048, max_steps=50,
+      max_queue=256, max_queue_mb=512.0, cache_mb=1024.0, max_deadline_s=900.0,
     ),
     security=dict(cert="", key="", ca="", token=""),
   )  # fmt: skip

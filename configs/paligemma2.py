@@ -70,6 +70,8 @@ def get_config(arg: str = "") -> ConfigDict:
   c.images = dict(
     backend="diffusers", width=1024, height=1024, seed=0, error_rate=0.0,
     port=0, address="localhost:50051",  # its own machine with GPUs: launch/image_server
+    # Whole-frame editors repaint every pixel; verification then tries the sham as well.
+    client=dict(local_edits=True),
   )  # fmt: skip
   c.bank = dict(
     max_new_tokens=16, batch_size=512, cascade=True, dedup=True, abstentions=("unanswerable",)

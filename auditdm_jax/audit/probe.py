@@ -50,6 +50,7 @@ class Probe(Record):
   instruction: str | None = None
   caption: str | None = None
   seed: int = 0
+  fit: str = ""  # how its image was brought to a size that the service takes
   step: int = -1  # training step of the auditor, -1 outside training
 
   @classmethod

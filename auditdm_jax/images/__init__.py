@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The image service: captions and edit instructions in, images out, in a process of its own.
 
-  client   client · requests · replicas · disk_cache · locality
-  both     images.proto · stubs · codec · failures · config · security
+  client   client · requests · answers · replicas · disk_cache · locality
+  both     images.proto · stubs · codec · failures · config · security · fit
   server   server · validate · batcher · results · worker · telemetry · backend
            diffusers_backend · openai_backend
   process  the server as a child of a run

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 Mode = Literal["generate", "edit", "sham"]
+MAX_SIDE, MAX_PIXELS = 1 << 14, 1 << 26  # of any image, whatever a service says
 Progress = Callable[[int, int], None]  # (steps done, of n); may raise Cancelled.
 
 
@@ -31,6 +32,10 @@ class Info:
     negative: whether it takes a negative prompt.
     sizes: (width, height) it can draw; () = any whose sides are multiples of `multiple`.
     multiple: of the sides.
+    min_side: the shortest one.
+    max_side: the longest one.
+    max_pixels: of an image; all three are narrowed by `images.limits` of the server.
+    exact: nothing may be scaled or padded to one of `sizes`, because pixels are a code of its own.
     batch_sizes: ascending; a batch is padded to the next of them, and a deterministic one to the
       last. () = rows do not depend on the number of rows.
   """
@@ -44,6 +49,10 @@ class Info:
   negative: bool = False
   sizes: tuple[tuple[int, int], ...] = ()
   multiple: int = 1
+  min_side: int = 1
+  max_side: int = MAX_SIDE
+  max_pixels: int = MAX_PIXELS
+  exact: bool = False
   batch_sizes: tuple[int, ...] = ()
 
   @functools.cached_property

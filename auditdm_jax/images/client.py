@@ -8,6 +8,11 @@
 
 One thread carries one request from its first try to its end, so that at most `max_in_flight` per
 replica are under way. Each host of a run has a client of its own, for its own rollouts.
+
+Once `wait_ready` has heard which sizes are taken, images may have any: a request is fitted before
+it is hashed, so that its id and the caches are those of what the service sees, and an edit comes
+back on the grid of its source (`fit.py`). A generated image keeps the size that it was drawn at:
+no source's grid binds it, and to cut or to scale it would lose what the caption had asked for.
 """
 
 import collections
@@ -24,52 +29,20 @@ from typing import Any
 import grpc
 import numpy as np
 
-from auditdm_jax.images import codec, locality, stubs
+from auditdm_jax.images import codec, stubs
+from auditdm_jax.images import fit as fit_lib
 from auditdm_jax.images import security as security_lib
-from auditdm_jax.images.backend import Info
+from auditdm_jax.images.answers import ImageResult, Timings, on_source
+from auditdm_jax.images.backend import MAX_PIXELS, MAX_SIDE, Info
 from auditdm_jax.images.config import ClientConfig
 from auditdm_jax.images.disk_cache import DiskCache
 from auditdm_jax.images.failures import RULES, Failure, Reason, Refused, from_call
+from auditdm_jax.images.fit import Fit
 from auditdm_jax.images.replicas import Replica, Replicas, state_of
 from auditdm_jax.images.requests import Edit, Generate, Options, Request
 
 _DEFAULTS = ClientConfig()
 _BACKOFF_S, _MAX_BACKOFF_S = 0.05, 2.0
-_MAX_PIXELS = 1 << 26  # of an answer: whatever is there, the memory is ours
-
-
-@dataclasses.dataclass(frozen=True)
-class Timings:
-  """Where the time of a request went, in seconds; compute is the whole batch's."""
-
-  total_s: float
-  queue_s: float
-  compute_s: float
-  batch_size: int
-  cached: bool
-  tries: int
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ImageResult:
-  """An image or a failure, never both.
-
-  Attributes:
-    image: u8[H,W,3], read-only.
-    request_id: the same id gives the same image again.
-    timings: of an image.
-    model: Info.identity of what made it.
-    truncated: the model saw only the beginning of the text.
-    mask: bool[H,W] of a local edit: what was pasted into the source.
-  """
-
-  image: np.ndarray | None
-  failure: Failure | None
-  request_id: str
-  timings: Timings | None = None
-  model: str = ""
-  truncated: bool = False
-  mask: np.ndarray | None = None
 
 
 class ImageClient:
@@ -89,6 +62,7 @@ class ImageClient:
     self._options = Options(deterministic=config.deterministic)
     self._cache = DiskCache(config.cache) if config.cache else None
     self._model = ""
+    self._info: Info | None = None
     self._closed = threading.Event()
     self.max_in_flight = config.max_in_flight * len(addresses)
     self._threads = futures.ThreadPoolExecutor(self.max_in_flight, thread_name_prefix="images")
@@ -138,8 +112,7 @@ class ImageClient:
       if not future.set_running_or_notify_cancel():
         return
       try:
-        result = self._carry(request)
-        future.set_result(_pasted(request, result, mask))
+        future.set_result(self._result(request, mask))
       except Exception as error:  # A bug here must not lose the rollout that waits for it.
         failure = Failure(Reason.PROTOCOL, f"{type(error).__name__}: {error}")
         future.set_result(ImageResult(None, failure, request.request_id))
@@ -204,10 +177,17 @@ class ImageClient:
           state = from_call(error).message
         if state != "SERVING":
           self._closed.wait(min(0.05, max(left, 0.0)))
-    models = {r.address: self._info_of(r, 10.0).identity for r in self._replicas.all}
+    said = {r.address: self._info_of(r, 10.0) for r in self._replicas.all}
+    models = {address: info.identity for address, info in said.items()}
     if len(set(models.values())) > 1:
       raise ConnectionError(f"the image services have different models or max_batch: {models}")
-    self._model = models[self._replicas.all[0].address]
+    first = said[self._replicas.all[0].address]
+    if other := [address for address, info in said.items() if info != first]:
+      raise ConnectionError(
+        f"{other[0]} takes other sizes or options than {self._replicas.all[0].address}: give both"
+        " the same config.images.limits and config.images.model"
+      )
+    self._info, self._model = first, first.identity
 
   def _info_of(self, replica: Replica, timeout_s: float) -> Info:
     """What a replica says about its model."""
@@ -220,8 +200,28 @@ class ImageClient:
     return Info(
       said.name, said.revision, dict(said.properties), tuple(said.modes), said.steps,
       said.guidance if said.HasField("guidance") else None,
-      sizes=tuple((s.width, s.height) for s in said.sizes), multiple=said.multiple,
+      sizes=tuple((s.width, s.height) for s in said.sizes), multiple=max(said.multiple, 1),
+      min_side=max(said.min_side, 1), max_side=min(said.max_side or MAX_SIDE, MAX_SIDE),
+      max_pixels=min(said.max_pixels or MAX_PIXELS, MAX_PIXELS), exact=said.exact,
     )  # fmt: skip
+
+  def _result(self, request: Request, mask: np.ndarray | None) -> ImageResult:
+    """The request fitted to the service, carried to its end and brought back."""
+    if self._info is None:
+      fit = Fit(request.size, request.size, request.size)
+    else:
+      try:
+        fit = fit_lib.fit(self._info, request.size)
+      except Refused as refused:
+        failure = Failure(refused.reason, refused.message)
+        return ImageResult(None, failure, request.request_id)
+    asked = request if fit.size == fit.source else request.fitted(fit)
+    result = self._carry(asked)
+    if result.image is None:
+      return result
+    if isinstance(request, Generate):
+      return dataclasses.replace(result, fit=fit.drawn)
+    return on_source(request, asked, dataclasses.replace(result, fit=fit.text), fit, mask)
 
   def _carry(self, request: Request) -> ImageResult:
     """One request to its end: cache, tries, back-offs, deadline."""
@@ -300,7 +300,7 @@ class ImageClient:
   def _from_disk(self, request: Request) -> np.ndarray | None:
     if self._cache is None or not self._model:
       return None
-    return self._cache.get(self._model, request.digest)
+    return self._cache.get(self._model, request.digest, size=request.size)
 
 
 def _verified(response: Any, request: Request) -> tuple[Any, np.ndarray]:
@@ -308,26 +308,16 @@ def _verified(response: Any, request: Request) -> tuple[Any, np.ndarray]:
   if response.request_id != request.request_id:
     raise Refused(Reason.PROTOCOL, f"an answer to {response.request_id!r}")
   try:
-    image = codec.decode(response.image, max_pixels=_MAX_PIXELS)
+    if (response.image.width, response.image.height) != request.size:
+      width, height = request.size
+      size = f"{response.image.width}x{response.image.height}"
+      raise Refused(Reason.PROTOCOL, f"an image of {size} for one of {width}x{height}")
+    image = codec.decode(response.image, max_pixels=MAX_PIXELS)
   except Refused as refused:
     raise Refused(Reason.PROTOCOL, refused.message) from None
   if hashlib.sha256(image.data).digest() != response.sha256:
     raise Refused(Reason.PROTOCOL, "the image is damaged")
   return response, image
-
-
-def _pasted(request: Request, result: ImageResult, mask: np.ndarray | None) -> ImageResult:
-  """The result of a local edit or a sham, with everything outside its mask as in the source."""
-  if result.image is None or not isinstance(request, Edit):
-    return result
-  if mask is not None:
-    image = locality.paste(request.image, result.image, mask)
-  elif request.local:
-    image, mask = locality.composite(request.image, result.image)
-  else:
-    return result
-  image.flags.writeable = False
-  return dataclasses.replace(result, image=image, mask=mask)
 
 
 def _closed_failure() -> Failure:

@@ -5,14 +5,20 @@ import dataclasses
 import ipaddress
 
 from auditdm_jax.core.config import check
+from auditdm_jax.images.backend import MAX_PIXELS, MAX_SIDE
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What the server refuses before the queue; every prompt is untrusted input."""
+  """What the server refuses before the queue; every prompt is untrusted input.
+
+  Clients scale a source down to `max_pixels` and `max_side`, and up to `min_side`.
+  """
 
   max_prompt_chars: int = 2000
   max_pixels: int = 1 << 20
+  min_side: int = 1
+  max_side: int = MAX_SIDE
   max_steps: int = 100
   max_cost: int = 60 << 20  # pixels x steps
   max_queue: int = 512  # requests
@@ -23,7 +29,13 @@ class Limits:
   def __post_init__(self):
     values, where = vars(self), "images.limits"
     check(values, where, "max_prompt_chars", least=1, most=1 << 26)  # gRPC counts in 31 bits.
-    check(values, where, "max_pixels", least=1, most=1 << 29)
+    check(values, where, "max_pixels", least=1, most=MAX_PIXELS)
+    check(values, where, "min_side", "max_side", least=1, most=MAX_SIDE)
+    if self.min_side > self.max_side or self.min_side**2 > self.max_pixels:
+      raise ValueError(
+        f"min_side={self.min_side} leaves no size under max_side={self.max_side} and"
+        f" max_pixels={self.max_pixels}"
+      )
     check(values, where, "max_steps", "max_cost", "max_queue", least=1)
     check(values, where, "max_queue_mb", "max_deadline_s", above=0)
     check(values, where, "cache_mb", least=0)
@@ -113,6 +125,9 @@ class ModelConfig:
     max_sequence_length: tokens that T5 pads a text to. It attends to the padding, so that another
       length draws another image.
     url: base of an OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1.
+    sizes: (width, height) that the endpoint draws; () = any whose sides are multiples of
+      `multiple`. It cannot be asked.
+    multiple: of the sides there; pipelines of diffusers know theirs.
     api_key_env: environment variable that holds its key; "" = it needs none.
     timeout_s: for one answer of that endpoint.
   """
@@ -125,8 +140,16 @@ class ModelConfig:
   guidance: float = 3.5
   max_sequence_length: int = 512
   url: str = ""
+  sizes: tuple[tuple[int, int], ...] = ()
+  multiple: int = 16
   api_key_env: str = ""
   timeout_s: float = 120.0
+
+  def __post_init__(self):
+    check(vars(self), "images.model", "multiple", least=1, most=MAX_SIDE)
+    for size in self.sizes:
+      sides = dict(zip(("width", "height"), size, strict=True))
+      check(sides, "images.model.sizes", least=1, most=MAX_SIDE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,8 +160,8 @@ class ImagesConfig:
     backend: what makes the images: scenes, diffusers or openai.
     error_rate: share of images that the scenes backend makes wrong on purpose.
     seed: of those errors.
-    width: of generated images.
-    height: of generated images.
+    width: of the first images, which warm the model up; requests have sizes of their own.
+    height: of the same.
     address: host:port of a running service, or several with commas between; "" = the run starts
       its own.
     host: where to listen; beyond loopback, with `security` or on a private network only.
@@ -171,7 +194,7 @@ class ImagesConfig:
 
   def __post_init__(self):
     values, where = vars(self), "images"
-    check(values, where, "width", "height", least=1, most=1 << 14)
+    check(values, where, "width", "height", least=1, most=MAX_SIDE)
     # gRPC would take a port modulo 65536, in silence.
     check(values, where, "port", "metrics_port", least=0, most=65535)
     check(values, where, "ready_s", above=0)

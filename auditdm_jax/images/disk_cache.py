@@ -28,15 +28,20 @@ class DiskCache:
     self._folder = pathlib.Path(folder)
     self._warned = False
 
-  def get(self, model: str, digest: str) -> np.ndarray | None:
-    """The image u8[H,W,3], or None if it is not there; a damaged one is removed."""
+  def get(self, model: str, digest: str, *, size: tuple[int, int]) -> np.ndarray | None:
+    """The image u8[H,W,3] of a (width, height), or None if it is not there.
+
+    A damaged one, or one of another size, is removed; the size is looked at before pixels are made.
+    """
     path = self._path(model, digest)
     try:
       with Image.open(path, formats=("PNG",)) as file:
+        if file.size != size:
+          raise ValueError(f"{file.size} instead of {size}")
         image, want = np.asarray(file.convert("RGB")), file.text[_KEY]
     except FileNotFoundError:
       return None
-    except (OSError, KeyError, SyntaxError, ValueError):
+    except (OSError, KeyError, SyntaxError, ValueError, Image.DecompressionBombError):
       image, want = np.zeros(0, np.uint8), ""
     if hashlib.sha256(image.tobytes()).hexdigest() != want:
       with contextlib.suppress(OSError):

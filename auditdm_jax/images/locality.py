@@ -11,13 +11,20 @@ from scipy import ndimage
 
 
 def composite(
-  source: np.ndarray, edited: np.ndarray, *, threshold: int = 24, grow: int | None = None
+  source: np.ndarray,
+  edited: np.ndarray,
+  *,
+  within: np.ndarray | None = None,
+  threshold: int = 24,
+  grow: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
   """I' = M·edited + (1 − M)·source, M = where the edit changed the source.
 
   Args:
     source: u8[H,W,3].
     edited: u8[H,W,3] on the same grid.
+    within: bool[H,W], where M is looked for; None = everywhere. Of an image that was scaled for
+      its editor it is what changed there: elsewhere only scaling did.
     threshold: grey levels, largest channel difference that still counts as unchanged.
     grow: pixels by which the mask is widened, once specks of a pixel are gone; 0 = the mask as it
       is. None = one for 256 of the shorter side: in a drawing of 64 a stroke is no wider than a
@@ -28,8 +35,11 @@ def composite(
   """
   if source.shape != edited.shape:
     raise ValueError(f"edit changed the grid: {source.shape} became {edited.shape}")
-  delta = np.abs(source.astype(np.int16) - edited.astype(np.int16)).max(axis=-1)
-  mask = delta > threshold
+  if within is not None:
+    edited = paste(source, edited, within)
+  # In 8 bits: of 12 megapixels, wider numbers would take 300 MB.
+  delta = np.maximum(source, edited) - np.minimum(source, edited)
+  mask = delta.max(axis=-1) > threshold
   if grow is None:
     grow = round(min(mask.shape) / 256)
   if grow:

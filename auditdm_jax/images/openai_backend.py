@@ -81,6 +81,8 @@ class OpenAIBackend:
       steps=model.steps,
       guidance=model.guidance,
       negative=True,
+      sizes=model.sizes,
+      multiple=1 if model.sizes else model.multiple,
     )
 
   def run(self, jobs: Sequence[Job], progress: Progress) -> list[Made | Exception]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from auditdm_jax.images import codec, stubs
+from auditdm_jax.images.fit import Fit, Size
 
 
 def _unsigned(name: str, value: Any, bits: int) -> int:
@@ -86,12 +87,20 @@ class Generate:
     return self.id or self.digest
 
   @property
+  def size(self) -> Size:
+    return self.width, self.height
+
+  @property
   def pixels(self) -> int:
     return self.width * self.height
 
   @property
   def cost(self) -> int:
     return self.pixels * max(self.options.steps, 1)
+
+  def fitted(self, fit: Fit) -> "Generate":
+    """The request as the service takes it: what is hashed, cached and sent."""
+    return dataclasses.replace(self, width=fit.size[0], height=fit.size[1])
 
   def message(self, encoding: int) -> Any:
     """A GenerateRequest; raises UnicodeEncodeError."""
@@ -140,12 +149,20 @@ class Edit:
     return self.id or self.digest
 
   @property
+  def size(self) -> Size:
+    return self.image.shape[1], self.image.shape[0]
+
+  @property
   def pixels(self) -> int:
     return self.image.shape[0] * self.image.shape[1]
 
   @property
   def cost(self) -> int:
     return self.pixels * max(self.options.steps, 1)
+
+  def fitted(self, fit: Fit) -> "Edit":
+    """The request as the service takes it: what is hashed, cached and sent."""
+    return dataclasses.replace(self, image=fit.there(self.image))
 
   def message(self, encoding: int) -> Any:
     """An EditRequest; raises UnicodeEncodeError."""

@@ -14,7 +14,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 import numpy as np
 
-from auditdm_jax.images import codec, security, stubs, telemetry, validate, worker
+from auditdm_jax.images import codec, fit, security, stubs, telemetry, validate, worker
 from auditdm_jax.images.backend import Backend, Info, Job
 from auditdm_jax.images.batcher import Batcher, Queued, Step
 from auditdm_jax.images.config import ImagesConfig, is_loopback
@@ -119,7 +119,11 @@ class ImageServer:
     except Exception as error:  # Libraries raise what they like about a model they cannot read.
       _LOG.error("the backend cannot be loaded", exc_info=error)
       raise StartError(f"the backend cannot be loaded: {type(error).__name__}: {error}") from error
-    width, height = self._config.width, self._config.height
+    try:
+      taken = validate.taken_sizes(info, self._config.limits)
+      width, height = fit.fit(taken, (self._config.width, self._config.height)).size
+    except Refused as refused:
+      raise StartError(f"config.images.width, height: {refused.message}") from None
     grey = np.full((height, width, 3), 128, np.uint8)
     for mode in info.modes:
       job = Job(

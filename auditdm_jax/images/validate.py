@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From messages to jobs; everything that can be refused before the queue is refused here."""
 
+import dataclasses
 import math
 from typing import Any
 import unicodedata
@@ -88,10 +89,15 @@ def _check_mode(mode: str, info: Info) -> None:
 
 
 def _check_size(width: int, height: int, steps: int, limits: Limits, info: Info) -> None:
-  if not 0 < width * height <= limits.max_pixels:
-    raise _invalid(f"{width}x{height} pixels are not between 1 and {limits.max_pixels}")
+  most = min(limits.max_pixels, info.max_pixels)
+  if not 0 < width * height <= most:
+    raise _invalid(f"{width}x{height} pixels are not between 1 and {most}")
   if width * height * max(steps, 1) > limits.max_cost:
     raise _invalid(f"{width}x{height} pixels x {steps} steps are more than {limits.max_cost}")
+  taken = taken_sizes(info, limits)
+  if min(width, height) < taken.min_side or max(width, height) > taken.max_side:
+    bounds = f"{taken.min_side} to {taken.max_side}"
+    raise _invalid(f"sides must have {bounds} pixels, not {width}x{height}")
   if info.sizes and (width, height) not in info.sizes:
     sizes = ", ".join(f"{w}x{h}" for w, h in info.sizes)
     raise _invalid(f"{info.name} draws {sizes}, not {width}x{height}")
@@ -139,12 +145,25 @@ def request_of(item: Any) -> Any:
   return item.generate if kind == "generate" else item.edit
 
 
+def taken_sizes(info: Info, limits: Limits) -> Info:
+  """What a backend takes within the limits of its server, of requests with the default steps."""
+  return dataclasses.replace(
+    info,
+    min_side=max(info.min_side, limits.min_side),
+    max_side=min(info.max_side, limits.max_side),
+    max_pixels=min(info.max_pixels, limits.max_pixels, limits.max_cost // max(info.steps, 1)),
+  )
+
+
 def info_message(info: Info, limits: Limits, max_batch: int) -> Any:
   """Info as a ModelInfo message."""
+  taken = taken_sizes(info, limits)
   message = stubs.ModelInfo(
     properties=dict(info.properties),
     max_prompt_chars=limits.max_prompt_chars,
-    max_pixels=limits.max_pixels,
+    max_pixels=taken.max_pixels,
+    min_side=taken.min_side,
+    max_side=taken.max_side,
     max_batch=max_batch,
     name=info.name,
     revision=info.revision,
@@ -153,6 +172,7 @@ def info_message(info: Info, limits: Limits, max_batch: int) -> Any:
     steps=info.steps,
     sizes=[stubs.Size(width=w, height=h) for w, h in info.sizes],
     multiple=info.multiple,
+    exact=info.exact,
   )
   if info.guidance is not None:
     message.guidance = info.guidance

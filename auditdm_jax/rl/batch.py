@@ -54,6 +54,7 @@ class Trajectory:
   fields: dict[str, str] = dataclasses.field(default_factory=dict)  # parsed texts by kind
   image_id: str = ""  # the probe's image
   image_seed: int = 0
+  fit: str = ""  # how the image service was asked at a size it takes: "640x427>640x432 pad"
   question: str = ""
   verdict: Verdict | None = None  # None: not asked
   kept: bool | None = None  # the consensus, over a paraphrase; None when not asked

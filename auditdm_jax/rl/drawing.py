@@ -30,10 +30,11 @@ class ImageFailure(Protocol):
 
 
 class ImageResult(Protocol):
-  """What the image service made: an image or a failure."""
+  """What the image service made: an image or a failure, and how it was brought to a size."""
 
   image: np.ndarray | None
   failure: ImageFailure | None
+  fit: str
 
 
 class ImageClient(Protocol):
@@ -63,7 +64,7 @@ class Drawing:
   def request(
     self, trajectory: Trajectory, strategy: Strategy, source: np.ndarray
   ) -> concurrent.futures.Future:
-    """Hands the text of the first turn to the service; the image gets its source's size."""
+    """Hands the text of the first turn to the service; it is asked for its source's size."""
     text, seed = trajectory.fields[SERVED[strategy.makes]], trajectory.image_seed
     if strategy.makes == "edit":
       return self._client.edit(source, text, seed=seed)
@@ -108,6 +109,6 @@ class Drawing:
       future.cancel()
       return {"invalid": f"DEADLINE: no image after {self._deadline_s:g} s"}
     if result.failure is None:
-      return {"image_id": self._keep(result.image)}
+      return {"image_id": self._keep(result.image), "fit": result.fit}
     why = f"{result.failure.reason.name}: {result.failure.message}"
     return {"malformed" if result.failure.fault == "auditor" else "invalid": why}

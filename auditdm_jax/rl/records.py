@@ -33,6 +33,7 @@ def attempt_of(trajectory: Trajectory, *, arm: str = "", step: int = 0) -> Attem
     instruction=t.fields.get("instruction"),
     caption=t.fields.get("caption"),
     seed=t.image_seed,
+    fit=t.fit,
     step=step,
   )
   return Attempt(probe=probe, verdict=t.verdict)

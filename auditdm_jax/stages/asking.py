@@ -13,6 +13,7 @@ from auditdm_jax.audit.probe import Probe
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core import metrics, runtime, streams, tree
 from auditdm_jax.core.config import UserError
+from auditdm_jax.images import fit
 from auditdm_jax.models.multimodal import Params
 from auditdm_jax.rl import build, draws, probing, rollout, trainer
 from auditdm_jax.rl.batch import Trajectory
@@ -105,12 +106,17 @@ def make_prober(
     pool: the images that it looks at.
     mesh: the one that its params lie on.
     prompts: {strategy: prompts}, default the config's.
+
+  Raises:
+    UserError: the image service can make no image of the pool's sizes.
   """
   cfg = _rollout_config(ctx)
   if prompts is not None:
     cfg = dataclasses.replace(cfg, prompts=dict(prompts))
   drawing = None
   if any(strategy.makes for strategy, _ in cfg.active()):
+    sizes = (pool.image(i).shape[1::-1] for i in range(len(pool)))
+    fit.check(ctx.client.info(), sizes)
     drawing = Drawing(ctx.client, keep=ctx.images.put, deadline_s=cfg.deadline_s)
   return build.prober(
     cfg,

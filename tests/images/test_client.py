@@ -10,6 +10,7 @@ import time
 
 import grpc
 import numpy as np
+from PIL import Image, PngImagePlugin
 import pytest
 
 from auditdm_jax.images import client as client_lib
@@ -119,10 +120,27 @@ def test_another_model_finds_nothing_of_the_first_on_disk(tmp_path):
 def test_a_damaged_file_is_made_again(tmp_path, damage):
   cache, image = DiskCache(tmp_path), fake.pixels("a", 0)
   cache.put("model", "ab12", image)
-  np.testing.assert_array_equal(cache.get("model", "ab12"), image)
+  np.testing.assert_array_equal(cache.get("model", "ab12", size=(8, 8)), image)
   (path,) = tmp_path.rglob("*.png")
   path.write_bytes(path.read_bytes()[:-40] if damage is None else damage)
-  assert cache.get("model", "ab12") is None and not path.exists()
+  assert cache.get("model", "ab12", size=(8, 8)) is None and not path.exists()
+
+
+def _planted(path, image):
+  """A file with its own right hash, as anyone who can write to the folder could leave it."""
+  info = PngImagePlugin.PngInfo()
+  info.add_text("sha256", hashlib.sha256(image.tobytes()).hexdigest())
+  Image.fromarray(image).save(path, "PNG", pnginfo=info)
+
+
+def test_a_file_of_another_size_is_made_again(tmp_path, monkeypatch):
+  cache = DiskCache(tmp_path)
+  for bound in (None, 10):  # Pillow calls one a bomb that has more than twice as many pixels.
+    cache.put("model", "ab12", fake.pixels("a", 0))
+    (path,) = tmp_path.rglob("*.png")
+    _planted(path, fake.pixels("b", 0, 30, 20))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", bound)
+    assert cache.get("model", "ab12", size=(8, 8)) is None and not path.exists()
 
 
 def test_a_disk_that_fails_costs_no_image_and_says_so_once(tmp_path, caplog):
@@ -138,7 +156,7 @@ def test_a_disk_that_fails_costs_no_image_and_says_so_once(tmp_path, caplog):
 
 def test_a_model_cannot_name_a_path(tmp_path):
   with pytest.raises(ValueError, match="not a name"):
-    DiskCache(tmp_path).get("../../etc", "ab")
+    DiskCache(tmp_path).get("../../etc", "ab", size=(8, 8))
 
 
 def test_equal_options_are_equal_requests():

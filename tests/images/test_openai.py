@@ -110,6 +110,7 @@ def model(endpoint, monkeypatch):
   port = endpoint.server_address[1]
   return ModelConfig(
     generate="flux", edit="kontext", url=f"http://127.0.0.1:{port}/v1/", api_key_env="IMAGES_KEY",
+    multiple=8,
     timeout_s=5.0,
   )  # fmt: skip
 
@@ -250,6 +251,19 @@ def test_through_the_service(model):
     "auditor",
   )
   assert (busy.failure.reason, busy.failure.fault) == (Reason.QUEUE_FULL, "service")
+
+
+def test_a_photograph_goes_at_one_of_the_endpoints_sizes_and_comes_back(endpoint, model):
+  model = dataclasses.replace(model, sizes=((64, 64), (96, 64), (64, 96)))
+  with fake.serving(OpenAIBackend(model, max_batch=4)) as (_, address, _):
+    with ImageClient(address) as client:
+      client.wait_ready(5.0)
+      edited = client.edit(np.full((43, 64, 3), 9, np.uint8), "make it blue", seed=0).result(10.0)
+      made = client.generate("a circle", seed=1, width=43, height=64).result(10.0)
+  assert (edited.image == 246).all() and edited.image.shape == (43, 64, 3)
+  assert edited.fit == "64x43>96x64 scale+pad"
+  assert (made.image.shape, made.fit) == ((96, 64, 3), "43x64>64x96 drawn")
+  assert [fields["size"] for _, _, fields in endpoint.seen[-2:]] == ["96x64", "64x96"]
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,10 @@ def test_a_warm_up_that_fails_is_one_line_beside_the_log(tmp_path):
     (dict(batching=dict(max_batch=0)), "images.batching.max_batch=0: must be at least 1"),
     (dict(limits=dict(max_pixels=0)), "images.limits.max_pixels=0: must be at least 1"),
     (dict(limits=dict(max_pixels=2**31)), "max_pixels=2147483648: must be at least 1 and at most"),
+    (dict(limits=dict(min_side=512, max_side=256)), "min_side=512 leaves no size"),
+    (dict(limits=dict(min_side=0)), "images.limits.min_side=0: must be at least 1"),
+    (dict(model=dict(multiple=0)), "images.model.multiple=0: must be at least 1"),
+    (dict(model=dict(sizes=((0, 64),))), "images.model.sizes.width=0: must be at least 1"),
     (dict(limits=dict(max_deadline_s=0)), "max_deadline_s=0.0: must be above 0"),
   ],
 )

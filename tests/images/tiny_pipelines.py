@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FLUX and FLUX Kontext pipelines of a few ten thousand random weights, made offline."""
+"""FLUX, FLUX Kontext and Stable Diffusion pipelines of few random weights, made offline."""
 
 import importlib.util
 import os
@@ -8,7 +8,13 @@ import sys
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from diffusers import AutoencoderKL, FluxKontextPipeline
+from diffusers import (
+  AutoencoderKL,
+  DDIMScheduler,
+  FluxKontextPipeline,
+  StableDiffusionInstructPix2PixPipeline,
+  UNet2DConditionModel,
+)
 import torch
 
 from auditdm_jax.images.config import ModelConfig
@@ -63,3 +69,26 @@ def build(folder: pathlib.Path, *, seed: int = 0, guidance: bool = True) -> Mode
     steps=4,
     max_sequence_length=32,
   )
+
+
+def pix2pix(*, seed: int = 0) -> StableDiffusionInstructPix2PixPipeline:
+  """Stable Diffusion that edits: a U-Net over latents of 8x8 pixels, halved once more within."""
+  torch.manual_seed(seed)
+  parts = flux.pipeline(WORDS, vae(), flux.Sizes()).components
+  unet = UNet2DConditionModel(
+    in_channels=8,
+    out_channels=4,
+    block_out_channels=(8, 16),
+    layers_per_block=1,
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    cross_attention_dim=32,
+    attention_head_dim=8,
+    norm_num_groups=4,
+  )
+  pipe = StableDiffusionInstructPix2PixPipeline(
+    parts["vae"], parts["text_encoder"], parts["tokenizer"], unet, DDIMScheduler(),
+    safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+  )  # fmt: skip
+  pipe.set_progress_bar_config(disable=True)
+  return pipe

@@ -103,6 +103,7 @@ class Failure:
 class Result:
   image: np.ndarray | None
   failure: Failure | None
+  fit: str = ""
 
 
 class Client:

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What becomes of a request: an image on the grid of its source, or a failure."""
+
+import dataclasses
+
+import numpy as np
+
+from auditdm_jax.images import locality
+from auditdm_jax.images.failures import Failure
+from auditdm_jax.images.fit import Fit
+from auditdm_jax.images.requests import Edit
+
+
+@dataclasses.dataclass(frozen=True)
+class Timings:
+  """Where the time of a request went, in seconds; compute is the whole batch's."""
+
+  total_s: float
+  queue_s: float
+  compute_s: float
+  batch_size: int
+  cached: bool
+  tries: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageResult:
+  """An image or a failure, never both.
+
+  Attributes:
+    image: u8[H,W,3], read-only.
+    request_id: the same id gives the same image again.
+    timings: of an image.
+    model: Info.identity of what made it.
+    truncated: the model saw only the beginning of the text.
+    mask: bool[H,W] of a local edit: what was pasted into the source.
+    fit: how the image was brought to a size that the service takes, such as "640x427>640x432 pad";
+      "" = it went as it is.
+  """
+
+  image: np.ndarray | None
+  failure: Failure | None
+  request_id: str
+  timings: Timings | None = None
+  model: str = ""
+  truncated: bool = False
+  mask: np.ndarray | None = None
+  fit: str = ""
+
+
+def on_source(
+  request: Edit, asked: Edit, result: ImageResult, fit: Fit, mask: np.ndarray | None
+) -> ImageResult:
+  """The result of an edit on the source's grid; outside a mask, or if local, as in the source.
+
+  Args:
+    request: what the caller wants.
+    asked: what the service saw.
+    result: with the image of the service's size.
+    fit: from the one to the other.
+    mask: bool[H,W] of a sham, on the source's grid.
+  """
+  image = fit.back(result.image)
+  if mask is not None:
+    image = locality.paste(request.image, image, mask)
+  elif request.local:
+    within = None
+    if fit.scales:  # Which lost detail: what the edit changed shows before it is scaled back.
+      within = fit.mask_back(locality.composite(asked.image, result.image)[1])
+    image, mask = locality.composite(request.image, image, within=within)
+  image.flags.writeable = False
+  return dataclasses.replace(result, image=image, mask=mask)
