@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Picture files to upright RGB: the one decoding of pools and of models.
 
-    16 bits of grey     the high byte, as decoders to 8 bits keep it
-    transparency        white shows through, as transformers' processors have it
-    palette, CMYK, LA   RGB
-    EXIF orientation    turned, so that up is up
-    several frames      the first
+16 bits of grey     the high byte, as decoders to 8 bits keep it
+transparency        white shows through, as transformers' processors have it
+palette, CMYK, LA   RGB
+EXIF orientation    turned, so that up is up
+several frames      the first
 """
 
 from collections.abc import Iterator

@@ -16,6 +16,7 @@ from auditdm_jax.audit.judge import JudgeConfig
 from auditdm_jax.audit.taxonomy import TaxonomyConfig
 from auditdm_jax.audit.verify import VerifyConfig
 from auditdm_jax.core.config import UserError, check
+from auditdm_jax.core.pools.shares import Shares
 from auditdm_jax.images.config import ImagesConfig
 from auditdm_jax.plan.steps import PlanConfig
 from auditdm_jax.rectify import curate as curate_lib
@@ -68,12 +69,15 @@ class PoolConfig:
   Attributes:
     builder: script that prepares the TFDS data set if it is not there; "" = none.
     data_dir: where it lies; "" = <workdir>/data.
-    dataset: name/config/version of a TFDS data set under data_dir, or a folder there that has a
-      folder of images for each split (`core.pool.FolderPool`).
+    dataset: what `core.pool.open_pool` can open, under data_dir or with a path of its own: a folder
+      of images, a JSONL file, a Parquet folder, or name/config/version of a TFDS data set.
     images: split the auditor looks at.
     heldout: split of the benchmark.
     fresh: split for the rates of known modes.
     cache_bytes: of decoded images that are kept, per split; others are read when they are needed.
+    questions: a JSONL file about the images of a folder; "" = its own questions.jsonl.
+    shares: of `images`, `heldout` and `fresh` among the images of a data set without splits.
+    share_seed: another one shares them out another way; the run's own seed does not.
   """
 
   builder: str
@@ -83,6 +87,19 @@ class PoolConfig:
   heldout: str
   fresh: str
   cache_bytes: int = 8 * 2**30
+  questions: str = ""
+  shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
+  share_seed: int = 0
+
+  def __post_init__(self):
+    self.split_shares()
+
+  def split_shares(self) -> Shares:
+    """The shares by split; splits of one name have the sum of their shares."""
+    of: dict[str, float] = {}
+    for name, share in zip((self.images, self.heldout, self.fresh), self.shares, strict=True):
+      of[name] = of.get(name, 0.0) + share
+    return Shares(of, self.share_seed)
 
 
 @dataclasses.dataclass(frozen=True)

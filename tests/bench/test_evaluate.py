@@ -112,7 +112,37 @@ class _Scenes:
     return self.rows[i][0]
 
   def answers(self, i):
-    return self.rows[i][1]
+    return tuple((answer,) for answer in self.rows[i][1])
+
+  def question_ids(self, i):
+    return tuple(f"{i}/{j}" for j in range(3))
+
+
+class _Voted:
+  """A pool of one image, with a question that nobody answered and one that several people did."""
+
+  split = "heldout"
+
+  def __len__(self):
+    return 1
+
+  def image_id(self, i):
+    return "image"
+
+  def questions(self, i):
+    return "who knows", "what colour"
+
+  def answers(self, i):
+    return (), ("blue", "red", "teal", "red")
+
+  def question_ids(self, i):
+    return "", "7"
+
+
+def test_answers_of_several_people_stay_several_and_the_first_is_that_of_most():
+  (example,) = specs.from_pool(_Voted())
+  assert example.references == ("red", "red", "blue", "teal")
+  assert (example.example_id, example.question) == ("7", "what colour")
 
 
 def test_scenes_examples_are_in_gaps_or_in_the_rest():
