@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from auditdm_jax.core.config import UserError, check, did_you_mean
+from auditdm_jax.core.config import UserError, check, check_spelling, did_you_mean
 from auditdm_jax.rl.dynamic import DynamicConfig
 from auditdm_jax.rl.gauges import GaugeConfig
 from auditdm_jax.text import prompts as prompts_lib
@@ -49,6 +49,7 @@ class RolloutConfig:
   seed: int = 0
 
   def __post_init__(self):
+    check_spelling(self.prompts, "rollout.prompts")
     for strategy, count in self.prompts.items():
       name = strategy.replace("_", "-")
       if name not in prompts_lib.FIRST_TURN:
