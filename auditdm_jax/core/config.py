@@ -130,7 +130,9 @@ def check(
     if math.isfinite(value) and least <= value <= most and above < value < below:
       continue
     said = {"at least ": least, "above ": above, "at most ": most, "below ": below}
-    right = " and ".join(f"{word}{bound:g}" for word, bound in said.items() if math.isfinite(bound))
+    right = " and ".join(
+      f"{word}{bound:.10g}" for word, bound in said.items() if math.isfinite(bound)
+    )
     raise UserError(f"{where}.{name}={value}: must be {right or 'a finite number'}")
 
 

@@ -32,7 +32,7 @@ class RolloutConfig:
       numbers of a step that need all answers are not biased by who was asked.
     dynamic: tops the batch up with live groups; off by default.
     gauges: watch for reward hacking; off by default.
-    seed: of everything that is drawn.
+    seed: of everything that is drawn; 32 bits.
   """
 
   prompts: dict[str, int] = dataclasses.field(default_factory=lambda: {"question": 32})
@@ -75,7 +75,7 @@ class RolloutConfig:
     check(self.max_new_tokens, "rollout.max_new_tokens", least=1)
     check(vars(self), "rollout", "max_chars", least=1)
     check(vars(self), "rollout", "deadline_s", above=0)
-    check(vars(self), "rollout", "seed", least=0)
+    check(vars(self), "rollout", "seed", least=0, below=2**32)
 
   def counts(self) -> dict[str, int]:
     """Strategies with at least one prompt, in the order they are worked on."""

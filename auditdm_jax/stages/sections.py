@@ -51,6 +51,8 @@ class ModelsConfig:
   paged: bool = False
 
   def __post_init__(self):
+    if not self.references:
+      raise UserError("config.models.references is empty: name one folder at least")
     by_name: dict[str, str] = {}
     for folder in (self.target, *self.references):
       name = pathlib.Path(folder).resolve().name
@@ -197,7 +199,7 @@ class AuditConfig:
   """The whole config of an audit.
 
   Attributes:
-    seed: of everything that is drawn.
+    seed: of everything that is drawn; 32 bits.
     mesh: {axis: size} of training, -1 = the rest of the devices; see `core.mesh`.
     rollout_mesh: the same devices for sampling and answering; empty = as in training.
     rules: (regex, mesh axes per array axis) of the auditor's masters; () = `models.sharding`'s.
@@ -226,4 +228,4 @@ class AuditConfig:
   plan: PlanConfig = PlanConfig()
 
   def __post_init__(self):
-    check(vars(self), "config", "seed", least=0)
+    check(vars(self), "config", "seed", least=0, below=2**32)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation asks once, scores what was stored, and groups scenes questions by skill and gap."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -83,6 +85,14 @@ def test_mistakes_are_told():
     evaluate.evaluate(_Model(1), _examples() + _examples(), model="m")
   with pytest.raises(ValueError, match="gave 1 answers to 10"):
     evaluate.evaluate(lambda batch: ["yes"], _examples(), model="m")
+
+
+@pytest.mark.filterwarnings("error")
+def test_one_score_between_0_and_1_says_nothing_about_the_rate():
+  example = _examples()[0]
+  example = dataclasses.replace(example, references=("red", "red", "blue"))
+  table = evaluate.evaluate(lambda _: ["red"], [example], model="m", scorer=scorers.vqa_accuracy)
+  assert 0 < table.row("all").rate < 1 and table.row("all").ci95 == (0.0, 1.0)
 
 
 def test_empty_benchmark_has_no_rows():

@@ -28,7 +28,8 @@ class Shares:
   seed: int = 0
 
   def __post_init__(self):
-    if not self.of or min(self.of.values()) < 0 or abs(sum(self.of.values()) - 1) > 1e-6:
+    right = self.of and all(share >= 0 for share in self.of.values())
+    if not right or not abs(sum(self.of.values()) - 1) <= 1e-6:
       raise UserError(f"shares {dict(self.of)}: must not be negative, and add up to 1")
 
   def split(self, image_id: str) -> str:
