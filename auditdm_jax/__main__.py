@@ -91,6 +91,7 @@ def parse(argv: list[str]) -> str:
   module = stage.replace("-", "_")
   own = _stage(module).FLAGS if module in _TOOLS else flags.FLAGS
   argv = overrides.take(argv)
+  sys.argv = [sys.argv[0], *argv]  # Where ml_collections looks for overrides.
   try:
     rest = own(argv)[1:]
   except (AttributeError, KeyError) as e:  # Of ml_collections, with a repr inside a repr.

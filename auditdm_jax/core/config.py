@@ -21,10 +21,8 @@ T = TypeVar("T")
 _NAME = re.compile(r"[A-Za-z_][\w-]*")  # Not a path, which may be a key too.
 
 # Of the flag --config: keys that a file leaves at their defaults can be given too. What is no key
-# of a section, `build` refuses. The arguments are those that `core.overrides.take` puts here.
-OVERRIDES: Mapping[str, Any] = types.MappingProxyType(
-  {"lock_config": False, "accept_new_attributes": True, "sys_argv": []}
-)
+# of a section, `build` refuses.
+OVERRIDES = types.MappingProxyType({"lock_config": False, "accept_new_attributes": True})
 
 
 class UserError(ValueError):

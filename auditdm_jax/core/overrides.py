@@ -50,17 +50,16 @@ class _Override:
 
 
 def take(argv: Sequence[str]) -> list[str]:
-  """Returns the arguments in ml_collections' form, which flags with `OVERRIDES` then take.
+  """Returns all arguments, those of overrides in ml_collections' form.
 
-  Args:
-    argv: all arguments, with or without a `--config`.
+  Raises:
+    UserError: an override is about a key of what is no section.
   """
   parsed = [(arg, _parse(arg)) for arg in argv]
   if any(override for _, override in parsed):
     config = _read(argv)
     known = [_tuple(_respell(x, config), config) if x else arg for arg, x in parsed]
     argv = [str(arg) for arg in _join_absent(known, config)]
-  OVERRIDES["sys_argv"][:] = argv
   return list(argv)
 
 
@@ -68,7 +67,7 @@ def _read(argv: Sequence[str]) -> ml_collections.ConfigDict:
   """The config without overrides; an empty one if there is none or it cannot be read."""
   values = flags.FlagValues()
   holder = config_flags.DEFINE_config_file(
-    "config", None, "", flag_values=values, **{**OVERRIDES, "sys_argv": []}
+    "config", None, "", flag_values=values, sys_argv=[], **OVERRIDES
   )
   given: list[str] = []
   for arg, following in zip(argv, [*argv[1:], ""]):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Overrides on the command line, through ml_collections' own flags."""
 
+import sys
+
 from absl import flags
 from ml_collections import config_flags
 import pytest
@@ -22,7 +24,7 @@ def get_config(arg=""):
 
 
 @pytest.fixture
-def parse(tmp_path):
+def parse(tmp_path, monkeypatch):
   """Parses arguments as the command line does; returns the config as a dict."""
   (tmp_path / "c.py").write_text(CONFIG)
 
@@ -30,7 +32,8 @@ def parse(tmp_path):
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file("config", None, "", flag_values=values, **OVERRIDES)
     given = ["--config", f"{tmp_path}/c.py:a"] if separate else [f"--config={tmp_path}/c.py:a"]
-    values(overrides.take(["stage", *given, *args]))
+    monkeypatch.setattr("sys.argv", overrides.take(["stage", *given, *args]))
+    values(sys.argv)
     return holder.value.to_dict()
 
   return run
