@@ -19,7 +19,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from auditdm_jax import stages
-from auditdm_jax.core import paths
+from auditdm_jax.core import overrides, paths
 from auditdm_jax.core.config import OVERRIDES, UserError, did_you_mean
 
 # Runs in an environment of its own, which need not have jax, and leaves nothing behind.
@@ -90,6 +90,8 @@ def parse(argv: list[str]) -> str:
     raise UserError(f"no stage {argv[0]!r}{did_you_mean(stage, known)}\n" + usage())
   module = stage.replace("-", "_")
   own = _stage(module).FLAGS if module in _TOOLS else flags.FLAGS
+  argv = overrides.take(argv)
+  sys.argv = [sys.argv[0], *argv]  # Where ml_collections looks for overrides.
   try:
     rest = own(argv)[1:]
   except (AttributeError, KeyError) as e:  # Of ml_collections, with a repr inside a repr.

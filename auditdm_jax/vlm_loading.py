@@ -105,9 +105,10 @@ def _tokenizer(folder: pathlib.Path, cfg: VlmConfig) -> Tokenizer | None:
 def _hf_ways(folder: pathlib.Path, cfg: VlmConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
   """Returns "template", "stop" and "pixels" of a Hugging Face folder."""
   paligemma = cfg.kind == "paligemma"
-  ways = {
-    "template": hf.template(folder, tokenizer, paligemma=paligemma),
-    "stop": hf.stop_ids(folder),
+  template = hf.template(folder, tokenizer, paligemma=paligemma)
+  ways: dict[str, Any] = {
+    "template": template,
+    "stop": hf.stop_ids(folder, tokenizer, template=template),
   }
   if cfg.vision is not None:
     ways["pixels"] = preprocess.read_processor(

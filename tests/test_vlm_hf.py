@@ -216,7 +216,8 @@ def test_the_ways_of_the_origin_survive_our_folder(pair, tmp_path):
   kind = vlm.cfg.kind
   assert vlm.pixels == Pixels("hf", resample="bilinear" if kind == "gemma3" else "bicubic")
   assert vlm.template == (prompts.GEMMA3 if kind == "gemma3" else prompts.PALIGEMMA)
-  assert vlm.stop_ids == (1, 17, 43)
+  turn = (vlm.tokenizer.id("<end_of_turn>"),) if kind == "gemma3" else ()
+  assert vlm.stop_ids == (1, 17, 43, *turn)
   save_vlm(tmp_path / "ours", vlm)
   assert (tmp_path / "ours/generation_config.json").is_file()
   again = load_vlm(tmp_path / "ours")

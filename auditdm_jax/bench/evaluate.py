@@ -176,11 +176,15 @@ def score(
 
 
 def _row(group: str, values: np.ndarray) -> Row:
-  """`values` f64[N]. Wilson's interval for scores of 0 and 1, the mean's normal one for others."""
+  """`values` f64[N]. Wilson's interval for scores of 0 and 1, the mean's normal one for others,
+  of which one alone says nothing.
+  """
   k, n = float(values.sum()), len(values)
   if np.isin(values, (0.0, 1.0)).all():
     interval = stats.binomtest(int(k), n).proportion_ci(method="wilson")
     low, high = float(interval.low), float(interval.high)
+  elif n == 1:
+    low, high = 0.0, 1.0
   else:
     half = stats.norm.ppf(0.975) * float(values.std(ddof=1)) / n**0.5
     low, high = max(k / n - half, 0.0), min(k / n + half, 1.0)

@@ -10,6 +10,8 @@ import functools
 import re
 import string
 
+from auditdm_jax.core.config import UserError
+
 Scorer = Callable[[str, Sequence[str]], float]
 
 _NUMBERS = "zero one two three four five six seven eight nine ten".split()
@@ -22,14 +24,26 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _MAX_PERIODS = 32  # The official script passes re.UNICODE as the count of substitutions.
 
 
+def _listed(references: Sequence[str]) -> Sequence[str]:
+  """The references as a list: one string is one of them, not its letters.
+
+  Raises:
+    UserError: there are none, so that there is no score.
+  """
+  references = (references,) if isinstance(references, str) else references
+  if not len(references):
+    raise UserError("an answer without references cannot be scored; leave the question out")
+  return references
+
+
 def exact_match(prediction: str, references: Sequence[str]) -> float:
   """1 if the strings are equal as they are (GQA and AI2D of the PaliGemma transfers)."""
-  return float(prediction in references)
+  return float(prediction in _listed(references))
 
 
 def normalized_match(prediction: str, references: Sequence[str]) -> float:
   """1 if equal without case, punctuation and outer blanks, as in lmms-eval's GQA."""
-  return float(_bare(prediction) in map(_bare, references))
+  return float(_bare(prediction) in map(_bare, _listed(references)))
 
 
 def _bare(text: str) -> str:
@@ -44,7 +58,7 @@ def vqa_accuracy(prediction: str, references: Sequence[str]) -> float:
 
   Source: github.com/GT-Vision-Lab/VQA, PythonEvaluationTools/vqaEvaluation/vqaEval.py.
   """
-  prediction, references = _one_line(prediction), [_one_line(x) for x in references]
+  prediction, references = _one_line(prediction), [_one_line(x) for x in _listed(references)]
   if len(set(references)) > 1:
     prediction, references = _vqa_normal(prediction), [_vqa_normal(x) for x in references]
   matches = [reference == prediction for reference in references]
@@ -54,7 +68,7 @@ def vqa_accuracy(prediction: str, references: Sequence[str]) -> float:
 
 def vote_accuracy(prediction: str, references: Sequence[str]) -> float:
   """min(1, matches / 3) without leaving out or normalising (OK-VQA of the PaliGemma transfers)."""
-  return min(1.0, sum(reference == prediction for reference in references) / 3)
+  return min(1.0, sum(reference == prediction for reference in _listed(references)) / 3)
 
 
 def _one_line(text: str) -> str:
@@ -101,7 +115,7 @@ def relaxed_accuracy(prediction: str, references: Sequence[str]) -> float:
 
   "12%" is read as 0.12. A reference of 0 demands its own spelling. Source: pix2struct, metrics.py.
   """
-  return max(_relaxed(prediction.strip(), reference) for reference in references)
+  return max(_relaxed(prediction.strip(), reference) for reference in _listed(references))
 
 
 def _relaxed(prediction: str, reference: str) -> float:
@@ -125,7 +139,8 @@ def anls(prediction: str, references: Sequence[str]) -> float:
   the longer text as it was given. Source: the Robust Reading Competition's form, lmms-eval
   api/metrics.py.
   """
-  best = max(1 - _distance_share(prediction.strip(), reference) for reference in references)
+  prediction = prediction.strip()
+  best = max(1 - _distance_share(prediction, x) for x in _listed(references))
   return best if best >= 0.5 else 0.0
 
 

@@ -12,20 +12,26 @@ GAPS, REST = "gaps", "rest"
 
 
 def from_pool(pool: pool_lib.ImagePool, *, limit: int | None = None) -> list[evaluate.Example]:
-  """Every answered question of the first `limit` images (all if None)."""
+  """Every answered question of the first `limit` images (all if None).
+
+  What several people answered is in order of how many did, so that the first reference is the
+  answer of most.
+  """
   examples = []
   for i in range(len(pool) if limit is None else min(limit, len(pool))):
     image_id = pool.image_id(i)
-    for j, (question, answer) in enumerate(zip(pool.questions(i), pool.answers(i), strict=False)):
-      examples.append(
-        evaluate.Example(
-          example_id=f"{pool.split}/{i}/{j}",
-          image=i,
-          image_id=image_id,
-          question=question,
-          references=(answer,),
+    asked = zip(pool.question_ids(i), pool.questions(i), pool.answers(i), strict=True)
+    for example_id, question, answers in asked:
+      if answers:
+        examples.append(
+          evaluate.Example(
+            example_id=example_id,
+            image=i,
+            image_id=image_id,
+            question=question,
+            references=tuple(sorted(answers, key=answers.count, reverse=True)),
+          )
         )
-      )
   return examples
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import importlib
 import math
+import re
 import types
 import typing
 from typing import Any, Literal, TypeVar, Union
@@ -18,6 +19,7 @@ from typing import Any, Literal, TypeVar, Union
 import ml_collections
 
 T = TypeVar("T")
+_NAME = re.compile(r"[A-Za-z_][\w-]*")  # Not a path, which may be a key too.
 
 # Of the flag --config: keys that a file leaves at their defaults can be given too. What is no key
 # of a section, `build` refuses.
@@ -88,6 +90,7 @@ def build(cls: type[T], section: Mapping[str, Any] | ml_collections.ConfigDict, 
     raise UserError(f"{name}: expected a section with keys, got {section!r}")
   hints = typing.get_type_hints(cls)
   fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+  check_spelling(section, name)
   for key in section:
     if key not in fields:
       raise UserError(
@@ -114,6 +117,22 @@ def build(cls: type[T], section: Mapping[str, Any] | ml_collections.ConfigDict, 
     raise
   except ValueError as e:  # Raised by a __post_init__ that checks the values together.
     raise UserError(f"{name}: {e}") from e
+
+
+def check_spelling(section: Mapping[str, Any], where: str) -> None:
+  """Checks that no key is there twice, with dashes and with underscores.
+
+  Raises:
+    UserError: one is.
+  """
+  seen: dict[str, str] = {}
+  for key in filter(_NAME.fullmatch, map(str, section)):
+    other = seen.setdefault(key.replace("-", "_"), key)
+    if other != key:
+      raise UserError(
+        f"{where}: {other}={section[other]!r} and {key}={section[key]!r} are one key in two"
+        " spellings; give one of them"
+      )
 
 
 def check(
@@ -144,7 +163,9 @@ def check(
     if math.isfinite(value) and least <= value <= most and above < value < below:
       continue
     said = {"at least ": least, "above ": above, "at most ": most, "below ": below}
-    right = " and ".join(f"{word}{bound:g}" for word, bound in said.items() if math.isfinite(bound))
+    right = " and ".join(
+      f"{word}{bound:.10g}" for word, bound in said.items() if math.isfinite(bound)
+    )
     raise UserError(f"{where}.{name}={value}: must be {right or 'a finite number'}")
 
 
@@ -167,6 +188,7 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
   if origin in (dict, Mapping):
     if not isinstance(value, Mapping | ml_collections.ConfigDict):
       raise UserError(f"{name}: expected a section with keys, got {value!r}")
+    check_spelling(value, name)
     return {k: _convert(args[1], value[k], f"{name}.{k}") for k in value}
   if origin is Callable:
     if not callable(value):

@@ -3,11 +3,11 @@
 
 Three origins squeeze an image to the model's square in three ways, and each model wants its own:
 
-    native      Pillow, bilinear; alpha dropped
-    hf          Pillow, as the processor's config says; transparent parts become white
-    big_vision  TensorFlow's bilinear in floats, truncated to uint8; alpha dropped
+    native      Pillow, bilinear
+    hf          Pillow, as the processor's config says
+    big_vision  TensorFlow's bilinear in floats, truncated to uint8; alpha dropped, not on white
 
-All of them see the image upright, as its EXIF tag says.
+Files are decoded as those of a pool are, see `core.pictures`.
 """
 
 from collections.abc import Sequence
@@ -15,25 +15,17 @@ import dataclasses
 import functools
 import os
 import pathlib
-import struct
 from typing import Any, Literal
-import zlib
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from auditdm_jax.core import jsonio
+from auditdm_jax.core import jsonio, pictures
 from auditdm_jax.core.config import UserError
 
 Picture = np.ndarray | Image.Image | str | os.PathLike
 
 _FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers.
-_MAX_PIXELS = 1 << 27  # A file of a few kB can unpack to more than the memory holds.
-# What Pillow raises for a file that is damaged or no image.
-_BROKEN = (
-  OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error, zlib.error,
-  Image.DecompressionBombError,
-)  # fmt: skip
 
 
 # transformers' names, per wiring: of the processor and of its part for images.
@@ -194,21 +186,13 @@ def _scale(u8: np.ndarray, how: Pixels) -> np.ndarray:
 
 def _square(image: Picture, size: int, name: str, how: Pixels) -> np.ndarray:
   """Returns u8[size,size,3]."""
-  try:
-    if not isinstance(image, Image.Image | str | os.PathLike):
+  if not isinstance(image, Image.Image | str | os.PathLike):
+    with pictures.errors(name):  # A list of rows of different lengths, for instance.
       image = np.asarray(image)
-      if image.dtype == np.uint8 and image.shape == (size, size, 3):
-        return image
-      image = _from_array(image, name)
-    if isinstance(image, Image.Image):
-      rgb = _to_rgb(image, name, white=how.origin == "hf")
-    else:
-      with Image.open(image) as opened:
-        rgb = _to_rgb(opened, name, white=how.origin == "hf")
-  except UserError:
-    raise
-  except _BROKEN as e:
-    raise UserError(f"{name} cannot be read: {e}") from e
+    if image.dtype == np.uint8 and image.shape == (size, size, 3):
+      return image
+    image = _from_array(image, name)
+  rgb = pictures.load(image, name=name, white=how.origin != "big_vision")
   if rgb.size == (size, size):
     return np.asarray(rgb)
   if not how.resize:
@@ -225,22 +209,6 @@ def _from_array(image: np.ndarray, name: str) -> Image.Image:
   if image.ndim not in (2, 3) or channels not in (None, 3, 4) or 0 in image.shape:
     raise UserError(f"{name} has shape {image.shape}: expected [H,W,3], [H,W,4] or [H,W]")
   return Image.fromarray(np.ascontiguousarray(image))
-
-
-def _to_rgb(image: Image.Image, name: str, *, white: bool) -> Image.Image:
-  """Returns it upright, in RGB; transparent parts become white, or keep what is under them."""
-  if image.width * image.height > _MAX_PIXELS:
-    raise UserError(f"{name} has {image.width}x{image.height} pixels: more than {_MAX_PIXELS}")
-  image = ImageOps.exif_transpose(image)
-  if image.mode.startswith("I;16"):
-    # Pillow would clip to 255; the high byte is what decoders to 8 bits keep.
-    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-  if image.mode in ("I", "F"):
-    raise UserError(f"{name} has 32 bits per channel (mode {image.mode}): convert it to 8 first")
-  if white and image.has_transparency_data:
-    image = image.convert("RGBA")
-    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-  return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _resize_in_floats(image: np.ndarray, size: int, *, antialias: bool) -> np.ndarray:

@@ -8,7 +8,7 @@ import functools
 import numpy as np
 
 from auditdm_jax.core import streams
-from auditdm_jax.core.config import UserError, check, did_you_mean
+from auditdm_jax.core.config import UserError, check, check_spelling, did_you_mean
 from auditdm_jax.rl import strategy as strategy_lib
 from auditdm_jax.rl.dynamic import DynamicConfig
 from auditdm_jax.rl.gauges import GaugeConfig
@@ -36,7 +36,7 @@ class RolloutConfig:
       numbers of a step that need all answers are not biased by who was asked.
     dynamic: tops the batch up with live groups; off by default.
     gauges: watch for reward hacking; off by default.
-    seed: of everything that is drawn.
+    seed: of everything that is drawn; 32 bits.
   """
 
   prompts: dict[str, int] = dataclasses.field(default_factory=lambda: {"question": 32})
@@ -54,6 +54,7 @@ class RolloutConfig:
   seed: int = 0
 
   def __post_init__(self):
+    check_spelling(self.prompts, "rollout.prompts")
     known = strategy_lib.known(self.strategies)
     for name, count in self.prompts.items():
       strategy_lib.find(name, known)
@@ -74,7 +75,7 @@ class RolloutConfig:
         raise UserError(f"rollout.{name}={vars(self)[name]}: a share, from 0 to 1")
     check(vars(self), "rollout", "max_chars", least=1)
     check(vars(self), "rollout", "deadline_s", above=0)
-    check(vars(self), "rollout", "seed", least=0)
+    check(vars(self), "rollout", "seed", least=0, below=2**32)
 
   def known(self) -> tuple[Strategy, ...]:
     """Returns every strategy that `prompts` may name, in the order they are worked on."""

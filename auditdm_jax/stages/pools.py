@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The images of a run: splits of its data set, opened and read once, and the images it makes."""
 
+from collections.abc import Sequence
 import dataclasses
 import fcntl
+import functools
 import os
 import pathlib
 import subprocess
@@ -18,40 +20,46 @@ from auditdm_jax.stages.sections import PoolConfig
 
 
 class InMemoryPool:
-  """A pool whose rows are read once, as far as they fit; ids are hashed once.
+  """A pool whose rows are read once, as far as they fit.
 
-  Of several processes each reads its share of the rows; it reads others where they are needed.
+  The ids of the images are known from the start: with several processes, each makes those of its
+  share.
   """
 
   def __init__(self, pool: pool_lib.ImagePool, *, cache_bytes: int):
     self.split, self._pool = pool.split, pool
     self._images: dict[int, np.ndarray] = {}
-    self._asked: dict[int, tuple[tuple[str, ...], tuple[str, ...]]] = {}
-    ids, room = [], cache_bytes
-    for i in runtime.mine(range(len(pool))):
-      image = pool.image(i)
-      ids.append(Images.id_of(image))
-      self._asked[i] = pool.questions(i), pool.answers(i)
-      room -= image.nbytes
-      if room >= 0:
-        self._images[i] = image
-    shares = runtime.gather(ids)
+    self._room = cache_bytes
+    shares = runtime.gather(pool.image_ids(runtime.mine(range(len(pool)))))
     self._ids = [shares[i % len(shares)][i // len(shares)] for i in range(len(pool))]
+    self._asked = functools.cache(lambda i: (pool.questions(i), pool.answers(i)))
 
   def __len__(self) -> int:
     return len(self._ids)
 
   def image(self, i: int) -> np.ndarray:
-    return self._images[i] if i in self._images else self._pool.image(i)
+    if i not in self._images:
+      image = self._pool.image(i)
+      if image.nbytes > self._room:
+        return image
+      self._room -= image.nbytes
+      self._images[i] = image
+    return self._images[i]
 
   def image_id(self, i: int) -> str:
     return self._ids[i]
 
-  def questions(self, i: int) -> tuple[str, ...]:
-    return self._asked[i][0] if i in self._asked else self._pool.questions(i)
+  def image_ids(self, rows: Sequence[int]) -> list[str]:
+    return [self._ids[i] for i in rows]
 
-  def answers(self, i: int) -> tuple[str, ...]:
-    return self._asked[i][1] if i in self._asked else self._pool.answers(i)
+  def questions(self, i: int) -> tuple[str, ...]:
+    return self._asked(i)[0]
+
+  def answers(self, i: int) -> tuple[tuple[str, ...], ...]:
+    return self._asked(i)[1]
+
+  def question_ids(self, i: int) -> tuple[str, ...]:
+    return self._pool.question_ids(i)
 
   def asked(self) -> list[tuple[int, str]]:
     """Returns (image number, question) for every question of the data set, in order."""
@@ -95,7 +103,13 @@ class Pools:
     """Returns the split that config.pool.<role> names."""
     if role not in self._open:
       split = dataclasses.asdict(self._config)[role]
-      opened = pool_lib.open_pool(self._dataset(), split)
+      opened = pool_lib.open_pool(
+        self._dataset(),
+        split,
+        questions=self._config.questions or None,
+        shares=self._config.split_shares(),
+        cache=pool_lib.cache_folder(),
+      )
       pool = InMemoryPool(opened, cache_bytes=self._config.cache_bytes)
       self._source.add_pool(pool)
       self._open[role] = pool

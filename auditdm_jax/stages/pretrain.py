@@ -20,7 +20,7 @@ import optax
 import optax.contrib
 
 from auditdm_jax.core import metrics, streams
-from auditdm_jax.core.config import UserError, build
+from auditdm_jax.core.config import UserError, build, check
 from auditdm_jax.models import int8, multimodal, siglip, weights
 from auditdm_jax.models.gemma import GemmaConfig
 from auditdm_jax.models.multimodal import VlmConfig
@@ -60,6 +60,9 @@ class ModelSpec:
   drill: tuple[int, ...] = ()
   tasks: dict[str, float] = dataclasses.field(default_factory=dict)
 
+  def __post_init__(self):
+    check(vars(self), "model", "seed", least=0, below=2**32)  # JAX takes what is above for 0.
+
 
 @dataclasses.dataclass(frozen=True)
 class VisionSpec:
@@ -69,6 +72,9 @@ class VisionSpec:
   batch: int
   steps: int
   lr: float
+
+  def __post_init__(self):
+    check(vars(self), "vision", "seed", least=0, below=2**32)
 
 
 @dataclasses.dataclass(frozen=True)

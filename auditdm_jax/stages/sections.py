@@ -16,6 +16,7 @@ from auditdm_jax.audit.judge import JudgeConfig
 from auditdm_jax.audit.taxonomy import TaxonomyConfig
 from auditdm_jax.audit.verify import VerifyConfig
 from auditdm_jax.core.config import UserError, check
+from auditdm_jax.core.pools.shares import Shares
 from auditdm_jax.images.config import ImagesConfig
 from auditdm_jax.plan.steps import PlanConfig
 from auditdm_jax.rectify import curate as curate_lib
@@ -50,6 +51,8 @@ class ModelsConfig:
   paged: bool = False
 
   def __post_init__(self):
+    if not self.references:
+      raise UserError("config.models.references is empty: name one folder at least")
     by_name: dict[str, str] = {}
     for folder in (self.target, *self.references):
       name = pathlib.Path(folder).resolve().name
@@ -68,12 +71,15 @@ class PoolConfig:
   Attributes:
     builder: script that prepares the TFDS data set if it is not there; "" = none.
     data_dir: where it lies; "" = <workdir>/data.
-    dataset: name/config/version of a TFDS data set under data_dir, or a folder there that has a
-      folder of images for each split (`core.pool.FolderPool`).
+    dataset: what `core.pool.open_pool` can open, under data_dir or with a path of its own: a folder
+      of images, a JSONL file, a Parquet folder, or name/config/version of a TFDS data set.
     images: split the auditor looks at.
     heldout: split of the benchmark.
     fresh: split for the rates of known modes.
     cache_bytes: of decoded images that are kept, per split; others are read when they are needed.
+    questions: a JSONL file about the images of a folder; "" = its own questions.jsonl.
+    shares: of `images`, `heldout` and `fresh` among the images of a data set without splits.
+    share_seed: another one shares them out another way; the run's own seed does not.
   """
 
   builder: str
@@ -83,6 +89,19 @@ class PoolConfig:
   heldout: str
   fresh: str
   cache_bytes: int = 8 * 2**30
+  questions: str = ""
+  shares: tuple[float, float, float] = (0.8, 0.1, 0.1)
+  share_seed: int = 0
+
+  def __post_init__(self):
+    self.split_shares()
+
+  def split_shares(self) -> Shares:
+    """The shares by split; splits of one name have the sum of their shares."""
+    of: dict[str, float] = {}
+    for name, share in zip((self.images, self.heldout, self.fresh), self.shares, strict=True):
+      of[name] = of.get(name, 0.0) + share
+    return Shares(of, self.share_seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +199,7 @@ class AuditConfig:
   """The whole config of an audit.
 
   Attributes:
-    seed: of everything that is drawn.
+    seed: of everything that is drawn; 32 bits.
     mesh: {axis: size} of training, -1 = the rest of the devices; see `core.mesh`.
     rollout_mesh: the same devices for sampling and answering; empty = as in training.
     rules: (regex, mesh axes per array axis) of the auditor's masters; () = `models.sharding`'s.
@@ -209,4 +228,4 @@ class AuditConfig:
   plan: PlanConfig = PlanConfig()
 
   def __post_init__(self):
-    check(vars(self), "config", "seed", least=0)
+    check(vars(self), "config", "seed", least=0, below=2**32)

@@ -5,7 +5,7 @@ Both come down to pieces of a vocabulary, some of them special. What `tokenizer.
 them is the same for both.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 import json
 import pathlib
 import re
@@ -15,6 +15,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 import tokenizers
 
+from auditdm_jax.core import jsonio
 from auditdm_jax.core.config import UserError
 
 IMAGE_TOKENS = ("<image_soft_token>", "<image>")  # Gemma 3's name and PaliGemma's.
@@ -65,6 +66,9 @@ class JsonBackend:
   def __init__(self, backend: tokenizers.Tokenizer):
     self._backend = backend
     self._backend.encode_special_tokens = True  # Specials in text are text.
+    # Limits of a batch that it was once used for, which transformers ignores too.
+    self._backend.no_truncation()
+    self._backend.no_padding()
     added = backend.get_added_tokens_decoder()
     # <unk> is what encode gives for an unknown word, so it is not one of the forbidden ids.
     self.specials = {t.content: i for i, t in added.items() if t.special and t.content != "<unk>"}
@@ -117,13 +121,23 @@ class PieceBackend:
 
   @classmethod
   def read(cls, path: pathlib.Path) -> "PieceBackend":
+    """Reads a .model and the tokens that files beside it add, see `_added_tokens`."""
     model = path.read_bytes()
     try:
       if not model:  # The library takes it for one without pieces.
         raise ValueError("the file is empty")
-      return cls(model)
+      backend = cls(model)
     except (RuntimeError, ValueError) as e:
       raise UserError(f"{path}: not a SentencePiece model: {e}") from e
+    added, special = _added_tokens(path.parent, backend.size)
+    new = sorted((i, token) for token, i in added.items() if backend.token(i) != token)
+    for want, (i, token) in enumerate(new, backend.size):
+      if i != want or backend.id(token) is not None:
+        raise UserError(
+          f"{path.parent}: the added token {token!r} is {i}, but new ones must follow on the"
+          f" {backend.size} pieces of {path.name}"
+        )
+    return backend.append([token for _, token in new], special=special) if new else backend
 
   def encode(self, text: str) -> list[int]:
     return self._pieces.encode(text)
@@ -140,11 +154,21 @@ class PieceBackend:
   def token(self, i: int) -> str | None:
     return self._pieces.id_to_piece(i) if 0 <= i < self.size else None
 
-  def append(self, tokens: Sequence[str]) -> "PieceBackend":
-    """As big_vision appends its token sets (pp/ops_text.py): user-defined, with score 0."""
+  def append(self, tokens: Sequence[str], *, special: Set[str] = frozenset()) -> "PieceBackend":
+    """As big_vision appends its token sets (pp/ops_text.py): user-defined, with score 0.
+
+    Args:
+      tokens: in the order of their ids.
+      special: those of them that text can never spell.
+    """
     proto = sentencepiece_model_pb2.ModelProto.FromString(self._model)
-    kind = proto.SentencePiece.Type.USER_DEFINED
-    proto.pieces.extend(proto.SentencePiece(piece=t, score=0.0, type=kind) for t in tokens)
+    kinds = proto.SentencePiece.Type
+    proto.pieces.extend(
+      proto.SentencePiece(
+        piece=t, score=0.0, type=kinds.CONTROL if t in special else kinds.USER_DEFINED
+      )
+      for t in tokens
+    )
     return PieceBackend(proto.SerializeToString())
 
   def to_bytes(self) -> bytes:
@@ -160,6 +184,37 @@ def read(path: pathlib.Path) -> Backend:
   if not path.is_file():
     raise UserError(f"{path}: no such file")
   return PieceBackend.read(path) if path.suffix == ".model" else JsonBackend.read(path)
+
+
+def _added_tokens(folder: pathlib.Path, size: int) -> tuple[dict[str, int], frozenset[str]]:
+  """The tokens that transformers' slow tokenizers added to a .model, and which are special.
+
+  They are in added_tokens.json, or in tokenizer_config.json beside those of the .model, with their
+  kind.
+
+  Args:
+    folder: where the files are.
+    size: number of pieces of the .model.
+
+  Raises:
+    UserError: a file that is damaged.
+  """
+  path = folder / "added_tokens.json"
+  added = jsonio.read_json(path) if path.is_file() else {}
+  if not isinstance(added, dict) or not all(type(i) is int for i in added.values()):
+    raise UserError(f"{path}: not an object of tokens and ids")
+  path = folder / "tokenizer_config.json"
+  config = jsonio.read_json(path) if path.is_file() else {}
+  described = config.get("added_tokens_decoder") if isinstance(config, dict) else None
+  special = set(IMAGE_TOKENS)
+  for i, token in (described or {}).items():
+    if not isinstance(token, dict) or not isinstance(token.get("content"), str):
+      raise UserError(f"{path}: added_tokens_decoder[{i!r}] has no content")
+    if i.isdecimal() and int(i) >= size:
+      added.setdefault(token["content"], int(i))
+    if token.get("special") and not _LOCATION.fullmatch(token["content"]):
+      special.add(token["content"])
+  return added, frozenset(special)
 
 
 def _free_locations(text: str) -> str:

@@ -50,7 +50,12 @@ class Tokenizer:
   def __init__(self, backend: Backend, *, image_id: int | None = None):
     self._backend = backend
     self._image_id = image_id
-    self.special_ids = frozenset(backend.specials.values())
+    # Slots are specials even where the file takes their token for an ordinary one, or has none.
+    slots = {name: i for name in IMAGE_TOKENS if (i := backend.id(name)) is not None}
+    self._specials = {**backend.specials, **slots}
+    self.special_ids = frozenset(self._specials.values()) | (
+      frozenset() if image_id is None else {image_id}
+    )
 
   @classmethod
   def from_file(cls, path: str | os.PathLike) -> "Tokenizer":
@@ -126,7 +131,7 @@ class Tokenizer:
 
   @functools.cached_property
   def specials(self) -> tuple[str, ...]:
-    return tuple(self._backend.specials)
+    return tuple(self._specials)
 
   @functools.cached_property
   def image_id(self) -> int:

@@ -9,7 +9,7 @@ The files are those of visualqa.org/download.html and cocodataset.org, unpacked:
   $P --split=val2014 --output=data/vqav2/heldout --images=2000
   $P --split=val2014 --output=data/vqav2/fresh --images=2000 --skip=2000
 
-The images are linked to, not copied. An answer is the one that most of the ten people gave.
+The images are linked to, not copied. A question keeps the answers of all ten people.
 """
 
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ def prepare(
     raise PrepareError(f"{output} is there already; remove it, or give another --output")
   asked = _read(source / f"v2_OpenEnded_mscoco_{split}_questions.json", "questions")
   said = _read(source / f"v2_mscoco_{split}_annotations.json", "annotations")
-  answers = {row["question_id"]: row["multiple_choice_answer"] for row in said}
+  answers = {row["question_id"]: [x["answer"] for x in row["answers"]] for row in said}
   by_image: dict[int, list[Mapping]] = {}
   for row in asked:
     by_image.setdefault(row["image_id"], []).append(row)
@@ -63,7 +63,7 @@ def prepare(
       )
     (unfinished / image.name).symlink_to(image.resolve())
     for row in by_image[image_id]:
-      line = {"image": image.name, "question": row["question"]}
+      line = {"image": image.name, "question": row["question"], "id": row["question_id"]}
       lines.append(json.dumps(line | {"answer": answers[row["question_id"]]}))
   (unfinished / "questions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
   unfinished.rename(output)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation asks once, scores what was stored, and groups scenes questions by skill and gap."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -85,6 +87,14 @@ def test_mistakes_are_told():
     evaluate.evaluate(lambda batch: ["yes"], _examples(), model="m")
 
 
+@pytest.mark.filterwarnings("error")
+def test_one_score_between_0_and_1_says_nothing_about_the_rate():
+  example = _examples()[0]
+  example = dataclasses.replace(example, references=("red", "red", "blue"))
+  table = evaluate.evaluate(lambda _: ["red"], [example], model="m", scorer=scorers.vqa_accuracy)
+  assert 0 < table.row("all").rate < 1 and table.row("all").ci95 == (0.0, 1.0)
+
+
 def test_empty_benchmark_has_no_rows():
   assert evaluate.evaluate(_Model(0), [], model="m").rows == ()
 
@@ -112,7 +122,37 @@ class _Scenes:
     return self.rows[i][0]
 
   def answers(self, i):
-    return self.rows[i][1]
+    return tuple((answer,) for answer in self.rows[i][1])
+
+  def question_ids(self, i):
+    return tuple(f"{i}/{j}" for j in range(3))
+
+
+class _Voted:
+  """A pool of one image, with a question that nobody answered and one that several people did."""
+
+  split = "heldout"
+
+  def __len__(self):
+    return 1
+
+  def image_id(self, i):
+    return "image"
+
+  def questions(self, i):
+    return "who knows", "what colour"
+
+  def answers(self, i):
+    return (), ("blue", "red", "teal", "red")
+
+  def question_ids(self, i):
+    return "", "7"
+
+
+def test_answers_of_several_people_stay_several_and_the_first_is_that_of_most():
+  (example,) = specs.from_pool(_Voted())
+  assert example.references == ("red", "red", "blue", "teal")
+  assert (example.example_id, example.question) == ("7", "what colour")
 
 
 def test_scenes_examples_are_in_gaps_or_in_the_rest():

@@ -4,6 +4,7 @@
 import pytest
 
 from auditdm_jax.bench import scorers
+from auditdm_jax.core.config import UserError
 
 
 def votes(**counts):
@@ -114,3 +115,18 @@ def test_anls(prediction, references, expected):
 )
 def test_edit_distance(a, b, distance):
   assert scorers.edit_distance(a, b) == scorers.edit_distance(b, a) == distance
+
+
+SCORERS = (
+  scorers.exact_match, scorers.normalized_match, scorers.vqa_accuracy, scorers.vote_accuracy,
+  scorers.relaxed_accuracy, scorers.anls,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("scorer", SCORERS)
+def test_references_that_are_none_or_one(scorer):
+  for none in ([], ()):
+    with pytest.raises(UserError, match="an answer without references cannot be scored"):
+      scorer("red", none)
+  assert scorer("a", "cat") == 0.0  # One reference, not three letters.
+  assert scorer("cat", "cat") == scorer("cat", ["cat"])

@@ -96,6 +96,13 @@ def test_missing_key_shows_what_was_written_instead():
     build(Config, {"step": 3, "optim": {"lr": 1.0}})
 
 
+def test_a_key_in_two_spellings_is_given_twice():
+  for change in ({"weights": {"a-b": 1.0, "a_b": 2.0}}, {"pa-ir": 1, "pa_ir": 2}):
+    with pytest.raises(UserError, match="are one key in two spellings"):
+      build(Config, {"steps": 3, "optim": {"lr": 1.0}, **change}, name="config.grpo")
+  build(Config, section(weights={"x/a-b": 1.0, "x/a_b": 2.0}))  # Paths may be keys.
+
+
 def test_did_you_mean():
   assert did_you_mean("evalute", ["evaluate", "train"]) == " (did you mean 'evaluate'?)"
   assert did_you_mean("xyz", ["evaluate", "train"]) == ""

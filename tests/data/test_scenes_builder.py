@@ -55,7 +55,7 @@ def test_answers_are_those_of_the_oracle(folder):
   for i in range(len(rows)):
     scene = world.Scene.from_json(rows.text(i, "scene"))
     assert len(rows.questions(i)) == len(rows.answers(i)) == 3
-    for question, answer in zip(rows.questions(i), rows.answers(i), strict=True):
+    for question, (answer,) in zip(rows.questions(i), rows.answers(i), strict=True):
       assert questions.execute(questions.parse_question(question), scene) == answer
 
 

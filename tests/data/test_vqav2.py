@@ -11,6 +11,7 @@ from PIL import Image
 import pytest
 
 from auditdm_jax.audit import skills
+from auditdm_jax.bench import specs
 from auditdm_jax.core import pool
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -28,7 +29,8 @@ def source(tmp_path):
     for k in range(2):
       key = {"image_id": image_id, "question_id": image_id * 1000 + k}
       asked.append(key | {"question": f"What is {image_id} / {k}?"})
-      answers = [{"answer": "net", "answer_confidence": "yes", "answer_id": 1}]
+      words = ["net", *[f"answer {k}"] * 9]
+      answers = [{"answer": x, "answer_confidence": "yes", "answer_id": 1} for x in words]
       said.append(key | {"multiple_choice_answer": f"answer {k}", "answers": answers})
   for kind, key, rows in (
     ("v2_OpenEnded_mscoco_val2014_questions", "questions", asked),
@@ -55,7 +57,9 @@ def test_two_parts_of_a_split_are_pools_without_a_common_image(source, tmp_path)
   for p in (a, b):
     for i in range(len(p)):
       assert all(str(round(float(p.image(i).mean()))) in q for q in p.questions(i))
-      assert p.answers(i) == ("answer 0", "answer 1")
+      assert p.answers(i) == tuple(("net", *[f"answer {k}"] * 9) for k in range(2))
+  first = specs.from_pool(b)[0]
+  assert (first.example_id, first.references[0]) == ("73000", "answer 0")
 
 
 def test_a_missing_image_is_named_and_nothing_is_left(source, tmp_path):

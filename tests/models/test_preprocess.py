@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from auditdm_jax.core import pictures
 from auditdm_jax.core.config import UserError
-from auditdm_jax.models import preprocess as preprocess_lib
 from auditdm_jax.models.preprocess import Pixels, preprocess, read_processor
 
 RNG = np.random.default_rng(0)
@@ -38,7 +38,7 @@ def test_other_sizes_are_squeezed_bilinearly():
 def test_grey_alpha_and_palette_become_rgb():
   grey = RNG.integers(0, 256, (8, 8), dtype=np.uint8)
   rgb = np.repeat(grey[..., None], 3, axis=2)
-  rgba = np.concatenate([rgb, np.full((8, 8, 1), 3, np.uint8)], axis=2)
+  rgba = np.concatenate([rgb, np.full((8, 8, 1), 255, np.uint8)], axis=2)
   want = preprocess([rgb], size=8)
   for image in (grey, rgba, Image.fromarray(grey), Image.fromarray(grey).convert("P")):
     np.testing.assert_array_equal(preprocess([image], size=8), want)
@@ -194,7 +194,7 @@ def test_big_vision_against_tensorflow():
 @ORIGINS
 def test_transparency_and_grey(how):
   image = Image.new("RGBA", (8, 8), (10, 20, 30, 0))
-  want = 1.0 if how.origin == "hf" else np.array([10, 20, 30]) / 127.5 - 1
+  want = np.array([10, 20, 30]) / 127.5 - 1 if how.origin == "big_vision" else 1.0
   for given in (image, np.asarray(image)):
     np.testing.assert_allclose(preprocess([given], size=8, how=how)[0, 0, 0], want, atol=1e-6)
   grey = preprocess([picture("L")], size=8, how=how)
@@ -273,7 +273,7 @@ def test_damaged_files_are_named(tmp_path, monkeypatch):
   torn = Image.open(io.BytesIO(files["torn.jpg"]))  # Found out only when its pixels are read.
   with pytest.raises(UserError, match="image 0 cannot be read: .*truncated"):
     preprocess([torn], size=8)
-  monkeypatch.setattr(preprocess_lib, "_MAX_PIXELS", 100)
+  monkeypatch.setattr(pictures, "MAX_PIXELS", 100)
   with pytest.raises(UserError, match="image 0 has 64x64 pixels: more than 100"):
     preprocess([picture(size=(64, 64))], size=8)
 

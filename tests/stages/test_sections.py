@@ -11,7 +11,8 @@ from auditdm_jax.stages import sections
 
 NAN, INF = math.nan, math.inf
 WRONG = {
-  "seed": (-1,),
+  "seed": (-1, 2**32),
+  "rollout.seed": (-1, 2**32),
   "optim.steps": (0, -3),
   "optim.lr": (0.0, -1e-3, NAN, INF),
   "optim.final_lr": (-1e-3, NAN, INF),
@@ -103,3 +104,23 @@ def test_a_number_that_is_out_of_range(key, value):
 )
 def test_what_is_at_the_edge_is_right(changes):
   build(sections.AuditConfig, config(**changes), name="config")
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"models.references": ()}, "config.models.references is empty"),
+    *(
+      ({"pool.shares": shares}, "must not be negative, and add up to 1")
+      for shares in ((0.5, 0.5, 0.5), (1.2, -0.1, -0.1), (NAN, 0.5, 0.5), (INF, 0.0, 0.0))
+    ),
+  ],
+)
+def test_what_cannot_be_audited_is_refused_at_the_start(changes, message):
+  with pytest.raises(UserError, match=message):
+    build(sections.AuditConfig, config(**changes), name="config")
+
+
+def test_splits_of_one_name_share():
+  pool = build(sections.AuditConfig, config(**{"pool.fresh": "pool"}), name="config").pool
+  assert pool.split_shares().of == {"pool": pytest.approx(0.9), "heldout": 0.1}

@@ -230,3 +230,80 @@ def test_errors_teach(tmp_path, words):
       (tmp_path / name).write_text(torn)
       with pytest.raises(UserError, match=f"{name}: not a "):
         Tokenizer.from_file(tmp_path / name)
+
+
+@pytest.mark.parametrize("limit", ["truncation", "padding"])
+def test_limits_of_a_batch_that_lie_in_the_file_do_not_count(tmp_path, limit):
+  tokenizer = Tokenizer.word_level([f"w{i}" for i in range(9)])
+  tokenizer.save(tmp_path)
+  backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+  if limit == "truncation":
+    backend.enable_truncation(max_length=4)
+  else:
+    backend.enable_padding(length=20, pad_id=18, pad_token="w8")
+  backend.save(str(tmp_path / "tokenizer.json"))
+  text = "w0 w1 w2 w3 w4 w5"
+  again = Tokenizer.in_folder(tmp_path)
+  assert again.encode(text) == tokenizer.encode(text) and len(again.encode(text)) == 6
+  again.save(tmp_path)
+  saved = json.loads((tmp_path / "tokenizer.json").read_text())
+  assert saved["truncation"] is None and saved["padding"] is None
+
+
+@pytest.fixture
+def slow_folder(model_file, tmp_path):
+  """What transformers' slow tokenizers wrote: 340 pieces, and tokens that were added later."""
+  (tmp_path / "tokenizer.model").write_bytes(model_file.read_bytes())
+
+  def write(added=None, **config):
+    for name, value in (("added_tokens", added), ("tokenizer_config", config)):
+      (tmp_path / f"{name}.json").write_text(json.dumps(value or {}))
+    return Tokenizer.in_folder(tmp_path)
+
+  return write
+
+
+def test_added_tokens_are_read_and_written(slow_folder, tmp_path):
+  tokenizer = slow_folder({"<score>": 341, "<image_soft_token>": 340, "<b>": 6})
+  tokenizer = tokenizer.for_model(image_id=340, rows=344, locations=False)
+  assert tokenizer.vocab_size == 342 and tokenizer.encode("cup <score>")[-1] == 341
+  assert tokenizer.decode([*tokenizer.encode("cup"), 341, 340]) == "cup<score>"
+  assert 340 in tokenizer.unsampled_ids([1]) and 341 not in tokenizer.unsampled_ids([1])
+  assert 340 not in tokenizer.encode("<image_soft_token>") and tokenizer.image_id == 340
+  tokenizer.save(tmp_path)
+  for name in ("added_tokens.json", "tokenizer_config.json"):
+    (tmp_path / name).unlink()
+  assert Tokenizer.in_folder(tmp_path).encode("cup <score>") == tokenizer.encode("cup <score>")
+
+
+def test_added_tokens_may_be_special(slow_folder):
+  kinds = {"340": {"content": "<tool>", "special": True}, "341": {"content": "<x>"}}
+  kinds |= {"6": {"content": "<b>", "special": False}}
+  tokenizer = slow_folder({}, added_tokens_decoder=kinds)
+  assert tokenizer.encode("<x>")[-1] == 341 and 340 not in tokenizer.encode("<tool>")
+  assert tokenizer.id("<tool>") == 340 and 340 in tokenizer.unsampled_ids([1])
+
+
+@pytest.mark.parametrize(
+  ("added", "message"),
+  [
+    ({"<score>": 350}, "'<score>' is 350, but new ones must follow on the 340 pieces"),
+    ({"<score>": 7}, "'<score>' is 7, but"),
+    ({"<eos>": 340}, "'<eos>' is 340, but"),
+    ({"<a>": 340, "<c>": 340}, "'<c>' is 340, but"),
+    (["<a>"], "added_tokens.json: not an object of tokens and ids"),
+    ({"<a>": "340"}, "added_tokens.json: not an object of tokens and ids"),
+  ],
+)
+def test_added_tokens_that_cannot_be_are_refused(slow_folder, added, message):
+  with pytest.raises(UserError, match=message):
+    slow_folder(added)
+
+
+def test_slots_are_not_sampled_whatever_the_file_says_about_them(model_file):
+  backend = tokenizers.Tokenizer(models.WordLevel({"<unk>": 0, "cup": 1}, unk_token="<unk>"))
+  backend.add_tokens(["<image>"])  # Not as a special.
+  ordinary = Tokenizer(backends.JsonBackend(backend))
+  assert 2 in ordinary.unsampled_ids([]) and 2 not in ordinary.encode("cup <image>")
+  absent = Tokenizer.from_file(model_file).for_model(image_id=399, rows=400, locations=False)
+  assert 399 in absent.unsampled_ids([1])

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every source of images can tell, and what all of them do alike: decoding and image ids."""
+
+import abc
+from collections.abc import Callable, Iterable, Sequence
+import concurrent.futures
+import functools
+import itertools
+import os
+from typing import Protocol
+
+import numpy as np
+
+from auditdm_jax.core import pictures
+from auditdm_jax.core.config import UserError
+from auditdm_jax.core.image_store import Images
+from auditdm_jax.core.pools.remembered import Remembered
+
+_THREADS = min(16, os.cpu_count() or 1)
+_AT_ONCE = 4 * _THREADS  # Encoded pictures in memory while ids are made.
+_SHOWN = 3  # Damaged pictures that an error names; the others are counted.
+
+# A picture as it is stored: path or bytes of its file, or pixels u8[H,W,3].
+Stored = str | os.PathLike | bytes | np.ndarray
+
+
+class ImagePool(Protocol):
+  """What a source of images can tell about its i-th image."""
+
+  split: str
+
+  def __len__(self) -> int: ...
+
+  def image(self, i: int) -> np.ndarray:
+    """u8[H,W,3]."""
+    ...
+
+  def image_id(self, i: int) -> str:
+    """Hash of the pixels; the same for the same pixels anywhere."""
+    ...
+
+  def image_ids(self, rows: Sequence[int]) -> list[str]:
+    """The ids of several images, in order."""
+    ...
+
+  def questions(self, i: int) -> tuple[str, ...]: ...
+
+  def answers(self, i: int) -> tuple[tuple[str, ...], ...]:
+    """For each question what was given as right; () where the source has nothing."""
+    ...
+
+  def question_ids(self, i: int) -> tuple[str, ...]:
+    """For each question the id that the source gives it, or its split and place."""
+    ...
+
+
+class Pool(abc.ABC):
+  """The pictures of a split, decoded one at a time: memory does not grow with their number.
+
+  Args:
+    split: its name.
+    ids: the image ids that are known, by version of the stored picture.
+  """
+
+  def __init__(self, split: str, ids: Remembered):
+    self.split = split
+    self._ids = ids
+    self._decoded = functools.lru_cache(maxsize=2)(self._decode)
+
+  @abc.abstractmethod
+  def __len__(self) -> int: ...
+
+  @abc.abstractmethod
+  def questions(self, i: int) -> tuple[str, ...]: ...
+
+  @abc.abstractmethod
+  def answers(self, i: int) -> tuple[tuple[str, ...], ...]: ...
+
+  def question_ids(self, i: int) -> tuple[str, ...]:
+    return tuple(f"{self.split}/{i}/{j}" for j in range(len(self.questions(i))))
+
+  @abc.abstractmethod
+  def _stored(self, i: int) -> Stored:
+    """The picture, undecoded."""
+
+  @abc.abstractmethod
+  def _name(self, i: int) -> str:
+    """What errors call it: file and row."""
+
+  @abc.abstractmethod
+  def _version(self, i: int) -> str:
+    """What changes when the stored picture does; "" if that is not known."""
+
+  def image(self, i: int) -> np.ndarray:
+    """Returns u8[H,W,3], read-only.
+
+    Raises:
+      UserError: the picture cannot be read.
+    """
+    self._check(i)
+    return self._decoded(i)
+
+  def image_id(self, i: int) -> str:
+    """Returns the hash of the pixels; see `image_ids`."""
+    return self.image_ids([i])[0]
+
+  def image_ids(self, rows: Sequence[int]) -> list[str]:
+    """Returns the hashes of the pixels of these images, of which only unknown ones are decoded.
+
+    Raises:
+      UserError: pictures that cannot be read, the first of them by name.
+    """
+    for i in rows:
+      self._check(i)
+    versions = [self._version(i) for i in rows]
+    unknown = [k for k, version in enumerate(versions) if version not in self._ids]
+    found: dict[int, str] = {}
+    faults: list[str] = []
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
+      for chunk in _chunks(unknown, _AT_ONCE):
+        # Read in order by one thread, decoded and hashed by several.
+        jobs = [(self._name(rows[k]), _caught(self._stored, rows[k])) for k in chunk]
+        made = list(threads.map(_hash, jobs))
+        faults += [str(x) for x in made if isinstance(x, UserError)]
+        new = {k: x for k, x in zip(chunk, made) if isinstance(x, str)}
+        self._ids.put({versions[k]: image_id for k, image_id in new.items()})
+        found |= new
+    if faults:
+      more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
+      raise UserError("; ".join(faults[:_SHOWN]) + more)
+    return [found[k] if k in found else self._ids[v] for k, v in enumerate(versions)]
+
+  def _decode(self, i: int) -> np.ndarray:
+    return _pixels(self._stored(i), self._name(i))
+
+  def _check(self, i: int) -> None:
+    if not 0 <= i < len(self):
+      raise IndexError(f"{self.split}: no image {i} among {len(self)}")
+
+
+def _pixels(stored: Stored, name: str) -> np.ndarray:
+  return stored if isinstance(stored, np.ndarray) else pictures.read(stored, name=name)
+
+
+def _caught(read: Callable[[int], Stored], i: int) -> Stored | UserError:
+  try:
+    return read(i)
+  except UserError as e:
+    return e
+
+
+def _hash(job: tuple[str, Stored | UserError]) -> str | UserError:
+  """The id of a picture, or why there is none."""
+  name, stored = job
+  if isinstance(stored, UserError):
+    return stored
+  try:
+    return Images.id_of(_pixels(stored, name))
+  except UserError as e:
+    return e
+
+
+def _chunks(items: Iterable[int], size: int) -> Iterable[list[int]]:
+  rest = iter(items)
+  return iter(lambda: list(itertools.islice(rest, size)), [])
