@@ -20,6 +20,7 @@ LAYERS = {
   "vlm": 2,
   "bench": 3,
   "audit": 3,
+  "endpoints": 3,
   "rl": 4,
   "rectify": 4,
   "plan": 5,  # Compiles the programs of all of them.
@@ -103,6 +104,15 @@ def test_only_the_diffusers_backend_imports_torch():
       names = [n for _, n in imports(path) if n.split(".")[0] in TORCH]
       allowed = where == TORCH_MODULE or where.startswith(TORCH_FOLDER)
       assert not names or allowed, f"{where} imports {names}"
+
+
+def test_endpoints_know_core_only_and_one_module_the_client_library():
+  for path in sources(PACKAGE / "endpoints"):
+    names = [name for _, name in imports(path)]
+    ours = {name.split(".")[1] for name in names if name.startswith("auditdm_jax.")}
+    assert ours <= {"core", "endpoints"}, f"{path} imports {ours}"
+    library = [name for name in names if name.split(".")[0] in {"openai", "httpx2"}]
+    assert not library or path.name == "wire.py", f"{path} imports {library}"
 
 
 def test_image_server_starts_without_jax(run_python):
