@@ -11,13 +11,15 @@ One question:
   3. a slot, the gate, the budget; then one try
   4. answered, or refused    its reply is written and handed out
   5. told to come back       wait as told; the time is bounded, the tries are not
-  6. failed otherwise        the endpoint's fault: wait until it is up, and on with 3
+  6. failed otherwise        the endpoint's fault: wait until it is up, and on with 3; twice, since
+                             the question may be what stops it
                              the question's fault: on with 3 while tries and time are left
   7. given up                "no answer" with its reason is written and handed out
 """
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+import contextlib
 import dataclasses
 import os
 import random
@@ -46,6 +48,7 @@ from auditdm_jax.endpoints.replies import Reply
 from auditdm_jax.endpoints.wire import Wire
 
 _BACKOFF_S, _MAX_BACKOFF_S = 0.5, 30.0
+_FREE_OUTAGES = 2  # Of one question; then its tries count, as it may be what stops the server.
 _MAX_SHOWN = 2000  # characters of a question in the cache; its key has them all
 _CANARY = "What color is this picture? Answer with one word."
 _TEXT_CANARY = "Say yes."
@@ -116,6 +119,7 @@ class Endpoint:
     self._gate = Gate(self.name, self._ask_canary, outage_s=config.limits.outage_s, rng=self._rng)
     self._sees = False  # A question with a picture has been answered.
     self._slots = asyncio.Semaphore(config.limits.concurrency)
+    self._suspects = asyncio.Lock()
     self._under_way: dict[str, asyncio.Future[None]] = {}
     self._loop = Loop(f"endpoint {self.name}")
 
@@ -272,10 +276,11 @@ class Endpoint:
   async def _settle(self, question: _Question, stop: list[BaseException]) -> tuple[Reply, int]:
     """Returns the reply, and how many requests it took."""
     limits = self.config.limits
-    requests = tries = limited = 0
+    requests = tries = limited = outages = 0
     asked_s = limited_s = 0.0
     while True:
-      async with self._slots:
+      # Of what was under way at two outages, one may have caused them: each alone from now on.
+      async with self._suspects if outages > 1 else contextlib.nullcontext(), self._slots:
         url = await self._url(question)
         await self._gate.passable()
         if stop:
@@ -300,8 +305,10 @@ class Endpoint:
         await self._gate.limited(wait_s, began=began)
         continue
       rule = RULES[outcome.reason]
-      if rule.shared and not self._gate.answered_since(began):
-        if not await self._gate.is_up():
+      unclear = rule.silent or (rule.shared and not self._gate.answered_since(began))
+      if unclear and not await self._gate.is_up():
+        outages += 1
+        if outages <= _FREE_OUTAGES:
           continue
       tries, asked_s = tries + 1, asked_s + took_s
       if not rule.retried or tries > limits.retries or asked_s >= limits.deadline_s:

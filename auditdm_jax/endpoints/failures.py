@@ -39,17 +39,20 @@ class Rule:
     retried: whether to ask again.
     shared: whether the endpoint may be at fault rather than the question: then it is asked
       something else, and if it does not answer that either, everything waits.
+    silent: nothing was said at all. That others were answered during the try proves nothing then:
+      the endpoint may have stopped after that.
     kept: whether the question is left out by later runs too. What depends on the moment is not.
   """
 
   retried: bool = False
   shared: bool = False
+  silent: bool = False
   kept: bool = True
 
 
 RULES = {
-  Reason.TIMEOUT: Rule(retried=True, shared=True, kept=False),
-  Reason.CONNECTION: Rule(retried=True, shared=True, kept=False),
+  Reason.TIMEOUT: Rule(retried=True, shared=True, silent=True, kept=False),
+  Reason.CONNECTION: Rule(retried=True, shared=True, silent=True, kept=False),
   Reason.RATE_LIMITED: Rule(kept=False),  # Retried by the clock, see Endpoint.
   Reason.SERVER_ERROR: Rule(retried=True, shared=True),
   Reason.REJECTED: Rule(),

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pauses everything while nobody answers, so that an outage costs time and no question.
 
-When a try fails and no other question has been answered since it began, either the question or the
-endpoint is at fault. A question that is known to be harmless, the canary, decides it:
+When a try fails and no other question has been answered since it began, or when it fails without a
+word, either the question or the endpoint is at fault. A harmless question, the canary, decides it:
 
   canary answered at once   the endpoint is up: the try counts against the question
   not answered              nothing passes until it is; what failed meanwhile is tried anew, free
 
 So one question with an error 500 costs its own tries and stops nobody, however few others there
-are; and a server that is killed and comes back costs no question. Circuit breakers that count
-failures in a row do neither.
+are, and a server that is killed and comes back costs no question. A circuit breaker that counts
+failures in a row does neither.
 """
 
 import asyncio

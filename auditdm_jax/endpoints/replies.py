@@ -131,8 +131,9 @@ def _usage(usage: object) -> Usage:
 
 
 def _count(value: object) -> int | None:
-  known = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 40
-  return value if known else None
+  if not isinstance(value, int) or isinstance(value, bool):
+    return None
+  return value if 0 < value < 1 << 40 else None
 
 
 def _origin(answer: Mapping[str, Any]) -> str:

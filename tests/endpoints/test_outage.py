@@ -2,6 +2,7 @@
 """An endpoint that is down costs time and no question."""
 
 from collections.abc import Callable
+import dataclasses
 import logging
 import threading
 import time
@@ -10,7 +11,7 @@ import pytest
 
 from auditdm_jax.endpoints.endpoint import Endpoint
 from auditdm_jax.endpoints.failures import EndpointDown
-from tests.endpoints.fake_server import FakeServer, right_answer
+from tests.endpoints.fake_server import Answer, FakeServer, completion, right_answer
 
 PROMPTS = [f"q{i}" for i in range(60)]
 RIGHT = [right_answer(None, p) for p in PROMPTS]
@@ -35,7 +36,7 @@ def in_the_middle(server: FakeServer, *work: Callable[[], None] | float) -> thre
   return thread
 
 
-@pytest.mark.parametrize("retries", [1, 3])
+@pytest.mark.parametrize("retries", [0, 3])
 def test_killed_and_started_again_in_the_middle(retries, server, config_of, caplog):
   caplog.set_level(logging.INFO)
   server.latency_s = 0.05
@@ -122,3 +123,27 @@ def test_bad_questions_all_at_once_are_no_outage(server, config_of):
     assert time.monotonic() - start < 5
   usage = endpoint.usage()
   assert usage["no_answer_server_error"] == 20 and "pauses" not in usage
+
+
+def test_a_question_that_stops_the_server_each_time_is_given_up(server, config_of):
+  stops = []
+
+  def restart() -> None:
+    server.kill()
+    time.sleep(0.2)
+    server.start()
+
+  def respond(asked):
+    if asked.text == "q30":
+      stops.append(threading.Thread(target=restart))
+      stops[-1].start()
+      return Answer(delay_s=5.0)
+    return dataclasses.replace(completion(right_answer(None, asked.text)), delay_s=0.02)
+
+  server.respond = respond
+  with Endpoint(config_of(server, concurrency=8, retries=1)) as endpoint:
+    found = answer(endpoint)
+  for thread in stops:
+    thread.join()
+  assert found == [None if p == "q30" else r for p, r in zip(PROMPTS, RIGHT)]
+  assert len(stops) == 4  # Two for nothing, a try and a further one.
