@@ -23,6 +23,7 @@ LAYERS = {
   "vlm_loading": 4,
   "bench": 5,
   "audit": 5,
+  "endpoints": 5,
   "rl": 6,
   "rectify": 6,
   "plan": 7,  # Compiles the programs of all of them.
@@ -130,6 +131,15 @@ def test_only_the_diffusers_backend_imports_torch():
       names = [n for _, n in imports(path) if n.split(".")[0] in TORCH]
       allowed = where == TORCH_MODULE or where.startswith(TORCH_FOLDER)
       assert not names or allowed, f"{where} imports {names}"
+
+
+def test_endpoints_know_core_only_and_one_module_the_client_library():
+  for path in sources(PACKAGE / "endpoints"):
+    names = [name for _, name in imports(path)]
+    ours = {name.split(".")[1] for name in names if name.startswith("auditdm_jax.")}
+    assert ours <= {"core", "endpoints"}, f"{path} imports {ours}"
+    library = [name for name in names if name.split(".")[0] in {"openai", "httpx2"}]
+    assert not library or path.name == "wire.py", f"{path} imports {library}"
 
 
 def test_image_server_starts_without_jax(run_python):
