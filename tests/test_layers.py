@@ -20,6 +20,7 @@ LAYERS = {
   "vlm": 2,
   "bench": 3,
   "audit": 3,
+  "serving": 3,
   "rl": 4,
   "rectify": 4,
   "plan": 5,  # Compiles the programs of all of them.
@@ -94,6 +95,13 @@ def test_configs_import_nothing_of_the_package():
   for path in sources(ROOT / "configs"):
     names = [n for _, n in imports(path) if n.split(".")[0] in {"auditdm_jax", "jax", "flax"}]
     assert not names, f"{path} imports {names}"
+
+
+def test_only_stages_serve():
+  for path in sources(PACKAGE):
+    if part_of(path) not in ("serving", "stages"):
+      names = [n for _, n in imports(path) if n.startswith("auditdm_jax.serving")]
+      assert not names, f"{path} imports {names}"
 
 
 def test_only_the_diffusers_backend_imports_torch():

@@ -30,7 +30,7 @@ Picture = np.ndarray | Image.Image | str | os.PathLike
 _FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")  # Pillow's numbers.
 _MAX_PIXELS = 1 << 27  # A file of a few kB can unpack to more than the memory holds.
 # What Pillow raises for a file that is damaged or no image.
-_BROKEN = (
+BROKEN = (
   OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error, zlib.error,
   Image.DecompressionBombError,
 )  # fmt: skip
@@ -92,7 +92,7 @@ def preprocess(images: Sequence[Picture], *, size: int, how: Pixels | None = Non
   out = np.zeros((len(images), size, size, 3), np.float32)
   for i, image in enumerate(images):
     name = f"image {i} ({image})" if isinstance(image, str | os.PathLike) else f"image {i}"
-    out[i] = _scale(_square(image, size, name, how), how)
+    out[i] = _scale(square(image, size=size, name=name, how=how), how)
   return out
 
 
@@ -192,8 +192,12 @@ def _scale(u8: np.ndarray, how: Pixels) -> np.ndarray:
   return (scaled - np.array(how.mean, np.float32)) / np.array(how.std, np.float32)
 
 
-def _square(image: Picture, size: int, name: str, how: Pixels) -> np.ndarray:
-  """Returns u8[size,size,3]."""
+def square(image: Picture, *, size: int, name: str, how: Pixels) -> np.ndarray:
+  """Returns u8[size,size,3], whose `preprocess` is that of the image.
+
+  Raises:
+    UserError: as `preprocess`; `name` says which image it is.
+  """
   try:
     if not isinstance(image, Image.Image | str | os.PathLike):
       image = np.asarray(image)
@@ -207,7 +211,7 @@ def _square(image: Picture, size: int, name: str, how: Pixels) -> np.ndarray:
         rgb = _to_rgb(opened, name, white=how.origin == "hf")
   except UserError:
     raise
-  except _BROKEN as e:
+  except BROKEN as e:
     raise UserError(f"{name} cannot be read: {e}") from e
   if rgb.size == (size, size):
     return np.asarray(rgb)
