@@ -39,6 +39,7 @@ _MEMORY = 1 << 32  # Bytes of a device that one call's activations and cache may
 _SMALL = 1 << 24
 _MIN_BATCH = 8
 _LENGTH_MULTIPLE = 8
+_LEAST_NEW = 16  # Tokens of a program whose rows have limits of their own: they end it earlier.
 # Of PaliGemma's own demonstrations and most of its transfers (BENCHMARKS: the others do not).
 _BIG_VISION = Pixels("big_vision", antialias=True)
 _EOS = 1  # Of every SentencePiece model of Gemma.
@@ -214,7 +215,8 @@ class Vlm:
       self._check_ids(np.array(prompt.ids))
       _check_seed(prompt.seed)
     done: dict[int, Completion] = {}
-    new = 1 << (max((p.max_new_tokens for p in prompts), default=1) - 1).bit_length()
+    longest = max([_LEAST_NEW, *(p.max_new_tokens for p in prompts)])
+    new = 1 << (longest - 1).bit_length()
     for rows in self._batches([p.ids for p in prompts], [p.images for p in prompts], new):
       batch = [prompts[i] for i in rows]
       which = np.array([p.images for p in batch])

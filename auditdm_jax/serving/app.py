@@ -65,11 +65,10 @@ class Endpoint:
   ):
     self._name, self._key = name, None if key is None else f"Bearer {key}".encode()
     self._intake, self._tokenizer = intake, tokenizer
-    self._run, self._batching = run, batching
+    self._batcher = Batcher(run, batching)
     self._max_body, self._held = max_body, 0
     self._created = int(time.time())
     self._threads = Threads("intake", _INTAKE_THREADS)
-    self._batcher: Batcher | None = None
 
   def app(self) -> Starlette:
     """Returns the application."""
@@ -87,7 +86,6 @@ class Endpoint:
   @contextlib.asynccontextmanager
   async def _life(self, app: Starlette) -> AsyncIterator[None]:
     del app
-    self._batcher = Batcher(self._run, self._batching)
     self._batcher.start()
     yield
     self._batcher.close()
@@ -99,11 +97,10 @@ class Endpoint:
     # Of anything else a browser asks no leave: any page could send requests to this machine.
     if kind != "application/json":
       raise ApiError(415, f"content-type {kind[:50]!r}: should be application/json")
-    batcher = self._ready()
-    batcher.check_room()
+    self._batcher.check()
     async with self._body(request) as body:
       asked, ask = await self._threads.call(self._intake.read, body)
-    completion = await _unless_gone(request, batcher.submit(ask))
+    completion = await _unless_gone(request, self._batcher.submit(ask))
     if completion is None:
       return Response(status_code=_CLIENT_GONE)
     reply = replies.Reply(
@@ -133,7 +130,9 @@ class Endpoint:
 
   async def _health(self, request: Request) -> Response:
     del request
-    return JSONResponse({"status": "ok", "model": self._name, "queued": self._ready().queued})
+    alive, queued = self._batcher.is_alive, self._batcher.queued
+    health = {"status": "ok" if alive else "failed", "model": self._name, "queued": queued}
+    return JSONResponse(health, 200 if alive else 503)
 
   def _card(self) -> dict[str, Any]:
     return {
@@ -142,11 +141,6 @@ class Endpoint:
       "created": self._created,
       "owned_by": "auditdm_jax",
     }
-
-  def _ready(self) -> Batcher:
-    if self._batcher is None or not self._batcher.is_alive:
-      raise ApiError(503, "the model answers no more: its log says why", code="not_ready")
-    return self._batcher
 
   def _check_key(self, request: Request) -> None:
     given = request.headers.get("authorization", "").encode()

@@ -89,8 +89,10 @@ class Batcher:
     """How many requests wait."""
     return len(self._queue)
 
-  def check_room(self) -> None:
-    """Raises an ApiError if one more request cannot wait."""
+  def check(self) -> None:
+    """Raises an ApiError if one more request would not be answered, or cannot wait."""
+    if not self.is_alive:
+      raise ApiError(503, "the model answers no more: the log says why", code="not_ready")
     if len(self._queue) >= self._batching.max_queue:
       raise ApiError(
         429,
@@ -106,7 +108,7 @@ class Batcher:
     Raises:
       ApiError: the queue is full, it took too long, or the model failed.
     """
-    self.check_room()
+    self.check()
     entry = _Entry(ask, asyncio.get_running_loop().create_future())
     self._queue.append(entry)
     self._arrived.set()
