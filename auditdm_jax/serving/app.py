@@ -130,9 +130,14 @@ class Endpoint:
 
   async def _health(self, request: Request) -> Response:
     del request
-    alive, queued = self._batcher.is_alive, self._batcher.queued
-    health = {"status": "ok" if alive else "failed", "model": self._name, "queued": queued}
-    return JSONResponse(health, 200 if alive else 503)
+    batcher = self._batcher
+    health = {
+      "status": "ok" if batcher.is_alive else "failed",
+      "model": self._name,
+      "queued": batcher.queued,
+      "running": batcher.running,
+    }
+    return JSONResponse(health, 200 if batcher.is_alive else 503)
 
   def _card(self) -> dict[str, Any]:
     return {

@@ -89,6 +89,11 @@ class Batcher:
     """How many requests wait."""
     return len(self._queue)
 
+  @property
+  def running(self) -> int:
+    """How many requests the model is answering."""
+    return len(self._running)
+
   def check(self) -> None:
     """Raises an ApiError if one more request would not be answered, or cannot wait."""
     if not self.is_alive:

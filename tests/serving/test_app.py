@@ -185,7 +185,7 @@ def test_models_and_health(gemma3):
     asked.chat.completions.create(model="tyni", messages=[user("what")])
   assert (error.value.code, error.value.param) == ("model_not_found", "model")
   status, _, body = send(address, "GET", "/health")
-  assert (status, body) == (200, {"status": "ok", "model": "tiny", "queued": 0})
+  assert (status, body) == (200, {"status": "ok", "model": "tiny", "queued": 0, "running": 0})
 
 
 def send(address, method, path, body=None, **headers):
