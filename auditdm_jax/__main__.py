@@ -2,7 +2,7 @@
 """Runs one stage: `python -m auditdm_jax STAGE --config=configs/X.py[:args] --workdir=DIR`.
 
 Any value of the config can be overridden: `--config.a.b=c`. The same command run again resumes.
-`answer`, `convert` and `plan` take flags of their own: `python -m auditdm_jax convert --help`.
+`answer`, `convert`, `plan` and `serve` take flags of their own, which --help after the stage lists.
 """
 
 import ast
@@ -25,7 +25,7 @@ from auditdm_jax.core.config import OVERRIDES, UserError, did_you_mean
 # Runs in an environment of its own, which need not have jax, and leaves nothing behind.
 _SERVERS = {"serve_images"}
 # Run once and from flags of their own, `FLAGS`, instead of a config and a folder of results.
-_TOOLS = {"answer", "convert", "plan"}
+_TOOLS = {"answer", "convert", "plan", "serve"}
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The config, such as configs/scenes.py.", **OVERRIDES
 )

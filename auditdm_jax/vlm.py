@@ -30,6 +30,35 @@ from auditdm_jax.models.preprocess import Picture, Pixels
 from auditdm_jax.text import prompts as prompts_lib
 from auditdm_jax.text.tokenizer import FILENAMES, Tokenizer
 
+_LEAST_NEW = 16  # Tokens of a program whose rows have limits of their own: they end it earlier.
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """A prompt of `Vlm.complete`.
+
+  Attributes:
+    ids: its tokens, with the slots of its images.
+    images: which of the features fill the slots, in order.
+    max_new_tokens: the longest completion, in tokens.
+    temperature: 0 is greedy.
+    seed: of the sampling, 32 bits.
+  """
+
+  ids: tuple[int, ...]
+  images: tuple[int, ...] = ()
+  max_new_tokens: int = 64
+  temperature: float = 0.0
+  seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+  """What a model said: the tokens, terminator included, and whether there was no terminator."""
+
+  tokens: tuple[int, ...]
+  truncated: bool
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Vlm:
@@ -158,6 +187,50 @@ class Vlm:
       seed=seed,
     )
 
+  def complete(self, features: np.ndarray | None, prompts: Sequence[Prompt]) -> list[Completion]:
+    """Completes prompts that have settings of their own, in as few calls as `answer` would.
+
+    Each is what `answer` would say if it were asked that one alone: what shares its batch, other
+    temperatures too, changes nothing.
+
+    Args:
+      features: [N,P,Dv] of `encode`, which prompts point into; None for text only.
+      prompts: the prompts, rendered.
+
+    Raises:
+      UserError: ids that the model does not have, or a seed of more than 32 bits.
+    """
+    for prompt in prompts:
+      self._check_ids(np.array(prompt.ids))
+      _check_seed(prompt.seed)
+    done: dict[int, Completion] = {}
+    longest = max([_LEAST_NEW, *(p.max_new_tokens for p in prompts)])
+    new = 1 << (longest - 1).bit_length()
+    calls = batching.calls(
+      self.cfg,
+      [len(p.ids) for p in prompts],
+      images=[len(p.images) for p in prompts],
+      new=new,
+      **self._room,
+    )
+    for rows in calls:
+      batch = [prompts[i] for i in rows]
+      which = np.array([p.images for p in batch])
+      warm = any(p.temperature for p in batch)
+      tokens, lengths = self._sample(
+        decode.SampleConfig(new, float(warm), self.stop_ids),
+        features[which if which.shape[1] > 1 else which[:, 0]] if which.size else None,
+        [p.ids for p in batch],
+        np.zeros(len(batch), np.int32),
+        np.array([p.seed for p in batch], np.int32),
+        limits=np.array([p.max_new_tokens for p in batch], np.int32),
+        temperatures=np.array([p.temperature for p in batch], np.float32) if warm else None,
+      )
+      for k, i in enumerate(rows):
+        said = tokens[k, : lengths[k]].tolist()
+        done[i] = Completion(tuple(said), truncated=said[-1] not in self.stop_ids)
+    return [done[i] for i in range(len(prompts))]
+
   def logits(
     self,
     pixel_values: Array | np.ndarray | None,
@@ -258,8 +331,7 @@ class Vlm:
       raise UserError(f"model {self.name!r} has no tokenizer: none of {', '.join(FILENAMES)}")
     if features is not None and any(which) and "{image}" not in self.template:
       raise UserError(f"model {self.name!r}: its template {self.template!r} has no {{image}}")
-    if not -(1 << 31) <= seed < 1 << 31:
-      raise UserError(f"seed {seed}: expected -2**31 to 2**31 - 1")
+    _check_seed(seed)
     slots = self.cfg.num_image_tokens
     ids = [
       prompts_lib.render(self.tokenizer, self.template, p, slots, images=len(w))
@@ -294,7 +366,10 @@ class Vlm:
     features: np.ndarray | None,
     ids: Sequence[Sequence[int]],
     names: np.ndarray,
-    seed: int,
+    seed: int | np.ndarray,
+    *,
+    limits: np.ndarray | None = None,
+    temperatures: np.ndarray | None = None,
   ) -> tuple[np.ndarray, np.ndarray]:
     """Returns the tokens and the length of one sample for each of `ids`, and rows of padding.
 
@@ -308,8 +383,11 @@ class Vlm:
       tokens[k, : len(row)], valid[k, : len(row)] = row, True
     if features is not None:
       features = self._place(batching.pad_rows(np.asarray(features), n))
-    tokens, valid, names = (self._place(x) for x in (tokens, valid, batching.pad_rows(names, n)))
-    rest = features, tokens, valid, names, np.int32(seed)
+    own = [
+      x if np.ndim(x) == 0 else self._place(batching.pad_rows(x, n))
+      for x in (names, np.int32(seed), limits, temperatures)
+    ]
+    rest = features, self._place(tokens), self._place(valid), *own
     with mesh_lib.use(self.mesh):
       return runtime.fetch(programs.sample_answers(self.cfg, sc, self._decoding_params, *rest))
 
@@ -342,6 +420,11 @@ def _as_group(images: Picture | Sequence[Picture] | None) -> tuple[Picture, ...]
   if images is None:
     return ()
   return tuple(images) if isinstance(images, list | tuple) else (images,)
+
+
+def _check_seed(seed: int) -> None:
+  if not -(1 << 31) <= seed < 1 << 31:
+    raise UserError(f"seed {seed}: expected -2**31 to 2**31 - 1")
 
 
 def _same_length(images: Sequence[Any], prompts: Sequence[str]) -> None:

@@ -22,15 +22,30 @@ def encode_images(vision: siglip.SiglipConfig, tower: Params, pixels: Array) -> 
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "sc"))
-def sample_answers(cfg, sc, params, features, tokens, valid, rows, seed) -> tuple[Array, Array]:
-  """The program of `Vlm.answer`: one sample per row, whose randomness hangs on its number.
+def sample_answers(
+  cfg, sc, params, features, tokens, valid, rows, seed, limits=None, temperatures=None
+) -> tuple[Array, Array]:
+  """The program of `Vlm.answer`: one sample per row, whose randomness depends on its number.
+
+  The seed is one for all or one per row, i32[] or i32[B]; limits and temperatures are those of
+  `decode.sample`.
 
   Returns the tokens i32[B,C] and lengths i32[B]. What is not returned is not computed: log-probs
   take a second pass over the logits of every token.
   """
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
+  seeds = jax.vmap(jax.random.key)(jnp.broadcast_to(seed, rows.shape))
+  keys = jax.vmap(jax.random.fold_in)(seeds, rows)
   samples = decode.sample(
-    cfg, sc, params, features, tokens, valid=valid, group=1, row_keys=keys[:, None]
+    cfg,
+    sc,
+    params,
+    features,
+    tokens,
+    valid=valid,
+    group=1,
+    row_keys=keys[:, None],
+    limits=limits,
+    temperatures=temperatures,
   )
   return samples.tokens[:, 0], samples.length[:, 0]
 

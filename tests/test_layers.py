@@ -24,6 +24,7 @@ LAYERS = {
   "bench": 5,
   "audit": 5,
   "endpoints": 5,
+  "serving": 5,
   "rl": 6,
   "rectify": 6,
   "plan": 7,  # Compiles the programs of all of them.
@@ -122,6 +123,13 @@ def test_configs_import_nothing_of_the_package():
   for path in sources(ROOT / "configs"):
     names = [n for _, n in imports(path) if n.split(".")[0] in {"auditdm_jax", "jax", "flax"}]
     assert not names, f"{path} imports {names}"
+
+
+def test_only_stages_serve():
+  for path in sources(PACKAGE):
+    if part_of(path) not in ("serving", "stages"):
+      names = [n for _, n in imports(path) if n.startswith("auditdm_jax.serving")]
+      assert not names, f"{path} imports {names}"
 
 
 def test_only_the_diffusers_backend_imports_torch():

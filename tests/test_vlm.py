@@ -14,6 +14,7 @@ from auditdm_jax import vlm_programs as programs
 from auditdm_jax.core.config import UserError
 from auditdm_jax.text import prompts
 from auditdm_jax.text.tokenizer import Tokenizer
+from auditdm_jax.vlm import Prompt
 from tests.tiny_vlm import TEXT, TOKENIZER, WORDS, make
 
 RNG = np.random.default_rng(0)
@@ -48,6 +49,42 @@ def test_sampled_answers_depend_on_seed_and_row_only(vlm, monkeypatch):
   assert first != vlm.answer(images, QUESTIONS, **ask, seed=2)
   monkeypatch.setattr(batching, "MAX_BATCH", 4)
   assert vlm.answer(images, QUESTIONS, **ask, seed=1) == first
+
+
+def test_completions_of_a_batch_are_answers_to_each_alone(vlm):
+  """Whatever the lengths, limits, temperatures, seeds and numbers of images beside it."""
+  groups = [[0], [], [1, 2], [3], [0], []] * 2
+  how = [
+    {"max_new_tokens": n, "temperature": t, "seed": s}
+    for n, t, s in zip((1, 5, 3, 8, 5, 2) * 2, (0, 1.5, 0.5, 0, 0, 0) * 2, range(12))
+  ]
+  asked = [
+    Prompt(
+      tuple(prompts.render(TOKENIZER, vlm.template, q, 4, images=len(g))), images=tuple(g), **h
+    )
+    for q, g, h in zip([*QUESTIONS, "cup"], groups, how)
+  ]
+  done = vlm.complete(vlm.encode(IMAGES), asked)
+  for c, p, q, g, h in zip(done, asked, [*QUESTIONS, "cup"], groups, how):
+    want = vlm.answer([[IMAGES[i] for i in g]], [q], **h)
+    assert [TOKENIZER.decode(c.tokens).strip()] == want
+    assert len(c.tokens) <= p.max_new_tokens
+    assert c.truncated == (c.tokens[-1] not in vlm.stop_ids)
+  assert len({c.truncated for c in done}) == 2, "some should stop and some should not"
+  assert vlm.complete(None, []) == []
+  with pytest.raises(UserError, match="token id 99"):
+    vlm.complete(None, [Prompt((2, 99))])
+  with pytest.raises(UserError, match="seed 2147483648"):
+    vlm.complete(None, [Prompt((2,), seed=1 << 31)])
+
+
+def test_temperatures_and_limits_share_a_program(vlm):
+  ids = tuple(prompts.render(TOKENIZER, vlm.template, "what", 4, images=0))
+  vlm.complete(None, [Prompt(ids, max_new_tokens=7, temperature=0.3)])
+  size = programs.sample_answers._cache_size()
+  for t, n in ((0.4, 8), (1.9, 5), (0.31, 6)):
+    vlm.complete(None, [Prompt(ids, max_new_tokens=n, temperature=t, seed=3)])
+  assert programs.sample_answers._cache_size() == size
 
 
 def test_cached_features_answer_as_images_do(vlm):

@@ -37,7 +37,7 @@ MAX_PIXELS = 1 << 27  # A file of a few kB can unpack to more than the memory ho
 # Pillow would also run ghostscript on what is PostScript inside, whatever its name.
 _FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "AVIF", "PPM", "JPEG2000")
 # What Pillow raises for a file that is damaged or no image.
-_BROKEN = (
+BROKEN = (
   *(OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error, zlib.error),
   Image.DecompressionBombError,
 )
@@ -77,7 +77,7 @@ def errors(name: str) -> Iterator[None]:
     yield
   except UserError:
     raise
-  except _BROKEN as e:
+  except BROKEN as e:
     reason = " ".join(str(e).split()) or type(e).__name__
     raise UserError(f"{name} cannot be read: {reason[:_REASON]}") from e
 

@@ -89,6 +89,8 @@ def sample(
   valid: Array,
   group: int,
   row_keys: Array,
+  limits: Array | None = None,
+  temperatures: Array | None = None,
 ) -> Samples:
   """Draws `group` samples for each prompt.
 
@@ -101,6 +103,9 @@ def sample(
     valid: bool[B,S], False at padding.
     group: G.
     row_keys: key[B,G], one typed key per sample.
+    limits: i32[B], at most C: tokens per sample of each prompt; None = C.
+    temperatures: f32[B], each prompt's own, below 1e-4 greedy; None = that of `sc`. A program
+      with them serves all temperatures.
 
   Returns:
     The samples.
@@ -121,6 +126,10 @@ def sample(
     [multimodal.positions_of(valid), count[:, None] + suffix], axis=1
   )
 
+  def over(s: _State) -> Array:
+    """bool[P,G]: a sample gets no more tokens."""
+    return s.done if limits is None else s.done | (s.t >= limits[:, None])
+
   def advance(s: _State) -> _State:
     """Runs token t-1 of each sample through the model and draws token t."""
     written = jnp.broadcast_to(suffix < s.t - 1, (b, suffix.size))
@@ -133,12 +142,12 @@ def sample(
       past_positions=past_positions,
       past_valid=jnp.concatenate([valid, written], axis=1),
     )
-    drawn = draw(cfg, sc, params, x, row_keys, s.t)
+    drawn = draw(cfg, sc, params, x, row_keys, s.t, temperatures=temperatures)
     # No token is negative, but so the place depends on one: XLA sees that the past has been read
     # before it is written to, and writes in place.
     at = s.t - 1 + jnp.minimum(drawn[0][0, 0], 0)
     past = multimodal.write_past(s.past, kv, at)
-    return _record(sc, dataclasses.replace(s, past=past), drawn)
+    return _record(sc, dataclasses.replace(s, past=past), drawn, over(s))
 
   rows = (b, group)
   state = _State(
@@ -150,8 +159,9 @@ def sample(
     done=jnp.zeros(rows, bool),
   )
   first = jnp.broadcast_to(x, (*rows, x.shape[-1]))
-  state = _record(sc, state, draw(cfg, sc, params, first, row_keys, state.t))
-  state = jax.lax.while_loop(lambda s: (s.t < c) & ~jnp.all(s.done), advance, state)
+  drawn = draw(cfg, sc, params, first, row_keys, state.t, temperatures=temperatures)
+  state = _record(sc, state, drawn, over(state))
+  state = jax.lax.while_loop(lambda s: (s.t < c) & ~jnp.all(over(s)), advance, state)
   return Samples(
     tokens=state.tokens,
     length=state.length,
@@ -161,11 +171,21 @@ def sample(
 
 
 def draw(
-  cfg: VlmConfig, sc: SampleConfig, params: Params, x: Array, keys: Array, t: Array
+  cfg: VlmConfig,
+  sc: SampleConfig,
+  params: Params,
+  x: Array,
+  keys: Array,
+  t: Array,
+  *,
+  temperatures: Array | None = None,
 ) -> tuple[Array, Array]:
   """Returns the t-th tokens i32[B,G] for hidden states [B,G,D], and their log-probs f32[B,G]."""
-  greedy = sc.temperature < _GREEDY_BELOW
+  greedy = temperatures is None and sc.temperature < _GREEDY_BELOW
   temperature = 1.0 if greedy else sc.temperature
+  if temperatures is not None:
+    cold = temperatures[:, None] < _GREEDY_BELOW
+    temperature = jnp.where(cold, 1.0, temperatures[:, None])[..., None]
   logits = multimodal.sampling_logits(cfg, params, x, banned=sc.banned_ids, temperature=temperature)
   # All logits of a sample go to one device, by one mesh axis at a time: XLA cannot move two.
   if x.shape[1] > 1:
@@ -178,6 +198,8 @@ def draw(
   else:
     uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, t), (2,)))
     tokens = draw_token(logits, uniform(keys.reshape(-1)).reshape(*keys.shape, 2))
+    if temperatures is not None:
+      tokens = jnp.where(cold, likeliest_token(logits), tokens)
   return tokens, multimodal.logprob_and_entropy(logits, tokens)[0]
 
 
@@ -219,9 +241,9 @@ def _draw_index(weights: Array, u: Array) -> Array:
   return jnp.where(jnp.any(passed, axis=-1), jnp.argmax(passed, axis=-1), last).astype(jnp.int32)
 
 
-def _record(sc: SampleConfig, s: _State, drawn: tuple[Array, Array]) -> _State:
-  """Writes what was drawn into column t of the samples that have not stopped."""
-  token, logp = (jnp.where(s.done, jnp.zeros_like(d), d) for d in drawn)
+def _record(sc: SampleConfig, s: _State, drawn: tuple[Array, Array], over: Array) -> _State:
+  """Writes what was drawn into column t of the samples that are not over."""
+  token, logp = (jnp.where(over, jnp.zeros_like(d), d) for d in drawn)
   stops = jnp.zeros_like(s.done)
   for stop in sc.stop_ids:
     stops = stops | (token == stop)
@@ -234,7 +256,7 @@ def _record(sc: SampleConfig, s: _State, drawn: tuple[Array, Array]) -> _State:
     t=s.t + 1,
     tokens=put(token, s.tokens),
     logprobs=put(logp, s.logprobs),
-    length=s.length + ~s.done,
-    # A stopped sample holds zeros, and 0 may itself be a terminator: only live ones can stop.
-    done=s.done | stops,
+    length=s.length + ~over,
+    # One that is over holds zeros, and 0 may itself be a terminator: only live ones can stop.
+    done=s.done | (stops & ~over),
   )

@@ -84,7 +84,7 @@ def preprocess(images: Sequence[Picture], *, size: int, how: Pixels | None = Non
   out = np.zeros((len(images), size, size, 3), np.float32)
   for i, image in enumerate(images):
     name = f"image {i} ({image})" if isinstance(image, str | os.PathLike) else f"image {i}"
-    out[i] = _scale(_square(image, size, name, how), how)
+    out[i] = _scale(square(image, size=size, name=name, how=how), how)
   return out
 
 
@@ -184,8 +184,12 @@ def _scale(u8: np.ndarray, how: Pixels) -> np.ndarray:
   return (scaled - np.array(how.mean, np.float32)) / np.array(how.std, np.float32)
 
 
-def _square(image: Picture, size: int, name: str, how: Pixels) -> np.ndarray:
-  """Returns u8[size,size,3]."""
+def square(image: Picture, *, size: int, name: str, how: Pixels) -> np.ndarray:
+  """Returns u8[size,size,3], whose `preprocess` is that of the image.
+
+  Raises:
+    UserError: as `preprocess`; `name` says which image it is.
+  """
   if not isinstance(image, Image.Image | str | os.PathLike):
     with pictures.errors(name):  # A list of rows of different lengths, for instance.
       image = np.asarray(image)

@@ -50,7 +50,7 @@ def prompts(*, left=False):
   return features, tokens, valid, rows
 
 
-def draw(cfg, sc, params, *, left=False, order=(0, 1, 2), seed=0):
+def draw(cfg, sc, params, *, left=False, order=(0, 1, 2), seed=0, **own):
   features, tokens, valid, _ = prompts(left=left)
   keys = jax.random.split(jax.random.key(seed), (P, G))
   order = np.array(order)
@@ -63,6 +63,7 @@ def draw(cfg, sc, params, *, left=False, order=(0, 1, 2), seed=0):
     valid=valid[order],
     group=G,
     row_keys=keys[order],
+    **own,
   )
   return jax.tree.map(np.asarray, out)
 
@@ -164,6 +165,32 @@ def test_stopping_early_draws_the_same():
       n = out.length[p, g]
       assert out.tokens[p, g, :n].tolist() == free.tokens[p, g, :n].tolist()
   assert out.length[0, 0] <= 2 and not out.truncated[0, 0]
+
+
+def test_prompts_with_limits_of_their_own():
+  """Until its limit a sample is what it is without; a terminator as the last token ends it."""
+  params = init(GEMMA3, jax.random.key(0))
+  free = draw(GEMMA3, decode.SampleConfig(C, 1.0), params)
+  stop = int(free.tokens[0, 0, 1])
+  limits = np.array([2, 4, C], np.int32)
+  out = draw(GEMMA3, decode.SampleConfig(C, 1.0, stop_ids=(0, stop)), params, limits=limits)
+  for p in range(P):
+    for g in range(G):
+      ends = np.flatnonzero(np.isin(free.tokens[p, g, : limits[p]], (0, stop)))
+      n = ends[0] + 1 if len(ends) else limits[p]
+      assert out.length[p, g] == n and out.truncated[p, g] == (not len(ends))
+      assert out.tokens[p, g].tolist() == free.tokens[p, g, :n].tolist() + [0] * (C - n)
+  assert out.length[0, 0] <= 2 and not out.truncated[0, 0] and out.truncated.any()
+
+
+def test_prompts_with_temperatures_of_their_own():
+  params = noisy(init(GEMMA3, jax.random.key(1)))
+  own = np.array([0.0, 0.7, 2.0], np.float32)
+  got = draw(GEMMA3, decode.SampleConfig(C, 1.0), params, temperatures=own)
+  for p, temperature in enumerate(own.tolist()):
+    want = draw(GEMMA3, decode.SampleConfig(C, temperature), params)
+    np.testing.assert_array_equal(got.tokens[p], want.tokens[p])
+    np.testing.assert_allclose(got.logprobs[p], want.logprobs[p], atol=2e-5)
 
 
 def test_a_sample_does_not_depend_on_its_place_in_the_batch():
