@@ -217,15 +217,13 @@ class ImageClient:
       except Refused as refused:
         failure = Failure(refused.reason, refused.message)
         return ImageResult(None, failure, request.request_id)
-    with self._host:
-      asked = request if fit.size == fit.source else request.fitted(fit)
-    result = self._carry(asked)
-    if result.image is None:
-      return result
     if isinstance(request, Generate):
-      return dataclasses.replace(result, fit=fit.drawn)
+      return dataclasses.replace(self._carry(request.fitted(fit)), fit=fit.drawn)
     with self._host:
-      return on_source(request, asked, dataclasses.replace(result, fit=fit.text), fit, mask)
+      asked = request.fitted(fit)
+    result = self._carry(asked)
+    with self._host:
+      return on_source(request, result, sent=asked.image, fit=fit, mask=mask)
 
   def _carry(self, request: Request) -> ImageResult:
     """One request to its end: cache, tries, back-offs, deadline."""
