@@ -49,24 +49,26 @@ class ImageResult:
 
 
 def on_source(
-  request: Edit, asked: Edit, result: ImageResult, fit: Fit, mask: np.ndarray | None
+  request: Edit, result: ImageResult, *, sent: np.ndarray, fit: Fit, mask: np.ndarray | None
 ) -> ImageResult:
   """The result of an edit on the source's grid; outside a mask, or if local, as in the source.
 
   Args:
     request: what the caller wants.
-    asked: what the service saw.
-    result: with the image of the service's size.
-    fit: from the one to the other.
+    result: what came of it, an image of the service's size or a failure.
+    sent: u8[H,W,3], the source as the service saw it.
+    fit: of the source.
     mask: bool[H,W] of a sham, on the source's grid.
   """
+  if result.image is None:
+    return result
   image = fit.back(result.image)
   if mask is not None:
     image = locality.paste(request.image, image, mask)
   elif request.local:
     within = None
     if fit.scales:  # Which lost detail: what the edit changed shows before it is scaled back.
-      within = fit.mask_back(locality.composite(asked.image, result.image)[1])
+      within = fit.mask_back(locality.composite(sent, result.image)[1])
     image, mask = locality.composite(request.image, image, within=within)
   image.flags.writeable = False
-  return dataclasses.replace(result, image=image, mask=mask)
+  return dataclasses.replace(result, image=image, mask=mask, fit=fit.text)

@@ -43,6 +43,7 @@ from auditdm_jax.images.requests import Edit, Generate, Options, Request
 
 _DEFAULTS = ClientConfig()
 _BACKOFF_S, _MAX_BACKOFF_S = 0.05, 2.0
+_AT_ONCE = 4  # images fitted or brought back; one of 12 megapixels takes 200 MB meanwhile
 
 
 class ImageClient:
@@ -64,6 +65,7 @@ class ImageClient:
     self._model = ""
     self._info: Info | None = None
     self._closed = threading.Event()
+    self._host = threading.Semaphore(_AT_ONCE)
     self.max_in_flight = config.max_in_flight * len(addresses)
     self._threads = futures.ThreadPoolExecutor(self.max_in_flight, thread_name_prefix="images")
 
@@ -215,13 +217,13 @@ class ImageClient:
       except Refused as refused:
         failure = Failure(refused.reason, refused.message)
         return ImageResult(None, failure, request.request_id)
-    asked = request if fit.size == fit.source else request.fitted(fit)
-    result = self._carry(asked)
-    if result.image is None:
-      return result
     if isinstance(request, Generate):
-      return dataclasses.replace(result, fit=fit.drawn)
-    return on_source(request, asked, dataclasses.replace(result, fit=fit.text), fit, mask)
+      return dataclasses.replace(self._carry(request.fitted(fit)), fit=fit.drawn)
+    with self._host:
+      asked = request.fitted(fit)
+    result = self._carry(asked)
+    with self._host:
+      return on_source(request, result, sent=asked.image, fit=fit, mask=mask)
 
   def _carry(self, request: Request) -> ImageResult:
     """One request to its end: cache, tries, back-offs, deadline."""

@@ -147,8 +147,8 @@ class ModelConfig:
 
   def __post_init__(self):
     check(vars(self), "images.model", "multiple", least=1, most=MAX_SIDE)
-    for size in self.sizes:
-      sides = dict(zip(("width", "height"), size, strict=True))
+    for width, height in self.sizes:
+      sides: dict[str, int] = {"width": width, "height": height}
       check(sides, "images.model.sizes", least=1, most=MAX_SIDE)
 
 

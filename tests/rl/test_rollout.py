@@ -165,6 +165,14 @@ def test_seeds_differ_per_walk_and_samples_do_not_depend_on_their_batch(mixed):
   assert len({again[prompts[-1].uid, g][0] for g in range(4)}) > 1
 
 
+def test_a_made_image_says_how_its_size_was_fitted(mixed):
+  made, _ = mixed
+  prompts = rollout_lib.draw_prompts(made.config.counts(), seed=3, step=0, size=6)
+  done = made.generate(tiny.auditor().params, prompts, step=0, timer=Timer())
+  fits = {bool(t.fit) for t in done if t.image_id not in ("", t.source_image_id)}
+  assert fits == {True} and not any(t.fit for t in done if t.image_id == t.source_image_id)
+
+
 def test_banned_ids_are_never_sampled(mixed):
   result, banned = mixed[1], tiny.tokenizer().unsampled_ids(tiny.auditor().stop_ids)
   drawn = np.concatenate([rows.targets[rows.loss_mask] for rows in result.batch.parts])
