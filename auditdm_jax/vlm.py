@@ -14,7 +14,7 @@ import functools
 import hashlib
 import os
 import pathlib
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import jax
 from jax import Array
@@ -28,8 +28,9 @@ from auditdm_jax.core.config import UserError
 from auditdm_jax.models import decode, int8, multimodal, preprocess, sharding, siglip, weights
 from auditdm_jax.models.multimodal import Params, VlmConfig
 from auditdm_jax.models.preprocess import Picture, Pixels
-from auditdm_jax.text import hf
+from auditdm_jax.text import hf, styles
 from auditdm_jax.text import prompts as prompts_lib
+from auditdm_jax.text.styles import Reply, Style
 from auditdm_jax.text.tokenizer import FILENAMES, Tokenizer
 
 MAX_BATCH = 256  # Rows of one program; more are cut into several calls.
@@ -41,6 +42,8 @@ _MIN_BATCH = 8
 _LENGTH_MULTIPLE = 8
 # Of PaliGemma's own demonstrations and most of its transfers (BENCHMARKS: the others do not).
 _BIG_VISION = Pixels("big_vision", antialias=True)
+# What a native folder's config.json says of prompts, answers and images.
+_OWN = ("template", "stop", "pixels", "style")
 _EOS = 1  # Of every SentencePiece model of Gemma.
 
 
@@ -59,7 +62,11 @@ class Vlm:
     mesh: the mesh its parameters are on and its batches are split over, or None.
     pixels: how it wants its images.
     side: the files that lay beside its weights, see `weights.Loaded`; they go where it is saved.
+    style: how it is asked for a short answer. `answer` takes prompts as they are.
+    takes: that it may be given the features of images.
   """
+
+  takes: ClassVar[Literal["features"]] = "features"
 
   name: str
   cfg: VlmConfig
@@ -71,6 +78,7 @@ class Vlm:
   mesh: Mesh | None = None
   pixels: Pixels = Pixels()
   side: dict[str, Any] = dataclasses.field(default_factory=dict)
+  style: Style = styles.PLAIN
 
   @functools.cached_property
   def tower_id(self) -> str:
@@ -142,8 +150,8 @@ class Vlm:
       order = {key: k for k, key in enumerate(unique)}
       features = self.encode(list(unique.values())) if unique else None
       which = [[order[id(image)] for image in groups[i]] for i in rows]
-      for i, text in zip(rows, ask(features, which, [prompts[i] for i in rows], rows)):
-        answers[i] = text
+      for i, reply in zip(rows, ask(features, which, [prompts[i] for i in rows], rows)):
+        answers[i] = reply.text
     return answers
 
   def answer_features(
@@ -156,6 +164,21 @@ class Vlm:
     seed: int = 0,
   ) -> list[str]:
     """As `answer`, for features [N,P,Dv] of `encode` in any float dtype; None for text only."""
+    replies = self.reply_features(
+      features, prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
+    )
+    return [reply.text for reply in replies]
+
+  def reply_features(
+    self,
+    features: np.ndarray | None,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+  ) -> list[Reply]:
+    """As `answer_features`; each reply says whether it ended or was cut."""
     rows = np.arange(len(prompts))
     if features is not None:
       _same_length(features, prompts)
@@ -277,7 +300,7 @@ class Vlm:
     max_new_tokens: int,
     temperature: float,
     seed: int,
-  ) -> list[str]:
+  ) -> list[Reply]:
     """Answers prompts about features[which[i]]; names[i] is what prompt i's randomness hangs on."""
     if self.tokenizer is None:
       raise UserError(f"model {self.name!r} has no tokenizer: none of {', '.join(FILENAMES)}")
@@ -295,7 +318,7 @@ class Vlm:
         raise UserError(f"prompt {prompt[:20]!r} has no tokens in the template {self.template!r}")
       self._check_ids(np.array(row))
     sc = decode.SampleConfig(max_new_tokens, temperature, self.stop_ids)
-    answers = [""] * len(prompts)
+    replies = [Reply("")] * len(prompts)
     for rows in self._batches(ids, which, max_new_tokens):
       batch = np.array([which[i] for i in rows])
       x = features[batch if batch.shape[1] > 1 else batch[:, 0]] if batch.size else None
@@ -303,8 +326,10 @@ class Vlm:
         sc, x, [ids[i] for i in rows], np.array([names[i] for i in rows]), seed
       )
       for k, i in enumerate(rows):
-        answers[i] = self.tokenizer.decode(tokens[k, : lengths[k]]).strip()
-    return answers
+        text = self.tokenizer.decode(tokens[k, : lengths[k]]).strip()
+        ended = int(tokens[k, lengths[k] - 1]) in self.stop_ids
+        replies[i] = Reply(text, "stop" if ended else "length")
+    return replies
 
   def _batches(
     self, ids: Sequence[Sequence[int]], which: Sequence[Sequence[int]], new: int
@@ -380,7 +405,8 @@ def load_vlm(path: str | os.PathLike, *, mesh: Mesh | None = None, dtype: Any = 
   """Reads a model: ours, Hugging Face's or big_vision's; see `models.weights`.
 
   How prompts, answers and images are made is the origin's way (`text.hf`, `models.preprocess`),
-  unless the config.json of a native folder says otherwise by "template", "stop" or "pixels".
+  unless the config.json of a native folder says otherwise by "template", "stop", "pixels" or
+  "style".
 
   Args:
     path: the folder, or big_vision's npz; its name becomes the model's.
@@ -398,11 +424,14 @@ def load_vlm(path: str | os.PathLike, *, mesh: Mesh | None = None, dtype: Any = 
   folder = weights.side_folder(path)
   tokenizer = _tokenizer(folder, cfg)
   where = f"{folder}/config.json"
-  own = {key: extras.pop(key) for key in ("template", "stop", "pixels") if key in extras}
+  own = {key: extras.pop(key) for key in _OWN if key in extras}
   if origin == "hf":
     own = _hf_ways(folder, cfg, tokenizer) | own
   elif origin != "native":
-    own = {"template": prompts_lib.PALIGEMMA, "stop": [_EOS], "pixels": _BIG_VISION} | own
+    style = styles.style_for(path.resolve().name, paligemma=True, has_turns=False)
+    own = {
+      "template": prompts_lib.PALIGEMMA, "stop": [_EOS], "pixels": _BIG_VISION, "style": style,
+    } | own  # fmt: skip
   template, stop = own.get("template"), own.get("stop")
   if not isinstance(template, str) or not isinstance(stop, list) or not stop:
     raise UserError(f"{where}: needs a 'template' and a list 'stop' of tokens")
@@ -422,6 +451,7 @@ def load_vlm(path: str | os.PathLike, *, mesh: Mesh | None = None, dtype: Any = 
     mesh=mesh,
     pixels=config.build(Pixels, own.get("pixels", {}), name=f"{where}: pixels"),
     side=loaded.side,
+    style=styles.find(own.get("style", styles.PLAIN), where=f"{where}: style"),
   )
 
 
@@ -435,6 +465,8 @@ def save_vlm(path: str | os.PathLike, vlm: Vlm, *, dtype: str = "float32") -> No
   extras = vlm.extras | {"template": vlm.template, "stop": stop}
   if vlm.pixels != Pixels():
     extras["pixels"] = dataclasses.asdict(vlm.pixels)
+  if vlm.style != styles.PLAIN:
+    extras["style"] = dataclasses.asdict(vlm.style)
   weights.save(path, vlm.cfg, vlm.params, vlm.tokenizer, extras, dtype=dtype, side=vlm.side)
 
 
@@ -452,11 +484,14 @@ def _tokenizer(folder: pathlib.Path, cfg: VlmConfig) -> Tokenizer | None:
 
 
 def _hf_ways(folder: pathlib.Path, cfg: VlmConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
-  """Returns "template", "stop" and "pixels" of a Hugging Face folder."""
+  """Returns "template", "stop", "pixels" and "style" of a Hugging Face folder."""
   paligemma = cfg.kind == "paligemma"
+  template = hf.template(folder, tokenizer, paligemma=paligemma)
+  turns = "<start_of_turn>" in template
   ways = {
-    "template": hf.template(folder, tokenizer, paligemma=paligemma),
+    "template": template,
     "stop": hf.stop_ids(folder),
+    "style": styles.style_for(folder.resolve().name, paligemma=paligemma, has_turns=turns),
   }
   if cfg.vision is not None:
     ways["pixels"] = preprocess.read_processor(

@@ -111,7 +111,7 @@ class Context:
     self._turns = Turns()
     self._pools: dict[str, InMemoryPool] = {}
     self._true_answers: dict[tuple[str, str], str | None] = {}
-    self._answered: list[Counter[str]] = []  # by model, of each bank
+    self._banks: list[ModelBank] = []
     self._start = time.perf_counter()
 
   def __enter__(self) -> "Context":
@@ -128,9 +128,14 @@ class Context:
   def __exit__(self, *exc) -> None:
     self._stack.close()
     if runtime.is_main():
-      cost = {f"answers/{model}": n for model, n in sum(self._answered, Counter()).items()}
-      cost["seconds"] = round(time.perf_counter() - self._start, 1)
+      cost = Counter(seconds=round(time.perf_counter() - self._start, 1))
+      for bank in self._banks:
+        cost.update({f"answers/{model}": n for model, n in bank.computed.items()})
+        for model, kinds in bank.kinds.items():
+          cost.update({f"{kind}/{model}": n for kind, n in kinds.items() if kind != "answer"})
       self._manifest.add_cost(self._stage, **cost)
+      styles = {name: m.style for bank in self._banks for name, m in bank.vlms.items()}
+      self._manifest.note(self._stage, "styles", styles)
 
   def _lock(self) -> None:
     """Until the end nobody else on this machine writes here."""
@@ -186,6 +191,7 @@ class Context:
   def load(self, path: str | os.PathLike, *, int8: bool = False) -> Vlm:
     """A model that answers: on the devices, or on the host if models take turns."""
     vlm = load_vlm(path, mesh=self.rollout_mesh, dtype=self.models.dtype)
+    vlm = dataclasses.replace(vlm, style=self.settings.bank.style_of(vlm.name, vlm.style))
     vlm = vlm.with_int8() if int8 else vlm
     return vlm.with_params(runtime.fetch(vlm.params)) if self.models.paged else vlm
 
@@ -200,7 +206,7 @@ class Context:
       {target.name: self.answering(target), **self.references}, target.name, list(self.references),
       judge=self.judge, config=self.settings.bank, cache=self.cache,
     )  # fmt: skip
-    self._answered.append(bank.computed)
+    self._banks.append(bank)
     return bank
 
   def true_answer(self, image_id: str, question: str) -> str | None:

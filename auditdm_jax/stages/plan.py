@@ -22,6 +22,7 @@ from auditdm_jax.models import variants, weights
 from auditdm_jax.models.multimodal import VlmConfig
 from auditdm_jax.plan import chips, compiling, programs, steps, table
 from auditdm_jax.stages.sections import AuditConfig
+from auditdm_jax.text import styles
 
 FLAGS = flags.FlagValues()
 _CONFIG = config_flags.DEFINE_config_file(
@@ -80,13 +81,25 @@ def read(config: ConfigDict) -> steps.Run:
     grpo=settings.grpo,
     optim=settings.optim,
     rollout=settings.rollout,
-    answer_tokens=settings.bank.max_new_tokens,
+    answer_tokens=_answer_tokens(settings),
     int8=models.int8,
     paged=models.paged,
     recipe=settings.rectify.recipe,
     suffix=settings.rectify.suffix,
     plan=settings.plan,
   )
+
+
+def _answer_tokens(settings: AuditConfig) -> int:
+  """The longest reply of all models: a style of one that is planned without files may say more."""
+  longest, known = [settings.bank.max_new_tokens], settings.plan.architectures
+  for folder in (settings.models.target, *settings.models.references):
+    style, name = styles.PLAIN, pathlib.Path(folder).name
+    if folder in known:
+      paligemma = known[folder].startswith("paligemma")
+      style = styles.style_for(name, paligemma=paligemma, has_turns=True)
+    longest.append(settings.bank.style_of(name, style).max_new_tokens or 0)
+  return max(longest)
 
 
 def architecture(folder: str, *, settings: steps.PlanConfig, dtype: str) -> VlmConfig:

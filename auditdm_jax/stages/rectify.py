@@ -101,7 +101,8 @@ def replay_examples(ctx: Context, new: int) -> list[Example]:
   kept = [
     Example(image_id=pool.image_id(i), question=q, label=v.answers[v.target])
     for (i, q), v in zip(chosen, verdicts, strict=True)
-    if all(ctx.judge.same(v.answers[v.target], v.answers[r]) for r in v.references)
+    if v.answers[v.target]
+    and all(ctx.judge.same(v.answers[v.target], v.answers[r]) for r in v.references)
   ]
   if not kept:
     raise UserError(
@@ -150,6 +151,6 @@ def _data(ctx: Context, vlm: Vlm, examples: Sequence[Example]) -> finetune.Data:
   return finetune.Data(
     features=ctx.cache.features(ctx.answering(vlm), ids, ctx.images).astype(np.float16),
     image=np.array([row[e.image_id] for e in examples], np.int32),
-    questions=[e.question for e in examples],
+    questions=[vlm.style.put(e.question) for e in examples],
     labels=[e.label for e in examples],
   )

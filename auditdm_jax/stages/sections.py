@@ -15,7 +15,7 @@ from auditdm_jax.audit.compare import CompareConfig
 from auditdm_jax.audit.judge import JudgeConfig
 from auditdm_jax.audit.taxonomy import TaxonomyConfig
 from auditdm_jax.audit.verify import VerifyConfig
-from auditdm_jax.core.config import UserError, check
+from auditdm_jax.core.config import UserError, check, did_you_mean
 from auditdm_jax.images.config import ImagesConfig
 from auditdm_jax.plan.steps import PlanConfig
 from auditdm_jax.rectify import curate as curate_lib
@@ -210,3 +210,11 @@ class AuditConfig:
 
   def __post_init__(self):
     check(vars(self), "config", "seed", least=0)
+    models = self.models
+    folders = (models.target, *models.references, models.sibling, self.rollout.gauges.heldout)
+    known = [pathlib.Path(folder).resolve().name for folder in folders if folder]
+    for name, _ in self.bank.styles:
+      if name not in known:
+        raise UserError(
+          f"config.bank.styles: no model {name!r}{did_you_mean(name, known)}; {', '.join(known)}"
+        )

@@ -19,6 +19,7 @@ from auditdm_jax.rl import batch as batch_lib
 from auditdm_jax.rl import flops, grpo, reward, sampler, scoring
 from auditdm_jax.rl import rollout as rollout_lib
 from auditdm_jax.rl.batch import Trajectory
+from auditdm_jax.text.styles import PLAIN, Reply
 from tests.rl import fakes, tiny
 
 
@@ -296,6 +297,8 @@ def test_time_outs_count_as_invalid_not_as_zero():
 class Parrot:
   """A model that answers question "i j k" with the word its place in the ensemble picks."""
 
+  style, takes = PLAIN, "features"
+
   def __init__(self, place):
     self.place, self.tower_id, self.calls = place, "tower", 0
     self.tokenizer, self.cfg = tiny.tokenizer(), tiny.config()
@@ -303,9 +306,9 @@ class Parrot:
   def encode(self, images):
     return np.zeros((len(images), 1, 1), np.float32)
 
-  def answer_features(self, features, prompts, *, max_new_tokens):
+  def reply_features(self, features, prompts, *, max_new_tokens):
     self.calls += len(prompts)
-    return [WORDS[int(p.split()[self.place])] for p in prompts]
+    return [Reply(WORDS[int(p.split()[self.place])], "stop") for p in prompts]
 
 
 WORDS = ("red", "blue", "unanswerable", "")
