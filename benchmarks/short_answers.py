@@ -2,11 +2,13 @@
 """Short answers taken from replies, against labels: how many are right, missed and wrong.
 
 COMMAND
-  python -m benchmarks.short_answers [--half=tuned|held_out|all] [--show]
+  python -m benchmarks.short_answers [--show]
 
-data/styles/replies.jsonl holds raw replies of chat models, in our words, each with its question and
-the short answers that count as right. The half that a hash picks was held out while the rules were
-written.
+data/styles/replies.jsonl holds 831 replies as chat models give them, in our words, each with its
+question and the short answers that count as right. Three parts were kept from the rules while these
+were written. At first sight 264 of 275, 177 of 191 and 106 of 113 were right, together 94.5 %
+[92.3, 96.1], and 8, 10 and 5 were wrong, 4.0 % [2.7, 5.9]. Then the rules were mended, so that what
+this program prints is no estimate for replies which they have not seen.
 """
 
 from collections import Counter
@@ -15,7 +17,6 @@ import dataclasses
 import json
 import pathlib
 import re
-import zlib
 
 from absl import app, flags
 
@@ -24,7 +25,6 @@ from auditdm_jax.text.short import Short, short_answer
 
 FILE = pathlib.Path(__file__).parent.parent / "data/styles/replies.jsonl"
 
-_HALF = flags.DEFINE_enum("half", "all", ["tuned", "held_out", "all"], "Which replies.")
 _SHOW = flags.DEFINE_bool("show", False, "Print the replies that are missed or wrong.")
 
 
@@ -36,11 +36,6 @@ class Labelled:
   raw: str
   finish: str
   accepted: tuple[tuple[str, str | None], ...]
-
-  @property
-  def half(self) -> str:
-    key = f"{self.question}|{self.raw}".encode()
-    return "held_out" if zlib.crc32(key) % 2 else "tuned"
 
 
 def load() -> list[Labelled]:
@@ -75,17 +70,16 @@ def measure(items: Sequence[Labelled]) -> Iterator[tuple[Labelled, Short, str]]:
 
 def main(argv: Sequence[str]) -> None:
   del argv
-  for half in ("tuned", "held_out") if _HALF.value == "all" else (_HALF.value,):
-    rows = list(measure([item for item in load() if item.half == half]))
-    counts = Counter(result for _, _, result in rows)
-    for name in ("right", "missed", "wrong"):
-      found = rates.rate(counts[name], len(rows))
-      low, high = found["ci95"]
-      print(f"{half:9} {name:7} {found['rate']:.3f} [{low:.3f}, {high:.3f}] n={len(rows)}")
-    if _SHOW.value:
-      for item, got, result in rows:
-        if result != "right":
-          print(f"{result}: {item.question!r} {item.raw!r}\n  got {got}, right {item.accepted}")
+  rows = list(measure(load()))
+  counts = Counter(result for _, _, result in rows)
+  for name in ("right", "missed", "wrong"):
+    found = rates.rate(counts[name], len(rows))
+    low, high = found["ci95"]
+    print(f"{name:7} {found['rate']:.3f} [{low:.3f}, {high:.3f}] n={len(rows)}")
+  if _SHOW.value:
+    for item, got, result in rows:
+      if result != "right":
+        print(f"{result}: {item.question!r} {item.raw!r}\n  got {got}, right {item.accepted}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,9 @@ ARGS, as configs/scenes.py:target=rare,reward=plain,seed=1
               on scenes; needs launch/image_server/requirements.txt)
   round2      0 skips the second round
   gaps        those of another target, which config.models.target then names: seed:N
+  talk        off | sentences | synonyms | letters | all: how the models say their answers. With
+              --config.bank.styles="(('target_easy','plain'),…)" for every model, what they say is
+              compared as it is
 
 Everything else is an override: --config.optim.steps=60
 """
@@ -24,12 +27,20 @@ from ml_collections import ConfigDict
 WEIGHTS = "data/scenes/weights"
 # Made by: python data/scenes/diffusion/train.py --workdir=runs/diffusion
 DIFFUSION = "runs/diffusion/pipeline"
+# Shares of the answers that are said in such a way.
+VOICES = {
+  "off": {},
+  "sentences": {"sentences": 0.8},
+  "synonyms": {"synonyms": 0.5},
+  "letters": {"letters": 0.5},
+  "all": {"sentences": 0.6, "synonyms": 0.3, "letters": 0.15, "refusals": 0.01},
+}
 
 
 def _parse(arg: str) -> dict[str, str]:
   known = {
     "target": "easy", "reward": "novelty", "seed": "0", "error_rate": "0.0", "round2": "1",
-    "gaps": "", "images": "exact",
+    "gaps": "", "images": "exact", "talk": "off",
   }  # fmt: skip
   if wrong := [a for a in arg.split(",") if a and "=" not in a]:
     raise ValueError(
@@ -41,6 +52,8 @@ def _parse(arg: str) -> dict[str, str]:
   args = known | given
   if args["target"] not in ("easy", "rare"):
     raise ValueError(f"configs/scenes.py: target={args['target']!r}, not easy or rare")
+  if args["talk"] not in VOICES:
+    raise ValueError(f"configs/scenes.py: talk={args['talk']!r}, not {', '.join(VOICES)}")
   if not args["seed"].isdecimal():
     raise ValueError(f"configs/scenes.py: seed={args['seed']!r}, not a whole number")
   if not re.fullmatch(r"0|0?\.\d+|[01]\.0*", args["error_rate"]):
@@ -56,6 +69,8 @@ def get_config(arg: str = "") -> ConfigDict:
   c.world = dict(
     name="scenes", gaps=args["gaps"] or args["target"]
   )  # the oracle: for checking, never for reward
+  if args["talk"] != "off":
+    c.world.talk = VOICES[args["talk"]] | {"seed": seed}
 
   c.models = dict(
     auditor=f"{WEIGHTS}/auditor",

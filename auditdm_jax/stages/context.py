@@ -31,7 +31,9 @@ from auditdm_jax.models import sharding
 from auditdm_jax.models.multimodal import Params
 from auditdm_jax.stages import sections, shared
 from auditdm_jax.stages.paging import Paged, Turns
+from auditdm_jax.stages.talking import Talking
 from auditdm_jax.stages.worlds import World, open_world
+from auditdm_jax.text import styles
 from auditdm_jax.vlm import Vlm, load_vlm
 
 
@@ -134,8 +136,8 @@ class Context:
         for model, kinds in bank.kinds.items():
           cost.update({f"{kind}/{model}": n for kind, n in kinds.items() if kind != "answer"})
       self._manifest.add_cost(self._stage, **cost)
-      styles = {name: m.style for bank in self._banks for name, m in bank.vlms.items()}
-      self._manifest.note(self._stage, "styles", styles)
+      asked = {name: m.style for bank in self._banks for name, m in bank.vlms.items()}
+      self._manifest.note(self._stage, "styles", asked)
 
   def _lock(self) -> None:
     """Until the end nobody else on this machine writes here."""
@@ -182,7 +184,7 @@ class Context:
     return self.load(self.models.sibling) if self.models.sibling else None
 
   @functools.cached_property
-  def references(self) -> dict[str, Vlm | Paged]:
+  def references(self) -> dict[str, Vlm | Paged | Talking]:
     loaded = [
       self.answering(self.load(path, int8=self.models.int8)) for path in self.models.references
     ]
@@ -195,9 +197,14 @@ class Context:
     vlm = vlm.with_int8() if int8 else vlm
     return vlm.with_params(runtime.fetch(vlm.params)) if self.models.paged else vlm
 
-  def answering(self, vlm: Vlm | Paged) -> Vlm | Paged:
-    """A model as it is to be asked: in its turn, if models take turns."""
-    return Paged(vlm, self._turns) if self.models.paged and isinstance(vlm, Vlm) else vlm
+  def answering(self, vlm: Vlm | Paged | Talking) -> Vlm | Paged | Talking:
+    """A model as it is to be asked: in its turn, if models take turns; talking, if models talk."""
+    if self.models.paged and isinstance(vlm, Vlm):
+      vlm = Paged(vlm, self._turns)
+    voice = self.settings.world.talk
+    if isinstance(vlm, Talking) or not voice.talks:
+      return vlm
+    return Talking(vlm, voice, self.settings.bank.style_of(vlm.name, styles.BARE))
 
   def bank(self, target: Vlm | None = None) -> ModelBank:
     """The references and `target` (default: the config's)."""

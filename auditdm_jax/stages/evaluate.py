@@ -16,6 +16,8 @@ from auditdm_jax.bench import evaluate as bench
 from auditdm_jax.bench import specs
 from auditdm_jax.core import metrics
 from auditdm_jax.stages.context import Context
+from auditdm_jax.stages.paging import Paged
+from auditdm_jax.stages.talking import Talking
 from auditdm_jax.stages.worlds import gap_set
 from auditdm_jax.vlm import Vlm
 
@@ -24,7 +26,7 @@ REFERENCES_KNOW, TARGET_FAILS = 0.85, 0.6
 EMPTY = {"k": 0, "n": 0, "rate": None, "ci95": [0.0, 1.0]}
 
 
-def benchmark(ctx: Context, vlm: Vlm) -> bench.Table:
+def benchmark(ctx: Context, vlm: Vlm | Paged | Talking) -> bench.Table:
   """The held-out benchmark of one model; rows "all", "gaps", "rest", "skill: …", "gap: …"."""
   vlm, pool = ctx.answering(vlm), ctx.pool("heldout")
   examples = specs.from_pool(pool)

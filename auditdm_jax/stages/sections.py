@@ -25,6 +25,7 @@ from auditdm_jax.rl.grpo import GrpoConfig
 from auditdm_jax.rl.reward import RewardConfig
 from auditdm_jax.rl.step import OptimConfig
 from auditdm_jax.rl.trainer import TrainConfig
+from auditdm_jax.scenes.talk import Voice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +102,17 @@ class NamingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class WorldConfig:
+  """What is known beside the images.
+
+  Attributes:
+    name: of the world, see `stages.worlds`; "" = nothing is known.
+    gaps: the planted gaps of the target.
+    talk: how the models of the scenes world say their answers, to try `text.styles` on.
+  """
+
   name: str = ""
   gaps: str = ""
+  talk: Voice = Voice()
 
 
 @dataclasses.dataclass(frozen=True)

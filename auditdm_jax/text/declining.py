@@ -30,11 +30,13 @@ _REFUSAL = (
     r"(?:cannot|can't|unable|not able|not trained|don't|do not)\b"
   ),
   re.compile(rf"i\s?{_CANNOT} {_HELP}\b"),
-  re.compile(r"(?:please )?(?:upload|provide|attach|share) (?:an|the|your) (?:image|picture|photo)"),
+  re.compile(
+    r"(?:please )?(?:upload|provide|attach|share) (?:an|the|your) (?:image|picture|photo)"
+  ),
 )
 _TELL = (
-  r"(?:tell|say|determine|know|see|make out|read|answer|find|discern|confirm|identify|be sure"
-  r"|recogni[sz]e|verify|judge)"
+  r"(?:have (?:enough|sufficient|any)|tell|say|determine|know|see|make out|read|answer|find"
+  r"|discern|confirm|identify|be sure|recogni[sz]e|verify|judge)"
 )
 _FEW = r"(?:not enough|insufficient|no way to|no information|no indication)"
 _ABSTENTION = (
@@ -48,8 +50,8 @@ _ABSTENTION = (
   re.compile(rf"i(?:\s|(?='))(?:\w+ )?{_CANNOT} {_TELL}\b"),
   re.compile(r"i(?:'m| am) (?:not (?:sure|certain)|unsure|uncertain)\b"),
   re.compile(
-    r"it(?:'s| is) (?:not possible|impossible|unclear|not clear|difficult|hard|unknown)"
-    r"(?: to \w+|\b)"
+    r"it(?:'s| is)? (?:isn't possible|not possible|impossible|unclear|not clear|difficult|hard"
+    r"|unknown)(?: to \w+|\b)"
   ),
   re.compile(rf"there(?:'s| is| are) {_FEW}\b"),
   re.compile(
@@ -59,8 +61,8 @@ _ABSTENTION = (
 )
 _CLAUSE = (
   re.compile(
-    r"\b(?:cannot|can't|could not|can not) be (?:determined|identified|answered|seen|read|told|known"
-    r"|discerned)\b"
+    r"\b(?:cannot|can't|could not|can not) be (?:determined|identified|answered|seen|read|told"
+    r"|known|discerned)\b"
   ),
   re.compile(
     r"\b(?:is|are|was) (?:not|n't) (?:clearly |fully )?(?:visible|clear|legible|readable|shown"
