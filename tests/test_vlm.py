@@ -89,6 +89,19 @@ def test_cached_features_answer_as_images_do(vlm):
   assert vlm.answer([], [], max_new_tokens=3) == []
 
 
+def test_a_reply_says_whether_it_ended(vlm):
+  features = vlm.encode([IMAGES[i % 4] for i in range(len(QUESTIONS))])
+  whole, seen = vlm.reply_features(features, QUESTIONS, max_new_tokens=24), set()
+  for new in (2, 12):
+    short = vlm.reply_features(features, QUESTIONS, max_new_tokens=new)
+    assert [r.text for r in short] == vlm.answer_features(features, QUESTIONS, max_new_tokens=new)
+    for a, b in zip(short, whole):
+      # What ended, ends the same way with more room; what was cut, goes on or had just ended.
+      assert (a == b) if a.finish == "stop" else b.text.startswith(a.text)
+      seen.add((a.finish, a.text == b.text))
+  assert ("stop", True) in seen and ("length", False) in seen
+
+
 def test_folder_round_trip(vlm, tmp_path):
   save_vlm(tmp_path / "target", dataclasses.replace(vlm, extras={"seed": 3}))
   again = load_vlm(tmp_path / "target")

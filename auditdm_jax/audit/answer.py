@@ -197,7 +197,8 @@ def _read(style: Style, reply: Said, question: str, config: BankConfig) -> Answe
 
 
 def _bounded(text: str) -> str:
-  half = MAX_RAW // 2
+  """Of a long text its two ends; half a surrogate pair, which no file takes, becomes "?"."""
+  text, half = text.encode(errors="replace").decode(), MAX_RAW // 2
   return text if len(text) <= MAX_RAW else f"{text[:half]} … {text[-half:]}"
 
 

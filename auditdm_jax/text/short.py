@@ -148,9 +148,10 @@ def _read(text: str, question: str) -> Short:
     if declining.is_abstention(parts[0], question):
       return Short(None, "abstention")
   found = _from_options(parts, asked, options) if options else _from_sentences(parts, asked)
-  if found is None:
-    return Short(_clean(" ".join(text.split()))[:MAX_CHARS], "whole")
-  return Short(found[:MAX_CHARS], "answer")
+  if found:
+    return Short(found[:MAX_CHARS], "answer")
+  whole = _clean(" ".join(text.split()))[:MAX_CHARS]
+  return Short(whole, "whole") if whole else Short(None, "empty")
 
 
 def _without_question(text: str, question: str) -> str:
