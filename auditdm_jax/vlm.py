@@ -80,9 +80,13 @@ class Vlm:
   side: dict[str, Any] = dataclasses.field(default_factory=dict)
   style: Style = styles.PLAIN
 
-  @functools.cached_property
+  @property
   def tower_id(self) -> str:
     """Hash of the tower, its weights and its pixels: models of one id have the same features."""
+    return self._tower_id
+
+  @functools.cached_property
+  def _tower_id(self) -> str:
     sizes = dataclasses.replace(self._vision(), remat=False, unroll=1)
     digest = hashlib.sha256(repr((sizes, self.pixels)).encode())
     for path, leaf in sorted(tree.flatten(multimodal.tower(self.params)).items()):
@@ -151,7 +155,7 @@ class Vlm:
       features = self.encode(list(unique.values())) if unique else None
       which = [[order[id(image)] for image in groups[i]] for i in rows]
       for i, reply in zip(rows, ask(features, which, [prompts[i] for i in rows], rows)):
-        answers[i] = reply.text
+        answers[i] = reply.text or ""
     return answers
 
   def answer_features(
@@ -167,7 +171,7 @@ class Vlm:
     replies = self.reply_features(
       features, prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
     )
-    return [reply.text for reply in replies]
+    return [reply.text or "" for reply in replies]
 
   def reply_features(
     self,

@@ -20,7 +20,7 @@ import re
 
 from absl import app, flags
 
-from auditdm_jax.audit import rates
+from auditdm_jax.audit.rates import wilson
 from auditdm_jax.text.short import Short, short_answer
 
 FILE = pathlib.Path(__file__).parent.parent / "data/styles/replies.jsonl"
@@ -73,9 +73,8 @@ def main(argv: Sequence[str]) -> None:
   rows = list(measure(load()))
   counts = Counter(result for _, _, result in rows)
   for name in ("right", "missed", "wrong"):
-    found = rates.rate(counts[name], len(rows))
-    low, high = found["ci95"]
-    print(f"{name:7} {found['rate']:.3f} [{low:.3f}, {high:.3f}] n={len(rows)}")
+    low, high = wilson(counts[name], len(rows))
+    print(f"{name:7} {counts[name] / len(rows):.3f} [{low:.3f}, {high:.3f}] n={len(rows)}")
   if _SHOW.value:
     for item, got, result in rows:
       if result != "right":

@@ -33,7 +33,7 @@ VOICES = {
   "sentences": {"sentences": 0.8},
   "synonyms": {"synonyms": 0.5},
   "letters": {"letters": 0.5},
-  "all": {"sentences": 0.6, "synonyms": 0.3, "letters": 0.15, "refusals": 0.01},
+  "all": {"sentences": 0.6, "synonyms": 0.3, "letters": 0.15, "refusals": 0.005},
 }
 
 

@@ -10,7 +10,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -34,8 +34,7 @@ MAX_RAW = 2000  # Characters of a reply that are kept; of a longer one its begin
 class Vlm(Protocol):
   """A model that takes features; `auditdm_jax.vlm.Vlm` is one."""
 
-  @property
-  def takes(self) -> Literal["features"]: ...
+  takes: ClassVar[Literal["features"]]
 
   @property
   def style(self) -> Style:
@@ -69,8 +68,7 @@ class Vlm(Protocol):
 class Endpoint(Protocol):
   """A model that takes images: it runs elsewhere, and a reply may fail to come."""
 
-  @property
-  def takes(self) -> Literal["pixels"]: ...
+  takes: ClassVar[Literal["pixels"]]
 
   @property
   def style(self) -> Style:
@@ -341,9 +339,7 @@ class ModelBank:
     Returns:
       Per model one answer per probe; None where the cascade found the verdict fixed.
     """
-    if callable(images) and image_ids is None:
-      raise ValueError("an image loader needs image_ids")
-    ids = list(image_ids) if image_ids is not None else _image_ids(images)
+    ids = _image_ids(images, image_ids)
     if not len(ids) == len(questions) or not (callable(images) or len(images) == len(ids)):
       raise ValueError(f"{len(ids)} images for {len(questions)} questions")
     get = images if callable(images) else dict(zip(ids, images)).__getitem__
@@ -374,7 +370,7 @@ class ModelBank:
     progress: Progress | None = None,
   ) -> list[Verdict]:
     """`hear`, judged: one verdict per probe."""
-    ids = list(image_ids) if image_ids is not None else _image_ids(images)
+    ids = _image_ids(images, image_ids)
     heard = self.hear(images, questions, image_ids=ids, cascade=cascade, progress=progress)
     return [
       self._verdict(probe_id(ids[i], q), {n: a[i] for n, a in heard.items()}, question=q)
@@ -437,7 +433,8 @@ class ModelBank:
     return {tower: self.cache.features(vlm, ids, get) for tower, vlm in towers.items()}
 
   def _is_fixed(self, found: dict[str, list[Answer | None]], i: int, question: str) -> bool:
-    texts = {name: answers[i] and answers[i].text for name, answers in found.items()}
+    heard = {name: answers[i] for name, answers in found.items()}
+    texts = {name: None if a is None else a.text for name, a in heard.items()}
     return is_fixed(
       texts[self.target],
       {name: texts[name] for name in self.references},
@@ -447,8 +444,12 @@ class ModelBank:
     )
 
 
-def _image_ids(images: Sequence[np.ndarray]) -> list[str]:
-  """Content ids; an array object that occurs often (a group of probes) is hashed once."""
+def _image_ids(images: ImageSource, given: Sequence[str] | None) -> list[str]:
+  """Content ids, if none are given; an array object that occurs often is hashed once."""
+  if given is not None:
+    return list(given)
+  if callable(images):
+    raise ValueError("an image loader needs image_ids")
   by_object: dict[int, str] = {}
   for image in images:
     if id(image) not in by_object:

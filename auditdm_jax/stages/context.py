@@ -130,12 +130,13 @@ class Context:
   def __exit__(self, *exc) -> None:
     self._stack.close()
     if runtime.is_main():
-      cost = Counter(seconds=round(time.perf_counter() - self._start, 1))
+      cost: Counter[str] = Counter()
       for bank in self._banks:
         cost.update({f"answers/{model}": n for model, n in bank.computed.items()})
         for model, kinds in bank.kinds.items():
           cost.update({f"{kind}/{model}": n for kind, n in kinds.items() if kind != "answer"})
-      self._manifest.add_cost(self._stage, **cost)
+      seconds = round(time.perf_counter() - self._start, 1)
+      self._manifest.add_cost(self._stage, **cost, seconds=seconds)
       asked = {name: m.style for bank in self._banks for name, m in bank.vlms.items()}
       self._manifest.note(self._stage, "styles", asked)
 

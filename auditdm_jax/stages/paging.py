@@ -6,7 +6,6 @@ step moves each model once.
 """
 
 from collections.abc import Sequence
-import functools
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -65,7 +64,7 @@ class Paged:
   def tokenizer(self) -> Tokenizer | None:
     return self._waiting.tokenizer
 
-  @functools.cached_property
+  @property
   def tower_id(self) -> str:
     return self._waiting.tower_id
 

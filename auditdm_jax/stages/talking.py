@@ -47,6 +47,6 @@ class Talking:
   ) -> list[Reply]:
     replies = self._vlm.reply_features(features, prompts, max_new_tokens=max_new_tokens)
     return [
-      Reply(talk.say(self._voice, self.name, prompt, reply.text), reply.finish)
+      Reply(talk.say(self._voice, self.name, prompt, reply.text or ""), reply.finish)
       for prompt, reply in zip(prompts, replies, strict=True)
     ]

@@ -142,6 +142,8 @@ def find(style: Style | str | Mapping[str, Any], *, where: str) -> Style:
   Raises:
     UserError: an unknown name or key; `where` says where it stands.
   """
+  if isinstance(style, Style):
+    return style
   if not isinstance(style, str):
     return config.build(Style, style, name=where)
   if style not in BUILT_IN:
