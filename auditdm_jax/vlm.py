@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import hashlib
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import jax
 from jax import Array
@@ -28,6 +28,8 @@ from auditdm_jax.models import decode, int8, multimodal, preprocess, sharding, s
 from auditdm_jax.models.multimodal import Params, VlmConfig
 from auditdm_jax.models.preprocess import Picture, Pixels
 from auditdm_jax.text import prompts as prompts_lib
+from auditdm_jax.text import styles
+from auditdm_jax.text.styles import Reply, Style
 from auditdm_jax.text.tokenizer import FILENAMES, Tokenizer
 
 _LEAST_NEW = 16  # Tokens of a program whose rows have limits of their own: they end it earlier.
@@ -75,7 +77,11 @@ class Vlm:
     mesh: the mesh its parameters are on and its batches are split over, or None.
     pixels: how it wants its images.
     side: the files that lay beside its weights, see `weights.Loaded`; they go where it is saved.
+    style: how it is asked for a short answer. `answer` takes prompts as they are.
+    takes: that it may be given the features of images.
   """
+
+  takes: ClassVar[Literal["features"]] = "features"
 
   name: str
   cfg: VlmConfig
@@ -87,10 +93,15 @@ class Vlm:
   mesh: Mesh | None = None
   pixels: Pixels = Pixels()
   side: dict[str, Any] = dataclasses.field(default_factory=dict)
+  style: Style = styles.PLAIN
 
-  @functools.cached_property
+  @property
   def tower_id(self) -> str:
     """Hash of the tower, its weights and its pixels: models of one id have the same features."""
+    return self._tower_id
+
+  @functools.cached_property
+  def _tower_id(self) -> str:
     sizes = dataclasses.replace(self._vision(), remat=False, unroll=1)
     digest = hashlib.sha256(repr((sizes, self.pixels)).encode())
     for path, leaf in sorted(tree.flatten(multimodal.tower(self.params)).items()):
@@ -159,8 +170,8 @@ class Vlm:
       order = {key: k for k, key in enumerate(unique)}
       features = self.encode(list(unique.values())) if unique else None
       which = [[order[id(image)] for image in groups[i]] for i in rows]
-      for i, text in zip(rows, ask(features, which, [prompts[i] for i in rows], rows)):
-        answers[i] = text
+      for i, reply in zip(rows, ask(features, which, [prompts[i] for i in rows], rows)):
+        answers[i] = reply.text or ""
     return answers
 
   def answer_features(
@@ -173,6 +184,21 @@ class Vlm:
     seed: int = 0,
   ) -> list[str]:
     """As `answer`, for features [B,P,Dv] of `encode` in any float dtype; None for text only."""
+    replies = self.reply_features(
+      features, prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
+    )
+    return [reply.text or "" for reply in replies]
+
+  def reply_features(
+    self,
+    features: np.ndarray | None,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+  ) -> list[Reply]:
+    """As `answer_features`; each reply says whether it ended or was cut."""
     rows = np.arange(len(prompts))
     if features is not None:
       _same_length(features, prompts)
@@ -325,7 +351,7 @@ class Vlm:
     max_new_tokens: int,
     temperature: float,
     seed: int,
-  ) -> list[str]:
+  ) -> list[Reply]:
     """Answers prompts about features[which[i]]; names[i] is what prompt i's randomness hangs on."""
     if self.tokenizer is None:
       raise UserError(f"model {self.name!r} has no tokenizer: none of {', '.join(FILENAMES)}")
@@ -342,7 +368,7 @@ class Vlm:
         raise UserError(f"prompt {prompt[:20]!r} has no tokens in the template {self.template!r}")
       self._check_ids(np.array(row))
     sc = decode.SampleConfig(max_new_tokens, temperature, self.stop_ids)
-    answers = [""] * len(prompts)
+    replies = [Reply("")] * len(prompts)
     calls = batching.calls(
       self.cfg,
       [len(row) for row in ids],
@@ -357,8 +383,10 @@ class Vlm:
         sc, x, [ids[i] for i in rows], np.array([names[i] for i in rows]), seed
       )
       for k, i in enumerate(rows):
-        answers[i] = self.tokenizer.decode(tokens[k, : lengths[k]]).strip()
-    return answers
+        text = self.tokenizer.decode(tokens[k, : lengths[k]]).strip()
+        ended = int(tokens[k, lengths[k] - 1]) in self.stop_ids
+        replies[i] = Reply(text, "stop" if ended else "length")
+    return replies
 
   def _sample(
     self,

@@ -17,13 +17,15 @@ from auditdm_jax.core.config import UserError
 from auditdm_jax.models import preprocess, weights
 from auditdm_jax.models.multimodal import VlmConfig
 from auditdm_jax.models.preprocess import Pixels
-from auditdm_jax.text import hf
+from auditdm_jax.text import hf, styles
 from auditdm_jax.text import prompts as prompts_lib
 from auditdm_jax.text.tokenizer import FILENAMES, Tokenizer
 from auditdm_jax.vlm import Vlm
 
 # Of PaliGemma's own demonstrations and most of its transfer configs; the others do not antialias.
 _BIG_VISION = Pixels("big_vision", antialias=True)
+# What a native folder's config.json says of prompts, answers and images.
+_OWN = ("template", "stop", "pixels", "style")
 _EOS = 1  # Of every SentencePiece model of Gemma.
 
 
@@ -31,7 +33,8 @@ def load_vlm(path: str | os.PathLike, *, mesh: Mesh | None = None, dtype: Any = 
   """Reads a model: ours, Hugging Face's or big_vision's; see `models.weights`.
 
   How prompts, answers and images are made is the origin's way (`text.hf`, `models.preprocess`),
-  unless the config.json of a native folder says otherwise by "template", "stop" or "pixels".
+  unless the config.json of a native folder says otherwise by "template", "stop", "pixels" or
+  "style".
 
   Args:
     path: the folder, or big_vision's npz; its name becomes the model's.
@@ -49,11 +52,13 @@ def load_vlm(path: str | os.PathLike, *, mesh: Mesh | None = None, dtype: Any = 
   folder = weights.side_folder(path)
   tokenizer = _tokenizer(folder, cfg)
   where = f"{folder}/config.json"
-  own = {key: extras.pop(key) for key in ("template", "stop", "pixels") if key in extras}
+  own = {key: extras.pop(key) for key in _OWN if key in extras}
   if origin == "hf":
     own = _hf_ways(folder, cfg, tokenizer) | own
   elif origin != "native":
-    own = {"template": prompts_lib.PALIGEMMA, "stop": [_EOS], "pixels": _BIG_VISION} | own
+    style = styles.style_for(path.resolve().name, paligemma=True, has_turns=False)
+    ways = {"template": prompts_lib.PALIGEMMA, "stop": [_EOS], "pixels": _BIG_VISION}
+    own = ways | {"style": style} | own
   template, stop = own.get("template"), own.get("stop")
   if not isinstance(template, str) or not isinstance(stop, list) or not stop:
     raise UserError(f"{where}: needs a 'template' and a list 'stop' of tokens")
@@ -73,6 +78,7 @@ def load_vlm(path: str | os.PathLike, *, mesh: Mesh | None = None, dtype: Any = 
     mesh=mesh,
     pixels=config.build(Pixels, own.get("pixels", {}), name=f"{where}: pixels"),
     side=loaded.side,
+    style=styles.find(own.get("style", styles.PLAIN), where=f"{where}: style"),
   )
 
 
@@ -86,6 +92,8 @@ def save_vlm(path: str | os.PathLike, vlm: Vlm, *, dtype: str = "float32") -> No
   extras = vlm.extras | {"template": vlm.template, "stop": stop}
   if vlm.pixels != Pixels():
     extras["pixels"] = dataclasses.asdict(vlm.pixels)
+  if vlm.style != styles.PLAIN:
+    extras["style"] = dataclasses.asdict(vlm.style)
   weights.save(path, vlm.cfg, vlm.params, vlm.tokenizer, extras, dtype=dtype, side=vlm.side)
 
 
@@ -103,10 +111,12 @@ def _tokenizer(folder: pathlib.Path, cfg: VlmConfig) -> Tokenizer | None:
 
 
 def _hf_ways(folder: pathlib.Path, cfg: VlmConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
-  """Returns "template", "stop" and "pixels" of a Hugging Face folder."""
+  """Returns "template", "stop", "pixels" and "style" of a Hugging Face folder."""
   paligemma = cfg.kind == "paligemma"
   template = hf.template(folder, tokenizer, paligemma=paligemma)
+  turns = "<start_of_turn>" in template
   ways: dict[str, Any] = {
+    "style": styles.style_for(folder.resolve().name, paligemma=paligemma, has_turns=turns),
     "template": template,
     "stop": hf.stop_ids(folder, tokenizer, template=template),
   }

@@ -13,6 +13,9 @@ ARGS, as configs/scenes.py:target=rare,reward=plain,seed=1
               on scenes; needs launch/image_server/requirements.txt)
   round2      0 skips the second round
   gaps        those of another target, which config.models.target then names: seed:N
+  talk        off | sentences | synonyms | letters | all: how the models say their answers. With
+              --config.bank.styles="(('target_easy','plain'),…)" for every model, what they say is
+              compared as it is
 
 Everything else is an override: --config.optim.steps=60
 """
@@ -26,10 +29,19 @@ parse = runpy.run_path(str(pathlib.Path(__file__).with_name("common.py")))["pars
 WEIGHTS = "data/scenes/weights"
 # Made by: python data/scenes/diffusion/train.py --workdir=runs/diffusion
 DIFFUSION = "runs/diffusion/pipeline"
+# Shares of the answers that are said in such a way.
+VOICES = {
+  "off": {},
+  "sentences": {"sentences": 0.8},
+  "synonyms": {"synonyms": 0.5},
+  "letters": {"letters": 0.5},
+  "all": {"sentences": 0.6, "synonyms": 0.3, "letters": 0.15, "refusals": 0.005},
+}
 
 ARGS = {
   "target": ("easy", "rare"), "reward": ("novelty", "plain"), "seed": 0, "error_rate": 0.0,
   "round2": ("1", "0"), "gaps": "", "images": ("exact", "diffusion"),
+  "talk": ("off", "sentences", "synonyms", "letters", "all"),
 }  # fmt: skip
 
 
@@ -41,6 +53,8 @@ def get_config(arg: str = "") -> ConfigDict:
   c.world = dict(
     name="scenes", gaps=args["gaps"] or args["target"]
   )  # the oracle: for checking, never for reward
+  if args["talk"] != "off":
+    c.world.talk = VOICES[args["talk"]] | {"seed": seed}
 
   c.models = dict(
     auditor=f"{WEIGHTS}/auditor",

@@ -187,3 +187,16 @@ def test_errors_teach(vlm):
   with pytest.raises(UserError, match=f"token id {TEXT.vocab_size}: model 'tiny' has"):
     larger.answer(None, ["what is new"], max_new_tokens=1)
   assert larger.answer(None, ["what is"], max_new_tokens=1)[0]
+
+
+def test_a_reply_says_whether_it_ended(vlm):
+  features = vlm.encode([IMAGES[i % 4] for i in range(len(QUESTIONS))])
+  whole, seen = vlm.reply_features(features, QUESTIONS, max_new_tokens=24), set()
+  for new in (2, 12):
+    short = vlm.reply_features(features, QUESTIONS, max_new_tokens=new)
+    assert [r.text for r in short] == vlm.answer_features(features, QUESTIONS, max_new_tokens=new)
+    for a, b in zip(short, whole):
+      # What ended, ends the same way with more room; what was cut, goes on or had just ended.
+      assert (a == b) if a.finish == "stop" else b.text.startswith(a.text)
+      seen.add((a.finish, a.text == b.text))
+  assert ("stop", True) in seen and ("length", False) in seen

@@ -12,7 +12,7 @@ from auditdm_jax.core.config import UserError
 from auditdm_jax.core.mesh import make_mesh
 from auditdm_jax.models import preprocess
 from auditdm_jax.models.preprocess import Pixels
-from auditdm_jax.text import prompts
+from auditdm_jax.text import prompts, styles
 from auditdm_jax.text.tokenizer import Tokenizer
 from auditdm_jax.vlm_loading import load_vlm, save_vlm
 
@@ -223,16 +223,18 @@ def test_the_ways_of_the_origin_survive_our_folder(pair, tmp_path):
   again = load_vlm(tmp_path / "ours")
   assert (again.pixels, again.template) == (vlm.pixels, vlm.template)
   assert (again.stop_ids, again.cfg) == (vlm.stop_ids, vlm.cfg)
+  assert vlm.style == (styles.CHAT if kind == "gemma3" else styles.PALIGEMMA) == again.style
   ask = ([PICTURES[1]], [QUESTIONS[0]])
   assert again.answer(*ask, max_new_tokens=8) == vlm.answer(*ask, max_new_tokens=8)
   # What config.json says goes before what the origin does.
   config = tmp_path / "ours/config.json"
   header = json.loads(config.read_text())
   header |= {"template": "{image}{text}", "pixels": {"origin": "big_vision", "antialias": False}}
+  header["style"] = "bare"
   config.write_text(json.dumps(header | {"stop": ["<eos>", 5]}))
   other = load_vlm(tmp_path / "ours")
   assert (other.template, other.stop_ids) == ("{image}{text}", (1, 5))
-  assert other.pixels == Pixels("big_vision", antialias=False)
+  assert other.pixels == Pixels("big_vision", antialias=False) and other.style is styles.BARE
   config.write_text(json.dumps(header | {"pixels": {"orgin": "hf"}}))
   with pytest.raises(UserError, match="did you mean 'origin'"):
     load_vlm(tmp_path / "ours")

@@ -1,37 +1,88 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model bank: asks target and references, each image encoded once, each question asked once."""
+"""The model bank: asks target and references, each image encoded once, each question asked once.
+
+Each model is asked in its own style (`text.styles`), and its short answer is taken from what it
+said. There are two kinds of models: those that take the features of images, which models of one
+tower share, and those that take images, such as endpoints.
+"""
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
-from typing import Protocol
+import functools
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
 from auditdm_jax.audit.judge import Judge
 from auditdm_jax.audit.probe import Verdict, probe_id
 from auditdm_jax.audit.verdict import is_fixed, verdict
+from auditdm_jax.core import runtime
 from auditdm_jax.core.config import check
 from auditdm_jax.core.image_store import Images
+from auditdm_jax.models.multimodal import VlmConfig
+from auditdm_jax.text import styles
+from auditdm_jax.text.short import Kind
+from auditdm_jax.text.styles import Reply, Said, Style
+from auditdm_jax.text.tokenizer import Tokenizer
 
 ImageSource = Sequence[np.ndarray] | Callable[[str], np.ndarray]
 Progress = Callable[[int, int], None]
+MAX_RAW = 2000  # Characters of a reply that are kept; of a longer one its beginning and its end.
 
 
 class Vlm(Protocol):
-  """What the bank needs of a model; `auditdm_jax.vlm.Vlm` has it."""
+  """A model that takes features; `auditdm_jax.vlm.Vlm` is one."""
+
+  takes: ClassVar[Literal["features"]]
+
+  @property
+  def style(self) -> Style:
+    """How it is asked for a short answer."""
+    ...
+
+  @property
+  def cfg(self) -> VlmConfig:
+    """Its architecture, for counting FLOPs."""
+    ...
+
+  @property
+  def tokenizer(self) -> Tokenizer | None: ...
 
   @property
   def tower_id(self) -> str:
     """Identity of the vision tower: equal ids mean equal features."""
+    ...
 
   def encode(self, images: Sequence[np.ndarray]) -> np.ndarray:
     """u8[H,W,3] images → f32[U,P,Dv]."""
+    ...
 
-  def answer_features(
+  def reply_features(
     self, features: np.ndarray, prompts: Sequence[str], *, max_new_tokens: int
-  ) -> list[str]:
-    """Greedy answers."""
+  ) -> Sequence[Said]:
+    """Greedy replies."""
+    ...
+
+
+class Endpoint(Protocol):
+  """A model that takes images: it runs elsewhere, and a reply may fail to come."""
+
+  takes: ClassVar[Literal["pixels"]]
+
+  @property
+  def style(self) -> Style:
+    """How it is asked for a short answer; it sends `style.system` in a turn of its own."""
+    ...
+
+  def answer(
+    self, images: Sequence[np.ndarray], prompts: Sequence[str], *, max_new_tokens: int
+  ) -> Sequence[Said]:
+    """Greedy replies about u8[H,W,3] images, one for each prompt."""
+    ...
+
+
+Model = Vlm | Endpoint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +90,16 @@ class BankConfig:
   """How the bank asks.
 
   Attributes:
-    max_new_tokens: longest answer.
+    max_new_tokens: longest reply, of models whose style does not say otherwise.
     batch_size: probes per device call (a Vlm buckets what it gets).
     feature_bytes: bound of the feature cache.
     dedup: ask equal (image, question) pairs once.
     cascade: ask the next model only where the verdict is still open.
     order: cascade order, cheap to dear; empty = first reference, target, other references.
-    abstentions: answers that are no consensus.
+    abstentions: answers that are no consensus. A model that says in words that it cannot tell has
+      given the first of them; without any, it has given no answer.
+    styles: (model, style) rows for models that are to be asked otherwise than their origin says: a
+      built-in style's name, or a section of `text.styles.Style`.
   """
 
   max_new_tokens: int = 8
@@ -55,9 +109,95 @@ class BankConfig:
   cascade: bool = False
   order: tuple[str, ...] = ()
   abstentions: tuple[str, ...] = ()
+  styles: tuple[tuple[str, Style | str], ...] = ()
 
   def __post_init__(self):
     check(vars(self), "bank", "max_new_tokens", "batch_size", "feature_bytes", least=1)
+    for name, style in self.styles:
+      styles.find(style, where=f"bank.styles: {name}")
+
+  def style_of(self, name: str, default: Style) -> Style:
+    """How the model of this name is asked; `default` is what its origin says."""
+    for model, style in self.styles:
+      if model == name:
+        return styles.find(style, where=f"bank.styles: {name}")
+    return default
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+  """What became of a question that was put to a model.
+
+  Attributes:
+    text: the short answer; "" if there is no answer.
+    kind: what the reply was, see `text.short.Short`.
+    raw: what was said, bounded.
+  """
+
+  text: str
+  kind: Kind
+  raw: str
+
+
+def ask(
+  model: Model,
+  seen: np.ndarray | Sequence[np.ndarray],
+  questions: Sequence[str],
+  *,
+  config: BankConfig,
+) -> list[Answer]:
+  """Puts questions to a model in its style and takes its short answers.
+
+  Args:
+    model: of either kind.
+    seen: features [N,P,Dv] of its tower, or for a model that takes images u8[H,W,3] each.
+    questions: one about each.
+    config: how long a reply may be, and what an abstention is.
+  """
+  style, new = model.style, model.style.max_new_tokens or config.max_new_tokens
+  if model.takes == "features":
+    prompts = [style.put(q) for q in questions]
+    replies = model.reply_features(np.asarray(seen), prompts, max_new_tokens=new)
+  else:
+    prompts = [style.put(q, has_system_turn=True) for q in questions]
+    replies = _from_elsewhere(model, seen, prompts, max_new_tokens=new)
+  return [_read(style, r, q, config) for r, q in zip(replies, questions, strict=True)]
+
+
+def _from_elsewhere(
+  model: Endpoint,
+  images: np.ndarray | Sequence[np.ndarray],
+  prompts: Sequence[str],
+  *,
+  max_new_tokens: int,
+) -> list[Reply]:
+  """Of several processes each asks for its share, and all learn what came back."""
+  rows = runtime.mine(range(len(prompts)))
+  said = model.answer(
+    [images[i] for i in rows], [prompts[i] for i in rows], max_new_tokens=max_new_tokens
+  )
+  if len(said) != len(rows):
+    raise ValueError(f"{len(said)} replies to {len(rows)} prompts")
+  shares = runtime.gather([
+    (r.text, r.finish, None if r.failure is None else str(r.failure)) for r in said
+  ])  # fmt: skip
+  return [Reply(*shares[i % len(shares)][i // len(shares)]) for i in range(len(prompts))]
+
+
+def _read(style: Style, reply: Said, question: str, config: BankConfig) -> Answer:
+  short, raw = style.short(reply, question), _bounded(reply.text or "")
+  text = short.text or ""
+  if short.kind == "abstention":
+    return Answer(config.abstentions[0] if config.abstentions else "", short.kind, raw)
+  if text.strip().lower() in map(str.lower, config.abstentions):
+    return Answer(text, "abstention", raw)
+  return Answer(text, short.kind, raw)
+
+
+def _bounded(text: str) -> str:
+  """Of a long text its two ends; half a surrogate pair, which no file takes, becomes "?"."""
+  text, half = text.encode(errors="replace").decode(), MAX_RAW // 2
+  return text if len(text) <= MAX_RAW else f"{text[:half]} … {text[-half:]}"
 
 
 class FeatureCache:
@@ -122,12 +262,13 @@ class ModelBank:
   """Target and references behind one call.
 
   `asked[name]` counts probes as the caller put them (the query budget of the paper's tables),
-  `computed[name]` those that reached the model after de-duplication and cascade.
+  `computed[name]` those that reached the model after de-duplication and cascade, and
+  `kinds[name]` what their replies were: answers, refusals, truncated ones, …
   """
 
   def __init__(
     self,
-    vlms: Mapping[str, Vlm],
+    vlms: Mapping[str, Model],
     target: str,
     references: Sequence[str],
     *,
@@ -151,6 +292,7 @@ class ModelBank:
     self.order = config.order or (references[0], target, *references[1:])
     self.asked: Counter[str] = Counter()
     self.computed: Counter[str] = Counter()
+    self.kinds: dict[str, Counter[Kind]] = {name: Counter() for name in names}
 
   def answers(
     self,
@@ -162,7 +304,28 @@ class ModelBank:
     models: Sequence[str] | None = None,
     progress: Progress | None = None,
   ) -> dict[str, list[str | None]]:
-    """Greedy answers of all models to all probes.
+    """Short answers of all models to all probes, as `hear`.
+
+    Returns:
+      Per model one answer per probe: "" if it gave none, None where the cascade found the verdict
+      fixed.
+    """
+    heard = self.hear(
+      images, questions, image_ids=image_ids, cascade=cascade, models=models, progress=progress
+    )
+    return {name: [a.text if a else None for a in answers] for name, answers in heard.items()}
+
+  def hear(
+    self,
+    images: ImageSource,
+    questions: Sequence[str],
+    *,
+    image_ids: Sequence[str] | None = None,
+    cascade: bool | None = None,
+    models: Sequence[str] | None = None,
+    progress: Progress | None = None,
+  ) -> dict[str, list[Answer | None]]:
+    """Greedy answers of all models to all probes, with what was said.
 
     Args:
       images: one u8[H,W,3] per question (repeats may be the same object), or a loader
@@ -176,9 +339,7 @@ class ModelBank:
     Returns:
       Per model one answer per probe; None where the cascade found the verdict fixed.
     """
-    if callable(images) and image_ids is None:
-      raise ValueError("an image loader needs image_ids")
-    ids = list(image_ids) if image_ids is not None else _image_ids(images)
+    ids = _image_ids(images, image_ids)
     if not len(ids) == len(questions) or not (callable(images) or len(images) == len(ids)):
       raise ValueError(f"{len(ids)} images for {len(questions)} questions")
     get = images if callable(images) else dict(zip(ids, images)).__getitem__
@@ -188,16 +349,16 @@ class ModelBank:
       rows, pairs = [row[pair] for pair in pairs], list(row)
     wanted = tuple(models or self.order)
     cascade = models is None and (self.config.cascade if cascade is None else cascade)
-    found: dict[str, list[str | None]] = {name: [] for name in wanted}
+    found: dict[str, list[Answer | None]] = {name: [] for name in wanted}
     # Models inside, batches outside: features are used while they are in the cache.
     for start in range(0, len(pairs), self.config.batch_size):
       chunk = pairs[start : start + self.config.batch_size]
-      for name, texts in self._ask_all(chunk, wanted, get, cascade).items():
-        found[name] += texts
+      for name, answers in self._ask_all(chunk, wanted, get, cascade).items():
+        found[name] += answers
       if progress:
         progress(start + len(chunk), len(pairs))
     self.asked.update(dict.fromkeys(found, len(rows)))
-    return {name: [texts[i] for i in rows] for name, texts in found.items()}
+    return {name: [answers[i] for i in rows] for name, answers in found.items()}
 
   def verdicts(
     self,
@@ -208,24 +369,27 @@ class ModelBank:
     cascade: bool | None = None,
     progress: Progress | None = None,
   ) -> list[Verdict]:
-    """`answers`, judged: one verdict per probe."""
-    ids = list(image_ids) if image_ids is not None else _image_ids(images)
-    answers = self.answers(images, questions, image_ids=ids, cascade=cascade, progress=progress)
+    """`hear`, judged: one verdict per probe."""
+    ids = _image_ids(images, image_ids)
+    heard = self.hear(images, questions, image_ids=ids, cascade=cascade, progress=progress)
     return [
-      self.verdict(probe_id(ids[i], q), {n: a[i] for n, a in answers.items()}, question=q)
+      self._verdict(probe_id(ids[i], q), {n: a[i] for n, a in heard.items()}, question=q)
       for i, q in enumerate(questions)
     ]
 
-  def verdict(self, key: str, answers: Mapping[str, str | None], *, question: str = "") -> Verdict:
+  def _verdict(self, key: str, heard: Mapping[str, Answer | None], *, question: str) -> Verdict:
     """Judges one probe's answers by this bank's roles."""
+    known = {name: a for name, a in heard.items() if a is not None}
     return verdict(
       key,
-      answers,
+      {name: None if a is None else a.text for name, a in heard.items()},
       self.judge,
       target=self.target,
       references=self.references,
       abstentions=self.config.abstentions,
       question=question,
+      raw={name: a.raw for name, a in known.items() if a.raw != a.text},
+      kinds={name: a.kind for name, a in known.items() if a.kind != "answer"},
     )
 
   def _ask_all(
@@ -234,21 +398,24 @@ class ModelBank:
     names: Sequence[str],
     get: Callable[[str], np.ndarray],
     cascade: bool,
-  ) -> dict[str, list[str | None]]:
-    found: dict[str, list[str | None]] = {name: [None] * len(pairs) for name in names}
+  ) -> dict[str, list[Answer | None]]:
+    found: dict[str, list[Answer | None]] = {name: [None] * len(pairs) for name in names}
     features = self._features(pairs, names, get)
+    get = functools.cache(get)  # For endpoints: an image of several questions is one object.
     rows = list(range(len(pairs)))
     for name in names:
-      vlm = self.vlms[name]
+      model = self.vlms[name]
       if rows:
-        texts = vlm.answer_features(
-          features[vlm.tower_id][rows] if len(rows) < len(pairs) else features[vlm.tower_id],
-          [pairs[i][1] for i in rows],
-          max_new_tokens=self.config.max_new_tokens,
-        )
+        if model.takes == "features":
+          seen = features[model.tower_id]
+          seen = seen[rows] if len(rows) < len(pairs) else seen
+        else:
+          seen = _Loaded([pairs[i][0] for i in rows], get)
+        answers = ask(model, seen, [pairs[i][1] for i in rows], config=self.config)
         self.computed[name] += len(rows)
-        for i, text in zip(rows, texts, strict=True):
-          found[name][i] = text
+        self.kinds[name].update(a.kind for a in answers)
+        for i, answer in zip(rows, answers, strict=True):
+          found[name][i] = answer
       if cascade:
         rows = [i for i in rows if not self._is_fixed(found, i, pairs[i][1])]
     return found
@@ -260,22 +427,29 @@ class ModelBank:
     get: Callable[[str], np.ndarray],
   ) -> dict[str, np.ndarray]:
     """Features of the batch, once per tower."""
-    towers = {self.vlms[name].tower_id: self.vlms[name] for name in names}
+    models = [self.vlms[name] for name in names]
+    towers = {m.tower_id: m for m in models if m.takes == "features"}
     ids = [i for i, _ in pairs]
     return {tower: self.cache.features(vlm, ids, get) for tower, vlm in towers.items()}
 
-  def _is_fixed(self, found: dict[str, list[str | None]], i: int, question: str) -> bool:
+  def _is_fixed(self, found: dict[str, list[Answer | None]], i: int, question: str) -> bool:
+    heard = {name: answers[i] for name, answers in found.items()}
+    texts = {name: None if a is None else a.text for name, a in heard.items()}
     return is_fixed(
-      found[self.target][i],
-      {name: found[name][i] for name in self.references},
+      texts[self.target],
+      {name: texts[name] for name in self.references},
       self.judge,
       abstentions=self.config.abstentions,
       question=question,
     )
 
 
-def _image_ids(images: Sequence[np.ndarray]) -> list[str]:
-  """Content ids; an array object that occurs often (a group of probes) is hashed once."""
+def _image_ids(images: ImageSource, given: Sequence[str] | None) -> list[str]:
+  """Content ids, if none are given; an array object that occurs often is hashed once."""
+  if given is not None:
+    return list(given)
+  if callable(images):
+    raise ValueError("an image loader needs image_ids")
   by_object: dict[int, str] = {}
   for image in images:
     if id(image) not in by_object:

@@ -94,12 +94,12 @@ def pairs(
   *,
   judge: Judge,
 ) -> list[Pair]:
-  """Pairs from answers; probes without a mode or without consensus say nothing and are left out."""
+  """Pairs from answers; probes without a mode, a consensus or both answers are left out."""
   rows = zip(mode_ids, probe_ids, consensus, old, new, strict=True)
   return [
     Pair(mode, probe, not judge.same(a, truth), not judge.same(b, truth))
     for mode, probe, truth, a, b in rows
-    if mode is not None and truth is not None
+    if mode is not None and truth is not None and a and b
   ]
 
 

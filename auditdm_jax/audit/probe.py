@@ -69,8 +69,10 @@ def probe_id(image_id: str, question: str) -> str:
 class Verdict(Record):
   """All answers to a probe and what follows from them.
 
-  `answers[name]` is None where a cascade did not need to ask. `consensus` is the first
-  reference's own wording (a label to train on), not its normalised form.
+  `answers[name]` is the short answer, which was judged: None where a cascade did not need to ask,
+  "" where the model gave none. `raw[name]` is what it said, where that is something else, and
+  `kinds[name]` what the reply was, where it was no plain answer (`text.short.Short`). `consensus`
+  is the first reference's own wording (a label to train on), not its normalised form.
   """
 
   probe_id: str
@@ -81,3 +83,5 @@ class Verdict(Record):
   agree: bool
   disagreement: bool
   reason: str
+  raw: dict[str, str] = dataclasses.field(default_factory=dict)
+  kinds: dict[str, str] = dataclasses.field(default_factory=dict)

@@ -16,7 +16,7 @@ class Decision:
     consensus: the first reference's wording if all references agree, else None.
     agree: the references agree on something that is not an abstention.
     disagreement: the signal s of the paper: agree, and the target means something else.
-    reason: disagreement | agreement | no consensus | abstention | empty | undecided | skipped.
+    reason: disagreement | agreement | no consensus | abstention | no answer | undecided | skipped.
   """
 
   consensus: str | None
@@ -36,20 +36,22 @@ def decide(
   """Consensus = unanimous references, in the order given; agreement is with the first of them.
 
   Args:
-    target_answer: the target's answer, None if a cascade did not ask for it.
-    reference_answers: answers by reference name; None where not asked.
+    target_answer: the target's answer; None if a cascade did not ask for it, "" if it gave none.
+    reference_answers: answers by reference name; None where not asked, "" where none was given.
     judge: decides sameness.
     abstentions: answers such as "unanswerable" that are no consensus even when unanimous.
     question: passed on to a judge that wants it.
 
   Returns:
-    The decision. Skipped answers never make a disagreement.
+    The decision. What was not asked or not answered never makes a disagreement, and never a
+    consensus; a target that abstains conflicts with references that agree.
   """
   if not reference_answers:
     raise ValueError("a verdict needs at least one reference")
   known = [a for a in reference_answers.values() if a is not None]
-  if any(not judge.normalize(a) for a in known):
-    return Decision(None, False, False, "empty")
+  silent = target_answer is not None and not target_answer.strip()
+  if silent or any(not judge.normalize(a) for a in known):
+    return Decision(None, False, False, "no answer")
   if any(judge.same(a, b) for a in known for b in abstentions):
     return Decision(None, False, False, "abstention")
   outcomes = [judge.compare(known[0], a, question=question) for a in known[1:]]
@@ -96,8 +98,10 @@ def verdict(
   references: Sequence[str],
   abstentions: Sequence[str] = (),
   question: str = "",
+  raw: Mapping[str, str] = {},  # noqa: B006  Never changed.
+  kinds: Mapping[str, str] = {},  # noqa: B006
 ) -> Verdict:
-  """The record of a decision, with all answers."""
+  """The record of a decision, with all answers; see `Verdict` for `raw` and `kinds`."""
   decision = decide(
     answers[target],
     {name: answers[name] for name in references},
@@ -110,5 +114,7 @@ def verdict(
     answers=dict(answers),
     target=target,
     references=tuple(references),
+    raw=dict(raw),
+    kinds=dict(kinds),
     **dataclasses.asdict(decision),
   )

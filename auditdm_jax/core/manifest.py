@@ -68,6 +68,12 @@ class Manifest:
     jsonio.write_json(self.path, manifest)
     return _changed(old["config"], new["config"]) if old else []
 
+  def note(self, stage: str, name: str, facts: Mapping[str, Any]) -> None:
+    """Writes down what the stage learned only while it ran, such as how models were asked."""
+    manifest = self.read()
+    manifest["stages"][stage].setdefault(name, {}).update(jsonio.plain(facts))
+    jsonio.write_json(self.path, manifest)
+
   def add_cost(self, stage: str, **counters: float) -> None:
     """Adds to the stage's counters, such as tokens, images or device_seconds."""
     manifest = self.read()

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import os
 from typing import Any
 
-from auditdm_jax.core.store import Records
+from auditdm_jax.core.records import Records
 from auditdm_jax.endpoints.failures import RULES, Reason
 from auditdm_jax.endpoints.replies import Reply, Usage
 

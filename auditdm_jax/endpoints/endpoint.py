@@ -22,13 +22,14 @@ from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
 import os
-import random
 from typing import Any
 
 import numpy as np
 
+from auditdm_jax.core import streams
 from auditdm_jax.core.config import did_you_mean
-from auditdm_jax.core.store import Images, canonical_hash
+from auditdm_jax.core.image_store import Images
+from auditdm_jax.core.jsonio import canonical_hash
 from auditdm_jax.endpoints import replies
 from auditdm_jax.endpoints.budget import Budget
 from auditdm_jax.endpoints.cache import AnswerCache
@@ -115,7 +116,7 @@ class Endpoint:
     )
     self._wire = Wire(config)
     self._pictures = Pictures(config.pictures)
-    self._rng = random.Random(f"endpoint.retries {identity} {process}")
+    self._rng = streams.rng(0, "endpoint retries", identity, process)
     self._gate = Gate(self.name, self._ask_canary, outage_s=config.limits.outage_s, rng=self._rng)
     self._sees = False  # A question with a picture has been answered.
     self._slots = asyncio.Semaphore(config.limits.concurrency)

@@ -15,7 +15,8 @@ failures in a row does neither.
 import asyncio
 from collections.abc import Awaitable, Callable
 import logging
-import random
+
+import numpy as np
 
 from auditdm_jax.endpoints.failures import EndpointDown, Fault
 
@@ -35,7 +36,7 @@ class Gate:
     paused_s: for how long in all.
   """
 
-  def __init__(self, name: str, canary: Canary, *, outage_s: float, rng: random.Random):
+  def __init__(self, name: str, canary: Canary, *, outage_s: float, rng: np.random.Generator):
     """Makes an open gate.
 
     Args:

@@ -21,6 +21,7 @@ from typing import Literal
 
 import numpy as np
 
+from auditdm_jax.core import streams
 from auditdm_jax.endpoints.endpoint import Endpoint
 from auditdm_jax.endpoints.failures import BlindEndpoint, one_line
 from auditdm_jax.endpoints.replies import Reply
@@ -104,7 +105,7 @@ def pictures(size: int) -> tuple[np.ndarray, np.ndarray]:
   red[...] = (230, 20, 20)
   blue = np.zeros((size, size, 3), np.uint8)
   blue[...] = (20, 20, 225)
-  blue += np.random.default_rng(0).integers(0, 25, blue.shape, np.uint8)
+  blue += streams.rng(0, "sight").integers(0, 25, blue.shape, np.uint8)
   side = max(size // 6, 1)
   for picture, columns in ((red, (2,)), (blue, (0, 2, 4))):
     for column in columns:

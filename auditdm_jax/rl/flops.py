@@ -11,6 +11,7 @@ import contextlib
 import numpy as np
 
 from auditdm_jax.audit.answer import ModelBank
+from auditdm_jax.audit.answer import Vlm as Answering
 from auditdm_jax.models import gemma, multimodal, siglip
 from auditdm_jax.rl.batch import LearnerBatch, Reply, Trajectory
 from auditdm_jax.vlm import Vlm
@@ -59,7 +60,9 @@ class Meter:
 
   def __init__(self, auditor: Vlm, bank: ModelBank):
     self._cfg, self._bank = auditor.cfg, bank
-    self._towers = {v.tower_id: v.cfg.vision for v in (auditor, *bank.vlms.values())}
+    # What an endpoint computes is no work of ours.
+    self._vlms = {name: m for name, m in bank.vlms.items() if m.takes == "features"}
+    self._towers = {v.tower_id: v.cfg.vision for v in (auditor, *self._vlms.values())}
     self._computed = dict(bank.computed)
     self.flops = {"features": 0.0, "sample": 0.0, "answers": 0.0}
 
@@ -82,8 +85,9 @@ class Meter:
     done, self._computed = self._computed, dict(self._bank.computed)
     asked = [t for t in trajectories if t.verdict is not None][:_SAMPLE]
     for name, probes in self._computed.items():
-      if fresh := probes - done.get(name, 0):
-        self.flops["answers"] += fresh * _answer(self._bank.vlms[name], asked)
+      fresh = probes - done.get(name, 0)
+      if fresh and name in self._vlms:
+        self.flops["answers"] += fresh * _answer(self._vlms[name], asked)
 
   def _write(self, turns: Sequence[Reply]) -> None:
     """One prefill and the tokens of the completions that share it."""
@@ -94,7 +98,7 @@ class Meter:
     self.flops["sample"] += decoder(cfg, tokens=drawn, context=context, predictions=drawn)
 
 
-def _answer(vlm: Vlm, asked: Sequence[Trajectory]) -> float:
+def _answer(vlm: Answering, asked: Sequence[Trajectory]) -> float:
   """Of one answer, for probes as long as these."""
   encode = vlm.tokenizer.encode
   lengths = [len(encode(t.question)) + len(encode(t.verdict.consensus or "")) for t in asked]

@@ -13,7 +13,7 @@ import dataclasses
 
 import numpy as np
 
-from auditdm_jax.audit.answer import ModelBank
+from auditdm_jax.audit.answer import ModelBank, ask
 from auditdm_jax.core import streams
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rl.batch import Trajectory
@@ -103,7 +103,7 @@ def measure(
     "gauge/blank": sum(v.disagreement for v in blank) / len(finds),
   }
   if heldout is not None:
-    answers = heldout.answer(images, questions, max_new_tokens=bank.config.max_new_tokens)
-    sides = [bank.judge.same(a, t.verdict.consensus) for a, t in zip(answers, finds)]
+    answers = ask(heldout, heldout.encode(images), questions, config=bank.config)
+    sides = [bank.judge.same(a.text, t.verdict.consensus) for a, t in zip(answers, finds)]
     out["gauge/heldout"] = sum(sides) / len(finds)
   return out

@@ -54,9 +54,9 @@ class Context:
   def __exit__(self, *exc) -> None:
     self._stack.close()
     if runtime.is_main():
-      cost: dict[str, float] = {f"answers/{name}": n for name, n in self.models.answers().items()}
-      cost["seconds"] = round(time.perf_counter() - self._start, 1)
-      self.folder.manifest.add_cost(self._stage, **cost)
+      seconds = round(time.perf_counter() - self._start, 1)
+      self.folder.manifest.add_cost(self._stage, **self.models.answers(), seconds=seconds)
+      self.folder.manifest.note(self._stage, "styles", self.models.styles())
 
   @functools.cached_property
   def pool(self) -> Pools:

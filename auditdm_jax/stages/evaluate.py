@@ -11,6 +11,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from auditdm_jax.audit import health
+from auditdm_jax.audit.answer import ask
 from auditdm_jax.audit.rates import Rate
 from auditdm_jax.bench import evaluate as bench
 from auditdm_jax.bench import specs
@@ -63,7 +64,7 @@ def benchmark(ctx: Context, vlm: Vlm) -> Groups:
   def answer(chunk: Sequence[bench.Example]) -> Sequence[str]:
     features = ctx.models.cache.features(vlm, [e.image_id for e in chunk], ctx.images)
     questions = [e.question for e in chunk]
-    return vlm.answer_features(features, questions, max_new_tokens=ctx.settings.bank.max_new_tokens)
+    return [a.text for a in ask(vlm, features, questions, config=ctx.settings.bank)]
 
   table = bench.evaluate(answer, examples, model=vlm.name, groups=groups, on_batch=progress.update)
   progress.close()

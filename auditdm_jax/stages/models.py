@@ -17,8 +17,12 @@ from auditdm_jax.models import sharding
 from auditdm_jax.models.multimodal import Params
 from auditdm_jax.stages.paging import Paged, Turns
 from auditdm_jax.stages.sections import AuditConfig, ModelsConfig
+from auditdm_jax.stages.talking import Talking
+from auditdm_jax.text import styles
 from auditdm_jax.vlm import Vlm
 from auditdm_jax.vlm_loading import load_vlm
+
+Answering = Vlm | Paged | Talking
 
 
 class Models:
@@ -35,7 +39,8 @@ class Models:
     self._bank: BankConfig = settings.bank
     self._mesh, self._rollout_mesh = settings.mesh, settings.rollout_mesh
     self._judge, self._turns = judge, Turns()
-    self._answered: list[Counter[str]] = []  # by model, of each bank
+    self._voice = settings.world.talk
+    self._banks: list[ModelBank] = []
 
   @functools.cached_property
   def auditor(self) -> Vlm:
@@ -57,7 +62,7 @@ class Models:
     return self.load(self.config.sibling) if self.config.sibling else None
 
   @functools.cached_property
-  def references(self) -> dict[str, Vlm | Paged]:
+  def references(self) -> dict[str, Answering]:
     loaded = [
       self.answering(self.load(path, int8=self.config.int8)) for path in self.config.references
     ]
@@ -66,6 +71,7 @@ class Models:
   def load(self, path: str | os.PathLike, *, int8: bool = False) -> Vlm:
     """Loads a model that answers: on the devices, or on the host if models take turns."""
     vlm = load_vlm(path, mesh=self.rollout_mesh, dtype=self.config.dtype)
+    vlm = dataclasses.replace(vlm, style=self._bank.style_of(vlm.name, vlm.style))
     vlm = vlm.with_int8() if int8 else vlm
     return vlm.with_params(runtime.fetch(vlm.params)) if self.config.paged else vlm
 
@@ -79,9 +85,13 @@ class Models:
     with paths.reading(folder) as local:
       return load_vlm(local, mesh=self.rollout_mesh, dtype=dtype).params
 
-  def answering(self, vlm: Vlm | Paged) -> Vlm | Paged:
-    """Returns a model as it is to be asked: in its turn, if models take turns."""
-    return Paged(vlm, self._turns) if self.config.paged and isinstance(vlm, Vlm) else vlm
+  def answering(self, vlm: Answering) -> Answering:
+    """Returns a model as it is to be asked: in its turn, or talking, if models do so."""
+    if self.config.paged and isinstance(vlm, Vlm):
+      vlm = Paged(vlm, self._turns)
+    if isinstance(vlm, Talking) or not self._voice.talks:
+      return vlm
+    return Talking(vlm, self._voice, self._bank.style_of(vlm.name, styles.BARE))
 
   def bank(self, target: Vlm | None = None) -> ModelBank:
     """Returns a bank of the references and `target` (default: the config's)."""
@@ -94,12 +104,21 @@ class Models:
       config=self._bank,
       cache=self.cache,
     )
-    self._answered.append(bank.computed)
+    self._banks.append(bank)
     return bank
 
   def answers(self) -> Counter[str]:
-    """Returns how many answers each model has given to the banks."""
-    return sum(self._answered, Counter())
+    """Returns counts by "answers/MODEL", and by "KIND/MODEL" of replies that were no answers."""
+    counts: Counter[str] = Counter()
+    for bank in self._banks:
+      counts.update({f"answers/{model}": n for model, n in bank.computed.items()})
+      for model, kinds in bank.kinds.items():
+        counts.update({f"{kind}/{model}": n for kind, n in kinds.items() if kind != "answer"})
+    return counts
+
+  def styles(self) -> dict[str, styles.Style]:
+    """Returns how each model was asked."""
+    return {name: model.style for bank in self._banks for name, model in bank.vlms.items()}
 
   @functools.cached_property
   def mesh(self) -> Mesh | None:

@@ -6,8 +6,7 @@ step moves each model once.
 """
 
 from collections.abc import Sequence
-import functools
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from auditdm_jax.core import runtime
 from auditdm_jax.models import sharding
 from auditdm_jax.models.multimodal import VlmConfig
+from auditdm_jax.text.styles import Reply, Style
 from auditdm_jax.text.tokenizer import Tokenizer
 from auditdm_jax.vlm import Vlm
 
@@ -41,6 +41,8 @@ class Turns:
 class Paged:
   """A model that a bank asks, as a `Vlm`."""
 
+  takes: ClassVar[Literal["features"]] = "features"
+
   def __init__(self, vlm: Vlm, turns: Turns):
     """Takes a model whose parameters are on the host."""
     self._waiting = vlm
@@ -51,6 +53,10 @@ class Paged:
     return self._waiting.name
 
   @property
+  def style(self) -> Style:
+    return self._waiting.style
+
+  @property
   def cfg(self) -> VlmConfig:
     return self._waiting.cfg
 
@@ -58,18 +64,18 @@ class Paged:
   def tokenizer(self) -> Tokenizer | None:
     return self._waiting.tokenizer
 
-  @functools.cached_property
+  @property
   def tower_id(self) -> str:
     return self._waiting.tower_id
 
   def encode(self, images: Sequence[Any]) -> np.ndarray:
     return self._turns.take(self._waiting).encode(images)
 
-  def answer_features(
+  def reply_features(
     self, features: np.ndarray, prompts: Sequence[str], *, max_new_tokens: int
-  ) -> list[str]:
+  ) -> list[Reply]:
     vlm = self._turns.take(self._waiting)
-    return vlm.answer_features(features, prompts, max_new_tokens=max_new_tokens)
+    return vlm.reply_features(features, prompts, max_new_tokens=max_new_tokens)
 
   def answer(self, images: Sequence[Any], prompts: Sequence[str], **options: Any) -> list[str]:
     """See `Vlm.answer`."""

@@ -9,6 +9,7 @@ the compiler: pip install "jax[tpu]==0.10.2". For gpu:h200x8, gpu:h100x8 and cpu
 splits the programs, and their memory is an upper bound.
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -22,6 +23,7 @@ from auditdm_jax.models import variants, weights
 from auditdm_jax.models.multimodal import VlmConfig
 from auditdm_jax.plan import chips, compiling, programs, steps, table
 from auditdm_jax.stages.sections import AuditConfig
+from auditdm_jax.text import styles
 
 FLAGS = flags.FlagValues()
 _CONFIG = config_flags.DEFINE_config_file(
@@ -80,7 +82,7 @@ def read(config: ConfigDict) -> steps.Run:
     grpo=settings.grpo,
     optim=settings.optim,
     rollout=settings.rollout,
-    bank=settings.bank,
+    bank=dataclasses.replace(settings.bank, max_new_tokens=_answer_tokens(settings)),
     int8=models.int8,
     paged=models.paged,
     recipe=settings.rectify.recipe,
@@ -88,6 +90,18 @@ def read(config: ConfigDict) -> steps.Run:
     asks_again=settings.reward.answerability > 0,
     plan=settings.plan,
   )
+
+
+def _answer_tokens(settings: AuditConfig) -> int:
+  """Returns the longest reply of all models; a style may allow more than the bank."""
+  longest, known = [settings.bank.max_new_tokens], settings.plan.architectures
+  for folder in (settings.models.target, *settings.models.references):
+    style, name = styles.PLAIN, pathlib.Path(folder).name
+    if folder in known:
+      paligemma = known[folder].startswith("paligemma")
+      style = styles.style_for(name, paligemma=paligemma, has_turns=True)
+    longest.append(settings.bank.style_of(name, style).max_new_tokens or 0)
+  return max(longest)
 
 
 def architecture(folder: str, *, settings: steps.PlanConfig, dtype: str) -> VlmConfig:

@@ -112,7 +112,7 @@ def replay_examples(ctx: Context, new: int) -> list[Example]:
   kept = []
   for (i, question), verdict in zip(chosen, verdicts, strict=True):
     said = verdict.answers[verdict.target]
-    if all(ctx.judge.same(said, verdict.answers[r]) for r in verdict.references):
+    if said and all(ctx.judge.same(said, verdict.answers[r]) for r in verdict.references):
       kept.append(Example(image_id=pool.image_id(i), question=question, label=said))
   if not kept:
     raise UserError(
@@ -161,6 +161,6 @@ def _data(ctx: Context, vlm: Vlm, examples: Sequence[Example]) -> finetune.Data:
   return finetune.Data(
     features=features.astype(np.float16),
     image=np.array([row[e.image_id] for e in examples], np.int32),
-    questions=[e.question for e in examples],
+    questions=[vlm.style.put(e.question) for e in examples],
     labels=[e.label for e in examples],
   )

@@ -15,7 +15,7 @@ from auditdm_jax.audit.compare import CompareConfig
 from auditdm_jax.audit.judge import JudgeConfig
 from auditdm_jax.audit.taxonomy import TaxonomyConfig
 from auditdm_jax.audit.verify import VerifyConfig
-from auditdm_jax.core.config import UserError, check
+from auditdm_jax.core.config import UserError, check, did_you_mean
 from auditdm_jax.core.pools.shares import Shares
 from auditdm_jax.images.config import ImagesConfig
 from auditdm_jax.plan.steps import PlanConfig
@@ -26,6 +26,7 @@ from auditdm_jax.rl.grpo import GrpoConfig
 from auditdm_jax.rl.reward import RewardConfig
 from auditdm_jax.rl.step import OptimConfig
 from auditdm_jax.rl.trainer import TrainConfig
+from auditdm_jax.scenes.talk import Voice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,8 +121,17 @@ class NamingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class WorldConfig:
+  """What is known beside the images.
+
+  Attributes:
+    name: of the world, see `stages.worlds`; "" = nothing is known.
+    gaps: the planted gaps of the target.
+    talk: how the models of the scenes world say their answers, to try `text.styles` on.
+  """
+
   name: str = ""
   gaps: str = ""
+  talk: Voice = Voice()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,3 +239,11 @@ class AuditConfig:
 
   def __post_init__(self):
     check(vars(self), "config", "seed", least=0, below=2**32)
+    models = self.models
+    folders = (models.target, *models.references, models.sibling, self.rollout.gauges.heldout)
+    known = [pathlib.Path(folder).resolve().name for folder in folders if folder]
+    for name, _ in self.bank.styles:
+      if name not in known:
+        raise UserError(
+          f"config.bank.styles: no model {name!r}{did_you_mean(name, known)}; {', '.join(known)}"
+        )

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from auditdm_jax.audit.attempt import Attempt
 from auditdm_jax.audit.probe import Probe, Verdict
 from auditdm_jax.audit.skills import Seeds, Skill
+from auditdm_jax.text.styles import PLAIN, Reply, Style
 
 COLOURS = "red green blue yellow purple orange cyan".split()
 SHAPES = "circle square star cross ring heart".split()
@@ -22,6 +24,8 @@ class FakeVlm:
 
   rule: Callable[[str, int], str]
   tower_id: str = "tower"
+  style: Style = PLAIN
+  takes: ClassVar[str] = "features"
   encoded: int = 0
   calls: int = 0
 
@@ -29,10 +33,10 @@ class FakeVlm:
     self.encoded += len(images)
     return np.stack([np.full((2, 3), image[0, 0, 0], np.float32) for image in images])
 
-  def answer_features(self, features, prompts, *, max_new_tokens):
+  def reply_features(self, features, prompts, *, max_new_tokens):
     assert len(features) == len(prompts) and max_new_tokens > 0
     self.calls += 1
-    return [self.rule(q, int(f[0, 0])) for q, f in zip(prompts, features)]
+    return [Reply(self.rule(q, int(f[0, 0])), "stop") for q, f in zip(prompts, features)]
 
 
 @pytest.fixture

@@ -7,8 +7,12 @@ import zlib
 import numpy as np
 import pytest
 
-from auditdm_jax.audit.answer import BankConfig, FeatureCache, ModelBank
+from auditdm_jax.audit.answer import MAX_RAW, BankConfig, FeatureCache, ModelBank, ask
+from auditdm_jax.audit.probe import Verdict
+from auditdm_jax.core.config import UserError, build
 from auditdm_jax.core.image_store import Images
+from auditdm_jax.text import styles
+from auditdm_jax.text.styles import Reply, Style
 
 WORDS = ("red", "blue", "unanswerable")
 
@@ -105,3 +109,141 @@ def test_overhead_of_a_training_step_is_small(fake_vlm):
     bank.verdicts(images, questions)
     seconds.append(time.perf_counter() - start)
   assert min(seconds) < 0.03, seconds
+
+
+class FakeEndpoint:
+  """Answers `rule(prompt, pixel)` -> Reply, by pictures."""
+
+  takes = "pixels"
+
+  def __init__(self, rule, style=styles.CHAT):
+    self.rule, self.style, self.asked = rule, style, []
+
+  def answer(self, images, prompts, *, max_new_tokens):
+    self.asked += [(id(i), p, max_new_tokens) for i, p in zip(images, prompts, strict=True)]
+    return [self.rule(p, int(i[0, 0, 0])) for i, p in zip(images, prompts)]
+
+
+def _talks(rule):
+  return FakeEndpoint(lambda prompt, pixel: Reply(rule(prompt, pixel), "stop"))
+
+
+def test_models_that_take_images_stand_beside_those_that_take_features(fake_vlm, make_picture):
+  images, questions = _probes(make_picture)
+  questions = [f"what color is {q}?" for q in questions]
+  word = _noisy(2)
+  vlms = {name: fake_vlm(_noisy(i)) for i, name in enumerate("tab")}
+  local = ModelBank(vlms, "t", ("a", "b"))
+  said = lambda prompt, pixel: f"It is {word(prompt.splitlines()[0], pixel)}."  # noqa: E731
+  remote = FakeEndpoint(lambda *a: Reply(said(*a).replace("It is unanswerable", "unanswerable")))
+  bank = ModelBank(vlms | {"b": remote}, "t", ("a", "b"), config=BankConfig(batch_size=16))
+  expected, got = local.answers(images, questions), bank.answers(images, questions)
+  abstains = [x == "unanswerable" for x in expected["b"]]
+  assert got["b"] == ["" if no else x for no, x in zip(abstains, expected["b"])]
+  assert (got["t"], got["a"]) == (expected["t"], expected["a"])
+  assert {new for _, _, new in remote.asked} == {styles.CHAT.max_new_tokens}
+  assert all(prompt.endswith("single word or phrase.") for _, prompt, _ in remote.asked)
+  assert len(remote.asked) == bank.computed["b"] and bank.kinds["b"]["abstention"] > 0
+
+
+def test_a_picture_of_several_questions_is_one_object(make_picture):
+  remote = _talks(lambda prompt, pixel: "red")
+  bank = ModelBank({"t": remote, "a": _talks(lambda *_: "red")}, "t", ("a",))
+  stored = {"x": 3, "y": 4}
+  load = lambda image_id: make_picture(stored[image_id])  # noqa: E731  A new array at each call.
+  bank.answers(load, ["q1", "q2", "q3"], image_ids=["x", "y", "x"])
+  pictures = [i for i, _, _ in remote.asked]
+  assert pictures[0] == pictures[2] != pictures[1]
+
+
+def test_what_is_no_answer_makes_neither_consensus_nor_contradiction(make_picture):
+  replies = {
+    "refusal": Reply("I'm sorry, I can't help with that.", "stop"),
+    "truncated": Reply("The picture shows a", "length"),
+    "thinking": Reply("<think>Let me", "length"),
+    "empty": Reply(" ", "stop"),
+    "failed": Reply(None, failure="timeout"),
+  }
+  says = lambda text: _talks(lambda *_: text)  # noqa: E731
+  for kind, reply in replies.items():
+    silent = FakeEndpoint(lambda *_, reply=reply: reply)
+    for place in ("t", "a", "b"):
+      vlms = {"t": says("red"), "a": says("blue"), "b": says("Blue.")} | {place: silent}
+      bank = ModelBank(vlms, "t", ("a", "b"))
+      (verdict,) = bank.verdicts([make_picture(1)], ["what color is it?"])
+      assert (verdict.agree, verdict.disagreement) == (False, False), (kind, place)
+      assert verdict.reason == "no answer" and verdict.consensus is None
+      assert verdict.kinds == {place: kind} and bank.kinds[place] == {kind: 1}
+      assert verdict.answers[place] == ""
+      thrifty = ModelBank(vlms, "t", ("a", "b"), config=BankConfig(cascade=True))
+      assert not thrifty.verdicts([make_picture(1)], ["what color is it?"])[0].disagreement
+  # A cascade asks nobody else once the target is silent.
+  vlms = {"t": silent, "a": says("blue"), "b": says("blue")}
+  bank = ModelBank(vlms, "t", ("a", "b"), config=BankConfig(cascade=True))
+  bank.verdicts([make_picture(1)], ["what color is it?"])
+  assert bank.computed == {"a": 1, "t": 1}
+
+
+def test_a_model_that_cannot_tell_gives_the_bank_s_abstention(make_picture):
+  says = lambda text: _talks(lambda *_: text)  # noqa: E731
+  vlms = {"t": says("I cannot tell."), "a": says("blue"), "b": says("It is blue.")}
+  ask_all = lambda vlms, **config: ModelBank(  # noqa: E731
+    vlms, "t", ("a", "b"), config=BankConfig(**config)
+  ).verdicts([make_picture(1)], ["what color is it?"])[0]
+  found = ask_all(vlms, abstentions=("unanswerable",))
+  assert found.disagreement and found.answers["t"] == "unanswerable"  # As a word of its own would.
+  assert found.kinds == {"t": "abstention"} and found.raw["t"] == "I cannot tell."
+  assert ask_all(vlms).reason == "no answer"
+  vlms["a"] = vlms["b"] = vlms["t"]
+  assert ask_all(vlms, abstentions=("unanswerable",)).reason == "abstention"
+
+
+def test_what_was_said_is_kept_where_it_is_not_the_answer(make_picture):
+  long = "x" * 10_000
+  vlms = {
+    "t": _talks(lambda *_: "The car is red."),
+    "a": _talks(lambda *_: "blue"),
+    "b": FakeEndpoint(lambda *_: Reply(long, "stop"), style=styles.PLAIN),
+  }
+  (verdict,) = ModelBank(vlms, "t", ("a", "b")).verdicts(
+    [make_picture(1)], ["What color is the car?"]
+  )
+  assert verdict.answers == {"a": "blue", "t": "red", "b": long}
+  assert verdict.raw["t"] == "The car is red." and "a" not in verdict.raw
+  assert len(verdict.raw["b"]) <= MAX_RAW + 3
+  assert Verdict.from_dict(verdict.to_dict()) == verdict
+  before = {k: v for k, v in verdict.to_dict().items() if k not in ("raw", "kinds")}
+  assert Verdict.from_dict(before).answers == verdict.answers  # A record of an older run.
+
+
+def test_one_word_answers_of_plain_models_are_untouched(fake_vlm, make_picture):
+  words = ["Red.", "a", "no, thanks", "I cannot tell", "**x**", "3 ", "unanswerable"]
+  vlms = {n: fake_vlm(lambda q, _: words[int(q)]) for n in "ta"}
+  bank = ModelBank(vlms, "t", ("a",), config=BankConfig(abstentions=("unanswerable",)))
+  questions = [str(i) for i in range(len(words))]
+  verdicts = bank.verdicts([make_picture(1)] * len(words), questions)
+  assert [v.answers["t"] for v in verdicts] == words and not any(v.raw for v in verdicts)
+  assert bank.kinds["t"] == {"answer": 6, "abstention": 1}
+
+
+def test_styles_are_config(fake_vlm):
+  rows = (("gemma-1.5", "chat"), ("own", {"prefix": "Q: ", "max_new_tokens": 3}))
+  config = build(BankConfig, {"styles": rows}, name="config.bank")
+  assert config.style_of("gemma-1.5", styles.PLAIN) is styles.CHAT
+  assert config.style_of("own", styles.PLAIN) == Style(prefix="Q: ", max_new_tokens=3)
+  assert config.style_of("other", styles.PLAIN) is styles.PLAIN
+  with pytest.raises(UserError, match="no style 'chatty'"):
+    build(BankConfig, {"styles": (("a", "chatty"),)}, name="config.bank")
+  seen = []
+  vlm = fake_vlm(lambda q, _: seen.append(q) or "red")
+  vlm.style = config.style_of("own", styles.PLAIN)
+  (answer,) = ask(vlm, np.zeros((1, 2, 3)), ["what?"], config=config)
+  assert seen == ["Q: what?"] and (answer.text, answer.kind) == ("red", "answer")
+
+
+def test_an_endpoint_that_loses_replies_is_not_believed(make_picture):
+  broken = FakeEndpoint(lambda *_: Reply("red"))
+  broken.answer = lambda images, prompts, *, max_new_tokens: []
+  bank = ModelBank({"t": broken, "a": _talks(lambda *_: "red")}, "t", ("a",))
+  with pytest.raises(ValueError, match="0 replies to 1 prompts"):
+    bank.answers([make_picture(1)], ["q"])

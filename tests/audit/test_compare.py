@@ -15,6 +15,14 @@ def _pairs(mode, n, old_rate, new_rate, seed=0):
   return [Pair(mode, f"{mode}{i}", bool(a), bool(b)) for i, (a, b) in enumerate(zip(old, new))]
 
 
+def test_pairs_need_both_answers():
+  found = pairs(
+    ["m"] * 4, list("abcd"), ["red"] * 3 + [None], ["red", "", "blue", "red"],
+    ["blue", "red", "", "red"], judge=Judge(),
+  )  # fmt: skip
+  assert found == [Pair("m", "a", False, True)]
+
+
 def test_statuses():
   items = (
     _pairs("gone", 100, 0.95, 0.01)

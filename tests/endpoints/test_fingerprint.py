@@ -2,8 +2,7 @@
 import json
 import time
 
-from auditdm_jax.core.store import plain
-
+from auditdm_jax.core.jsonio import plain
 from auditdm_jax.endpoints.endpoint import Endpoint
 from auditdm_jax.endpoints.fingerprint import changes, fingerprint
 from tests.endpoints.fake_server import completion

@@ -6,9 +6,9 @@ import json
 import logging
 import traceback
 
-from auditdm_jax.core.store import plain
 import pytest
 
+from auditdm_jax.core.jsonio import plain
 from auditdm_jax.endpoints.config import EndpointConfig
 from auditdm_jax.endpoints.endpoint import Endpoint
 from auditdm_jax.endpoints.failures import BlindEndpoint, EndpointRefused

@@ -14,7 +14,7 @@ import torch  # noqa: E402
 
 from auditdm_jax.audit.judge import Judge  # noqa: E402
 from auditdm_jax.audit.probe import Probe  # noqa: E402
-from auditdm_jax.core import store  # noqa: E402
+from auditdm_jax.core import image_store  # noqa: E402
 from auditdm_jax.core.config import UserError  # noqa: E402
 from auditdm_jax.images import fit, locality, server  # noqa: E402
 from auditdm_jax.images.backend import Info, Made, Plain  # noqa: E402
@@ -214,7 +214,7 @@ class Bank:
 
 
 class _Source(dict):
-  made: store.Images
+  made: image_store.Images
 
   def __call__(self, image_id):
     return self[image_id]
@@ -222,7 +222,7 @@ class _Source(dict):
 
 @pytest.mark.parametrize("size", [(640, 427), (400, 300)])
 def test_the_gates_of_an_edit_hold_on_the_grid_of_its_source(tmp_path, size):
-  source, made = _photo(*size), store.Images(tmp_path)
+  source, made = _photo(*size), image_store.Images(tmp_path)
   limits = dict(max_pixels=1 << 19) if size[0] == 640 else dict(max_pixels=1 << 14)
   with _serving(Painter(), **limits) as (_, address, _):
     with _client(address, local_edits=True) as client:

@@ -75,8 +75,10 @@ class Spy:
     self.calls["encode", len(pixels)] += 1
     return np.zeros((len(pixels), vision.num_patches, vision.width), np.float32)
 
-  def sample_answers(self, cfg, sc, params, features, tokens, valid, rows, seed):
-    del cfg, params, features, valid, rows, seed
+  def sample_answers(
+    self, cfg, sc, params, features, tokens, valid, rows, seed, limits, temperatures
+  ):
+    del cfg, params, features, valid, rows, seed, limits, temperatures
     self.calls["answer", *tokens.shape, sc.max_new_tokens] += 1
     return np.zeros((len(tokens), sc.max_new_tokens), np.int32), np.ones(len(tokens), np.int32)
 

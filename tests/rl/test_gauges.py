@@ -8,11 +8,14 @@ from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rl import gauges
 from auditdm_jax.rl.batch import Trajectory
+from auditdm_jax.text.styles import PLAIN, Reply
 from tests.rl import fakes, tiny
 
 
 class Model:
   """Answers `rule(question, grey level)`."""
+
+  style, takes = PLAIN, "features"
 
   def __init__(self, rule):
     self.rule, self.tower_id = rule, "tower"
@@ -20,11 +23,8 @@ class Model:
   def encode(self, images):
     return np.array([[[float(i.mean())]] for i in images], np.float32)
 
-  def answer_features(self, features, prompts, *, max_new_tokens):
-    return [self.rule(q, round(float(f[0, 0]))) for q, f in zip(prompts, features)]
-
-  def answer(self, images, prompts, *, max_new_tokens):
-    return self.answer_features(self.encode(images), prompts, max_new_tokens=max_new_tokens)
+  def reply_features(self, features, prompts, *, max_new_tokens):
+    return [Reply(self.rule(q, round(float(f[0, 0]))), "stop") for q, f in zip(prompts, features)]
 
 
 IMAGES = {"dark": np.full((8, 8, 3), 10, np.uint8), "light": np.full((8, 8, 3), 200, np.uint8)}

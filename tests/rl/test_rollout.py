@@ -18,6 +18,7 @@ from auditdm_jax.core.metrics import Timer
 from auditdm_jax.rl import batch as batch_lib
 from auditdm_jax.rl import draws, flops, grpo, probing, reward, sampler, scoring
 from auditdm_jax.rl.batch import Trajectory
+from auditdm_jax.text.styles import PLAIN, Reply
 from tests.rl import fakes, tiny
 
 
@@ -166,9 +167,9 @@ def test_seeds_differ_per_walk_and_samples_do_not_depend_on_their_batch(mixed):
 
 
 def test_a_made_image_says_how_its_size_was_fitted(mixed):
-  made, _ = mixed
-  prompts = rollout_lib.draw_prompts(made.config.counts(), seed=3, step=0, size=6)
-  done = made.generate(tiny.auditor().params, prompts, step=0, timer=Timer())
+  cfg, params = mixed[0].config, tiny.auditor().params
+  prompts = draws.draw_prompts(cfg.counts(), seed=3, walk=("train",), step=0, size=6)
+  done = fakes.prober(cfg).generate(params, prompts, timer=Timer(), group=4)
   fits = {bool(t.fit) for t in done if t.image_id not in ("", t.source_image_id)}
   assert fits == {True} and not any(t.fit for t in done if t.image_id == t.source_image_id)
 
@@ -309,6 +310,8 @@ def test_time_outs_count_as_invalid_not_as_zero():
 class Parrot:
   """A model that answers question "i j k" with the word its place in the ensemble picks."""
 
+  style, takes = PLAIN, "features"
+
   def __init__(self, place):
     self.place, self.tower_id, self.calls = place, "tower", 0
     self.tokenizer, self.cfg = tiny.tokenizer(), tiny.config()
@@ -316,9 +319,9 @@ class Parrot:
   def encode(self, images):
     return np.zeros((len(images), 1, 1), np.float32)
 
-  def answer_features(self, features, prompts, *, max_new_tokens):
+  def reply_features(self, features, prompts, *, max_new_tokens):
     self.calls += len(prompts)
-    return [WORDS[int(p.split()[self.place])] for p in prompts]
+    return [Reply(WORDS[int(p.split()[self.place])], "stop") for p in prompts]
 
 
 WORDS = ("red", "blue", "unanswerable", "")

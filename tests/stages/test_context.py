@@ -5,6 +5,7 @@ import importlib.util
 import json
 import pathlib
 
+import numpy as np
 from PIL import Image
 import pytest
 
@@ -38,6 +39,24 @@ def test_target_and_references_need_names_of_their_own(config, tmp_path):
   config.models.references = ("a/gemma", "b/gemma")
   with pytest.raises(UserError, match="a/gemma and b/gemma have one name, gemma"):
     Context(config, tmp_path, "train")
+
+
+def test_styles_are_those_of_the_models_and_go_into_the_manifest(config, tmp_path):
+  config.bank.styles = (("ref_gemma3", {"prefix": "", "name": "mine"}),)
+  config.bank.max_new_tokens = 3
+  with Context(config, tmp_path / "run", "train") as ctx:
+    image = np.zeros((64, 64, 3), np.uint8)
+    ctx.bank().answers([image], ["what color is the background"])
+  stage = json.loads((tmp_path / "run/manifest.json").read_text())["stages"]["train"]
+  asked = {name: style["name"] for name, style in stage["styles"].items()}
+  assert asked == {"target_easy": "plain", "ref_paligemma2": "plain", "ref_gemma3": "mine"}
+  assert stage["styles"]["ref_gemma3"]["take"] == "short"
+  assert stage["cost"]["answers/ref_gemma3"] == 1
+  config.bank.styles = (("gemma3", "chat"),)
+  with pytest.raises(
+    UserError, match=r"bank.styles: no model 'gemma3' \(did you mean 'ref_gemma3'"
+  ):
+    Context(config, tmp_path / "other", "train")
 
 
 def test_a_key_that_nobody_reads_is_refused_at_once(config, tmp_path):

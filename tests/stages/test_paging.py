@@ -30,8 +30,8 @@ def test_paged_models_answer_as_resident_ones_and_one_is_there_at_a_time():
   before, seen = on_devices(), []
 
   class Watched(Paged):
-    def answer_features(self, *args, **options):
-      answers = super().answer_features(*args, **options)
+    def reply_features(self, *args, **options):
+      answers = super().reply_features(*args, **options)
       seen.append(on_devices() - before)
       return answers
 
