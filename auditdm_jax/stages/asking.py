@@ -14,6 +14,7 @@ from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core import metrics, runtime, streams, tree
 from auditdm_jax.core.config import UserError
 from auditdm_jax.images import fit
+from auditdm_jax.images.client import ImageClient
 from auditdm_jax.models.multimodal import Params
 from auditdm_jax.rl import build, draws, probing, rollout, trainer
 from auditdm_jax.rl.batch import Trajectory
@@ -115,9 +116,8 @@ def make_prober(
     cfg = dataclasses.replace(cfg, prompts=dict(prompts))
   drawing = None
   if any(strategy.makes for strategy, _ in cfg.active()):
-    sizes = (pool.image(i).shape[1::-1] for i in range(len(pool)))
-    fit.check(ctx.client.info(), sizes)
-    drawing = Drawing(ctx.client, keep=ctx.images.put, deadline_s=cfg.deadline_s)
+    client = image_client(ctx, pool)
+    drawing = Drawing(client, keep=ctx.images.put, deadline_s=cfg.deadline_s)
   return build.prober(
     cfg,
     ctx.settings.grpo,
@@ -128,6 +128,17 @@ def make_prober(
     well_formed=ctx.world.well_formed,
     mesh=mesh,
   )
+
+
+def image_client(ctx: Context, pool: InMemoryPool) -> ImageClient:
+  """Returns the client of the image service.
+
+  Raises:
+    UserError: the service can make no image of the pool's sizes.
+  """
+  images = (pool.image(i) for i in range(len(pool)))
+  fit.check(ctx.client.info(), ((image.shape[1], image.shape[0]) for image in images))
+  return ctx.client
 
 
 def make_scorer(ctx: Context, bank: ModelBank) -> Scorer:

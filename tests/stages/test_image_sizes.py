@@ -8,7 +8,7 @@ import pytest
 
 from auditdm_jax.core.config import UserError
 from auditdm_jax.images.backend import Info
-from auditdm_jax.stages import train
+from auditdm_jax.stages import asking
 
 SCENES = Info("scenes", sizes=((64, 64),), exact=True)
 
@@ -28,21 +28,20 @@ class _Pool:
     return np.zeros((height, width, 3), np.uint8)
 
 
-def _context(pool, info):
-  client = types.SimpleNamespace(info=lambda: info)
-  return types.SimpleNamespace(pool=lambda name: {"images": pool}[name], client=client)
+def _context(info):
+  return types.SimpleNamespace(client=types.SimpleNamespace(info=lambda: info))
 
 
 def test_it_is_refused():
-  ctx = _context(_Pool((60, 43), (640, 427)), SCENES)
+  ctx, pool = _context(SCENES), _Pool((60, 43), (640, 427))
   with pytest.raises(UserError, match="none of 2 images of the pool: 'scenes' takes images of 64"):
-    train._image_client(ctx)
+    asking.image_client(ctx, pool)
 
 
 def test_one_image_that_can_be_asked_is_enough_and_ends_the_search():
   pool = _Pool((60, 43), (64, 64), (64, 64))
-  ctx = _context(pool, SCENES)
-  assert train._image_client(ctx) is ctx.client and pool.read == [0, 1]
+  ctx = _context(SCENES)
+  assert asking.image_client(ctx, pool) is ctx.client and pool.read == [0, 1]
   photographs = _Pool((60, 43), (640, 427))
-  train._image_client(_context(photographs, Info("flux", multiple=16)))
+  asking.image_client(_context(Info("flux", multiple=16)), photographs)
   assert photographs.read == [0]
