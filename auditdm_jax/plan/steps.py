@@ -182,9 +182,10 @@ def _encodes(run: Run, calls: shapes.Calls, devices: int) -> list[Step]:
 def _answers(run: Run, calls: shapes.Calls, name: str, devices: int) -> list[Step]:
   """Returns one program per number of probes that a model answers at once."""
   model, is_target = run.answering[name], name == next(iter(run.answering))
-  width = vlm_lib.padded_length(model.num_image_tokens + run.plan.question_tokens)
+  longest = model.num_image_tokens + run.plan.question_tokens
+  width = vlm_lib.padded_length(longest)
   new, most = run.bank.max_new_tokens, vlm_lib.MAX_BATCH * devices
-  most = vlm_lib.rows_per_call(model, width, new=new, images=1, devices=devices, most=most)
+  most = vlm_lib.rows_per_call(model, longest, new=new, images=1, devices=devices, most=most)
   asked = [a.probes for a in calls.asked]
   if run.asks_again and not is_target:
     asked.append(sum(asked))
