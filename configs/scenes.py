@@ -90,7 +90,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.rollout = dict(
     prompts={"question": 12, "edit": 2, "generate": 1, "edit-only": 1},
     max_new_tokens=dict(question=11, caption=24, instruction=14),
-    task={  # the tiny auditor knows three words; {} = the full instructions of text/prompts.py
+    task={  # the tiny auditor knows three words; {} = the full instructions of rl/strategy.py
       "question": "ask", "caption": "describe", "instruction": "edit",
       "question-after-caption": "ask", "question-after-instruction": "ask",
     },

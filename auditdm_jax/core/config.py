@@ -44,12 +44,27 @@ def load_object(path: str, cls: type[T], *, where: str) -> T:
 
   Args:
     path: "package.module:NAME".
-    cls: the type that the object must have; `Callable` for a function.
+    cls: the type that the object must have.
     where: the key of the config, for errors.
 
   Raises:
     UserError: the path is malformed, names nothing, or names an object of another type.
   """
+  found = _imported(path, where)
+  if not isinstance(found, cls):
+    raise UserError(f"{where}={path!r}: expected a {cls.__name__}, got {type(found).__name__}")
+  return found
+
+
+def load_function(path: str, *, where: str) -> Callable[..., Any]:
+  """Imports a function as `load_object` imports an object."""
+  found = _imported(path, where)
+  if not callable(found):
+    raise UserError(f"{where}={path!r}: expected a function, got {type(found).__name__}")
+  return found
+
+
+def _imported(path: str, where: str) -> Any:
   module_name, _, name = path.partition(":")
   if not name.isidentifier() or not all(part.isidentifier() for part in module_name.split(".")):
     raise UserError(f"{where}={path!r}: an import path is written package.module:NAME")
@@ -63,11 +78,7 @@ def load_object(path: str, cls: type[T], *, where: str) -> T:
   if name not in vars(module):
     public = [key for key in vars(module) if not key.startswith("_")]
     raise UserError(f"{where}={path!r}: {module_name} has no {name!r}{did_you_mean(name, public)}")
-  found = vars(module)[name]
-  if not isinstance(found, cls):
-    wanted = "a function" if cls is Callable else f"a {cls.__name__}"
-    raise UserError(f"{where}={path!r}: expected {wanted}, got {type(found).__name__}")
-  return found
+  return vars(module)[name]
 
 
 def build(cls: type[T], section: Mapping[str, Any] | ml_collections.ConfigDict, *, name="") -> T:

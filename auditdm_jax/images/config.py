@@ -157,7 +157,8 @@ class ImagesConfig:
   """The service as a whole.
 
   Attributes:
-    backend: what makes the images: scenes, diffusers or openai.
+    backend: what makes the images: scenes, diffusers, openai, or the import path of a function of
+      your own, package.module:NAME, that takes this section and returns an `images.backend.Backend`.
     error_rate: share of images that the scenes backend makes wrong on purpose.
     seed: of those errors.
     width: of the first images, which warm the model up; requests have sizes of their own.

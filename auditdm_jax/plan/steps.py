@@ -183,9 +183,10 @@ def _encodes(run: Run, calls: shapes.Calls, devices: int) -> list[Step]:
 def _answers(run: Run, calls: shapes.Calls, name: str, devices: int) -> list[Step]:
   """Returns one program per number of probes that a model answers at once."""
   model, is_target = run.answering[name], name == next(iter(run.answering))
-  width = batching.padded_length(model.num_image_tokens + run.plan.question_tokens)
+  longest = model.num_image_tokens + run.plan.question_tokens
+  width = batching.padded_length(longest)
   new, most = run.bank.max_new_tokens, batching.MAX_BATCH * devices
-  most = batching.rows_per_call(model, width, new=new, images=1, devices=devices, most=most)
+  most = batching.rows_per_call(model, longest, new=new, images=1, devices=devices, most=most)
   asked = [a.probes for a in calls.asked]
   if run.asks_again and not is_target:
     asked.append(sum(asked))

@@ -151,9 +151,10 @@ class Prober:
           made[r * group + g] = trajectory
           if strategies[r].makes and not trajectory.malformed:
             waiting.append(r * group + g)
-      for i in runtime.mine(waiting)[len(futures) :]:
-        source = self.pool.image(prompts[i // group].index)
-        futures.append(self._drawing.request(made[i], strategies[i // group], source))
+      if self._drawing is not None:  # At once: the service is slow.
+        for i in runtime.mine(waiting)[len(futures) :]:
+          source = self.pool.image(prompts[i // group].index)
+          futures.append(self._drawing.request(made[i], strategies[i // group], source))
     until = self._drawing.until() if self._drawing is not None else 0.0
     return Begun([made[i] for i in range(len(made))], waiting, futures, until)
 
@@ -169,11 +170,12 @@ class Prober:
       turns=(reply,),
     )
     trajectory = self._parsed(trajectory, reply, strategy.turns[0])
-    draw, changes = (*prompt.walk, prompt.uid, g), {}
+    draw = (*prompt.walk, prompt.uid, g)
+    changes: dict[str, Any] = {}
     if strategy.question == "data":
       asked = self.pool.questions(prompt.index)
       place = streams.rng(self.config.seed, "borrowed", *draw).integers(len(asked))
-      changes["question"] = asked[place]
+      changes["question"] = asked[int(place)]
     if not strategy.makes:
       return dataclasses.replace(trajectory, image_id=source_id, **changes)
     if not trajectory.malformed:
@@ -203,7 +205,7 @@ class Prober:
     """Waits for the images, and lets the auditor write its second turns."""
     trajectories = begun.trajectories
     with timer("images"):
-      if begun.waiting:
+      if begun.waiting and self._drawing is not None:
         trajectories = self._drawing.received(
           trajectories, begun.waiting, begun.futures, until=begun.until
         )

@@ -19,7 +19,7 @@ import math
 from typing import Any
 
 from auditdm_jax.audit.probe import Verdict
-from auditdm_jax.core.config import UserError, check, load_object
+from auditdm_jax.core.config import UserError, check, load_function
 
 NOVELTY_MODES = ("off", "archive", "ema", "text")
 _ARCHIVE = 4096  # texts that novelty compares with: the latest
@@ -148,7 +148,7 @@ class Weighted:
 def terms_of(cfg: RewardConfig) -> tuple[Weighted, ...]:
   """Returns the terms of the reward, those of the config's import paths last."""
   own = [
-    Weighted(path.partition(":")[2], load_object(path, Callable, where="reward.terms"), weight)
+    Weighted(path.partition(":")[2], load_function(path, where="reward.terms"), weight)
     for path, weight in cfg.terms
   ]
   return (

@@ -93,15 +93,16 @@ class Scorer:
   def ask_again(self, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
     """Asks the references about a paraphrase of each find: do they keep their consensus?"""
     result = list(trajectories)
-    if not self.reward.answerability:
+    if not self.reward.answerability or self._paraphrase is None:
       return result
-    texts = {i: self._paraphrase(t.question, 1) for i, t in enumerate(result) if find_of(t)}
-    rows = [i for i, text in texts.items() if text is not None]
+    found = {i: self._paraphrase(t.question, 1) for i, t in enumerate(result) if find_of(t)}
+    texts = {i: text for i, text in found.items() if text is not None}
+    rows = list(texts)
     if not rows:
       return result
     answers = self.bank.answers(
       self._load,
-      [texts[i] for i in rows],
+      list(texts.values()),
       image_ids=[result[i].image_id for i in rows],
       models=self.bank.references,
     )

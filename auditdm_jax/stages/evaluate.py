@@ -14,8 +14,9 @@ from auditdm_jax.audit import health
 from auditdm_jax.audit.answer import ask
 from auditdm_jax.audit.rates import Rate
 from auditdm_jax.bench import evaluate as bench
-from auditdm_jax.bench import specs
+from auditdm_jax.bench import scorers, specs
 from auditdm_jax.core import metrics, streams
+from auditdm_jax.core.config import load_function
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import Evaluated, Groups
 from auditdm_jax.stages.worlds import gap_set
@@ -58,7 +59,7 @@ def benchmark(ctx: Context, vlm: Vlm) -> Groups:
   """
   vlm, pool = ctx.models.answering(vlm), ctx.pool("heldout")
   examples = specs.from_pool(pool)
-  groups = specs.scenes_groups(gap_set(ctx.settings.world.gaps)) if ctx.oracle.exists else None
+  scorer, groups = _scoring(ctx)
   progress = metrics.Progress(len(examples), f"benchmark {vlm.name}")
 
   def answer(chunk: Sequence[bench.Example]) -> Sequence[str]:
@@ -66,9 +67,26 @@ def benchmark(ctx: Context, vlm: Vlm) -> Groups:
     questions = [e.question for e in chunk]
     return [a.text for a in ask(vlm, features, questions, config=ctx.settings.bank)]
 
-  table = bench.evaluate(answer, examples, model=vlm.name, groups=groups, on_batch=progress.update)
+  table = bench.evaluate(
+    answer,
+    examples,
+    model=vlm.name,
+    scorer=scorer,
+    groups=groups,
+    on_batch=progress.update,
+  )
   progress.close()
   return by_group(table)
+
+
+def _scoring(ctx: Context) -> tuple[scorers.Scorer, bench.Groups | None]:
+  """Returns how a prediction is scored, and the groups of an example."""
+  section = ctx.settings.benchmark
+  scorer = load_function(section.scorer, where="config.benchmark.scorer")
+  if section.groups:
+    return scorer, load_function(section.groups, where="config.benchmark.groups")
+  gaps = ctx.settings.world.gaps
+  return scorer, specs.scenes_groups(gap_set(gaps)) if ctx.oracle.exists else None
 
 
 def by_group(table: bench.Table) -> Groups:

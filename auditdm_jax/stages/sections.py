@@ -135,6 +135,20 @@ class WorldConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class BenchmarkConfig:
+  """How answers to held-out questions are scored.
+
+  Attributes:
+    scorer: import path of a function (prediction, references) -> [0, 1].
+    groups: import path of a function `bench.evaluate.Example` -> names of groups; "" = those of the
+      world.
+  """
+
+  scorer: str = "auditdm_jax.bench.scorers:normalized_match"
+  groups: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class DiscoverConfig:
   """How much is asked.
 
@@ -235,6 +249,7 @@ class AuditConfig:
   mesh: dict[str, int]
   rules: tuple[Any, ...]
   rollout_mesh: dict[str, int] = dataclasses.field(default_factory=dict)
+  benchmark: BenchmarkConfig = BenchmarkConfig()
   plan: PlanConfig = PlanConfig()
 
   def __post_init__(self):

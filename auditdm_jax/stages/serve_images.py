@@ -58,10 +58,13 @@ def _backend_maker(images: ImagesConfig) -> Callable[[], Backend]:
 
     model, rows = images.model, images.batching.max_batch
     return lambda: openai_backend.OpenAIBackend(model, max_batch=rows)
+  if ":" in images.backend:
+    make = core_config.load_function(images.backend, where="config.images.backend")
+    return lambda: make(images)
   near = core_config.did_you_mean(images.backend, _BACKENDS)
   names = ", ".join(map(repr, _BACKENDS))
   raise core_config.UserError(
-    f"config.images.backend: {images.backend!r} is not one of {names}{near}"
+    f"config.images.backend: {images.backend!r} is not one of {names}{near}, nor package.module:NAME"
   )
 
 

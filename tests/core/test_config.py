@@ -8,7 +8,7 @@ from typing import Any, Literal
 import ml_collections
 import pytest
 
-from auditdm_jax.core.config import UserError, build, did_you_mean, load_object
+from auditdm_jax.core.config import UserError, build, did_you_mean, load_function, load_object
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,8 +117,10 @@ def outside(monkeypatch):
 
 
 def test_an_object_of_a_users_module(outside):
-  assert load_object("outside_module:brevity", Callable, where="x") is len
+  assert load_function("outside_module:brevity", where="x") is len
   assert load_object("outside_module:LIMIT", int, where="x") == 3
+  with pytest.raises(UserError, match="x='outside_module:LIMIT': expected a str, got int"):
+    load_object("outside_module:LIMIT", str, where="x")
 
 
 @pytest.mark.parametrize(
@@ -135,4 +137,4 @@ def test_an_object_of_a_users_module(outside):
 )
 def test_an_import_path_that_names_nothing_is_explained(outside, path, message):
   with pytest.raises(UserError, match=f"reward.terms=.*{message}"):
-    load_object(path, Callable, where="reward.terms")
+    load_function(path, where="reward.terms")
