@@ -158,7 +158,7 @@ class ImagesConfig:
 
   Attributes:
     backend: what makes the images: scenes, diffusers, openai, or the import path of a function of
-      your own, package.module:NAME, that takes this section and returns an `images.backend.Backend`.
+      your own, package.module:NAME. It takes this section and returns a `Backend`.
     error_rate: share of images that the scenes backend makes wrong on purpose.
     seed: of those errors.
     width: of the first images, which warm the model up; requests have sizes of their own.

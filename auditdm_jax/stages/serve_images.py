@@ -64,7 +64,8 @@ def _backend_maker(images: ImagesConfig) -> Callable[[], Backend]:
   near = core_config.did_you_mean(images.backend, _BACKENDS)
   names = ", ".join(map(repr, _BACKENDS))
   raise core_config.UserError(
-    f"config.images.backend: {images.backend!r} is not one of {names}{near}, nor package.module:NAME"
+    f"config.images.backend: {images.backend!r} is not one of {names}{near};"
+    " an import path is written package.module:NAME"
   )
 
 

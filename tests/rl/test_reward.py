@@ -82,10 +82,10 @@ def test_a_term_from_outside_is_weighted_and_logged(outsider):
   result = made.step(tiny.auditor().params, 0)
   for a, b in zip(plain.records, result.records):
     tokens = sum(turn["length"] for turn in b["turns"])
-    want = a["reward"] + 0.5 / tokens - (0 if "red" in b["question"] else 2)
+    want = a["reward"] + 0.5 / tokens - (0 if "red" in b["probe"]["question"] else 2)
     assert b["reward"] == pytest.approx(want)
     assert b["parts"]["brevity"] == 1 / tokens
-    assert ("about_red" in b["parts"]) == ("red" not in b["question"])
+    assert ("about_red" in b["parts"]) == ("red" not in b["probe"]["question"])
   counted = [r["parts"]["brevity"] for r in result.records]
   assert result.metrics["reward/brevity"] == pytest.approx(sum(counted) / len(counted))
 

@@ -117,19 +117,25 @@ def test_strategies_from_outside_are_strategies_like_the_five(outsider):
   )
   result = made.step(tiny.auditor().params, 0)
   assert list(made.config.counts()) == ["sketch", "look-twice", "question"]
-  by = {name: [r for r in result.records if r["strategy"] == name] for name in made.config.counts()}
+  by = {
+    name: [r for r in result.records if r["probe"]["strategy"] == name]
+    for name in made.config.counts()
+  }
   assert {name: len(rows) for name, rows in by.items()} == {
     "sketch": 8, "look-twice": 4, "question": 4
   }  # fmt: skip
   drawn = [r for r in by["sketch"] if r["verdict"] is not None]
   for r in drawn:
     assert [t["kind"] for t in r["turns"]] == ["sketch", "question"]
-    assert r["image_id"] != r["source_image_id"] and len(r["caption"].split()) == 2
-    assert (r["caption"], r["image_seed"]) in client.requests
+    assert (
+      r["probe"]["image_id"] != r["probe"]["source_image_id"]
+      and len(r["probe"]["caption"].split()) == 2
+    )
+    assert (r["probe"]["caption"], r["probe"]["seed"]) in client.requests
   asked = [r for r in by["look-twice"] if r["verdict"] is not None]
   for r in asked:
     assert [t["kind"] for t in r["turns"]] == ["caption", "question"]
-    assert r["image_id"] == r["source_image_id"] and r["image_seed"] == 0
+    assert r["probe"]["image_id"] == r["probe"]["source_image_id"] and r["probe"]["seed"] == 0
   assert drawn and asked
   # One part for first turns, one for second turns of both.
   assert [p.prompt.shape[0] for p in result.batch.parts] == [4, 12]

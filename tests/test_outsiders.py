@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder of somebody else adds a reward term, a strategy, a benchmark and an image backend."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+from PIL import Image
+
+from auditdm_jax.scenes.mix import Mix
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+MODULE = """
+import pathlib
+
+from auditdm_jax.images.backend import Info, Plain
+from auditdm_jax.rl.strategy import EDIT, Strategy, Turn
+from auditdm_jax.scenes.image_backend import ScenesBackend
+
+
+def brevity(facts):
+  return 1.0 / (1 + len(facts.question.split()))
+
+
+# Two questions about one image: the second one is put to the models.
+AGAIN = Strategy("again", (Turn("draft", "ask"), Turn("question", "ask")))
+
+
+def lenient(prediction, references):
+  return 1.0 if prediction in references else 0.5
+
+
+def by_length(example):
+  return ["long" if len(example.question.split()) > 5 else "short"]
+
+
+class Counting(ScenesBackend):
+  def edit(self, images, instructions, seeds):
+    with pathlib.Path("edits.txt").open("a") as f:
+      f.write("".join(f"{text}\\n" for text in instructions))
+    return super().edit(images, instructions, seeds)
+
+
+def backend(section):
+  modes = ("generate", "edit", "sham")
+  return Plain(Counting(), Info("mine", modes=modes, sizes=((64, 64),), exact=True))
+"""
+
+
+def _folder(path: pathlib.Path, *, seed: int, images: int) -> None:
+  """Images of the scenes world with questions, as anybody's own data."""
+  mix = Mix(seed=seed, scenes=200, images=images, per_image=3)
+  draw = mix.draw(0)
+  path.mkdir(parents=True)
+  rows = []
+  for i, question, answer in zip(draw.image, draw.texts, draw.answers, strict=True):
+    Image.fromarray(mix.pixels(i, i + 1)[0]).save(path / f"{i:03d}.png")
+    rows.append({"image": f"{i:03d}.png", "question": question, "answer": answer})
+  (path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_four_things_of_ones_own_run_a_loop_and_no_line_of_the_package_changes(tmp_path):
+  (tmp_path / "mine.py").write_text(MODULE)
+  for seed, (split, images) in enumerate({"train": 30, "heldout": 12, "fresh": 20}.items()):
+    _folder(tmp_path / "data/own" / split, seed=seed, images=images)
+  weights = ROOT / "data/scenes/weights"
+  flags = [
+    f"models.auditor={weights}/auditor", f"models.target={weights}/target_easy",
+    f"models.references=('{weights}/ref_paligemma2','{weights}/ref_gemma3')", "models.sibling=",
+    "pool.builder=", f"pool.data_dir={tmp_path}/data", "pool.dataset=own",
+    "pool.images=train", "pool.heldout=heldout", "pool.fresh=fresh",
+    f"taxonomy.skills={ROOT}/data/scenes/skills.yaml",
+    "reward.terms=(('mine:brevity',0.25),)",
+    "rollout.strategies=('mine:AGAIN',)", "rollout.prompts.again=2", "rollout.prompts.question=2",
+    "rollout.prompts.edit=1", "rollout.prompts.generate=0", "rollout.prompts.edit-only=0",
+    "rollout.max_new_tokens.draft=11",
+    "benchmark.scorer=mine:lenient", "benchmark.groups=mine:by_length",
+    "images.backend=mine:backend",
+    "optim.steps=2", "checkpoints.harvest=(1,)", "discover.probes=96", "discover.batch=48",
+    "discover.search_probes=16", "verify.limit=8", "rectify.recipe.steps=2",
+    "rectify.curate.size=8", "round2.enabled=False",
+  ]  # fmt: skip
+  command = [
+    sys.executable, "-m", "auditdm_jax", "loop", f"--config={ROOT}/configs/scenes.py",
+    f"--workdir={tmp_path}/run", *(f"--config.{flag}" for flag in flags),
+  ]  # fmt: skip
+  done = subprocess.run(
+    command, cwd=tmp_path, capture_output=True, text=True, timeout=1200, check=False,
+    env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  run = tmp_path / "run"
+  rows = [json.loads(x) for x in (run / "records/train/completions-0.jsonl").open()]
+  again = [r for r in rows if r["probe"]["strategy"] == "again"]
+  assert again and all([t["kind"] for t in r["turns"]] == ["draft", "question"] for r in again)
+  asked = [r for r in rows if r["verdict"]]
+  assert asked and all(0 < r["parts"]["brevity"] < 1 for r in asked)
+  assert (tmp_path / "edits.txt").read_text().count("\n") > 0
+  table = json.loads((run / "evaluate/done.json").read_text())["result"]["tables"]["target_easy"]
+  assert {"all", "long", "short"} <= table.keys() and table["all"]["rate"] > 0.5
+  summary = json.loads((run / "summary.json").read_text())
+  assert "again" in summary["strategies"]
