@@ -101,6 +101,13 @@ class NamingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class WorldConfig:
+  """The world that images come from.
+
+  Attributes:
+    name: "scenes" for the drawn world, which has an oracle; "" for real images.
+    gaps: planted gaps of the target: "", "easy", "rare", "half" or "seed:N".
+  """
+
   name: str = ""
   gaps: str = ""
 
