@@ -121,11 +121,11 @@ class NamingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class WorldConfig:
-  """What is known beside the images.
+  """What is known in addition to the images.
 
   Attributes:
-    name: of the world, see `stages.worlds`; "" = nothing is known.
-    gaps: the planted gaps of the target.
+    name: "scenes" for the drawn world, which has an oracle; "" for real images.
+    gaps: planted gaps of the target: "", "easy", "rare", "half" or "seed:N".
     talk: how the models of the scenes world say their answers, to try `text.styles` on.
   """
 
