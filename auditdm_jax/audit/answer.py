@@ -10,7 +10,7 @@ import numpy as np
 
 from auditdm_jax.audit.judge import Judge
 from auditdm_jax.audit.probe import Verdict, probe_id
-from auditdm_jax.audit.verdict import is_fixed, verdict
+from auditdm_jax.audit.verdict import is_fixed, prepare, verdict
 from auditdm_jax.core.config import check
 from auditdm_jax.core.store import Images
 
@@ -211,10 +211,22 @@ class ModelBank:
     """`answers`, judged: one verdict per probe."""
     ids = list(image_ids) if image_ids is not None else _image_ids(images)
     answers = self.answers(images, questions, image_ids=ids, cascade=cascade, progress=progress)
+    self.prepare(answers, questions)
     return [
       self.verdict(probe_id(ids[i], q), {n: a[i] for n, a in answers.items()}, question=q)
       for i, q in enumerate(questions)
     ]
+
+  def prepare(self, answers: Mapping[str, Sequence[str | None]], questions: Sequence[str]) -> None:
+    """Lets the judge's model, if it has one, compare the answers to many probes at once."""
+    prepare(
+      self.judge,
+      answers,
+      questions,
+      target=self.target,
+      references=self.references,
+      abstentions=self.config.abstentions,
+    )
 
   def verdict(self, key: str, answers: Mapping[str, str | None], *, question: str = "") -> Verdict:
     """Judges one probe's answers by this bank's roles."""
@@ -250,6 +262,7 @@ class ModelBank:
         for i, text in zip(rows, texts, strict=True):
           found[name][i] = text
       if cascade:
+        self.prepare(found, [question for _, question in pairs])
         rows = [i for i in rows if not self._is_fixed(found, i, pairs[i][1])]
     return found
 
