@@ -134,7 +134,7 @@ def _by_rules(a: str, b: str, config: JudgeConfig, elaborates: bool) -> Same:
   return compare(
     x,
     y,
-    table=tables.load(config.synonyms),
+    table=tables.load(config.synonyms, plurals=config.plurals),
     plurals=config.plurals,
     units_optional=config.units_optional,
     close=config.close,
@@ -163,7 +163,7 @@ def open_judge(
     UserError: the judge is one of the audited models, a file of synonyms is wrong, or there is no
       model where the config names one.
   """
-  tables.load(config.synonyms)
+  tables.load(config.synonyms, plurals=config.plurals)
   if model is None:
     if config.model:
       raise UserError(f"judge.model: {config.model} was not opened")

@@ -72,8 +72,12 @@ _NOTHING: frozenset = frozenset()
 
 
 @functools.lru_cache(maxsize=16)
-def load(path: str = "") -> Table:
+def load(path: str = "", *, plurals: bool = True) -> Table:
   """Reads the package's table and, in addition, a user's.
+
+  Args:
+    path: of the user's table; "" = none.
+    plurals: whether the plurals of its words are in it too.
 
   Raises:
     UserError: the file is not there, or is no such table.
@@ -84,13 +88,14 @@ def load(path: str = "") -> Table:
     synonyms, kinds = [*synonyms, *more], [*kinds, *more_kinds]
   rows: dict[str, set[int]] = {}
   for number, row in enumerate(synonyms):
-    for phrase in _forms(row):
+    for phrase in _forms(row, plurals):
       rows.setdefault(phrase, set()).add(number)
   above: dict[str, set[str]] = {}
   for kind, members in kinds:
-    for phrase in _forms(members):
-      above.setdefault(phrase, set()).update(_forms([kind]))
-  closed = {phrase: frozenset(_closure(phrase, above, rows, synonyms)) for phrase in above}
+    for phrase in _forms(members, plurals):
+      above.setdefault(phrase, set()).update(_forms([kind], plurals))
+  alike = {phrase: {p for n in numbers for p in synonyms[n]} for phrase, numbers in rows.items()}
+  closed = {phrase: frozenset(_closure(phrase, above, alike)) for phrase in above}
   return Table(
     rows={phrase: frozenset(numbers) for phrase, numbers in rows.items()},
     above=closed,
@@ -98,31 +103,26 @@ def load(path: str = "") -> Table:
   )
 
 
-def _closure(
-  phrase: str,
-  above: Mapping[str, set[str]],
-  rows: Mapping[str, set[int]],
-  synonyms: Sequence[Sequence[str]],
-) -> set[str]:
+def _closure(phrase: str, above: Mapping[str, set[str]], alike: Mapping[str, set[str]]) -> set[str]:
   """All kinds above a phrase: a puppy is a dog, and a dog is an animal."""
   found: set[str] = set()
   todo = [phrase]
   while todo:
     one = todo.pop()
-    alike = {one, *(p for number in rows.get(one, ()) for p in _forms(synonyms[number]))}
-    new = {kind for p in alike for kind in above.get(p, ())} - found
+    names = {one, *map(_normal, alike.get(one, ()))}
+    new = {kind for name in names for kind in above.get(name, ())} - found
     found |= new
     todo += new
   return found - {phrase}
 
 
-def _forms(phrases: Iterable[str]) -> Iterator[str]:
+def _forms(phrases: Iterable[str], plural: bool) -> Iterator[str]:
   """Normal forms of phrases, and those of their plurals."""
   for phrase in phrases:
     normal = _normal(phrase)
     yield normal
     head, _, last = normal.rpartition(" ")
-    if not any(is_plural_of(last, last.removesuffix(end)) for end in ("s", "es")):
+    if plural and not any(is_plural_of(last, last.removesuffix(end)) for end in ("s", "es")):
       yield from (f"{head} {many}".strip() for many in plurals(last))
 
 
