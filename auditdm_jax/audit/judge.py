@@ -86,8 +86,9 @@ class Judge:
   def compare(self, a: str, b: str, *, question: str = "") -> Same:
     """The comparison with its third outcome."""
     said = self.by_rules(a, b, question=question)
-    pair = self._to_ask(a, b, question, said)
-    return said if pair is None else self.model.decide(pair)
+    if self.model is None or (pair := _to_ask(a, b, question, said)) is None:
+      return said
+    return self.model.decide(pair)
 
   def compare_all(self, pairs: Iterable[tuple[str, str, str]]) -> list[Same]:
     """`compare` of many (question, a, b), for which a model is asked once."""
@@ -103,8 +104,7 @@ class Judge:
     if self.model is None:
       return
     asked = (
-      self._to_ask(a, b, question, self.by_rules(a, b, question=question))
-      for question, a, b in pairs
+      _to_ask(a, b, question, self.by_rules(a, b, question=question)) for question, a, b in pairs
     )
     self.model.prepare(pair for pair in asked if pair is not None)
 
@@ -113,15 +113,6 @@ class Judge:
     words = question.split(maxsplit=1)
     elaborates = not words or words[0].lower() not in _ASKS_FOR_TEXT
     return _by_rules(a, b, self.config, elaborates)
-
-  def _to_ask(self, a: str, b: str, question: str, said: Same) -> Pair | None:
-    """What the model is to be asked, None if it is not to be."""
-    if self.model is None or said is Same.SAME:
-      return None
-    x, y = read(a), read(b)
-    if not x.text or not y.text or not x.whole or not y.whole:
-      return None
-    return Pair(question, x.text, y.text)
 
 
 @functools.lru_cache(maxsize=262_144)
@@ -140,6 +131,14 @@ def _by_rules(a: str, b: str, config: JudgeConfig, elaborates: bool) -> Same:
     close=config.close,
     elaborates=elaborates,
   )
+
+
+def _to_ask(a: str, b: str, question: str, said: Same) -> Pair | None:
+  """What a model is to be asked after the rules, None if it is not to be."""
+  x, y = read(a), read(b)
+  if said is Same.SAME or not (x.text and y.text and x.whole and y.whole):
+    return None
+  return Pair(question, x.text, y.text)
 
 
 def open_judge(

@@ -19,7 +19,7 @@ from auditdm_jax.audit.judging.normal import Answer
 from auditdm_jax.audit.judging.plurals import is_plural_of
 from auditdm_jax.audit.judging.tables import Table
 from auditdm_jax.audit.judging.tokens import Token
-from auditdm_jax.audit.judging.units import LETTERS, near_unit, same_unit
+from auditdm_jax.audit.judging.units import near_unit, same_unit
 
 Alike = Callable[[Token, Token], bool]
 
@@ -123,20 +123,22 @@ def _same_quantity(
   if p is None or q is None:
     return False
   (x, unit_x), (y, unit_y) = p, q
-  if unit_x and unit_y:
-    units_agree = near_unit(unit_x, unit_y) if units_optional else same_unit(unit_x, unit_y)
+  if unit_x is not None and unit_y is not None:
+    same = near_unit if units_optional else same_unit
+    units_agree = same(unit_x.text, unit_y.text)
   else:
-    missing = unit_x or unit_y
-    units_agree = not missing or (units_optional and missing not in LETTERS)
+    only = unit_x or unit_y
+    # A single letter is too little to be sure that it is a unit: 5g, 4s.
+    units_agree = only is None or (
+      units_optional and not (len(only.raw) == 1 and only.raw.isalpha())
+    )
   return units_agree and (x == y or close(x, y))
 
 
-def _quantity(tokens: Sequence[Token]) -> tuple[Fraction, str] | None:
-  """`5 cm` → (5, "cm"), `3` → (3, ""); None if the answer is anything else."""
+def _quantity(tokens: Sequence[Token]) -> tuple[Fraction, Token | None] | None:
+  """`5 cm` → (5, cm), `3` → (3, None); None if the answer is anything else."""
   words = [t for t in tokens if not t.skip]
-  if not words or words[0].kind != "number" or len(words) > 2:
+  if not words or words[0].kind != "number" or words[0].value is None or len(words) > 2:
     return None
-  if len(words) == 2 and words[1].kind != "unit":
-    return None
-  value = words[0].value
-  return None if value is None else (value, words[1].text if len(words) == 2 else "")
+  unit = words[1] if len(words) == 2 else None
+  return (words[0].value, unit) if unit is None or unit.kind == "unit" else None

@@ -98,6 +98,7 @@ class Answer:
 @functools.lru_cache(maxsize=262_144)
 def read(text: str) -> Answer:
   """Reads an answer."""
+  text = text.strip()
   if len(text) > MAX_CHARS:
     return Answer(" ".join(text.split()).casefold(), (), whole=False)
   text = clean(text)
@@ -108,8 +109,19 @@ def read(text: str) -> Answer:
   polarity, rest = _polarity(tokens)
   if polarity and not rest:
     return Answer(polarity, tokens, option, False, polarity)
-  shown = " ".join(t.text for t in tokens if not t.skip)
-  return Answer(shown, tokens, option, False, polarity, rest)
+  return Answer(shown(tokens), tokens, option, False, polarity, rest)
+
+
+def shown(tokens: Sequence[Token]) -> str:
+  """Tokens as text, which is read as the same tokens again."""
+  words = []
+  for i, token in enumerate(tokens):
+    # In lower case it would be a unit: 5G, 3M.
+    letter = len(token.text) == 1 and token.raw.isupper() and token.kind == "word"
+    after_number = letter and i > 0 and tokens[i - 1].kind == "number"
+    if not token.skip:
+      words.append(token.raw if after_number else token.text)
+  return " ".join(words)
 
 
 def _option(text: str) -> tuple[str, bool]:
@@ -131,8 +143,8 @@ def _words(text: str) -> list[Token]:
   out: list[Token] = []
   for i, token in enumerate(tokens):
     after = tokens[i + 1] if i + 1 < len(tokens) else None
-    number = after is not None and after.kind == "number"
-    if token.text in ("no", "#") and number and after.cut in ("", ".", ":"):
+    numbered = after is not None and after.kind == "number" and after.cut in ("", ".", ":")
+    if token.text in ("no", "#") and numbered:
       token = token._replace(kind="word", text="number")
     elif token.text in _NEGATIONS and after is not None and _stops(after.cut):
       token = token._replace(text=f"{token.text},")

@@ -214,8 +214,9 @@ def _ordinal(tokens: Sequence[Token], i: int) -> tuple[Token, int] | None:
   value = _ORDINAL.get(first.text) if first.kind == "word" else None
   end = i + 1
   if first.kind == "number" and after in ("st", "nd", "rd", "th") and tokens[i + 1].glued:
-    if first.value.denominator == 1 and after == _suffix(int(first.value)):
-      value, end = int(first.value), i + 2
+    whole = int(first.value or 0)
+    if first.value == whole and after == _suffix(whole):
+      value, end = whole, i + 2
   tens = _NUMBER.get(first.text, 0)
   if tens >= 20 and _ORDINAL.get(after, 10) < 10:
     value, end = tens + _ORDINAL[after], i + 2

@@ -31,6 +31,7 @@ _IRREGULAR = {
       " vertex:vertices/vertexes appendix:appendices/appendixes vortex:vortices/vortexes"
       " larva:larvae/larvas antenna:antennae/antennas alga:algae vertebra:vertebrae/vertebras"
       " bureau:bureaus/bureaux plateau:plateaus/plateaux gateau:gateaux/gateaus"
+      " stomach:stomachs monarch:monarchs epoch:epochs loch:lochs"
       " quiz:quizzes whiz:whizzes fez:fezzes passerby:passersby"
     ).split()
   )

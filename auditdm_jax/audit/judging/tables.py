@@ -123,12 +123,12 @@ def _forms(phrases: Iterable[str], plural: bool) -> Iterator[str]:
     yield normal
     head, _, last = normal.rpartition(" ")
     if plural and not any(is_plural_of(last, last.removesuffix(end)) for end in ("s", "es")):
-      yield from (f"{head} {many}".strip() for many in plurals(last))
+      yield from (f"{head} {many}".strip() for many in plurals(last) if is_plural_of(many, last))
 
 
 @functools.lru_cache(maxsize=4096)
 def _normal(phrase: str) -> str:
-  return " ".join(t.text for t in read(phrase).tokens if not t.skip)
+  return read(phrase).text
 
 
 def _read(path: pathlib.Path) -> tuple[list[list[str]], list[tuple[str, list[str]]]]:
@@ -136,11 +136,12 @@ def _read(path: pathlib.Path) -> tuple[list[list[str]], list[tuple[str, list[str
   try:
     if path.stat().st_size > _MAX_BYTES:
       raise UserError(f"judge.synonyms: {path} is larger than {_MAX_BYTES >> 20} MiB")
-    data = yaml.safe_load(path.read_text("utf-8")) or {}
+    data = yaml.safe_load(path.read_text("utf-8"))
   except FileNotFoundError as e:
     raise UserError(f"judge.synonyms: no file {path}") from e
   except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
     raise UserError(f"judge.synonyms: {path} is no YAML file: {' '.join(str(e).split())}") from e
+  data = {} if data is None else data  # An empty file.
   if not isinstance(data, dict):
     raise UserError(f"judge.synonyms: {path} should have the keys {' and '.join(_SECTIONS)}")
   for key in data:

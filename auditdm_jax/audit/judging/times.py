@@ -73,7 +73,7 @@ def _past(tokens: Sequence[Token], i: int) -> tuple[int, int] | None:
   if count is None or count not in range(1, 31) or at + 1 >= len(tokens):
     return None
   hour = tokens[at + 1].value if tokens[at + 1].kind == "number" else None
-  if hour not in range(1, 13):
+  if hour is None or hour not in range(1, 13):
     return None
   # `ten to five` may be a range as well.
   to = word in ("to", "till") and (named == 15 or at > i + 1)

@@ -216,7 +216,7 @@ def _dash(text: str, i: int, tokens: list[Token]) -> tuple[Kind, str] | None:
   # Whether what is before it is a unit.
   measured = len(tokens) > 1 and tokens[-2].kind in ("number", "fraction", "clock")
   if _NUMBER_NEXT.match(rest):
-    if in_number or (measured and last.glued and before.isalpha()):
+    if in_number or (measured and tokens[-1].glued and before.isalpha()):
       return "sign", "-"
     return ("minus", "-") if not before.isalnum() and before not in (")", "]", ".") else None
   if _NUMBER_SOON.match(rest) and (last is None or last.kind != "word" or measured):

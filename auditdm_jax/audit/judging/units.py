@@ -97,7 +97,6 @@ _NO_PLURAL = frozenset("% cm mm km in inches ft feet mi kg mph kmh kph ° $ € 
 # Words that are units before their number too.
 _BEFORE = frozenset("$ € £ ¢ ¥ ₹ ₩ ₽ ₺ ₿ chf a$ c$ hk$ nz$ s$ r$".split())
 _CODES = frozenset("usd eur gbp jpy inr rs krw rub chf aud cad hkd nzd sgd brl btc".split())
-LETTERS = frozenset("m g s h l w v".split())  # Too short to be taken for granted: 5g is not 5.
 _EITHER = {frozenset(("pound", "lb")), frozenset(("pound", "£"))}
 _DEGREES = {frozenset(("°", "°c")), frozenset(("°", "°f"))}
 
@@ -137,6 +136,11 @@ def read_units(tokens: Sequence[Token]) -> list[Token]:
   out: list[Token] = []
   i = 0
   while i < len(tokens):
+    if out and _is_decade(out[-1], tokens[i]):
+      mark = "" if out[-1].text.endswith("0") else "'"
+      out[-1] = out[-1]._replace(kind="word", text=f"{out[-1].text}{mark}s", value=None)
+      i += 1
+      continue
     if out and out[-1].kind in ("number", "fraction"):
       found = _unit(tokens, i)
       before = None
@@ -157,6 +161,13 @@ def read_units(tokens: Sequence[Token]) -> list[Token]:
   return out
 
 
+def _is_decade(number: Token, after: Token) -> bool:
+  """1970s, 70's; 5's is no decade, but no five seconds either."""
+  if number.kind != "number" or after.text != "s":
+    return False
+  return after.cut == "'" or (after.glued and number.text.endswith("0"))
+
+
 def _unit(tokens: Sequence[Token], i: int) -> tuple[Token, int] | None:
   """The unit that begins at token i, after a number, and the place after it."""
   if i >= len(tokens) or tokens[i].cut not in ("", "-"):
@@ -167,8 +178,7 @@ def _unit(tokens: Sequence[Token], i: int) -> tuple[Token, int] | None:
   if first.kind == "ordinal" and first.raw.lower() == "second":
     return first._replace(kind="unit", text="s"), i + 1
   if first.raw in _LETTERS:
-    decade = first.raw == "s" and first.glued and tokens[i - 1].raw.endswith("0")
-    return None if decade else (first._replace(kind="unit", text=_LETTERS[first.raw]), i + 1)
+    return first._replace(kind="unit", text=_LETTERS[first.raw]), i + 1
   for length in range(min(_LONGEST, len(tokens) - i), 0, -1):
     words = tokens[i : i + length]
     unit = _UNITS.get(tuple(t.text for t in words))
