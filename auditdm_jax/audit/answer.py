@@ -16,7 +16,7 @@ import numpy as np
 
 from auditdm_jax.audit.judge import Judge
 from auditdm_jax.audit.probe import Verdict, probe_id
-from auditdm_jax.audit.verdict import is_fixed, verdict
+from auditdm_jax.audit.verdict import is_fixed, prepare, verdict
 from auditdm_jax.core import runtime
 from auditdm_jax.core.config import check
 from auditdm_jax.core.image_store import Images
@@ -372,10 +372,22 @@ class ModelBank:
     """`hear`, judged: one verdict per probe."""
     ids = _image_ids(images, image_ids)
     heard = self.hear(images, questions, image_ids=ids, cascade=cascade, progress=progress)
+    self.prepare(_texts(heard), questions)
     return [
       self._verdict(probe_id(ids[i], q), {n: a[i] for n, a in heard.items()}, question=q)
       for i, q in enumerate(questions)
     ]
+
+  def prepare(self, answers: Mapping[str, Sequence[str | None]], questions: Sequence[str]) -> None:
+    """Lets the judge's model, if it has one, compare the answers to many probes at once."""
+    prepare(
+      self.judge,
+      answers,
+      questions,
+      target=self.target,
+      references=self.references,
+      abstentions=self.config.abstentions,
+    )
 
   def _verdict(self, key: str, heard: Mapping[str, Answer | None], *, question: str) -> Verdict:
     """Judges one probe's answers by this bank's roles."""
@@ -417,6 +429,7 @@ class ModelBank:
         for i, answer in zip(rows, answers, strict=True):
           found[name][i] = answer
       if cascade:
+        self.prepare(_texts(found), [question for _, question in pairs])
         rows = [i for i in rows if not self._is_fixed(found, i, pairs[i][1])]
     return found
 
@@ -455,3 +468,8 @@ def _image_ids(images: ImageSource, given: Sequence[str] | None) -> list[str]:
     if id(image) not in by_object:
       by_object[id(image)] = Images.id_of(image)
   return [by_object[id(image)] for image in images]
+
+
+def _texts(heard: Mapping[str, Sequence[Answer | None]]) -> dict[str, list[str | None]]:
+  """Returns the short answers of each model."""
+  return {name: [None if a is None else a.text for a in own] for name, own in heard.items()}

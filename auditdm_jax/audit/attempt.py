@@ -122,9 +122,10 @@ def is_true(find: Find, answer: str | None, judge: Judge) -> bool:
     answer: the true answer; None, for a question without one, makes no find true.
     judge: decides sameness.
   """
-  if answer is None or not judge.same(answer, find.consensus):
+  question = find.probe.question
+  if answer is None or not judge.same(answer, find.consensus, question=question):
     return False
-  return not judge.same(answer, find.said)
+  return not judge.same(answer, find.said, question=question)
 
 
 def unique_finds(attempts: Iterable[Attempt]) -> list[Find]:

@@ -32,7 +32,12 @@ def well_formed(question: str, *, max_words: int = 40) -> Gate:
 
 
 def answerable(
-  consensus: str, paraphrased: Sequence[Sequence[str]], judge: Judge, *, least: float = 1.0
+  consensus: str,
+  paraphrased: Sequence[Sequence[str]],
+  judge: Judge,
+  *,
+  question: str = "",
+  least: float = 1.0,
 ) -> Gate:
   """The references keep their consensus over paraphrases.
 
@@ -40,9 +45,12 @@ def answerable(
     consensus: the consensus on the original wording.
     paraphrased: per paraphrase the references' answers; may be empty (passes, value 1).
     judge: decides sameness.
+    question: in its original wording.
     least: share of paraphrases that must keep it.
   """
-  kept = [all(judge.same(consensus, a) for a in answers) for answers in paraphrased]
+  kept = [
+    all(judge.same(consensus, a, question=question) for a in answers) for answers in paraphrased
+  ]
   share = sum(kept) / len(kept) if kept else 1.0
   return Gate(name="answerable", passed=share >= least, value=share, limit=f">= {least}")
 
@@ -54,14 +62,16 @@ def both_ways(target_answer: str, consensus: str, judge: Judge, *, question: str
   return Gate(name="both_ways", passed=different == 2, value=different, limit="== 2")
 
 
-def language_prior(with_image: Sequence[str], without_image: Sequence[str], judge: Judge) -> Gate:
+def language_prior(
+  with_image: Sequence[str], without_image: Sequence[str], judge: Judge, *, question: str = ""
+) -> Gate:
   """Not all references give their image answer to a blank image as well; value = share that do.
 
   A question that any image answers the same way does not test sight. Questions about absent
   things legitimately keep their answer on a blank image: leave the gate out of `required` there.
   """
   pairs = list(zip(with_image, without_image, strict=True))
-  share = sum(judge.same(a, b) for a, b in pairs) / len(pairs)
+  share = sum(judge.same(a, b, question=question) for a, b in pairs) / len(pairs)
   return Gate(name="language_prior", passed=share < 1, value=share, limit="< 1")
 
 

@@ -1,67 +1,66 @@
 # SPDX-License-Identifier: Apache-2.0
 """The judge D: do two short answers mean the same? Rules first, a language model only if given.
 
-Order of the rules in `Judge.same`: option letter · number with unit · normalised text.
+The rules say "same" only where it is certain (`judging.compare`). A model is asked where they do
+not, and only if both answers say something; where its two orders contradict each other the pair is
+undecided, which is neither a consensus nor a disagreement.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 import dataclasses
-import enum
+from fractions import Fraction
 import functools
-import re
-import unicodedata
+import os
 
-from auditdm_jax.audit.words import singular
+from auditdm_jax.audit.judging import tables
+from auditdm_jax.audit.judging.compare import Same, compare
+from auditdm_jax.audit.judging.model import ModelJudge, Pair, TextModel
+from auditdm_jax.audit.judging.normal import read
+from auditdm_jax.core import jsonl
+from auditdm_jax.core.config import UserError, check
 
-_SMALL = (
-  "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
-  " sixteen seventeen eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-_NUMBER = {w: i for i, w in enumerate(_SMALL)} | {w: 20 + 10 * i for i, w in enumerate(_TENS)}
-_SCALE = {"hundred": 100, "thousand": 1000, "million": 1_000_000}
-_YES = frozenset("yes yeah yep yup".split())
-_NO = frozenset("no nope nah".split())
-_ARTICLES = frozenset(("a", "an", "the"))
-_UNITS = {
-  alias: unit
-  for unit, aliases in {
-    "%": "% percent pct", "cm": "cm centimeter centimetre", "mm": "mm millimeter millimetre",
-    "m": "m meter metre", "km": "km kilometer kilometre", "in": "in inch", "ft": "ft foot feet",
-    "mi": "mi mile", "kg": "kg kilogram", "g": "g gram", "lb": "lb pound", "s": "s sec second",
-    "min": "min minute", "h": "h hr hour", "day": "day", "year": "yr year", "$": "$ dollar usd",
-    "€": "€ euro eur", "°": "° degree deg",
-  }.items()
-  for alias in aliases.split()
-}  # fmt: skip
-_OPTION = re.compile(r"^\s*(?:(?:option|answer)\s*:?\s*)?\(?([a-hA-H])\)?\s*[.:)]?\s*$")
-_OPTION_TEXT = re.compile(r"^\s*(?:\(([a-hA-H])\)|([a-hA-H])[.:)])\s+\S")
-_PIECE = re.compile(r"-?\d+(?:\.\d+)?(?::\d+)?|[^\W\d_]+|[%$€°]")
+__all__ = ["Judge", "JudgeConfig", "Same", "open_judge"]
 
-
-class Same(enum.Enum):
-  """Outcome of a comparison; UNDECIDED pairs are dropped and counted, never guessed."""
-
-  SAME = "same"
-  DIFFERENT = "different"
-  UNDECIDED = "undecided"
+# What asks for a text and not for yes or no: there `Yes, we are open` is more than `yes`.
+_ASKS_FOR_TEXT = frozenset("what what's which who who's whose whom where when why how".split())
 
 
 @dataclasses.dataclass(frozen=True)
 class JudgeConfig:
-  """Rules that a task may want otherwise.
+  """Rules that a task may want otherwise, and the model that is asked beyond them.
 
   Attributes:
     relative_tolerance: for numbers that are not small counts (ChartQA uses 0.05).
     exact_below: integers below this must be equal whatever the tolerance.
     units_optional: `5 cm` equals `5` (but never `5 m`).
     plurals: `two dogs` equals `two dog`.
+    synonyms: YAML file of synonyms and kinds in addition to the package's, in the form of
+      `judging/words.yaml`; "" = none.
+    model: folder of a model that answers prompts without images, asked where the rules do not say
+      "same"; "" = none.
+    max_new_tokens: of a reply of this model.
+    allow_same: the model may be the target, a reference or the auditor, which then judges itself.
   """
 
   relative_tolerance: float = 0.0
   exact_below: int = 20
   units_optional: bool = True
   plurals: bool = True
+  synonyms: str = ""
+  model: str = ""
+  max_new_tokens: int = 8
+  allow_same: bool = False
+
+  def __post_init__(self):
+    check(vars(self), "judge", "relative_tolerance", "exact_below", least=0)
+    check(vars(self), "judge", "max_new_tokens", least=1)
+
+  def close(self, a: Fraction, b: Fraction) -> bool:
+    """Whether two numbers that are not equal are within the tolerance."""
+    counts = a.denominator == b.denominator == 1 and max(abs(a), abs(b)) < self.exact_below
+    if counts or not self.relative_tolerance:
+      return False
+    return abs(a - b) <= Fraction(self.relative_tolerance) * max(abs(a), abs(b))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,126 +69,109 @@ class Judge:
 
   Attributes:
     config: the rules.
-    ask: `ask(question, first, second) -> bool`, a frozen language model at temperature 0; it is
-      consulted only where the rules say "different".
+    model: consulted where the rules do not say "same"; None = the rules alone.
   """
 
   config: JudgeConfig = JudgeConfig()
-  ask: Callable[[str, str, str], bool] | None = None
+  model: ModelJudge | None = None
 
   def normalize(self, text: str) -> str:
-    """Canonical form: case, punctuation, articles, number words, units, yes/no, plurals."""
-    return _normalize(text, self.config.plurals)
+    """The normal form: case, punctuation, articles, numbers, units; "" says nothing."""
+    return read(text).text
 
   def same(self, a: str, b: str, *, question: str = "") -> bool:
     """True only if the two answers certainly mean the same."""
     return self.compare(a, b, question=question) is Same.SAME
 
   def compare(self, a: str, b: str, *, question: str = "") -> Same:
-    """The comparison with its third outcome: a model whose two orders disagree."""
-    if _same_by_rules(a, b, self.config):
-      return Same.SAME
-    if self.ask is None:
-      return Same.DIFFERENT
-    forward, backward = self.ask(question, a, b), self.ask(question, b, a)
-    if forward != backward:
-      return Same.UNDECIDED
-    return Same.SAME if forward else Same.DIFFERENT
+    """The comparison with its third outcome."""
+    said = self.by_rules(a, b, question=question)
+    if self.model is None or (pair := _to_ask(a, b, question, said)) is None:
+      return said
+    return self.model.decide(pair)
+
+  def compare_all(self, pairs: Iterable[tuple[str, str, str]]) -> list[Same]:
+    """`compare` of many (question, a, b), for which a model is asked once."""
+    pairs = list(pairs)
+    self.prepare(pairs)
+    return [self.compare(a, b, question=question) for question, a, b in pairs]
+
+  def prepare(self, pairs: Iterable[tuple[str, str, str]]) -> None:
+    """Asks the model about all (question, a, b) that it will be needed for, in one call.
+
+    Later comparisons of these pairs cost nothing. Without a model it does nothing.
+    """
+    if self.model is None:
+      return
+    asked = (
+      _to_ask(a, b, question, self.by_rules(a, b, question=question)) for question, a, b in pairs
+    )
+    self.model.prepare(pair for pair in asked if pair is not None)
+
+  def by_rules(self, a: str, b: str, *, question: str = "") -> Same:
+    """What the rules say, whatever the model would."""
+    words = question.split(maxsplit=1)
+    elaborates = not words or words[0].lower() not in _ASKS_FOR_TEXT
+    return _by_rules(a, b, self.config, elaborates)
 
 
 @functools.lru_cache(maxsize=262_144)
-def _same_by_rules(a: str, b: str, config: JudgeConfig) -> bool:
+def _by_rules(a: str, b: str, config: JudgeConfig, elaborates: bool) -> Same:
   if a == b:
-    return True
-  x, y = _normalize(a, config.plurals), _normalize(b, config.plurals)
-  if x == y:
-    return True
-  if not x or not y:
-    return False
-  letters = _option(a), _option(b)
-  if all(letters) and (_OPTION.match(a) or _OPTION.match(b)):
-    return letters[0] == letters[1]
-  p, q = _quantity(x), _quantity(y)
-  if p is None or q is None:
-    return False
-  units_agree = p[1] == q[1] or (config.units_optional and not (p[1] and q[1]))
-  return units_agree and _close(p[0], q[0], config)
+    return Same.SAME
+  x, y = read(a), read(b)
+  if not x.text or not y.text:
+    return Same.DIFFERENT
+  return compare(
+    x,
+    y,
+    table=tables.load(config.synonyms, plurals=config.plurals),
+    plurals=config.plurals,
+    units_optional=config.units_optional,
+    close=config.close,
+    elaborates=elaborates,
+  )
 
 
-def _close(a: float, b: float, config: JudgeConfig) -> bool:
-  if a == b:
-    return True
-  counts = a.is_integer() and b.is_integer() and max(abs(a), abs(b)) < config.exact_below
-  return not counts and abs(a - b) <= config.relative_tolerance * max(abs(a), abs(b))
-
-
-def _option(text: str) -> str | None:
-  if match := _OPTION.match(text):
-    return match.group(1).lower()
-  if match := _OPTION_TEXT.match(text):
-    return (match.group(1) or match.group(2)).lower()
-  return None
-
-
-def _quantity(normalized: str) -> tuple[float, str] | None:
-  """`5 cm` → (5.0, "cm"), `3` → (3.0, ""); None if the text is anything else."""
-  parts = normalized.split()
-  if len(parts) == 2 and parts[0] in _UNITS:
-    parts.reverse()
-  if len(parts) > 2 or (len(parts) == 2 and parts[1] not in _UNITS):
+def _to_ask(a: str, b: str, question: str, said: Same) -> Pair | None:
+  """What a model is to be asked after the rules, None if it is not to be."""
+  x, y = read(a), read(b)
+  if said is Same.SAME or not (x.text and y.text and x.whole and y.whole):
     return None
-  try:
-    return float(parts[0]), parts[1] if len(parts) == 2 else ""
-  except ValueError:
-    return None
+  return Pair(question, x.text, y.text)
 
 
-@functools.lru_cache(maxsize=262_144)
-def _normalize(text: str, plurals: bool) -> str:
-  text = unicodedata.normalize("NFKC", text).lower().replace("\u2019", "'").replace("'s", "")
-  text = re.sub(r"(?<=\d),(?=\d{3})", "", text)  # 1,000 → 1000
-  text = re.sub(r"(?<=\w)-(?=\w)", " ", text)  # twenty-one, left-hand
-  words = _PIECE.findall(text)
-  if option := _OPTION.match(text):
-    return option.group(1)
-  if len(words) > 1:
-    words = [w for w in words if w not in _ARTICLES] or words
-  words = _numbers(words)
-  if len(words) == 1 or (words and words[0] in _YES | _NO and text.find(",") > 0):
-    words = ["yes"] if words[0] in _YES else ["no"] if words[0] in _NO else words
-  if plurals:
-    words = [singular(w) for w in words]
-  for i in range(1, len(words)):
-    if words[i] in _UNITS and words[i - 1][-1].isdigit():
-      words[i] = _UNITS[words[i]]
-  if len(words) == 2 and words[0] in "$€":
-    words.reverse()
-  return " ".join(words)
+def open_judge(
+  config: JudgeConfig,
+  *,
+  model: TextModel | None = None,
+  identity: str = "",
+  audited: Mapping[str, str] | None = None,
+  kept: str | os.PathLike | None = None,
+) -> Judge:
+  """The judge of a config.
 
+  Args:
+    config: its section.
+    model: the model that `config.model` names, opened; None if it names none.
+    identity: of that model: `models.weights.content_hash` of a folder, or what an endpoint says.
+    audited: role → identity of the models that are audited, such as {"target": …}.
+    kept: file of the model's replies, which a resumed run finds again.
 
-def _numbers(words: list[str]) -> list[str]:
-  """Runs of number words become digits: `two hundred five` → `205`."""
-  out, total, part, running = [], 0, 0, False
-  for word in [*words, ""]:
-    if word in _NUMBER and (not running or _continues(part, _NUMBER[word])):
-      part, running = part + _NUMBER[word], True
-    elif word in _SCALE and running and part:
-      part *= _SCALE[word]
-      if _SCALE[word] > 100:
-        total, part = total + part, 0
-    elif word != "and" or not running:
-      if running:
-        out.append(str(total + part))
-        total, part, running = 0, 0, False
-      if word in _NUMBER:
-        part, running = _NUMBER[word], True
-      elif word:
-        out.append(word)
-  return out
-
-
-def _continues(part: int, value: int) -> bool:
-  """Whether a number word extends the number so far: 20 + 5 and 200 + 15 do, 2 + 3 does not."""
-  if part % 100 == 0:
-    return value > 0
-  return part % 10 == 0 and part % 100 >= 20 and 0 < value < 10
+  Raises:
+    UserError: the judge is one of the audited models, a file of synonyms is wrong, or there is no
+      model where the config names one.
+  """
+  tables.load(config.synonyms, plurals=config.plurals)
+  if model is None:
+    if config.model:
+      raise UserError(f"judge.model: {config.model} was not opened")
+    return Judge(config)
+  roles = [role for role, other in (audited or {}).items() if other == identity]
+  if roles and not config.allow_same:
+    raise UserError(
+      f"judge.model: {config.model} has the weights of the {' and the '.join(roles)}, and a model"
+      " must not judge its own answers; choose another one, or set judge.allow_same=True"
+    )
+  lines = None if kept is None else jsonl.json_lines(kept)
+  return Judge(config, ModelJudge(model, identity, config.max_new_tokens, lines))

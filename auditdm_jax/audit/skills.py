@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from auditdm_jax.audit.words import TfIdf, singular, tokens
+from auditdm_jax.audit.judging.plurals import singular
+from auditdm_jax.audit.words import TfIdf, tokens
 
 _NUMBERS = frozenset("zero one two three four five six seven eight nine ten eleven twelve".split())
 

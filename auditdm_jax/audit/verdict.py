@@ -16,7 +16,8 @@ class Decision:
     consensus: the first reference's wording if all references agree, else None.
     agree: the references agree on something that is not an abstention.
     disagreement: the signal s of the paper: agree, and the target means something else.
-    reason: disagreement | agreement | no consensus | abstention | no answer | undecided | skipped.
+    reason: disagreement | agreement | no consensus | abstention | no answer | skipped | undecided,
+      where the judge could not say whether two answers mean the same: it counts as neither.
   """
 
   consensus: str | None
@@ -52,7 +53,7 @@ def decide(
   silent = target_answer is not None and not target_answer.strip()
   if silent or any(not judge.normalize(a) for a in known):
     return Decision(None, False, False, "no answer")
-  if any(judge.same(a, b) for a in known for b in abstentions):
+  if any(_abstains(a, judge, abstentions) for a in known):
     return Decision(None, False, False, "abstention")
   outcomes = [judge.compare(known[0], a, question=question) for a in known[1:]]
   if Same.DIFFERENT in outcomes:
@@ -67,6 +68,47 @@ def decide(
   differs = outcome is Same.DIFFERENT
   reason = "disagreement" if differs else "agreement"
   return Decision(known[0].strip(), True, differs, reason)
+
+
+def _abstains(answer: str, judge: Judge, abstentions: Sequence[str]) -> bool:
+  """Whether an answer is one of the abstentions; by the rules, a model has no say here."""
+  return any(judge.by_rules(answer, other) is Same.SAME for other in abstentions)
+
+
+def prepare(
+  judge: Judge,
+  answers: Mapping[str, Sequence[str | None]],
+  questions: Sequence[str],
+  *,
+  target: str,
+  references: Sequence[str],
+  abstentions: Sequence[str] = (),
+) -> None:
+  """Lets a judge's model compare the answers to many probes in two calls, before `decide`.
+
+  The first call is about the references, the second about the target where they agree.
+
+  Args:
+    judge: the judge; without a model there is nothing to do.
+    answers: by model, one per probe; None where not asked.
+    questions: of the probes.
+    target: name of the target.
+    references: names of the references.
+    abstentions: as in `decide`.
+  """
+  if judge.model is None:
+    return
+  rows = []
+  for i, question in enumerate(questions):
+    known = [a for name in references if (a := answers[name][i]) is not None]
+    if known and not any(_abstains(a, judge, abstentions) for a in known):
+      rows.append((question, known, answers[target][i]))
+  judge.prepare((q, known[0], other) for q, known, _ in rows for other in known[1:])
+  judge.prepare(
+    (q, said, known[0])
+    for q, known, said in rows
+    if said is not None and all(judge.same(known[0], other, question=q) for other in known[1:])
+  )
 
 
 def is_fixed(

@@ -10,7 +10,7 @@
 No find is dropped: each comes back with its grade and every number, and the funnel counts them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 
 import numpy as np
@@ -135,10 +135,29 @@ def _try(
   answers = bank.answers(
     get, [t.question for t in trials], image_ids=[t.image_id for t in trials], cascade=False
   )
+  bank.prepare(answers, [t.question for t in trials])
   tried: list[list[tuple[_Trial, dict[str, str]]]] = [[] for _ in finds]
   for i, trial in enumerate(trials):
     tried[trial.find].append((trial, {name: a[i] for name, a in answers.items()}))
+  bank.judge.prepare(
+    pair for find, own in zip(finds, tried) for pair in _compared(find, own, bank.references)
+  )
   return tried
+
+
+def _compared(
+  find: Find, tried: Sequence[tuple[_Trial, dict[str, str]]], references: Sequence[str]
+) -> Iterator[tuple[str, str, str]]:
+  """What `_stability` and `_gates` compare a find's trials by: (question, answer, answer)."""
+  consensus, question = find.verdict.consensus or "", find.probe.question
+  greedy = tried[0][1]
+  for trial, answers in tried:
+    if trial.label.startswith("blank"):
+      yield from ((question, greedy[name], answers[name]) for name in references)
+      continue
+    yield trial.question, answers[references[0]], consensus
+    if trial.label.startswith("paraphrase"):
+      yield from ((question, consensus, answers[name]) for name in references)
 
 
 def default_jitter(image: np.ndarray, k: int) -> np.ndarray:
@@ -227,13 +246,14 @@ def _gates(
   wordings = [references(label) for label in answers if label.startswith("paraphrase")]
   measured = [
     gates.well_formed(probe.question, max_words=config.max_words),
-    gates.answerable(find.consensus, wordings, bank.judge),
+    gates.answerable(find.consensus, wordings, bank.judge, question=probe.question),
     gates.both_ways(find.said, find.consensus, bank.judge, question=probe.question),
     gates.near_duplicate(image, probe.question, seen),
     gates.image_sane(image),
   ]
   if config.blank_image:
-    measured.append(gates.language_prior(references("greedy:0"), references("blank:0"), bank.judge))
+    seen_and_blank = references("greedy:0"), references("blank:0")
+    measured.append(gates.language_prior(*seen_and_blank, bank.judge, question=probe.question))
   if benchmark is not None:
     measured.append(gates.near_duplicate(image, probe.question, benchmark, name="benchmark_leak"))
   return tuple(measured)

@@ -9,23 +9,14 @@ import re
 import numpy as np
 from scipy import sparse
 
+from auditdm_jax.audit.judging.plurals import singular
+
 _TOKEN = re.compile(r"[a-z0-9]+(?:[.:][0-9]+)?")
 STOP = frozenset(
   "a an the is are was were be been do does did has have had can could will would of in on at to"
   " from by with for and or if it its this that these those there here what which who whose where"
   " when why how many much you your see image picture photo shown please any some".split()
 )
-
-
-def singular(word: str) -> str:
-  """Cheap English singular: `circles` → `circle`, `boxes` → `box`; `glass` and `gas` stay."""
-  if len(word) <= 3 or not word.endswith("s") or word.endswith(("ss", "us", "is")):
-    return word
-  if word.endswith("ies") and len(word) > 4:
-    return word[:-3] + "y"
-  if word.endswith(("shes", "ches", "xes", "sses", "zes")):
-    return word[:-2]
-  return word[:-1]
 
 
 def tokens(text: str) -> list[str]:

@@ -8,7 +8,7 @@ follows.
 from collections.abc import Callable, Sequence
 import functools
 import re
-import string
+import unicodedata
 
 from auditdm_jax.core.config import UserError
 
@@ -20,7 +20,15 @@ _ARTICLES = frozenset(("a", "an", "the"))
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _NO_DIGIT_AFTER_PERIOD = re.compile(r"(?!<=\d)(\.)(?!\d)")
 _DIGIT_COMMA_DIGIT = re.compile(r"(\d)(,)(\d)")
-_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ONE_SPELLING = str.maketrans(
+  {**dict.fromkeys("‐‑‒–—−", "-"), **dict.fromkeys("‘’′", "'"), **dict.fromkeys("“”„″«»", '"')}
+)
+_WRAPPED = re.compile(r"""(["']|\*{1,3})([^"'*]*)\1""")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_NO_ZERO = re.compile(r"(?<!\d)\.(?=\d)")
+_NEGATIVE = re.compile(r"-[$€£¥.]\d")
+_GRADE = re.compile(r"(?<!\w)[a-z]-(?!\w)")
+_SIGNS = frozenset("%‰#&@§")
 _MAX_PERIODS = 32  # The official script passes re.UNICODE as the count of substitutions.
 
 
@@ -42,12 +50,46 @@ def exact_match(prediction: str, references: Sequence[str]) -> float:
 
 
 def normalized_match(prediction: str, references: Sequence[str]) -> float:
-  """1 if equal without case, punctuation and outer blanks, as in lmms-eval's GQA."""
+  """1 if equal without case, blanks and the punctuation of words.
+
+  Words are treated as in lmms-eval's GQA, which takes all punctuation away: "t-shirt" is "tshirt".
+  What makes a number or a sign another one stays (ours): 3.5, -5, 1/2, 3:15, A+, <, 5%, 5".
+  """
   return float(_bare(prediction) in map(_bare, _listed(references)))
 
 
 def _bare(text: str) -> str:
-  return text.strip().lower().translate(_NO_PUNCTUATION)
+  text = text.translate(_ONE_SPELLING).strip().lower()
+  if wrapped := _WRAPPED.fullmatch(text):
+    text = wrapped[2].strip()
+  text = _THOUSANDS.sub("", text)
+  kept = "".join(c for i, c in enumerate(text) if not _is_punctuation(c) or _says(text, i))
+  kept = _NO_ZERO.sub("0.", " ".join(kept.split()))
+  return kept or text
+
+
+def _is_punctuation(char: str) -> bool:
+  return char == "`" or unicodedata.category(char)[0] == "P"
+
+
+def _says(text: str, i: int) -> bool:
+  """Whether the punctuation at i is part of a number or a sign."""
+  char, before, after = text[i], text[i - 1 : i], text[i + 1 : i + 2]
+  if char in _SIGNS or (before.isdigit() and after.isdigit()):
+    return True
+  if char == ".":
+    return after.isdigit() and not before.isalnum()
+  if char == "-":
+    negative = (after.isdigit() or _NEGATIVE.match(text, i)) and not before.isalnum()
+    return bool(negative) or _GRADE.search(text, i - 2 if i > 1 else 0, i + 2) is not None
+  if char in "\"'":  # Inches and feet, if no quotation is open.
+    return before.isdigit() and not _opens(char, text[:i])
+  return char == "*" and before.isdigit()
+
+
+def _opens(quote: str, text: str) -> bool:
+  """Whether a quotation begins in this text."""
+  return any(c == quote and not text[k - 1 : k].isalnum() for k, c in enumerate(text))
 
 
 def vqa_accuracy(prediction: str, references: Sequence[str]) -> float:

@@ -23,6 +23,7 @@ takes to write it back as it was.
 from collections.abc import Mapping
 import dataclasses
 import functools
+import hashlib
 import logging
 import os
 import pathlib
@@ -174,6 +175,20 @@ def open_model(
   return dataclasses.replace(
     opened, tree={k: leaves.cast(v, dtype) for k, v in opened.tree.items()}
   )
+
+
+def content_hash(path: str | os.PathLike) -> str:
+  """Returns 64 hex digits of a model's parameters, whatever file and float they are stored in.
+
+  Parameters are hashed by our names and as bf16, so that a model, its conversion to another format
+  and its copy in half precision are one. Names and pixels of a model do not count.
+  """
+  digest = hashlib.sha256()
+  for name, leaf in sorted(open_model(path, dtype="bfloat16").tree.items()):
+    digest.update(f"{name} {leaf.shape}\n".encode())
+    for piece in leaf.pieces():
+      digest.update(piece.tobytes())
+  return digest.hexdigest()
 
 
 def load_tower(folder: str | os.PathLike) -> tuple[siglip.SiglipConfig, Params]:

@@ -12,16 +12,18 @@ import time
 from ml_collections import ConfigDict
 
 from auditdm_jax.audit import skills
-from auditdm_jax.audit.judge import Judge
+from auditdm_jax.audit.judge import Judge, open_judge
 from auditdm_jax.core import jsonio, paths, runtime
 from auditdm_jax.core.config import build
 from auditdm_jax.images.client import ImageClient
+from auditdm_jax.models.weights import content_hash
 from auditdm_jax.stages import sections, service
 from auditdm_jax.stages.models import Models
 from auditdm_jax.stages.pools import ImageSource, Pools
 from auditdm_jax.stages.run import RunFolder
 from auditdm_jax.stages.truth import Oracle
 from auditdm_jax.stages.worlds import World, open_world
+from auditdm_jax.vlm_loading import load_vlm
 
 
 class Context:
@@ -32,7 +34,7 @@ class Context:
     self.settings = build(sections.AuditConfig, config, name="config")
     self.folder = RunFolder(workdir, config_hash=jsonio.canonical_hash(config.to_dict()))
     self.world: World = open_world(self.settings.world.name, self.settings.world.gaps)
-    self.judge = Judge(self.settings.judge)
+    self.judge = _open_judge(self.settings, self.folder)
     self.models = Models(self.settings, judge=self.judge)
     self.images = ImageSource(self.folder.images)
     self._stack = contextlib.ExitStack()
@@ -87,3 +89,23 @@ class Context:
     if not paths.is_remote(self.folder.path):
       return self.folder.path
     return pathlib.Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+
+
+def _open_judge(settings: sections.AuditConfig, folder: RunFolder) -> Judge:
+  """Opens the judge; one with a model of its own keeps its replies in the run's folder.
+
+  Raises:
+    UserError: its model is one of those that are audited, and the config does not allow it.
+  """
+  config, models = settings.judge, settings.models
+  if not config.model:
+    return open_judge(config)
+  roles = {"target": models.target, "auditor": models.auditor}
+  roles |= {f"reference {path}": path for path in models.references}
+  return open_judge(
+    config,
+    model=load_vlm(config.model, dtype=models.dtype),
+    identity=content_hash(config.model),
+    audited={role: content_hash(path) for role, path in roles.items()},
+    kept=folder.path / "judge.jsonl",
+  )

@@ -37,8 +37,9 @@ def test_reasons(target, references, reason, consensus):
 
 
 def test_undecided_pairs_are_dropped():
-  judge = Judge(ask=lambda q, a, b: a < b)
-  assert decide("cat", {"r": "dog"}, judge).reason == "undecided"
+  for target, *references in (("cat", "animal"), ("red", "cat", "animal")):
+    found = decide(target, dict(enumerate(references)), Judge())
+    assert (found.reason, found.agree, found.disagreement) == ("undecided", False, False)
 
 
 def test_fixed_exactly_when_no_completion_disagrees():

@@ -71,6 +71,39 @@ def test_matches(prediction, reference, exact, normalized):
   assert scorers.normalized_match(prediction, [reference]) == normalized
 
 
+NUMBERS_AND_SIGNS = (
+  "3.5 35,1/2 12,3:15 315,< >,A+ A,A- A,-5 5,5% 5,$5 5,$5 £5,.5 5,10-12 1012,7-2 72,C# C,C++ C"
+  ",5' 5\",1.5 15,? !,>5 5,≥5 5,+5 -5,-$5 $5,5+ 5,12/25 1225,3.14 314,5* 5"
+  ",#1 1,½ 12,10² 102,1:2 1/2,a&b ab"
+)
+
+
+@pytest.mark.parametrize("pair", NUMBERS_AND_SIGNS.split(","))
+def test_punctuation_of_numbers_and_signs_stays(pair):
+  one, other = pair.split(" ")
+  assert scorers.normalized_match(one, [other]) == scorers.normalized_match(other, [one]) == 0.0
+  assert scorers.normalized_match(f" {one} ", [one.upper()]) == 1.0
+
+
+@pytest.mark.parametrize(
+  "prediction,reference",
+  [
+    *(("red .", "red"), ("“red”", "red"), ("'Red'", "red"), ("red。", "red"), ("**red**", "red")),
+    *(
+      ("1,000,000", "1000000"),
+      (".5", "0.5"),
+      ("−5", "-5"),
+      ('"5"', "5"),
+      ("5′", "5'"),
+      ("3.", "3"),
+    ),
+    *(("don’t", "dont"), ("x-ray", "xray"), ("St. John", "st john"), ("red  car", "Red car")),
+  ],
+)
+def test_punctuation_of_words_goes(prediction, reference):
+  assert scorers.normalized_match(prediction, [reference]) == 1.0
+
+
 @pytest.mark.parametrize(
   ("prediction", "reference", "expected"),
   [

@@ -88,6 +88,19 @@ def test_short_dtypes_come_back_in_the_dtype_asked_for(tmp_path, folder, params,
   assert short < 0.75 * full
 
 
+def test_a_content_hash_is_of_the_weights_alone(tmp_path, folder, params):
+  one = weights.content_hash(folder)
+  others = {"template": "{image}<bos>{text}", "stop": []}
+  weights.save(tmp_path / "short", CFG, params, None, others, dtype="bfloat16")
+  assert weights.content_hash(tmp_path / "short") == one
+  flat = safetensors.numpy.load_file(folder / "model.safetensors")
+  name = next(k for k, v in flat.items() if v.size > 1 and v.flat[0] != v.flat[-1])
+  rewrite(
+    folder, **{name: np.ascontiguousarray(flat[name].ravel()[::-1].reshape(flat[name].shape))}
+  )
+  assert weights.content_hash(folder) != one
+
+
 def test_shared_tower(tmp_path, params):
   weights.save_tower(tmp_path / "siglip", CFG.vision, params)
   extras = EXTRAS | {"tower": "../siglip"}
