@@ -1,460 +1,140 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vision-language model behind `answer` and `logits`: weights, tokenizer, pixels and decoding.
+"""Vision-language models: read from folders, written into them.
 
-    vlm = load_vlm("data/scenes/weights/target_easy")  # Of `vlm_loading`.
-    vlm.answer([image], ["what color is the circle?"], max_new_tokens=3)  # -> ["red"]
-
-Its compiled programs are in `vlm_programs`; `vlm_batching` cuts rows into calls of them.
+vlm = load_vlm("data/scenes/weights/target_easy")
 """
 
-from collections.abc import Sequence
 import dataclasses
-import functools
-import hashlib
-from typing import Any, ClassVar, Literal
+import os
+import pathlib
+from typing import Any
 
-import jax
-from jax import Array
 import jax.numpy as jnp
 from jax.sharding import Mesh
-import numpy as np
 
-from auditdm_jax import vlm_batching as batching
-from auditdm_jax import vlm_programs as programs
-from auditdm_jax.core import mesh as mesh_lib
-from auditdm_jax.core import runtime, tree
+from auditdm_jax.core import config
 from auditdm_jax.core.config import UserError
-from auditdm_jax.models import decode, int8, multimodal, preprocess, sharding, siglip
-from auditdm_jax.models.multimodal import Params, VlmConfig
-from auditdm_jax.models.preprocess import Picture, Pixels
+from auditdm_jax.models import preprocess, weights
+from auditdm_jax.models.multimodal import VlmConfig
+from auditdm_jax.models.preprocess import Pixels
+from auditdm_jax.text import hf, styles
 from auditdm_jax.text import prompts as prompts_lib
-from auditdm_jax.text import styles
-from auditdm_jax.text.styles import Reply, Style
 from auditdm_jax.text.tokenizer import FILENAMES, Tokenizer
+from auditdm_jax.vlm_model import Completion, Prompt, Vlm
 
-_LEAST_NEW = 16  # Tokens of a program whose rows have limits of their own: they end it earlier.
+__all__ = ["Completion", "Prompt", "Vlm", "load_vlm", "save_vlm"]
+
+# Of PaliGemma's own demonstrations and most of its transfer configs; the others do not antialias.
+_BIG_VISION = Pixels("big_vision", antialias=True)
+# What a native folder's config.json says of prompts, answers and images.
+_OWN = ("template", "stop", "pixels", "style")
+_EOS = 1  # Of every SentencePiece model of Gemma.
 
 
-@dataclasses.dataclass(frozen=True)
-class Prompt:
-  """A prompt of `Vlm.complete`.
+def load_vlm(path: str | os.PathLike, *, mesh: Mesh | None = None, dtype: Any = jnp.float32) -> Vlm:
+  """Reads a model: ours, Hugging Face's or big_vision's; see `models.weights`.
 
-  Attributes:
-    ids: its tokens, with the slots of its images.
-    images: which of the features fill the slots, in order.
-    max_new_tokens: the longest completion, in tokens.
-    temperature: 0 is greedy.
-    seed: of the sampling, 32 bits.
+  How prompts, answers and images are made is the origin's way (`text.hf`, `models.preprocess`),
+  unless the config.json of a native folder says otherwise by "template", "stop", "pixels" or
+  "style".
+
+  Args:
+    path: the folder, or big_vision's npz; its name becomes the model's.
+    mesh: shard the parameters over this mesh, if it has the axes of `models.sharding`, or
+      replicate them, and split batches over it.
+    dtype: of the parameters and of the computation.
+
+  Raises:
+    UserError: it is not a whole model.
   """
+  path = pathlib.Path(path)
+  loaded = weights.load(path, mesh=mesh, dtype=dtype)
+  cfg, extras = loaded.cfg, dict(loaded.extras)
+  origin = extras["origin"]["format"]
+  folder = weights.side_folder(path)
+  tokenizer = _tokenizer(folder, cfg)
+  where = f"{folder}/config.json"
+  own = {key: extras.pop(key) for key in _OWN if key in extras}
+  if origin == "hf":
+    own = _hf_ways(folder, cfg, tokenizer) | own
+  elif origin != "native":
+    style = styles.style_for(path.resolve().name, paligemma=True, has_turns=False)
+    ways = {"template": prompts_lib.PALIGEMMA, "stop": [_EOS], "pixels": _BIG_VISION}
+    own = ways | {"style": style} | own
+  template, stop = own.get("template"), own.get("stop")
+  if not isinstance(template, str) or not isinstance(stop, list) or not stop:
+    raise UserError(f"{where}: needs a 'template' and a list 'stop' of tokens")
+  if origin == "native":
+    if tokenizer is None:
+      raise UserError(f"{folder}: no tokenizer, none of {', '.join(FILENAMES)}")
+    # Now rather than at the first question.
+    prompts_lib.render(tokenizer, template, "", cfg.num_image_tokens)
+  return Vlm(
+    name=path.resolve().name,
+    cfg=cfg.with_dtype(jnp.dtype(dtype).name),
+    params=loaded.params,
+    tokenizer=tokenizer,
+    template=template,
+    stop_ids=tuple(_stop_id(tokenizer, s) for s in stop),
+    extras=extras,
+    mesh=mesh,
+    pixels=config.build(Pixels, own.get("pixels", {}), name=f"{where}: pixels"),
+    side=loaded.side,
+    style=styles.find(own.get("style", styles.PLAIN), where=f"{where}: style"),
+  )
 
-  ids: tuple[int, ...]
-  images: tuple[int, ...] = ()
-  max_new_tokens: int = 64
-  temperature: float = 0.0
-  seed: int = 0
 
+def save_vlm(path: str | os.PathLike, vlm: Vlm, *, dtype: str = "float32") -> None:
+  """Writes a model folder that `load_vlm` reads.
 
-@dataclasses.dataclass(frozen=True)
-class Completion:
-  """What a model said: the tokens, terminator included, and whether there was no terminator."""
-
-  tokens: tuple[int, ...]
-  truncated: bool
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Vlm:
-  """A model that answers questions about images.
-
-  Attributes:
-    name: what records and reports call it.
-    cfg: its architecture.
-    params: its parameters, on the device.
-    tokenizer: its tokenizer; None for a folder without one, which has logits but no answers.
-    template: its prompt template, see `text.prompts`.
-    stop_ids: the ids that end an answer.
-    extras: what else its config.json says, such as how it was trained.
-    mesh: the mesh its parameters are on and its batches are split over, or None.
-    pixels: how it wants its images.
-    side: the files that lay beside its weights, see `weights.Loaded`; they go where it is saved.
-    style: how it is asked for a short answer. `answer` takes prompts as they are.
-    takes: that it may be given the features of images.
+  The tower is written with the model unless `vlm.extras["tower"]` names its folder, relative to
+  `path`.
   """
+  stop = [vlm.tokenizer.token(i) if vlm.tokenizer else i for i in vlm.stop_ids]
+  extras = vlm.extras | {"template": vlm.template, "stop": stop}
+  if vlm.pixels != Pixels():
+    extras["pixels"] = dataclasses.asdict(vlm.pixels)
+  if vlm.style != styles.PLAIN:
+    extras["style"] = dataclasses.asdict(vlm.style)
+  weights.save(path, vlm.cfg, vlm.params, vlm.tokenizer, extras, dtype=dtype, side=vlm.side)
 
-  takes: ClassVar[Literal["features"]] = "features"
 
-  name: str
-  cfg: VlmConfig
-  params: Params
-  tokenizer: Tokenizer | None
-  template: str
-  stop_ids: tuple[int, ...]
-  extras: dict[str, Any] = dataclasses.field(default_factory=dict)
-  mesh: Mesh | None = None
-  pixels: Pixels = Pixels()
-  side: dict[str, Any] = dataclasses.field(default_factory=dict)
-  style: Style = styles.PLAIN
-
-  @property
-  def tower_id(self) -> str:
-    """Hash of the tower, its weights and its pixels: models of one id have the same features."""
-    return self._tower_id
-
-  @functools.cached_property
-  def _tower_id(self) -> str:
-    sizes = dataclasses.replace(self._vision(), remat=False, unroll=1)
-    digest = hashlib.sha256(repr((sizes, self.pixels)).encode())
-    for path, leaf in sorted(tree.flatten(multimodal.tower(self.params)).items()):
-      array = runtime.fetch(leaf)
-      digest.update(f"{path} {array.dtype} {array.shape}\n".encode())
-      digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-  def encode(self, images: Sequence[Picture]) -> np.ndarray:
-    """Returns features f32[U,P,Dv] of images as in `answer`: the tower's output, to be cached."""
-    vision, tower = self._vision(), multimodal.tower(self.params)
-    out = np.zeros((len(images), vision.num_patches, vision.width), np.float32)
-    most = batching.images_per_call(vision, **self._room)
-    for rows in batching.cut(np.arange(len(images)), most):
-      pixels = self._pixels(images, rows)
-      with mesh_lib.use(self.mesh):
-        out[rows] = runtime.fetch(programs.encode_images(vision, tower, pixels))[: len(rows)]
-    return out
-
-  def _pixels(self, images: Sequence[Picture], rows: np.ndarray) -> Array | np.ndarray:
-    """f32[U,H,W,3] of these images on the devices; a process opens those of its own devices."""
-    n, size = batching.bucket(len(rows), small=self._is_small), self._vision().image_size
-
-    def make(own: slice) -> np.ndarray:
-      wanted = [images[i] for i in batching.pad_rows(rows, n)[own]]
-      return preprocess.preprocess(wanted, size=size, how=self.pixels)
-
-    if self.mesh is None:
-      return batching.pad_rows(make(slice(len(rows))), n)
-    where = mesh_lib.rows_sharding(self.mesh, n, axes=self.mesh.axis_names)
-    return jax.make_array_from_callback((n, size, size, 3), where, lambda index: make(index[0]))
-
-  def answer(
-    self,
-    images: Sequence[Picture | Sequence[Picture] | None] | None,
-    prompts: Sequence[str],
-    *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    seed: int = 0,
-  ) -> list[str]:
-    """Answers prompts[i] about images[i]; an image given several times is encoded once.
-
-    Args:
-      images: one entry per prompt: u8[H,W,3] of any size, a Pillow image, the path of an image
-        file, a list of several of them, or None for a prompt without image. None is none at all.
-      prompts: the questions, without the template.
-      max_new_tokens: the longest answer, in tokens.
-      temperature: 0 is greedy.
-      seed: of the sampling, 32 bits; answer i depends on (seed, i) and not on the batch.
-
-    Raises:
-      UserError: images that cannot be read or that the model cannot take.
-    """
-    if isinstance(prompts, str):
-      raise UserError(f"prompts is one string, {prompts[:20]!r}: expected a list of them")
-    images = [None] * len(prompts) if images is None else images
-    _same_length(images, prompts)
-    groups = [_as_group(image) for image in images]
-    ask = functools.partial(
-      self._answer, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
+def _tokenizer(folder: pathlib.Path, cfg: VlmConfig) -> Tokenizer | None:
+  """Reads the tokenizer in a folder, if there is one, as the model wants it."""
+  tokenizer = Tokenizer.in_folder(folder)
+  if tokenizer is None or cfg.vision is None:
+    return tokenizer
+  try:
+    return tokenizer.for_model(
+      image_id=cfg.image_token_id, rows=cfg.text.vocab_size, locations=cfg.kind == "paligemma"
     )
-    answers = [""] * len(prompts)
-    for rows in batching.windows([len(g) for g in groups], self.cfg.vision):
-      unique = {id(image): image for i in rows for image in groups[i]}
-      order = {key: k for k, key in enumerate(unique)}
-      features = self.encode(list(unique.values())) if unique else None
-      which = [[order[id(image)] for image in groups[i]] for i in rows]
-      for i, reply in zip(rows, ask(features, which, [prompts[i] for i in rows], rows)):
-        answers[i] = reply.text or ""
-    return answers
+  except UserError as e:
+    raise UserError(f"{folder}: {e}") from e
 
-  def answer_features(
-    self,
-    features: np.ndarray | None,
-    prompts: Sequence[str],
-    *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    seed: int = 0,
-  ) -> list[str]:
-    """As `answer`, for features [B,P,Dv] of `encode` in any float dtype; None for text only."""
-    replies = self.reply_features(
-      features, prompts, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
+
+def _hf_ways(folder: pathlib.Path, cfg: VlmConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
+  """Returns "template", "stop", "pixels" and "style" of a Hugging Face folder."""
+  paligemma = cfg.kind == "paligemma"
+  template = hf.template(folder, tokenizer, paligemma=paligemma)
+  turns = "<start_of_turn>" in template
+  ways: dict[str, Any] = {
+    "style": styles.style_for(folder.resolve().name, paligemma=paligemma, has_turns=turns),
+    "template": template,
+    "stop": hf.stop_ids(folder, tokenizer, template=template),
+  }
+  if cfg.vision is not None:
+    ways["pixels"] = preprocess.read_processor(
+      folder,
+      size=cfg.vision.image_size,
+      # Of SigLIP's image processor, which PaliGemma uses, and of Gemma 3's.
+      resample="bicubic" if paligemma else "bilinear",
     )
-    return [reply.text or "" for reply in replies]
-
-  def reply_features(
-    self,
-    features: np.ndarray | None,
-    prompts: Sequence[str],
-    *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    seed: int = 0,
-  ) -> list[Reply]:
-    """As `answer_features`; each reply says whether it ended or was cut."""
-    rows = np.arange(len(prompts))
-    if features is not None:
-      _same_length(features, prompts)
-    which = [[] if features is None else [i] for i in rows]
-    return self._answer(
-      features,
-      which,
-      prompts,
-      rows,
-      max_new_tokens=max_new_tokens,
-      temperature=temperature,
-      seed=seed,
-    )
-
-  def complete(self, features: np.ndarray | None, prompts: Sequence[Prompt]) -> list[Completion]:
-    """Completes prompts that have settings of their own, in as few calls as `answer` would.
-
-    Each is what `answer` would say if it were asked that one alone: what shares its batch, other
-    temperatures too, changes nothing.
-
-    Args:
-      features: [N,P,Dv] of `encode`, which prompts point into; None for text only.
-      prompts: the prompts, rendered.
-
-    Raises:
-      UserError: ids that the model does not have, or a seed of more than 32 bits.
-    """
-    for prompt in prompts:
-      self._check_ids(np.array(prompt.ids))
-      _check_seed(prompt.seed)
-    done: dict[int, Completion] = {}
-    longest = max([_LEAST_NEW, *(p.max_new_tokens for p in prompts)])
-    new = 1 << (longest - 1).bit_length()
-    calls = batching.calls(
-      self.cfg,
-      [len(p.ids) for p in prompts],
-      images=[len(p.images) for p in prompts],
-      new=new,
-      **self._room,
-    )
-    for rows in calls:
-      batch = [prompts[i] for i in rows]
-      which = np.array([p.images for p in batch])
-      warm = any(p.temperature for p in batch)
-      tokens, lengths = self._sample(
-        decode.SampleConfig(new, float(warm), self.stop_ids),
-        features[which if which.shape[1] > 1 else which[:, 0]] if which.size else None,
-        [p.ids for p in batch],
-        np.zeros(len(batch), np.int32),
-        np.array([p.seed for p in batch], np.int32),
-        limits=np.array([p.max_new_tokens for p in batch], np.int32),
-        temperatures=np.array([p.temperature for p in batch], np.float32) if warm else None,
-      )
-      for k, i in enumerate(rows):
-        said = tokens[k, : lengths[k]].tolist()
-        done[i] = Completion(tuple(said), truncated=said[-1] not in self.stop_ids)
-    return [done[i] for i in range(len(prompts))]
-
-  def logits(
-    self,
-    pixel_values: Array | np.ndarray | None,
-    input_ids: Array | np.ndarray,
-    *,
-    input_mask: Array | np.ndarray | None = None,
-    mask_ar: Array | np.ndarray | None = None,
-  ) -> Array:
-    """Returns f32[B,T,V] for callers who have tokens.
-
-    Args:
-      pixel_values: f32[U,H,W,3], the U images that fill the image slots in the order of the rows;
-        a row has one, several or none. Without it the image token is a token like any other.
-      input_ids: i32[B,T], image slots included, padded on either side.
-      input_mask: bool[B,T], False at padding; None is no padding.
-      mask_ar: i32[B,T] of `multimodal.make_attn_mask`; None is what the architecture prescribes:
-        the whole row as prefix for PaliGemma, causal but for the images for Gemma 3.
-
-    Raises:
-      UserError: shapes or dtypes are others, slots and images do not match, or the model has no
-        such ids.
-    """
-    ids = np.asarray(input_ids)
-    valid = np.ones(ids.shape, bool) if input_mask is None else np.asarray(input_mask, bool)
-    if ids.ndim != 2 or valid.shape != ids.shape:
-      raise UserError(f"input_ids {ids.shape}, input_mask {valid.shape}: both should be [B,T]")
-    self._check_ids(ids)
-    ids = ids.astype(np.int32)
-    ar = None if mask_ar is None else np.asarray(mask_ar, np.int32)
-    if ar is not None and ar.shape != ids.shape:
-      raise UserError(f"mask_ar {ar.shape}: should be {ids.shape}, as input_ids")
-    features = None
-    if pixel_values is not None:
-      vision, pixels = self._vision(), jnp.asarray(pixel_values)
-      size = vision.image_size
-      if pixels.shape[1:] != (size, size, 3) or not jnp.issubdtype(pixels.dtype, jnp.floating):
-        raise UserError(
-          f"pixel_values {pixels.dtype} {pixels.shape}: should be floats of preprocess.preprocess, "
-          f"[U,{size},{size},3]"
-        )
-      pixels = pixels.astype(jnp.float32)
-      which = self._fill(ids, len(pixels))
-      if len(pixels):
-        with mesh_lib.use(self.mesh):
-          features = programs.encode_images(vision, multimodal.tower(self.params), pixels)[which]
-    if features is None and ar is None and self.cfg.kind == "gemma3":
-      ar = np.ones(ids.shape, np.int32)
-    with mesh_lib.use(self.mesh):
-      return programs.logits(self.cfg, self.params, features, ids, valid, ar)
-
-  def with_int8(self) -> "Vlm":
-    """The same model with its decoder's weights in int8, see `models.int8`."""
-    if self.mesh is None:
-      return self.with_params(jax.jit(int8.quantize)(self.params))
-    where = sharding.shardings(self.mesh, jax.eval_shape(int8.quantize, self.params))
-    return self.with_params(jax.jit(int8.quantize, out_shardings=where)(self.params))
-
-  def with_params(self, params: Params, *, name: str | None = None) -> "Vlm":
-    """The same model with other parameters, such as fine-tuned ones."""
-    return dataclasses.replace(self, params=params, name=name or self.name)
-
-  def _vision(self) -> siglip.SiglipConfig:
-    if self.cfg.vision is None:
-      raise UserError(f"model {self.name!r} has no vision tower")
-    return self.cfg.vision
-
-  def _fill(self, ids: np.ndarray, images: int) -> np.ndarray:
-    """Returns i[B,I]: which of the images are a row's, 0 where it has fewer than others."""
-    need = self.cfg.num_image_tokens
-    slots = np.sum(ids == self.cfg.image_token_id, axis=1)
-    if np.any(slots % need) or np.sum(slots) != images * need:
-      raise UserError(f"rows have {slots.tolist()} image slots, {images} images need {need} each")
-    count = slots // need
-    which = np.zeros((len(ids), max(count, default=0)), np.int32)
-    which[np.arange(which.shape[1]) < count[:, None]] = np.arange(images)
-    return which
-
-  def _check_ids(self, ids: np.ndarray) -> None:
-    """Raises a UserError for an id without an embedding: the lookup gives NaN, or another's."""
-    rows = self.cfg.text.vocab_size
-    known = (ids >= 0) & ((ids < rows) | (ids == self.cfg.image_token_id))
-    if not np.all(known):
-      raise UserError(f"token id {ids[~known][0]}: model {self.name!r} has 0 to {rows - 1}")
-
-  def _answer(
-    self,
-    features: np.ndarray | None,
-    which: Sequence[Sequence[int]],
-    prompts: Sequence[str],
-    names: Sequence[int],
-    *,
-    max_new_tokens: int,
-    temperature: float,
-    seed: int,
-  ) -> list[Reply]:
-    """Answers prompts about features[which[i]]; names[i] is what prompt i's randomness hangs on."""
-    if self.tokenizer is None:
-      raise UserError(f"model {self.name!r} has no tokenizer: none of {', '.join(FILENAMES)}")
-    if features is not None and any(which) and "{image}" not in self.template:
-      raise UserError(f"model {self.name!r}: its template {self.template!r} has no {{image}}")
-    _check_seed(seed)
-    slots = self.cfg.num_image_tokens
-    ids = [
-      prompts_lib.render(self.tokenizer, self.template, p, slots, images=len(w))
-      for p, w in zip(prompts, which)
-    ]
-    for prompt, row in zip(prompts, ids):
-      if not row:
-        raise UserError(f"prompt {prompt[:20]!r} has no tokens in the template {self.template!r}")
-      self._check_ids(np.array(row))
-    sc = decode.SampleConfig(max_new_tokens, temperature, self.stop_ids)
-    replies = [Reply("")] * len(prompts)
-    calls = batching.calls(
-      self.cfg,
-      [len(row) for row in ids],
-      images=[len(w) for w in which],
-      new=max_new_tokens,
-      **self._room,
-    )
-    for rows in calls:
-      batch = np.array([which[i] for i in rows])
-      x = features[batch if batch.shape[1] > 1 else batch[:, 0]] if batch.size else None
-      tokens, lengths = self._sample(
-        sc, x, [ids[i] for i in rows], np.array([names[i] for i in rows]), seed
-      )
-      for k, i in enumerate(rows):
-        text = self.tokenizer.decode(tokens[k, : lengths[k]]).strip()
-        ended = int(tokens[k, lengths[k] - 1]) in self.stop_ids
-        replies[i] = Reply(text, "stop" if ended else "length")
-    return replies
-
-  def _sample(
-    self,
-    sc: decode.SampleConfig,
-    features: np.ndarray | None,
-    ids: Sequence[Sequence[int]],
-    names: np.ndarray,
-    seed: int | np.ndarray,
-    *,
-    limits: np.ndarray | None = None,
-    temperatures: np.ndarray | None = None,
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the tokens and the length of one sample for each of `ids`, and rows of padding.
-
-    The shape of the program is bucketed.
-    """
-    n = batching.bucket(len(ids), small=self._is_small)
-    length = batching.padded_length(max(map(len, ids)))
-    tokens = np.zeros((n, length), np.int32)
-    valid = np.zeros((n, length), bool)
-    for k, row in enumerate([*ids, *[ids[-1]] * (n - len(ids))]):
-      tokens[k, : len(row)], valid[k, : len(row)] = row, True
-    if features is not None:
-      features = self._place(batching.pad_rows(np.asarray(features), n))
-    own = [
-      x if np.ndim(x) == 0 else self._place(batching.pad_rows(x, n))
-      for x in (names, np.int32(seed), limits, temperatures)
-    ]
-    rest = features, self._place(tokens), self._place(valid), *own
-    with mesh_lib.use(self.mesh):
-      return runtime.fetch(programs.sample_answers(self.cfg, sc, self._decoding_params, *rest))
-
-  @functools.cached_property
-  def _decoding_params(self) -> Params:
-    """The parameters for `answer`: on a CPU split, unless memory or compiling is dearer."""
-    size = sum(x.nbytes for x in jax.tree.leaves(self.params["llm"]))
-    on_cpu = self.mesh is None and jax.default_backend() == "cpu"
-    if not on_cpu or self._is_small or size > batching.MEMORY or int8.is_quantized(self.params):
-      return self.params
-    return multimodal.split_layers(self.params)
-
-  @functools.cached_property
-  def _is_small(self) -> bool:
-    return batching.is_small(self.params)
-
-  @property
-  def _room(self) -> dict[str, int]:
-    """What `batching.rows_per_call` needs to know of the devices."""
-    devices = self.mesh.size if self.mesh else 1
-    return {"devices": devices, "most": batching.largest_call(devices)}
-
-  def _place(self, x: np.ndarray) -> Array | np.ndarray:
-    if self.mesh is None:
-      return x
-    return runtime.place(x, mesh_lib.rows_sharding(self.mesh, x.shape[0]))
+  return ways
 
 
-def _as_group(images: Picture | Sequence[Picture] | None) -> tuple[Picture, ...]:
-  if images is None:
-    return ()
-  return tuple(images) if isinstance(images, list | tuple) else (images,)
-
-
-def _check_seed(seed: int) -> None:
-  if not -(1 << 31) <= seed < 1 << 31:
-    raise UserError(f"seed {seed}: expected -2**31 to 2**31 - 1")
-
-
-def _same_length(images: Sequence[Any], prompts: Sequence[str]) -> None:
-  if len(images) != len(prompts):
-    raise UserError(f"{len(images)} images for {len(prompts)} prompts: one each, please")
+def _stop_id(tokenizer: Tokenizer | None, stop: str | int) -> int:
+  if isinstance(stop, int):
+    return stop
+  if tokenizer is None:
+    raise UserError(f"stop {stop!r} is a token, but there is no tokenizer to say which")
+  return tokenizer.id(stop)

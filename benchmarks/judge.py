@@ -28,7 +28,7 @@ from auditdm_jax.audit.judging.simulated import SimulatedModel
 from auditdm_jax.audit.rates import Rate
 from auditdm_jax.core.config import UserError
 from auditdm_jax.models import weights
-from auditdm_jax.vlm_loading import load_vlm
+from auditdm_jax.vlm import load_vlm
 
 PAIRS = pathlib.Path(__file__).parent.parent / "data/judge/pairs.jsonl"
 

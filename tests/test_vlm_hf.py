@@ -14,7 +14,7 @@ from auditdm_jax.models import preprocess
 from auditdm_jax.models.preprocess import Pixels
 from auditdm_jax.text import prompts, styles
 from auditdm_jax.text.tokenizer import Tokenizer
-from auditdm_jax.vlm_loading import load_vlm, save_vlm
+from auditdm_jax.vlm import load_vlm, save_vlm
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 torch = pytest.importorskip("torch")

@@ -26,8 +26,7 @@ from auditdm_jax.rl import flops
 from auditdm_jax.rl.batch import LearnerBatch
 from auditdm_jax.rl.learner import Learner
 from auditdm_jax.rl.rollout import Rollout
-from auditdm_jax.vlm import Vlm
-from auditdm_jax.vlm_loading import save_vlm
+from auditdm_jax.vlm import Vlm, save_vlm
 
 COMPLETIONS = "completions"
 

@@ -13,7 +13,7 @@ import pathlib
 from absl import flags
 
 from auditdm_jax.core.config import UserError
-from auditdm_jax.vlm_loading import load_vlm
+from auditdm_jax.vlm import load_vlm
 
 FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string(

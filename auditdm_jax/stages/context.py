@@ -23,7 +23,7 @@ from auditdm_jax.stages.pools import ImageSource, Pools
 from auditdm_jax.stages.run import RunFolder
 from auditdm_jax.stages.truth import Oracle
 from auditdm_jax.stages.worlds import World, open_world
-from auditdm_jax.vlm_loading import load_vlm
+from auditdm_jax.vlm import load_vlm
 
 
 class Context:

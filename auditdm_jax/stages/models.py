@@ -19,8 +19,7 @@ from auditdm_jax.stages.paging import Paged, Turns
 from auditdm_jax.stages.sections import AuditConfig, ModelsConfig
 from auditdm_jax.stages.talking import Talking
 from auditdm_jax.text import styles
-from auditdm_jax.vlm import Vlm
-from auditdm_jax.vlm_loading import load_vlm
+from auditdm_jax.vlm import Vlm, load_vlm
 
 Answering = Vlm | Paged | Talking
 

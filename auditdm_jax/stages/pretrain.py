@@ -32,8 +32,7 @@ from auditdm_jax.scenes.mix import Mix
 from auditdm_jax.stages.worlds import gap_set
 from auditdm_jax.text import prompts
 from auditdm_jax.text.tokenizer import Tokenizer
-from auditdm_jax.vlm import Vlm
-from auditdm_jax.vlm_loading import save_vlm
+from auditdm_jax.vlm import Vlm, save_vlm
 
 TEMPLATES = {"paligemma": prompts.PALIGEMMA, "gemma3": prompts.GEMMA3_PLAIN}
 STOPS = {"paligemma": "<eos>", "gemma3": "<end_of_turn>"}

@@ -24,8 +24,7 @@ from auditdm_jax.rectify import finetune, supervised
 from auditdm_jax.rectify.curate import Example
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import Verified
-from auditdm_jax.vlm import Vlm
-from auditdm_jax.vlm_loading import save_vlm
+from auditdm_jax.vlm import Vlm, save_vlm
 
 MAX_REPLAY = 6_000
 

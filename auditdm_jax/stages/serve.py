@@ -33,8 +33,7 @@ from auditdm_jax.serving.app import Endpoint
 from auditdm_jax.serving.batcher import Batching
 from auditdm_jax.serving.engine import Engine
 from auditdm_jax.serving.intake import Intake, Limits
-from auditdm_jax.vlm import Vlm
-from auditdm_jax.vlm_loading import load_vlm
+from auditdm_jax.vlm import Vlm, load_vlm
 
 FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string(

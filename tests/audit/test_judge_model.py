@@ -14,7 +14,7 @@ from auditdm_jax.audit.judging.simulated import SimulatedModel
 from auditdm_jax.audit.verdict import decide
 from auditdm_jax.core import jsonl
 from auditdm_jax.core.config import UserError
-from auditdm_jax.vlm_loading import load_vlm
+from auditdm_jax.vlm import load_vlm
 from benchmarks import judge as benchmark
 
 PAIRS = benchmark.read_pairs()

@@ -23,8 +23,7 @@ import transformers
 from auditdm_jax.models import decode
 from auditdm_jax.text import prompts
 from auditdm_jax.text.tokenizer import Tokenizer
-from auditdm_jax.vlm import Vlm
-from auditdm_jax.vlm_loading import load_vlm
+from auditdm_jax.vlm import Vlm, load_vlm
 
 NEW = 64  # Tokens per answer.
 WORDS = [f"w{i}" for i in range(49_000)]

@@ -20,7 +20,7 @@ from auditdm_jax.core.config import UserError
 from auditdm_jax.core.records import Records
 from auditdm_jax.rl import grpo, reward, trainer
 from auditdm_jax.rl.dynamic import DynamicConfig
-from auditdm_jax.vlm_loading import load_vlm
+from auditdm_jax.vlm import load_vlm
 from tests.rl import fakes, tiny
 
 CONFIG = trainer.TrainConfig(checkpoint_every=2, harvest=(3,), best="entropy", peak_tflops=0.001)

@@ -19,7 +19,7 @@ import pytest
 
 from auditdm_jax.bench import evaluate
 from auditdm_jax.scenes import questions, render, world
-from auditdm_jax.vlm_loading import load_vlm
+from auditdm_jax.vlm import load_vlm
 from tests.stages.test_serve import serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.network]

@@ -12,7 +12,7 @@ from auditdm_jax import __main__ as main_lib
 from auditdm_jax.core import runtime
 from auditdm_jax.core.config import UserError
 from auditdm_jax.stages import answer
-from auditdm_jax.vlm_loading import load_vlm
+from auditdm_jax.vlm import load_vlm
 
 ROOT = pathlib.Path(__file__).parents[2]
 MODEL = ROOT / "data/scenes/weights/target_easy"

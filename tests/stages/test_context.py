@@ -46,7 +46,7 @@ def test_styles_are_those_of_the_models_and_go_into_the_manifest(config, tmp_pat
   config.bank.max_new_tokens = 3
   with Context(config, tmp_path / "run", "train") as ctx:
     image = np.zeros((64, 64, 3), np.uint8)
-    ctx.bank().answers([image], ["what color is the background"])
+    ctx.models.bank().answers([image], ["what color is the background"])
   stage = json.loads((tmp_path / "run/manifest.json").read_text())["stages"]["train"]
   asked = {name: style["name"] for name, style in stage["styles"].items()}
   assert asked == {"target_easy": "plain", "ref_paligemma2": "plain", "ref_gemma3": "mine"}

@@ -19,7 +19,7 @@ import pytest
 from auditdm_jax import __main__ as main_lib
 from auditdm_jax.core import runtime
 from auditdm_jax.stages import serve
-from auditdm_jax.vlm_loading import load_vlm, save_vlm
+from auditdm_jax.vlm import load_vlm, save_vlm
 from tests.serving import tiny
 from tests.serving.tiny import IMAGES, QUESTIONS, user
 

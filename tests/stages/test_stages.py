@@ -20,7 +20,7 @@ from auditdm_jax.scenes import language, questions, render, world
 from auditdm_jax.scenes.mix import Mix
 from auditdm_jax.stages import asking, discover, evaluate, summarise, truth, verify, worlds
 from auditdm_jax.stages.results import Found, ModeRow
-from auditdm_jax.vlm_loading import load_vlm
+from auditdm_jax.vlm import load_vlm
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -11,7 +11,7 @@ from auditdm_jax.scenes import questions, render, talk, world
 from auditdm_jax.stages.talking import Talking
 from auditdm_jax.text import styles
 from auditdm_jax.text.styles import Reply
-from auditdm_jax.vlm_loading import load_vlm
+from auditdm_jax.vlm import load_vlm
 
 WEIGHTS = pathlib.Path(__file__).parents[2] / "data/scenes/weights"
 VOICE = talk.Voice(sentences=0.6, letters=0.3)

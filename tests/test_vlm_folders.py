@@ -17,7 +17,7 @@ from auditdm_jax.models import multimodal as mm
 from auditdm_jax.models import preprocess
 from auditdm_jax.models.preprocess import Pixels
 from auditdm_jax.text import prompts
-from auditdm_jax.vlm_loading import load_vlm, save_vlm
+from auditdm_jax.vlm import load_vlm, save_vlm
 from tests.tiny_vlm import TEXT, VISION, WORDS, make
 
 RNG = np.random.default_rng(0)
