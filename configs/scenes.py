@@ -65,7 +65,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.pool = dict(
     builder="data/scenes/scenes_dataset_builder.py",
     data_dir="",  # "" = <workdir>/data
-    dataset="scenes/default/1.2.0",
+    dataset="scenes/default/1.1.0",
     images="pool", heldout="heldout", fresh="rounds",
   )  # fmt: skip
   c.images = dict(

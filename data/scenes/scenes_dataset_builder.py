@@ -7,7 +7,7 @@ split, index), and the splits draw from separate streams.
 
 COMMAND (no TensorFlow needed):
   python data/scenes/scenes_dataset_builder.py --data_dir=DIR [--config=tiny]
-Reading: `auditdm_jax.core.pool.open_tfds(DIR / "scenes/default/1.2.0", "pool")`.
+Reading: `auditdm_jax.core.pool.open_tfds(DIR / "scenes/default/1.1.0", "pool")`.
 """
 
 import argparse
@@ -62,11 +62,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
   """The scenes world as a data set."""
 
   name = "scenes"
-  VERSION = tfds.core.Version("1.2.0")
+  VERSION = tfds.core.Version("1.1.0")
   RELEASE_NOTES = {
     "1.0.0": "First version.",
     "1.1.0": "10,000 images in the pool, not 6,000.",
-    "1.2.0": "Examples drawn from named streams.",
   }
   BUILDER_CONFIGS = [
     ScenesConfig(name="default", description="The audit's images."),

@@ -23,6 +23,7 @@ from auditdm_jax.images.config import ClientConfig, ImagesConfig, Limits  # noqa
 from auditdm_jax.images.diffusers_backend import DiffusersBackend  # noqa: E402
 from auditdm_jax.images.failures import Reason  # noqa: E402
 from auditdm_jax.images.requests import Edit, Generate  # noqa: E402
+from auditdm_jax.rl.draws import RolloutConfig  # noqa: E402
 from auditdm_jax.scenes import image_backend, render  # noqa: E402
 from auditdm_jax.scenes.mix import Mix  # noqa: E402
 from auditdm_jax.stages import edits  # noqa: E402
@@ -229,7 +230,8 @@ def test_the_gates_of_an_edit_hold_on_the_grid_of_its_source(tmp_path, size):
       image = client.edit(source, "x", seed=1).result(10.0).image
       images = _Source({made.id_of(source): source})
       images.made = made
-      ctx = types.SimpleNamespace(images=images, client=client)
+      settings = types.SimpleNamespace(rollout=RolloutConfig())
+      ctx = types.SimpleNamespace(images=images, client=client, settings=settings)
       probe = Probe.make(
         made.put(image), "is there magenta", strategy="edit", source_image_id=made.id_of(source)
       )

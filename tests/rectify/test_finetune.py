@@ -148,8 +148,8 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(model, tmp_path, monkeyp
 
 
 def test_batches_are_half_replay_and_a_function_of_the_step(model):
-  batches = finetune._Batches(model[2], _RECIPE, _NEW, _OLD)
-  first, again = batches(5), finetune._Batches(model[2], _RECIPE, _NEW, _OLD)(5)
+  batches = finetune._Batches(model[2], _RECIPE, _NEW, _OLD, 0)
+  first, again = batches(5), finetune._Batches(model[2], _RECIPE, _NEW, _OLD, 0)(5)
   np.testing.assert_array_equal(first.tokens, again.tokens)
   np.testing.assert_array_equal(first.features, again.features)
   assert first.features.shape == (8, 4, 8) and first.tokens.shape == (8, 12)
