@@ -2,7 +2,7 @@
 """How often the judge is right on the labelled pairs of data/judge.
 
 COMMAND
-  python -m benchmarks.judge [--model=DIR] [--error=0.1] [--seed=0] [--synonyms=FILE] [--list]
+  python -m benchmarks.judge [--judge=DIR] [--error=0.1] [--seed=0] [--synonyms=FILE] [--list]
 
 Prints sensitivity (pairs that mean the same and are called so) and specificity (pairs that differ
 and are called so), with 95 % Wilson intervals, for the rules alone, with a model that is always
@@ -32,7 +32,7 @@ from auditdm_jax.vlm import load_vlm
 
 PAIRS = pathlib.Path(__file__).parent.parent / "data/judge/pairs.jsonl"
 
-_MODEL = flags.DEFINE_string("model", "", "folder of a model that judges")
+_JUDGE = flags.DEFINE_string("judge", "", "folder of a model that judges")
 _ERROR = flags.DEFINE_float("error", 0.1, "share of wrong replies of the simulated model", 0, 1)
 _SEED = flags.DEFINE_integer("seed", 0, "of the simulated model's errors")
 _SYNONYMS = flags.DEFINE_string("synonyms", "", "a table of synonyms in addition to the package's")
@@ -83,7 +83,7 @@ def summary(pairs: Sequence[LabelledPair], found: Sequence[Same]) -> dict[str, d
 
 
 def _judges(pairs: Sequence[LabelledPair]) -> dict[str, Judge]:
-  config = JudgeConfig(synonyms=_SYNONYMS.value, model=_MODEL.value)
+  config = JudgeConfig(synonyms=_SYNONYMS.value, model=_JUDGE.value)
 
   def asking(model: TextModel, identity: str) -> Judge:
     return open_judge(config, model=model, identity=identity)
@@ -94,9 +94,9 @@ def _judges(pairs: Sequence[LabelledPair]) -> dict[str, Judge]:
     "rules + a model always right": asking(simulated(pairs, error=0), "right"),
     f"rules + a model wrong in {_ERROR.value:.0%}": asking(wrong, "wrong"),
   }
-  if _MODEL.value:
-    identity = weights.content_hash(_MODEL.value)
-    judges[f"rules + {_MODEL.value}"] = asking(load_vlm(_MODEL.value), identity)
+  if _JUDGE.value:
+    identity = weights.content_hash(_JUDGE.value)
+    judges[f"rules + {_JUDGE.value}"] = asking(load_vlm(_JUDGE.value), identity)
   return judges
 
 
