@@ -82,7 +82,7 @@ def summary(pairs: Sequence[LabelledPair], found: Sequence[Same]) -> dict[str, d
 
 
 def _judges(pairs: Sequence[LabelledPair]) -> dict[str, Judge]:
-  config = JudgeConfig(synonyms=_SYNONYMS.value, model=_MODEL.value)
+  config = JudgeConfig(synonyms=_SYNONYMS.value)
 
   def asking(model: TextModel, identity: str) -> Judge:
     return open_judge(config, model=model, identity=identity)

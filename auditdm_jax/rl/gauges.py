@@ -14,6 +14,7 @@ import dataclasses
 import numpy as np
 
 from auditdm_jax.audit.answer import ModelBank
+from auditdm_jax.audit.judge import Same
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rl.batch import Trajectory
 from auditdm_jax.vlm import Vlm
@@ -68,6 +69,7 @@ def measure(
   }
   if heldout is not None:
     answers = heldout.answer(images, questions, max_new_tokens=bank.config.max_new_tokens)
-    sides = [bank.judge.same(a, t.verdict.consensus) for a, t in zip(answers, finds)]
-    out["gauge/heldout"] = sum(sides) / len(finds)
+    rows = zip(questions, answers, finds)
+    sides = bank.judge.compare_all((q, a, t.verdict.consensus) for q, a, t in rows)
+    out["gauge/heldout"] = sides.count(Same.SAME) / len(finds)
   return out

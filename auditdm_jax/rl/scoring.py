@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -90,9 +91,17 @@ class Scorer:
         image_ids=[result[i].image_id for i in rows],
         models=self._bank.references,
       )
+    judge = self._bank.judge
+    judge.prepare(
+      (result[i].question, result[i].verdict.consensus, a[k])
+      for k, i in enumerate(rows)
+      for a in answers.values()
+    )
     for k, i in enumerate(rows):
       kept = reward_lib.answerability(
-        result[i].verdict.consensus, [a[k] for a in answers.values()], same=self._bank.judge.same
+        result[i].verdict.consensus,
+        [a[k] for a in answers.values()],
+        same=functools.partial(judge.same, question=result[i].question),
       )
       result[i] = dataclasses.replace(result[i], parts={"answerability": kept})
     return result
@@ -144,7 +153,7 @@ class Scorer:
       return False
     verdict = trajectory.verdict
     answer = self._oracle(self._load(trajectory.image_id), trajectory.question)
-    same = self._bank.judge.same
+    same = functools.partial(self._bank.judge.same, question=trajectory.question)
     return (
       answer is not None
       and same(answer, verdict.consensus)
