@@ -83,7 +83,7 @@ def summary(pairs: Sequence[LabelledPair], found: Sequence[Same]) -> dict[str, d
 
 
 def _judges(pairs: Sequence[LabelledPair]) -> dict[str, Judge]:
-  config = JudgeConfig(synonyms=_SYNONYMS.value, model=_JUDGE.value)
+  config = JudgeConfig(synonyms=_SYNONYMS.value)
 
   def asking(model: TextModel, identity: str) -> Judge:
     return open_judge(config, model=model, identity=identity)

@@ -11,7 +11,7 @@ import dataclasses
 from typing import Any
 
 from auditdm_jax.audit import rates
-from auditdm_jax.audit.judge import Judge
+from auditdm_jax.audit.judge import Judge, Same
 
 STATUSES = ("new", "regressed", "improved", "fixed", "unchanged", "unsure")
 
@@ -93,13 +93,34 @@ def pairs(
   new: Sequence[str],
   *,
   judge: Judge,
+  questions: Sequence[str] = (),
 ) -> list[Pair]:
-  """Pairs from answers; probes without a mode, a consensus or both answers are left out."""
-  rows = zip(mode_ids, probe_ids, consensus, old, new, strict=True)
-  return [
-    Pair(mode, probe, not judge.same(a, truth), not judge.same(b, truth))
-    for mode, probe, truth, a, b in rows
+  """Pairs from answers; probes that say nothing are left out.
+
+  Those are probes without a mode, a consensus or both answers, and those on which the judge is
+  undecided.
+
+  Args:
+    mode_ids: of the probes' modes.
+    probe_ids: of the probes.
+    consensus: of the references.
+    old: answers of the one model.
+    new: answers of the other.
+    judge: decides sameness.
+    questions: of the probes, for a judge that asks a model.
+  """
+  rows = zip(mode_ids, probe_ids, questions or [""] * len(old), consensus, old, new, strict=True)
+  told = [
+    (mode, probe, question, truth, a, b)
+    for mode, probe, question, truth, a, b in rows
     if mode is not None and truth is not None and a and b
+  ]
+  was = judge.compare_all((question, a, truth) for _, _, question, truth, a, _ in told)
+  now = judge.compare_all((question, b, truth) for _, _, question, truth, _, b in told)
+  return [
+    Pair(mode, probe, x is Same.DIFFERENT, y is Same.DIFFERENT)
+    for (mode, probe, *_), x, y in zip(told, was, now)
+    if Same.UNDECIDED not in (x, y)
   ]
 
 

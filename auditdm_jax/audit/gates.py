@@ -179,7 +179,11 @@ def edit_locality(
   )
 
 
-def sham_control(on_source: Mapping[str, str], on_sham: Mapping[str, str], judge: Judge) -> Gate:
+def sham_control(
+  on_source: Mapping[str, str], on_sham: Mapping[str, str], judge: Judge, *, question: str
+) -> Gate:
   """Answers must not flip on the sham; value = models that do flip."""
-  flips = sum(not judge.same(on_source[name], on_sham[name]) for name in on_source)
+  flips = sum(
+    not judge.same(said, on_sham[name], question=question) for name, said in on_source.items()
+  )
   return Gate(name="sham_control", passed=flips == 0, value=flips, limit="== 0")

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from auditdm_jax.audit.judge import Judge
+from auditdm_jax.audit.judge import Judge, Same
 from auditdm_jax.audit.rates import Rate, rate
 
 
@@ -41,9 +41,10 @@ def health(
   *,
   target: str,
   references: Sequence[str],
+  questions: Sequence[str] = (),
   twin: float = 0.6,
 ) -> Health:
-  """Measures the ensemble.
+  """Measures the ensemble, on the questions on which the judge is undecided about none of them.
 
   Args:
     answers: complete answers per model.
@@ -51,18 +52,23 @@ def health(
     judge: decides sameness.
     target: name of the target.
     references: names of the references.
+    questions: what was asked, for a judge that asks a model.
     twin: error correlation from which two models count as one.
   """
   names = (target, *references)
-  wrong = {
-    n: np.array([not judge.same(a, t) for a, t in zip(answers[n], truth, strict=True)], bool)
-    for n in names
-  }
+  asked = questions or [""] * len(truth)
+  found = {n: judge.compare_all(zip(asked, answers[n], truth, strict=True)) for n in names}
+  decided = [
+    i for i in range(len(truth)) if all(f[i] is not Same.UNDECIDED for f in found.values())
+  ]
+  wrong = {n: np.array([f[i] is Same.DIFFERENT for i in decided], bool) for n, f in found.items()}
   phi = {a: {b: _phi(wrong[a], wrong[b]) for b in names} for a in names}
   together = np.logical_and.reduce([wrong[n] for n in references])
+  shared = [decided[k] for k in np.flatnonzero(together)]
+  first, *others = (answers[name] for name in references)
+  judge.prepare((asked[i], first[i], other[i]) for i in shared for other in others)
   alike = [
-    all(judge.same(answers[references[0]][i], answers[n][i]) for n in references[1:])
-    for i in np.flatnonzero(together)
+    all(judge.same(first[i], other[i], question=asked[i]) for other in others) for i in shared
   ]
   pairs = [phi[a][b] for i, a in enumerate(references) for b in references[:i]]
   mean_phi = max(0.0, float(np.mean(pairs))) if pairs else 0.0
@@ -75,7 +81,7 @@ def health(
   return Health(
     error={n: rate(int(w.sum()), len(w)) for n, w in wrong.items()},
     co_error={
-      a: {b: rate(int((wrong[a] & wrong[b]).sum()), len(truth)) for b in names} for a in names
+      a: {b: rate(int((wrong[a] & wrong[b]).sum()), len(decided)) for b in names} for a in names
     },
     phi=phi,
     all_wrong=rate(int(together.sum()), len(together)),

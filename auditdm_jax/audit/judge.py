@@ -75,6 +75,10 @@ class Judge:
   config: JudgeConfig = JudgeConfig()
   model: ModelJudge | None = None
 
+  def __post_init__(self):
+    if self.config.model and self.model is None:
+      raise UserError(f"judge.model: {self.config.model} was not opened")
+
   def normalize(self, text: str) -> str:
     """The normal form: case, punctuation, articles, numbers, units; "" says nothing."""
     return read(text).text
@@ -164,9 +168,9 @@ def open_judge(
   """
   tables.load(config.synonyms, plurals=config.plurals)
   if model is None:
-    if config.model:
-      raise UserError(f"judge.model: {config.model} was not opened")
     return Judge(config)
+  if not identity:
+    raise ValueError("a judge's model needs an identity")
   roles = [role for role, other in (audited or {}).items() if other == identity]
   if roles and not config.allow_same:
     raise UserError(

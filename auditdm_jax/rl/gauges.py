@@ -14,6 +14,7 @@ import dataclasses
 import numpy as np
 
 from auditdm_jax.audit.answer import ModelBank, ask
+from auditdm_jax.audit.judge import Same
 from auditdm_jax.core import streams
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rl.batch import Trajectory
@@ -104,6 +105,7 @@ def measure(
   }
   if heldout is not None:
     answers = ask(heldout, heldout.encode(images), questions, config=bank.config)
-    sides = [bank.judge.same(a.text, t.verdict.consensus) for a, t in zip(answers, finds)]
-    out["gauge/heldout"] = sum(sides) / len(finds)
+    rows = zip(questions, answers, finds)
+    sides = bank.judge.compare_all((q, a.text, t.verdict.consensus) for q, a, t in rows)
+    out["gauge/heldout"] = sides.count(Same.SAME) / len(finds)
   return out

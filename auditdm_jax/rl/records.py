@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from auditdm_jax.audit.attempt import Attempt
-from auditdm_jax.audit.judge import Judge
+from auditdm_jax.audit.judge import Judge, Same
 from auditdm_jax.audit.probe import Probe, Verdict
 from auditdm_jax.rl import grpo as grpo_lib
 from auditdm_jax.rl.batch import Trajectory
@@ -103,17 +103,22 @@ def metrics(rows: Sequence[dict[str, Any]], *, group_size: int) -> dict[str, flo
   return out | _diversity(rows, group_size)
 
 
-def agreement(verdicts: Iterable[Verdict], judge: Judge) -> dict[str, float]:
+def agreement(judged: Iterable[tuple[str, Verdict]], judge: Judge) -> dict[str, float]:
   """How often each two models say the same, over probes that were put to all of them.
 
   Not over all that all have answered: in a cascade, those are disputed more often than others.
+
+  Args:
+    judged: questions and their verdicts.
+    judge: decides sameness.
   """
-  full = list(verdicts)
+  full = list(judged)
   out = {"agreement/probes": float(len(full))}
   if full:
-    names = (full[0].target, *full[0].references)
-    for a, b in itertools.combinations(names, 2):
-      out[f"agreement/{a}~{b}"] = _mean(judge.same(v.answers[a], v.answers[b]) for v in full)
+    first = full[0][1]
+    for a, b in itertools.combinations((first.target, *first.references), 2):
+      found = judge.compare_all((question, v.answers[a], v.answers[b]) for question, v in full)
+      out[f"agreement/{a}~{b}"] = found.count(Same.SAME) / len(found)
   return out
 
 

@@ -120,7 +120,9 @@ class Rollout:
     with timer("records"):
       rows = self._records(drawn, groups, step)
       metrics = records_lib.metrics(rows, group_size=self._grpo.group_size)
-      full = [t.verdict for t in drawn if t.verdict is not None and self._scorer.is_full(t)]
+      full = [
+        (t.question, t.verdict) for t in drawn if t.verdict is not None and self._scorer.is_full(t)
+      ]
       metrics |= records_lib.agreement(full, self._scorer.bank.judge)
     if self._gauges is not None:
       finds = [t for t in drawn if find_of(t)]

@@ -55,6 +55,7 @@ def _controls(
       {name: texts[k] for name, texts in before.items()},
       {name: texts[k] for name, texts in after.items()},
       bank.judge,
+      question=questions[k],
     )
     for k, i in enumerate(shams)
   }

@@ -118,11 +118,16 @@ def _health(ctx: Context, *, questions: int = 2000) -> health.Health:
   pick = streams.rng(ctx.settings.seed, "health").permutation(len(examples))[:questions]
   chosen = [examples[int(i)] for i in pick]
   bank = ctx.models.bank()
-  answers = bank.answers(
-    ctx.images, [e.question for e in chosen], image_ids=[e.image_id for e in chosen], cascade=False
+  asked = [e.question for e in chosen]
+  answers = bank.answers(ctx.images, asked, image_ids=[e.image_id for e in chosen], cascade=False)
+  return health.health(
+    answers,
+    [e.references[0] for e in chosen],
+    ctx.judge,
+    target=bank.target,
+    references=bank.references,
+    questions=asked,
   )
-  truth = [e.references[0] for e in chosen]
-  return health.health(answers, truth, ctx.judge, target=bank.target, references=bank.references)
 
 
 def line(name: str, table: Groups) -> str:

@@ -98,6 +98,7 @@ def ledger(ctx: Context, known: Taxonomy, repaired: Vlm) -> tuple[ModeChange, ..
     [a.verdict.answers[a.verdict.target] for a in before if a.verdict],
     answers,
     judge=ctx.judge,
+    questions=questions,
   )
   names = {m.mode_id: m.name for m in known.modes}
   return tuple(

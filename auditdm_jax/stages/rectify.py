@@ -111,7 +111,9 @@ def replay_examples(ctx: Context, new: int) -> list[Example]:
   kept = []
   for (i, question), verdict in zip(chosen, verdicts, strict=True):
     said = verdict.answers[verdict.target]
-    if said and all(ctx.judge.same(said, verdict.answers[r]) for r in verdict.references):
+    if said and all(
+      ctx.judge.same(said, verdict.answers[r], question=question) for r in verdict.references
+    ):
       kept.append(Example(image_id=pool.image_id(i), question=question, label=said))
   if not kept:
     raise UserError(

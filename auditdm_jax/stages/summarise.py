@@ -192,8 +192,9 @@ def _faithful(ctx: Context, a: Attempt) -> bool | None:
 def _exposed(ctx: Context, find: Find) -> bool:
   """Whether it took the new image: on the source, the same question has another true answer."""
   source = find.probe.source_image_id
-  before = ctx.oracle.answer(source, find.probe.question) if source else None
-  return before is None or not ctx.judge.same(before, find.consensus)
+  question = find.probe.question
+  before = ctx.oracle.answer(source, question) if source else None
+  return before is None or not ctx.judge.same(before, find.consensus, question=question)
 
 
 def curve(ctx: Context, attempts: Sequence[Attempt]) -> tuple[summary.CurvePoint, ...]:

@@ -67,8 +67,8 @@ def test_two_models_of_the_same_rates_are_rarely_significant():
 
 def test_pairs_leave_out_what_says_nothing():
   got = pairs(
-    ["m", None, "m"], ["1", "2", "3"], ["red", "red", None], ["Red", "x", "x"], ["blue", "x", "x"],
-    judge=Judge(),
+    ["m", None, "m", "m"], ["1", "2", "3", "4"], ["red", "red", None, "dog"],
+    ["Red", "x", "x", "dog"], ["blue", "x", "x", "poodle"], judge=Judge(),
   )  # fmt: skip
   assert got == [Pair("m", "1", False, True)]
 

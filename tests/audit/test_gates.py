@@ -106,5 +106,7 @@ def test_sham():
   mask[:8] = True
   sham = locality.paste(source, source // 2, mask)
   assert (sham[8:] == source[8:]).all() and (sham[:8] == source[:8] // 2).all()
-  assert gates.sham_control({"t": "red"}, {"t": "Red"}, Judge()).passed
-  assert not gates.sham_control({"t": "red", "r": "red"}, {"t": "red", "r": "blue"}, Judge()).passed
+  assert gates.sham_control({"t": "red"}, {"t": "Red"}, Judge(), question="").passed
+  assert not gates.sham_control(
+    {"t": "red", "r": "red"}, {"t": "red", "r": "blue"}, Judge(), question=""
+  ).passed

@@ -31,6 +31,19 @@ def test_health():
   assert one.effective_references == pytest.approx(1) and one.same_wrong.rate == 1
 
 
+def test_what_the_judge_cannot_decide_is_left_out():
+  answers = {
+    "t": ["dog", "poodle", "red"],
+    "a": ["cat", "cat", "blue"],
+    "b": ["cow", "dog", "blue"],
+  }
+  found = health(answers, ["dog", "dog", "red"], Judge(), target="t", references=("a", "b"))
+  assert (found.error["t"].k, found.error["t"].n) == (0, 2)
+  assert (found.all_wrong.k, found.all_wrong.n) == (2, 2)
+  assert (found.same_wrong.k, found.same_wrong.n) == (1, 2)
+  assert found.co_error["a"]["b"] == found.all_wrong
+
+
 def test_no_question_is_no_rate():
   nothing = health({"t": [], "a": []}, [], Judge(), target="t", references=("a",))
   assert nothing.co_error["t"]["a"].rate is None and nothing.phi["t"]["a"] == 0

@@ -72,6 +72,7 @@ No dogs allowed|No, dogs allowed ; no left turn|No, left turn ; not red, blue|no
 not left, right|left ; isn't red|is red ; none|no one
 news|new ; goods|good ; Mars|Mar ; gas|ga ; glasses|glass ; shorts|short ; As|A ; as|a ; his|hi
 Williams|William ; glass|gas ; does|doe ; James|Jame ; Paris|Pari ; woods|wood
+Mr|Mrs ; so|SOS ; us|uses ; princes|princess
 เสือ|เสื้อ ; เก่า|เก้า ; दो|दे ; हाँ|हूँ ; माला|मेला ; நீலம்|நிலம் ; schon|schön ; মা|মি ; 五|六
 we're|were ; he'll|hell ; I'll|ill ; left|right ; on the left|on the right ; left hand|left
 upper left|lower left ; under the table|on the table ; couch|chair ; telephone|mobile phone
@@ -123,6 +124,97 @@ def test_plurals(pair):
   one, many = pair.split()
   assert Judge().same(one, many) and Judge().same(f"two {many.upper()}", f"2 {one}")
   assert not Judge(JudgeConfig(plurals=False)).same(one, many)
+
+
+# Spellings of one thing a line; no two lines mean the same.
+SPELLINGS = """
+5|five|5.0|5.|(5)|"5"|５|the five
+-5|−5|–5|minus five|negative 5
+15|fifteen|15.00
+50|fifty|50.0
+0.5|.5|½|1/2|half|a half|0.50
+1.5|1½|1 1/2|one and a half|1.50
+5.5|5½|five and a half|11/2|11 / 2
+1/5|⅕|one fifth|0.2
+2/5|two fifths|⅖|.4
+5th|fifth|5ᵗʰ
+15th|fifteenth
+1st|first
+5 + 5|5+5|five plus five
+5-5|5 - 5|5–5
+5:5|5 : 5
+5×5|5x5|5 * 5|5 by 5
+5²|5^2
+5 5|5, 5|five, five|5; 5
+55|fifty-five|fifty five
+5,5
+500|five hundred|5 hundred
+5000|5,000|five thousand|5k|5 thousand
+5000000|5 million|five million|5,000,000|5 mn
+$5|5 dollars|$5.00|5 USD|US$5|five bucks
+-$5|$-5|minus 5 dollars
+$0.5|$.50
+£5|£5.00|5 GBP
+€5|5 €|5 euros|EUR 5
+¥5|5 yen
+5¢|5 cents
+$5,000,000|$5M|$5 million|5 million dollars
+5%|5 percent|5 per cent|five %
+5‰
+5 cm|5cm|five centimeters|5 centimetres
+5 m|5 meters|5m
+5 mm|5 millimeters
+5 km|5 kilometres
+5 km/h|5 kph|5 kilometers per hour
+5 mph|5 miles per hour
+5 in|5"|5 inches|5″
+5 ft|5'|5 feet|5 foot|5′
+5'5"|5 ft 5 in|5 feet 5 inches
+5 kg|5 kilos|5 kilograms
+5 g|5 grams
+5G
+5 l|5 L|5 litres
+5 s|5 seconds|5 sec|5 secs
+5 min|5 minutes|5 mins
+5 h|5 hours|5 hrs|5hr
+5 am|5:00 AM|5 a.m.|05:00 am|5 in the morning
+5 pm|5:00 PM|17:00|5 p.m.
+5:00|05:00|5 o'clock
+5:05|05:05|five past five
+5:15|quarter past five
+5:30|half past five
+4:45|quarter to five
+5°|5 degrees
+5 °C|5 degrees Celsius|5℃|5 celsius
+5 °F|5 degrees Fahrenheit
+>5|> 5|more than 5|greater than five
+<5|less than 5|fewer than 5
+≥5|>= 5|at least five
+≤5|at most 5|up to 5
+~5|about 5|≈5|approximately five
+±5
+5+
++5|plus five
+5*
+5!5
+#5|No. 5|number five|№ 5
+A5|A-5|A 5
+5A|5 A|5-A
+A+|A plus
+A-|A−
+A|(A)|a.|Option A
+A, B|A and B|A B
+five dogs|5 dog|the 5 dogs
+50s|50's|the 50s
+"""
+
+
+def test_spellings_of_one_thing_are_the_same_and_no_others():
+  judge = Judge(JudgeConfig(units_optional=False))
+  lines = [line.split("|") for line in SPELLINGS.strip().split("\n")]
+  all_of_them = [(i, text) for i, line in enumerate(lines) for text in line]
+  for (i, a), (k, b) in itertools.combinations(all_of_them, 2):
+    assert judge.same(a, b) == (i == k) and (i != k or judge.same(b, a)), (a, b)
 
 
 def test_numbers_agree_with_a_writer_of_numbers():

@@ -57,7 +57,7 @@ def test_what_a_cascade_leaves_open_is_told_from_those_put_to_all():
 
 
 def test_agreement_of_each_two_models():
-  assert records.agreement([FIND, AGREE, SPLIT], Judge()) == {
+  assert records.agreement([("", v) for v in (FIND, AGREE, SPLIT)], Judge()) == {
     "agreement/probes": 3.0,
     "agreement/t~a": pytest.approx(1 / 3),
     "agreement/t~b": pytest.approx(1 / 3),

@@ -107,9 +107,8 @@ def read(text: str) -> Answer:
   if bare:
     return Answer(option, tokens, option, True)
   polarity, rest = _polarity(tokens)
-  if polarity and not rest:
-    return Answer(polarity, tokens, option, False, polarity)
-  return Answer(shown(tokens), tokens, option, False, polarity, rest)
+  text = polarity if polarity and len(tokens) == 1 else shown(tokens)
+  return Answer(text, tokens, option, False, polarity, rest)
 
 
 def shown(tokens: Sequence[Token]) -> str:

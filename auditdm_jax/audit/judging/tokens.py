@@ -195,7 +195,8 @@ def _sign(text: str, start: int, end: int, tokens: list[Token]) -> tuple[Kind, s
     return ("sign", "~") if text[end:].lstrip().strip("$€£")[:1].isdigit() else None
   if piece == "*":
     starred = text[:start].rstrip()[-1:].isdigit() and not after.isalpha()
-    return ("sign", "×" if between_digits else "*") if starred else None
+    times = text[end:].lstrip()[:1].isdigit()
+    return ("sign", "×" if times else "*") if starred else None
   if piece in "`´¨":
     return None
   if piece in _HARD or between_digits or unicodedata.category(piece[0])[0] in "SN":
