@@ -140,7 +140,6 @@ def _endpoint(vlm: Vlm, name: str, key: str | None) -> Endpoint:
     name,
     key=key,
     intake=Intake(vlm, name=name, limits=limits),
-    tokenizer=vlm.tokenizer,
     run=Engine(vlm, cache_bytes=_CACHE_MB.value << 20).run,
     batching=batching,
     max_body=limits.max_body,
