@@ -33,6 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 import urllib.error
 import urllib.request
 
@@ -61,7 +62,7 @@ TEMPLATE = (
   "{% else %}{{ part['text'] | trim }}{% endif %}{% endfor %}{% endif %}"
   "<end_of_turn>\n{% endfor %}{{ '<start_of_turn>model\n' }}"  # Jinja drops a last newline.
 )
-TEXT = dict(
+TEXT: dict[str, Any] = dict(
   hidden_size=640,
   intermediate_size=2048,
   num_hidden_layers=12,
@@ -70,7 +71,7 @@ TEXT = dict(
   head_dim=256,
   sliding_window=512,
 )
-VISION = dict(
+VISION: dict[str, Any] = dict(
   hidden_size=192,
   intermediate_size=768,
   num_hidden_layers=4,
@@ -178,12 +179,12 @@ def _free_port() -> int:
     return s.getsockname()[1]
 
 
-def messages(turn: int, *, images: bool) -> list[dict]:
+def messages(turn: int, *, images: bool) -> list[Any]:
   """One message per request of a turn: 16 words, and an image."""
   rng = np.random.default_rng(turn)
   out = []
   for _ in range(_REQUESTS.value):
-    content = [{"type": "text", "text": " ".join(rng.choice(WORDS, 16))}]
+    content: list[dict[str, Any]] = [{"type": "text", "text": " ".join(rng.choice(WORDS, 16))}]
     if images:
       data = io.BytesIO()
       pixels = rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
@@ -203,14 +204,15 @@ class Turn:
   answers: list[str]
 
 
-def ask(server: Server, model: str, asked: list[dict]) -> Turn:
+def ask(server: Server, model: str, asked: list[Any]) -> Turn:
   """Asks everything, so many at a time."""
 
-  def one(message: dict) -> tuple[int, str]:
+  def one(message: Any) -> tuple[int, str]:
     answer = server.client.chat.completions.create(
       model=model, messages=[message], temperature=0, max_tokens=_TOKENS.value
     )
-    return answer.usage.completion_tokens, answer.choices[0].message.content
+    count = 0 if answer.usage is None else answer.usage.completion_tokens
+    return count, answer.choices[0].message.content or ""
 
   start, cpu = time.perf_counter(), server.cpu_seconds()
   with concurrent.futures.ThreadPoolExecutor(_CLIENTS.value) as pool:
