@@ -85,7 +85,7 @@ VISION: dict[str, Any] = dict(
 def make(folder: pathlib.Path, *, images: bool) -> int:
   """Writes the checkpoint as a release has it; returns its number of parameters."""
   words = Tokenizer.word_level(WORDS)
-  text = TEXT | dict(vocab_size=words.vocab_size)
+  text: dict[str, Any] = TEXT | dict(vocab_size=words.vocab_size)
   if images:
     config = transformers.Gemma3Config(
       text_config=text,
@@ -103,7 +103,9 @@ def make(folder: pathlib.Path, *, images: bool) -> int:
     for name, p in model.named_parameters():
       p.normal_(0.0, 0.2 if "norm" in name else 1.5 * p.shape[-1] ** -0.5)
     # Nothing but words is likely, so that all answers are equally long.
-    model.get_input_embeddings().weight[: words.id("user")] = 0.0
+    embeddings = model.get_input_embeddings()
+    assert isinstance(embeddings, torch.nn.Embedding)
+    embeddings.weight[: words.id("user")] = 0.0
   model.generation_config.eos_token_id = words.id("<eos>")
   model.save_pretrained(folder)
   words.save(folder)

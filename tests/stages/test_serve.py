@@ -76,6 +76,12 @@ def test_clients_get_the_answers_of_the_folder(folder):
   assert got == want and len(set(got)) > 2
 
 
+def under_way(health):
+  """How many requests wait, and how many the model is answering."""
+  said = json.loads(urllib.request.urlopen(health).read())
+  return said["queued"], said["running"]
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_finishes_what_is_under_way(folder, signum, tmp_path):
   """The first question compiles a program: the signal comes meanwhile."""
@@ -84,7 +90,8 @@ def test_a_signal_finishes_what_is_under_way(folder, signum, tmp_path):
     health = ready["base_url"].removesuffix("v1") + "health"
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
       asked = [pool.submit(ask, ready, q, IMAGES[0]) for q in QUESTIONS[:4]]
-      while not json.loads(urllib.request.urlopen(health).read())["running"]:
+      while len(asked) > sum(under_way(health)):
+        assert not any(f.done() for f in asked)
         time.sleep(0.01)
       process.send_signal(signum)
       assert all(f.result(60) for f in asked)
