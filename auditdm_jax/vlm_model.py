@@ -245,7 +245,7 @@ class Vlm:
       warm = any(p.temperature for p in batch)
       tokens, lengths = self._sample(
         decode.SampleConfig(new, float(warm), self.stop_ids),
-        features[which if which.shape[1] > 1 else which[:, 0]] if which.size else None,
+        _rows_of(features, which),
         [p.ids for p in batch],
         np.zeros(len(batch), np.int32),
         np.array([p.seed for p in batch], np.int32),
@@ -378,9 +378,12 @@ class Vlm:
     )
     for rows in calls:
       batch = np.array([which[i] for i in rows])
-      x = features[batch if batch.shape[1] > 1 else batch[:, 0]] if batch.size else None
       tokens, lengths = self._sample(
-        sc, x, [ids[i] for i in rows], np.array([names[i] for i in rows]), seed
+        sc,
+        _rows_of(features, batch),
+        [ids[i] for i in rows],
+        np.array([names[i] for i in rows]),
+        seed,
       )
       for k, i in enumerate(rows):
         text = self.tokenizer.decode(tokens[k, : lengths[k]]).strip()
@@ -411,11 +414,13 @@ class Vlm:
       tokens[k, : len(row)], valid[k, : len(row)] = row, True
     if features is not None:
       features = self._place(batching.pad_rows(np.asarray(features), n))
-    own = [
-      x if np.ndim(x) == 0 else self._place(batching.pad_rows(x, n))
-      for x in (names, np.int32(seed), limits, temperatures)
-    ]
-    rest = features, self._place(tokens), self._place(valid), *own
+
+    def own(x: np.ndarray | None) -> Array | np.ndarray | None:
+      return None if x is None else self._place(batching.pad_rows(x, n))
+
+    seeds = own(seed) if isinstance(seed, np.ndarray) else np.int32(seed)
+    rest = self._place(tokens), self._place(valid), own(names), seeds, own(limits)
+    rest = features, *rest, own(temperatures)
     with mesh_lib.use(self.mesh):
       return runtime.fetch(programs.sample_answers(self.cfg, sc, self._decoding_params, *rest))
 
@@ -453,6 +458,15 @@ def _as_group(images: Picture | Sequence[Picture] | None) -> tuple[Picture, ...]
 def _check_seed(seed: int) -> None:
   if not -(1 << 31) <= seed < 1 << 31:
     raise UserError(f"seed {seed}: expected -2**31 to 2**31 - 1")
+
+
+def _rows_of(features: np.ndarray | None, which: np.ndarray) -> np.ndarray | None:
+  """Returns the features of each row's images i[B,I], without the axis I if it is one; or None."""
+  if not which.size:
+    return None
+  if features is None:
+    raise ValueError("prompts with images, and no features")
+  return features[which if which.shape[1] > 1 else which[:, 0]]
 
 
 def _same_length(images: Sequence[Any], prompts: Sequence[str]) -> None:

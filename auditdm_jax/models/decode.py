@@ -181,10 +181,11 @@ def draw(
   temperatures: Array | None = None,
 ) -> tuple[Array, Array]:
   """Returns the t-th tokens i32[B,G] for hidden states [B,G,D], and their log-probs f32[B,G]."""
-  greedy = temperatures is None and sc.temperature < _GREEDY_BELOW
-  temperature = 1.0 if greedy else sc.temperature
-  if temperatures is not None:
-    cold = temperatures[:, None] < _GREEDY_BELOW
+  if temperatures is None:
+    greedy, cold = sc.temperature < _GREEDY_BELOW, None
+    temperature = 1.0 if greedy else sc.temperature
+  else:
+    greedy, cold = False, temperatures[:, None] < _GREEDY_BELOW
     temperature = jnp.where(cold, 1.0, temperatures[:, None])[..., None]
   logits = multimodal.sampling_logits(cfg, params, x, banned=sc.banned_ids, temperature=temperature)
   # All logits of a sample go to one device, by one mesh axis at a time: XLA cannot move two.
@@ -198,7 +199,7 @@ def draw(
   else:
     uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, t), (2,)))
     tokens = draw_token(logits, uniform(keys.reshape(-1)).reshape(*keys.shape, 2))
-    if temperatures is not None:
+    if cold is not None:
       tokens = jnp.where(cold, likeliest_token(logits), tokens)
   return tokens, multimodal.logprob_and_entropy(logits, tokens)[0]
 

@@ -369,7 +369,12 @@ def unembed(cfg: VlmConfig, params: Params, x: Array) -> Array:
 
 
 def sampling_logits(
-  cfg: VlmConfig, params: Params, x: Array, *, banned: tuple[int, ...] = (), temperature=1.0
+  cfg: VlmConfig,
+  params: Params,
+  x: Array,
+  *,
+  banned: tuple[int, ...] = (),
+  temperature: float | Array = 1.0,
 ) -> Array:
   """Returns fp32 logits [...,V] of the distribution that is sampled: tempered, without `banned`."""
   logits = unembed(cfg, params, x) / temperature

@@ -27,7 +27,6 @@ from auditdm_jax.serving import replies
 from auditdm_jax.serving.batcher import Batcher, Batching, Run
 from auditdm_jax.serving.errors import ApiError
 from auditdm_jax.serving.intake import Intake
-from auditdm_jax.text.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
@@ -46,7 +45,6 @@ class Endpoint:
     name: what requests call the model.
     key: that they must have; None for everyone.
     intake: reads requests.
-    tokenizer: of the model, to write its answers.
     run: answers a batch, on a thread of its own.
     batching: how requests share the model.
     max_body: bytes of a request.
@@ -58,13 +56,12 @@ class Endpoint:
     *,
     key: str | None,
     intake: Intake,
-    tokenizer: Tokenizer,
     run: Run,
     batching: Batching,
     max_body: int,
   ):
     self._name, self._key = name, None if key is None else f"Bearer {key}".encode()
-    self._intake, self._tokenizer = intake, tokenizer
+    self._intake = intake
     self._batcher = Batcher(run, batching)
     self._max_body, self._held = max_body, 0
     self._created = int(time.time())
@@ -108,7 +105,7 @@ class Endpoint:
       created=int(time.time()),
       model=self._name,
       prompt_tokens=len(ask.ids),
-      said=replies.read(self._tokenizer, completion, asked.stops),
+      said=replies.read(self._intake.tokenizer, completion, asked.stops),
       seed=ask.seed if ask.temperature else None,
     )
     if asked.stream:

@@ -22,7 +22,7 @@ from auditdm_jax.vlm import Completion
 _LOG = logging.getLogger(__name__)
 _SMOOTH = 0.3  # Weight of the newest batch in what a request is expected to take.
 # How long an idle model waits for others: a share of the time of the last batch, within bounds.
-_WAIT_SHARE, _LEAST_WAIT_S, _MOST_WAIT_S = 0.1, 0.005, 0.05
+_WAIT_SHARE, _LEAST_WAIT_S, _MOST_WAIT_S = 0.1, 0.005, 0.25
 
 Run = Callable[[Sequence[Ask]], Sequence[Completion | Exception]]
 

@@ -2,7 +2,8 @@
 """What the model's thread does with a batch: features of images not seen lately, completions.
 
 One image is often asked about several times in a row, and its features cost more than an answer:
-the last ones are kept.
+the last ones are kept. A batch is filled up with copies of its last request where a program of that
+size is there and one of its own would have to be compiled first.
 """
 
 from collections.abc import Sequence
@@ -13,9 +14,11 @@ import numpy as np
 
 from auditdm_jax.serving.pictures import Square
 from auditdm_jax.vlm import Completion, Prompt, Vlm
+from auditdm_jax.vlm_batching import padded_length
 
 _LOG = logging.getLogger(__name__)
 _LEAST_BUCKET = 16  # Tokens: shorter prompts and answers are too cheap to be told apart.
+_MOST_COPIES = 2  # Rows of a program that is there, per row of the one that would be compiled.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,6 +58,7 @@ class Engine:
   def __init__(self, vlm: Vlm, *, cache_bytes: int):
     self._vlm, self._room = vlm, cache_bytes
     self._features: dict[bytes, np.ndarray] = {}  # By digest, what was used last at the end.
+    self._sizes: dict[tuple, set[int]] = {}  # Rows of the programs that are there, by their rest.
 
   def run(self, asks: Sequence[Ask]) -> list[Completion | Exception]:
     """Returns one outcome per request.
@@ -83,7 +87,22 @@ class Engine:
       )
       for ask in asks
     ]
-    return self._vlm.complete(self._encode(squares), prompts)
+    copies = [prompts[-1]] * (self._rows(asks) - len(asks))
+    return self._vlm.complete(self._encode(squares), [*prompts, *copies])[: len(asks)]
+
+  def _rows(self, asks: Sequence[Ask]) -> int:
+    """Returns how many rows these requests and the copies are, which makes the program known."""
+    rest = (
+      max(len(ask.squares) for ask in asks),
+      padded_length(max(len(ask.ids) for ask in asks)),
+      max(ask.key[2] for ask in asks),
+      any(ask.temperature for ask in asks),
+    )
+    least = 1 << (len(asks) - 1).bit_length()
+    known = self._sizes.setdefault(rest, set())
+    rows = min((n for n in known if least <= n <= _MOST_COPIES * least), default=least)
+    known.add(rows)
+    return rows
 
   def _encode(self, squares: dict[bytes, Square]) -> np.ndarray | None:
     """Returns the features [N,P,Dv] of the images, in their order; None of none."""

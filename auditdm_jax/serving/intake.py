@@ -43,6 +43,9 @@ class Intake:
     name: what requests call it.
     limits: of a request.
 
+  Attributes:
+    tokenizer: the model's.
+
   Raises:
     UserError: the model has no tokenizer.
   """
@@ -50,6 +53,7 @@ class Intake:
   def __init__(self, vlm: Vlm, *, name: str, limits: Limits):
     if vlm.tokenizer is None:
       raise UserError(f"model {vlm.name!r} has no tokenizer: it cannot be asked in words")
+    self.tokenizer = vlm.tokenizer
     self._name, self._limits, self._cfg = name, limits, vlm.cfg
     vision = vlm.cfg.vision
     slots = vlm.cfg.num_image_tokens if vision else None

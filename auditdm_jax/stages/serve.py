@@ -33,7 +33,9 @@ from auditdm_jax.serving.app import Endpoint
 from auditdm_jax.serving.batcher import Batching
 from auditdm_jax.serving.engine import Engine
 from auditdm_jax.serving.intake import Intake, Limits
-from auditdm_jax.vlm import Vlm, load_vlm
+from auditdm_jax.text import prompts
+from auditdm_jax.text.tokenizer import Tokenizer
+from auditdm_jax.vlm import Prompt, Vlm, load_vlm
 
 FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string(
@@ -96,8 +98,19 @@ def main() -> int:
   with _bound(_HOST.value, _PORT.value) as listener:
     vlm = load_vlm(_MODEL.value, mesh=mesh, dtype=_DTYPE.value)
     name = _NAME.value or vlm.name
+    intake = Intake(vlm, name=name, limits=_limits())
+    engine = Engine(vlm, cache_bytes=_CACHE_MB.value << 20)
+    _warm_up(vlm, intake.tokenizer)
+    endpoint = Endpoint(
+      name,
+      key=key,
+      intake=intake,
+      run=engine.run,
+      batching=_batching(),
+      max_body=_limits().max_body,
+    )
     config = uvicorn.Config(
-      _endpoint(vlm, name, key).app(),
+      endpoint.app(),
       lifespan="on",
       ws="none",
       log_config=None,
@@ -107,7 +120,6 @@ def main() -> int:
       timeout_keep_alive=75,  # Longer than clients keep a connection they do not use.
       timeout_graceful_shutdown=_DRAIN_S.value,
     )
-    _warm_up(vlm)
     try:
       _Server(config, _base_url(listener), name).run(sockets=[listener])
     except KeyboardInterrupt:  # The signal, which uvicorn raises again when all is done.
@@ -127,33 +139,29 @@ class _Server(uvicorn.Server):
     print(json.dumps(self._ready), flush=True)
 
 
-def _endpoint(vlm: Vlm, name: str, key: str | None) -> Endpoint:
-  limits = Limits(
+def _limits() -> Limits:
+  return Limits(
     max_tokens=_MAX_TOKENS.value,
     max_prompt_tokens=_MAX_PROMPT_TOKENS.value,
     max_images=_MAX_IMAGES.value,
   )
-  batching = Batching(
+
+
+def _batching() -> Batching:
+  return Batching(
     max_batch=_MAX_BATCH.value, max_queue=_MAX_QUEUE.value, timeout_s=_TIMEOUT_S.value
   )
-  return Endpoint(
-    name,
-    key=key,
-    intake=Intake(vlm, name=name, limits=limits),
-    tokenizer=vlm.tokenizer,
-    run=Engine(vlm, cache_bytes=_CACHE_MB.value << 20).run,
-    batching=batching,
-    max_body=limits.max_body,
-  )
 
 
-def _warm_up(vlm: Vlm) -> None:
+def _warm_up(vlm: Vlm, tokenizer: Tokenizer) -> None:
   """Asks once: a model that cannot answer is found out before clients wait for it."""
-  vision = vlm.cfg.vision
-  image = None if vision is None else np.zeros((vision.image_size, vision.image_size, 3), np.uint8)
-  if "{image}" not in vlm.template:
-    image = None
-  vlm.answer([image], ["?"], max_new_tokens=1)
+  vision, features, images = vlm.cfg.vision, None, ()
+  if vision is not None and "{image}" in vlm.template:
+    side = vision.image_size
+    features, images = vlm.encode([np.zeros((side, side, 3), np.uint8)]), (0,)
+  slots = vlm.cfg.num_image_tokens if images else 0
+  ids = prompts.render(tokenizer, vlm.template, "?", slots, images=len(images))
+  vlm.complete(features, [Prompt(tuple(ids), images, max_new_tokens=1)])
 
 
 def _key(path: str | None, host: str) -> str | None:

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from auditdm_jax.serving import batcher as batcher_lib
 from auditdm_jax.serving.batcher import Batcher, Batching
 from auditdm_jax.serving.engine import Ask
 from auditdm_jax.serving.errors import ApiError
@@ -90,28 +91,35 @@ def test_a_batch_is_of_one_key_and_the_oldest_goes_first():
   assert model.batches == [[0], [1, 3, 7], [2, 6], [4], [5]]
 
 
-@pytest.mark.parametrize("clients", [1, 8])
-def test_clients_that_ask_again_at_once_stay_together(clients):
-  """Without the wait, those that came first and the rest would take turns for ever."""
-  model = Model(seconds=0.1)
+def closed_loop(model, clients, rounds=6):
+  """Clients that ask again as soon as they are answered; one of them is early."""
 
   async def scenario(batcher):
     async def client(i):
-      await asyncio.sleep(0.03 * (i > 0))  # One is early.
-      for _ in range(6):
+      await asyncio.sleep(0.03 * (i > 0))
+      for _ in range(rounds):
         await batcher.submit(ask(i))
         await asyncio.sleep(0.002)
 
     await asyncio.gather(*(client(i) for i in range(clients)))
 
-  start = time.monotonic()
   run(scenario, model)
+
+
+def test_clients_that_ask_again_at_once_stay_together():
+  """Without a wait, those that came first and the rest would take turns for ever."""
+  model = Model(seconds=0.1)
+  closed_loop(model, 8)
   sizes = [len(batch) for batch in model.batches]
-  assert sum(sizes) == 6 * clients
-  if clients == 1:
-    assert time.monotonic() - start < 6 * 0.1 + 0.15, "a client that is alone waits for nobody"
-  else:
-    assert sizes.count(clients) >= 4, sizes
+  assert sum(sizes) == 48 and sizes.count(8) >= 4, sizes
+
+
+def test_a_client_that_is_alone_waits_for_nobody(monkeypatch):
+  for bound in ("_LEAST_WAIT_S", "_MOST_WAIT_S"):
+    monkeypatch.setattr(batcher_lib, bound, 1.0)
+  start = time.monotonic()
+  closed_loop(Model(seconds=0.01), 1)
+  assert time.monotonic() - start < 3
 
 
 def test_a_full_queue_says_when_to_come_again():

@@ -81,6 +81,29 @@ def test_a_poisoned_row_fails_alone(vlm):
   assert got[:5] + got[6:] == want[:5] + want[6:]
 
 
+def test_a_batch_is_filled_up_to_a_program_that_is_there(vlm):
+  rows = []
+
+  class Seen(Counting):
+    def complete(self, features, asked):
+      rows.append(len(asked))
+      return super().complete(features, asked)
+
+  engine = Engine(Seen(vlm), cache_bytes=0)
+  want = vlm.answer(None, ["what is red"] * 8, max_new_tokens=6)
+  for n in (5, 3, 1, 2, 8, 4, 1):
+    got = engine.run([ask(vlm, "what is red")] * n)
+    assert [read(tiny.TOKENIZER, c, ()).text for c in got] == want[:n]
+  assert rows == [8, 8, 1, 2, 8, 8, 1]
+  # Programs of other lengths, temperatures or numbers of images are others.
+  rows.clear()
+  for change in ({"longest": 17}, {"temperature": 1.0}):
+    engine.run([ask(vlm, "what is red", **change)] * 3)
+  engine.run([ask(vlm, "what is red", 0)] * 3)
+  engine.run([ask(vlm, "what is red " * 4)] * 3)
+  assert rows == [4] * 4
+
+
 def test_keys_part_what_takes_longer():
   square = Square(np.zeros((8, 8, 3), np.uint8), b"")
   one = Ask((1,) * 20, (), 64, 0.0, 0)

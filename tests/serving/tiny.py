@@ -84,7 +84,6 @@ def served(
     vlm.name,
     key=key,
     intake=Intake(vlm, name=vlm.name, limits=limits),
-    tokenizer=vlm.tokenizer,
     run=run or Engine(vlm, cache_bytes=1 << 20).run,
     batching=batching or Batching(),
     max_body=limits.max_body,

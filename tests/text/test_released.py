@@ -16,6 +16,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from auditdm_jax.serving.chat import Prompter
+from auditdm_jax.serving.schema import Message
 from auditdm_jax.text import hf, prompts
 from auditdm_jax.text.tokenizer import Tokenizer
 
@@ -138,6 +140,35 @@ def test_gemma3_chat(gemma3, images):
     )["input_ids"][0]
     got = prompts.render(tokenizer, prompts.GEMMA3, text, 16, images=images)
     assert got == list(want), text
+
+
+def test_gemma3_conversations(gemma3):
+  """What `serve` makes of messages: system, turns, several texts and images where they stand."""
+  _, processor, tokenizer = gemma3
+  prompter = Prompter(tokenizer, prompts.GEMMA3, 16)
+  rng = random.Random(1)
+
+  def text():
+    return {"type": "text", "text": rng.choice(TEXTS)}
+
+  for _ in range(60):
+    turns = [{"role": "system", "content": [text()]}] * rng.randint(0, 1)
+    for role in ["user", "assistant"] * rng.randint(0, 2) + ["user"]:
+      images = [{"type": "image", "image": picture()}] * (rng.randint(0, 2) * (role == "user"))
+      parts = [*images, *(text() for _ in range(rng.randint(1, 2)))]
+      rng.shuffle(parts)
+      turns.append({"role": role, "content": parts})
+    want = processor.apply_chat_template(
+      turns, tokenize=True, add_generation_prompt=True, return_dict=True
+    )["input_ids"][0]
+    ours = [turn | {"content": [_as_ours(p) for p in turn["content"]]} for turn in turns]
+    got = prompter.render([Message.model_validate(message) for message in ours])
+    assert list(got.ids) == list(want), turns
+
+
+def _as_ours(part):
+  url = {"type": "image_url", "image_url": {"url": "data:,"}}
+  return url if part["type"] == "image" else part
 
 
 def test_gemma3_pretrained(gemma3):
