@@ -23,7 +23,8 @@ from auditdm_jax.core.store import Images  # noqa: E402
 import numpy as np  # noqa: E402
 
 from auditdm_jax import scenes  # noqa: E402
-from auditdm_jax.audit.answer import BankConfig, FeatureCache, ModelBank  # noqa: E402
+from auditdm_jax.audit.answer import FeatureCache, ModelBank  # noqa: E402
+from auditdm_jax.audit.ask import BankConfig  # noqa: E402
 from auditdm_jax.core import mesh  # noqa: E402
 from auditdm_jax.rl import build, trainer  # noqa: E402
 from auditdm_jax.rl.draws import RolloutConfig  # noqa: E402

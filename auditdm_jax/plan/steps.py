@@ -9,7 +9,7 @@ import math
 import shlex
 
 from auditdm_jax import vlm_batching as batching
-from auditdm_jax.audit.answer import BankConfig
+from auditdm_jax.audit.ask import BankConfig
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core.config import check
 from auditdm_jax.models.multimodal import VlmConfig

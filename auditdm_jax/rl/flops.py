@@ -11,7 +11,7 @@ import contextlib
 import numpy as np
 
 from auditdm_jax.audit.answer import ModelBank
-from auditdm_jax.audit.answer import Vlm as Answering
+from auditdm_jax.audit.ask import Vlm as Answering
 from auditdm_jax.models import gemma, multimodal, siglip
 from auditdm_jax.rl.batch import LearnerBatch, Reply, Trajectory
 from auditdm_jax.vlm import Vlm

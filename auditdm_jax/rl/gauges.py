@@ -13,7 +13,8 @@ import dataclasses
 
 import numpy as np
 
-from auditdm_jax.audit.answer import ModelBank, ask
+from auditdm_jax.audit.answer import ModelBank
+from auditdm_jax.audit.ask import ask
 from auditdm_jax.audit.judge import Same
 from auditdm_jax.core import streams
 from auditdm_jax.core.config import UserError

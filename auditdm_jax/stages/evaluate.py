@@ -11,7 +11,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from auditdm_jax.audit import health
-from auditdm_jax.audit.answer import ask
+from auditdm_jax.audit.ask import ask
 from auditdm_jax.audit.rates import Rate
 from auditdm_jax.bench import evaluate as bench
 from auditdm_jax.bench import scorers, specs

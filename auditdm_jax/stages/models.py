@@ -9,7 +9,8 @@ import os
 import jax
 from jax.sharding import Mesh
 
-from auditdm_jax.audit.answer import BankConfig, FeatureCache, ModelBank
+from auditdm_jax.audit.answer import FeatureCache, ModelBank
+from auditdm_jax.audit.ask import BankConfig
 from auditdm_jax.audit.judge import Judge
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core import paths, runtime

@@ -9,8 +9,8 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from auditdm_jax.audit.answer import BankConfig
 from auditdm_jax.audit.arms import ArmsConfig
+from auditdm_jax.audit.ask import BankConfig
 from auditdm_jax.audit.compare import CompareConfig
 from auditdm_jax.audit.judge import JudgeConfig
 from auditdm_jax.audit.taxonomy import TaxonomyConfig

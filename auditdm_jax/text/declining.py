@@ -95,7 +95,7 @@ def is_abstention(sentence: str, question: str) -> bool:
 
 
 def _is_telling(said: str) -> bool:
-  """ "Sorry, I can't tell" is no refusal."""
+  """Whether the model only says that it cannot tell, as in "Sorry, I can't tell"."""
   return bool(re.search(rf"\bi\s?{_CANNOT} {_TELL}\b", said)) and not re.search(
     rf"\bi\s?{_CANNOT} {_HELP}\b", said
   )

@@ -133,8 +133,6 @@ def yes_or_no(sentence: str, question: Question) -> str | None:
   for start in (*opening[:1], *(w.plain for w in said[:1])):
     if start in english.YES | english.NO and not both:
       return "yes" if start in english.YES else "no"
-  if any(map(english.is_negated, question.plain)):
-    return None  # "Is he without a hat?" "He is without a hat."
   denied = any(english.is_negated(w.plain) for w in said)
   rest = [w.stem for w in content(sentence) if not english.is_negated(w.plain)]
   asked = list(question.echo)

@@ -7,7 +7,8 @@ import zlib
 import numpy as np
 import pytest
 
-from auditdm_jax.audit.answer import MAX_RAW, BankConfig, FeatureCache, ModelBank, ask
+from auditdm_jax.audit.answer import FeatureCache, ModelBank
+from auditdm_jax.audit.ask import MAX_RAW, BankConfig, ask
 from auditdm_jax.audit.probe import Verdict
 from auditdm_jax.core.config import UserError, build
 from auditdm_jax.core.image_store import Images

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from auditdm_jax.audit.answer import BankConfig, ModelBank
+from auditdm_jax.audit.answer import ModelBank
+from auditdm_jax.audit.ask import BankConfig
 from auditdm_jax.audit.judge import Judge, JudgeConfig, Same, open_judge
 from auditdm_jax.audit.judging.model import ModelJudge, read_prompt
 from auditdm_jax.audit.judging.simulated import SimulatedModel

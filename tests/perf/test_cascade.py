@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from auditdm_jax import load_vlm
-from auditdm_jax.audit.answer import BankConfig, ModelBank
+from auditdm_jax.audit.answer import ModelBank
+from auditdm_jax.audit.ask import BankConfig
 from auditdm_jax.scenes.mix import Mix
 
 pytestmark = pytest.mark.perf

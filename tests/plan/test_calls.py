@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from auditdm_jax import vlm_programs
-from auditdm_jax.audit.answer import BankConfig, FeatureCache, ModelBank
+from auditdm_jax.audit.answer import FeatureCache, ModelBank
+from auditdm_jax.audit.ask import BankConfig
 from auditdm_jax.models import decode
 from auditdm_jax.plan import programs, steps
 from auditdm_jax.rl import sampler

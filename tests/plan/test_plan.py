@@ -12,7 +12,7 @@ from ml_collections import config_flags
 import numpy as np
 import pytest
 
-from auditdm_jax.audit.answer import BankConfig
+from auditdm_jax.audit.ask import BankConfig
 from auditdm_jax.core.config import OVERRIDES, UserError
 from auditdm_jax.plan import chips, compiling, programs, steps, table
 from auditdm_jax.rectify.recipes import Recipe

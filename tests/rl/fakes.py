@@ -10,7 +10,7 @@ import zlib
 
 import numpy as np
 
-from auditdm_jax.audit.answer import BankConfig
+from auditdm_jax.audit.ask import BankConfig
 from auditdm_jax.audit.judge import Judge
 from auditdm_jax.audit.probe import probe_id
 from auditdm_jax.audit.verdict import verdict

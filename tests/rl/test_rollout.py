@@ -12,7 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from auditdm_jax.audit.answer import BankConfig, ModelBank
+from auditdm_jax.audit.answer import ModelBank
+from auditdm_jax.audit.ask import BankConfig
 from auditdm_jax.core.config import UserError
 from auditdm_jax.core.metrics import Timer
 from auditdm_jax.rl import batch as batch_lib

@@ -6,7 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from auditdm_jax.audit.answer import BankConfig, ModelBank
+from auditdm_jax.audit.answer import ModelBank
+from auditdm_jax.audit.ask import BankConfig
 from auditdm_jax.scenes import questions, render, talk, world
 from auditdm_jax.stages.talking import Talking
 from auditdm_jax.text import styles

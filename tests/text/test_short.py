@@ -145,6 +145,13 @@ def test_hostile_replies_are_bounded_in_time_and_length():
   assert slowest < 1.0  # 0.03 s; a pattern that backtracks takes minutes.
 
 
+def test_of_a_long_reply_both_ends_are_read():
+  words = "blah " * 3000
+  for raw in (f"Answer: red\n{words}", f"{words}\nAnswer: red", f"<think>{words}</think>red"):
+    assert short_answer(raw, question=COLOR) == Short("red", "answer")
+  assert short_answer(f"{words}\nAnswer: red\n{words}", question=COLOR).kind == "whole"
+
+
 def test_thinking_is_what_stands_before_its_last_mark():
   assert markup.without_thinking("<think>a</think>b") == "b"
   assert markup.without_thinking("a</think>b") == "b"
