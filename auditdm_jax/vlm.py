@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from auditdm_jax.core import config
+from auditdm_jax.core import config as config_lib
 from auditdm_jax.core.config import UserError
 from auditdm_jax.models import preprocess, weights
 from auditdm_jax.models.multimodal import VlmConfig
@@ -49,14 +49,14 @@ def load_vlm(path: str | os.PathLike, *, mesh: Mesh | None = None, dtype: Any = 
   """
   path = pathlib.Path(path)
   loaded = weights.load(path, mesh=mesh, dtype=dtype)
-  cfg, extras = loaded.cfg, dict(loaded.extras)
+  config, extras = loaded.config, dict(loaded.extras)
   origin = extras["origin"]["format"]
   folder = weights.side_folder(path)
-  tokenizer = _tokenizer(folder, cfg)
+  tokenizer = _tokenizer(folder, config)
   where = f"{folder}/config.json"
   own = {key: extras.pop(key) for key in _OWN if key in extras}
   if origin == "hf":
-    own = _hf_ways(folder, cfg, tokenizer) | own
+    own = _hf_ways(folder, config, tokenizer) | own
   elif origin != "native":
     style = styles.style_for(path.resolve().name, paligemma=True, has_turns=False)
     ways = {"template": prompts_lib.PALIGEMMA, "stop": [_EOS], "pixels": _BIG_VISION}
@@ -68,17 +68,17 @@ def load_vlm(path: str | os.PathLike, *, mesh: Mesh | None = None, dtype: Any = 
     if tokenizer is None:
       raise UserError(f"{folder}: no tokenizer, none of {', '.join(FILENAMES)}")
     # Now rather than at the first question.
-    prompts_lib.render(tokenizer, template, "", cfg.num_image_tokens)
+    prompts_lib.render(tokenizer, template, "", config.num_image_tokens)
   return Vlm(
     name=path.resolve().name,
-    cfg=cfg.with_dtype(jnp.dtype(dtype).name),
+    config=config.with_dtype(jnp.dtype(dtype).name),
     params=loaded.params,
     tokenizer=tokenizer,
     template=template,
     stop_ids=tuple(_stop_id(tokenizer, s) for s in stop),
     extras=extras,
     mesh=mesh,
-    pixels=config.build(Pixels, own.get("pixels", {}), name=f"{where}: pixels"),
+    pixels=config_lib.build(Pixels, own.get("pixels", {}), name=f"{where}: pixels"),
     side=loaded.side,
     style=styles.find(own.get("style", styles.PLAIN), where=f"{where}: style"),
   )
@@ -96,25 +96,29 @@ def save_vlm(path: str | os.PathLike, vlm: Vlm, *, dtype: str = "float32") -> No
     extras["pixels"] = dataclasses.asdict(vlm.pixels)
   if vlm.style != styles.PLAIN:
     extras["style"] = dataclasses.asdict(vlm.style)
-  weights.save(path, vlm.cfg, vlm.params, vlm.tokenizer, extras, dtype=dtype, side=vlm.side)
+  weights.save(path, vlm.config, vlm.params, vlm.tokenizer, extras, dtype=dtype, side=vlm.side)
 
 
-def _tokenizer(folder: pathlib.Path, cfg: VlmConfig) -> Tokenizer | None:
+def _tokenizer(folder: pathlib.Path, config: VlmConfig) -> Tokenizer | None:
   """Reads the tokenizer in a folder, if there is one, as the model wants it."""
   tokenizer = Tokenizer.in_folder(folder)
-  if tokenizer is None or cfg.vision is None:
+  if tokenizer is None or config.vision is None:
     return tokenizer
   try:
     return tokenizer.for_model(
-      image_id=cfg.image_token_id, rows=cfg.text.vocab_size, locations=cfg.kind == "paligemma"
+      image_id=config.image_token_id,
+      rows=config.text.vocab_size,
+      locations=config.kind == "paligemma",
     )
   except UserError as e:
     raise UserError(f"{folder}: {e}") from e
 
 
-def _hf_ways(folder: pathlib.Path, cfg: VlmConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
+def _hf_ways(
+  folder: pathlib.Path, config: VlmConfig, tokenizer: Tokenizer | None
+) -> dict[str, Any]:
   """Returns "template", "stop", "pixels" and "style" of a Hugging Face folder."""
-  paligemma = cfg.kind == "paligemma"
+  paligemma = config.kind == "paligemma"
   template = hf.template(folder, tokenizer, paligemma=paligemma)
   turns = "<start_of_turn>" in template
   ways: dict[str, Any] = {
@@ -122,10 +126,10 @@ def _hf_ways(folder: pathlib.Path, cfg: VlmConfig, tokenizer: Tokenizer | None) 
     "template": template,
     "stop": hf.stop_ids(folder, tokenizer, template=template),
   }
-  if cfg.vision is not None:
+  if config.vision is not None:
     ways["pixels"] = preprocess.read_processor(
       folder,
-      size=cfg.vision.image_size,
+      size=config.vision.image_size,
       # Of SigLIP's image processor, which PaliGemma uses, and of Gemma 3's.
       resample="bicubic" if paligemma else "bilinear",
     )

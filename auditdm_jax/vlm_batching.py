@@ -37,14 +37,14 @@ def images_per_call(vision: siglip.SiglipConfig, *, devices: int, most: int) -> 
 
 
 def rows_per_call(
-  cfg: VlmConfig, longest: int, *, new: int, images: int, devices: int, most: int
+  config: VlmConfig, longest: int, *, new: int, images: int, devices: int, most: int
 ) -> int:
   """Returns how many prompts of up to `longest` tokens `Vlm.answer` answers at once."""
   # The cache of all layers, the attention of one, and the features; 4 bytes each.
-  need = 2 * cfg.text.depth * cfg.text.num_kv_heads * cfg.text.head_dim * (longest + new)
-  need += cfg.text.num_heads * longest**2
+  need = 2 * config.text.depth * config.text.num_kv_heads * config.text.head_dim * (longest + new)
+  need += config.text.num_heads * longest**2
   if images:
-    need += images * cfg.vision.num_patches * cfg.vision.width
+    need += images * config.vision.num_patches * config.vision.width
   return _fitting_rows(4 * need, devices, most)
 
 
@@ -99,7 +99,7 @@ def windows(counts: Sequence[int], vision: siglip.SiglipConfig | None) -> Iterat
 
 
 def calls(
-  cfg: VlmConfig,
+  config: VlmConfig,
   lengths: Sequence[int],
   *,
   images: Sequence[int],
@@ -112,7 +112,7 @@ def calls(
   A call is padded only to the longest of its rows.
 
   Args:
-    cfg: the model's architecture.
+    config: the model's architecture.
     lengths: tokens of each row's prompt.
     images: how many images each row has.
     new: the longest answer, in tokens.
@@ -123,6 +123,6 @@ def calls(
     rows = [i for i, n in enumerate(images) if n == count]
     longest = max(lengths[i] for i in rows)
     rows.sort(key=lambda i: lengths[i])
-    fit = rows_per_call(cfg, longest, new=new, images=count, devices=devices, most=most)
+    fit = rows_per_call(config, longest, new=new, images=count, devices=devices, most=most)
     for part in cut(np.array(rows), fit):
       yield part.tolist()

@@ -68,7 +68,7 @@ class Vlm:
 
   Attributes:
     name: what records and reports call it.
-    cfg: its architecture.
+    config: its architecture.
     params: its parameters, on the device.
     tokenizer: its tokenizer; None for a folder without one, which has logits but no answers.
     template: its prompt template, see `text.prompts`.
@@ -84,7 +84,7 @@ class Vlm:
   takes: ClassVar[Literal["features"]] = "features"
 
   name: str
-  cfg: VlmConfig
+  config: VlmConfig
   params: Params
   tokenizer: Tokenizer | None
   template: str
@@ -165,7 +165,7 @@ class Vlm:
       self._answer, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
     )
     answers = [""] * len(prompts)
-    for rows in batching.windows([len(g) for g in groups], self.cfg.vision):
+    for rows in batching.windows([len(g) for g in groups], self.config.vision):
       unique = {id(image): image for i in rows for image in groups[i]}
       order = {key: k for k, key in enumerate(unique)}
       features = self.encode(list(unique.values())) if unique else None
@@ -233,7 +233,7 @@ class Vlm:
     longest = max([_LEAST_NEW, *(p.max_new_tokens for p in prompts)])
     new = 1 << (longest - 1).bit_length()
     calls = batching.calls(
-      self.cfg,
+      self.config,
       [len(p.ids) for p in prompts],
       images=[len(p.images) for p in prompts],
       new=new,
@@ -302,10 +302,10 @@ class Vlm:
       if len(pixels):
         with mesh_lib.use(self.mesh):
           features = programs.encode_images(vision, multimodal.tower(self.params), pixels)[which]
-    if features is None and ar is None and self.cfg.kind == "gemma3":
+    if features is None and ar is None and self.config.kind == "gemma3":
       ar = np.ones(ids.shape, np.int32)
     with mesh_lib.use(self.mesh):
-      return programs.logits(self.cfg, self.params, features, ids, valid, ar)
+      return programs.logits(self.config, self.params, features, ids, valid, ar)
 
   def with_int8(self) -> "Vlm":
     """The same model with its decoder's weights in int8, see `models.int8`."""
@@ -319,14 +319,14 @@ class Vlm:
     return dataclasses.replace(self, params=params, name=name or self.name)
 
   def _vision(self) -> siglip.SiglipConfig:
-    if self.cfg.vision is None:
+    if self.config.vision is None:
       raise UserError(f"model {self.name!r} has no vision tower")
-    return self.cfg.vision
+    return self.config.vision
 
   def _fill(self, ids: np.ndarray, images: int) -> np.ndarray:
     """Returns i[B,I]: which of the images are a row's, 0 where it has fewer than others."""
-    need = self.cfg.num_image_tokens
-    slots = np.sum(ids == self.cfg.image_token_id, axis=1)
+    need = self.config.num_image_tokens
+    slots = np.sum(ids == self.config.image_token_id, axis=1)
     if np.any(slots % need) or np.sum(slots) != images * need:
       raise UserError(f"rows have {slots.tolist()} image slots, {images} images need {need} each")
     count = slots // need
@@ -336,8 +336,8 @@ class Vlm:
 
   def _check_ids(self, ids: np.ndarray) -> None:
     """Raises a UserError for an id without an embedding: the lookup gives NaN, or another's."""
-    rows = self.cfg.text.vocab_size
-    known = (ids >= 0) & ((ids < rows) | (ids == self.cfg.image_token_id))
+    rows = self.config.text.vocab_size
+    known = (ids >= 0) & ((ids < rows) | (ids == self.config.image_token_id))
     if not np.all(known):
       raise UserError(f"token id {ids[~known][0]}: model {self.name!r} has 0 to {rows - 1}")
 
@@ -358,7 +358,7 @@ class Vlm:
     if features is not None and any(which) and "{image}" not in self.template:
       raise UserError(f"model {self.name!r}: its template {self.template!r} has no {{image}}")
     _check_seed(seed)
-    slots = self.cfg.num_image_tokens
+    slots = self.config.num_image_tokens
     ids = [
       prompts_lib.render(self.tokenizer, self.template, p, slots, images=len(w))
       for p, w in zip(prompts, which)
@@ -370,7 +370,7 @@ class Vlm:
     sc = decode.SampleConfig(max_new_tokens, temperature, self.stop_ids)
     replies = [Reply("")] * len(prompts)
     calls = batching.calls(
-      self.cfg,
+      self.config,
       [len(row) for row in ids],
       images=[len(w) for w in which],
       new=max_new_tokens,
@@ -422,7 +422,7 @@ class Vlm:
     rest = self._place(tokens), self._place(valid), own(names), seeds, own(limits)
     rest = features, *rest, own(temperatures)
     with mesh_lib.use(self.mesh):
-      return runtime.fetch(programs.sample_answers(self.cfg, sc, self._decoding_params, *rest))
+      return runtime.fetch(programs.sample_answers(self.config, sc, self._decoding_params, *rest))
 
   @functools.cached_property
   def _decoding_params(self) -> Params:

@@ -21,9 +21,9 @@ def encode_images(vision: siglip.SiglipConfig, tower: Params, pixels: Array) -> 
   return siglip.Siglip(vision).apply({"params": tower}, pixels).astype(jnp.float32)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "sc"))
+@functools.partial(jax.jit, static_argnames=("config", "sc"))
 def sample_answers(
-  cfg, sc, params, features, tokens, valid, rows, seed, limits=None, temperatures=None
+  config, sc, params, features, tokens, valid, rows, seed, limits=None, temperatures=None
 ) -> tuple[Array, Array]:
   """The program of `Vlm.answer`: one sample per row, whose randomness depends on its number.
 
@@ -36,7 +36,7 @@ def sample_answers(
   seeds = jax.vmap(jax.random.key)(jnp.broadcast_to(seed, rows.shape))
   keys = jax.vmap(jax.random.fold_in)(seeds, rows)
   samples = decode.sample(
-    cfg,
+    config,
     sc,
     params,
     features,
@@ -50,8 +50,8 @@ def sample_answers(
   return samples.tokens[:, 0], samples.length[:, 0]
 
 
-@functools.partial(jax.jit, static_argnames=("cfg",))
-def logits(cfg, params, features, tokens, valid, ar) -> Array:
+@functools.partial(jax.jit, static_argnames=("config",))
+def logits(config, params, features, tokens, valid, ar) -> Array:
   """The program of `Vlm.logits`: f32[B,T,V] of rows of tokens."""
-  x = multimodal.hidden(cfg, params, features, tokens, valid=valid, ar=ar)
-  return multimodal.unembed(cfg, params, x)
+  x = multimodal.hidden(config, params, features, tokens, valid=valid, ar=ar)
+  return multimodal.unembed(config, params, x)

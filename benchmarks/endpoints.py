@@ -88,11 +88,16 @@ async def _bare(
           model=config.model,
           temperature=0,
           max_tokens=9,
-          messages=[{"role": "user", "content": [
-            {"type": "image_url", "image_url": {"url": urls[id(image)]}},
-            {"type": "text", "text": prompt},
-          ]}],
-        )  # fmt: skip
+          messages=[
+            {
+              "role": "user",
+              "content": [
+                {"type": "image_url", "image_url": {"url": urls[id(image)]}},
+                {"type": "text", "text": prompt},
+              ],
+            }
+          ],
+        )
       return answer.choices[0].message.content
 
     start = time.perf_counter()

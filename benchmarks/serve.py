@@ -238,14 +238,22 @@ def main(argv: list[str]) -> None:
     transformers_cli = pathlib.Path(sys.executable).with_name("transformers")
     commands = {
       "theirs": [
-        str(transformers_cli), "serve", str(folder), f"--port={ports['theirs']}", "--device=cpu",
+        str(transformers_cli),
+        "serve",
+        str(folder),
+        f"--port={ports['theirs']}",
+        "--device=cpu",
         *([] if images else ["--continuous-batching"]),
       ],
       "ours": [
-        sys.executable, "-m", "auditdm_jax", "serve", f"--model={folder}",
+        sys.executable,
+        "-m",
+        "auditdm_jax",
+        "serve",
+        f"--model={folder}",
         f"--port={ports['ours']}",
       ],
-    }  # fmt: skip
+    }
     models = {"theirs": str(folder), "ours": folder.name}
     servers = {
       side: stack.enter_context(running(command, ports[side], pathlib.Path(name) / side))

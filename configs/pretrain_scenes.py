@@ -32,9 +32,13 @@ def get_config(arg: str = "") -> ConfigDict:
   c.vision = ConfigDict(
     dict(
       model=dict(width=96, depth=2, mlp_dim=192, num_heads=4, patch_size=16, image_size=64),
-      seed=11, scenes=20_000, batch=128, steps=2_000, lr=2e-3,
+      seed=11,
+      scenes=20_000,
+      batch=128,
+      steps=2_000,
+      lr=2e-3,
     )
-  )  # fmt: skip
+  )
 
   c.mix = dict(scenes=24_000, images=16, per_image=4, lookups=700, searches=1800)
   c.optim = dict(

@@ -106,8 +106,11 @@ def stage_names() -> set[str]:
 
 
 def stage_errors(path: pathlib.Path, stages: set[str]) -> list[str]:
-  names = [name.removeprefix("auditdm_jax.stages.").split(".")[0] for _, name in imports(path)
-           if name.startswith("auditdm_jax.stages.")]  # fmt: skip
+  names = [
+    name.removeprefix("auditdm_jax.stages.").split(".")[0]
+    for _, name in imports(path)
+    if name.startswith("auditdm_jax.stages.")
+  ]
   return [f"{path.stem} imports the stage {name}" for name in names if name in stages]
 
 

@@ -118,9 +118,13 @@ def test_a_config_of_something_else_is_one_line(tmp_path):
     ["train", "--config=configs/flux.py", f"--workdir={tmp_path}"],
   ):
     done = subprocess.run(
-      [sys.executable, "-m", "auditdm_jax", *command], cwd=ROOT, capture_output=True, text=True,
-      check=False, timeout=60,
-    )  # fmt: skip
+      [sys.executable, "-m", "auditdm_jax", *command],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+      check=False,
+      timeout=60,
+    )
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
     assert "models" in done.stderr
 

@@ -68,29 +68,56 @@ def test_four_things_of_ones_own_run_a_loop_and_no_line_of_the_package_changes(t
     _folder(tmp_path / "data/own" / split, seed=seed, images=images)
   weights = ROOT / "data/scenes/weights"
   flags = [
-    f"models.auditor={weights}/auditor", f"models.target={weights}/target_easy",
-    f"models.references=('{weights}/ref_paligemma2','{weights}/ref_gemma3')", "models.sibling=",
-    "pool.builder=", f"pool.data_dir={tmp_path}/data", "pool.dataset=own",
-    "pool.images=train", "pool.heldout=heldout", "pool.fresh=fresh",
+    f"models.auditor={weights}/auditor",
+    f"models.target={weights}/target_easy",
+    f"models.references=('{weights}/ref_paligemma2','{weights}/ref_gemma3')",
+    "models.sibling=",
+    "pool.builder=",
+    f"pool.data_dir={tmp_path}/data",
+    "pool.dataset=own",
+    "pool.images=train",
+    "pool.heldout=heldout",
+    "pool.fresh=fresh",
     f"taxonomy.skills={ROOT}/data/scenes/skills.yaml",
     "reward.terms=(('mine:brevity',0.25),)",
-    "rollout.strategies=('mine:AGAIN',)", "rollout.prompts.again=2", "rollout.prompts.question=2",
-    "rollout.prompts.edit=1", "rollout.prompts.generate=0", "rollout.prompts.edit-only=0",
+    "rollout.strategies=('mine:AGAIN',)",
+    "rollout.prompts.again=2",
+    "rollout.prompts.question=2",
+    "rollout.prompts.edit=1",
+    "rollout.prompts.generate=0",
+    "rollout.prompts.edit-only=0",
     "rollout.max_new_tokens.draft=11",
-    "benchmark.scorer=mine:lenient", "benchmark.groups=mine:by_length",
+    "benchmark.scorer=mine:lenient",
+    "benchmark.groups=mine:by_length",
     "images.backend=mine:backend",
-    "optim.steps=2", "checkpoints.harvest=(1,)", "discover.probes=96", "discover.batch=48",
-    "discover.search_probes=16", "verify.limit=8", "rectify.recipe.steps=2",
-    "rectify.curate.size=8", "round2.enabled=False",
-  ]  # fmt: skip
+    "optim.steps=2",
+    "checkpoints.harvest=(1,)",
+    "discover.probes=96",
+    "discover.batch=48",
+    "discover.search_probes=16",
+    "verify.limit=8",
+    "rectify.recipe.steps=2",
+    "rectify.curate.size=8",
+    "round2.enabled=False",
+  ]
   command = [
-    sys.executable, "-m", "auditdm_jax", "loop", f"--config={ROOT}/configs/scenes.py",
-    f"--workdir={tmp_path}/run", *(f"--config.{flag}" for flag in flags),
-  ]  # fmt: skip
+    sys.executable,
+    "-m",
+    "auditdm_jax",
+    "loop",
+    f"--config={ROOT}/configs/scenes.py",
+    f"--workdir={tmp_path}/run",
+    *(f"--config.{flag}" for flag in flags),
+  ]
   done = subprocess.run(
-    command, cwd=tmp_path, capture_output=True, text=True, timeout=1200, check=False,
+    command,
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+    timeout=1200,
+    check=False,
     env=os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
-  )  # fmt: skip
+  )
   assert done.returncode == 0, done.stderr
   run = tmp_path / "run"
   rows = [json.loads(x) for x in (run / "records/train/completions-0.jsonl").open()]

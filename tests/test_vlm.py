@@ -102,7 +102,7 @@ def test_other_parameters_run_the_same_program(vlm):
   before = vlm.answer_features(*ask, max_new_tokens=4)
   size = programs.sample_answers._cache_size()
   tuned = vlm.with_params(jax.tree.map(lambda x: x * 1.3 + 0.1, vlm.params), name="tuned")
-  twin = make(vlm.cfg.kind, seed=5)
+  twin = make(vlm.config.kind, seed=5)
   assert [v.answer_features(*ask, max_new_tokens=4) for v in (tuned, twin)] != [before, before]
   assert programs.sample_answers._cache_size() == size
   assert tuned.name == "tuned"
@@ -159,7 +159,7 @@ def test_errors_teach(vlm):
   plain = dataclasses.replace(vlm, template="<bos>{text}")
   with pytest.raises(UserError, match="has no {image}"):
     plain.answer(IMAGES[:1], ["what?"], max_new_tokens=1)
-  text_only = dataclasses.replace(vlm, cfg=dataclasses.replace(vlm.cfg, vision=None))
+  text_only = dataclasses.replace(vlm, config=dataclasses.replace(vlm.config, vision=None))
   for ask in (
     lambda: text_only.answer(IMAGES[:1], ["what?"], max_new_tokens=1),
     lambda: text_only.logits(np.zeros((1, 8, 8, 3)), [[10]]),

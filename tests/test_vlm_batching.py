@@ -10,8 +10,14 @@ from tests.tiny_vlm import make
 def test_rows_and_lengths_are_bucketed(monkeypatch):
   vlm = make("paligemma")
   assert [batching.padded_length(n) for n in (1, 8, 9, 127, 129, 300, 1100)] == [
-    8, 8, 16, 128, 144, 320, 1152
-  ]  # fmt: skip
+    8,
+    8,
+    16,
+    128,
+    144,
+    320,
+    1152,
+  ]
   assert all(batching.padded_length(n) < 1.125 * n + 8 for n in range(1, 3000))
   assert [batching.bucket(n, small=vlm._is_small) for n in (1, 8, 9)] == [8, 8, 16]
   monkeypatch.setattr(batching, "SMALL", 1)

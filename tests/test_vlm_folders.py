@@ -35,11 +35,11 @@ def test_folder_round_trip(vlm, tmp_path):
   again = load_vlm(tmp_path / "target")
   extras = {"seed": 3, "origin": {"format": "native"}}
   assert (again.name, again.extras, again.stop_ids) == ("target", extras, vlm.stop_ids)
-  assert again.cfg == vlm.cfg and again.tower_id == vlm.tower_id
+  assert again.config == vlm.config and again.tower_id == vlm.tower_id
   ask = (IMAGES, QUESTIONS)
   assert again.answer(*ask, max_new_tokens=5) == vlm.answer(*ask, max_new_tokens=5)
   half = load_vlm(tmp_path / "target", dtype=jnp.bfloat16)
-  assert half.cfg.text.dtype == "bfloat16"
+  assert half.config.text.dtype == "bfloat16"
   assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(half.params))
   assert len(half.answer(*ask, max_new_tokens=2)) == 4
   assert half.tower_id != vlm.tower_id
@@ -60,13 +60,13 @@ def test_big_vision_npz(tmp_path):
   backend.save(str(tmp_path / "tokenizer.json"))
   text = dataclasses.replace(TEXT, window=None, layer_is_local=(), vocab_size=40)
   text = dataclasses.replace(text, query_scale=6**-0.5, attn_softcap=50.0, final_softcap=30.0)
-  cfg = mm.VlmConfig("paligemma", text, VISION, image_token_id=40)
-  params = jax.jit(mm.init, static_argnums=0)(cfg, jax.random.key(2))
+  config = mm.VlmConfig("paligemma", text, VISION, image_token_id=40)
+  params = jax.jit(mm.init, static_argnums=0)(config, jax.random.key(2))
   np.savez(tmp_path / "x.npz", **{f"params/{k}": v for k, v in tree.flatten(params).items()})
   vlm = load_vlm(tmp_path / "x.npz")
   # What training began with is not in a checkpoint.
-  text = dataclasses.replace(text, embed_init_std=vlm.cfg.text.embed_init_std)
-  assert vlm.cfg == dataclasses.replace(cfg, text=text)
+  text = dataclasses.replace(text, embed_init_std=vlm.config.text.embed_init_std)
+  assert vlm.config == dataclasses.replace(config, text=text)
   assert vlm.extras["origin"]["format"] == "big_vision"
   assert (vlm.pixels, vlm.stop_ids) == (Pixels("big_vision"), (1,))
   assert vlm.template == prompts.PALIGEMMA

@@ -102,7 +102,7 @@ QUESTIONS = [" ".join(RNG.choice(WORDS, n)) for n in (3, 19, 1, 8, 27, 5)]
 
 def generate(model, vlm, groups, questions, max_new_tokens):
   """What transformers answers, from left-padded prompts in one batch."""
-  slots = vlm.cfg.num_image_tokens
+  slots = vlm.config.num_image_tokens
   rows = [
     prompts.render(TOKENIZER, vlm.template, q, slots, images=len(g))
     for g, q in zip(groups, questions)
@@ -111,11 +111,11 @@ def generate(model, vlm, groups, questions, max_new_tokens):
   ids = np.array([[0] * (length - len(r)) + r for r in rows])
   mask = np.array([[0] * (length - len(r)) + [1] * len(r) for r in rows])
   # As the processors say it: PaliGemma's whole prompt is prefix, Gemma 3's images are blocks.
-  kinds = ids == IMAGE if vlm.cfg.kind == "gemma3" else np.zeros_like(ids)
+  kinds = ids == IMAGE if vlm.config.kind == "gemma3" else np.zeros_like(ids)
   extra = {"token_type_ids": torch.tensor(kinds).long()}
   if any(groups):
     flat = [image for group in groups for image in group]
-    size = vlm.cfg.vision.image_size
+    size = vlm.config.vision.image_size
     pixels = preprocess.preprocess(flat, size=size, how=vlm.pixels)
     extra["pixel_values"] = torch.tensor(pixels).permute(0, 3, 1, 2)
   with torch.no_grad():
@@ -161,9 +161,9 @@ def test_several_images_and_none(pair):
 
 def test_logits_of_rows_with_different_numbers_of_images(pair):
   model, vlm, _ = pair
-  slots = [IMAGE] * vlm.cfg.num_image_tokens
+  slots = [IMAGE] * vlm.config.num_image_tokens
   rows = [[2, *slots, 12, *slots, 13], [2, 20, 21, 22], [2, 14, *slots, 15, 16]]
-  if vlm.cfg.kind == "paligemma":
+  if vlm.config.kind == "paligemma":
     rows[1] = [2, *slots, 20]
   width = max(map(len, rows))
   pixels = preprocess.preprocess(PICTURES, size=16, how=vlm.pixels)
@@ -172,7 +172,7 @@ def test_logits_of_rows_with_different_numbers_of_images(pair):
     pad = [[0] * (width - len(r)) for r in rows]
     ids = np.array([p + r if side == "left" else r + p for p, r in zip(pad, rows)])
     mask = ids != 0
-    kinds = ids == IMAGE if vlm.cfg.kind == "gemma3" else np.zeros_like(ids)
+    kinds = ids == IMAGE if vlm.config.kind == "gemma3" else np.zeros_like(ids)
     with torch.no_grad():
       want = model(
         input_ids=torch.tensor(ids),
@@ -197,12 +197,12 @@ def test_text_only_logits(pair):
   got = vlm.logits(None, jnp.asarray(ids))
   np.testing.assert_allclose(got, want, atol=2e-4)
   causal = vlm.logits(None, ids, mask_ar=np.ones_like(ids))
-  assert np.allclose(causal, got, atol=1e-5) == (vlm.cfg.kind == "gemma3")
+  assert np.allclose(causal, got, atol=1e-5) == (vlm.config.kind == "gemma3")
 
 
 def test_slots_and_images_must_match(pair):
   _, vlm, _ = pair
-  slots = [IMAGE] * vlm.cfg.num_image_tokens
+  slots = [IMAGE] * vlm.config.num_image_tokens
   pixels = np.zeros((1, 16, 16, 3), np.float32)
   for images, row in ((pixels, [2, *slots[1:]]), (pixels, [2, 5]), (pixels[:0], [2, *slots])):
     with pytest.raises(UserError, match="image slots"):
@@ -213,7 +213,7 @@ def test_slots_and_images_must_match(pair):
 
 def test_the_ways_of_the_origin_survive_our_folder(pair, tmp_path):
   _, vlm, folder = pair
-  kind = vlm.cfg.kind
+  kind = vlm.config.kind
   assert vlm.pixels == Pixels("hf", resample="bilinear" if kind == "gemma3" else "bicubic")
   assert vlm.template == (prompts.GEMMA3 if kind == "gemma3" else prompts.PALIGEMMA)
   turn = (vlm.tokenizer.id("<end_of_turn>"),) if kind == "gemma3" else ()
@@ -222,7 +222,7 @@ def test_the_ways_of_the_origin_survive_our_folder(pair, tmp_path):
   assert (tmp_path / "ours/generation_config.json").is_file()
   again = load_vlm(tmp_path / "ours")
   assert (again.pixels, again.template) == (vlm.pixels, vlm.template)
-  assert (again.stop_ids, again.cfg) == (vlm.stop_ids, vlm.cfg)
+  assert (again.stop_ids, again.config) == (vlm.stop_ids, vlm.config)
   assert vlm.style == (styles.CHAT if kind == "gemma3" else styles.PALIGEMMA) == again.style
   ask = ([PICTURES[1]], [QUESTIONS[0]])
   assert again.answer(*ask, max_new_tokens=8) == vlm.answer(*ask, max_new_tokens=8)
@@ -242,7 +242,7 @@ def test_the_ways_of_the_origin_survive_our_folder(pair, tmp_path):
 
 def test_a_mesh_changes_no_answer(pair):
   _, vlm, folder = pair
-  if vlm.cfg.kind == "paligemma":
+  if vlm.config.kind == "paligemma":
     pytest.skip("one kind is enough")
   meshed = load_vlm(folder, mesh=make_mesh({"fsdp": -1, "tensor": 1}))
   ask = (PICTURES[:3], QUESTIONS[:3])

@@ -29,8 +29,8 @@ TEMPLATES = {"paligemma": prompts.PALIGEMMA.strip(), "gemma3": prompts.GEMMA3_PL
 
 
 def make(kind, *, seed=0):
-  cfg = mm.VlmConfig(kind, TEXT, VISION, TOKENIZER.image_id)
-  params = jax.jit(mm.init, static_argnums=0)(cfg, jax.random.key(seed))
+  config = mm.VlmConfig(kind, TEXT, VISION, TOKENIZER.image_id)
+  params = jax.jit(mm.init, static_argnums=0)(config, jax.random.key(seed))
   return Vlm(
-    "tiny", cfg, params, TOKENIZER, TEMPLATES[kind], (TOKENIZER.id("<eos>"), TOKENIZER.id("a"))
+    "tiny", config, params, TOKENIZER, TEMPLATES[kind], (TOKENIZER.id("<eos>"), TOKENIZER.id("a"))
   )

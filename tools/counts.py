@@ -2,7 +2,7 @@
 """Prints what a reader of this codebase has to keep in mind: python -m tools.counts [--pyright]
 
 The types that a find passes through, string subscripts in stages/, class names defined twice,
-`# fmt: skip`, and with --pyright the type errors of each package. `tools.trace_step` counts the
+``, and with --pyright the type errors of each package. `tools.trace_step` counts the
 files and lines of one GRPO step.
 """
 
@@ -17,8 +17,13 @@ import sys
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "auditdm_jax"
 # A find, from the auditor's sample to a training example.
-FIND = ("rl/batch.py:Trajectory", "audit/attempt.py:Attempt", "audit/attempt.py:Find",
-        "audit/attempt.py:Failure", "rectify/curate.py:Example")  # fmt: skip
+FIND = (
+  "rl/batch.py:Trajectory",
+  "audit/attempt.py:Attempt",
+  "audit/attempt.py:Find",
+  "audit/attempt.py:Failure",
+  "rectify/curate.py:Example",
+)
 
 
 def _trees(folder: pathlib.Path) -> Iterator[tuple[pathlib.Path, ast.Module]]:
@@ -50,8 +55,11 @@ def type_errors() -> Counter[str]:
   """Returns pyright's errors by package."""
   done = subprocess.run(
     [sys.executable, "-m", "pyright", "--outputjson", str(PACKAGE)],
-    cwd=ROOT, capture_output=True, text=True, check=False,
-  )  # fmt: skip
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   errors = [d for d in json.loads(done.stdout)["generalDiagnostics"] if d["severity"] == "error"]
   return Counter(pathlib.Path(d["file"]).relative_to(PACKAGE).parts[0] for d in errors)
 
@@ -67,9 +75,7 @@ def main() -> None:
   twice = {name: files for name, files in known.items() if len(files) > 1}
   print(f"class names defined twice: {len(twice)}: {', '.join(sorted(twice))}")
   folders = ("auditdm_jax", "configs", "data", "tests", "benchmarks", "tools")
-  skips = sum(
-    p.read_text("utf-8").count("# fmt: skip") for f in folders for p in (ROOT / f).rglob("*.py")
-  )
+  skips = sum(p.read_text("utf-8").count("") for f in folders for p in (ROOT / f).rglob("*.py"))
   print(f"fmt: skip: {skips}")
   if "--pyright" in sys.argv[1:]:
     errors = type_errors()

@@ -89,7 +89,7 @@ def run_a_step(workdir: pathlib.Path) -> Trace:
   bank = ModelBank(models, names[0], names[1:], config=BankConfig(max_new_tokens=3), cache=cache)
   grpo = GrpoConfig(group_size=4)
   learner = Learner(
-    auditor.cfg,
+    auditor.config,
     grpo,
     optim=OptimConfig(steps=1),
     mesh=mesh.make_mesh({"data": -1}),
@@ -97,14 +97,14 @@ def run_a_step(workdir: pathlib.Path) -> Trace:
     params=auditor.params,
     banned=auditor.tokenizer.unsampled_ids(auditor.stop_ids),
   )
-  cfg = RolloutConfig({"question": 2}, task={"question": "ask"}, max_new_tokens={"question": 11})
+  config = RolloutConfig({"question": 2}, task={"question": "ask"}, max_new_tokens={"question": 11})
   sight = Sight(auditor, cache, load=pool.load)
   made = build.rollout(
     grpo,
     learner,
     run="train",
-    prober=build.prober(cfg, grpo, auditor=auditor, pool=pool, sight=sight),
-    scorer=Scorer(cfg, RewardConfig(), bank=bank, load=pool.load, oracle=scenes.oracle),
+    prober=build.prober(config, grpo, auditor=auditor, pool=pool, sight=sight),
+    scorer=Scorer(config, RewardConfig(), bank=bank, load=pool.load, oracle=scenes.oracle),
   )
   trace = Trace(trainer.Run.step.__code__)
   sys.setprofile(trace)

@@ -33,7 +33,7 @@ class Vlm(Protocol):
     ...
 
   @property
-  def cfg(self) -> VlmConfig:
+  def config(self) -> VlmConfig:
     """Its architecture, for counting FLOPs."""
     ...
 
@@ -169,9 +169,9 @@ def _from_elsewhere(
   )
   if len(said) != len(rows):
     raise ValueError(f"{len(said)} replies to {len(rows)} prompts")
-  shares = runtime.gather([
-    (r.text, r.finish, None if r.failure is None else str(r.failure)) for r in said
-  ])  # fmt: skip
+  shares = runtime.gather(
+    [(r.text, r.finish, None if r.failure is None else str(r.failure)) for r in said]
+  )
   return [Reply(*shares[i % len(shares)][i // len(shares)]) for i in range(len(prompts))]
 
 

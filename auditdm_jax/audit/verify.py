@@ -45,9 +45,17 @@ class VerifyConfig:
   stable_share: float = 0.8
   blank_image: bool = True
   required: tuple[str, ...] = (
-    "well_formed", "answerable", "both_ways", "language_prior", "near_duplicate",
-    "benchmark_leak", "image_sane", "edit_outside", "edit_fraction", "sham_control",
-  )  # fmt: skip
+    "well_formed",
+    "answerable",
+    "both_ways",
+    "language_prior",
+    "near_duplicate",
+    "benchmark_leak",
+    "image_sane",
+    "edit_outside",
+    "edit_fraction",
+    "sham_control",
+  )
   max_words: int = 40
   chunk: int = 512
 

@@ -12,8 +12,15 @@ from auditdm_jax.core.config import UserError, check
 
 # Keys of a request that are not for `extra`: they are set here, or must not be set at all.
 _OWN = (
-  "model", "messages", "max_tokens", "max_completion_tokens", "temperature", "seed", "n", "stream",
-)  # fmt: skip
+  "model",
+  "messages",
+  "max_tokens",
+  "max_completion_tokens",
+  "temperature",
+  "seed",
+  "n",
+  "stream",
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,12 @@ Finish = Literal["stop", "length", "refusal", "filter", "other", "failed"]
 
 # "eos" is what some backends call a stop; without a reason the answer counts as whole.
 _FINISH: dict[str | None, Finish] = {
-  "stop": "stop", "eos": "stop", None: "stop", "length": "length", "content_filter": "filter",
-}  # fmt: skip
+  "stop": "stop",
+  "eos": "stop",
+  None: "stop",
+  "length": "length",
+  "content_filter": "filter",
+}
 _MAX_TEXT = 1 << 16  # characters
 
 

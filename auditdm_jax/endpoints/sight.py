@@ -82,8 +82,11 @@ def prove_sight(endpoint: Endpoint) -> Sight:
   if evidence is None and tokens is not None and tokens >= _MIN_TOKENS:
     logging.warning(
       "%s: says %r of a red picture and %r of a blue one; that it sees them is known from %d"
-      " tokens only", endpoint.name, *said, tokens,
-    )  # fmt: skip
+      " tokens only",
+      endpoint.name,
+      *said,
+      tokens,
+    )
     evidence = "tokens"
   if evidence is None:
     counts = [bare.usage.prompt, *(reply.usage.prompt for reply in first[0])]

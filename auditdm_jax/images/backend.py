@@ -103,9 +103,14 @@ class Job:
   def key(self) -> tuple:
     """Jobs with equal keys can share a batch."""
     return (
-      self.mode, self.width, self.height, self.steps, self.guidance, bool(self.negative),
+      self.mode,
+      self.width,
+      self.height,
+      self.steps,
+      self.guidance,
+      bool(self.negative),
       self.deterministic,
-    )  # fmt: skip
+    )
 
   @property
   def source_bytes(self) -> int:

@@ -200,12 +200,19 @@ class ImageClient:
     except grpc.RpcError as error:
       raise ConnectionError(f"{replica.address}: {from_call(error).message}") from None
     return Info(
-      said.name, said.revision, dict(said.properties), tuple(said.modes), said.steps,
+      said.name,
+      said.revision,
+      dict(said.properties),
+      tuple(said.modes),
+      said.steps,
       said.guidance if said.HasField("guidance") else None,
-      sizes=tuple((s.width, s.height) for s in said.sizes), multiple=max(said.multiple, 1),
-      min_side=max(said.min_side, 1), max_side=min(said.max_side or MAX_SIDE, MAX_SIDE),
-      max_pixels=min(said.max_pixels or MAX_PIXELS, MAX_PIXELS), exact=said.exact,
-    )  # fmt: skip
+      sizes=tuple((s.width, s.height) for s in said.sizes),
+      multiple=max(said.multiple, 1),
+      min_side=max(said.min_side, 1),
+      max_side=min(said.max_side or MAX_SIDE, MAX_SIDE),
+      max_pixels=min(said.max_pixels or MAX_PIXELS, MAX_PIXELS),
+      exact=said.exact,
+    )
 
   def _result(self, request: Request, mask: np.ndarray | None) -> ImageResult:
     """The request fitted to the service, carried to its end and brought back."""

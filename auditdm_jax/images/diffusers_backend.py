@@ -52,8 +52,14 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torc
 _CLASSES = {"generate": FluxPipeline, "edit": FluxKontextPipeline}
 _KINDS = ("FluxPipeline", "FluxKontextPipeline")  # Equal parts: one folder can serve both modes.
 _PARTS = (
-  "scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "transformer", "vae"
-)  # fmt: skip
+  "scheduler",
+  "text_encoder",
+  "text_encoder_2",
+  "tokenizer",
+  "tokenizer_2",
+  "transformer",
+  "vae",
+)
 
 _MAX_ERROR = 500  # characters
 

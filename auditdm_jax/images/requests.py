@@ -51,9 +51,12 @@ class Options:
 
   def message(self, encoding: int) -> Any:
     return stubs.Options(
-      steps=self.steps, guidance=self.guidance, negative_prompt=self.negative,
-      deterministic=self.deterministic, encoding=encoding,
-    )  # fmt: skip
+      steps=self.steps,
+      guidance=self.guidance,
+      negative_prompt=self.negative,
+      deterministic=self.deterministic,
+      encoding=encoding,
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -105,9 +108,13 @@ class Generate:
   def message(self, encoding: int) -> Any:
     """A GenerateRequest; raises UnicodeEncodeError."""
     return stubs.GenerateRequest(
-      request_id=self.request_id, prompt=self.prompt, seed=self.seed, width=self.width,
-      height=self.height, options=self.options.message(encoding),
-    )  # fmt: skip
+      request_id=self.request_id,
+      prompt=self.prompt,
+      seed=self.seed,
+      width=self.width,
+      height=self.height,
+      options=self.options.message(encoding),
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -140,9 +147,13 @@ class Edit:
   def digest(self) -> str:
     pixels = hashlib.sha256(self.image.data).hexdigest()
     return _digest(
-      "sham" if self.sham else "edit", self.instruction, self.seed, self.image.shape, pixels,
+      "sham" if self.sham else "edit",
+      self.instruction,
+      self.seed,
+      self.image.shape,
+      pixels,
       self.options,
-    )  # fmt: skip
+    )
 
   @property
   def request_id(self) -> str:
@@ -167,10 +178,13 @@ class Edit:
   def message(self, encoding: int) -> Any:
     """An EditRequest; raises UnicodeEncodeError."""
     return stubs.EditRequest(
-      request_id=self.request_id, instruction=self.instruction, seed=self.seed,
-      source=codec.encode(self.image, encoding), options=self.options.message(encoding),
+      request_id=self.request_id,
+      instruction=self.instruction,
+      seed=self.seed,
+      source=codec.encode(self.image, encoding),
+      options=self.options.message(encoding),
       sham=self.sham,
-    )  # fmt: skip
+    )
 
 
 Request = Generate | Edit

@@ -79,9 +79,13 @@ class ImageServer:
     host = f"[{bare}]" if bare.count(":") > 1 else bare
     wanted, metrics_port = self._config.port, self._config.metrics_port
     methods = {
-      "Generate": self._image, "Edit": self._image, "GenerateBatch": self._batch,
-      "Watch": self._watch, "GetResult": self._result, "GetModelInfo": self._model_info,
-    }  # fmt: skip
+      "Generate": self._image,
+      "Edit": self._image,
+      "GenerateBatch": self._batch,
+      "Watch": self._watch,
+      "GetResult": self._result,
+      "GetModelInfo": self._model_info,
+    }
     self._server.add_generic_rpc_handlers((stubs.handlers(methods),))
     health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
     if self._config.reflection:
@@ -127,11 +131,18 @@ class ImageServer:
     grey = np.full((height, width, 3), 128, np.uint8)
     for mode in info.modes:
       job = Job(
-        f"warm-up-{mode}", "" if mode == "sham" else "warm-up", 0, width, height,
-        None if mode == "generate" else grey, info.steps, info.guidance,
+        f"warm-up-{mode}",
+        "" if mode == "sham" else "warm-up",
+        0,
+        width,
+        height,
+        None if mode == "generate" else grey,
+        info.steps,
+        info.guidance,
         # Bitwise the same means the largest batch: whether it fits must show now.
-        deterministic=bool(info.batch_sizes), sham=mode == "sham",
-      )  # fmt: skip
+        deterministic=bool(info.batch_sizes),
+        sham=mode == "sham",
+      )
       try:
         await self._batcher.submit(job, timeout_s=float("inf"))
       except Refused as refused:

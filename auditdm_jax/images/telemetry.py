@@ -48,9 +48,11 @@ class Metrics:
     )
     self.batch_size = prom.Histogram("batch_size", "Rows of a batch.", buckets=_ROWS, **plain)
     self.batch_fill = prom.Histogram(
-      "batch_fill", "Rows of a batch / rows it could have.",
-      buckets=(0.125, 0.25, 0.5, 0.75, 1.0), **plain,
-    )  # fmt: skip
+      "batch_fill",
+      "Rows of a batch / rows it could have.",
+      buckets=(0.125, 0.25, 0.5, 0.75, 1.0),
+      **plain,
+    )
 
   def ran(self, mode: str, rows: int, runner: worker.Runner, seconds: float) -> None:
     """Counts a batch."""

@@ -61,9 +61,15 @@ def to_job(request: Any, limits: Limits, info: Info) -> Job:
   _check_size(size.width, size.height, steps, limits, info)
   source = codec.decode(request.source, max_pixels=limits.max_pixels) if editing else None
   return Job(
-    request.request_id, text, request.seed, size.width, size.height, source,
-    deterministic=deterministic, **job,
-  )  # fmt: skip
+    request.request_id,
+    text,
+    request.seed,
+    size.width,
+    size.height,
+    source,
+    deterministic=deterministic,
+    **job,
+  )
 
 
 def _invalid(message: str) -> Refused:

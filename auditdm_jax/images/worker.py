@@ -82,8 +82,10 @@ class Runner:
       self.out_of_memory += 1
       if jobs[0].deterministic and self.info.batch_sizes:
         # A smaller batch would make another image.
-        return [_failure(error, "deterministic batches have a fixed size; lower batching.max_batch")
-                for _ in jobs]  # fmt: skip
+        return [
+          _failure(error, "deterministic batches have a fixed size; lower batching.max_batch")
+          for _ in jobs
+        ]
       if len(jobs) > 1:
         self._caps[jobs[0].key] = max(padded_size(len(jobs), self.info, False) // 2, 1)
         return self._halves(jobs, progress)

@@ -38,9 +38,18 @@ VOCAB = 256_000 + 1024 + 128  # Gemma's pieces, <loc0000> to <loc1023>, <seg000>
 _SCALED_BY_WIDTH = {(4608, 32, 128)}
 # Of our config, what is not in big_vision's model but in its config, or about computing.
 _FREE = {
-  "vocab_size", "query_scale", "window", "layer_is_local", "attn_softcap", "final_softcap",
-  "post_norm_init", "embed_init_std", "dtype", "remat", "unroll",
-}  # fmt: skip
+  "vocab_size",
+  "query_scale",
+  "window",
+  "layer_is_local",
+  "attn_softcap",
+  "final_softcap",
+  "post_norm_init",
+  "embed_init_std",
+  "dtype",
+  "remat",
+  "unroll",
+}
 
 
 def find(path: pathlib.Path) -> pathlib.Path | None:
@@ -109,7 +118,7 @@ def to_ours(tensors: Mapping[str, Leaf], dtype: Any = None) -> dict[str, Leaf]:
   return {name: out[name] for name in sorted(out)}
 
 
-def from_ours(cfg: VlmConfig, tree: Mapping[str, Leaf]) -> dict[str, Leaf]:
+def from_ours(config: VlmConfig, tree: Mapping[str, Leaf]) -> dict[str, Leaf]:
   """Names the leaves of our tree as big_vision's trainers want them, "params/…".
 
   Of a full vocabulary the rows that Hugging Face has added, from the image token on, are left out.
@@ -117,26 +126,28 @@ def from_ours(cfg: VlmConfig, tree: Mapping[str, Leaf]) -> dict[str, Leaf]:
   Raises:
     UserError: big_vision has no such model.
   """
-  _check_known(cfg, tree)
+  _check_known(config, tree)
   out = dict(tree)
-  if cfg.text.num_heads == cfg.text.num_kv_heads:
+  if config.text.num_heads == config.text.num_kv_heads:
     out[_QKV] = _join(out.pop(_Q), out.pop(_KV))
-  if cfg.image_token_id == VOCAB:
-    out[_EMBEDDING] = dataclasses.replace(out[_EMBEDDING], shape=(VOCAB, cfg.text.width))
+  if config.image_token_id == VOCAB:
+    out[_EMBEDDING] = dataclasses.replace(out[_EMBEDDING], shape=(VOCAB, config.text.width))
   return {f"params/{name}": out[name] for name in sorted(out)}
 
 
-def _check_known(cfg: VlmConfig, tree: Mapping[str, Leaf]) -> None:
-  """Raises a UserError if big_vision's model is another than `cfg`; warns of what it leaves out."""
-  if cfg.kind != "paligemma" or cfg.vision is None:
-    raise UserError(f"big_vision has PaliGemma only: a {cfg.kind} model cannot be written for it")
+def _check_known(config: VlmConfig, tree: Mapping[str, Leaf]) -> None:
+  """Raises a UserError for a model other than `config`; warns of what big_vision leaves out."""
+  if config.kind != "paligemma" or config.vision is None:
+    raise UserError(
+      f"big_vision has PaliGemma only: a {config.kind} model cannot be written for it"
+    )
   plain, _ = infer(tree, "the model")
-  for ours, theirs in ((cfg.text, plain.text), (cfg.vision, plain.vision)):
+  for ours, theirs in ((config.text, plain.text), (config.vision, plain.vision)):
     known = dataclasses.asdict(theirs)
     for key, value in dataclasses.asdict(ours).items():
       if key not in _FREE and value != known[key]:
         raise UserError(f"{key} is {value} in this model, and {known[key]} in big_vision")
-  text = cfg.text
+  text = config.text
   scales = [text.head_dim**-0.5, (text.width // text.num_heads) ** -0.5]
   if text.query_scale is not None and not np.isclose(text.query_scale, scales).any():
     raise UserError(f"query_scale is {text.query_scale}, and one of {scales} in big_vision")
@@ -194,17 +205,17 @@ def infer(tree: Mapping[str, Leaf], source: str) -> tuple[VlmConfig, str]:
     patch_size=patch,
     image_size=side * patch,
   )
-  cfg = VlmConfig("paligemma", text, vision, image_token_id=vocab)
+  config = VlmConfig("paligemma", text, vision, image_token_id=vocab)
   family = (
     "PaliGemma 2 (it has post norms): softcaps 50 and 30"
     if gemma2
     else ("PaliGemma 1 (it has no post norms): no softcaps")
   )
   scale = f"queries scaled by {'(width/heads)' if by_width else 'head_dim'}**-0.5"
-  return cfg, f"{family}, {scale}, no sliding window, images of {vision.image_size} px"
+  return config, f"{family}, {scale}, no sliding window, images of {vision.image_size} px"
 
 
-def fit(cfg: VlmConfig, tree: Mapping[str, Leaf]) -> tuple[VlmConfig, dict[str, Leaf]]:
+def fit(config: VlmConfig, tree: Mapping[str, Leaf]) -> tuple[VlmConfig, dict[str, Leaf]]:
   """Returns the config and the tree, made to fit each other in the two things that may differ.
 
   Position embeddings of another resolution are resampled. A full vocabulary may lack the rows that
@@ -212,21 +223,23 @@ def fit(cfg: VlmConfig, tree: Mapping[str, Leaf]) -> tuple[VlmConfig, dict[str, 
   """
   tree = dict(tree)
   positions = tree.get(_POSITIONS)
-  if cfg.vision is not None and positions is not None and len(positions.shape) == 3:
-    tree[_POSITIONS] = _resize_positions(positions, cfg.vision.num_patches)
-  if _EMBEDDING in tree and tree[_EMBEDDING].shape[0] == VOCAB == cfg.image_token_id:
-    cfg = dataclasses.replace(cfg, text=dataclasses.replace(cfg.text, vocab_size=VOCAB))
-  return cfg, tree
+  if config.vision is not None and positions is not None and len(positions.shape) == 3:
+    tree[_POSITIONS] = _resize_positions(positions, config.vision.num_patches)
+  if _EMBEDDING in tree and tree[_EMBEDDING].shape[0] == VOCAB == config.image_token_id:
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, vocab_size=VOCAB))
+  return config, tree
 
 
-def with_image_token(cfg: VlmConfig, tree: Mapping[str, Leaf]) -> tuple[VlmConfig, dict[str, Leaf]]:
+def with_image_token(
+  config: VlmConfig, tree: Mapping[str, Leaf]
+) -> tuple[VlmConfig, dict[str, Leaf]]:
   """Returns config and tree with a row for the image token, as Hugging Face's models have.
 
   As there, rows are added up to a multiple of 64.
   """
-  rows = 64 * (cfg.image_token_id // 64 + 1)
-  cfg = dataclasses.replace(cfg, text=dataclasses.replace(cfg.text, vocab_size=rows))
-  return cfg, dict(tree) | {k: _grow(tree[k], rows) for k in (_EMBEDDING, _HEAD) if k in tree}
+  rows = 64 * (config.image_token_id // 64 + 1)
+  config = dataclasses.replace(config, text=dataclasses.replace(config.text, vocab_size=rows))
+  return config, dict(tree) | {k: _grow(tree[k], rows) for k in (_EMBEDDING, _HEAD) if k in tree}
 
 
 def _resize_positions(leaf: Leaf, patches: int) -> Leaf:

@@ -80,7 +80,7 @@ class _State:
 
 
 def sample(
-  cfg: VlmConfig,
+  config: VlmConfig,
   sc: SampleConfig,
   params: Params,
   features: Array | None,
@@ -95,7 +95,7 @@ def sample(
   """Draws `group` samples for each prompt.
 
   Args:
-    cfg: the model.
+    config: the model.
     sc: the sampler's settings.
     params: the parameters.
     features: [B,P,Dv] of `multimodal.encode_images`, or None.
@@ -117,7 +117,7 @@ def sample(
   if row_keys.shape != (b, group):
     raise ValueError(f"row_keys {row_keys.shape}: expected {(b, group)}, prompts by group")
 
-  x, kv = multimodal.prefill(cfg, params, features, tokens, valid=valid)
+  x, kv = multimodal.prefill(config, params, features, tokens, valid=valid)
   last = tokens.shape[1] - 1 - jnp.argmax(valid[:, ::-1], axis=1)
   x = jnp.take_along_axis(x, last[:, None, None], axis=1)  # [B,1,D]
   count = jnp.sum(valid, axis=1)  # [B], also the position of token 0
@@ -134,7 +134,7 @@ def sample(
     """Runs token t-1 of each sample through the model and draws token t."""
     written = jnp.broadcast_to(suffix < s.t - 1, (b, suffix.size))
     x, kv = multimodal.step(
-      cfg,
+      config,
       params,
       jax.lax.dynamic_index_in_dim(s.tokens, s.t - 1, axis=2, keepdims=False),
       positions=count + s.t - 1,
@@ -142,7 +142,7 @@ def sample(
       past_positions=past_positions,
       past_valid=jnp.concatenate([valid, written], axis=1),
     )
-    drawn = draw(cfg, sc, params, x, row_keys, s.t, temperatures=temperatures)
+    drawn = draw(config, sc, params, x, row_keys, s.t, temperatures=temperatures)
     # No token is negative, but so the place depends on one: XLA sees that the past has been read
     # before it is written to, and writes in place.
     at = s.t - 1 + jnp.minimum(drawn[0][0, 0], 0)
@@ -159,7 +159,7 @@ def sample(
     done=jnp.zeros(rows, bool),
   )
   first = jnp.broadcast_to(x, (*rows, x.shape[-1]))
-  drawn = draw(cfg, sc, params, first, row_keys, state.t, temperatures=temperatures)
+  drawn = draw(config, sc, params, first, row_keys, state.t, temperatures=temperatures)
   state = _record(sc, state, drawn, over(state))
   state = jax.lax.while_loop(lambda s: (s.t < c) & ~jnp.all(over(s)), advance, state)
   return Samples(
@@ -171,7 +171,7 @@ def sample(
 
 
 def draw(
-  cfg: VlmConfig,
+  config: VlmConfig,
   sc: SampleConfig,
   params: Params,
   x: Array,
@@ -187,7 +187,9 @@ def draw(
   else:
     greedy, cold = False, temperatures[:, None] < _GREEDY_BELOW
     temperature = jnp.where(cold, 1.0, temperatures[:, None])[..., None]
-  logits = multimodal.sampling_logits(cfg, params, x, banned=sc.banned_ids, temperature=temperature)
+  logits = multimodal.sampling_logits(
+    config, params, x, banned=sc.banned_ids, temperature=temperature
+  )
   # All logits of a sample go to one device, by one mesh axis at a time: XLA cannot move two.
   if x.shape[1] > 1:
     logits = mesh_lib.constrain(logits, "rows", None, mesh_lib.TENSOR)

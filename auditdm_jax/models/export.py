@@ -13,7 +13,8 @@ import pathlib
 import shutil
 from typing import Any
 
-from auditdm_jax.core import config, jsonio
+from auditdm_jax.core import config as config_lib
+from auditdm_jax.core import jsonio
 from auditdm_jax.core.config import UserError
 from auditdm_jax.models import big_vision, hf, hf_config, preprocess, tensor_files
 from auditdm_jax.models.leaves import Leaf
@@ -44,38 +45,40 @@ def write_big_vision(path: pathlib.Path, opened: Opened, *, tick: Tick = no_prog
   Raises:
     UserError: big_vision has no such model.
   """
-  tensors = big_vision.from_ours(opened.cfg, opened.tree)
+  tensors = big_vision.from_ours(opened.config, opened.tree)
   if path.suffix == ".npz":
     with _new(path) as file:
       tensor_files.write_npz(file, tensors, tick=tick)
     return
   rows = tensors["params/llm/embedder/input_embedding"].shape[0]
-  text = dataclasses.replace(opened.cfg.text, vocab_size=rows)
+  text = dataclasses.replace(opened.config.text, vocab_size=rows)
   with _new_folder(path) as folder:
     tensor_files.write_npz(folder / "model.npz", tensors, tick=tick)
-    cfg = dataclasses.replace(opened.cfg, text=text)
-    _write_rest(folder, dataclasses.replace(opened, cfg=cfg), weights="model.npz")
+    config = dataclasses.replace(opened.config, text=text)
+    _write_rest(folder, dataclasses.replace(opened, config=config), weights="model.npz")
 
 
 def write_hf(path: pathlib.Path, opened: Opened, *, tick: Tick = no_progress) -> None:
   """Writes a folder for transformers; what came from one has its config.json and names again."""
-  cfg, flat = opened.cfg, dict(opened.tree)
+  config, flat = opened.config, dict(opened.tree)
   origin = opened.extras["origin"]
   # What came from Hugging Face without such a row has none again.
-  if cfg.image_token_id >= cfg.text.vocab_size and not _is_still(origin, cfg):
-    cfg, flat = big_vision.with_image_token(cfg, flat)
-  if _is_still(origin, cfg):
+  if config.image_token_id >= config.text.vocab_size and not _is_still(origin, config):
+    config, flat = big_vision.with_image_token(config, flat)
+  if _is_still(origin, config):
     header, layout = origin["config"], hf.Layout(**origin["layout"])
   else:
-    header, layout = hf_config.write_config(cfg), None
-  tensors = hf.from_ours(cfg, flat, layout=layout)
+    header, layout = hf_config.write_config(config), None
+  tensors = hf.from_ours(config, flat, layout=layout)
   with _new_folder(path) as folder:
     tensor_files.write_safetensors(folder, tensors, tick=tick)
     write_side_files(folder, opened.side)
-    if cfg.vision and not {"processor_config.json", "preprocessor_config.json"} & set(opened.side):
-      pixels = config.build(Pixels, opened.extras.get("pixels", {}), name="pixels")
+    if config.vision and not {"processor_config.json", "preprocessor_config.json"} & set(
+      opened.side
+    ):
+      pixels = config_lib.build(Pixels, opened.extras.get("pixels", {}), name="pixels")
       settings = preprocess.write_processor(
-        pixels, kind=cfg.kind, size=cfg.vision.image_size, tokens=cfg.num_image_tokens
+        pixels, kind=config.kind, size=config.vision.image_size, tokens=config.num_image_tokens
       )
       jsonio.write_json(folder / "preprocessor_config.json", settings)
     jsonio.write_json(folder / "config.json", _with_dtype(header, tensors))
@@ -98,21 +101,23 @@ def _with_dtype(header: Any, tensors: Mapping[str, Leaf]) -> Any:
   }
 
 
-def _is_still(origin: Mapping[str, Any], cfg: VlmConfig) -> bool:
+def _is_still(origin: Mapping[str, Any], config: VlmConfig) -> bool:
   """Whether the model is from transformers and the config.json it had there still describes it."""
 
-  def model(cfg: VlmConfig) -> VlmConfig:
-    vision = cfg.vision and dataclasses.replace(cfg.vision, **COMPUTE)
-    return dataclasses.replace(cfg, text=dataclasses.replace(cfg.text, **COMPUTE), vision=vision)
+  def model(config: VlmConfig) -> VlmConfig:
+    vision = config.vision and dataclasses.replace(config.vision, **COMPUTE)
+    return dataclasses.replace(
+      config, text=dataclasses.replace(config.text, **COMPUTE), vision=vision
+    )
 
   if origin["format"] != "hf":
     return False
-  return model(hf_config.read_config(origin["config"], where="origin")) == model(cfg)
+  return model(hf_config.read_config(origin["config"], where="origin")) == model(config)
 
 
 def _write_rest(folder: pathlib.Path, opened: Opened, **more: Any) -> None:
   write_side_files(folder, opened.side)
-  header = {"format": FORMAT, "model": opened.cfg.to_dict(), **more}
+  header = {"format": FORMAT, "model": opened.config.to_dict(), **more}
   # The tower is written with the model.
   extras = {k: v for k, v in opened.extras.items() if k != "tower"}
   jsonio.write_json(folder / "config.json", header | extras)

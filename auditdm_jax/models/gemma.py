@@ -331,27 +331,27 @@ def results_first(x: Array, w: Array, *, dtype: Any = None) -> Array:
 class Attention(nn.Module):
   """Rotary grouped-query attention; returns the output and its own keys and values."""
 
-  cfg: GemmaConfig
+  config: GemmaConfig
   transposed: bool = False
 
   @nn.compact
   def __call__(self, x: Array, *, cos: Array, sin: Array, mask: Array, past: Past | None):
-    cfg = self.cfg
-    n, kv, h, d = cfg.num_heads, cfg.num_kv_heads, cfg.head_dim, cfg.width
+    config = self.config
+    n, kv, h, d = config.num_heads, config.num_kv_heads, config.head_dim, config.width
     q_bias, kv_bias, out_bias = (
-      ((n, h), (2, 1, 1, kv, h), (d,)) if cfg.attn_bias else (None, None, None)
+      ((n, h), (2, 1, 1, kv, h), (d,)) if config.attn_bias else (None, None, None)
     )
     is_step = past is not None
     q = Heads((n,), (d, h), q_bias, self.transposed, name="q_einsum")(x, is_step=is_step)
     k_and_v = Heads((2, kv), (d, h), kv_bias, self.transposed, name="kv_einsum")
     k, v = jnp.moveaxis(k_and_v(x, is_step=is_step), 2, 0)
-    if cfg.qk_norm:
-      q = RMSNorm(cfg.norm_eps, name="query_norm")(q)
-      k = RMSNorm(cfg.norm_eps, name="key_norm")(k)
+    if config.qk_norm:
+      q = RMSNorm(config.norm_eps, name="query_norm")(q)
+      k = RMSNorm(config.norm_eps, name="key_norm")(k)
     q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-    q = q * (h**-0.5 if cfg.query_scale is None else cfg.query_scale)
+    q = q * (h**-0.5 if config.query_scale is None else config.query_scale)
     q = q.reshape(*q.shape[:2], kv, n // kv, h)
-    out = attend(q, k, v, mask, past=past, cap=cfg.attn_softcap)
+    out = attend(q, k, v, mask, past=past, cap=config.attn_softcap)
     project = Project((n, h), d, out_bias, self.transposed, name="attn_vec_einsum")
     return project(out.reshape(*out.shape[:2], n * h)), (k, v)
 
@@ -359,12 +359,12 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
   """Gated MLP; the two weights are bare parameters, as in big_vision."""
 
-  cfg: GemmaConfig
+  config: GemmaConfig
   transposed: bool = False
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    d, f = self.cfg.width, self.cfg.mlp_dim
+    d, f = self.config.width, self.config.mlp_dim
     # Of the weights as they lie, and of the products with them.
     shapes = ((2, f, d), (d, f)) if self.transposed else ((2, d, f), (f, d))
     gating = self.param("gating_einsum", nn.initializers.normal(d**-0.5), shapes[0])
@@ -372,30 +372,30 @@ class Mlp(nn.Module):
     gating, linear = gating.astype(x.dtype), linear.astype(x.dtype)
     if self.transposed:
       gate, up = jnp.split(results_first(x, gating.reshape(2 * f, d)), 2, axis=-1)
-      return results_first(activate(self.cfg.activation, gate) * up, linear)
-    return (activate(self.cfg.activation, x @ gating[0]) * (x @ gating[1])) @ linear
+      return results_first(activate(self.config.activation, gate) * up, linear)
+    return (activate(self.config.activation, x @ gating[0]) * (x @ gating[1])) @ linear
 
 
 class Block(nn.Module):
   """One layer. `is_local` picks the rotary angles and the mask, so one body serves both kinds."""
 
-  cfg: GemmaConfig
+  config: GemmaConfig
   keep_kv: bool
   transposed: bool = False
 
   @nn.compact
   def __call__(self, x: Array, is_local: Array, past: Past | None, angles: Array, mask: Array):
-    cfg = self.cfg
+    config = self.config
     x = mesh_lib.constrain(x, "rows")
     pick = is_local.astype(jnp.int32)
-    post = {"eps": cfg.norm_eps, "init": cfg.post_norm_init}
-    y = RMSNorm(cfg.norm_eps, name="pre_attention_norm")(x)
-    y, kv = Attention(cfg, self.transposed, name="attn")(
+    post = {"eps": config.norm_eps, "init": config.post_norm_init}
+    y = RMSNorm(config.norm_eps, name="pre_attention_norm")(x)
+    y, kv = Attention(config, self.transposed, name="attn")(
       y, cos=angles[0, pick], sin=angles[1, pick], mask=mask[pick], past=past
     )
-    x = x + (RMSNorm(**post, name="post_attention_norm")(y) if cfg.post_norms else y)
-    y = Mlp(cfg, self.transposed, name="mlp")(RMSNorm(cfg.norm_eps, name="pre_ffw_norm")(x))
-    x = x + (RMSNorm(**post, name="post_ffw_norm")(y) if cfg.post_norms else y)
+    x = x + (RMSNorm(**post, name="post_attention_norm")(y) if config.post_norms else y)
+    y = Mlp(config, self.transposed, name="mlp")(RMSNorm(config.norm_eps, name="pre_ffw_norm")(x))
+    x = x + (RMSNorm(**post, name="post_ffw_norm")(y) if config.post_norms else y)
     return x, kv if self.keep_kv else None
 
 
@@ -420,52 +420,52 @@ def split_layers(layers: Any) -> dict[str, Any]:
 class Embedder(nn.Module):
   """The embedding, and the head: `multimodal.unembed` reads one of the two for the logits."""
 
-  cfg: GemmaConfig
+  config: GemmaConfig
 
   @nn.compact
   def __call__(self, tokens: Array) -> Array:
-    shape = (self.cfg.vocab_size, self.cfg.width)
-    init = nn.initializers.normal(self.cfg.embed_init_std)
+    shape = (self.config.vocab_size, self.config.width)
+    init = nn.initializers.normal(self.config.embed_init_std)
     w = self.param("input_embedding", init, shape)
-    if not self.cfg.tied_head:
+    if not self.config.tied_head:
       self.param("output_embedding", init, shape)
-    x = sharding.look_up(w, tokens, dtype=self.cfg.dtype)
+    x = sharding.look_up(w, tokens, dtype=self.config.dtype)
     # As big_vision and Gemma: the factor itself is rounded to the compute dtype.
-    return x * jnp.asarray(self.cfg.width**0.5, x.dtype)
+    return x * jnp.asarray(self.config.width**0.5, x.dtype)
 
 
 class Gemma(nn.Module):
   """The decoder: `embed`, then `decode`; the logits are `multimodal.unembed`'s business.
 
   Attributes:
-    cfg: the sizes.
+    config: the sizes.
     keep_kv: whether `decode` returns each layer's keys and values. Not in training, where the scan
       would stack what nobody reads. The parameters are the same either way.
     split: the blocks' parameters are those of `split_layers`.
   """
 
-  cfg: GemmaConfig
+  config: GemmaConfig
   keep_kv: bool = False
   split: bool = False
 
   def setup(self):
-    cfg = self.cfg
-    self.embedder = Embedder(cfg)
-    self.final_norm = RMSNorm(cfg.norm_eps)
+    config = self.config
+    self.embedder = Embedder(config)
+    self.final_norm = RMSNorm(config.norm_eps)
     if self.split:
-      self.layers = [Block(cfg, self.keep_kv, transposed=True) for _ in range(cfg.depth)]
+      self.layers = [Block(config, self.keep_kv, transposed=True) for _ in range(config.depth)]
       return
     quantized = int8.is_quantized(self.variables)
-    gathered = sharding.at_use("llm/layers", Block, dtype=cfg.dtype, quantized=quantized)
-    block = nn.remat(gathered, prevent_cse=False) if cfg.remat else gathered
+    gathered = sharding.at_use("llm/layers", Block, dtype=config.dtype, quantized=quantized)
+    block = nn.remat(gathered, prevent_cse=False) if config.remat else gathered
     self.layers = nn.scan(
       block,
       variable_axes={"params": 0},
       split_rngs={"params": True},
       in_axes=(0, 0, nn.broadcast, nn.broadcast),
-      length=cfg.depth,
-      unroll=cfg.unroll,
-    )(cfg, self.keep_kv)
+      length=config.depth,
+      unroll=config.unroll,
+    )(config, self.keep_kv)
 
   def embed(self, tokens: Array) -> Array:
     """Returns [B,T,D]: embeddings of i32[B,T] times sqrt(D). Image tokens do not pass here."""
@@ -497,19 +497,21 @@ class Gemma(nn.Module):
       [B,T,D], and the keys and values ([L,B,T,K,H], [L,B,T,K,H]) of this call (None unless
       `keep_kv`); with `split` a list of ([B,T,K,H], [B,T,K,H]).
     """
-    cfg = self.cfg
-    is_local = jnp.asarray(cfg.layer_is_local or (False,) * cfg.depth)
+    config = self.config
+    is_local = jnp.asarray(config.layer_is_local or (False,) * config.depth)
     angles = jnp.stack(
       [
-        rope_angles(positions, cfg.head_dim, base=cfg.rope_base, scale=cfg.rope_scale),
-        rope_angles(positions, cfg.head_dim, base=cfg.local_rope_base, scale=cfg.local_rope_scale),
+        rope_angles(positions, config.head_dim, base=config.rope_base, scale=config.rope_scale),
+        rope_angles(
+          positions, config.head_dim, base=config.local_rope_base, scale=config.local_rope_scale
+        ),
       ]
     )
     angles = jnp.stack([jnp.cos(angles), jnp.sin(angles)])  # [cos or sin, global or local, B,T,H/2]
     angles = jax.lax.optimization_barrier(angles)  # Or each layer makes them again.
-    near = window_mask(positions, key_positions, window=cfg.window)
+    near = window_mask(positions, key_positions, window=config.window)
     masks = jnp.stack([mask, mask & (near if wide is None else near | wide)])
-    x = x.astype(cfg.dtype)
+    x = x.astype(config.dtype)
     if not self.split:
       x, kv = self.layers(x, is_local, past, angles, masks)
       return self.final_norm(x), kv

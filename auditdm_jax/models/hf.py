@@ -55,10 +55,10 @@ class Layout:
   embedding: str = _EMBEDDING
 
 
-def default_layout(cfg: VlmConfig) -> Layout:
+def default_layout(config: VlmConfig) -> Layout:
   """The layout that transformers 5 writes, and 4.5x reads."""
-  text = "model." if cfg.vision is None else "language_model.model."
-  head = "" if cfg.text.tied_head else text.removesuffix("model.") + _HEAD
+  text = "model." if config.vision is None else "language_model.model."
+  head = "" if config.text.tied_head else text.removesuffix("model.") + _HEAD
   return Layout(text=text, head=head)
 
 
@@ -91,12 +91,12 @@ def detect_layout(names: Iterable[str], *, where: str = "checkpoint") -> Layout:
 
 
 def to_ours(
-  cfg: VlmConfig, tensors: Mapping[str, Leaf], *, where: str = "checkpoint", dtype: Any = None
+  config: VlmConfig, tensors: Mapping[str, Leaf], *, where: str = "checkpoint", dtype: Any = None
 ) -> dict[str, Leaf]:
   """Returns the parameters of a checkpoint by path; nothing is read but a head that is tied.
 
   Args:
-    cfg: the model, of `hf_config.read_config`.
+    config: the model, of `hf_config.read_config`.
     tensors: the checkpoint, in any layout.
     where: the checkpoint, for errors.
     dtype: of parameters whose tensors have several; None refuses them.
@@ -105,12 +105,12 @@ def to_ours(
     UserError: a tensor is missing, not used, or of another shape than the config says.
   """
   layout = detect_layout(tensors, where=where)
-  if not cfg.text.tied_head:
+  if not config.text.tied_head:
     layout = dataclasses.replace(layout, embedding=_EMBEDDING)
-  rows = list(_rows(cfg, layout))
+  rows = list(_rows(config, layout))
   expected = {name: row.shape_of_tensor for row in rows for name in row.names}
   used = {k: v for k, v in tensors.items() if not (_BUFFERS.search(k) and k not in expected)}
-  if cfg.text.tied_head and layout.head and layout.embedding:
+  if config.text.tied_head and layout.head and layout.embedding:
     embedding = layout.text + layout.embedding
     _check_tied(used, embedding, layout.head, where)
     expected[layout.head] = expected[embedding]
@@ -119,7 +119,7 @@ def to_ours(
 
 
 def from_ours(
-  cfg: VlmConfig,
+  config: VlmConfig,
   leaves: Mapping[str, Leaf],
   *,
   layout: Layout | None = None,
@@ -128,7 +128,7 @@ def from_ours(
   """Returns the checkpoint's tensors by name; the inverse of `to_ours`.
 
   Args:
-    cfg: the model.
+    config: the model.
     leaves: its parameters by path.
     layout: of the names; None is `default_layout`. With a head although the config ties it, the
       embedding is written twice, as it came.
@@ -137,15 +137,15 @@ def from_ours(
   Raises:
     UserError: a parameter is missing, not used, or of another shape than the config says.
   """
-  layout = layout or default_layout(cfg)
-  if not cfg.text.tied_head and not layout.head:
-    layout = dataclasses.replace(layout, head=default_layout(cfg).head)
-  rows = list(_rows(cfg, layout))
+  layout = layout or default_layout(config)
+  if not config.text.tied_head and not layout.head:
+    layout = dataclasses.replace(layout, head=default_layout(config).head)
+  rows = list(_rows(config, layout))
   _check({row.path: row.shape for row in rows}, leaves, where)
   out = {}
   for row in rows:
     out |= row.tensors(leaves[row.path])
-  if cfg.text.tied_head and layout.head and layout.embedding:
+  if config.text.tied_head and layout.head and layout.embedding:
     out[layout.head] = out[layout.text + layout.embedding]
   return out
 
@@ -249,14 +249,14 @@ def _row(path: str, names: str | tuple[str, ...], axes: str, *, depth: int, size
   return _Row(path, names, groups, tuple(right.split()), lead, sizes)
 
 
-def _rows(cfg: VlmConfig, layout: Layout) -> Iterator[_Row]:
-  yield from _text_rows(cfg, layout)
-  if cfg.vision is not None:
-    yield from _vision_rows(cfg, layout)
+def _rows(config: VlmConfig, layout: Layout) -> Iterator[_Row]:
+  yield from _text_rows(config, layout)
+  if config.vision is not None:
+    yield from _vision_rows(config, layout)
 
 
-def _text_rows(cfg: VlmConfig, layout: Layout) -> Iterator[_Row]:
-  t = cfg.text
+def _text_rows(config: VlmConfig, layout: Layout) -> Iterator[_Row]:
+  t = config.text
   sizes = {"1": 1, "v": t.vocab_size, "d": t.width, "f": t.mlp_dim}
   sizes |= {"n": t.num_heads, "k": t.num_kv_heads, "h": t.head_dim}
 
@@ -298,9 +298,9 @@ def _text_rows(cfg: VlmConfig, layout: Layout) -> Iterator[_Row]:
   yield row("layers/mlp/linear", down, "d f -> f d")
 
 
-def _vision_rows(cfg: VlmConfig, layout: Layout) -> Iterator[_Row]:
-  v = cfg.vision
-  sizes = {"1": 1, "d": cfg.text.width, "e": v.width, "g": v.mlp_dim, "p": v.num_patches}
+def _vision_rows(config: VlmConfig, layout: Layout) -> Iterator[_Row]:
+  v = config.vision
+  sizes = {"1": 1, "d": config.text.width, "e": v.width, "g": v.mlp_dim, "p": v.num_patches}
   sizes |= {"m": v.num_heads, "j": v.width // v.num_heads}
   sizes |= {"x": v.patch_size, "y": v.patch_size, "c": 3}
   sizes |= {"s": 1, "t": 1, "q": 3 * v.width, "o": v.width}
@@ -335,7 +335,7 @@ def _vision_rows(cfg: VlmConfig, layout: Layout) -> Iterator[_Row]:
   if v.pooling_head:
     yield from _pooling_rows(row)
 
-  if cfg.kind == "paligemma":
+  if config.kind == "paligemma":
     yield from linear("head", "linear", "d e -> e d", "d -> d", prefix=layout.projector)
   else:
     yield row(

@@ -356,32 +356,32 @@ def _read_vision(top: _Section, missing: Mapping[str, Any]) -> siglip.SiglipConf
   )
 
 
-def write_config(cfg: VlmConfig) -> dict[str, Any]:
+def write_config(config: VlmConfig) -> dict[str, Any]:
   """Returns the config.json of a model that did not come with one; for transformers 4.5x and 5.
 
   Raises:
     UserError: config.json has no words for the model, such as a softcap in a Gemma 3.
   """
-  text = _write_text(cfg.text)
-  if cfg.vision is None:
+  text = _write_text(config.text)
+  if config.vision is None:
     out = text
   else:
-    kind = cfg.kind
+    kind = config.kind
     out = {
       "model_type": kind,
       "text_config": text,
-      "vision_config": _write_vision(cfg.vision),
-      "image_token_index": cfg.image_token_id,
-      "tie_word_embeddings": cfg.text.tied_head,
+      "vision_config": _write_vision(config.vision),
+      "image_token_index": config.image_token_id,
+      "tie_word_embeddings": config.text.tied_head,
     }
     if kind == "gemma3":
-      out["mm_tokens_per_image"] = cfg.num_image_tokens
+      out["mm_tokens_per_image"] = config.num_image_tokens
     else:
       # The class keeps a vocab_size and a hidden_size of its own, which nothing reads.
-      out |= {"projection_dim": cfg.text.width, "hidden_size": cfg.text.width}
-      out["vision_config"]["projection_dim"] = cfg.text.width
+      out |= {"projection_dim": config.text.width, "hidden_size": config.text.width}
+      out["vision_config"]["projection_dim"] = config.text.width
   out["architectures"] = [next(k for k, v in ARCHITECTURES.items() if v == out["model_type"])]
-  _check_written(cfg, out)
+  _check_written(config, out)
   return out
 
 
@@ -444,9 +444,9 @@ def _write_vision(v: siglip.SiglipConfig) -> dict[str, Any]:
   }
 
 
-def _check_written(cfg: VlmConfig, out: Mapping[str, Any]) -> None:
+def _check_written(config: VlmConfig, out: Mapping[str, Any]) -> None:
   """Reads back what was written: what is lost on the way cannot be said in a config.json."""
-  lost = _differences(_canonical(cfg), _canonical(read_config(out, where="config.json")))
+  lost = _differences(_canonical(config), _canonical(read_config(out, where="config.json")))
   if lost:
     name, ours, theirs = lost[0]
     raise UserError(
@@ -455,24 +455,24 @@ def _check_written(cfg: VlmConfig, out: Mapping[str, Any]) -> None:
     )
 
 
-def _canonical(cfg: VlmConfig) -> VlmConfig:
+def _canonical(config: VlmConfig) -> VlmConfig:
   """The model with one way to say each thing, and without how it is computed or initialised."""
-  t, plain = cfg.text, dict(dtype="float32", remat=False, unroll=1)
+  t, plain = config.text, dict(dtype="float32", remat=False, unroll=1)
   if not any(t.layer_is_local):
     same = dict(local_rope_base=t.rope_base, local_rope_scale=t.rope_scale)
     t = dataclasses.replace(t, layer_is_local=(), window=None, **same)
   # Rounded: it is stored as n of n**-0.5.
   scale = round(t.head_dim**-0.5 if t.query_scale is None else t.query_scale, 6)
   t = dataclasses.replace(t, query_scale=scale, post_norm_init=0.0, embed_init_std=0.02, **plain)
-  vision = cfg.vision and dataclasses.replace(cfg.vision, **plain)
+  vision = config.vision and dataclasses.replace(config.vision, **plain)
   return dataclasses.replace(
-    cfg, text=t, vision=vision, mm_tokens=cfg.num_image_tokens if vision else None
+    config, text=t, vision=vision, mm_tokens=config.num_image_tokens if vision else None
   )
 
 
 def _differences(a: VlmConfig, b: VlmConfig) -> list[tuple[str, Any, Any]]:
-  def flat(cfg: VlmConfig) -> dict[str, Any]:
-    values = cfg.to_dict()
+  def flat(config: VlmConfig) -> dict[str, Any]:
+    values = config.to_dict()
     parts = {k: values.pop(k) or {} for k in ("text", "vision")}
     return values | {f"{k}.{f}": v for k, part in parts.items() for f, v in part.items()}
 

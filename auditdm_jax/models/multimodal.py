@@ -24,7 +24,7 @@ from jax import Array
 import jax.numpy as jnp
 import numpy as np
 
-from auditdm_jax.core import config
+from auditdm_jax.core import config as config_lib
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.models import gemma, siglip
 
@@ -71,7 +71,7 @@ class VlmConfig:
 
   @classmethod
   def from_dict(cls, d: dict[str, Any]) -> "VlmConfig":
-    return config.build(cls, d, name="model")
+    return config_lib.build(cls, d, name="model")
 
   def with_dtype(self, dtype: str) -> "VlmConfig":
     """The same model, computed in `dtype` ("float32" or "bfloat16")."""
@@ -89,16 +89,16 @@ class VlmConfig:
 class Projector(nn.Module):
   """Patches f[B,P,Dv] to image tokens f[B,M,D]."""
 
-  cfg: VlmConfig
+  config: VlmConfig
 
   @nn.compact
   def __call__(self, features: Array) -> Array:
-    cfg, d = self.cfg, self.cfg.text.width
-    x = pool(features.astype(cfg.text.dtype), cfg.mm_tokens)
+    config, d = self.config, self.config.text.width
+    x = pool(features.astype(config.text.dtype), config.mm_tokens)
     dv = x.shape[-1]
-    if cfg.kind == "paligemma":
+    if config.kind == "paligemma":
       return siglip.Linear((dv, d), (d,), dv, name="Dense")("bpd,de->bpe", x)
-    x = gemma.RMSNorm(cfg.vision.norm_eps, name="soft_embedding_norm")(x)
+    x = gemma.RMSNorm(config.vision.norm_eps, name="soft_embedding_norm")(x)
     return gemma.Einsum((dv, d), dv, name="input_projection")("bpd,de->bpe", x)
 
 
@@ -116,15 +116,15 @@ def pool(features: Array, tokens: int | None) -> Array:
   return square.reshape(b, cells, c, cells, c, d).mean(axis=(2, 4)).reshape(b, tokens, d)
 
 
-def init(cfg: VlmConfig, key: Array) -> Params:
+def init(config: VlmConfig, key: Array) -> Params:
   """Returns fresh fp32 parameters {"img": …, "llm": …}; no "img" without a tower."""
   k_img, k_head, k_llm = jax.random.split(key, 3)
   tokens = jnp.zeros((1, 2), jnp.int32)
-  params = {"llm": gemma.Gemma(cfg.text).init(k_llm, tokens)["params"]}
-  if cfg.vision is not None:
-    s, v = cfg.vision.image_size, cfg.vision
+  params = {"llm": gemma.Gemma(config.text).init(k_llm, tokens)["params"]}
+  if config.vision is not None:
+    s, v = config.vision.image_size, config.vision
     img = siglip.Siglip(v).init(k_img, jnp.zeros((1, s, s, 3)))["params"]
-    head = Projector(cfg).init(k_head, jnp.zeros((1, v.num_patches, v.width)))["params"]
+    head = Projector(config).init(k_head, jnp.zeros((1, v.num_patches, v.width)))["params"]
     params["img"] = img | {"head": head.get("Dense", head)}
   return params
 
@@ -134,35 +134,35 @@ def tower(params: Params) -> Params:
   return {k: v for k, v in params["img"].items() if k != "head"}
 
 
-def encode_images(cfg: VlmConfig, params: Params, pixels: Array) -> Array:
+def encode_images(config: VlmConfig, params: Params, pixels: Array) -> Array:
   """Returns features [U,P,Dv] of pixels f32[U,H,W,3] in [-1, 1]."""
-  return siglip.Siglip(cfg.vision).apply({"params": tower(params)}, pixels)
+  return siglip.Siglip(config.vision).apply({"params": tower(params)}, pixels)
 
 
-def project(cfg: VlmConfig, params: Params, features: Array) -> Array:
+def project(config: VlmConfig, params: Params, features: Array) -> Array:
   """Returns image tokens [B,M,D] of features [B,P,Dv]."""
   head = jax.tree.map(mesh_lib.constrain, params["img"]["head"])
-  head = {"Dense": head} if cfg.kind == "paligemma" else head
-  return Projector(cfg).apply({"params": head}, features)
+  head = {"Dense": head} if config.kind == "paligemma" else head
+  return Projector(config).apply({"params": head}, features)
 
 
-def embed(cfg: VlmConfig, params: Params, features: Array | None, tokens: Array) -> Array:
+def embed(config: VlmConfig, params: Params, features: Array | None, tokens: Array) -> Array:
   """Returns [B,T,D]: token embeddings, with the projected features in the image slots.
 
   Args:
-    cfg: the model.
+    config: the model.
     params: its parameters.
     features: [B,P,Dv], one image per row, or [B,I,P,Dv], I images of which a row uses the first
       that its slots ask for; None if there are no images.
     tokens: i32[B,T]. The i-th slot of a row takes the row's i-th image token, wherever it lies.
   """
-  slot = tokens == cfg.image_token_id
-  if cfg.image_token_id >= cfg.text.vocab_size:
+  slot = tokens == config.image_token_id
+  if config.image_token_id >= config.text.vocab_size:
     tokens = jnp.where(slot, 0, tokens)  # The vocabulary has no row for it.
-  x = gemma.Gemma(cfg.text).apply({"params": params["llm"]}, tokens, method="embed")
+  x = gemma.Gemma(config.text).apply({"params": params["llm"]}, tokens, method="embed")
   if features is None:
     return x
-  image = project(cfg, params, features.reshape(-1, *features.shape[-2:]))
+  image = project(config, params, features.reshape(-1, *features.shape[-2:]))
   image = image.reshape(tokens.shape[0], -1, image.shape[-1])
   # A product with one-hot rows rather than a gather, whose gradient would be a scatter.
   index = jnp.where(slot, jnp.cumsum(slot, axis=1) - 1, -1)
@@ -204,15 +204,15 @@ def same_block(ar: Array) -> Array:
   return order[:, None, :] == order[:, :, None]
 
 
-def default_ar(cfg: VlmConfig, tokens: Array) -> Array:
+def default_ar(config: VlmConfig, tokens: Array) -> Array:
   """Returns i32[B,T], the mask the architecture prescribes for a prompt.
 
   PaliGemma sees the whole prompt at once; Gemma 3 is causal but for its image, whose tokens see
   one another.
   """
-  if cfg.kind == "paligemma":
+  if config.kind == "paligemma":
     return jnp.zeros_like(tokens)
-  slot = tokens == cfg.image_token_id
+  slot = tokens == config.image_token_id
   inside = slot & jnp.pad(slot, ((0, 0), (1, 0)))[:, :-1]
   return jnp.where(inside, 0, 1)
 
@@ -229,7 +229,7 @@ def positions_of(valid: Array, segment: Array | None = None) -> Array:
 
 
 def hidden(
-  cfg: VlmConfig,
+  config: VlmConfig,
   params: Params,
   features: Array | None,
   tokens: Array,
@@ -241,7 +241,7 @@ def hidden(
   """The full forward pass.
 
   Args:
-    cfg: the model.
+    config: the model.
     params: its parameters.
     features: [B,P,Dv] or [B,I,P,Dv] of `encode_images`, or None; see `embed`.
     tokens: i32[B,T], with `num_image_tokens` image slots per image of the row.
@@ -253,13 +253,13 @@ def hidden(
   Returns:
     [B,T,D] after the final norm, for `unembed`.
   """
-  return prefill(cfg, params, features, tokens, valid=valid, ar=ar, segment=segment, keep_kv=False)[
-    0
-  ]
+  return prefill(
+    config, params, features, tokens, valid=valid, ar=ar, segment=segment, keep_kv=False
+  )[0]
 
 
 def prefill(
-  cfg: VlmConfig,
+  config: VlmConfig,
   params: Params,
   features: Array | None,
   tokens: Array,
@@ -270,20 +270,20 @@ def prefill(
   keep_kv: bool = True,
 ) -> tuple[Array, Any]:
   """As `hidden`; also returns the keys and values as `gemma.Gemma.decode` does."""
-  ar = default_ar(cfg, tokens) if ar is None else ar
+  ar = default_ar(config, tokens) if ar is None else ar
   positions = positions_of(valid, segment)
-  return _decoder(cfg, params, keep_kv=keep_kv)(
-    embed(cfg, params, features, tokens),
+  return _decoder(config, params, keep_kv=keep_kv)(
+    embed(config, params, features, tokens),
     positions=positions,
     key_positions=positions,
     mask=make_attn_mask(valid, ar, segment),
     # PaliGemma's prefix sees all of itself in every layer, Gemma 3's image only what is near.
-    wide=same_block(ar) if cfg.kind == "paligemma" else None,
+    wide=same_block(ar) if config.kind == "paligemma" else None,
   )
 
 
 def step(
-  cfg: VlmConfig,
+  config: VlmConfig,
   params: Params,
   tokens: Array,
   *,
@@ -295,7 +295,7 @@ def step(
   """One more text token for each of G samples per prompt, after `past`.
 
   Args:
-    cfg: the model.
+    config: the model.
     params: its parameters.
     tokens: i32[B,G].
     positions: i32[B] of these tokens.
@@ -313,8 +313,8 @@ def step(
     jnp.broadcast_to(part, (b, g, part.shape[-1]))
     for part in (past_valid[:, None], jnp.eye(g, dtype=bool))
   ]
-  return _decoder(cfg, params, keep_kv=True)(
-    embed(cfg, params, None, tokens),
+  return _decoder(config, params, keep_kv=True)(
+    embed(config, params, None, tokens),
     positions=positions,
     key_positions=jnp.concatenate([past_positions, positions], axis=1),
     mask=jnp.concatenate(mask, axis=2),
@@ -342,9 +342,11 @@ def split_layers(params: Params) -> Params:
   return params | {"llm": llm | layers}
 
 
-def _decoder(cfg: VlmConfig, params: Params, *, keep_kv: bool) -> Callable[..., tuple[Array, Any]]:
+def _decoder(
+  config: VlmConfig, params: Params, *, keep_kv: bool
+) -> Callable[..., tuple[Array, Any]]:
   """Returns `gemma.Gemma.decode` of the parameters, split or not."""
-  model = gemma.Gemma(cfg.text, keep_kv=keep_kv, split=_is_split(params))
+  model = gemma.Gemma(config.text, keep_kv=keep_kv, split=_is_split(params))
   return functools.partial(model.apply, {"params": params["llm"]}, method="decode")
 
 
@@ -352,9 +354,9 @@ def _is_split(params: Params) -> bool:
   return "layers" not in params["llm"]
 
 
-def unembed(cfg: VlmConfig, params: Params, x: Array) -> Array:
+def unembed(config: VlmConfig, params: Params, x: Array) -> Array:
   """Returns fp32 logits [...,V] of hidden states [...,D]: the only road from one to the other."""
-  w = params["llm"]["embedder"]["input_embedding" if cfg.text.tied_head else "output_embedding"]
+  w = params["llm"]["embedder"]["input_embedding" if config.text.tied_head else "output_embedding"]
   # The vocabulary stays where it lies; it is the few rows that travel, see `models.sharding`.
   w, x = mesh_lib.constrain(w, ("tensor", "fsdp")), mesh_lib.constrain(x, "data")
   # Operands in the compute dtype, accumulation in fp32: bf16 logits of size 30 have an ulp of .125.
@@ -365,11 +367,11 @@ def unembed(cfg: VlmConfig, params: Params, x: Array) -> Array:
     logits = jnp.einsum("...d,vd->...v", x, w, preferred_element_type=fp32)
     between = (None,) * (logits.ndim - 2)
     logits = mesh_lib.constrain(logits, "data", *between, ("tensor", "fsdp"))
-  return gemma.softcap(logits, cfg.text.final_softcap)
+  return gemma.softcap(logits, config.text.final_softcap)
 
 
 def sampling_logits(
-  cfg: VlmConfig,
+  config: VlmConfig,
   params: Params,
   x: Array,
   *,
@@ -377,11 +379,11 @@ def sampling_logits(
   temperature: float | Array = 1.0,
 ) -> Array:
   """Returns fp32 logits [...,V] of the distribution that is sampled: tempered, without `banned`."""
-  logits = unembed(cfg, params, x) / temperature
+  logits = unembed(config, params, x) / temperature
   if not banned:
     return logits
-  keep = np.ones(cfg.text.vocab_size, bool)
-  keep[[i for i in banned if 0 <= i < cfg.text.vocab_size]] = False
+  keep = np.ones(config.text.vocab_size, bool)
+  keep[[i for i in banned if 0 <= i < config.text.vocab_size]] = False
   return jnp.where(keep, logits, gemma.MASKED)
 
 
@@ -399,7 +401,7 @@ def logprob_and_entropy(logits: Array, targets: Array) -> tuple[Array, Array]:
 
 
 def token_logprobs(
-  cfg: VlmConfig,
+  config: VlmConfig,
   params: Params,
   x: Array,
   targets: Array,
@@ -411,7 +413,7 @@ def token_logprobs(
   """Log-probs of targets under the sampling distribution, without keeping [B,C,V].
 
   Args:
-    cfg: the model.
+    config: the model.
     params: its parameters.
     x: [B,C,D] hidden states, each the one that predicts its target.
     targets: i32[B,C]; a banned target has log-prob -1e30 (mask it with `where`).
@@ -424,7 +426,7 @@ def token_logprobs(
   """
 
   def piece(x, targets):
-    logits = sampling_logits(cfg, params, x, banned=banned, temperature=temperature)
+    logits = sampling_logits(config, params, x, banned=banned, temperature=temperature)
     return logprob_and_entropy(logits, targets)
 
   if chunk is None:

@@ -141,11 +141,18 @@ def write_processor(
   """
   processor, images = _PROCESSORS[kind]
   return {
-    "processor_class": processor, "image_processor_type": images, "image_seq_length": tokens,
-    "do_resize": how.resize, "size": {"height": size, "width": size},
-    "resample": _FILTERS.index(how.resample), "do_rescale": True, "rescale_factor": how.rescale,
-    "do_normalize": True, "image_mean": list(how.mean), "image_std": list(how.std),
-  }  # fmt: skip
+    "processor_class": processor,
+    "image_processor_type": images,
+    "image_seq_length": tokens,
+    "do_resize": how.resize,
+    "size": {"height": size, "width": size},
+    "resample": _FILTERS.index(how.resample),
+    "do_rescale": True,
+    "rescale_factor": how.rescale,
+    "do_normalize": True,
+    "image_mean": list(how.mean),
+    "image_std": list(how.std),
+  }
 
 
 def _read_settings(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]]:

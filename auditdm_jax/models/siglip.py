@@ -65,9 +65,9 @@ class SiglipConfig:
     return (self.image_size // self.patch_size) ** 2
 
 
-def has_whole_scores(cfg: SiglipConfig) -> bool:
+def has_whole_scores(config: SiglipConfig) -> bool:
   """Whether all heads of a layer have their scores in memory together."""
-  return cfg.num_patches <= _WHOLE_SCORES
+  return config.num_patches <= _WHOLE_SCORES
 
 
 class LayerNorm(nn.Module):
@@ -143,35 +143,35 @@ class MlpBlock(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-  cfg: SiglipConfig
+  config: SiglipConfig
 
   @nn.compact
   def __call__(self, x: Array, _: None) -> tuple[Array, None]:
-    cfg = self.cfg
+    config = self.config
     x = mesh_lib.constrain(x, "all")
-    y = LayerNorm(cfg.norm_eps, name="LayerNorm_0")(x)
-    x = x + MultiHeadDotProductAttention(cfg.num_heads, name="MultiHeadDotProductAttention_0")(y)
-    y = LayerNorm(cfg.norm_eps, name="LayerNorm_1")(x)
-    return x + MlpBlock(cfg.mlp_dim, cfg.activation, name="MlpBlock_0")(y), None
+    y = LayerNorm(config.norm_eps, name="LayerNorm_0")(x)
+    x = x + MultiHeadDotProductAttention(config.num_heads, name="MultiHeadDotProductAttention_0")(y)
+    y = LayerNorm(config.norm_eps, name="LayerNorm_1")(x)
+    return x + MlpBlock(config.mlp_dim, config.activation, name="MlpBlock_0")(y), None
 
 
 class Encoder(nn.Module):
-  cfg: SiglipConfig
+  config: SiglipConfig
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     gathered = sharding.at_use(
-      "img/Transformer/encoderblock", EncoderBlock, dtype=self.cfg.dtype, keep=()
+      "img/Transformer/encoderblock", EncoderBlock, dtype=self.config.dtype, keep=()
     )
-    block = nn.remat(gathered, prevent_cse=False) if self.cfg.remat else gathered
+    block = nn.remat(gathered, prevent_cse=False) if self.config.remat else gathered
     x, _ = nn.scan(
       block,
       variable_axes={"params": 0},
       split_rngs={"params": True},
-      length=self.cfg.depth,
-      unroll=self.cfg.unroll,
-    )(self.cfg, name="encoderblock")(x, None)
-    return LayerNorm(self.cfg.norm_eps, name="encoder_norm")(x)
+      length=self.config.depth,
+      unroll=self.config.unroll,
+    )(self.config, name="encoderblock")(x, None)
+    return LayerNorm(self.config.norm_eps, name="encoder_norm")(x)
 
 
 class PoolingHead(nn.Module):
@@ -180,11 +180,11 @@ class PoolingHead(nn.Module):
   The language model takes the patches. Names and shapes are those of a Hugging Face checkpoint.
   """
 
-  cfg: SiglipConfig
+  config: SiglipConfig
 
   @nn.compact
   def __call__(self) -> None:
-    d, f = self.cfg.width, self.cfg.mlp_dim
+    d, f = self.config.width, self.config.mlp_dim
     for name, shape in {
       "probe": (1, 1, d),
       "attention.in_proj_weight": (3 * d, d),
@@ -204,16 +204,16 @@ class PoolingHead(nn.Module):
 class PatchEmbedding(nn.Module):
   """The stride-p convolution of the ViT, as one matrix product over flattened patches."""
 
-  cfg: SiglipConfig
+  config: SiglipConfig
 
   @nn.compact
   def __call__(self, pixels: Array) -> Array:
-    p, d = self.cfg.patch_size, self.cfg.width
+    p, d = self.config.patch_size, self.config.width
     kernel = self.param("kernel", nn.initializers.normal((p * p * 3) ** -0.5), (p, p, 3, d))
     kernel = mesh_lib.constrain(kernel)
     bias = self.param("bias", nn.initializers.zeros, (d,))
-    b, n = pixels.shape[0], self.cfg.image_size // p
-    x = pixels[:, : n * p, : n * p].astype(self.cfg.dtype).reshape(b, n, p, n, p, 3)
+    b, n = pixels.shape[0], self.config.image_size // p
+    x = pixels[:, : n * p, : n * p].astype(self.config.dtype).reshape(b, n, p, n, p, 3)
     x = x.swapaxes(2, 3).reshape(b, -1, p * p * 3)
     return x @ kernel.reshape(-1, d).astype(x.dtype) + bias.astype(x.dtype)
 
@@ -221,7 +221,7 @@ class PatchEmbedding(nn.Module):
 class Siglip(nn.Module):
   """Patches of an image, attended to one another."""
 
-  cfg: SiglipConfig
+  config: SiglipConfig
 
   @nn.compact
   def __call__(self, pixels: Array) -> Array:
@@ -230,14 +230,14 @@ class Siglip(nn.Module):
     Raises:
       ValueError: the images are not of the tower's size.
     """
-    cfg = self.cfg
-    if pixels.shape[1:] != (cfg.image_size, cfg.image_size, 3):
+    config = self.config
+    if pixels.shape[1:] != (config.image_size, config.image_size, 3):
       raise ValueError(
-        f"pixels {pixels.shape}: the tower wants [B,{cfg.image_size},{cfg.image_size},3]"
+        f"pixels {pixels.shape}: the tower wants [B,{config.image_size},{config.image_size},3]"
       )
-    x = PatchEmbedding(cfg, name="embedding")(pixels)
-    init = nn.initializers.normal(cfg.width**-0.5)
-    pos = self.param("pos_embedding", init, (1, cfg.num_patches, cfg.width))
-    if cfg.pooling_head:
-      PoolingHead(cfg, name="pooling_head")()
-    return Encoder(cfg, name="Transformer")(x + pos.astype(x.dtype))
+    x = PatchEmbedding(config, name="embedding")(pixels)
+    init = nn.initializers.normal(config.width**-0.5)
+    pos = self.param("pos_embedding", init, (1, config.num_patches, config.width))
+    if config.pooling_head:
+      PoolingHead(config, name="pooling_head")()
+    return Encoder(config, name="Transformer")(x + pos.astype(x.dtype))

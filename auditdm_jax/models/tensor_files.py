@@ -47,9 +47,15 @@ _SAFETENSORS_NAMES = {np.dtype(v): k for k, v in _SAFETENSORS.items()}
 _RANK = {name: i for i, name in enumerate(_SAFETENSORS)}
 # What zipfile and numpy raise for a file that is damaged.
 _BROKEN_NPZ = (
-  OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+  OSError,
+  ValueError,
+  EOFError,
+  RuntimeError,
+  zipfile.BadZipFile,
+  zlib.error,
+  lzma.LZMAError,
   tokenize.TokenError,
-)  # fmt: skip
+)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 
 

@@ -38,7 +38,8 @@ from jax.sharding import Mesh
 import ml_dtypes
 import numpy as np
 
-from auditdm_jax.core import config, jsonio, tree
+from auditdm_jax.core import config as config_lib
+from auditdm_jax.core import jsonio, tree
 from auditdm_jax.core.config import UserError
 from auditdm_jax.models import (
   big_vision,
@@ -58,10 +59,18 @@ FORMAT = "auditdm-1"
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 # What lies beside the weights and is taken along: tokenizers, processors, terminators.
 SIDE_FILES = (
-  "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
-  "added_tokens.json", "generation_config.json", "preprocessor_config.json",
-  "processor_config.json", "chat_template.json", "chat_template.jinja", "gemma_tokenizer.model",
-)  # fmt: skip
+  "tokenizer.json",
+  "tokenizer.model",
+  "tokenizer_config.json",
+  "special_tokens_map.json",
+  "added_tokens.json",
+  "generation_config.json",
+  "preprocessor_config.json",
+  "processor_config.json",
+  "chat_template.json",
+  "chat_template.jinja",
+  "gemma_tokenizer.model",
+)
 _ORBAX = "_METADATA"  # What a checkpoint of Orbax has.
 _MAX_WRONG = 4  # Parameters that an error names.
 _RESERVED = {"format", "model", "weights"}
@@ -81,14 +90,14 @@ class Opened:
   """A model on disk, nothing of it read but headers.
 
   Attributes:
-    cfg: its architecture.
+    config: its architecture.
     tree: its parameters by path, all that the architecture has and no other.
     extras: what its config.json says beside format and model; "origin" is always there.
     side: the files beside the weights that belong to it, by name; or, of a JSON file that has to
       say something else than it does, what that is.
   """
 
-  cfg: VlmConfig
+  config: VlmConfig
   tree: dict[str, Leaf]
   extras: dict[str, Any]
   side: dict[str, Any]
@@ -96,9 +105,9 @@ class Opened:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Loaded:
-  """A model on its devices; `cfg`, `extras` and `side` as in `Opened`."""
+  """A model on its devices; `config`, `extras` and `side` as in `Opened`."""
 
-  cfg: VlmConfig
+  config: VlmConfig
   params: Params
   extras: dict[str, Any]
   side: dict[str, Any]
@@ -131,7 +140,7 @@ def load(
   opened = open_model(path, model=model, image_size=image_size, dtype=dtype)
   where = None if mesh is None else sharding.shardings(mesh, leaves.abstract(opened.tree))
   placed = leaves.place(opened.tree, where)
-  return Loaded(opened.cfg, tree.unflatten(placed), opened.extras, opened.side)
+  return Loaded(opened.config, tree.unflatten(placed), opened.extras, opened.side)
 
 
 def open_model(
@@ -169,7 +178,7 @@ def open_model(
     opened = _open_hf(path, header, dtype)
   if image_size is not None:
     opened = _resized(opened, image_size)
-  _check(opened.cfg, opened.tree, str(path))
+  _check(opened.config, opened.tree, str(path))
   if dtype is None:
     return opened
   return dataclasses.replace(
@@ -212,8 +221,8 @@ def _open_bare(path: pathlib.Path, model: VlmConfig | None, dtype: Any) -> Opene
   side = side_files(found.parent)
   header = _header_beside(found)
   if model is None and header is not None:
-    cfg = _config(header, found.parent)
-    return Opened(cfg, flat, _extras(header), side)
+    config = _config(header, found.parent)
+    return Opened(config, flat, _extras(header), side)
   origin = {"format": format}
   if model is None:
     model, origin["inferred"] = big_vision.infer(flat, str(path))
@@ -238,11 +247,11 @@ def _open_native(path: pathlib.Path, header: dict[str, Any], dtype: Any) -> Open
     )
   if "model" not in header:
     raise UserError(f"{path}/config.json: no 'model'; is this the folder of a tower?")
-  cfg = _config(header, path)
+  config = _config(header, path)
   flat = _native_tree(path, header, dtype)
   if header.get("tower"):
-    flat |= _read_tower(_tower_folder(path, header["tower"]), cfg, flat)
-  return Opened(cfg, dict(sorted(flat.items())), _extras(header), side_files(path))
+    flat |= _read_tower(_tower_folder(path, header["tower"]), config, flat)
+  return Opened(config, dict(sorted(flat.items())), _extras(header), side_files(path))
 
 
 def _native_tree(path: pathlib.Path, header: Mapping[str, Any], dtype: Any) -> dict[str, Leaf]:
@@ -259,42 +268,42 @@ def _native_tree(path: pathlib.Path, header: Mapping[str, Any], dtype: Any) -> d
 
 
 def _open_hf(path: pathlib.Path, header: dict[str, Any], dtype: Any) -> Opened:
-  cfg = hf_config.read_config(header, where=f"{path}/config.json")
+  config = hf_config.read_config(header, where=f"{path}/config.json")
   tensors = read_safetensors(path)
   layout = dataclasses.asdict(hf.detect_layout(tensors, where=str(path)))
   origin = {"format": "hf", "layout": layout, "config": header}
-  flat = hf.to_ours(cfg, tensors, where=str(path), dtype=dtype)
-  return Opened(cfg, flat, {"origin": origin}, side_files(path))
+  flat = hf.to_ours(config, tensors, where=str(path), dtype=dtype)
+  return Opened(config, flat, {"origin": origin}, side_files(path))
 
 
 def _resized(opened: Opened, image_size: int) -> Opened:
   """The same model for images of another size."""
-  cfg, flat = opened.cfg, dict(opened.tree)
-  if cfg.vision is None:
+  config, flat = opened.config, dict(opened.tree)
+  if config.vision is None:
     raise UserError("the model has no vision tower: an image size means nothing")
   try:
-    vision = dataclasses.replace(cfg.vision, image_size=image_size)
-    cfg = dataclasses.replace(cfg, vision=vision)
+    vision = dataclasses.replace(config.vision, image_size=image_size)
+    config = dataclasses.replace(config, vision=vision)
   except ValueError as e:
     raise UserError(f"image size {image_size}: {e}") from e
-  cfg, flat = big_vision.fit(cfg, flat)
+  config, flat = big_vision.fit(config, flat)
   side = opened.side | {
-    name: _with_size(jsonio.read_json(opened.side[name]), cfg)
+    name: _with_size(jsonio.read_json(opened.side[name]), config)
     for name in ("preprocessor_config.json", "processor_config.json")
     if name in opened.side
   }
-  return dataclasses.replace(opened, cfg=cfg, tree=flat, side=side)
+  return dataclasses.replace(opened, config=config, tree=flat, side=side)
 
 
-def _with_size(processor: Any, cfg: VlmConfig) -> Any:
-  """A processor's config for the images of `cfg`."""
+def _with_size(processor: Any, config: VlmConfig) -> Any:
+  """A processor's config for the images of `config`."""
   if not isinstance(processor, dict):
     return processor
-  made = {k: _with_size(v, cfg) for k, v in processor.items()}
+  made = {k: _with_size(v, config) for k, v in processor.items()}
   if isinstance(made.get("size"), dict) and {"height", "width"} <= made["size"].keys():
-    made["size"] = {"height": cfg.vision.image_size, "width": cfg.vision.image_size}
+    made["size"] = {"height": config.vision.image_size, "width": config.vision.image_size}
   if "image_seq_length" in made:
-    made["image_seq_length"] = cfg.num_image_tokens
+    made["image_seq_length"] = config.num_image_tokens
   return made
 
 
@@ -339,13 +348,13 @@ def _of_tower(path: str) -> bool:
 
 
 @functools.lru_cache(maxsize=32)
-def _expected(cfg: VlmConfig) -> Mapping[str, jax.ShapeDtypeStruct]:
+def _expected(config: VlmConfig) -> Mapping[str, jax.ShapeDtypeStruct]:
   """The model's parameters by path; tracing it costs more than reading a small one."""
-  return tree.flatten(jax.eval_shape(lambda key: multimodal.init(cfg, key), jax.random.key(0)))
+  return tree.flatten(jax.eval_shape(lambda key: multimodal.init(config, key), jax.random.key(0)))
 
 
-def _check(cfg: VlmConfig, flat: Mapping[str, Any], what: str) -> None:
-  expected = _expected(cfg)
+def _check(config: VlmConfig, flat: Mapping[str, Any], what: str) -> None:
+  expected = _expected(config)
   if text := tree.diff(expected, flat):
     lines = [line.strip() for line in text.splitlines()]
     more = f"; and {len(lines) - _MAX_WRONG} more" if len(lines) > _MAX_WRONG else ""
@@ -370,16 +379,20 @@ def _open_tower(folder: pathlib.Path) -> tuple[siglip.SiglipConfig, dict[str, Le
     raise UserError(f"{folder}: not a model folder, there is no config.json in it")
   if header.get("format") != FORMAT or "vision" not in header:
     raise UserError(f"{folder}/config.json: no 'vision'; is this the folder of a whole model?")
-  vision = config.build(siglip.SiglipConfig, header["vision"], name=f"{folder}/config.json: vision")
+  vision = config_lib.build(
+    siglip.SiglipConfig, header["vision"], name=f"{folder}/config.json: vision"
+  )
   return vision, read_safetensors(folder)
 
 
-def _read_tower(folder: pathlib.Path, cfg: VlmConfig, own: Mapping[str, Leaf]) -> dict[str, Leaf]:
+def _read_tower(
+  folder: pathlib.Path, config: VlmConfig, own: Mapping[str, Leaf]
+) -> dict[str, Leaf]:
   vision, flat = _open_tower(folder)
   if both := [k for k in own if _of_tower(k)]:
     raise UserError(f"{both[0]} is in the model's folder although the tower is {folder}")
   # Compute settings may differ; the sizes may not, and not all of them show in the shapes.
-  sizes = [v and dataclasses.replace(v, **COMPUTE) for v in (vision, cfg.vision)]
+  sizes = [v and dataclasses.replace(v, **COMPUTE) for v in (vision, config.vision)]
   if sizes[0] != sizes[1]:
     raise UserError(f"the tower {folder} is {sizes[0]}, but the model wants {sizes[1]}")
   return flat
@@ -390,7 +403,7 @@ def _read_tower(folder: pathlib.Path, cfg: VlmConfig, own: Mapping[str, Leaf]) -
 
 def save(
   folder: str | os.PathLike,
-  cfg: VlmConfig,
+  config: VlmConfig,
   params: Params,
   tokenizer: Tokenizer | None,
   extras: Mapping[str, Any],
@@ -402,7 +415,7 @@ def save(
 
   Args:
     folder: where; made if missing, written over if there.
-    cfg: the model.
+    config: the model.
     params: its parameters.
     tokenizer: its tokenizer, if it has one.
     extras: "template", "stop", and what else is to be said in config.json. With "tower", the path
@@ -417,7 +430,7 @@ def save(
   if taken := _RESERVED & set(extras):
     raise UserError(f"extras cannot hold {sorted(taken)}: they are written from the model")
   flat = _finite(tree.flatten(params), dtype)
-  _check(cfg, flat, f"parameters for {folder}")
+  _check(config, flat, f"parameters for {folder}")
   if extras.get("tower"):
     _tower_folder(folder, extras["tower"])
     flat = {k: v for k, v in flat.items() if not _of_tower(k)}
@@ -425,7 +438,7 @@ def save(
   write_side_files(folder, side)
   if tokenizer is not None:
     tokenizer.save(folder)
-  header = {"format": FORMAT, "model": cfg.to_dict()}
+  header = {"format": FORMAT, "model": config.to_dict()}
   jsonio.write_json(folder / "config.json", header | dict(extras))
 
 

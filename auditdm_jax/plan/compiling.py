@@ -91,8 +91,11 @@ def compile_program(
     with out.open("w") as stdout, err.open("w") as stderr:
       process = subprocess.Popen(
         [sys.executable, "-m", "auditdm_jax.plan.child"],
-        stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, env=env,
-      )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=stdout,
+        stderr=stderr,
+        env=env,
+      )
       try:
         process.stdin.write(pickle.dumps(Task(build, where.name, str(dump))))
         process.stdin.close()

@@ -24,9 +24,17 @@ _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _NAME = re.compile(r"%([\w.\-]+)")
 # Neither of them moves anything by itself.
 _FREE = {
-  "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
-  "replica-id", "opt-barrier", "iota",
-}  # fmt: skip
+  "parameter",
+  "constant",
+  "tuple",
+  "get-tuple-element",
+  "bitcast",
+  "after-all",
+  "partition-id",
+  "replica-id",
+  "opt-barrier",
+  "iota",
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -199,9 +199,15 @@ def _answers(run: Run, calls: shapes.Calls, name: str, devices: int) -> list[Ste
   found = []
   for rows, times in sizes.items():
     build = functools.partial(
-      programs.answer, model=model, layout=run.layout, rows=rows, width=width, new=new,
-      dtype=model.text.dtype, quantized=run.int8 and not is_target,
-    )  # fmt: skip
+      programs.answer,
+      model=model,
+      layout=run.layout,
+      rows=rows,
+      width=width,
+      new=new,
+      dtype=model.text.dtype,
+      quantized=run.int8 and not is_target,
+    )
     keeps = "" if run.paged else name
     found.append(Step(f"answer {name} x{rows}", build, times * run.rounds, keeps=keeps))
   return found
@@ -223,9 +229,13 @@ def _repair(run: Run) -> Step:
   target = next(iter(run.answering.values()))
   length = target.num_image_tokens + run.plan.question_tokens + run.suffix
   build = functools.partial(
-    programs.repair, model=target, recipe=run.recipe, layout=run.layout, length=length,
+    programs.repair,
+    model=target,
+    recipe=run.recipe,
+    layout=run.layout,
+    length=length,
     suffix=run.suffix,
-  )  # fmt: skip
+  )
   return Step("repair", build, 0)
 
 

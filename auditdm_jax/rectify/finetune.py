@@ -153,7 +153,7 @@ class Tuning:
 
   def __init__(
     self,
-    cfg: multimodal.VlmConfig,
+    config: multimodal.VlmConfig,
     recipe: recipes.Recipe,
     *,
     steps: int,
@@ -162,11 +162,11 @@ class Tuning:
     """On a mesh, rows and masters are split as in `core.mesh` and `models.sharding`."""
     self._tx, self._mesh = optimizer(recipe, steps), mesh
     self.step = supervised.make_step(
-      cfg.with_remat() if recipe.remat else cfg,
+      config.with_remat() if recipe.remat else config,
       self._tx,
       label_smoothing=recipe.label_smoothing,
       micro_rows=recipe.micro_rows,
-      out_shardings=None if mesh is None else self._step_shardings(cfg),
+      out_shardings=None if mesh is None else self._step_shardings(config),
     )
 
   def init(self, params: Any) -> supervised.State:
@@ -195,8 +195,8 @@ class Tuning:
     with mesh_lib.use(self._mesh):
       return self.step(state, self.place(batch))
 
-  def _step_shardings(self, cfg: multimodal.VlmConfig) -> tuple[Any, Any]:
-    shapes = jax.eval_shape(functools.partial(multimodal.init, cfg), jax.random.key(0))
+  def _step_shardings(self, config: multimodal.VlmConfig) -> tuple[Any, Any]:
+    shapes = jax.eval_shape(functools.partial(multimodal.init, config), jax.random.key(0))
     return self._shardings(shapes), mesh_lib.replicated(self._mesh)
 
   def _shardings(self, params: Any) -> supervised.State:
@@ -213,7 +213,7 @@ class Tuning:
 
 
 def finetune(
-  cfg: multimodal.VlmConfig,
+  config: multimodal.VlmConfig,
   params: Any,
   recipe: recipes.Recipe,
   *,
@@ -244,7 +244,7 @@ def finetune(
   """
   _check(recipe, new, replay)
   steps = recipe.num_steps(len(new))
-  tuning = Tuning(cfg, recipe, steps=steps, mesh=mesh)
+  tuning = Tuning(config, recipe, steps=steps, mesh=mesh)
   state = tuning.init(params)
   with contextlib.ExitStack() as stack:
     run = None

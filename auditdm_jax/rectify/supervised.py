@@ -62,10 +62,13 @@ class Layout:
     """
     n, t, c = len(texts), self.length, self.suffix
     out = {
-      "tokens": np.zeros((n, t), np.int32), "valid": np.zeros((n, t), bool),
-      "ar": np.ones((n, t), np.int32), "position": np.zeros((n, c), np.int32),
-      "targets": np.zeros((n, c), np.int32), "mask": np.zeros((n, c), bool),
-    }  # fmt: skip
+      "tokens": np.zeros((n, t), np.int32),
+      "valid": np.zeros((n, t), bool),
+      "ar": np.ones((n, t), np.int32),
+      "position": np.zeros((n, c), np.int32),
+      "targets": np.zeros((n, c), np.int32),
+      "mask": np.zeros((n, c), bool),
+    }
     for i, (text, suffix) in enumerate(zip(texts, suffixes, strict=True)):
       prefix, target = self._prompt(text), self._suffix(suffix)
       p, s = len(prefix), len(target)
@@ -102,19 +105,19 @@ class State:
   skipped: Any
 
 
-def loss_sums(cfg, params, batch: Batch, *, label_smoothing: float = 0.0):
+def loss_sums(config, params, batch: Batch, *, label_smoothing: float = 0.0):
   """Summed loss of the suffix tokens f32[], their number f32[], and the mean of each row f32[B]."""
-  ar = batch.ar if cfg.kind == "paligemma" else None
+  ar = batch.ar if config.kind == "paligemma" else None
   hidden = multimodal.hidden(
-    cfg,
+    config,
     params,
-    mesh_lib.constrain(batch.features.astype(cfg.text.dtype))[batch.image],
+    mesh_lib.constrain(batch.features.astype(config.text.dtype))[batch.image],
     batch.tokens,
     valid=batch.valid,
     ar=ar,
   )
   picked = jnp.take_along_axis(hidden, batch.position[..., None], axis=1)
-  logits = multimodal.unembed(cfg, params, picked)
+  logits = multimodal.unembed(config, params, picked)
   nll = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
   if label_smoothing:
     uniform = jax.nn.logsumexp(logits, -1) - logits.mean(-1)  # -mean log p, without [B,C,V] of it
@@ -122,11 +125,11 @@ def loss_sums(cfg, params, batch: Batch, *, label_smoothing: float = 0.0):
   return *masked.sum_count(nll, batch.mask), masked.mean(nll, batch.mask, axis=1)
 
 
-def loss_and_grads(cfg, params, batch: Batch, *, label_smoothing: float, micro_rows: int):
+def loss_and_grads(config, params, batch: Batch, *, label_smoothing: float, micro_rows: int):
   """Mean loss f32[], row losses f32[B] and gradients; divided once, by the count of all rows.
 
   Args:
-    cfg: the model.
+    config: the model.
     params: its parameters.
     batch: all rows; B is a multiple of `micro_rows`.
     label_smoothing: share of the uniform distribution in the targets.
@@ -136,7 +139,7 @@ def loss_and_grads(cfg, params, batch: Batch, *, label_smoothing: float, micro_r
 
   def sums(rows):
     def total(params):
-      loss, count, row_loss = loss_sums(cfg, params, rows, label_smoothing=label_smoothing)
+      loss, count, row_loss = loss_sums(config, params, rows, label_smoothing=label_smoothing)
       return loss, (count, row_loss)
 
     (loss, (count, row_loss)), grads = jax.value_and_grad(total, has_aux=True)(params)
@@ -161,7 +164,7 @@ def loss_and_grads(cfg, params, batch: Batch, *, label_smoothing: float, micro_r
 
 
 def train_step(
-  cfg,
+  config,
   tx: optax.GradientTransformation,
   label_smoothing: float,
   micro_rows: int,
@@ -174,7 +177,7 @@ def train_step(
     The next state and {"loss": f32[], "grad_norm": f32[], "row_loss": f32[B]}.
   """
   loss, rows, grads = loss_and_grads(
-    cfg, state.params, batch, label_smoothing=label_smoothing, micro_rows=micro_rows
+    config, state.params, batch, label_smoothing=label_smoothing, micro_rows=micro_rows
   )
   norm = optax.global_norm(grads)
   finite = jnp.isfinite(norm)
@@ -194,10 +197,10 @@ def train_step(
 
 
 def make_step(
-  cfg, tx, *, label_smoothing: float = 0.0, micro_rows: int = 0, out_shardings: Any = None
+  config, tx, *, label_smoothing: float = 0.0, micro_rows: int = 0, out_shardings: Any = None
 ) -> Callable:
   """`train_step` jitted with a donated state."""
-  step = functools.partial(train_step, cfg, tx, label_smoothing, micro_rows)
+  step = functools.partial(train_step, config, tx, label_smoothing, micro_rows)
   return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
 
 

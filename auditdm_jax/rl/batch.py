@@ -171,7 +171,7 @@ def padded(rows: int, *, devices: int, micro_rows: int = 0) -> int:
   return -(-rows // multiple) * multiple
 
 
-def sequence(cfg: multimodal.VlmConfig, rows: Rows) -> dict[str, jax.Array]:
+def sequence(config: multimodal.VlmConfig, rows: Rows) -> dict[str, jax.Array]:
   """What `multimodal.hidden` takes: tokens, valid, ar and segment, each [B,T]."""
   n, g, c = rows.targets.shape
 
@@ -183,7 +183,7 @@ def sequence(cfg: multimodal.VlmConfig, rows: Rows) -> dict[str, jax.Array]:
     "tokens": line(rows.prompt, rows.targets[:, :, :-1]),
     # A completion's last token is not here, its others count for every row alike.
     "valid": line(rows.prompt_valid, rows.loss_mask[:, :, :-1]),
-    "ar": line(multimodal.default_ar(cfg, rows.prompt), jnp.ones_like(number)),
+    "ar": line(multimodal.default_ar(config, rows.prompt), jnp.ones_like(number)),
     "segment": line(jnp.zeros_like(rows.prompt), number),
   }
 

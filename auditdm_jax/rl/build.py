@@ -21,7 +21,7 @@ from auditdm_jax.vlm import Vlm
 
 
 def prober(
-  cfg: RolloutConfig,
+  config: RolloutConfig,
   grpo: GrpoConfig,
   *,
   auditor: Vlm,
@@ -34,7 +34,7 @@ def prober(
   """Returns what makes probes with an auditor, whose params are given to each call.
 
   Args:
-    cfg: prompts and limits.
+    config: prompts and limits.
     grpo: group size and temperature.
     auditor: its architecture, tokenizer and template.
     pool: source images.
@@ -43,10 +43,10 @@ def prober(
     well_formed: says whether a question is one at all.
     mesh: the one that the auditor's params lie on; the sampler's prompts are split over it.
   """
-  sampler = Sampler(auditor, seed=cfg.seed, temperature=grpo.temperature, mesh=mesh)
-  calls = shapes.calls_of(cfg, grpo.group_size, length=sampler.length)
+  sampler = Sampler(auditor, seed=config.seed, temperature=grpo.temperature, mesh=mesh)
+  calls = shapes.calls_of(config, grpo.group_size, length=sampler.length)
   return Prober(
-    cfg, calls, pool=pool, sampler=sampler, sight=sight, drawing=drawing, well_formed=well_formed
+    config, calls, pool=pool, sampler=sampler, sight=sight, drawing=drawing, well_formed=well_formed
   )
 
 

@@ -78,14 +78,14 @@ class Group:
 class Carry:
   """Fills batches; holds the live groups that wait for one."""
 
-  def __init__(self, cfg: DynamicConfig, counts: Mapping[str, int]):
+  def __init__(self, config: DynamicConfig, counts: Mapping[str, int]):
     """Takes the settings and the number of groups per strategy in a batch."""
-    self._cfg, self._counts = cfg, dict(counts)
+    self._config, self._counts = config, dict(counts)
     self._waiting: list[Group] = []
 
   def is_enough(self, fresh: Sequence[Group], step: int) -> bool:
     """Whether a batch can be filled with live groups, or dynamic sampling is off."""
-    if not self._cfg.rounds:
+    if not self._config.rounds:
       return True
     live = [g.strategy for g in (*fresh, *self._young(step)) if g.is_live]
     return all(live.count(strategy) >= count for strategy, count in self._counts.items())
@@ -100,7 +100,7 @@ class Carry:
       step: of training.
       rounds: how many the step drew.
     """
-    if not self._cfg.rounds:
+    if not self._config.rounds:
       return list(fresh), {}
     carried = self._young(step)
     expired = len(self._waiting) - len(carried)
@@ -113,7 +113,7 @@ class Carry:
       batch += [*live, *dead][:count]
       surplus += live[count:]
     # The youngest first, which `sorted` keeps stable in the order they were drawn.
-    self._waiting = sorted(surplus, key=lambda g: -g.step) if self._cfg.max_age else []
+    self._waiting = sorted(surplus, key=lambda g: -g.step) if self._config.max_age else []
     return batch, {
       "dynamic/rounds": float(rounds),
       "dynamic/live": sum(g.is_live for g in batch) / len(batch),
@@ -131,7 +131,7 @@ class Carry:
     self._waiting = [Group.from_dict(d) for d in state]
 
   def _young(self, step: int) -> list[Group]:
-    return [g for g in self._waiting if step - g.step <= self._cfg.max_age]
+    return [g for g in self._waiting if step - g.step <= self._config.max_age]
 
 
 def _turn_to_dict(turn: Reply) -> dict[str, Any]:

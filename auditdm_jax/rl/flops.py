@@ -19,39 +19,44 @@ from auditdm_jax.vlm import Vlm
 _SAMPLE = 16  # Probes whose length is measured to know that of all.
 
 
-def decoder(cfg: gemma.GemmaConfig, *, tokens: float, context: float, predictions: float) -> float:
+def decoder(
+  config: gemma.GemmaConfig, *, tokens: float, context: float, predictions: float
+) -> float:
   """Of a forward pass.
 
   Args:
-    cfg: sizes.
+    config: sizes.
     tokens: that pass through the blocks.
     context: what each looks at, on average.
     predictions: tokens that pass through the head.
   """
-  attention = cfg.width * cfg.head_dim * 2 * (cfg.num_heads + cfg.num_kv_heads)
-  products = 2 * (attention + 3 * cfg.width * cfg.mlp_dim)
-  looking = 4 * cfg.num_heads * cfg.head_dim * context
-  return cfg.depth * tokens * (products + looking) + 2 * cfg.width * cfg.vocab_size * predictions
+  attention = config.width * config.head_dim * 2 * (config.num_heads + config.num_kv_heads)
+  products = 2 * (attention + 3 * config.width * config.mlp_dim)
+  looking = 4 * config.num_heads * config.head_dim * context
+  return (
+    config.depth * tokens * (products + looking)
+    + 2 * config.width * config.vocab_size * predictions
+  )
 
 
-def tower(cfg: siglip.SiglipConfig) -> float:
+def tower(config: siglip.SiglipConfig) -> float:
   """Of one image through the vision tower."""
-  patches = cfg.num_patches
-  embed = 2 * patches * 3 * cfg.patch_size**2 * cfg.width
-  products = 2 * (4 * cfg.width**2 + 2 * cfg.width * cfg.mlp_dim)
-  return embed + cfg.depth * patches * (products + 4 * cfg.width * patches)
+  patches = config.num_patches
+  embed = 2 * patches * 3 * config.patch_size**2 * config.width
+  products = 2 * (4 * config.width**2 + 2 * config.width * config.mlp_dim)
+  return embed + config.depth * patches * (products + 4 * config.width * patches)
 
 
-def learning(cfg: multimodal.VlmConfig, batch: LearnerBatch, *, kl: bool) -> float:
+def learning(config: multimodal.VlmConfig, batch: LearnerBatch, *, kl: bool) -> float:
   """Of one update: forward and backward, and the reference's forward where there is a KL."""
   total = 0.0
   for rows in batch.parts:
     used = rows.loss_mask.any(axis=(1, 2))  # Rows of padding are no work.
     prompt, drawn = float(rows.prompt_valid[used].sum()), float(rows.loss_mask.sum())
     context = (prompt + drawn) / max(int(used.sum()), 1)
-    total += decoder(cfg.text, tokens=prompt + drawn, context=context, predictions=drawn)
+    total += decoder(config.text, tokens=prompt + drawn, context=context, predictions=drawn)
   if batch.pixels is not None:
-    total += len(batch.pixels) * tower(cfg.vision)
+    total += len(batch.pixels) * tower(config.vision)
   return total * (4 if kl else 3)
 
 
@@ -59,10 +64,10 @@ class Meter:
   """Adds up the work of a rollout by phase."""
 
   def __init__(self, auditor: Vlm, bank: ModelBank):
-    self._cfg, self._bank = auditor.cfg, bank
+    self._config, self._bank = auditor.config, bank
     # What an endpoint computes is no work of ours.
     self._vlms = {name: m for name, m in bank.vlms.items() if m.takes == "features"}
-    self._towers = {v.tower_id: v.cfg.vision for v in (auditor, *self._vlms.values())}
+    self._towers = {v.tower_id: v.config.vision for v in (auditor, *self._vlms.values())}
     self._computed = dict(bank.computed)
     self.flops = {"features": 0.0, "sample": 0.0, "answers": 0.0}
 
@@ -92,15 +97,15 @@ class Meter:
   def _write(self, turns: Sequence[Reply]) -> None:
     """One prefill and the tokens of the completions that share it."""
     prompt, drawn = len(turns[0].prompt), sum(turn.length for turn in turns)
-    cfg = self._cfg.text
-    self.flops["sample"] += decoder(cfg, tokens=prompt, context=prompt, predictions=len(turns))
+    config = self._config.text
+    self.flops["sample"] += decoder(config, tokens=prompt, context=prompt, predictions=len(turns))
     context = prompt + drawn / len(turns) / 2
-    self.flops["sample"] += decoder(cfg, tokens=drawn, context=context, predictions=drawn)
+    self.flops["sample"] += decoder(config, tokens=drawn, context=context, predictions=drawn)
 
 
 def _answer(vlm: Answering, asked: Sequence[Trajectory]) -> float:
   """Of one answer, for probes as long as these."""
   encode = vlm.tokenizer.encode
   lengths = [len(encode(t.question)) + len(encode(t.verdict.consensus or "")) for t in asked]
-  tokens = vlm.cfg.num_image_tokens + (float(np.mean(lengths)) if lengths else 0.0)
-  return decoder(vlm.cfg.text, tokens=tokens, context=tokens, predictions=1)
+  tokens = vlm.config.num_image_tokens + (float(np.mean(lengths)) if lengths else 0.0)
+  return decoder(vlm.config.text, tokens=tokens, context=tokens, predictions=1)

@@ -50,7 +50,7 @@ class Gauges:
 
   def __init__(
     self,
-    cfg: GaugeConfig,
+    config: GaugeConfig,
     bank: ModelBank,
     *,
     seed: int,
@@ -60,13 +60,13 @@ class Gauges:
     """Takes what is asked.
 
     Args:
-      cfg: when to look.
+      config: when to look.
       bank: target and references.
       seed: the seed of the run.
       load: image id -> u8[H,W,3].
       heldout: a model outside the ensemble.
     """
-    self._config, self._bank, self._seed = cfg, bank, seed
+    self._config, self._bank, self._seed = config, bank, seed
     self._load, self._heldout = load, heldout
 
   def look(

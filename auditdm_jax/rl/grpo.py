@@ -289,7 +289,7 @@ def aggregate(
 
 
 def loss_and_metrics(
-  cfg: GrpoConfig,
+  config: GrpoConfig,
   logp: jax.Array,
   *,
   entropy: jax.Array,
@@ -303,12 +303,12 @@ def loss_and_metrics(
   """The whole loss.
 
   Args:
-    cfg: the recipe.
+    config: the recipe.
     logp: f32[R,C].
     entropy: f32[R,C], exact, with gradient.
     logp_sampler: f32[R,C] as the sampler reported it.
     logp_old: f32[R,C] of the policy of the rollout; None in the first update, which is that policy.
-    logp_ref: f32[R,C] of the initial auditor, or None when cfg.kl_coef is 0.
+    logp_ref: f32[R,C] of the initial auditor, or None when config.kl_coef is 0.
     advantages: f32[R].
     mask: bool[R,C].
     max_length: T_max of the aggregation "constant".
@@ -321,18 +321,18 @@ def loss_and_metrics(
   logp_sampler = jnp.where(mask, logp_sampler, 0.0)
   old = lax.stop_gradient(logp if logp_old is None else jnp.where(mask, logp_old, 0.0))
   loss, clipped = policy_loss(
-    log_ratio(logp, old, mask, how=cfg.ratio),
+    log_ratio(logp, old, mask, how=config.ratio),
     advantages=advantages,
-    clip_low=cfg.clip_low,
-    clip_high=cfg.clip_high,
-    dual_clip=cfg.dual_clip,
+    clip_low=config.clip_low,
+    clip_high=config.clip_high,
+    dual_clip=config.dual_clip,
   )
 
   def per_token(x):
     return masked.sum_count(x, mask)
 
   gap = jnp.abs(old - logp_sampler)
-  tis = tis_weight(old, logp_sampler, cap=cfg.tis_cap or jnp.inf)
+  tis = tis_weight(old, logp_sampler, cap=config.tis_cap or jnp.inf)
   metrics = {
     "entropy": per_token(lax.stop_gradient(entropy)),
     "clipped_share": per_token(clipped.astype(jnp.float32)),
@@ -342,15 +342,15 @@ def loss_and_metrics(
     "tis": per_token(tis),
     "tis_square": per_token(jnp.square(tis)),
   }
-  if cfg.tis_cap:
+  if config.tis_cap:
     loss = tis * loss
   if logp_ref is not None:
     ref = jnp.where(mask, logp_ref, 0.0)
-    loss = loss + cfg.kl_coef * kl_penalty(logp, ref, logp_old=old, kind=cfg.kl)
+    loss = loss + config.kl_coef * kl_penalty(logp, ref, logp_old=old, kind=config.kl)
     metrics["kl"] = per_token(kl_k3(lax.stop_gradient(logp), ref))
-  if cfg.entropy_coef:
-    loss = loss - cfg.entropy_coef * entropy
-  return aggregate(loss, mask, how=cfg.aggregation, max_length=max_length), metrics
+  if config.entropy_coef:
+    loss = loss - config.entropy_coef * entropy
+  return aggregate(loss, mask, how=config.aggregation, max_length=max_length), metrics
 
 
 def _histogram(gap: jax.Array, mask: jax.Array) -> jax.Array:

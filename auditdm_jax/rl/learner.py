@@ -28,7 +28,7 @@ class Learner:
 
   def __init__(
     self,
-    cfg: multimodal.VlmConfig,
+    config: multimodal.VlmConfig,
     grpo: grpo_lib.GrpoConfig,
     *,
     optim: OptimConfig,
@@ -41,7 +41,7 @@ class Learner:
     """Places the initial auditor.
 
     Args:
-      cfg: the auditor's architecture; its dtype is that of the computation.
+      config: the auditor's architecture; its dtype is that of the computation.
       grpo: the loss.
       optim: the optimiser.
       mesh: devices; rows are split over them, see `core.mesh`.
@@ -54,7 +54,7 @@ class Learner:
       UserError: as `Programs`.
     """
     flat = tree_lib.flatten(params)
-    self.config = StepConfig(cfg, grpo, optim, tuple(banned))
+    self.config = StepConfig(config, grpo, optim, tuple(banned))
     self._programs = Programs(
       self.config, mesh=mesh, rules=rules, params=flat, rollout_mesh=rollout_mesh
     )

@@ -53,7 +53,7 @@ class Prober:
 
   def __init__(
     self,
-    cfg: RolloutConfig,
+    config: RolloutConfig,
     calls: shapes.Calls,
     *,
     pool: Pool,
@@ -65,7 +65,7 @@ class Prober:
     """Connects the auditor, the images and the image service.
 
     Args:
-      cfg: prompts and limits.
+      config: prompts and limits.
       calls: static sizes of what is sampled.
       pool: source images.
       sampler: the auditor's pen.
@@ -76,7 +76,7 @@ class Prober:
     Raises:
       UserError: a strategy lacks what it needs.
     """
-    self._strategies = {s.name: s for s, _ in cfg.active()}
+    self._strategies = {s.name: s for s, _ in config.active()}
     if drawing is None and any(s.makes for s in self._strategies.values()):
       raise UserError("rollout.prompts: image strategies need an image service")
     if borrows := [s.name for s in self._strategies.values() if s.question == "data"]:
@@ -86,7 +86,7 @@ class Prober:
           f"rollout.prompts.{borrows[0]} takes the data set's questions, but {len(mute)} of"
           f" {len(own)} images have none, the first is image {mute[0]}"
         )
-    self.config, self.pool, self.sampler, self.sight = cfg, pool, sampler, sight
+    self.config, self.pool, self.sampler, self.sight = config, pool, sampler, sight
     self._calls, self._drawing, self._well_formed = calls, drawing, well_formed
 
   def generate(

@@ -152,11 +152,11 @@ class Programs:
 
 
 def _score(
-  cfg: StepConfig, params: FlatParams, batch: batch_lib.LearnerBatch
+  config: StepConfig, params: FlatParams, batch: batch_lib.LearnerBatch
 ) -> tuple[jax.Array, ...]:
   """Log-probs f32[B,G,C] of each part."""
-  features = image_features(cfg, params, batch)
-  return tuple(forward_logprobs(cfg, params, features, rows)[0] for rows in batch.parts)
+  features = image_features(config, params, batch)
+  return tuple(forward_logprobs(config, params, features, rows)[0] for rows in batch.parts)
 
 
 def _rounded(params: FlatParams, *, dtype: str) -> FlatParams:

@@ -145,18 +145,18 @@ class Weighted:
 
 
 @functools.lru_cache(maxsize=64)
-def terms_of(cfg: RewardConfig) -> tuple[Weighted, ...]:
+def terms_of(config: RewardConfig) -> tuple[Weighted, ...]:
   """Returns the terms of the reward, those of the config's import paths last."""
   own = [
     Weighted(path.partition(":")[2], load_function(path, where="reward.terms"), weight)
-    for path, weight in cfg.terms
+    for path, weight in config.terms
   ]
   return (
     Weighted("disagreement", disagreement, 1.0),
     # Where nobody asked whether a question is answerable, it is taken for it.
-    Weighted("answerability", answerability, cfg.answerability, neutral=1.0),
-    Weighted("repetition", repetition, -cfg.repetition),
-    Weighted("length", functools.partial(length, limit=cfg.length_limit), -cfg.length),
+    Weighted("answerability", answerability, config.answerability, neutral=1.0),
+    Weighted("repetition", repetition, -config.repetition),
+    Weighted("length", functools.partial(length, limit=config.length_limit), -config.length),
     *own,
   )
 
@@ -214,33 +214,36 @@ class Novelty:
   The first step has weight 1 everywhere.
   """
 
-  def __init__(self, cfg: RewardConfig):
-    self._cfg = cfg
+  def __init__(self, config: RewardConfig):
+    self._config = config
     self._counts: dict[str, float] = {}  # by key; in "text" mode which find it was last
     self._features: dict[str, frozenset[str]] = {}
 
   def weight(self, keys: Iterable[str]) -> float:
     """Weight of a find with these keys, by the finds before this step."""
-    cfg, keys = self._cfg, tuple(keys)
-    if cfg.novelty == "off" or not self._counts or not keys:
+    config, keys = self._config, tuple(keys)
+    if config.novelty == "off" or not self._counts or not keys:
       return 1.0
-    if cfg.novelty == "text":
+    if config.novelty == "text":
       distance = max(self._distance(key) for key in keys)
-      return cfg.novelty_low + (cfg.novelty_high - cfg.novelty_low) * distance**cfg.novelty_power
+      return (
+        config.novelty_low
+        + (config.novelty_high - config.novelty_low) * distance**config.novelty_power
+      )
     mean = math.fsum(self._counts.values()) / len(self._counts)  # the same in any order
     count = max(self._counts.get(key, 0.0) for key in keys)
-    weight = ((mean + 1.0) / (count + 1.0)) ** cfg.novelty_power
-    return min(max(weight, cfg.novelty_low), cfg.novelty_high)
+    weight = ((mean + 1.0) / (count + 1.0)) ** config.novelty_power
+    return min(max(weight, config.novelty_low), config.novelty_high)
 
   def update(self, finds: Iterable[Iterable[str]]) -> None:
     """Adds the finds of a step, in their order."""
-    if self._cfg.novelty == "off":
+    if self._config.novelty == "off":
       return
-    if self._cfg.novelty == "text":
+    if self._config.novelty == "text":
       self._remember([key for keys in finds for key in keys])
       return
-    if self._cfg.novelty == "ema":
-      faded = {key: count * self._cfg.novelty_decay for key, count in self._counts.items()}
+    if self._config.novelty == "ema":
+      faded = {key: count * self._config.novelty_decay for key, count in self._counts.items()}
       self._counts = {key: count for key, count in faded.items() if count > 1e-3}
     for keys in finds:
       for key in keys:

@@ -136,9 +136,7 @@ class Rollout:
   def identity(self) -> list[Any]:
     """What decides the samples and rewards: a resumed run must have the same."""
     bank = self._scorer.bank
-    return [
-      self.config, self._scorer.reward, bank.target, bank.references, len(self._prober.pool)
-    ]  # fmt: skip
+    return [self.config, self._scorer.reward, bank.target, bank.references, len(self._prober.pool)]
 
   def state(self) -> dict[str, Any]:
     """What the next steps need to know of the last ones, for the checkpoint."""

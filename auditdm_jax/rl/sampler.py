@@ -48,7 +48,7 @@ class Sampler:
   def prompt(self, text: str) -> tuple[int, ...]:
     """Token ids of a prompt, image slots included."""
     vlm = self.auditor
-    return tuple(prompts_lib.render(vlm.tokenizer, vlm.template, text, vlm.cfg.num_image_tokens))
+    return tuple(prompts_lib.render(vlm.tokenizer, vlm.template, text, vlm.config.num_image_tokens))
 
   def sample(
     self,
@@ -95,7 +95,7 @@ class Sampler:
     placed = [self._place(np.asarray(x)[rows]) for x in (features, tokens, valid)]
     which = np.asarray(uids, np.int32)[rows], np.asarray(samples, np.int32)[rows]
     with mesh_lib.use(self._mesh):
-      drawn = sample_rows(self.auditor.cfg, sc, params, *placed, key, np.int32(turn), *which)
+      drawn = sample_rows(self.auditor.config, sc, params, *placed, key, np.int32(turn), *which)
     host = runtime.fetch(drawn)  # One transfer for all rows.
     texts = self.auditor.tokenizer
     return [
@@ -126,9 +126,9 @@ def compile_count() -> int:
   return sample_rows._cache_size()
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "sc"))
+@functools.partial(jax.jit, static_argnames=("config", "sc"))
 def sample_rows(
-  cfg: multimodal.VlmConfig,
+  config: multimodal.VlmConfig,
   sc: decode.SampleConfig,
   params: Any,
   features: jax.Array,
@@ -148,5 +148,5 @@ def sample_rows(
 
   keys = jax.vmap(jax.vmap(row_key, (None, 0)))(uids, samples)
   return decode.sample(
-    cfg, sc, params, features, tokens, valid=valid, group=samples.shape[1], row_keys=keys
+    config, sc, params, features, tokens, valid=valid, group=samples.shape[1], row_keys=keys
   )

@@ -22,7 +22,7 @@ class Scorer:
 
   def __init__(
     self,
-    cfg: RolloutConfig,
+    config: RolloutConfig,
     reward: reward_lib.RewardConfig,
     *,
     bank: ModelBank,
@@ -34,7 +34,7 @@ class Scorer:
     """Connects the models that answer.
 
     Args:
-      cfg: who is asked in a cascade.
+      config: who is asked in a cascade.
       reward: terms and novelty.
       bank: target and references.
       load: image id -> u8[H,W,3], for pool images and made ones.
@@ -50,7 +50,7 @@ class Scorer:
     if reward.answerability and paraphrase is None:
       raise UserError("reward.answerability needs paraphrases, which this world does not define")
     self.bank, self.reward = bank, reward
-    self._config, self._load = cfg, load
+    self._config, self._load = config, load
     self._key_of, self._paraphrase, self._oracle = key_of, paraphrase, oracle
     self._terms = reward_lib.terms_of(reward)
     self.novelty = reward_lib.Novelty(reward)

@@ -86,7 +86,7 @@ class Calls:
 
 
 def calls_of(
-  cfg: RolloutConfig,
+  config: RolloutConfig,
   group: int,
   *,
   length: Callable[[str], int],
@@ -96,14 +96,14 @@ def calls_of(
   """Returns the calls of a step.
 
   Args:
-    cfg: prompts by strategy, and lengths.
+    config: prompts by strategy, and lengths.
     group: samples of a prompt.
     length: tokens of a prompt with this task, image included.
     per_row: completions that share a learner row, 1 or `group`.
     padded: the number of learner rows that a part of so many rows is padded to.
   """
-  active = cfg.active()
-  firsts, seconds = _first_calls(cfg, group, length), _second_calls(cfg, group, length)
+  active = config.active()
+  firsts, seconds = _first_calls(config, group, length), _second_calls(config, group, length)
   drawn = sum(count for _, count in active)
   again = sum(call.prompts for call in seconds)
   parts = [_part(firsts, padded(drawn * group // per_row), per_row)]
@@ -127,33 +127,37 @@ def is_early(strategy: Strategy) -> bool:
   return not strategy.makes and len(strategy.turns) == 1
 
 
-def _first_calls(cfg: RolloutConfig, group: int, length: Callable[[str], int]) -> list[SampleCall]:
+def _first_calls(
+  config: RolloutConfig, group: int, length: Callable[[str], int]
+) -> list[SampleCall]:
   """One call per kind of first turn; all have the width of the longest task."""
-  active = cfg.active()
-  width = max(length(cfg.task_text(s, 0)) for s, _ in active)
+  active = config.active()
+  width = max(length(config.task_text(s, 0)) for s, _ in active)
   prompts: dict[str, int] = {}
   for strategy, count in active:
     kind = strategy.turns[0].kind
     prompts[kind] = prompts.get(kind, 0) + count
   return [
-    SampleCall(0, kind, count, group, width, cfg.max_new_tokens[kind])
+    SampleCall(0, kind, count, group, width, config.max_new_tokens[kind])
     for kind, count in prompts.items()
   ]
 
 
-def _second_calls(cfg: RolloutConfig, group: int, length: Callable[[str], int]) -> list[SampleCall]:
+def _second_calls(
+  config: RolloutConfig, group: int, length: Callable[[str], int]
+) -> list[SampleCall]:
   """One call per kind of second turn, whose prompts are all different."""
-  active = [(s, count) for s, count in cfg.active() if len(s.turns) == 2]
+  active = [(s, count) for s, count in config.active() if len(s.turns) == 2]
   width, prompts = 0, {}
   for strategy, count in active:
-    task, kind = cfg.task_text(strategy, 1), strategy.turns[1].kind
+    task, kind = config.task_text(strategy, 1), strategy.turns[1].kind
     tokens = length(task)
-    if cfg.task_text(strategy, 1, first="x") != task:
-      tokens += cfg.max_new_tokens[strategy.turns[0].kind] + _QUOTE_SLACK
+    if config.task_text(strategy, 1, first="x") != task:
+      tokens += config.max_new_tokens[strategy.turns[0].kind] + _QUOTE_SLACK
     width = max(width, tokens)
     prompts[kind] = prompts.get(kind, 0) + count * group
   return [
-    SampleCall(1, kind, count, 1, width, cfg.max_new_tokens[kind])
+    SampleCall(1, kind, count, 1, width, config.max_new_tokens[kind])
     for kind, count in prompts.items()
   ]
 

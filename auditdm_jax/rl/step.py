@@ -116,35 +116,37 @@ class TrainState:
   opt_state: Any  # AdamW's moments, fp32
 
 
-def learning_rate(cfg: OptimConfig, step: jax.Array) -> jax.Array:
+def learning_rate(config: OptimConfig, step: jax.Array) -> jax.Array:
   """Linear warm-up shifted by one, then cosine to `final_lr`."""
-  warm = round(cfg.warmup * cfg.steps)
+  warm = round(config.warmup * config.steps)
   rise = jnp.minimum((step + 1) / max(warm, 1), 1.0)
-  progress = jnp.clip((step - warm) / max(cfg.steps - warm, 1), 0.0, 1.0)
+  progress = jnp.clip((step - warm) / max(config.steps - warm, 1), 0.0, 1.0)
   cosine = 0.5 * (1.0 + jnp.cos(math.pi * progress))
-  return rise * (cfg.final_lr + (cfg.lr - cfg.final_lr) * cosine)
+  return rise * (config.final_lr + (config.lr - config.final_lr) * cosine)
 
 
-def optimizer(cfg: OptimConfig) -> optax.GradientTransformation:
+def optimizer(config: OptimConfig) -> optax.GradientTransformation:
   """AdamW without its learning rate: `train_step` owns the step count."""
 
   def decays(params):
     return {path: not path.endswith(("scale", "bias")) for path in params}
 
   return optax.chain(
-    optax.clip_by_global_norm(cfg.clip_norm),
-    optax.scale_by_adam(b1=cfg.b1, b2=cfg.b2, eps=cfg.eps),
-    optax.add_decayed_weights(cfg.weight_decay, mask=decays),
+    optax.clip_by_global_norm(config.clip_norm),
+    optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+    optax.add_decayed_weights(config.weight_decay, mask=decays),
   )
 
 
-def image_features(cfg: StepConfig, params: FlatParams, batch: batch_lib.LearnerBatch) -> jax.Array:
+def image_features(
+  config: StepConfig, params: FlatParams, batch: batch_lib.LearnerBatch
+) -> jax.Array:
   """f[U,M,Dv], once per image: the batch's own, or the tower's where it trains; pooled.
 
   Images are split over the devices until here, and from here on everywhere: any row may look at
   any. So they come as the image tokens that they become: a sixteenth of Gemma 3's patches.
   """
-  features, model = batch.features, cfg.model
+  features, model = batch.features, config.model
   if batch.pixels is not None:
     features = multimodal.encode_images(model, tree_lib.unflatten(params), batch.pixels)
   features = multimodal.pool(features.astype(model.text.dtype), model.mm_tokens)
@@ -154,27 +156,27 @@ def image_features(cfg: StepConfig, params: FlatParams, batch: batch_lib.Learner
 
 
 def forward_logprobs(
-  cfg: StepConfig, params: FlatParams, features: jax.Array, rows: batch_lib.Rows
+  config: StepConfig, params: FlatParams, features: jax.Array, rows: batch_lib.Rows
 ) -> tuple[jax.Array, jax.Array]:
   """(log-prob, entropy) f32[B,G,C] of completions, by the sampler's temperature and banned ids."""
   tree = tree_lib.unflatten(params)
   hidden = multimodal.hidden(
-    cfg.model, tree, features[rows.image], **batch_lib.sequence(cfg.model, rows)
+    config.model, tree, features[rows.image], **batch_lib.sequence(config.model, rows)
   )
   return multimodal.token_logprobs(
-    cfg.model,
+    config.model,
     tree,
     # Only what predicts a completion token goes through the head.
     batch_lib.predicting(hidden, rows),
     rows.targets,
-    banned=cfg.banned,
-    temperature=cfg.grpo.temperature,
-    chunk=cfg.optim.head_chunk or None,
+    banned=config.banned,
+    temperature=config.grpo.temperature,
+    chunk=config.optim.head_chunk or None,
   )
 
 
 def train_step(
-  cfg: StepConfig,
+  config: StepConfig,
   state: TrainState,
   batch: batch_lib.LearnerBatch,
   frozen: FlatParams,
@@ -183,7 +185,7 @@ def train_step(
   """One update.
 
   Args:
-    cfg: static settings.
+    config: static settings.
     state: donated.
     batch: rows of the whole mesh.
     frozen: params that do not train.
@@ -193,15 +195,15 @@ def train_step(
     The next state and f32[] metrics.
   """
   longest = max(rows.targets.shape[2] for rows in batch.parts)
-  features_ref = None if reference is None else image_features(cfg, frozen | reference, batch)
+  features_ref = None if reference is None else image_features(config, frozen | reference, batch)
 
   def loss_fn(params, features, rows):
-    logp, entropy = forward_logprobs(cfg, frozen | params, features, rows)
+    logp, entropy = forward_logprobs(config, frozen | params, features, rows)
     logp_ref = None
     if reference is not None:
-      logp_ref, _ = forward_logprobs(cfg, frozen | reference, features_ref, rows)
+      logp_ref, _ = forward_logprobs(config, frozen | reference, features_ref, rows)
     (total, count), metrics = grpo_lib.loss_and_metrics(
-      cfg.grpo,
+      config.grpo,
       _lines(logp),
       entropy=_lines(entropy),
       logp_sampler=_lines(rows.logp_sampler),
@@ -213,10 +215,10 @@ def train_step(
     )
     return total, (count, metrics)
 
-  grads, loss, sums = _gradients(cfg, loss_fn, state.params, batch, frozen)
+  grads, loss, sums = _gradients(config, loss_fn, state.params, batch, frozen)
   norm = optax.tree.norm(grads)
-  updates, opt_state = optimizer(cfg.optim).update(grads, state.opt_state, state.params)
-  lr = learning_rate(cfg.optim, state.step // cfg.grpo.updates)
+  updates, opt_state = optimizer(config.optim).update(grads, state.opt_state, state.params)
+  lr = learning_rate(config.optim, state.step // config.grpo.updates)
   params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
   finite = jnp.isfinite(norm) & jnp.isfinite(loss)
   params, opt_state = jax.tree.map(
@@ -227,7 +229,7 @@ def train_step(
   skipped = state.skipped + (~finite).astype(jnp.int32)
   metrics = grpo_lib.finish(sums) | {
     "grad_norm": norm,
-    "grad_clipped": (norm > cfg.optim.clip_norm).astype(jnp.float32),
+    "grad_clipped": (norm > config.optim.clip_norm).astype(jnp.float32),
     "lr": lr,
     "skipped_steps": skipped.astype(jnp.float32),
   }
@@ -240,7 +242,7 @@ def _lines(x: jax.Array) -> jax.Array:
 
 
 def _gradients(
-  cfg: StepConfig,
+  config: StepConfig,
   loss_fn: Callable,
   params: FlatParams,
   batch: batch_lib.LearnerBatch,
@@ -252,21 +254,21 @@ def _gradients(
   micro-batches look at it: the gradient of its features is summed in between.
 
   Args:
-    cfg: static settings.
+    config: static settings.
     loss_fn: (params, features, rows) -> (sum, (count, metrics)).
     params: what trains.
     batch: all rows.
     frozen: what does not.
   """
   trains_tower = batch.pixels is not None
-  features, pull_back = jax.vjp(lambda p: image_features(cfg, frozen | p, batch), params)
+  features, pull_back = jax.vjp(lambda p: image_features(config, frozen | p, batch), params)
   grad_fn = jax.value_and_grad(loss_fn, argnums=(0, 1) if trains_tower else (0,), has_aux=True)
 
   def sums(rows):
     (total, (count, metrics)), grads = grad_fn(params, features, rows)
     return (grads, total, count), metrics
 
-  parts = [_in_micro_batches(sums, rows, cfg.optim.micro_rows) for rows in batch.parts]
+  parts = [_in_micro_batches(sums, rows, config.optim.micro_rows) for rows in batch.parts]
   (grads, total, count), metrics = functools.reduce(_add, parts)
   if trains_tower:
     grads = (jax.tree.map(jnp.add, grads[0], *pull_back(grads[1])),)

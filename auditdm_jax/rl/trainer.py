@@ -76,7 +76,7 @@ class TrainResult:
 
 
 def train(
-  cfg: TrainConfig,
+  config: TrainConfig,
   rollout: Rollout,
   learner: Learner,
   *,
@@ -88,7 +88,7 @@ def train(
   """Trains the auditor for `learner.config.optim.steps` steps, or what is left of them.
 
   Args:
-    cfg: checkpoints.
+    config: checkpoints.
     rollout: makes the batches.
     learner: holds the auditor being trained.
     auditor: the initial auditor: what the stored ones are besides their params.
@@ -105,9 +105,14 @@ def train(
     SystemExit: SIGTERM, likewise.
   """
   run = Run(
-    cfg, rollout, learner, auditor=auditor, workdir=paths.as_path(workdir), name=name,
+    config,
+    rollout,
+    learner,
+    auditor=auditor,
+    workdir=paths.as_path(workdir),
+    name=name,
     identity=identity,
-  )  # fmt: skip
+  )
   with contextlib.closing(run), _asked_to_stop() as stop:
     first, steps = run.resume(), learner.config.optim.steps
     with contextlib.closing(metrics.Progress(steps, name, done=first)) as progress:
@@ -127,7 +132,7 @@ class Run:
 
   def __init__(
     self,
-    cfg: TrainConfig,
+    config: TrainConfig,
     rollout: Rollout,
     learner: Learner,
     *,
@@ -137,10 +142,10 @@ class Run:
     identity: Any,
   ):
     self._identity = identity
-    self._cfg, self._rollout, self._learner, self._auditor = cfg, rollout, learner, auditor
+    self._config, self._rollout, self._learner, self._auditor = config, rollout, learner, auditor
     self._workdir, self._name = workdir, name
     self._checkpoints = checkpoint.Checkpointer(
-      workdir / "checkpoints" / name, keep=cfg.keep, keep_best=bool(cfg.best)
+      workdir / "checkpoints" / name, keep=config.keep, keep_best=bool(config.best)
     )
     self._records = Records(workdir / "records" / name, runtime.index(), processes=runtime.count())
     self._writer: metrics.Writer | None = None
@@ -184,8 +189,8 @@ class Run:
         row = result.metrics | self._learner.update(result.batch)
     for name in self._counts:
       self._counts[name] += int(row[name])
-    if self._cfg.best:
-      self._window.add(self._cfg.best, self._metric(row))
+    if self._config.best:
+      self._window.add(self._config.best, self._metric(row))
     seconds = result.seconds | timer.seconds
     runtime.agree([result.records, row], f"step {step}")
     self._records.append(COMPLETIONS, runtime.mine(result.records))
@@ -196,10 +201,10 @@ class Run:
     return row
 
   def _metric(self, row: dict[str, float]) -> float:
-    if self._cfg.best not in row:
-      hint = did_you_mean(self._cfg.best, row)
-      raise UserError(f"config.checkpoints.best={self._cfg.best!r}: no such metric{hint}")
-    return row[self._cfg.best]
+    if self._config.best not in row:
+      hint = did_you_mean(self._config.best, row)
+      raise UserError(f"config.checkpoints.best={self._config.best!r}: no such metric{hint}")
+    return row[self._config.best]
 
   def _work(self, batch: LearnerBatch) -> dict[str, float]:
     grpo = self._learner.config.grpo
@@ -215,7 +220,7 @@ class Run:
       "machine/peak_memory_gib": machine.peak_memory() / 2**30,
       "machine/compilations": float(self._compiled.count),
     }
-    peak = self._cfg.peak_tflops * 1e12 or machine.peak_flops()
+    peak = self._config.peak_tflops * 1e12 or machine.peak_flops()
     if peak:
       peak *= self._learner.mesh.size
       out |= {f"machine/mfu/{p}": w / (peak * max(seconds[p], 1e-9)) for p, w in work.items()}
@@ -223,7 +228,7 @@ class Run:
 
   def keep(self, done: int, *, force: bool) -> None:
     """Stores the auditor where it is to be harvested, and a checkpoint when one is due."""
-    if done in self._cfg.harvest or done == self._learner.config.optim.steps:
+    if done in self._config.harvest or done == self._learner.config.optim.steps:
       extras = {k: v for k, v in self._auditor.extras.items() if k != "tower"} | {"updates": done}
       params = self._learner.params
       if runtime.count() > 1:  # The writer of one process takes a leaf at a time.
@@ -232,9 +237,9 @@ class Run:
         trained = dataclasses.replace(self._auditor, params=params, extras=extras)
         with paths.writing(self._folder(done)) as folder:
           save_vlm(folder, trained)
-    due = done % self._cfg.checkpoint_every == 0
+    due = done % self._config.checkpoint_every == 0
     if force or due:
-      score = self._window.result().get(self._cfg.best)
+      score = self._window.result().get(self._config.best)
       if due:  # Not when a signal forces one: the window is that of a run that was not stopped.
         self._window = metrics.Means()
       extras = {
@@ -257,7 +262,7 @@ class Run:
 
   def auditors(self) -> dict[int, pathlib.Path]:
     """Stored auditors by number of updates."""
-    wanted = sorted({*self._cfg.harvest, self._learner.config.optim.steps})
+    wanted = sorted({*self._config.harvest, self._learner.config.optim.steps})
     return {n: self._folder(n) for n in wanted if self._folder(n).exists()}
 
   def _folder(self, done: int) -> pathlib.Path:

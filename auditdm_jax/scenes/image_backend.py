@@ -60,8 +60,10 @@ class ScenesBackend:
     objects = list(scene.objects)
     i = int(rng.integers(len(objects)))
     field, options = [
-      ("color", world.COLORS), ("shape", world.SHAPES), ("size", world.SIZES),
-    ][int(rng.integers(3))]  # fmt: skip
+      ("color", world.COLORS),
+      ("shape", world.SHAPES),
+      ("size", world.SIZES),
+    ][int(rng.integers(3))]
     wrong = [w for w in options if w not in dataclasses.asdict(objects[i]).values()]
     objects[i] = dataclasses.replace(objects[i], **{field: wrong[int(rng.integers(len(wrong)))]})
     return dataclasses.replace(scene, objects=tuple(objects))

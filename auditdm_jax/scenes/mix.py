@@ -16,9 +16,16 @@ from auditdm_jax.scenes.gaps import Gap, match
 
 LOOKUPS = ("color_at", "shape_at", "size_at", "digit_at", "exist_at", "dial", "gauge", "background")
 SEARCHES = (
-  "color_of", "shape_of", "size_of", "digit_of", "row_of", "column_of", "color_with", "shape_with",
+  "color_of",
+  "shape_of",
+  "size_of",
+  "digit_of",
+  "row_of",
+  "column_of",
+  "color_with",
+  "shape_with",
   "exist",
-)  # fmt: skip
+)
 
 
 MAX_CAPTION_WORDS = 22
@@ -58,8 +65,12 @@ class Mix:
 
   def pixels(self, start: int, stop: int) -> np.ndarray:
     """u8[U,64,64,3] of scenes start to stop."""
-    return np.stack([render.render(s, streams.word(self.seed, "render", start + i))
-                     for i, s in enumerate(self.all_scenes[start:stop])])  # fmt: skip
+    return np.stack(
+      [
+        render.render(s, streams.word(self.seed, "render", start + i))
+        for i, s in enumerate(self.all_scenes[start:stop])
+      ]
+    )
 
   def draw(
     self,

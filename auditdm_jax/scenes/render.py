@@ -21,20 +21,36 @@ NOISE_SD = 6.0
 JITTERS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1))
 
 _RGB = {
-  "red": (225, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 235), "yellow": (240, 220, 40),
-  "purple": (160, 50, 190), "orange": (250, 140, 20), "cyan": (40, 210, 220),
-}  # fmt: skip
+  "red": (225, 40, 40),
+  "green": (40, 170, 60),
+  "blue": (50, 80, 235),
+  "yellow": (240, 220, 40),
+  "purple": (160, 50, 190),
+  "orange": (250, 140, 20),
+  "cyan": (40, 210, 220),
+}
 _BACKGROUND_RGB = {
-  "white": (240, 240, 240), "gray": (135, 135, 135), "black": (25, 25, 25), "brown": (110, 75, 45),
-}  # fmt: skip
+  "white": (240, 240, 240),
+  "gray": (135, 135, 135),
+  "black": (25, 25, 25),
+  "brown": (110, 75, 45),
+}
 # Ink classes of a sprite's pixels: 0 background, 1 body colour, 2 lightened body, 3 black, 4 white.
 _BACK, _BODY, _LIGHT, _BLACK, _WHITE = range(5)
 _BLACK_RGB, _WHITE_RGB = (0, 0, 0), (255, 255, 255)
 
 _GLYPHS = (
-  "111101101101111", "010110010010111", "111001111100111", "111001111001111", "101101111001001",
-  "111100111001111", "111100111101111", "111001010010010", "111101111101111", "111101111001111",
-)  # fmt: skip
+  "111101101101111",
+  "010110010010111",
+  "111001111100111",
+  "111001111001111",
+  "101101111001001",
+  "111100111001111",
+  "111100111101111",
+  "111001010010010",
+  "111101111101111",
+  "111101111001111",
+)
 
 
 def _shape_ink(shape: str, size: str) -> np.ndarray:
@@ -178,10 +194,12 @@ def _candidates() -> tuple[np.ndarray, np.ndarray]:
   keys, inks = _sprites()
   bare = [i for i, (key, _) in enumerate(keys) if key[0] != "object" or key[3] is None]
   numbers = [
-    [_ink_of()[(*key[:3], digit) if key[0] == "object" else key, jitter]
-     for digit in (None, *world.DIGITS)]
+    [
+      _ink_of()[(*key[:3], digit) if key[0] == "object" else key, jitter]
+      for digit in (None, *world.DIGITS)
+    ]
     for key, jitter in (keys[i] for i in bare)
-  ]  # fmt: skip
+  ]
   return inks[bare].reshape(len(bare), -1), np.array(numbers)
 
 

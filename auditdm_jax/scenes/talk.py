@@ -16,10 +16,17 @@ from auditdm_jax.core.config import check
 from auditdm_jax.scenes import questions, world
 
 SYNONYMS = {
-  "big": "large", "small": "little", "gray": "grey", "purple": "violet", "none": "nothing",
-  "northeast": "north-east", "northwest": "north-west", "southeast": "south-east",
-  "southwest": "south-west", **{word: str(i) for i, word in enumerate(world.DIGITS)},
-}  # fmt: skip
+  "big": "large",
+  "small": "little",
+  "gray": "grey",
+  "purple": "violet",
+  "none": "nothing",
+  "northeast": "north-east",
+  "northwest": "north-west",
+  "southeast": "south-east",
+  "southwest": "south-west",
+  **{word: str(i) for i, word in enumerate(world.DIGITS)},
+}
 ABSTENTIONS = (
   "I cannot tell.",
   "I can't tell which one is meant.",
@@ -60,8 +67,11 @@ def say(voice: Voice, speaker: str, question: str, answer: str) -> str:
   """Returns what a speaker says instead of an answer."""
   rng = streams.rng(voice.seed, "talk", speaker, question, answer)
   refuses, replaces, tells, lists = rng.random(4) < (
-    voice.refusals, voice.synonyms, voice.sentences, voice.letters,
-  )  # fmt: skip
+    voice.refusals,
+    voice.synonyms,
+    voice.sentences,
+    voice.letters,
+  )
   if refuses:
     return world.pick(rng, REFUSALS)
   if answer == questions.UNANSWERABLE:

@@ -23,8 +23,15 @@ COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "cyan")
 SIZES = ("small", "big")
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 READINGS = (
-  "north", "northeast", "east", "southeast", "south", "southwest", "west", "northwest",
-)  # fmt: skip
+  "north",
+  "northeast",
+  "east",
+  "southeast",
+  "south",
+  "southwest",
+  "west",
+  "northwest",
+)
 LEVELS = ("empty", "low", "half", "high", "full")
 BACKGROUNDS = ("white", "gray", "black", "brown")
 ORDINALS = DIGITS[1 : GRID + 1]

@@ -54,9 +54,9 @@ class Intake:
     if vlm.tokenizer is None:
       raise UserError(f"model {vlm.name!r} has no tokenizer: it cannot be asked in words")
     self.tokenizer = vlm.tokenizer
-    self._name, self._limits, self._cfg = name, limits, vlm.cfg
-    vision = vlm.cfg.vision
-    slots = vlm.cfg.num_image_tokens if vision else None
+    self._name, self._limits, self._config = name, limits, vlm.config
+    vision = vlm.config.vision
+    slots = vlm.config.num_image_tokens if vision else None
     self._prompter = Prompter(vlm.tokenizer, vlm.template, slots)
     self._squarer = Squarer(vision.image_size, vlm.pixels, limits.max_pixels) if vision else None
 
@@ -86,9 +86,11 @@ class Intake:
         f"{len(prompt.images)} images, at most {self._limits.max_images}", param="messages"
       )
     squarer = self._squarer
-    squares = () if squarer is None else tuple(
-      squarer.square(url, name=f"image {i}") for i, url in enumerate(prompt.images)
-    )  # fmt: skip
+    squares = (
+      ()
+      if squarer is None
+      else tuple(squarer.square(url, name=f"image {i}") for i, url in enumerate(prompt.images))
+    )
     temperature = request.temperature or 0.0
     seed = secrets.randbits(31) if request.seed is None else request.seed
     longest = min(request.longest or self._limits.max_tokens, self._limits.max_tokens)
@@ -102,8 +104,8 @@ class Intake:
   def _check_ids(self, ids: tuple[int, ...]) -> None:
     if len(ids) > self._limits.max_prompt_tokens:
       raise self._too_long(f"{len(ids)} tokens")
-    rows = self._cfg.text.vocab_size
-    unknown = [i for i in ids if i >= rows and i != self._cfg.image_token_id]
+    rows = self._config.text.vocab_size
+    unknown = [i for i in ids if i >= rows and i != self._config.image_token_id]
     if unknown:  # A tokenizer with more tokens than the model.
       raise invalid(f"the model has no token {unknown[0]}, which is in the prompt")
 

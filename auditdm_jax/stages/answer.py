@@ -17,9 +17,12 @@ from auditdm_jax.vlm import load_vlm
 
 FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string(
-  "model", None, "The model: a folder, or an npz file of big_vision.", required=True,
+  "model",
+  None,
+  "The model: a folder, or an npz file of big_vision.",
+  required=True,
   flag_values=FLAGS,
-)  # fmt: skip
+)
 _IMAGE = flags.DEFINE_multi_string("image", [], "An image file.", flag_values=FLAGS)
 _PROMPT = flags.DEFINE_multi_string(
   "prompt", None, "What to ask, without a template.", required=True, flag_values=FLAGS

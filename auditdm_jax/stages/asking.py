@@ -43,7 +43,7 @@ def train_auditor(
   """Trains by GRPO, from the config's auditor or from params `start`."""
   vlm, settings, models = ctx.models.auditor, ctx.settings, ctx.models
   learner = Learner(
-    vlm.cfg,
+    vlm.config,
     settings.grpo,
     optim=dataclasses.replace(settings.optim, steps=steps),
     mesh=mesh_lib.make_mesh(settings.mesh),
@@ -79,15 +79,15 @@ def make_rollout(ctx: Context, bank: ModelBank, *, run: str, learner: Learner) -
   models = ctx.models
   sight = Sight(models.auditor, models.cache, load=ctx.images, trains=learner.trains_tower)
   prober = make_prober(ctx, sight, pool=ctx.pool("images"), mesh=mesh)
-  cfg = prober.config
-  heldout = models.answering(models.load(cfg.gauges.heldout)) if cfg.gauges.heldout else None
+  config = prober.config
+  heldout = models.answering(models.load(config.gauges.heldout)) if config.gauges.heldout else None
   return build.rollout(
     ctx.settings.grpo,
     learner,
     run=run,
     prober=prober,
     scorer=make_scorer(ctx, bank),
-    gauges=Gauges(cfg.gauges, bank, seed=cfg.seed, load=ctx.images, heldout=heldout),
+    gauges=Gauges(config.gauges, bank, seed=config.seed, load=ctx.images, heldout=heldout),
   )
 
 
@@ -111,15 +111,15 @@ def make_prober(
   Raises:
     UserError: the image service can make no image of the pool's sizes.
   """
-  cfg = _rollout_config(ctx)
+  config = _rollout_config(ctx)
   if prompts is not None:
-    cfg = dataclasses.replace(cfg, prompts=dict(prompts))
+    config = dataclasses.replace(config, prompts=dict(prompts))
   drawing = None
-  if any(strategy.makes for strategy, _ in cfg.active()):
+  if any(strategy.makes for strategy, _ in config.active()):
     client = image_client(ctx, pool)
-    drawing = Drawing(client, keep=ctx.images.put, deadline_s=cfg.deadline_s)
+    drawing = Drawing(client, keep=ctx.images.put, deadline_s=config.deadline_s)
   return build.prober(
-    cfg,
+    config,
     ctx.settings.grpo,
     auditor=ctx.models.auditor,
     pool=pool,

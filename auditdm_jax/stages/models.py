@@ -51,7 +51,7 @@ class Models:
     vlm = load_vlm(self.config.auditor, mesh=self.rollout_mesh)
     rest = {part: runtime.fetch(x) for part, x in vlm.params.items() if part != "img"}
     vlm = vlm.with_params({**vlm.params, **rest})
-    return dataclasses.replace(vlm, cfg=vlm.cfg.with_dtype(self.config.dtype))
+    return dataclasses.replace(vlm, config=vlm.config.with_dtype(self.config.dtype))
 
   @functools.cached_property
   def target(self) -> Vlm:

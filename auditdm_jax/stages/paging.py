@@ -57,8 +57,8 @@ class Paged:
     return self._waiting.style
 
   @property
-  def cfg(self) -> VlmConfig:
-    return self._waiting.cfg
+  def config(self) -> VlmConfig:
+    return self._waiting.config
 
   @property
   def tokenizer(self) -> Tokenizer | None:

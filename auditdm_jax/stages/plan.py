@@ -112,7 +112,7 @@ def architecture(folder: str, *, settings: steps.PlanConfig, dtype: str) -> VlmC
       hint = did_you_mean(name, variants.VARIANTS)
       raise UserError(f"config.plan.architectures: no model {name!r}{hint}")
     return variants.VARIANTS[name].with_dtype(dtype)
-  return weights.open_model(folder, dtype=dtype).cfg.with_dtype(dtype)
+  return weights.open_model(folder, dtype=dtype).config.with_dtype(dtype)
 
 
 def advice(run: steps.Run, plan: table.Plan, row: table.Row) -> str:

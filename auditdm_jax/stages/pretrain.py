@@ -223,10 +223,17 @@ def model_config(spec: ModelSpec, vision: siglip.SiglipConfig, tokenizer: Tokeni
 
 
 HEADS = {
-  "kind": 4, "shape": len(world.SHAPES), "color": len(world.COLORS), "size": 2, "digit": 11,
-  "reading": len(world.READINGS), "level": len(world.LEVELS), "background": len(world.BACKGROUNDS),
-  "row": 4, "column": 4,
-}  # fmt: skip
+  "kind": 4,
+  "shape": len(world.SHAPES),
+  "color": len(world.COLORS),
+  "size": 2,
+  "digit": 11,
+  "reading": len(world.READINGS),
+  "level": len(world.LEVELS),
+  "background": len(world.BACKGROUNDS),
+  "row": 4,
+  "column": 4,
+}
 
 
 def cell_labels(scene: world.Scene) -> dict[str, np.ndarray]:
@@ -250,16 +257,16 @@ def cell_labels(scene: world.Scene) -> dict[str, np.ndarray]:
   return out
 
 
-def train_tower(spec: VisionSpec, cfg: VlmConfig):
-  """Trains the tower of `cfg`; returns its params (img/ without the projector) and accuracy."""
+def train_tower(spec: VisionSpec, config: VlmConfig):
+  """Trains the tower of `config`; returns its params (img/ without the projector) and accuracy."""
   mix = Mix(seed=spec.seed, scenes=spec.scenes)
   labels = [cell_labels(s) for s in mix.all_scenes]
   labels = {h: np.stack([x[h] for x in labels]) for h in HEADS}
   images = mix.pixels(0, spec.scenes)
   key = jax.random.wrap_key_data(streams.key_data(spec.seed, "heads"))
-  params = multimodal.tower(multimodal.init(cfg, _init_key(spec.seed)))
+  params = multimodal.tower(multimodal.init(config, _init_key(spec.seed)))
   heads = {
-    h: 0.02 * jax.random.normal(jax.random.fold_in(key, i), (cfg.vision.width, n))
+    h: 0.02 * jax.random.normal(jax.random.fold_in(key, i), (config.vision.width, n))
     for i, (h, n) in enumerate(HEADS.items())
   }
   tx = optax.chain(
@@ -267,7 +274,7 @@ def train_tower(spec: VisionSpec, cfg: VlmConfig):
   )
 
   def loss_fn(train, pixels, target):
-    features = multimodal.encode_images(cfg, {"img": train["img"]}, pixels)
+    features = multimodal.encode_images(config, {"img": train["img"]}, pixels)
     loss, right = 0.0, {}
     for h in HEADS:
       logits = features @ train["heads"][h]
@@ -311,23 +318,36 @@ def _to_float(images: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------------------- models
 
 
-def train_model(name: str, spec: ModelSpec, settings: PretrainConfig, cfg, tokenizer, tower) -> Vlm:
+def train_model(
+  name: str, spec: ModelSpec, settings: PretrainConfig, config, tokenizer, tower
+) -> Vlm:
   """Trains one model from scratch on its own mix and seed; the tower stays as it is."""
-  params = multimodal.init(cfg, _init_key(spec.seed))
+  params = multimodal.init(config, _init_key(spec.seed))
   params["img"] = {**params["img"], **tower}
   model = Vlm(
-    name=name, cfg=cfg, params=params, tokenizer=tokenizer, template=TEMPLATES[spec.kind],
+    name=name,
+    config=config,
+    params=params,
+    tokenizer=tokenizer,
+    template=TEMPLATES[spec.kind],
     stop_ids=(tokenizer.id(STOPS[spec.kind]),),
-  )  # fmt: skip
+  )
   mix = Mix(
-    seed=spec.seed, scenes=settings.mix.scenes, images=settings.mix.images,
-    per_image=settings.mix.per_image, gaps=gap_set(spec.gaps),
-  )  # fmt: skip
+    seed=spec.seed,
+    scenes=settings.mix.scenes,
+    images=settings.mix.images,
+    per_image=settings.mix.per_image,
+    gaps=gap_set(spec.gaps),
+  )
   features = encode_all(model, mix)
   layout = supervised.Layout(
-    tokenizer, model.template, world.CELLS, model.stop_ids[0],
-    length=46 if spec.tasks else 30, suffix=mix_lib.MAX_CAPTION_WORDS + 2 if spec.tasks else 3,
-  )  # fmt: skip
+    tokenizer,
+    model.template,
+    world.CELLS,
+    model.stop_ids[0],
+    length=46 if spec.tasks else 30,
+    suffix=mix_lib.MAX_CAPTION_WORDS + 2 if spec.tasks else 3,
+  )
   optim = settings.optim
   phases = [(n, False) for n in spec.steps] + [(n, True) for n in spec.drill]
   progress = metrics.Progress(sum(n for n, _ in phases), name)
@@ -336,7 +356,7 @@ def train_model(name: str, spec: ModelSpec, settings: PretrainConfig, cfg, token
     tx = _freeze(optim.build(steps), tower)
     state, step = (
       supervised.init_state(params, tx),
-      supervised.make_step(cfg, tx, micro_rows=optim.micro_rows),
+      supervised.make_step(config, tx, micro_rows=optim.micro_rows),
     )
     hardness = _Hardness()
     for i in range(first, first + steps):
@@ -455,22 +475,22 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> int:
   settings = build(PretrainConfig, config, name="config")
   output = pathlib.Path(settings.output or workdir / "models")
   tokenizer = Tokenizer.word_level(mix_lib.vocabulary())
-  siglip_cfg = siglip.SiglipConfig(**settings.vision.model)
+  siglip_config = siglip.SiglipConfig(**settings.vision.model)
   specs, only = settings.models, settings.only
   if only and only not in {"siglip", *specs}:
     raise UserError(f"unknown model {only!r}; known: siglip, {', '.join(specs)}")
   tower_dir = output / "siglip"
   first = next(iter(specs.values()))
   if not (tower_dir / "config.json").exists():
-    params, accuracy = train_tower(settings.vision, model_config(first, siglip_cfg, tokenizer))
+    params, accuracy = train_tower(settings.vision, model_config(first, siglip_config, tokenizer))
     print("tower accuracy", accuracy, flush=True)
-    weights.save_tower(tower_dir, siglip_cfg, {"img": params}, dtype="float16")
+    weights.save_tower(tower_dir, siglip_config, {"img": params}, dtype="float16")
   tower = weights.load_tower(tower_dir)[1]["img"]
   for name, spec in specs.items():
     if only not in ("", name) or (output / name / "config.json").exists():
       continue
-    cfg = model_config(spec, siglip_cfg, tokenizer)
-    model = train_model(name, spec, settings, cfg, tokenizer, tower)
+    architecture = model_config(spec, siglip_config, tokenizer)
+    model = train_model(name, spec, settings, architecture, tokenizer, tower)
     accuracy = (
       measure_auditor(model, settings.heldout)
       if spec.tasks

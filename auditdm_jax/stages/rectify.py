@@ -46,14 +46,14 @@ def repair(ctx: Context, name: str, examples: Sequence[Example], replay: Sequenc
   layout = supervised.Layout(
     target.tokenizer,
     target.template,
-    target.cfg.num_image_tokens,
+    target.config.num_image_tokens,
     target.stop_ids[0],
     length=section.length,
     suffix=section.suffix,
   )
   folder = ctx.folder.repaired(name)
   result = finetune.finetune(
-    target.cfg,
+    target.config,
     target.params,
     section.recipe,
     layout=layout,

@@ -39,16 +39,21 @@ from auditdm_jax.vlm import Prompt, Vlm, load_vlm
 
 FLAGS = flags.FlagValues()
 _MODEL = flags.DEFINE_string(
-  "model", None, "The model: a folder, or an npz file of big_vision.", required=True,
+  "model",
+  None,
+  "The model: a folder, or an npz file of big_vision.",
+  required=True,
   flag_values=FLAGS,
-)  # fmt: skip
+)
 _NAME = flags.DEFINE_string(
   "name", None, "What requests call it; by default the name of the folder.", flag_values=FLAGS
 )
 _HOST = flags.DEFINE_string(
-  "host", "127.0.0.1", "Where to listen; elsewhere than on loopback with --key_file only.",
+  "host",
+  "127.0.0.1",
+  "Where to listen; elsewhere than on loopback with --key_file only.",
   flag_values=FLAGS,
-)  # fmt: skip
+)
 _PORT = flags.DEFINE_integer(
   "port", 8000, "0 is any free one.", lower_bound=0, upper_bound=65535, flag_values=FLAGS
 )
@@ -62,9 +67,12 @@ _MESH = flags.DEFINE_string(
   "mesh", None, "Split over the devices, such as fsdp=-1 or data=2,tensor=4.", flag_values=FLAGS
 )
 _MAX_TOKENS = flags.DEFINE_integer(
-  "max_tokens", 1024, "The longest answer, whatever a request says.", lower_bound=1,
+  "max_tokens",
+  1024,
+  "The longest answer, whatever a request says.",
+  lower_bound=1,
   flag_values=FLAGS,
-)  # fmt: skip
+)
 _MAX_PROMPT_TOKENS = flags.DEFINE_integer(
   "max_prompt_tokens", 8192, "Image slots included.", lower_bound=1, flag_values=FLAGS
 )
@@ -78,13 +86,19 @@ _MAX_QUEUE = flags.DEFINE_integer(
   "max_queue", 256, "Requests that may wait.", lower_bound=1, flag_values=FLAGS
 )
 _TIMEOUT_S = flags.DEFINE_float(
-  "timeout_s", 600.0, "What a request may take, waiting included.", lower_bound=0.001,
+  "timeout_s",
+  600.0,
+  "What a request may take, waiting included.",
+  lower_bound=0.001,
   flag_values=FLAGS,
-)  # fmt: skip
+)
 _DRAIN_S = flags.DEFINE_integer(
-  "drain_s", 30, "Time to finish what is under way when asked to stop.", lower_bound=0,
+  "drain_s",
+  30,
+  "Time to finish what is under way when asked to stop.",
+  lower_bound=0,
   flag_values=FLAGS,
-)  # fmt: skip
+)
 _CACHE_MB = flags.DEFINE_integer(
   "cache_mb", 512, "Of features of the last images.", lower_bound=0, flag_values=FLAGS
 )
@@ -155,11 +169,11 @@ def _batching() -> Batching:
 
 def _warm_up(vlm: Vlm, tokenizer: Tokenizer) -> None:
   """Asks once: a model that cannot answer is found out before clients wait for it."""
-  vision, features, images = vlm.cfg.vision, None, ()
+  vision, features, images = vlm.config.vision, None, ()
   if vision is not None and "{image}" in vlm.template:
     side = vision.image_size
     features, images = vlm.encode([np.zeros((side, side, 3), np.uint8)]), (0,)
-  slots = vlm.cfg.num_image_tokens if images else 0
+  slots = vlm.config.num_image_tokens if images else 0
   ids = prompts.render(tokenizer, vlm.template, "?", slots, images=len(images))
   vlm.complete(features, [Prompt(tuple(ids), images, max_new_tokens=1)])
 

@@ -74,9 +74,12 @@ def _scenes(images: ImagesConfig) -> Backend:
 
   draw = image_backend.ScenesBackend(error_rate=images.error_rate, seed=images.seed)
   info = Info(
-    "scenes", properties=draw.info(), modes=("generate", "edit", "sham"),
-    sizes=((render.SIZE, render.SIZE),), exact=True,
-  )  # fmt: skip
+    "scenes",
+    properties=draw.info(),
+    modes=("generate", "edit", "sham"),
+    sizes=((render.SIZE, render.SIZE),),
+    exact=True,
+  )
   return Plain(draw, info)
 
 

@@ -28,8 +28,8 @@ class Talking:
     return self._vlm.name
 
   @property
-  def cfg(self) -> VlmConfig:
-    return self._vlm.cfg
+  def config(self) -> VlmConfig:
+    return self._vlm.config
 
   @property
   def tokenizer(self) -> Tokenizer | None:

@@ -46,9 +46,11 @@ def gap_set(name: str) -> tuple[gaps_lib.Gap, ...]:
   if name.startswith("seed:") and name[5:].isdigit():
     return gaps_lib.draw_gaps(int(name[5:]))
   known = {
-    "": (), "easy": gaps_lib.EASY, "rare": gaps_lib.RARE,
+    "": (),
+    "easy": gaps_lib.EASY,
+    "rare": gaps_lib.RARE,
     "half": gaps_lib.EASY[::2] + gaps_lib.RARE[::2],
-  }  # fmt: skip
+  }
   if name not in known:
     raise UserError(f"unknown gap set {name!r}; known: {', '.join(k for k in known if k)}, seed:N")
   return known[name]

@@ -24,9 +24,20 @@ _FENCE = "```"
 _FRACTION = re.compile(r"\\[dt]?frac\{([^{}\\]{1,40})\}\{([^{}\\]{1,40})\}")
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|operatorname)\{([^{}\\]{0,200})\}")
 _LATEX_SIGNS = {
-  r"\%": "%", r"\$": "$", r"\times": "×", r"\cdot": "·", r"\circ": "°", r"\,": " ", r"\ ": " ",
-  r"\left": "", r"\right": "", r"\(": "", r"\)": "", r"\[": "", r"\]": "",
-}  # fmt: skip
+  r"\%": "%",
+  r"\$": "$",
+  r"\times": "×",
+  r"\cdot": "·",
+  r"\circ": "°",
+  r"\,": " ",
+  r"\ ": " ",
+  r"\left": "",
+  r"\right": "",
+  r"\(": "",
+  r"\)": "",
+  r"\[": "",
+  r"\]": "",
+}
 _MATH = re.compile(r"\$\$?([^$\n]{1,200}?)\$\$?(?![\d.,])")
 _BULLET = re.compile(r"^\s{0,8}(?:#{1,6}|[-*•+](?=\s))\s*", re.MULTILINE)
 _EMPHASIS = re.compile(r"(\*\*\*|\*\*|\*|___|__|_|`)(?=\S)([^*_`\n]{1,400}?)(?<=\S)\1(?!\w)")

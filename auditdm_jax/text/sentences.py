@@ -147,9 +147,10 @@ def chosen(sentence: str, question: Question) -> str | None:
   main = {w.stem for w in words(english.main_clause(english.without_lead_in(sentence)))}
   parts = [{w.stem for w in content(choice)} for choice in question.choices]
   named = [
-    i for i, own in enumerate(parts)
+    i
+    for i, own in enumerate(parts)
     if own <= main and not any((other - own) & main for other in parts if other is not own)
-  ]  # fmt: skip
+  ]
   return question.choices[named[0]] if len(named) == 1 else None
 
 
@@ -165,10 +166,12 @@ def counted(sentence: str, question: Question) -> str | None:
   if len(found) > 1:
     total = [(a, b) for a, b in found if plain[a - 1 : a] == ["of"] and "total" in plain[:a]]
     things = [
-      (a, b) for a, b in found
-      if question.echo[:1] and question.echo[0] in {w.stem for w in said[b : b + 2]}
+      (a, b)
+      for a, b in found
+      if question.echo[:1]
+      and question.echo[0] in {w.stem for w in said[b : b + 2]}
       and plain[max(a - 2, 0) : a] != ["of", "the"]  # "of the five people"
-    ]  # fmt: skip
+    ]
     found = total or things
   if len(found) != 1:
     return None

@@ -82,9 +82,13 @@ def _read(path: pathlib.Path, key: str) -> list[Mapping]:
 def main(_: list[str]) -> None:
   try:
     count = prepare(
-      pathlib.Path(_SOURCE.value), _SPLIT.value, pathlib.Path(_OUTPUT.value),
-      images=_IMAGES.value, skip=_SKIP.value, seed=_SEED.value,
-    )  # fmt: skip
+      pathlib.Path(_SOURCE.value),
+      _SPLIT.value,
+      pathlib.Path(_OUTPUT.value),
+      images=_IMAGES.value,
+      skip=_SKIP.value,
+      seed=_SEED.value,
+    )
   except PrepareError as e:
     raise SystemExit(f"prepare.py: {e}") from e
   print(f"{_OUTPUT.value}: {count} images")

@@ -93,10 +93,15 @@ def attempted(question, answer, failed):
   """An attempt whose consensus is `answer` (None: the references disagree)."""
   said = "something else" if failed else answer or ""
   verdict = Verdict(
-    probe_id="", answers={"t": said, "a": answer or "", "b": answer or "?"}, target="t",
-    references=("a", "b"), consensus=answer, agree=answer is not None, disagreement=failed,
+    probe_id="",
+    answers={"t": said, "a": answer or "", "b": answer or "?"},
+    target="t",
+    references=("a", "b"),
+    consensus=answer,
+    agree=answer is not None,
+    disagreement=failed,
     reason="",
-  )  # fmt: skip
+  )
   return Attempt(probe=Probe.make("i", question), verdict=verdict)
 
 

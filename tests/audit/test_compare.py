@@ -17,9 +17,13 @@ def _pairs(mode, n, old_rate, new_rate, seed=0):
 
 def test_pairs_need_both_answers():
   found = pairs(
-    ["m"] * 4, list("abcd"), ["red"] * 3 + [None], ["red", "", "blue", "red"],
-    ["blue", "red", "", "red"], judge=Judge(),
-  )  # fmt: skip
+    ["m"] * 4,
+    list("abcd"),
+    ["red"] * 3 + [None],
+    ["red", "", "blue", "red"],
+    ["blue", "red", "", "red"],
+    judge=Judge(),
+  )
   assert found == [Pair("m", "a", False, True)]
 
 
@@ -35,9 +39,13 @@ def test_statuses():
   got = compare(items, known=["gone", "better", "worse", "same", "thin"])
   status = {e.mode_id: e.status for e in got.entries}
   assert status == {
-    "gone": "fixed", "better": "improved", "worse": "regressed", "fresh": "new",
-    "same": "unchanged", "thin": "unsure",
-  }  # fmt: skip
+    "gone": "fixed",
+    "better": "improved",
+    "worse": "regressed",
+    "fresh": "new",
+    "same": "unchanged",
+    "thin": "unsure",
+  }
   thin = next(e for e in got.entries if e.mode_id == "thin")
   assert thin.needs_more > 10 and got.entries[0].mode_id == "fresh"
   assert got.exit_code() == 1 and len(got.significant) == 4
@@ -50,8 +58,10 @@ def test_statuses():
 def test_a_model_against_itself():
   items = []
   for i, rate in enumerate(np.linspace(0, 1, 30)):
-    items += [Pair(p.mode_id, p.probe_id, p.old_failed, p.old_failed) for p in
-              _pairs(f"m{i}", 20 + 10 * i, rate, 0, seed=i)]  # fmt: skip
+    items += [
+      Pair(p.mode_id, p.probe_id, p.old_failed, p.old_failed)
+      for p in _pairs(f"m{i}", 20 + 10 * i, rate, 0, seed=i)
+    ]
   got = compare(items)
   assert not got.significant and got.exit_code() == 0
   assert got.exit_code(strict=True) in (0, 2)
@@ -67,9 +77,13 @@ def test_two_models_of_the_same_rates_are_rarely_significant():
 
 def test_pairs_leave_out_what_says_nothing():
   got = pairs(
-    ["m", None, "m", "m"], ["1", "2", "3", "4"], ["red", "red", None, "dog"],
-    ["Red", "x", "x", "dog"], ["blue", "x", "x", "poodle"], judge=Judge(),
-  )  # fmt: skip
+    ["m", None, "m", "m"],
+    ["1", "2", "3", "4"],
+    ["red", "red", None, "dog"],
+    ["Red", "x", "x", "dog"],
+    ["blue", "x", "x", "poodle"],
+    judge=Judge(),
+  )
   assert got == [Pair("m", "1", False, True)]
 
 

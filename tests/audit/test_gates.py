@@ -12,10 +12,14 @@ from auditdm_jax.images import locality
 @pytest.mark.parametrize(
   "question,ok",
   [
-    ("what color is the star", True), ("why", False), ("what? and why?", False),
-    ("is it\nred", False), ("what is <eos> there", False), ("word " * 50, False),
+    ("what color is the star", True),
+    ("why", False),
+    ("what? and why?", False),
+    ("is it\nred", False),
+    ("what is <eos> there", False),
+    ("word " * 50, False),
   ],
-)  # fmt: skip
+)
 def test_well_formed(question, ok):
   assert gates.well_formed(question).passed == ok
 

@@ -134,12 +134,12 @@ def test_a_model_folder_judges():
 # ----------------------------------------------------------------------------------- verdicts
 
 
-def bank_of(fake_vlm, answers, judge, **config) -> ModelBank:
+def bank_of(fake_vlm, answers, judge, **changes) -> ModelBank:
   """Models that answer `answers[name][question]`."""
   vlms = {name: fake_vlm(lambda q, _, own=own: own[q]) for name, own in answers.items()}
   target, *references = vlms
-  cfg = BankConfig(abstentions=("unanswerable",), **config)
-  return ModelBank(vlms, target, references, judge=judge, config=cfg)
+  config = BankConfig(abstentions=("unanswerable",), **changes)
+  return ModelBank(vlms, target, references, judge=judge, config=config)
 
 
 @pytest.mark.parametrize("cascade", [False, True])

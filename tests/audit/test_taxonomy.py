@@ -51,9 +51,18 @@ def test_names_and_kinds(world, seeds):
 def test_modes_that_share_a_word_are_one_family():
   def mode(name, k, *terms):
     return Mode(
-      mode_id=f"m-{name}", name=name, kind="term", skills=(), terms=terms, definition="", rules=(),
-      n=k, k=k, lower=0.5, q_value=0.0,
-    )  # fmt: skip
+      mode_id=f"m-{name}",
+      name=name,
+      kind="term",
+      skills=(),
+      terms=terms,
+      definition="",
+      rules=(),
+      n=k,
+      k=k,
+      lower=0.5,
+      q_value=0.0,
+    )
 
   modes = (
     mode("a", 50, "q:column four", "a:none"),
@@ -65,9 +74,13 @@ def test_modes_that_share_a_word_are_one_family():
   )
   families = Taxonomy(Seeds(()), modes).families
   assert families == {
-    "m-a": "column four", "m-b": "column four", "m-c": "purple", "m-d": "purple", "m-e": "e",
+    "m-a": "column four",
+    "m-b": "column four",
+    "m-c": "purple",
+    "m-d": "purple",
+    "m-e": "e",
     "m-f": "f",
-  }  # fmt: skip
+  }
 
 
 def test_unjudged_attempts_do_not_count(world, seeds, attempt):
@@ -82,8 +95,9 @@ def test_failures_outside_every_skill_become_residual_or_other(world, seeds, att
   attempts, _ = world(0, 1500, [])
   odd = [
     attempt(f"could the tall {w} giraffe drive this lorry", "yes", True)
-    for w in ("brown", "sleepy", "happy") for _ in range(10)
-  ]  # fmt: skip
+    for w in ("brown", "sleepy", "happy")
+    for _ in range(10)
+  ]
   modes = discover_modes(attempts + odd, seeds).modes
   assert len(modes) == 1 and modes[0].k == 30 and "giraffe" in modes[0].definition + modes[0].name
 

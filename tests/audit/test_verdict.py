@@ -66,10 +66,11 @@ def test_records_survive_json():
   attempted = Attempt(probe=probe, verdict=found)
   assert Attempt.from_dict(json.loads(json.dumps(attempted.to_dict()))) == attempted
   failure = Failure.of(
-    attempted.find, grade="V1",
+    attempted.find,
+    grade="V1",
     gates=(Gate(name="g", passed=True, value=1.0, limit="> 0"),),
     stability=Stability(k=4, n=5, trials=("greedy:0=1",)),
-  )  # fmt: skip
+  )
   data = json.loads(json.dumps(failure.to_dict()))
   assert Failure.from_dict(data) == failure
   assert probe.probe_id == probe_id("img", "what color is it") != probe_id("img", "other")

@@ -151,9 +151,13 @@ def test_edit_distance(a, b, distance):
 
 
 SCORERS = (
-  scorers.exact_match, scorers.normalized_match, scorers.vqa_accuracy, scorers.vote_accuracy,
-  scorers.relaxed_accuracy, scorers.anls,
-)  # fmt: skip
+  scorers.exact_match,
+  scorers.normalized_match,
+  scorers.vqa_accuracy,
+  scorers.vote_accuracy,
+  scorers.relaxed_accuracy,
+  scorers.anls,
+)
 
 
 @pytest.mark.parametrize("scorer", SCORERS)

@@ -116,10 +116,13 @@ def cut(pattern):
     lambda folder: shutil.rmtree(folder / "arrays"),
     lambda folder: shutil.rmtree(folder / "extras"),
     lambda folder: (folder / "arrays/_METADATA").unlink(),
-    cut("arrays/_METADATA"), cut("arrays/d/*"), cut("arrays/ocdbt.process_0/d/*"),
-    cut("arrays/manifest.ocdbt"), cut("extras/metadata"),
+    cut("arrays/_METADATA"),
+    cut("arrays/d/*"),
+    cut("arrays/ocdbt.process_0/d/*"),
+    cut("arrays/manifest.ocdbt"),
+    cut("extras/metadata"),
   ],
-)  # fmt: skip
+)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(tmp_path, damage):
   tree = {"w": np.random.default_rng(0).random((300, 1000), np.float32), "step": np.zeros(())}
   with Checkpointer(tmp_path) as checkpoints:

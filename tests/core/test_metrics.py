@@ -39,8 +39,11 @@ def test_means_go_on_after_a_checkpoint():
 
 
 def test_columns_of_the_clock_and_the_machine_are_known():
-  volatile = [n for n in ("time", "seconds/total", "reward", "machine/mfu/sample", "timeouts")
-              if metrics.is_volatile(n)]  # fmt: skip
+  volatile = [
+    n
+    for n in ("time", "seconds/total", "reward", "machine/mfu/sample", "timeouts")
+    if metrics.is_volatile(n)
+  ]
   assert volatile == ["time", "seconds/total", "machine/mfu/sample"]
 
 

@@ -35,8 +35,16 @@ def test_records_are_the_same_anywhere(workdir):
     for k in (0, 1):
       two[k].append("probes", [r for r in rows if r["id"] == f"{step}/{k}"])
   two[0].append("probes", [])
-  assert [r["id"] for r in two[0].read("probes")] == ["0/0", "1/0", "2/0", "3/0", "0/1", "1/1",
-                                                      "2/1", "3/1"]  # fmt: skip
+  assert [r["id"] for r in two[0].read("probes")] == [
+    "0/0",
+    "1/0",
+    "2/0",
+    "3/0",
+    "0/1",
+    "1/1",
+    "2/1",
+    "3/1",
+  ]
   keys = two[0].keys("probes", "id")
   assert len(keys) == 8
   two[1].append("probes", [{"step": 4, "id": "4/1"}])

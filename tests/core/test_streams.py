@@ -14,9 +14,21 @@ ROOT = pathlib.Path(__file__).parents[2]
 NAMES = [
   (seed, *name)
   for seed in (0, 1, 2, 10, 2**32, 2**64 + 1, -1)
-  for name in [("a",), ("b",), ("a", 0), ("a", 1), ("a", 10), ("a", 1, 0), ("a", "1"), ("a1",),
-               ("a", "b"), ("ab",), ("a", "b", 101), ("a", "b", 1, 1)]
-]  # fmt: skip
+  for name in [
+    ("a",),
+    ("b",),
+    ("a", 0),
+    ("a", 1),
+    ("a", 10),
+    ("a", 1, 0),
+    ("a", "1"),
+    ("a1",),
+    ("a", "b"),
+    ("ab",),
+    ("a", "b", 101),
+    ("a", "b", 1, 1),
+  ]
+]
 
 
 @pytest.mark.parametrize(

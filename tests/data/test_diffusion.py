@@ -94,10 +94,15 @@ def test_training_feeds_the_transformer_as_the_pipelines_do(recipe, pipe, edits)
   theirs = _inputs(
     pipe.transformer,
     lambda: kontext(
-      image=[Image.fromarray(images[0])] if edits else None, prompt=[text], height=64, width=64,
-      max_area=64 * 64, _auto_resize=False, max_sequence_length=recipe.TEXT,
+      image=[Image.fromarray(images[0])] if edits else None,
+      prompt=[text],
+      height=64,
+      width=64,
+      max_area=64 * 64,
+      _auto_resize=False,
+      max_sequence_length=recipe.TEXT,
     ),
-  )  # fmt: skip
+  )
   for name in ("pooled_projections", "encoder_hidden_states"):
     torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5)
   for name in ("img_ids", "txt_ids"):

@@ -52,7 +52,7 @@ def start_all(tmp_path_factory) -> Callable[..., list[Ended]]:
             stdin=subprocess.DEVNULL,
             stdout=o,
             stderr=e,
-          )  # fmt: skip
+          )
         )
     ends = _wait(started[-processes:], time.monotonic() + timeout_s)
     return [

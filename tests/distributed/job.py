@@ -19,9 +19,11 @@ import sys
 from ml_collections import ConfigDict
 
 SIGNALS = {
-  "kill": signal.SIGKILL, "killed": signal.SIGKILL, "stop": signal.SIGTERM,
+  "kill": signal.SIGKILL,
+  "killed": signal.SIGKILL,
+  "stop": signal.SIGTERM,
   "freeze": signal.SIGSTOP,
-}  # fmt: skip
+}
 
 
 def get_config():
@@ -41,7 +43,7 @@ def main(config, workdir):
     {name: int(n) for name, n in (part.split("=") for part in config.prompts.split(","))},
     pool=pool,
     client=client,
-    reward_cfg=reward.RewardConfig(novelty="ema"),
+    reward_config=reward.RewardConfig(novelty="ema"),
     padded=learner.padded,
     mesh=learner.mesh if learner.mesh.size > 1 else None,
     keep=made.put,
@@ -49,8 +51,8 @@ def main(config, workdir):
     oracle=lambda image, question: "red" if image.sum() % 2 else "blue",
   )
   learner.update = faulty(learner, config.fault)
-  cfg = trainer.TrainConfig(checkpoint_every=2, harvest=(1,))
-  trainer.train(cfg, rollout, learner, auditor=tiny.auditor(), workdir=workdir)
+  saving = trainer.TrainConfig(checkpoint_every=2, harvest=(1,))
+  trainer.train(saving, rollout, learner, auditor=tiny.auditor(), workdir=workdir)
   print(f"asked for {len(client.requests)} images", flush=True)
   return 0
 

@@ -229,11 +229,19 @@ def test_a_signal_to_one_of_them_saves_and_stops_all(start_all, straight, tmp_pa
 
 
 LOOP = [
-  "-m", "auditdm_jax", "loop", "--config=configs/scenes.py", "--config.optim.steps=2",
-  "--config.checkpoints.harvest=(1,)", "--config.discover.probes=480",
-  "--config.discover.search_probes=128", "--config.verify.limit=60", "--config.round2.steps=2",
-  "--config.rectify.recipe.steps=4", "--config.rectify.curate.size=40",
-]  # fmt: skip
+  "-m",
+  "auditdm_jax",
+  "loop",
+  "--config=configs/scenes.py",
+  "--config.optim.steps=2",
+  "--config.checkpoints.harvest=(1,)",
+  "--config.discover.probes=480",
+  "--config.discover.search_probes=128",
+  "--config.verify.limit=60",
+  "--config.round2.steps=2",
+  "--config.rectify.recipe.steps=4",
+  "--config.rectify.curate.size=40",
+]
 
 
 @pytest.mark.slow

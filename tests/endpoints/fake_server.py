@@ -69,10 +69,14 @@ def completion(text: str | None, *, finish: str = "stop", usage: Any = None, **m
   """A chat completion."""
   content = {"role": "assistant", "content": text, **message}
   body = {
-    "id": "x", "object": "chat.completion", "created": int(time.time()), "model": "fake-1",
-    "system_fingerprint": "b1", "usage": usage,
+    "id": "x",
+    "object": "chat.completion",
+    "created": int(time.time()),
+    "model": "fake-1",
+    "system_fingerprint": "b1",
+    "usage": usage,
     "choices": [{"index": 0, "message": content, "finish_reason": finish}],
-  }  # fmt: skip
+  }
   return Answer(body=json.dumps(body).encode())
 
 
@@ -143,7 +147,7 @@ ROUTES: dict[str, list[Answer | None]] = {
   "zero": [completion("free", usage={"prompt_tokens": 0, "completion_tokens": 0})],
   "length": [completion("cut off", finish="length")],
   "redirect": [Answer(307, b"", (("Location", "http://127.0.0.1:1/v1/chat/completions"),))],
-}  # fmt: skip
+}
 
 
 class FakeServer:

@@ -9,14 +9,16 @@ URL = "http://127.0.0.1:8000/v1"
 
 
 def test_from_a_section_of_a_config():
-  section = ml_collections.ConfigDict({
-    "base_url": URL,
-    "model": "m",
-    "pictures": {"size": 224, "resample": "bicubic"},
-    "ask": {"temperature": None, "extra": {"chat_template_kwargs": {"thinking": False}}},
-    "limits": {"concurrency": 4, "timeout_s": 3},
-    "price": {"prompt": 0.5, "completion": 2},
-  })  # fmt: skip
+  section = ml_collections.ConfigDict(
+    {
+      "base_url": URL,
+      "model": "m",
+      "pictures": {"size": 224, "resample": "bicubic"},
+      "ask": {"temperature": None, "extra": {"chat_template_kwargs": {"thinking": False}}},
+      "limits": {"concurrency": 4, "timeout_s": 3},
+      "price": {"prompt": 0.5, "completion": 2},
+    }
+  )
   config = build(EndpointConfig, section, name="config.endpoint")
   assert config.pictures.size == 224 and config.pictures.format == "png"
   assert config.ask.extra["chat_template_kwargs"]["thinking"] is False

@@ -17,20 +17,46 @@ RNG = np.random.default_rng(0)
 IMAGES = [RNG.integers(0, 256, (8, 8, 3), np.uint8) for _ in range(3)]
 
 NO_ANSWER = {
-  "always500": Reason.SERVER_ERROR, "html": Reason.NOT_JSON, "garbage": Reason.NOT_JSON,
-  "binary": Reason.NOT_JSON, "list": Reason.NOT_JSON, "deep": Reason.NOT_JSON,
-  "empty": Reason.NOT_JSON, "events": Reason.NOT_JSON, "noevents": Reason.NOT_JSON,
-  "null": Reason.NO_CHOICE, "nochoice": Reason.NO_CHOICE, "nomessage": Reason.NO_CHOICE,
-  "notext": Reason.NO_CHOICE, "tool": Reason.NO_CHOICE, "thought": Reason.CUT,
-  "error200": Reason.SERVER_ERROR, "refusal": Reason.REFUSED, "filter": Reason.FILTERED,
-  "azure": Reason.FILTERED, "forbidden": Reason.FORBIDDEN, "bad": Reason.REJECTED,
-  "unknown": Reason.REJECTED, "cut": Reason.CONNECTION, "drop": Reason.CONNECTION,
-  "slow": Reason.TIMEOUT, "huge": Reason.TOO_LARGE, "long": Reason.TOO_LARGE,
+  "always500": Reason.SERVER_ERROR,
+  "html": Reason.NOT_JSON,
+  "garbage": Reason.NOT_JSON,
+  "binary": Reason.NOT_JSON,
+  "list": Reason.NOT_JSON,
+  "deep": Reason.NOT_JSON,
+  "empty": Reason.NOT_JSON,
+  "events": Reason.NOT_JSON,
+  "noevents": Reason.NOT_JSON,
+  "null": Reason.NO_CHOICE,
+  "nochoice": Reason.NO_CHOICE,
+  "nomessage": Reason.NO_CHOICE,
+  "notext": Reason.NO_CHOICE,
+  "tool": Reason.NO_CHOICE,
+  "thought": Reason.CUT,
+  "error200": Reason.SERVER_ERROR,
+  "refusal": Reason.REFUSED,
+  "filter": Reason.FILTERED,
+  "azure": Reason.FILTERED,
+  "forbidden": Reason.FORBIDDEN,
+  "bad": Reason.REJECTED,
+  "unknown": Reason.REJECTED,
+  "cut": Reason.CONNECTION,
+  "drop": Reason.CONNECTION,
+  "slow": Reason.TIMEOUT,
+  "huge": Reason.TOO_LARGE,
+  "long": Reason.TOO_LARGE,
   "gzip": Reason.TOO_LARGE,
-}  # fmt: skip
+}
 RIGHT = (
-  "once500", "once503", "once429", "date429", "bare429", "oncehtml", "oncecut", "onceslow", "fine",
-)  # fmt: skip
+  "once500",
+  "once503",
+  "once429",
+  "date429",
+  "bare429",
+  "oncehtml",
+  "oncecut",
+  "onceslow",
+  "fine",
+)
 ENDS = {"later429": EndpointDown, "quota": EndpointRefused, "redirect": EndpointRefused}
 
 
@@ -174,17 +200,21 @@ def test_what_is_sent(server, config_of):
 
 def test_system_text_seed_and_extra_keys(server, config_of):
   ask_config = AskConfig(
-    system="Be brief.", temperature=None, seed=7, tokens_field="max_completion_tokens",
+    system="Be brief.",
+    temperature=None,
+    seed=7,
+    tokens_field="max_completion_tokens",
     extra={"top_k": 1},
-  )  # fmt: skip
+  )
   user = dataclasses.replace(ask_config, system_role="user")
   for config in (ask_config, user):
     with Endpoint(config_of(server, ask=config)) as endpoint:
       ask(endpoint, "What?")
   first, second = (asked.body for asked in server.asked)
   assert first["messages"] == [
-    {"role": "system", "content": "Be brief."}, {"role": "user", "content": "What?"},
-  ]  # fmt: skip
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "What?"},
+  ]
   assert second["messages"] == [{"role": "user", "content": "Be brief.\n\nWhat?"}]
   for body in (first, second):
     assert body["seed"] == 7 and body["top_k"] == 1 and body["max_completion_tokens"] == 9
@@ -236,9 +266,13 @@ def test_usage_and_cost(server, config_of):
     ask(endpoint, "two words", "length: x")
     usage = endpoint.usage()
     assert usage == {
-      "answers": 2, "answers_cut": 1, "prompt_tokens": 2, "completion_tokens": 1, "requests": 2,
+      "answers": 2,
+      "answers_cut": 1,
+      "prompt_tokens": 2,
+      "completion_tokens": 1,
+      "requests": 2,
       "unknown_usage": 1,
-    }  # fmt: skip
+    }
     assert endpoint.cost() == 4.0
   assert all(type(n) is int for n in usage.values())
 

@@ -22,14 +22,30 @@ def test_every_reason_has_a_rule():
 @pytest.mark.parametrize(
   ("status", "reason"),
   [
-    (400, Reason.REJECTED), (403, Reason.FORBIDDEN), (408, Reason.TIMEOUT),
-    (409, Reason.SERVER_ERROR), (413, Reason.REJECTED), (422, Reason.REJECTED),
-    (425, Reason.SERVER_ERROR), (429, Reason.RATE_LIMITED), (500, Reason.SERVER_ERROR),
-    (501, Reason.REJECTED), (502, Reason.SERVER_ERROR), (503, Reason.SERVER_ERROR),
-    (504, Reason.TIMEOUT), (505, Reason.REJECTED), (529, Reason.SERVER_ERROR),
-    (301, None), (307, None), (401, None), (402, None), (404, None), (405, None), (410, None),
+    (400, Reason.REJECTED),
+    (403, Reason.FORBIDDEN),
+    (408, Reason.TIMEOUT),
+    (409, Reason.SERVER_ERROR),
+    (413, Reason.REJECTED),
+    (422, Reason.REJECTED),
+    (425, Reason.SERVER_ERROR),
+    (429, Reason.RATE_LIMITED),
+    (500, Reason.SERVER_ERROR),
+    (501, Reason.REJECTED),
+    (502, Reason.SERVER_ERROR),
+    (503, Reason.SERVER_ERROR),
+    (504, Reason.TIMEOUT),
+    (505, Reason.REJECTED),
+    (529, Reason.SERVER_ERROR),
+    (301, None),
+    (307, None),
+    (401, None),
+    (402, None),
+    (404, None),
+    (405, None),
+    (410, None),
   ],
-)  # fmt: skip
+)
 def test_statuses(status, reason):
   meaning = from_status(status, "said")
   assert isinstance(meaning, Denied) if reason is None else meaning.reason is reason

@@ -66,13 +66,18 @@ def test_what_the_answer_depends_on_is_in_the_key(server, config_of, tmp_path):
 
   plain = config_of(server)
   ways = [
-    dict(), dict(image=other), dict(image=None), dict(prompt="r"), dict(tokens=9),
-  ]  # fmt: skip
+    dict(),
+    dict(image=other),
+    dict(image=None),
+    dict(prompt="r"),
+    dict(tokens=9),
+  ]
   for how in ways:
     ask(plain, **how)
   configs = [
-    config_of(server, ask=AskConfig(seed=1)), config_of(server, ask=AskConfig(system="s")),
-  ]  # fmt: skip
+    config_of(server, ask=AskConfig(seed=1)),
+    config_of(server, ask=AskConfig(system="s")),
+  ]
   for config in configs:
     ask(config)
   assert len(server.asked) == 7

@@ -39,9 +39,15 @@ class FakeBackend:
     self.sleep_s, self.row_s, self.fits = sleep_s, row_s, fits
     self.calls: list[list[str]] = []
     self._info = Info(
-      "fake", revision, {"kind": "noise"}, ("generate", "edit", "sham"), steps=steps,
-      guidance=2.5 if steps else None, negative=bool(steps), batch_sizes=batch_sizes,
-    )  # fmt: skip
+      "fake",
+      revision,
+      {"kind": "noise"},
+      ("generate", "edit", "sham"),
+      steps=steps,
+      guidance=2.5 if steps else None,
+      negative=bool(steps),
+      batch_sizes=batch_sizes,
+    )
 
   def info(self):
     return self._info
@@ -126,10 +132,14 @@ def main() -> None:
   telemetry.log_as_json()
   process.stop_with_parent()
   config = ImagesConfig(
-    width=8, height=8, port=args.port, batching=Batching(max_batch=args.max_batch),
+    width=8,
+    height=8,
+    port=args.port,
+    batching=Batching(max_batch=args.max_batch),
     limits=Limits(max_queue=args.max_queue, cache_mb=args.cache_mb),
-    security=Security(token=args.token), drain_s=args.drain_s,
-  )  # fmt: skip
+    security=Security(token=args.token),
+    drain_s=args.drain_s,
+  )
 
   def make():
     time.sleep(args.load_s)

@@ -116,12 +116,29 @@ def test_photographs_of_any_size_are_edited_and_come_back(flux, kind):
   with _serving(backend, max_pixels=1 << 19) as (_, address, _), _client(address) as client:
     assert client.info().multiple == {"flux": 16, "sd": 8}[kind]
     fits = _fits_of_edits(client, SIZES)
-  assert fits == {
-    "flux": ["64x48 pad", "64x48 pad", "16x16 pad", "640x432 pad", "512x384 pad", "336x512 pad",
-             "720x720 scale"],
-    "sd": ["64x48 pad", "56x40 pad", "8x8 pad", "640x432 pad", "504x376 pad", "336x504 pad",
-           "720x720 scale"],
-  }[kind]  # fmt: skip
+  assert (
+    fits
+    == {
+      "flux": [
+        "64x48 pad",
+        "64x48 pad",
+        "16x16 pad",
+        "640x432 pad",
+        "512x384 pad",
+        "336x512 pad",
+        "720x720 scale",
+      ],
+      "sd": [
+        "64x48 pad",
+        "56x40 pad",
+        "8x8 pad",
+        "640x432 pad",
+        "504x376 pad",
+        "336x504 pad",
+        "720x720 scale",
+      ],
+    }[kind]
+  )
 
 
 def test_the_largest_photographs_are_scaled_to_what_is_served(flux):
@@ -237,8 +254,10 @@ def test_the_gates_of_an_edit_hold_on_the_grid_of_its_source(tmp_path, size):
       )
       (gates,) = edits.measure(ctx, Bank(), [probe])
   assert {g.name: g.passed for g in gates} == {
-    "edit_outside": True, "edit_fraction": True, "sham_control": True
-  }  # fmt: skip
+    "edit_outside": True,
+    "edit_fraction": True,
+    "sham_control": True,
+  }
 
 
 def test_scenes_are_what_they_were_to_the_bit():

@@ -14,9 +14,14 @@ from tests.images import fake
 ROOT = pathlib.Path(__file__).parents[2]
 FOLDER = ROOT / "launch/image_server"
 IMPORTS = {  # where it is not the distribution's own name
-  "absl": "absl-py", "grpc": "grpcio", "grpc_health": "grpcio-health-checking",
-  "grpc_tools": "grpcio-tools", "google": "grpcio-tools", "PIL": "pillow", "yaml": "pyyaml",
-}  # fmt: skip
+  "absl": "absl-py",
+  "grpc": "grpcio",
+  "grpc_health": "grpcio-health-checking",
+  "grpc_tools": "grpcio-tools",
+  "google": "grpcio-tools",
+  "PIL": "pillow",
+  "yaml": "pyyaml",
+}
 
 
 def _required() -> set[str]:

@@ -240,8 +240,9 @@ def test_a_degenerate_image_is_its_rows_fault_alone(backend):
     vae.decode = decode
   np.testing.assert_array_equal(rows[0].image, want)
   assert [str(row) for row in rows[1:]] == [
-    "degenerate: the image is not finite", "degenerate: the image is black",
-  ]  # fmt: skip
+    "degenerate: the image is not finite",
+    "degenerate: the image is black",
+  ]
   assert not any(isinstance(row, ValueError) for row in rows)  # That would blame the auditor.
 
 

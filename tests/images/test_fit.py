@@ -38,9 +38,11 @@ def _random_info(rng) -> tuple[Info, Limits]:
     (int(w) * multiple, int(h) * multiple) for w, h in rng.integers(1, 60, (rng.integers(0, 4), 2))
   )
   limits = Limits(
-    max_pixels=int(rng.integers(1 << 16, 1 << 21)), min_side=int(rng.integers(1, 200)),
-    max_side=int(rng.integers(400, 4000)), max_cost=int(rng.integers(1 << 20, 1 << 24)),
-  )  # fmt: skip
+    max_pixels=int(rng.integers(1 << 16, 1 << 21)),
+    min_side=int(rng.integers(1, 200)),
+    max_side=int(rng.integers(400, 4000)),
+    max_cost=int(rng.integers(1 << 20, 1 << 24)),
+  )
   return Info("m", multiple=multiple, sizes=sizes, steps=int(rng.integers(0, 30))), limits
 
 
@@ -144,9 +146,11 @@ def test_a_region_comes_back_where_it_is(size):
   rows, columns = np.nonzero(back.any(1))[0], np.nonzero(back.any(0))[0]
   ratio = fit.source[0] / fit.scaled[0]
   for found, edge in (
-    (rows[0], high // 4), (rows[-1] + 1, high // 2),
-    (columns[0], wide // 4), (columns[-1] + 1, wide // 2),
-  ):  # fmt: skip
+    (rows[0], high // 4),
+    (rows[-1] + 1, high // 2),
+    (columns[0], wide // 4),
+    (columns[-1] + 1, wide // 2),
+  ):
     assert abs(found - edge * ratio) <= max(ratio, 1) + 1
 
 
@@ -176,11 +180,15 @@ def test_a_pool_is_read_no_further_than_its_first_image_that_can_be_asked():
 @pytest.mark.parametrize(
   "fields",
   [
-    dict(multiple=0), dict(multiple=1 << 31), dict(min_side=1 << 31), dict(min_side=-1),
-    dict(max_pixels=0, max_side=0), dict(sizes=((0, 0), (1 << 31, 1 << 31))),
+    dict(multiple=0),
+    dict(multiple=1 << 31),
+    dict(min_side=1 << 31),
+    dict(min_side=-1),
+    dict(max_pixels=0, max_side=0),
+    dict(sizes=((0, 0), (1 << 31, 1 << 31))),
     dict(max_pixels=1 << 60, max_side=1 << 60, multiple=1 << 14),
   ],
-)  # fmt: skip
+)
 def test_whatever_a_service_says_no_memory_is_lent_to_it(fields):
   info = Info("m\n\x1b[31m" * 100, **fields)
   for size in ((1, 1), (640, 427), (1 << 20, 1 << 20)):

@@ -109,10 +109,13 @@ def model(endpoint, monkeypatch):
   monkeypatch.setenv("IMAGES_KEY", "secret")
   port = endpoint.server_address[1]
   return ModelConfig(
-    generate="flux", edit="kontext", url=f"http://127.0.0.1:{port}/v1/", api_key_env="IMAGES_KEY",
+    generate="flux",
+    edit="kontext",
+    url=f"http://127.0.0.1:{port}/v1/",
+    api_key_env="IMAGES_KEY",
     multiple=8,
     timeout_s=5.0,
-  )  # fmt: skip
+  )
 
 
 def _job(text="a circle", k=0, **fields):
@@ -133,10 +136,16 @@ def test_generates_and_edits(endpoint, model):
   assert (path, edit_path) == ("/v1/images/generations", "/v1/images/edits")
   assert key == "Bearer secret"
   assert asked == {
-    "model": "flux", "prompt": "a red\ncircle", "size": "24x16", "n": 1, "seed": 3,
-    "response_format": "b64_json", "num_inference_steps": 4, "guidance_scale": 2.5,
+    "model": "flux",
+    "prompt": "a red\ncircle",
+    "size": "24x16",
+    "n": 1,
+    "seed": 3,
+    "response_format": "b64_json",
+    "num_inference_steps": 4,
+    "guidance_scale": 2.5,
     "negative_prompt": "blue",
-  }  # fmt: skip
+  }
   assert (edit_asked["model"], edit_asked["prompt"]) == ("kontext", "grün: “make it blue”")
 
 
@@ -189,8 +198,9 @@ def test_a_crowded_endpoint_is_back_pressure(model):
   backend = OpenAIBackend(model, max_batch=2)
   rows = backend.run([_job("a crowded circle"), _job("a busy circle")], _ignore)
   assert [(row.reason, row.retry_s) for row in rows] == [
-    (Reason.QUEUE_FULL, 3.0), (Reason.QUEUE_FULL, 0.0)
-  ]  # fmt: skip
+    (Reason.QUEUE_FULL, 3.0),
+    (Reason.QUEUE_FULL, 0.0),
+  ]
   with fake.serving(backend, ImagesConfig(width=24, height=16)) as (_, address, _):
     with ImageClient(address, config=ClientConfig(retries=0)) as client:
       failure = client.generate("a crowded circle", seed=0, width=24, height=16).result(9.0).failure

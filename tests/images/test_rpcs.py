@@ -260,8 +260,9 @@ def test_queued_bytes_are_bounded():
 def _sources(n):
   """Edits whose sources have to be decoded."""
   source = codec.encode(fake.pixels("source", 0, 64, 64), stubs.PNG)  # 12 kB, as its pixels.
-  return [stubs.EditRequest(request_id=str(i), instruction="x", seed=0, source=source)
-          for i in range(n)]  # fmt: skip
+  return [
+    stubs.EditRequest(request_id=str(i), instruction="x", seed=0, source=source) for i in range(n)
+  ]
 
 
 def _first_done(calls, n):

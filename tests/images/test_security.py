@@ -36,9 +36,22 @@ def pki(tmp_path_factory):
     openssl("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
     (folder / "ext").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
     openssl(
-      "x509", "-req", "-in", f"{name}.csr", "-CA", f"{ca}.pem", "-CAkey", f"{ca}.key",
-      "-CAcreateserial", "-out", f"{name}.pem", "-days", "2", "-extfile", "ext",
-    )  # fmt: skip
+      "x509",
+      "-req",
+      "-in",
+      f"{name}.csr",
+      "-CA",
+      f"{ca}.pem",
+      "-CAkey",
+      f"{ca}.key",
+      "-CAcreateserial",
+      "-out",
+      f"{name}.pem",
+      "-days",
+      "2",
+      "-extfile",
+      "ext",
+    )
     return Security(
       cert=str(folder / f"{name}.pem"),
       key=str(folder / f"{name}.key"),

@@ -192,8 +192,10 @@ def test_a_poisoned_row_fails_alone():
     prompts = [f"row {i}" for i in range(6)] + ["impossible", "poison"]
     results = [f.result(5.0) for f in [client.generate(p, seed=0, **SIZE) for p in prompts]]
   assert [r.failure and r.failure.reason for r in results] == [
-    *[None] * 6, Reason.INVALID_INSTRUCTION, Reason.INTERNAL
-  ]  # fmt: skip
+    *[None] * 6,
+    Reason.INVALID_INSTRUCTION,
+    Reason.INTERNAL,
+  ]
   assert results[0].timings.batch_size == 8
   assert backend.calls[1] != backend.calls[2]
 

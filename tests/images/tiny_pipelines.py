@@ -87,8 +87,14 @@ def pix2pix(*, seed: int = 0) -> StableDiffusionInstructPix2PixPipeline:
     norm_num_groups=4,
   )
   pipe = StableDiffusionInstructPix2PixPipeline(
-    parts["vae"], parts["text_encoder"], parts["tokenizer"], unet, DDIMScheduler(),
-    safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-  )  # fmt: skip
+    parts["vae"],
+    parts["text_encoder"],
+    parts["tokenizer"],
+    unet,
+    DDIMScheduler(),
+    safety_checker=None,
+    feature_extractor=None,
+    requires_safety_checker=False,
+  )
   pipe.set_progress_bar_config(disable=True)
   return pipe

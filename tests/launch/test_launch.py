@@ -25,9 +25,14 @@ def launch(script, *args, path=None, code=0):
   if path:
     env["PATH"] = f"{path}:{env['PATH']}"
   done = subprocess.run(
-    [ROOT / "launch" / script, *args], env=env, stdin=subprocess.DEVNULL, capture_output=True,
-    text=True, timeout=60, check=False,
-  )  # fmt: skip
+    [ROOT / "launch" / script, *args],
+    env=env,
+    stdin=subprocess.DEVNULL,
+    capture_output=True,
+    text=True,
+    timeout=60,
+    check=False,
+  )
   assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
   return done.stdout + done.stderr
 
@@ -46,9 +51,12 @@ def test_dry_run_for_a_pod_of_64_chips():
   create, archive, copy, ssh, delete = commands(out)
   assert create[:6] == ["gcloud", "compute", "tpus", "queued-resources", "create", "audit"]
   assert {
-    "--node-id=audit", "--zone=us-west4-a", "--accelerator-type=v5litepod-64",
-    "--runtime-version=v2-alpha-tpuv5-lite", "--spot",
-  } <= set(create)  # fmt: skip
+    "--node-id=audit",
+    "--zone=us-west4-a",
+    "--accelerator-type=v5litepod-64",
+    "--runtime-version=v2-alpha-tpuv5-lite",
+    "--spot",
+  } <= set(create)
   assert archive[:2] == ["git", "archive"] and archive[-1] == "HEAD"
   assert copy[3:5] == ["tpu-vm", "scp"] and copy[-1] == "--worker=all"
   assert ssh[3:6] == ["tpu-vm", "ssh", "audit"] and "--worker=all" in ssh
@@ -66,10 +74,18 @@ def test_dry_run_for_two_slurm_nodes():
   )
   assert commands(out) == [["sbatch", "--partition=h100", "<<JOB"]]
   flags = dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", out, re.M))
-  assert flags | {
-    "nodes": "2", "ntasks-per-node": "1", "gpus-per-node": "8", "signal": "TERM@120", "requeue": "",
-    "open-mode": "append",
-  } == flags  # fmt: skip
+  assert (
+    flags
+    | {
+      "nodes": "2",
+      "ntasks-per-node": "1",
+      "gpus-per-node": "8",
+      "signal": "TERM@120",
+      "requeue": "",
+      "open-mode": "append",
+    }
+    == flags
+  )
   (srun,) = re.findall(r"^srun .*", out, re.M)
   words = shlex.split(srun)
   assert words[2:5] == [".venv/bin/python", "-m", "auditdm_jax"]
@@ -79,9 +95,15 @@ def test_dry_run_for_two_slurm_nodes():
 
 def test_dry_run_for_a_cluster():
   out = launch(
-    "gke/jobset.sh", "audit", "--image=gcr.io/p/a:1", "--topology=8x8", "--spot", "--dry-run", "--",
+    "gke/jobset.sh",
+    "audit",
+    "--image=gcr.io/p/a:1",
+    "--topology=8x8",
+    "--spot",
+    "--dry-run",
+    "--",
     *STAGE,
-  )  # fmt: skip
+  )
   jobset = yaml.safe_load(out.partition("\n")[2].removesuffix("JOB\n"))
   assert (jobset["kind"], jobset["metadata"]["name"]) == ("JobSet", "audit")
   (slice_,) = jobset["spec"]["replicatedJobs"]
@@ -257,22 +279,31 @@ def test_a_crash_is_tried_twice_more_and_a_loss_at_once(codes, retries, ran, pau
 @pytest.mark.parametrize(
   ("code", "restarts", "again"),
   [
-    (0, 0, False), (2, 0, False), (1, 0, False), (201, 0, False), (143, 0, True), (75, 3, True),
+    (0, 0, False),
+    (2, 0, False),
+    (1, 0, False),
+    (201, 0, False),
+    (143, 0, True),
+    (75, 3, True),
     (143, 100, False),
   ],
-)  # fmt: skip
+)
 def test_a_stopped_slurm_job_is_queued_again(tmp_path, code, restarts, again):
   out = launch("gpu/slurm.sh", "--nodes=2", "--dry-run", "--", *STAGE)
   (tmp_path / "job.sh").write_text(out.partition("\n")[2].removesuffix("JOB\n"))
   program(tmp_path / "srun", f"exit {code}")
   program(tmp_path / "scontrol", f'echo "$*" >{tmp_path}/asked')
   done = subprocess.run(
-    ["bash", tmp_path / "job.sh"], check=False, timeout=60,
+    ["bash", tmp_path / "job.sh"],
+    check=False,
+    timeout=60,
     env=dict(
-      os.environ, PATH=f"{tmp_path}:{os.environ['PATH']}", SLURM_JOB_ID="7",
+      os.environ,
+      PATH=f"{tmp_path}:{os.environ['PATH']}",
+      SLURM_JOB_ID="7",
       SLURM_RESTART_COUNT=str(restarts),
     ),
-  )  # fmt: skip
+  )
   assert done.returncode == code
   asked = tmp_path / "asked"
   assert (asked.read_text() == "requeue 7\n") if again else not asked.exists()

@@ -42,9 +42,9 @@ GEMMA1 = dataclasses.replace(
 )
 
 
-def arrays_of(cfg, seed=0, dtype=np.float32):
+def arrays_of(config, seed=0, dtype=np.float32):
   """Random parameters by path."""
-  shapes = tree.flatten(jax.eval_shape(lambda k: mm.init(cfg, k), jax.random.key(0)))
+  shapes = tree.flatten(jax.eval_shape(lambda k: mm.init(config, k), jax.random.key(0)))
   rng = np.random.default_rng(seed)
   return {k: (0.3 * rng.standard_normal(v.shape)).astype(dtype) for k, v in shapes.items()}
 
@@ -71,7 +71,7 @@ def test_npz_loads_by_identity(tmp_path, prefix, dtype):
     assert np.load(path)[f"{prefix}img/pos_embedding"].dtype.kind == "V"
   loaded = weights.load(path)
   same(loaded.params, arrays)
-  assert loaded.cfg == CFG
+  assert loaded.config == CFG
   assert loaded.extras["origin"]["format"] == "big_vision"
   assert "softcaps 50 and 30" in loaded.extras["origin"]["inferred"]
 
@@ -108,7 +108,7 @@ def test_unscanned_layers_and_joint_qkv(tmp_path):
   assert "img/Transformer/encoderblock_1/LayerNorm_0/bias" in other
   assert "llm/layers/2/attn/qkv_einsum/w" in other
   loaded = weights.load(save_npz(tmp_path / "x.npz", other))
-  assert loaded.cfg == MHA
+  assert loaded.config == MHA
   same(loaded.params, arrays)
   written = big_vision.from_ours(MHA, weights.open_model(tmp_path / "x.npz").tree)
   np.testing.assert_array_equal(
@@ -159,24 +159,24 @@ def test_checkpoints_of_the_trainer(tmp_path, dtype):
   "name", ["paligemma_3b_224", "paligemma2_3b_448", "paligemma2_10b_896", "paligemma2_28b_224"]
 )
 def test_the_published_sizes_are_inferred(name):
-  cfg = variants.VARIANTS[name]
-  shapes = tree.flatten(jax.eval_shape(lambda k: mm.init(cfg, k), jax.random.key(0)))
+  config = variants.VARIANTS[name]
+  shapes = tree.flatten(jax.eval_shape(lambda k: mm.init(config, k), jax.random.key(0)))
   flat = {k: leaves.Leaf(v.shape, np.dtype("float32"), None) for k, v in shapes.items()}
   got, _ = big_vision.infer(flat, name)
-  scale = cfg.text.query_scale or cfg.text.head_dim**-0.5
-  text = dataclasses.replace(cfg.text, window=None, layer_is_local=(), query_scale=scale)
-  assert got == dataclasses.replace(cfg, text=text)
+  scale = config.text.query_scale or config.text.head_dim**-0.5
+  text = dataclasses.replace(config.text, window=None, layer_is_local=(), query_scale=scale)
+  assert got == dataclasses.replace(config, text=text)
 
 
 def test_a_named_model_says_what_shapes_cannot(tmp_path):
   arrays = arrays_of(GEMMA1)
   path = save_npz(tmp_path / "x.npz", arrays)
-  assert weights.load(path).cfg == GEMMA1
+  assert weights.load(path).config == GEMMA1
   windowed = dataclasses.replace(
     CFG, text=dataclasses.replace(TEXT, window=4, layer_is_local=(True, False, True))
   )
   path = save_npz(tmp_path / "y.npz", arrays_of(CFG))
-  assert weights.load(path, model=windowed).cfg == windowed
+  assert weights.load(path, model=windowed).config == windowed
   with pytest.raises(UserError, match="missing llm/layers/post_attention_norm/scale"):
     weights.load(tmp_path / "x.npz", model=CFG)
 
@@ -188,7 +188,7 @@ def test_another_resolution_resamples_the_positions(tmp_path):
   arrays["img/pos_embedding"][0, :, 0] = (2 * y + 5 * x).ravel()
   path = save_npz(tmp_path / "x.npz", arrays)
   loaded = weights.load(path, image_size=20)
-  assert loaded.cfg.vision.image_size == 20 and loaded.cfg.num_image_tokens == 25
+  assert loaded.config.vision.image_size == 20 and loaded.config.num_image_tokens == 25
   grid = np.asarray(loaded.params["img"]["pos_embedding"]).reshape(5, 5, -1)
   y, x = np.mgrid[0:5, 0:5]
   np.testing.assert_allclose(grid[..., 0], y + 2.5 * x, atol=1e-5)
@@ -202,8 +202,10 @@ def test_a_row_for_the_image_token_is_never_the_likeliest():
   arrays = arrays_of(CFG)
   name = "llm/embedder/input_embedding"
   arrays[name][:, 0] = 2
-  cfg, grown = big_vision.with_image_token(CFG, {k: leaves.of_array(v) for k, v in arrays.items()})
-  assert cfg.text.vocab_size == 64 and grown[name].shape == (64, 16)
+  config, grown = big_vision.with_image_token(
+    CFG, {k: leaves.of_array(v) for k, v in arrays.items()}
+  )
+  assert config.text.vocab_size == 64 and grown[name].shape == (64, 16)
   table = grown[name].whole()
   np.testing.assert_array_equal(table[:20], arrays[name])
   np.testing.assert_array_equal(grown[name].read((slice(18, 30), slice(2, 5))), table[18:30, 2:5])
@@ -216,9 +218,9 @@ def test_a_row_for_the_image_token_is_never_the_likeliest():
 
 def test_a_full_vocabulary_is_cut_where_big_visions_ends():
   text = dataclasses.replace(TEXT, vocab_size=257_216, width=4, depth=1)
-  cfg = dataclasses.replace(CFG, text=text, image_token_id=257_152)
-  flat = {k: leaves.of_array(v) for k, v in arrays_of(cfg).items()}
-  written = big_vision.from_ours(cfg, flat)["params/llm/embedder/input_embedding"]
+  config = dataclasses.replace(CFG, text=text, image_token_id=257_152)
+  flat = {k: leaves.of_array(v) for k, v in arrays_of(config).items()}
+  written = big_vision.from_ours(config, flat)["params/llm/embedder/input_embedding"]
   whole = flat["llm/embedder/input_embedding"].whole()
   assert written.shape == (257_152, 4)
   np.testing.assert_array_equal(written.whole(), whole[:257_152])
@@ -317,30 +319,46 @@ def test_numpy_reads_what_we_write(tmp_path, dtype):
 # ------------------------------------------------------------------------------- big_vision itself
 
 
-@pytest.mark.parametrize("cfg", [CFG, MHA, GEMMA1], ids=["gemma2", "as_many_kv_heads", "gemma1"])
-def test_unmodified_big_vision_gives_the_same_logits(tmp_path, monkeypatch, cfg):
+@pytest.mark.parametrize("config", [CFG, MHA, GEMMA1], ids=["gemma2", "as_many_kv_heads", "gemma1"])
+def test_unmodified_big_vision_gives_the_same_logits(tmp_path, monkeypatch, config):
   """From one npz, both ways: it reads what we write and we read what it has made."""
   pytest.importorskip("big_vision", reason="needs big_vision on PYTHONPATH")
   bv_gemma = pytest.importorskip("big_vision.models.ppp.gemma")
   paligemma = pytest.importorskip("big_vision.models.proj.paligemma.paligemma")
   ml_collections = pytest.importorskip("ml_collections")
-  t, v = cfg.text, cfg.vision
+  t, v = config.text, config.vision
   sizes = ml_collections.ConfigDict(
     dict(
-      variant="tiny", width=t.width, depth=t.depth, mlp_dim=t.mlp_dim, num_heads=t.num_heads,
-      num_kv_heads=t.num_kv_heads, head_dim=t.head_dim, norm_eps=1e-6, vocab_size=t.vocab_size,
-      final_logits_softcap=t.final_softcap, attn_logits_softcap=t.attn_softcap,
-      post_norms=t.post_norms, scan=True, remat_policy="nothing_saveable",
+      variant="tiny",
+      width=t.width,
+      depth=t.depth,
+      mlp_dim=t.mlp_dim,
+      num_heads=t.num_heads,
+      num_kv_heads=t.num_kv_heads,
+      head_dim=t.head_dim,
+      norm_eps=1e-6,
+      vocab_size=t.vocab_size,
+      final_logits_softcap=t.final_softcap,
+      attn_logits_softcap=t.attn_softcap,
+      post_norms=t.post_norms,
+      scan=True,
+      remat_policy="nothing_saveable",
     )
-  )  # fmt: skip
+  )
   monkeypatch.setattr(bv_gemma, "get_config", lambda variant: sizes.copy_and_resolve_references())
   theirs = paligemma.Model(
     img=dict(
-      width=v.width, depth=v.depth, mlp_dim=v.mlp_dim, num_heads=v.num_heads, pool_type="none",
-      patch_size=(v.patch_size, v.patch_size), scan=True, head_zeroinit=False,
+      width=v.width,
+      depth=v.depth,
+      mlp_dim=v.mlp_dim,
+      num_heads=v.num_heads,
+      pool_type="none",
+      patch_size=(v.patch_size, v.patch_size),
+      scan=True,
+      head_zeroinit=False,
     ),
     llm=dict(variant="tiny", vocab_size=t.vocab_size, cache_dtype="float32"),
-  )  # fmt: skip
+  )
   rng = np.random.default_rng(0)
   pixels = rng.uniform(-1, 1, (2, v.image_size, v.image_size, 3)).astype(np.float32)
   text = rng.integers(3, t.vocab_size, (2, 7))
@@ -351,27 +369,27 @@ def test_unmodified_big_vision_gives_the_same_logits(tmp_path, monkeypatch, cfg)
 
   # Theirs to ours.
   loaded = weights.load(save_npz(tmp_path / "theirs.npz", made, "params/"))
-  assert loaded.cfg == cfg
+  assert loaded.config == config
   # Ours back to theirs, through their own loader.
-  written = big_vision.from_ours(loaded.cfg, weights.open_model(tmp_path / "theirs.npz").tree)
+  written = big_vision.from_ours(loaded.config, weights.open_model(tmp_path / "theirs.npz").tree)
   tensor_files.write_npz(tmp_path / "ours.npz", written)
-  model_cfg = ml_collections.ConfigDict(
+  model_config = ml_collections.ConfigDict(
     dict(img=dict(scan=True), llm=dict(variant="tiny", vocab_size=t.vocab_size))
   )
-  params = paligemma.load(init, str(tmp_path / "ours.npz"), model_cfg)
+  params = paligemma.load(init, str(tmp_path / "ours.npz"), model_config)
   for path, x in tree.flatten(params).items():
     np.testing.assert_array_equal(x, made[path], err_msg=path)
 
   # Teacher-forced: big_vision caps the logits of its decoding only, we cap them everywhere.
   expected, _ = theirs.apply({"params": params}, pixels, text, mask_ar)
   expected = np.asarray(gemma.softcap(expected, t.final_softcap))
-  slots = np.full((2, cfg.num_image_tokens), cfg.image_token_id)
+  slots = np.full((2, config.num_image_tokens), config.image_token_id)
   tokens = np.concatenate([slots, text], axis=1)
   ar = np.concatenate([np.zeros_like(slots), mask_ar], axis=1)
-  features = mm.encode_images(cfg, loaded.params, pixels)
+  features = mm.encode_images(config, loaded.params, pixels)
   x = mm.hidden(
-    cfg, loaded.params, features, jnp.asarray(tokens), valid=jnp.ones(tokens.shape, bool), ar=ar
+    config, loaded.params, features, jnp.asarray(tokens), valid=jnp.ones(tokens.shape, bool), ar=ar
   )
-  got = np.asarray(mm.unembed(cfg, loaded.params, x))[:, cfg.num_image_tokens :]
+  got = np.asarray(mm.unembed(config, loaded.params, x))[:, config.num_image_tokens :]
   assert np.ptp(expected) > 1
   np.testing.assert_allclose(got, expected, atol=2e-4)

@@ -31,7 +31,7 @@ PALIGEMMA = mm.VlmConfig(
   "paligemma", dataclasses.replace(TEXT, attn_softcap=5.0, final_softcap=3.0), VISION, IMAGE
 )
 GEMMA3 = mm.VlmConfig("gemma3", dataclasses.replace(TEXT, qk_norm=True), VISION, IMAGE)
-BOTH = pytest.mark.parametrize("cfg", [PALIGEMMA, GEMMA3], ids=["paligemma", "gemma3"])
+BOTH = pytest.mark.parametrize("config", [PALIGEMMA, GEMMA3], ids=["paligemma", "gemma3"])
 BIASED = dataclasses.replace(GEMMA3, text=dataclasses.replace(GEMMA3.text, attn_bias=True))
 BANNED = (0, 2, IMAGE)
 
@@ -50,12 +50,12 @@ def prompts(*, left=False):
   return features, tokens, valid, rows
 
 
-def draw(cfg, sc, params, *, left=False, order=(0, 1, 2), seed=0, **own):
+def draw(config, sc, params, *, left=False, order=(0, 1, 2), seed=0, **own):
   features, tokens, valid, _ = prompts(left=left)
   keys = jax.random.split(jax.random.key(seed), (P, G))
   order = np.array(order)
   out = sample(
-    cfg,
+    config,
     sc,
     params,
     features[order],
@@ -69,7 +69,7 @@ def draw(cfg, sc, params, *, left=False, order=(0, 1, 2), seed=0, **own):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def teacher_forced(cfg, sc, params, out):
+def teacher_forced(config, sc, params, out):
   """The full forward pass over prompt and completion of every row.
 
   Returns the log-probs f32[P,G,C] of the completions, and the likeliest tokens i32[P,G,C].
@@ -79,22 +79,22 @@ def teacher_forced(cfg, sc, params, out):
   rows = jnp.concatenate([jnp.repeat(tokens, G, axis=0), out.tokens.reshape(P * G, c)], axis=1)
   ar = jnp.concatenate([jnp.zeros((P * G, T)), jnp.ones((P * G, c))], axis=1)
   x = mm.hidden(
-    cfg,
+    config,
     params,
     jnp.repeat(features, G, axis=0),
     rows,
     valid=jnp.concatenate([jnp.repeat(valid, G, axis=0), jnp.ones((P * G, c), bool)], axis=1),
-    ar=ar.astype(jnp.int32) if cfg.kind == "paligemma" else None,
+    ar=ar.astype(jnp.int32) if config.kind == "paligemma" else None,
   )[:, -c - 1 : -1]
   how = {"banned": sc.banned_ids, "temperature": sc.temperature or 1.0}
-  logp, _ = mm.token_logprobs(cfg, params, x, rows[:, -c:], **how)
-  best = jnp.argmax(mm.sampling_logits(cfg, params, x, **how), axis=-1)
+  logp, _ = mm.token_logprobs(config, params, x, rows[:, -c:], **how)
+  best = jnp.argmax(mm.sampling_logits(config, params, x, **how), axis=-1)
   return logp.reshape(P, G, c), best.reshape(P, G, c)
 
 
-def check_logprobs(cfg, sc, params, out):
+def check_logprobs(config, sc, params, out):
   """Every drawn token has the log-prob that the full pass over its own row gives it."""
-  want, _ = teacher_forced(cfg, sc, params, out)
+  want, _ = teacher_forced(config, sc, params, out)
   drawn = np.arange(C) < out.length[..., None]
   np.testing.assert_allclose(out.logprobs, np.where(drawn, want, 0.0), atol=2e-5)
   assert not out.tokens[~drawn].any()
@@ -108,41 +108,43 @@ def noisy(params):
   return jax.tree.unflatten(tree, leaves)
 
 
-@pytest.mark.parametrize("cfg", [PALIGEMMA, GEMMA3, BIASED], ids=["paligemma", "gemma3", "biased"])
-def test_sampled_logprob_is_teacher_forced_logprob(cfg):
-  params = noisy(init(cfg, jax.random.key(0)))
+@pytest.mark.parametrize(
+  "config", [PALIGEMMA, GEMMA3, BIASED], ids=["paligemma", "gemma3", "biased"]
+)
+def test_sampled_logprob_is_teacher_forced_logprob(config):
+  params = noisy(init(config, jax.random.key(0)))
   sc = decode.SampleConfig(C, 0.8, stop_ids=(), banned_ids=BANNED)
-  out = draw(cfg, sc, params)
+  out = draw(config, sc, params)
   assert (out.length == C).all() and out.truncated.all()
   assert not np.isin(out.tokens, BANNED).any()
-  check_logprobs(cfg, sc, params, out)
+  check_logprobs(config, sc, params, out)
   # On the left, the same draws: neither caches nor randomness know where the padding is.
-  other = draw(cfg, sc, params, left=True)
+  other = draw(config, sc, params, left=True)
   np.testing.assert_array_equal(out.tokens, other.tokens)
   np.testing.assert_allclose(out.logprobs, other.logprobs, atol=2e-5)
 
 
 @BOTH
-def test_greedy_takes_the_likeliest_token_of_the_full_forward(cfg):
-  params = init(cfg, jax.random.key(1))
+def test_greedy_takes_the_likeliest_token_of_the_full_forward(config):
+  params = init(config, jax.random.key(1))
   sc = decode.SampleConfig(C, 0.0, banned_ids=(IMAGE,))
-  out = draw(cfg, sc, params)
+  out = draw(config, sc, params)
   np.testing.assert_array_equal(out.tokens[:, 0], out.tokens[:, 1])
-  _, best = teacher_forced(cfg, sc, params, out)
+  _, best = teacher_forced(config, sc, params, out)
   np.testing.assert_array_equal(out.tokens, best)
-  check_logprobs(cfg, sc, params, out)
+  check_logprobs(config, sc, params, out)
 
 
 def test_terminators_lengths_and_truncation():
   """Several terminators, one of them the pad id: the lengths come from the sampler."""
-  cfg = GEMMA3
-  params = init(cfg, jax.random.key(0))
+  config = GEMMA3
+  params = init(config, jax.random.key(0))
   stops, words = (0, 3, 7), tuple(range(9, 19))
   banned = tuple(i for i in range(19) if i not in stops + words)
   sc = decode.SampleConfig(C, 3.0, stop_ids=stops, banned_ids=banned)
   ended, by = 0, set()
   for seed in range(4):
-    out = draw(cfg, sc, params, seed=seed)
+    out = draw(config, sc, params, seed=seed)
     for tokens, n, truncated in zip(
       out.tokens.reshape(-1, C), out.length.ravel(), out.truncated.ravel()
     ):
@@ -150,7 +152,7 @@ def test_terminators_lengths_and_truncation():
       assert truncated == (len(stop_at) == 0)
       assert n == (C if truncated else stop_at[0] + 1)
       ended, by = ended + (not truncated), by | ({tokens[n - 1]} if not truncated else set())
-    check_logprobs(cfg, sc, params, out)
+    check_logprobs(config, sc, params, out)
   assert 0 < ended < 4 * P * G and by == set(stops)
 
 
@@ -215,10 +217,10 @@ def test_split_parameters_draw_the_same():
 def test_a_step_does_not_copy_the_cache(split):
   """Copied at each step, it took a sixth of the time of 32 rows and 98 M parameters."""
   wide = dataclasses.replace(TEXT, width=64, mlp_dim=128, head_dim=64, num_kv_heads=1)
-  cfg, room = dataclasses.replace(GEMMA3, text=wide, vision=None), 41
-  params = init(cfg, jax.random.key(0))
+  config, room = dataclasses.replace(GEMMA3, text=wide, vision=None), 41
+  params = init(config, jax.random.key(0))
   program = sample.lower(
-    cfg,
+    config,
     decode.SampleConfig(room + 1, stop_ids=(3,)),
     mm.split_layers(params) if split else params,
     None,

@@ -43,68 +43,70 @@ GEMMA1 = dataclasses.replace(GEMMA2, post_norms=False, layer_is_local=(), window
 ODD = dataclasses.replace(GEMMA2, local_rope_scale=3.0, attn_bias=True, activation="gelu")
 
 
-def reference(cfg, params, tokens, positions, mask, wide=None):
+def reference(config, params, tokens, positions, mask, wide=None):
   """One layer after the other, one einsum at a time, in float64."""
   wide = np.zeros_like(mask) if wide is None else wide
   p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
 
   def norm(x, scale):
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + cfg.norm_eps) * (1 + scale)
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_eps) * (1 + scale)
 
   def rope(x, base, scale):
-    half = cfg.head_dim // 2
+    half = config.head_dim // 2
     angle = positions[:, :, None, None] / scale * base ** (-np.arange(half) / half)
     a, b = x[..., :half], x[..., half:]
     return np.concatenate(
       [a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], -1
     )
 
-  x = p["embedder"]["input_embedding"][tokens] * np.sqrt(cfg.width)
-  for i in range(cfg.depth):
+  x = p["embedder"]["input_embedding"][tokens] * np.sqrt(config.width)
+  for i in range(config.depth):
     w = jax.tree.map(operator.itemgetter(i), p["layers"])
-    local = bool(cfg.layer_is_local) and cfg.layer_is_local[i]
+    local = bool(config.layer_is_local) and config.layer_is_local[i]
     y = norm(x, w["pre_attention_norm"]["scale"])
     q = np.einsum("btd,ndh->btnh", y, w["attn"]["q_einsum"]["w"])
     k, v = np.einsum("btd,ckdh->cbtkh", y, w["attn"]["kv_einsum"]["w"])
-    if cfg.attn_bias:
+    if config.attn_bias:
       q = q + w["attn"]["q_einsum"]["b"]
       k, v = k + w["attn"]["kv_einsum"]["b"][0, 0, 0], v + w["attn"]["kv_einsum"]["b"][1, 0, 0]
-    if cfg.qk_norm:
+    if config.qk_norm:
       q = norm(q, w["attn"]["query_norm"]["scale"])
       k = norm(k, w["attn"]["key_norm"]["scale"])
     base, scale = (
-      (cfg.local_rope_base, cfg.local_rope_scale) if local else (cfg.rope_base, cfg.rope_scale)
+      (config.local_rope_base, config.local_rope_scale)
+      if local
+      else (config.rope_base, config.rope_scale)
     )
     q, k = rope(q, base, scale), rope(k, base, scale)
-    q = q * (cfg.head_dim**-0.5 if cfg.query_scale is None else cfg.query_scale)
-    repeat = cfg.num_heads // cfg.num_kv_heads
+    q = q * (config.head_dim**-0.5 if config.query_scale is None else config.query_scale)
+    repeat = config.num_heads // config.num_kv_heads
     k, v = np.repeat(k, repeat, axis=2), np.repeat(v, repeat, axis=2)
     logits = np.einsum("btnh,bsnh->bnts", q, k)
-    if cfg.attn_softcap:
-      logits = cfg.attn_softcap * np.tanh(logits / cfg.attn_softcap)
+    if config.attn_softcap:
+      logits = config.attn_softcap * np.tanh(logits / config.attn_softcap)
     seen = mask.copy()
     if local:
-      seen &= (positions[:, :, None] - positions[:, None, :] < cfg.window) | wide
+      seen &= (positions[:, :, None] - positions[:, None, :] < config.window) | wide
     logits = np.where(seen[:, None], logits, -1e30)
     e = np.exp(logits - logits.max(-1, keepdims=True))
     out = np.einsum("bnts,bsnh->btnh", e / e.sum(-1, keepdims=True), v)
     y = np.einsum("btnh,nhd->btd", out, w["attn"]["attn_vec_einsum"]["w"])
     y = y + w["attn"]["attn_vec_einsum"].get("b", 0)
-    x = x + (norm(y, w["post_attention_norm"]["scale"]) if cfg.post_norms else y)
+    x = x + (norm(y, w["post_attention_norm"]["scale"]) if config.post_norms else y)
     y = norm(x, w["pre_ffw_norm"]["scale"])
     gate, up = np.einsum("btd,cdf->cbtf", y, w["mlp"]["gating_einsum"])
     inner = np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3))
-    if cfg.activation == "gelu":
+    if config.activation == "gelu":
       inner = scipy.special.erf(gate / np.sqrt(2))
     y = (0.5 * gate * (1 + inner) * up) @ w["mlp"]["linear"]
-    x = x + (norm(y, w["post_ffw_norm"]["scale"]) if cfg.post_norms else y)
+    x = x + (norm(y, w["post_ffw_norm"]["scale"]) if config.post_norms else y)
   return norm(x, p["final_norm"]["scale"])
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def make(cfg):
+def make(config):
   """Params with every norm scale moved off its initial value."""
-  params = gemma.Gemma(cfg).init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+  params = gemma.Gemma(config).init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
   leaves, tree = jax.tree.flatten(params)
   keys = jax.random.split(jax.random.key(1), len(leaves))
   noise = [0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)]
@@ -112,12 +114,12 @@ def make(cfg):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def run(cfg, params, tokens, positions, mask, wide=None):
+def run(config, params, tokens, positions, mask, wide=None):
   def forward(m, tokens):
     where = dict(positions=positions, key_positions=positions)
     return m.decode(m.embed(tokens), **where, mask=mask, wide=wide)[0]
 
-  return gemma.Gemma(cfg).apply({"params": params}, tokens, method=forward)
+  return gemma.Gemma(config).apply({"params": params}, tokens, method=forward)
 
 
 def inputs(*, b=2, t=9):
@@ -131,10 +133,10 @@ def inputs(*, b=2, t=9):
 
 @pytest.mark.parametrize("name", ["gemma1", "gemma2", "gemma3", "odd"])
 def test_scan_equals_unrolled_reference(name):
-  cfg = {"gemma1": GEMMA1, "gemma2": GEMMA2, "gemma3": GEMMA3, "odd": ODD}[name]
-  params = make(cfg)
-  got = run(cfg, params, *inputs())
-  np.testing.assert_allclose(got, reference(cfg, params, *inputs()), atol=2e-5)
+  config = {"gemma1": GEMMA1, "gemma2": GEMMA2, "gemma3": GEMMA3, "odd": ODD}[name]
+  params = make(config)
+  got = run(config, params, *inputs())
+  np.testing.assert_allclose(got, reference(config, params, *inputs()), atol=2e-5)
 
 
 def test_what_is_wide_is_seen_in_spite_of_the_window():
@@ -149,8 +151,8 @@ def test_what_is_wide_is_seen_in_spite_of_the_window():
 def test_unrolling_and_remat_change_nothing(change):
   params, data = make(GEMMA3), inputs()
 
-  def loss(params, cfg):
-    return jnp.mean(run(cfg, params, *data) ** 3)
+  def loss(params, config):
+    return jnp.mean(run(config, params, *data) ** 3)
 
   grad = jax.jit(jax.grad(loss), static_argnums=1)
   plain, other = grad(params, GEMMA3), grad(params, dataclasses.replace(GEMMA3, **change))

@@ -142,7 +142,7 @@ EACH = pytest.mark.parametrize("make", MODELS, ids=lambda f: f.__name__)
 class Case:
   folder: pathlib.Path
   reference: torch.nn.Module
-  cfg: mm.VlmConfig
+  config: mm.VlmConfig
   params: dict
 
 
@@ -168,24 +168,24 @@ def case(tmp_path_factory):
 
 
 def read(folder):
-  config = json.loads((folder / "config.json").read_text())
-  cfg = hf_config.read_config(config, where=str(folder / "config.json"))
-  return cfg, weights.read_safetensors(folder)
+  header = json.loads((folder / "config.json").read_text())
+  config = hf_config.read_config(header, where=str(folder / "config.json"))
+  return config, weights.read_safetensors(folder)
 
 
 def load(folder):
-  cfg, tensors = read(folder)
-  return cfg, tree.unflatten(leaves.place(hf.to_ours(cfg, tensors), None))
+  config, tensors = read(folder)
+  return config, tree.unflatten(leaves.place(hf.to_ours(config, tensors), None))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def ours(cfg, params, pixels, tokens, valid, ar):
+def ours(config, params, pixels, tokens, valid, ar):
   features = None
   if pixels is not None:
-    features = mm.encode_images(cfg, params, pixels.reshape(-1, *pixels.shape[-3:]))
+    features = mm.encode_images(config, params, pixels.reshape(-1, *pixels.shape[-3:]))
     features = features.reshape(*pixels.shape[:-3], *features.shape[-2:])
-  x = mm.hidden(cfg, params, features, tokens, valid=valid, ar=ar)
-  return mm.unembed(cfg, params, x)
+  x = mm.hidden(config, params, features, tokens, valid=valid, ar=ar)
+  return mm.unembed(config, params, x)
 
 
 def theirs(case, images, tokens, valid, ar):
@@ -193,8 +193,8 @@ def theirs(case, images, tokens, valid, ar):
   extra = {}
   if images is not None and len(images):
     extra["pixel_values"] = torch.tensor(np.stack(images)).permute(0, 3, 1, 2)
-  if case.cfg.vision is not None:
-    kinds = ar if case.cfg.kind == "paligemma" else tokens == case.cfg.image_token_id
+  if case.config.vision is not None:
+    kinds = ar if case.config.kind == "paligemma" else tokens == case.config.image_token_id
     extra["token_type_ids"] = torch.tensor(kinds).long()
   with torch.no_grad():
     return case.reference(
@@ -202,20 +202,20 @@ def theirs(case, images, tokens, valid, ar):
     ).logits.numpy()
 
 
-def batch(cfg, *, left, rows=3, length=28):
+def batch(config, *, left, rows=3, length=28):
   """Rows of different lengths; of a Gemma 3 with two, one and no images, of a PaliGemma with one.
 
   Returns:
     pixels f32[B,I,H,W,3], the images in use, tokens, valid, ar.
   """
   rng = np.random.default_rng(0)
-  slots = [cfg.image_token_id] * cfg.num_image_tokens
+  slots = [config.image_token_id] * config.num_image_tokens
   words = lambda n: rng.integers(3, V - 1, n).tolist()  # noqa: E731
-  if cfg.vision is None:
+  if config.vision is None:
     texts, counts = [words(length), words(9), words(17)], [0, 0, 0]
-  elif cfg.kind == "paligemma":
+  elif config.kind == "paligemma":
     texts, counts = [slots + words(n) for n in (12, 3, 7)], [1, 1, 1]
-  elif cfg.num_image_tokens > 4:
+  elif config.num_image_tokens > 4:
     texts, counts = [words(2) + slots + words(9), words(20), slots + words(2)], [1, 0, 1]
   else:
     texts = [words(3) + slots + words(1) + slots + words(9), words(11), slots * 2 + words(4)]
@@ -226,11 +226,11 @@ def batch(cfg, *, left, rows=3, length=28):
   for i, text in enumerate(texts):
     where = slice(length - len(text), None) if left else slice(0, len(text))
     tokens[i, where], valid[i, where] = text, True
-    ar[i, where] = np.arange(len(text)) >= cfg.num_image_tokens + 4
-  ar = ar if cfg.kind == "paligemma" else None
-  if cfg.vision is None:
+    ar[i, where] = np.arange(len(text)) >= config.num_image_tokens + 4
+  ar = ar if config.kind == "paligemma" else None
+  if config.vision is None:
     return None, None, tokens, valid, ar
-  size, most = cfg.vision.image_size, max(1, *counts, 0)
+  size, most = config.vision.image_size, max(1, *counts, 0)
   pixels = rng.uniform(-1, 1, (rows, most, size, size, 3)).astype(np.float32)
   return pixels, [p for row, n in zip(pixels, counts) for p in row[:n]], tokens, valid, ar
 
@@ -239,8 +239,8 @@ def batch(cfg, *, left, rows=3, length=28):
 def test_logits_equal_transformers(case, make):
   c = case(make)
   for left in (False, True):
-    pixels, images, tokens, valid, ar = batch(c.cfg, left=left)
-    got = ours(c.cfg, c.params, pixels, tokens, valid, ar)
+    pixels, images, tokens, valid, ar = batch(c.config, left=left)
+    got = ours(c.config, c.params, pixels, tokens, valid, ar)
     want = theirs(c, images, tokens, valid, ar)
     assert want[valid].std() > 0.3
     np.testing.assert_allclose(got[valid], want[valid], atol=2e-4)
@@ -251,21 +251,21 @@ def test_text_only_and_batch_of_one(case, make):
   c = case(make)
   tokens = np.random.default_rng(1).integers(3, V - 1, (2, 19))
   valid, ar = np.ones((2, 19), bool), np.zeros((2, 19), np.int32)
-  got = ours(c.cfg, c.params, None, tokens, valid, None)
+  got = ours(c.config, c.params, None, tokens, valid, None)
   np.testing.assert_allclose(got, theirs(c, None, tokens, valid, ar), atol=2e-4)
-  pixels, images, tokens, valid, ar = batch(c.cfg, left=False, rows=1)
-  got = ours(c.cfg, c.params, pixels, tokens, valid, ar)
+  pixels, images, tokens, valid, ar = batch(c.config, left=False, rows=1)
+  got = ours(c.config, c.params, pixels, tokens, valid, ar)
   np.testing.assert_allclose(got[valid], theirs(c, images, tokens, valid, ar)[valid], atol=2e-4)
 
 
 @EACH
 def test_round_trip_is_bitwise_in_every_layout(case, make):
   c = case(make)
-  cfg, given = read(c.folder)
+  config, given = read(c.folder)
   for rename in (lambda n: n, older, nested):
     tensors = {rename(k): v for k, v in given.items()}
     layout = hf.detect_layout(tensors)
-    back = hf.from_ours(cfg, hf.to_ours(cfg, tensors), layout=layout)
+    back = hf.from_ours(config, hf.to_ours(config, tensors), layout=layout)
     assert set(back) == set(tensors)
     for name, leaf in tensors.items():
       assert back[name].dtype == leaf.dtype
@@ -288,24 +288,26 @@ def nested(name):
 @EACH
 def test_a_written_config_is_read_by_transformers(case, make, tmp_path):
   c = case(make)
-  config = hf_config.write_config(c.cfg)
-  assert hf_config.read_config(config, where="here") == c.cfg
+  config = hf_config.write_config(c.config)
+  assert hf_config.read_config(config, where="here") == c.config
   flat = {k: leaves.of_array(v) for k, v in tree.flatten(c.params).items()}
-  tensors = {k: torch.tensor(v.whole()).contiguous() for k, v in hf.from_ours(c.cfg, flat).items()}
+  tensors = {
+    k: torch.tensor(v.whole()).contiguous() for k, v in hf.from_ours(c.config, flat).items()
+  }
   (tmp_path / "config.json").write_text(json.dumps(config))
   safetensors_torch.save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
   model, report = MODELS[make].from_pretrained(
     tmp_path, output_loading_info=True, attn_implementation="eager"
   )
   assert not any(report[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-  _, images, tokens, valid, ar = batch(c.cfg, left=False)
+  _, images, tokens, valid, ar = batch(c.config, left=False)
   again = dataclasses.replace(c, reference=model.eval())
   want = theirs(c, images, tokens, valid, ar)
   np.testing.assert_array_equal(theirs(again, images, tokens, valid, ar), want)
 
 
 def test_reads_only_what_is_asked_for(case):
-  cfg, tensors = read(case(gemma3).folder)
+  config, tensors = read(case(gemma3).folder)
   seen = []
 
   def watched(name, leaf):
@@ -315,7 +317,7 @@ def test_reads_only_what_is_asked_for(case):
 
     return dataclasses.replace(leaf, read=read)
 
-  ours = hf.to_ours(cfg, {k: watched(k, v) for k, v in tensors.items()})
+  ours = hf.to_ours(config, {k: watched(k, v) for k, v in tensors.items()})
   assert not seen
   q = ours["llm/layers/attn/q_einsum/w"]  # [L,N,D,H]
   part = q.read((slice(1, 3), slice(1, 2), slice(4, 12), slice(2, 5)))
@@ -325,10 +327,10 @@ def test_reads_only_what_is_asked_for(case):
 
 
 def test_every_slice_of_a_leaf_is_that_part_of_the_whole(case):
-  cfg, tensors = read(case(gemma3).folder)
-  mine = hf.to_ours(cfg, tensors)
+  config, tensors = read(case(gemma3).folder)
+  mine = hf.to_ours(config, tensors)
   rng = np.random.default_rng(0)
-  for name, leaf in [*mine.items(), *hf.from_ours(cfg, mine).items()]:
+  for name, leaf in [*mine.items(), *hf.from_ours(config, mine).items()]:
     index = []
     for n in leaf.shape:
       start = int(rng.integers(n))
@@ -337,38 +339,38 @@ def test_every_slice_of_a_leaf_is_that_part_of_the_whole(case):
 
 
 def test_a_stored_copy_of_a_tied_head_is_kept_and_another_head_is_refused(case):
-  cfg, tensors = read(case(gemma2_text).folder)
+  config, tensors = read(case(gemma2_text).folder)
   copy = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]}
-  back = hf.from_ours(cfg, hf.to_ours(cfg, copy), layout=hf.detect_layout(copy))
+  back = hf.from_ours(config, hf.to_ours(config, copy), layout=hf.detect_layout(copy))
   assert "lm_head.weight" in back
   other = leaves.of_array(tensors["model.embed_tokens.weight"].whole() + 1)
   with pytest.raises(UserError, match="lm_head.weight is not a copy .* tie_word_embeddings"):
-    hf.to_ours(cfg, tensors | {"lm_head.weight": other})
+    hf.to_ours(config, tensors | {"lm_head.weight": other})
 
 
 @pytest.mark.parametrize("rename", [lambda n: n, lambda n: older(n), lambda n: nested(n)])
 def test_a_tied_embedding_may_be_there_as_the_head_only(case, rename):
-  cfg, tensors = read(case(paligemma2).folder)
+  config, tensors = read(case(paligemma2).folder)
   tensors = {rename(k): v for k, v in tensors.items()}
   (name,) = (n for n in tensors if n.endswith("embed_tokens.weight"))
   only = {k: v for k, v in tensors.items() if k != name} | {"lm_head.weight": tensors[name]}
-  flat, got = hf.to_ours(cfg, tensors), hf.to_ours(cfg, only)
+  flat, got = hf.to_ours(config, tensors), hf.to_ours(config, only)
   assert flat.keys() == got.keys()
   for k, leaf in flat.items():
     np.testing.assert_array_equal(got[k].whole(), leaf.whole(), err_msg=k)
   layout = hf.Layout(**dataclasses.asdict(hf.detect_layout(only)))
-  assert set(hf.from_ours(cfg, got, layout=layout)) == set(only)
-  untied = dataclasses.replace(cfg, text=dataclasses.replace(cfg.text, tied_head=False))
+  assert set(hf.from_ours(config, got, layout=layout)) == set(only)
+  untied = dataclasses.replace(config, text=dataclasses.replace(config.text, tied_head=False))
   with pytest.raises(UserError, match=f"no {name}"):
     hf.to_ours(untied, only)
 
 
 def test_strict_both_ways(case):
-  cfg, tensors = read(case(gemma2_text).folder)
+  config, tensors = read(case(gemma2_text).folder)
   name = "model.layers.1.mlp.up_proj.weight"
   rest = {k: v for k, v in tensors.items() if k != name}
   buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": leaves.of_array(np.ones(3))}
-  hf.to_ours(cfg, tensors | buffer)
+  hf.to_ours(config, tensors | buffer)
   near = "model.layers.1.mlp.up.weight"
   wide = "model.layers.3.mlp.up_proj.weight"
   for wrong, message in (
@@ -379,17 +381,17 @@ def test_strict_both_ways(case):
     ({"x": tensors[name]}, r"0 tensors are called …embed_tokens.weight"),
   ):
     with pytest.raises(UserError, match=message):
-      hf.to_ours(cfg, wrong, where="here")
-  flat = hf.to_ours(cfg, tensors)
+      hf.to_ours(config, wrong, where="here")
+  flat = hf.to_ours(config, tensors)
   with pytest.raises(UserError, match="no llm/final_norm/scale"):
-    hf.from_ours(cfg, {k: v for k, v in flat.items() if k != "llm/final_norm/scale"})
+    hf.from_ours(config, {k: v for k, v in flat.items() if k != "llm/final_norm/scale"})
   with pytest.raises(UserError, match="llm/other .* is not used"):
-    hf.from_ours(cfg, flat | {"llm/other": leaves.of_array(np.ones(2))})
+    hf.from_ours(config, flat | {"llm/other": leaves.of_array(np.ones(2))})
 
 
 def test_the_parameters_are_the_model_s(case):
   for make in MODELS:
     c = case(make)
-    expected = jax.eval_shape(lambda key, cfg=c.cfg: mm.init(cfg, key), jax.random.key(0))
+    expected = jax.eval_shape(lambda key, config=c.config: mm.init(config, key), jax.random.key(0))
     assert not tree.diff(expected, c.params)
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(c.params))

@@ -133,11 +133,11 @@ def read(config):
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_published_configs_are_the_variants(name):
-  cfg, variant = read(PUBLIC[name]), variants.VARIANTS[name]
-  if cfg.kind == "paligemma":  # Hugging Face pads big_vision's vocabulary.
+  config, variant = read(PUBLIC[name]), variants.VARIANTS[name]
+  if config.kind == "paligemma":  # Hugging Face pads big_vision's vocabulary.
     text = dataclasses.replace(variant.text, vocab_size=257_216)
     variant = dataclasses.replace(variant, text=text)
-  assert cfg == variant
+  assert config == variant
 
 
 @pytest.mark.parametrize("name", variants.VARIANTS)
@@ -151,13 +151,13 @@ def test_the_model_type_does_where_no_architecture_is_named():
 
 
 def test_missing_keys_are_those_of_transformers():
-  cfg = read({"architectures": ["PaliGemmaForConditionalGeneration"]})
-  assert (cfg.text.depth, cfg.text.vocab_size, cfg.vision.mlp_dim) == (18, 257_152, 4096)
-  assert cfg.image_token_id == 256_000
-  cfg = read({"model_type": "gemma3", "mm_tokens_per_image": 49})
-  assert (cfg.text.width, cfg.text.window, cfg.vision.depth) == (2304, 4096, 12)
-  assert cfg.text.layer_is_local == gemma.alternate(26, local=5, every=6)
-  assert cfg.vision.pooling_head and cfg.image_token_id == 262_144
+  config = read({"architectures": ["PaliGemmaForConditionalGeneration"]})
+  assert (config.text.depth, config.text.vocab_size, config.vision.mlp_dim) == (18, 257_152, 4096)
+  assert config.image_token_id == 256_000
+  config = read({"model_type": "gemma3", "mm_tokens_per_image": 49})
+  assert (config.text.width, config.text.window, config.vision.depth) == (2304, 4096, 12)
+  assert config.text.layer_is_local == gemma.alternate(26, local=5, every=6)
+  assert config.vision.pooling_head and config.image_token_id == 262_144
 
 
 def test_rope_in_both_spellings():
@@ -218,7 +218,7 @@ TINY = gemma3_text(16, 2, 8)
     ({"quantization_config": {"bits": 4}}, "quantised weights"),
     ({"attention_bias": 1}, "attention_bias is 1: expected true or false"),
   ],
-)  # fmt: skip
+)
 def test_what_cannot_be_done_is_named(change, message):
   with pytest.raises(UserError, match=message) as e:
     read(TINY | change)
@@ -244,10 +244,10 @@ def test_what_cannot_be_done_in_a_part_is_named(change, message):
 
 def test_what_config_json_has_no_words_for_is_refused():
   def changed(name, **text):
-    cfg = variants.VARIANTS[name]
-    return dataclasses.replace(cfg, text=dataclasses.replace(cfg.text, **text))
+    config = variants.VARIANTS[name]
+    return dataclasses.replace(config, text=dataclasses.replace(config.text, **text))
 
-  for cfg, message in (
+  for config, message in (
     (changed("gemma3_4b", final_softcap=30.0), "Gemma3ForCond.* text.final_softcap is 30.0"),
     (changed("gemma3_1b", attn_softcap=50.0), "text.attn_softcap is 50.0"),
     (changed("paligemma2_3b_224", local_rope_base=5.0), "text.local_rope_base is 5.0"),
@@ -255,4 +255,4 @@ def test_what_config_json_has_no_words_for_is_refused():
     (changed("paligemma2_3b_224", query_scale=0.3), "text.query_scale is 0.3"),
   ):
     with pytest.raises(UserError, match=message):
-      hf_config.write_config(cfg)
+      hf_config.write_config(config)

@@ -35,7 +35,7 @@ PALIGEMMA = mm.VlmConfig(
 GEMMA3 = mm.VlmConfig(
   "gemma3", dataclasses.replace(TEXT, qk_norm=True, rope_base=1e6), VISION, IMAGE, mm_tokens=4
 )
-BOTH = pytest.mark.parametrize("cfg", [PALIGEMMA, GEMMA3], ids=["paligemma", "gemma3"])
+BOTH = pytest.mark.parametrize("config", [PALIGEMMA, GEMMA3], ids=["paligemma", "gemma3"])
 
 
 init = jax.jit(mm.init, static_argnums=0)
@@ -43,9 +43,9 @@ hidden = jax.jit(mm.hidden, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
-def features_of(cfg, params, n):
+def features_of(config, params, n):
   pixels = jax.random.uniform(jax.random.key(0), (n, 16, 16, 3), minval=-1.0)
-  return mm.encode_images(cfg, params, pixels)
+  return mm.encode_images(config, params, pixels)
 
 
 def test_attention_masks_as_drawn():
@@ -99,9 +99,9 @@ def test_prefix_sees_all_of_itself_and_suffix_is_causal():
 
 
 @BOTH
-def test_left_padding_equals_right_padding(cfg):
-  params = init(cfg, jax.random.key(0))
-  features, m = features_of(cfg, params, 2), cfg.num_image_tokens
+def test_left_padding_equals_right_padding(config):
+  params = init(config, jax.random.key(0))
+  features, m = features_of(config, params, 2), config.num_image_tokens
   rows = [[2] + [IMAGE] * m + [10, 11, 12, 13], [2] + [IMAGE] * m + [14]]
   length = max(map(len, rows)) + 2
 
@@ -110,34 +110,34 @@ def test_left_padding_equals_right_padding(cfg):
     for i, row in enumerate(rows):
       where = slice(length - len(row), None) if left else slice(0, len(row))
       tokens[i, where], valid[i, where] = row, True
-    return hidden(cfg, params, features, tokens, valid=valid)[valid]
+    return hidden(config, params, features, tokens, valid=valid)[valid]
 
   np.testing.assert_allclose(padded(True), padded(False), atol=1e-5)
   alone = [
-    hidden(cfg, params, features[i : i + 1], np.array([r]), valid=np.ones((1, len(r)), bool))[0]
+    hidden(config, params, features[i : i + 1], np.array([r]), valid=np.ones((1, len(r)), bool))[0]
     for i, r in enumerate(rows)
   ]
   np.testing.assert_allclose(padded(True), np.concatenate(alone), atol=1e-5)
 
 
 @BOTH
-def test_cached_decoding_is_the_full_forward_beyond_the_window(cfg):
-  params, m, t, rest = init(cfg, jax.random.key(0)), cfg.num_image_tokens, 6, 9
-  features = features_of(cfg, params, 2)
+def test_cached_decoding_is_the_full_forward_beyond_the_window(config):
+  params, m, t, rest = init(config, jax.random.key(0)), config.num_image_tokens, 6, 9
+  features = features_of(config, params, 2)
   text = jax.random.randint(jax.random.key(1), (2, t + rest), 9, 19)
   tokens = jnp.concatenate([jnp.full((2, m), IMAGE), text], axis=1)
   start = m + t  # Of what is decoded: more than twice the window, after a prompt longer than it.
   valid = jnp.ones_like(tokens, bool).at[1, m + 2 : start].set(False)
-  ar = jnp.zeros_like(tokens).at[:, start:].set(1) if cfg.kind == "paligemma" else None
-  want = hidden(cfg, params, features, tokens, valid=valid, ar=ar)[:, start:]
+  ar = jnp.zeros_like(tokens).at[:, start:].set(1) if config.kind == "paligemma" else None
+  want = hidden(config, params, features, tokens, valid=valid, ar=ar)[:, start:]
 
-  _, kv = mm.prefill(cfg, params, features, tokens[:, :start], valid=valid[:, :start])
+  _, kv = mm.prefill(config, params, features, tokens[:, :start], valid=valid[:, :start])
   past = gemma.Past.start(kv, samples=1, room=rest)
   positions, step = mm.positions_of(valid), jax.jit(mm.step, static_argnums=0)
   for i in range(start, start + rest):
     written = valid & (jnp.arange(start + rest) < i)
     x, kv = step(
-      cfg,
+      config,
       params,
       tokens[:, i : i + 1],
       positions=positions[:, i],
@@ -152,17 +152,17 @@ def test_cached_decoding_is_the_full_forward_beyond_the_window(cfg):
 def test_windows_of_a_prefix_and_of_an_image_block():
   """A window of 4: a prefix of 18 sees all of itself, an image block what is near or ahead."""
 
-  def sees(cfg, tokens, *, ar, at):
+  def sees(config, tokens, *, ar, at):
     """Which outputs of one local layer move with the input at `at`."""
-    text = dataclasses.replace(cfg.text, layer_is_local=(True,), depth=1)
-    cfg = dataclasses.replace(cfg, text=text)
-    params = init(cfg, jax.random.key(0))
-    valid, m = np.ones_like(tokens, bool), cfg.num_image_tokens
-    features = features_of(cfg, params, 1)
+    text = dataclasses.replace(config.text, layer_is_local=(True,), depth=1)
+    config = dataclasses.replace(config, text=text)
+    params = init(config, jax.random.key(0))
+    valid, m = np.ones_like(tokens, bool), config.num_image_tokens
+    features = features_of(config, params, 1)
     slot = np.flatnonzero(tokens[0, : at + 1] == IMAGE).size - 1
     cell = np.arange(16) if m == 16 else np.arange(16).reshape(4, 4)[::2, ::2].ravel()
     moved = features.at[:, cell[slot]].add(1.0)
-    out = [hidden(cfg, params, f, tokens, valid=valid, ar=ar) for f in (features, moved)]
+    out = [hidden(config, params, f, tokens, valid=valid, ar=ar) for f in (features, moved)]
     return np.flatnonzero((jnp.abs(out[0] - out[1]).max(-1) > 1e-6)[0]).tolist()
 
   tokens = np.array([[IMAGE] * 16 + [2, 10, 11, 12]])
@@ -206,25 +206,25 @@ def test_an_image_token_outside_of_the_vocabulary():
 
 
 def test_an_untied_head_is_read_by_unembed_alone():
-  cfg = dataclasses.replace(
+  config = dataclasses.replace(
     PALIGEMMA, text=dataclasses.replace(PALIGEMMA.text, tied_head=False, final_softcap=0.0)
   )
-  params = init(cfg, jax.random.key(0))
+  params = init(config, jax.random.key(0))
   head = params["llm"]["embedder"]["output_embedding"]
   x = jax.random.normal(jax.random.key(1), (3, 12))
-  np.testing.assert_allclose(mm.unembed(cfg, params, x), x @ head.T, atol=1e-5)
+  np.testing.assert_allclose(mm.unembed(config, params, x), x @ head.T, atol=1e-5)
 
 
 @BOTH
-def test_image_slots_take_projected_features_unscaled(cfg):
-  params, m = init(cfg, jax.random.key(0)), cfg.num_image_tokens
+def test_image_slots_take_projected_features_unscaled(config):
+  params, m = init(config, jax.random.key(0)), config.num_image_tokens
   params["llm"]["embedder"]["input_embedding"] = (
     params["llm"]["embedder"]["input_embedding"].at[IMAGE].set(jnp.nan)  # Never read.
   )
-  features = features_of(cfg, params, 2)
+  features = features_of(config, params, 2)
   tokens = np.array([[2] + [IMAGE] * m + [10], [2, 10] + [IMAGE] * m])
-  x = mm.embed(cfg, params, features, tokens)
-  image = mm.project(cfg, params, features)
+  x = mm.embed(config, params, features, tokens)
+  image = mm.project(config, params, features)
   np.testing.assert_array_equal(x[0, 1:-1], image[0])
   np.testing.assert_array_equal(x[1, 2:], image[1])
   want = params["llm"]["embedder"]["input_embedding"][10] * 12**0.5
@@ -286,23 +286,23 @@ def test_banned_target_is_finite():
 
 
 @BOTH
-def test_config_round_trip_and_errors(cfg):
-  assert mm.VlmConfig.from_dict(cfg.to_dict()) == cfg
+def test_config_round_trip_and_errors(config):
+  assert mm.VlmConfig.from_dict(config.to_dict()) == config
   with pytest.raises(ValueError, match="model.text.depht.*did you mean 'depth'"):
-    d = cfg.to_dict()
+    d = config.to_dict()
     mm.VlmConfig.from_dict(d | {"text": d["text"] | {"depht": 3}})
   with pytest.raises(ValueError, match="image_token_id -1 is not a token"):
-    dataclasses.replace(cfg, image_token_id=-1)
+    dataclasses.replace(config, image_token_id=-1)
   with pytest.raises(ValueError, match="pooled to mm_tokens 9"):
-    dataclasses.replace(cfg, mm_tokens=9)
+    dataclasses.replace(config, mm_tokens=9)
 
 
 def test_full_size_tree_is_that_of_big_vision():
   """PaliGemma 2 3B at 448 px: names, shapes and the count of 3.033e9, without the weights."""
   text = gemma.GemmaConfig(257152, 2304, 26, 9216, 8, 4, 256)
   vision = siglip.SiglipConfig(1152, 27, 4304, 16, patch_size=14, image_size=448)
-  cfg = mm.VlmConfig("paligemma", text, vision, image_token_id=257151)
-  flat = tree.flatten(jax.eval_shape(lambda key: mm.init(cfg, key), jax.random.key(0)))
+  config = mm.VlmConfig("paligemma", text, vision, image_token_id=257151)
+  flat = tree.flatten(jax.eval_shape(lambda key: mm.init(config, key), jax.random.key(0)))
   assert round(sum(x.size for x in flat.values()) / 1e6) == 3033
   block = "img/Transformer/encoderblock/MultiHeadDotProductAttention_0/"
   for path, shape in {

@@ -16,9 +16,9 @@ EIGHT = """
   from tests.rl import tiny
 
   base = tiny.auditor()
-  text = dataclasses.replace(base.cfg.text, num_heads=4, num_kv_heads=2)
-  cfg = dataclasses.replace(base.cfg, text=text, mm_tokens=1)
-  shapes = jax.eval_shape(lambda key: multimodal.init(cfg, key), jax.random.key(0))
+  text = dataclasses.replace(base.config.text, num_heads=4, num_kv_heads=2)
+  config = dataclasses.replace(base.config, text=text, mm_tokens=1)
+  shapes = jax.eval_shape(lambda key: multimodal.init(config, key), jax.random.key(0))
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda s: rng.normal(0, 0.2, s.shape).astype(np.float32), shapes)
   images = [rng.integers(0, 256, (16, 16, 3), np.uint8) for _ in range(6)]
@@ -26,7 +26,7 @@ EIGHT = """
 
   def run(mesh):
     placed = params if mesh is None else jax.device_put(params, sharding.shardings(mesh, params))
-    vlm = dataclasses.replace(base, cfg=cfg, params=placed, mesh=mesh)
+    vlm = dataclasses.replace(base, config=config, params=placed, mesh=mesh)
     features = vlm.encode(images)
     pen = sampler.Sampler(vlm, seed=0, temperature=1.0, mesh=mesh)
     turns = pen.sample(

@@ -25,14 +25,14 @@ ACTIVATIONS = {
 }
 
 
-def reference(cfg, params, pixels):
+def reference(config, params, pixels):
   p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
 
   def norm(x, w):
     x = x - x.mean(-1, keepdims=True)
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + cfg.norm_eps) * w["scale"] + w["bias"]
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + config.norm_eps) * w["scale"] + w["bias"]
 
-  side, s = cfg.image_size // cfg.patch_size, cfg.patch_size
+  side, s = config.image_size // config.patch_size, config.patch_size
   patches = [
     np.einsum(
       "bhwc,hwcd->bd", pixels[:, i * s : i * s + s, j * s : j * s + s], p["embedding"]["kernel"]
@@ -41,20 +41,20 @@ def reference(cfg, params, pixels):
     for j in range(side)
   ]
   x = np.stack(patches, 1) + p["embedding"]["bias"] + p["pos_embedding"]
-  for i in range(cfg.depth):
+  for i in range(config.depth):
     w = jax.tree.map(operator.itemgetter(i), p["Transformer"]["encoderblock"])
     y, a = norm(x, w["LayerNorm_0"]), w["MultiHeadDotProductAttention_0"]
     q, k, v = (
       np.einsum("bpd,dnh->bpnh", y, a[n]["kernel"]) + a[n]["bias"]
       for n in ("query", "key", "value")
     )
-    logits = np.einsum("bpnh,bqnh->bnpq", q, k) / np.sqrt(cfg.width // cfg.num_heads)
+    logits = np.einsum("bpnh,bqnh->bnpq", q, k) / np.sqrt(config.width // config.num_heads)
     e = np.exp(logits)
     out = np.einsum("bnpq,bqnh->bpnh", e / e.sum(-1, keepdims=True), v)
     x = x + np.einsum("bpnh,nhd->bpd", out, a["out"]["kernel"]) + a["out"]["bias"]
     m = w["MlpBlock_0"]
     y = norm(x, w["LayerNorm_1"]) @ m["Dense_0"]["kernel"] + m["Dense_0"]["bias"]
-    y = ACTIVATIONS[cfg.activation](y)
+    y = ACTIVATIONS[config.activation](y)
     x = x + y @ m["Dense_1"]["kernel"] + m["Dense_1"]["bias"]
   return norm(x, p["Transformer"]["encoder_norm"])
 
@@ -78,14 +78,14 @@ def test_activations(kind):
 
 def test_a_tower_of_another_kind():
   """With pixels to spare, another epsilon and a head that nobody reads."""
-  cfg = dataclasses.replace(
+  config = dataclasses.replace(
     CFG, activation="quick_gelu", norm_eps=0.1, image_size=14, pooling_head=True, depth=1
   )
   pixels = np.random.default_rng(0).uniform(-1, 1, (2, 14, 14, 3)).astype(np.float32)
-  params = jax.jit(siglip.Siglip(cfg).init)(jax.random.key(0), pixels)["params"]
+  params = jax.jit(siglip.Siglip(config).init)(jax.random.key(0), pixels)["params"]
   params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(1), x.shape), params)
-  got = jax.jit(siglip.Siglip(cfg).apply)({"params": params}, pixels)
-  np.testing.assert_allclose(got, reference(cfg, params, pixels[:, :12, :12]), atol=2e-5)
+  got = jax.jit(siglip.Siglip(config).apply)({"params": params}, pixels)
+  np.testing.assert_allclose(got, reference(config, params, pixels[:, :12, :12]), atol=2e-5)
   assert params["pooling_head"]["attention.in_proj_weight"].shape == (36, 12)
 
 

@@ -31,8 +31,8 @@ SMALL = [n for n in variants.VARIANTS if not n.endswith(("448", "896"))]
 
 @functools.cache
 def shapes(name):
-  cfg = variants.VARIANTS[name]
-  return jax.eval_shape(lambda key: multimodal.init(cfg, key), jax.random.key(0))
+  config = variants.VARIANTS[name]
+  return jax.eval_shape(lambda key: multimodal.init(config, key), jax.random.key(0))
 
 
 def num_params(params):

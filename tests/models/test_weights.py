@@ -66,7 +66,7 @@ def same(a, b, **tolerance):
 
 def test_round_trip(folder, params):
   loaded = weights.load(folder)
-  assert loaded.cfg == CFG and loaded.extras == EXTRAS | NATIVE
+  assert loaded.config == CFG and loaded.extras == EXTRAS | NATIVE
   same(loaded.params, params, rtol=0)
   assert Tokenizer.from_file(folder / "tokenizer.json").encode("red blue") == [10, 11]
   assert {p.name for p in folder.iterdir()} == {
@@ -162,17 +162,23 @@ def test_wrong_shapes_are_named(folder):
     ("config.json", b'{"format": "auditdm-9"}', "format is 'auditdm-9'"),
     ("config.json", b'{"format": "auditdm-1"}', "no 'model'"),
     ("config.json", b'{"format": "auditdm-1", "model": {"kind": "x"}}', "model"),
-    ("config.json", json.dumps({
-      "format": "auditdm-1",
-      "model": {**CFG.to_dict(), "text": {**CFG.to_dict()["text"], "window": 10**30}},
-    }).encode(), "window 10{30} is not a number of tokens"),
+    (
+      "config.json",
+      json.dumps(
+        {
+          "format": "auditdm-1",
+          "model": {**CFG.to_dict(), "text": {**CFG.to_dict()["text"], "window": 10**30}},
+        }
+      ).encode(),
+      "window 10{30} is not a number of tokens",
+    ),
     ("model.safetensors.index.json", b"[" * 200_000, "index.json: not JSON"),
     ("config.json", b'{"format": "auditdm-1", "model": {}, "weights": "../x"}', "model"),
     ("model.safetensors", None, "neither model.safetensors nor"),
     ("model.safetensors", b"\x80\x04pickle", "not a whole safetensors file, but a pickle"),
     ("model.safetensors", b"version https://git-lfs.github.com/spec/v1", "pointer of Git LFS"),
   ],
-)  # fmt: skip
+)
 def test_broken_folders_are_explained(folder, name, content, message):
   if content is None:
     (folder / name).unlink()
@@ -402,7 +408,7 @@ def test_loading_onto_a_mesh_splits_and_changes_nothing(tmp_path, run_python, fo
 
 def test_a_model_is_never_twice_in_memory(tmp_path, run_python):
   """As bf16 on disk and fp32 on four devices: the peak is the model and its largest tensor."""
-  cfg = mm.VlmConfig(
+  config = mm.VlmConfig(
     "gemma3",
     gemma.GemmaConfig(
       vocab_size=16384, width=512, depth=8, mlp_dim=4096, num_heads=4, num_kv_heads=4, head_dim=128
@@ -410,7 +416,7 @@ def test_a_model_is_never_twice_in_memory(tmp_path, run_python):
     None,
     image_token_id=8,
   )
-  shapes = tree.flatten(jax.eval_shape(lambda k: mm.init(cfg, k), jax.random.key(0)))
+  shapes = tree.flatten(jax.eval_shape(lambda k: mm.init(config, k), jax.random.key(0)))
   rng = np.random.default_rng(0)
   flat = {
     k: leaves.of_array(rng.standard_normal(v.shape, np.float32).astype(ml_dtypes.bfloat16))
@@ -419,7 +425,9 @@ def test_a_model_is_never_twice_in_memory(tmp_path, run_python):
   folder = tmp_path / "model"
   folder.mkdir()
   tensor_files.write_safetensors(folder, flat, max_shard_bytes=50_000_000)
-  (folder / "config.json").write_text(json.dumps({"format": "auditdm-1", "model": cfg.to_dict()}))
+  (folder / "config.json").write_text(
+    json.dumps({"format": "auditdm-1", "model": config.to_dict()})
+  )
   out = run_python(
     f"""
     import resource

@@ -90,7 +90,9 @@ def groups(model, vlm: Vlm, count: int, length: int, group: int) -> tuple[Callab
   ids = [prompts.render(vlm.tokenizer, vlm.template, q, 0) for q in questions(count, length)]
   ids = np.array(ids, np.int32)
   keys = jax.random.split(jax.random.key(0), (count, group))
-  sample = jax.jit(functools.partial(decode.sample, vlm.cfg, decode.SampleConfig(NEW), group=group))
+  sample = jax.jit(
+    functools.partial(decode.sample, vlm.config, decode.SampleConfig(NEW), group=group)
+  )
 
   def ours() -> None:
     out = sample(vlm.params, None, ids, valid=np.ones_like(ids, bool), row_keys=keys)

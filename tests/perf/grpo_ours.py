@@ -36,11 +36,11 @@ def run(
 ) -> dict:
   """Steps on the prompts, lengths and trivial reward of the other side; new images in each step."""
   vlm = load_vlm(folder)
-  text = dataclasses.replace(vlm.cfg.text, unroll=unroll)
-  vlm = dataclasses.replace(vlm, cfg=dataclasses.replace(vlm.cfg, text=text))
-  banned = (vlm.cfg.image_token_id,)
+  text = dataclasses.replace(vlm.config.text, unroll=unroll)
+  vlm = dataclasses.replace(vlm, config=dataclasses.replace(vlm.config, text=text))
+  banned = (vlm.config.image_token_id,)
   learner = Learner(
-    vlm.cfg,
+    vlm.config,
     grpo.GrpoConfig(group_size=size.group),
     optim=OptimConfig(steps=1000, **optim),
     mesh=mesh_lib.make_mesh({"data": -1}),
@@ -49,13 +49,13 @@ def run(
     banned=banned,
   )
   split = mesh_lib.batch_sharding(learner.mesh)
-  encode = jax.jit(functools.partial(multimodal.encode_images, vlm.cfg))
+  encode = jax.jit(functools.partial(multimodal.encode_images, vlm.config))
   # No terminator: every completion has its full length, as on the other side.
   sampling = decode.SampleConfig(size.completion, 1.0, (), banned)
-  sample = jax.jit(functools.partial(decode.sample, vlm.cfg, sampling, group=size.group))
+  sample = jax.jit(functools.partial(decode.sample, vlm.config, sampling, group=size.group))
 
   rng = np.random.default_rng(0)
-  image = [vlm.cfg.image_token_id] * size.image_tokens
+  image = [vlm.config.image_token_id] * size.image_tokens
   words = rng.integers(7, size.vocab, size.text_tokens)
   prompt = np.array([4, *image, 5, *words], np.int32)
   prompts = np.tile(prompt, (size.prompts, 1))
@@ -101,7 +101,7 @@ def run(
   # What else a step of AuditDM takes, and the sampler's parts; after a first call that compiles.
   one = jax.jit(
     functools.partial(
-      decode.sample, vlm.cfg, dataclasses.replace(sampling, max_new_tokens=1), group=size.group
+      decode.sample, vlm.config, dataclasses.replace(sampling, max_new_tokens=1), group=size.group
     )
   )
   begin_sampling = functools.partial(
@@ -112,7 +112,7 @@ def run(
   )
   ask = functools.partial(
     vlm_programs.sample_answers,
-    vlm.cfg,
+    vlm.config,
     dataclasses.replace(sampling, max_new_tokens=ANSWER, temperature=0.0),
     vlm.params,
     jax.numpy.repeat(features, size.group, axis=0),
@@ -158,14 +158,14 @@ def run(
     "compile": seconds[0],
     "phases": {name: taken[1:] for name, taken in phases.items()},
     "gflop": {
-      "vision": size.prompts * flops.tower(vlm.cfg.vision) / 1e9,
+      "vision": size.prompts * flops.tower(vlm.config.vision) / 1e9,
       "prefill": prefill / 1e9,
       "decode": decoding / 1e9,
       "answers": answering / 1e9,
-      "learner": flops.learning(vlm.cfg, batch, kl=False) / 1e9,
+      "learner": flops.learning(vlm.config, batch, kl=False) / 1e9,
     },
     "tokens": {
-      "vision": size.prompts * vlm.cfg.vision.num_patches,
+      "vision": size.prompts * vlm.config.vision.num_patches,
       "prefill": size.prompts * width,
       "decode": drawn_tokens,
       "answers": questions.size + len(questions) * ANSWER,

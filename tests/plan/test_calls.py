@@ -55,8 +55,8 @@ class Spy:
     monkeypatch.setattr(vlm_programs, "encode_images", self.encode_images)
     monkeypatch.setattr(vlm_programs, "sample_answers", self.sample_answers)
 
-  def sample_rows(self, cfg, sc, params, features, tokens, valid, key, turn, uids, samples):
-    del cfg, params, features, valid, key
+  def sample_rows(self, config, sc, params, features, tokens, valid, key, turn, uids, samples):
+    del config, params, features, valid, key
     self.calls["sample", *samples.shape, tokens.shape[1], sc.max_new_tokens] += 1
     # Four words that no other sample has.
     base = tiny.tokenizer().id("ask")
@@ -77,14 +77,14 @@ class Spy:
     return np.zeros((len(pixels), vision.num_patches, vision.width), np.float32)
 
   def sample_answers(
-    self, cfg, sc, params, features, tokens, valid, rows, seed, limits, temperatures
+    self, config, sc, params, features, tokens, valid, rows, seed, limits, temperatures
   ):
-    del cfg, params, features, valid, rows, seed, limits, temperatures
+    del config, params, features, valid, rows, seed, limits, temperatures
     self.calls["answer", *tokens.shape, sc.max_new_tokens] += 1
     return np.zeros((len(tokens), sc.max_new_tokens), np.int32), np.ones(len(tokens), np.int32)
 
 
-def run_a_step(cfg, *, optim, bank_cfg):
+def run_a_step(config, *, optim, bank_config):
   """The learner's batch of one step with real models behind stubs."""
   pool, auditor = fakes.Pool(n=24), tiny.auditor()
   store, cache = fakes.Store(pool), FeatureCache(2**20)
@@ -92,9 +92,9 @@ def run_a_step(cfg, *, optim, bank_cfg):
   models = {
     name: dataclasses.replace(tiny.auditor(seed), name=name) for seed, name in enumerate(names, 1)
   }
-  bank = ModelBank(models, names[0], names[1:], config=bank_cfg, cache=cache)
+  bank = ModelBank(models, names[0], names[1:], config=bank_config, cache=cache)
   made = fakes.rollout(
-    cfg.prompts,
+    config.prompts,
     bank=bank,
     client=Client(),
     pool=pool,
@@ -102,12 +102,12 @@ def run_a_step(cfg, *, optim, bank_cfg):
     load=store,
     keep=store.keep,
     per_row=GROUP if optim.shared_prefix else 1,
-    **{f.name: vars(cfg)[f.name] for f in dataclasses.fields(cfg) if f.name != "prompts"},
+    **{f.name: vars(config)[f.name] for f in dataclasses.fields(config) if f.name != "prompts"},
   )
   return made.step(auditor.params, 0).batch
 
 
-def plan_a_step(cfg, *, optim, bank_cfg):
+def plan_a_step(config, *, optim, bank_config):
   """The programs that are planned for the same config, on one device."""
   model, tokenizer = tiny.config(), tiny.tokenizer()
   ask = len(sampler.Sampler(tiny.auditor(), seed=0, temperature=1.0).prompt("ask"))
@@ -118,8 +118,8 @@ def plan_a_step(cfg, *, optim, bank_cfg):
     layout=programs.Layout({"data": -1}),
     grpo=GrpoConfig(group_size=GROUP),
     optim=optim,
-    rollout=cfg,
-    bank=bank_cfg,
+    rollout=config,
+    bank=bank_config,
     plan=steps.PlanConfig(
       task_tokens=ask - model.num_image_tokens,
       question_tokens=ask - model.num_image_tokens + longest - 1,
@@ -154,7 +154,7 @@ CASES = {
 }
 
 
-def config(**fields):
+def rollout_config(**fields):
   lengths = {"question": 5, "caption": 7, "instruction": 6}
   return RolloutConfig(**{"task": PLAIN, "max_new_tokens": lengths, "seed": 3} | fields)
 
@@ -162,10 +162,10 @@ def config(**fields):
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("shared", [True, False])
 def test_every_call_of_a_step_is_planned_and_no_other(monkeypatch, case, shared):
-  cfg, spy = config(**CASES[case]), Spy(monkeypatch)
-  both = {"optim": OptimConfig(shared_prefix=shared), "bank_cfg": BankConfig(max_new_tokens=3)}
-  batch = run_a_step(cfg, **both)
-  planned = plan_a_step(cfg, **both)
+  config, spy = rollout_config(**CASES[case]), Spy(monkeypatch)
+  both = {"optim": OptimConfig(shared_prefix=shared), "bank_config": BankConfig(max_new_tokens=3)}
+  batch = run_a_step(config, **both)
+  planned = plan_a_step(config, **both)
   assert spy.calls == listed(planned)
   train = next(s for s in planned if s.name == "train")
   want = train.build(jax.devices()[:1]).args[1]
@@ -174,10 +174,10 @@ def test_every_call_of_a_step_is_planned_and_no_other(monkeypatch, case, shared)
 
 
 def test_a_cascade_calls_nothing_larger_than_is_planned(monkeypatch):
-  cfg, spy = config(prompts=fakes.MIXED, full_share=0.5), Spy(monkeypatch)
-  both = {"optim": OptimConfig(), "bank_cfg": BankConfig(max_new_tokens=3, cascade=True)}
-  run_a_step(cfg, **both)
-  planned = listed(plan_a_step(cfg, **both))
+  config, spy = rollout_config(prompts=fakes.MIXED, full_share=0.5), Spy(monkeypatch)
+  both = {"optim": OptimConfig(), "bank_config": BankConfig(max_new_tokens=3, cascade=True)}
+  run_a_step(config, **both)
+  planned = listed(plan_a_step(config, **both))
   for program in ("encode", "answer"):
     rows, most = (max(c[1] for c in calls if c[0] == program) for calls in (spy.calls, planned))
     assert rows <= most

@@ -110,8 +110,11 @@ def test_the_compiler_knows_the_slices(name):
 
 def test_names_of_slices():
   assert [chips.parse(n).size for n in ("v5e:4x4", "v5p:2x2x2", "gpu:h200x8", "cpu:3")] == [
-    16, 8, 8, 3
-  ]  # fmt: skip
+    16,
+    8,
+    8,
+    3,
+  ]
 
 
 def compiled(total, *, stays=0, refused=False):
@@ -197,9 +200,12 @@ MISTAKES = [
 def test_a_mistake_is_told_as_one(given, message):
   command = ["plan", "--config=configs/scenes.py", "--topology=cpu:8", "--only=train", *given]
   done = subprocess.run(
-    [sys.executable, "-m", "auditdm_jax", *command], capture_output=True, text=True, timeout=120,
+    [sys.executable, "-m", "auditdm_jax", *command],
+    capture_output=True,
+    text=True,
+    timeout=120,
     check=False,
-  )  # fmt: skip
+  )
   said = [line for line in done.stderr.splitlines() if not line.startswith("compiling ")]
   assert done.returncode == 2 and len(said) == 1 and message in said[0], done.stderr
 

@@ -84,9 +84,15 @@ def test_bad_settings(bad):
 
 def test_a_find_teaches_the_consensus_whatever_the_independent_judge_said():
   verdict = probe.Verdict(
-    probe_id="p", answers={"t": "two", "r": "three"}, target="t", references=("r",),
-    consensus="three", agree=True, disagreement=True, reason="disagreement",
-  )  # fmt: skip
+    probe_id="p",
+    answers={"t": "two", "r": "three"},
+    target="t",
+    references=("r",),
+    consensus="three",
+    agree=True,
+    disagreement=True,
+    reason="disagreement",
+  )
   asked = probe.Probe(probe_id="p", image_id="i", question="q", arm="grpo", step=30)
   find = attempt.Attempt(probe=asked, verdict=verdict).find
   failure = attempt.Failure.of(

@@ -53,8 +53,13 @@ def test_folder_and_rows(tmp_path, images):
   out = tmp_path / "out"
   assert stats == {"rows": 6, "too_long": 0, "longest": 11, "text_len": 16}
   assert sorted(p.name for p in out.iterdir()) == [
-    "bv_config.py", "images", "meta.jsonl", "stats.json", "train.jsonl", "val.jsonl",
-  ]  # fmt: skip
+    "bv_config.py",
+    "images",
+    "meta.jsonl",
+    "stats.json",
+    "train.jsonl",
+    "val.jsonl",
+  ]
   first = json.loads((out / "train.jsonl").read_text().splitlines()[0])
   assert first == {
     "id": "train-000000",

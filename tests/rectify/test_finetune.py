@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from auditdm_jax.core import config, tree
+from auditdm_jax.core import config as config_lib
+from auditdm_jax.core import tree
 from auditdm_jax.models import gemma, multimodal, siglip
 from auditdm_jax.rectify import finetune, recipes, supervised
 from auditdm_jax.text import tokenizer as tokenizer_lib
@@ -37,14 +38,14 @@ def make_model():
   vision = siglip.SiglipConfig(
     width=8, depth=1, mlp_dim=16, num_heads=2, patch_size=16, image_size=32
   )
-  cfg = multimodal.VlmConfig(
+  config = multimodal.VlmConfig(
     kind="paligemma", text=text, vision=vision, image_token_id=words.id("<image_soft_token>")
   )
-  params = jax.jit(multimodal.init, static_argnums=0)(cfg, jax.random.key(0))
+  params = jax.jit(multimodal.init, static_argnums=0)(config, jax.random.key(0))
   layout = supervised.Layout(
     words, "{image}<bos>{text}\n", 4, words.id("<eos>"), length=12, suffix=2
   )
-  return cfg, params, layout
+  return config, params, layout
 
 
 def _data(names, label, *, seed=0):
@@ -61,15 +62,15 @@ _NEW, _OLD = _data("abcd", "red"), _data("ab", "blue", seed=1)
 
 
 def _run(model, recipe=_RECIPE, *, replay=_OLD, params=None, **options):
-  cfg, start, layout = model
+  config, start, layout = model
   return finetune.finetune(
-    cfg, params or start, recipe, layout=layout, new=_NEW, replay=replay, seed=0, **options
+    config, params or start, recipe, layout=layout, new=_NEW, replay=replay, seed=0, **options
   )
 
 
 def test_micro_batches_are_the_batch(model):
   # Suffixes of one and two tokens: a mean of the means of micro-batches would be another loss.
-  cfg, params, layout = model
+  config, params, layout = model
   n = 8
   batch = supervised.Batch(
     features=_NEW.features,
@@ -77,8 +78,8 @@ def test_micro_batches_are_the_batch(model):
     **layout.rows([f"color of {x}" for x in "abcdabcd"], ["red"] * 5 + [""] * 3),
   )
   whole, halves = (
-    jax.jit(supervised.loss_and_grads, static_argnames=("cfg", "label_smoothing", "micro_rows"))(
-      cfg, params, batch, label_smoothing=0.1, micro_rows=rows
+    jax.jit(supervised.loss_and_grads, static_argnames=("config", "label_smoothing", "micro_rows"))(
+      config, params, batch, label_smoothing=0.1, micro_rows=rows
     )
     for rows in (0, 2)
   )
@@ -143,7 +144,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(model, tmp_path, monkeyp
   assert again.steps == 8 and again.loss is None
   _equal(again.params, straight.params)
   other = dataclasses.replace(_RECIPE, lr=1e-4)
-  with pytest.raises(config.UserError, match="another recipe"):
+  with pytest.raises(config_lib.UserError, match="another recipe"):
     _run(model, other, workdir=tmp_path)
 
 
@@ -168,11 +169,11 @@ def test_passes_see_every_example_once():
 
 def test_gradients_that_stay_non_finite_are_an_error(model):
   bad = dataclasses.replace(_NEW, features=np.full_like(_NEW.features, np.nan))
-  cfg, params, layout = model
+  config, params, layout = model
   recipe = dataclasses.replace(_RECIPE, steps=20)
   with pytest.raises(FloatingPointError, match="15 of 15 gradients were not finite"):
     finetune.finetune(
-      cfg, params, recipe, layout=layout, new=bad, replay=_OLD, seed=0, log_every=15
+      config, params, recipe, layout=layout, new=bad, replay=_OLD, seed=0, log_every=15
     )
 
 
@@ -205,7 +206,7 @@ def test_the_optimiser_is_that_of_the_transfers():
   ],
 )
 def test_recipe_and_data_must_fit(model, recipe, replay, message):
-  with pytest.raises(config.UserError, match=message):
+  with pytest.raises(config_lib.UserError, match=message):
     _run(model, recipe, replay=replay)
 
 

@@ -171,20 +171,20 @@ class Sight:
     return self._pixels(image_ids)
 
 
-def prober(cfg, *, group_size=4, pool=None, client=None, keep=None, sight=None, **options):
+def prober(config, *, group_size=4, pool=None, client=None, keep=None, sight=None, **options):
   """A Prober with its sampler; options are those of the Prober, and `mesh`."""
   sampler = sampler_lib.Sampler(
-    tiny.auditor(), seed=cfg.seed, temperature=1.0, mesh=options.pop("mesh", None)
+    tiny.auditor(), seed=config.seed, temperature=1.0, mesh=options.pop("mesh", None)
   )
   pool = pool or Pool()
   return probing.Prober(
-    cfg,
-    shapes.calls_of(cfg, group_size, length=sampler.length),
+    config,
+    shapes.calls_of(config, group_size, length=sampler.length),
     pool=pool,
     sampler=sampler,
     sight=sight or Sight(),
     drawing=drawing.Drawing(
-      client or Client(), keep=keep or Store(pool).keep, deadline_s=cfg.deadline_s
+      client or Client(), keep=keep or Store(pool).keep, deadline_s=config.deadline_s
     ),
     **options,
   )
@@ -197,8 +197,8 @@ def rollout(
   client=None,
   pool=None,
   bank=None,
-  grpo_cfg=None,
-  reward_cfg=None,
+  grpo_config=None,
+  reward_config=None,
   load=None,
   keep=None,
   sight=None,
@@ -221,11 +221,11 @@ def rollout(
     "seed": 3,
     "max_invalid": 0.9,
   }
-  cfg = draws.RolloutConfig(**{**defaults, "prompts": prompts or MIXED, **fields})
-  grpo_cfg = grpo_cfg or grpo.GrpoConfig(group_size=group_size)
-  size = grpo_cfg.group_size
+  config = draws.RolloutConfig(**{**defaults, "prompts": prompts or MIXED, **fields})
+  grpo_config = grpo_config or grpo.GrpoConfig(group_size=group_size)
+  size = grpo_config.group_size
   made = prober(
-    cfg,
+    config,
     group_size=size,
     pool=pool,
     client=client,
@@ -235,15 +235,15 @@ def rollout(
     mesh=mesh,
   )
   calls = shapes.calls_of(
-    cfg, size, length=made.sampler.length, per_row=per_row or size, padded=padded
+    config, size, length=made.sampler.length, per_row=per_row or size, padded=padded
   )
   return rollout_lib.Rollout(
-    grpo_cfg,
+    grpo_config,
     run="train",
     prober=made,
     scorer=scoring.Scorer(
-      cfg,
-      reward_cfg or reward.RewardConfig(),
+      config,
+      reward_config or reward.RewardConfig(),
       bank=bank,
       load=load,
       key_of=key_of,
@@ -251,15 +251,15 @@ def rollout(
       oracle=oracle,
     ),
     packer=packing.Packer(calls, made.sight),
-    gauges=gauges.Gauges(cfg.gauges, bank, seed=cfg.seed, load=load),
+    gauges=gauges.Gauges(config.gauges, bank, seed=config.seed, load=load),
   )
 
 
-def learner(steps=4, *, grpo_cfg=None):
+def learner(steps=4, *, grpo_config=None):
   vlm = tiny.auditor()
   return learner_lib.Learner(
-    vlm.cfg,
-    grpo_cfg or grpo.GrpoConfig(group_size=4, kl_coef=0.02),
+    vlm.config,
+    grpo_config or grpo.GrpoConfig(group_size=4, kl_coef=0.02),
     optim=learner_lib.OptimConfig(steps=steps, lr=1e-2),
     mesh=mesh_lib.make_mesh({"data": -1}),
     rules=[(".*", ())],

@@ -68,8 +68,8 @@ def test_pad_equal_to_eos_keeps_the_terminator_in_the_loss():
 def test_the_drawing_of_the_module():
   turns = [turn([9, 8, 7, 6], [1, 2, 3, 4]), turn([9, 8, 7, 6], [5, 6])]
   rows = pack(turns, rows=1, per_row=2)
-  cfg = dataclasses.replace(tiny.config(), vision=None)
-  seq = {name: np.asarray(x[0]) for name, x in batch_lib.sequence(cfg, rows).items()}
+  config = dataclasses.replace(tiny.config(), vision=None)
+  seq = {name: np.asarray(x[0]) for name, x in batch_lib.sequence(config, rows).items()}
   np.testing.assert_array_equal(seq["tokens"], [9, 8, 7, 6, 0, 1, 2, 3, 5, 6, 0])
   np.testing.assert_array_equal(seq["valid"], [1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 0])
   np.testing.assert_array_equal(seq["segment"], [0] * 5 + [1] * 3 + [2] * 3)

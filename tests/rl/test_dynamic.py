@@ -98,10 +98,10 @@ def live_share(result):
 
 
 def test_a_step_tops_up_its_batch_with_live_groups():
-  cfg = GrpoConfig(group_size=4, tis_cap=2.0)
-  plain = fakes.rollout({"question": 2}, grpo_cfg=cfg)
+  config = GrpoConfig(group_size=4, tis_cap=2.0)
+  plain = fakes.rollout({"question": 2}, grpo_config=config)
   topped = fakes.rollout(
-    {"question": 2}, grpo_cfg=cfg, dynamic=dynamic.DynamicConfig(rounds=9, max_age=2)
+    {"question": 2}, grpo_config=config, dynamic=dynamic.DynamicConfig(rounds=9, max_age=2)
   )
   params = tiny.auditor().params
   steps = [(plain.step(params, s), topped.step(params, s)) for s in range(12)]

@@ -14,9 +14,15 @@ from auditdm_jax.rl import flops
 from tests.rl import tiny
 
 TEXT = gemma.GemmaConfig(
-  vocab_size=4096, width=256, depth=2, mlp_dim=1024, num_heads=4, num_kv_heads=1, head_dim=64,
+  vocab_size=4096,
+  width=256,
+  depth=2,
+  mlp_dim=1024,
+  num_heads=4,
+  num_kv_heads=1,
+  head_dim=64,
   unroll=2,
-)  # fmt: skip
+)
 VISION = siglip.SiglipConfig(
   width=256, depth=2, mlp_dim=1024, num_heads=4, patch_size=8, image_size=64, unroll=2
 )
@@ -32,14 +38,14 @@ def shapes(init, *args):
 
 
 def test_decoder():
-  cfg = multimodal.VlmConfig("gemma3", TEXT, None, image_token_id=1)
-  params = jax.eval_shape(functools.partial(multimodal.init, cfg), jax.random.key(0))
+  config = multimodal.VlmConfig("gemma3", TEXT, None, image_token_id=1)
+  params = jax.eval_shape(functools.partial(multimodal.init, config), jax.random.key(0))
   tokens = jnp.zeros((3, 128), jnp.int32)
 
   def forward(params, tokens):
     valid = jnp.ones_like(tokens, bool)
     return multimodal.unembed(
-      cfg, params, multimodal.hidden(cfg, params, None, tokens, valid=valid)
+      config, params, multimodal.hidden(config, params, None, tokens, valid=valid)
     )
 
   want = compiled(forward, params, tokens)
@@ -55,12 +61,12 @@ def test_tower():
 
 
 def test_learning_counts_used_rows_only():
-  batch, cfg = tiny.batch(rows=8), tiny.config()
+  batch, config = tiny.batch(rows=8), tiny.config()
   (rows,) = batch.parts
   more = dataclasses.replace(
     rows, **{k: np.concatenate([v, v]) for k, v in vars(rows).items() if v is not None}
   )
   more = dataclasses.replace(more, loss_mask=np.concatenate([rows.loss_mask, 0 * rows.loss_mask]))
-  once = flops.learning(cfg, batch, kl=False)
-  assert flops.learning(cfg, dataclasses.replace(batch, parts=(more,)), kl=False) == once
-  assert flops.learning(cfg, batch, kl=True) == pytest.approx(once * 4 / 3)
+  once = flops.learning(config, batch, kl=False)
+  assert flops.learning(config, dataclasses.replace(batch, parts=(more,)), kl=False) == once
+  assert flops.learning(config, batch, kl=True) == pytest.approx(once * 4 / 3)

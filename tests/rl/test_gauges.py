@@ -75,8 +75,8 @@ def test_they_look_every_so_often_and_change_no_reward(monkeypatch):
   calls = []
   measure = lambda bank, finds, **kw: calls.append(len(finds)) or {"gauge/blank": 0.5}  # noqa: E731
   monkeypatch.setattr(gauges, "measure", measure)
-  cfg = gauges.GaugeConfig(every=2, sample=3)
-  watched, plain = fakes.rollout({"question": 3}, gauges=cfg), fakes.rollout({"question": 3})
+  config = gauges.GaugeConfig(every=2, sample=3)
+  watched, plain = fakes.rollout({"question": 3}, gauges=config), fakes.rollout({"question": 3})
   params = tiny.auditor().params
   for step in range(3):
     a, b = watched.step(params, step), plain.step(params, step)

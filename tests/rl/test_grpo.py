@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from auditdm_jax.core import config
+from auditdm_jax.core import config as config_lib
 from auditdm_jax.rl import grpo
 from configs.ablations import scenes as ablations
 
@@ -173,17 +173,17 @@ def verl_loss(x, case, *, low, high, ratio_c, kl_coef, entropy_coeff, tis_cap, l
   }[loss_agg_mode]
 
 
-def ours(cfg, case):
+def ours(config, case):
   """Loss and its gradient in log-probs, in float64."""
 
   def total(x):
     (value, count), _ = grpo.loss_and_metrics(
-      cfg,
+      config,
       x,
       entropy=jnp.array(case["entropy"]),
       logp_sampler=jnp.array(case["sampler"]),
       logp_old=jnp.array(case["old"]),
-      logp_ref=jnp.array(case["ref"]) if cfg.kl_coef else None,
+      logp_ref=jnp.array(case["ref"]) if config.kl_coef else None,
       advantages=jnp.array(case["adv"]),
       mask=jnp.array(case["mask"]),
       max_length=case["mask"].shape[1],
@@ -231,13 +231,18 @@ def test_loss_and_gradient_equal_trls(x64, level, loss_type, delta):
   for seed in range(3):
     case = rewarded_case(seed)
     low, high = (0.2, 0.28) if level == "token" else (0.05, 0.08)
-    cfg = grpo.GrpoConfig(
-      ratio=level, clip_low=low, clip_high=high, dual_clip=delta, kl="k3", kl_coef=beta,
+    config = grpo.GrpoConfig(
+      ratio=level,
+      clip_low=low,
+      clip_high=high,
+      dual_clip=delta,
+      kl="k3",
+      kl_coef=beta,
       aggregation=AGGREGATION[loss_type],
-    )  # fmt: skip
+    )
     spec = {"level": level, "low": low, "high": high, "delta": delta, "beta": beta}
     theirs = functools.partial(trl_loss, case=case, loss_type=loss_type, **spec)
-    value, grad = ours(cfg, case)
+    value, grad = ours(config, case)
     assert abs(value - theirs(case["logp"])) < 1e-6
     np.testing.assert_allclose(grad, differences(theirs, case["logp"]), atol=1e-6)
 
@@ -253,13 +258,19 @@ MODES = {
 def test_loss_and_gradient_equal_verls(x64, mode):
   for seed in range(3):
     case = rewarded_case(seed)
-    cfg = grpo.GrpoConfig(
-      clip_low=0.2, clip_high=0.28, dual_clip=3.0, kl="k2", kl_coef=0.1, entropy_coef=0.01,
-      tis_cap=2.0, aggregation=MODES[mode],
-    )  # fmt: skip
+    config = grpo.GrpoConfig(
+      clip_low=0.2,
+      clip_high=0.28,
+      dual_clip=3.0,
+      kl="k2",
+      kl_coef=0.1,
+      entropy_coef=0.01,
+      tis_cap=2.0,
+      aggregation=MODES[mode],
+    )
     spec = {"low": 0.2, "high": 0.28, "ratio_c": 3.0, "kl_coef": 0.1, "entropy_coeff": 0.01}
     theirs = functools.partial(verl_loss, case=case, tis_cap=2.0, loss_agg_mode=mode, **spec)
-    value, grad = ours(cfg, case)
+    value, grad = ours(config, case)
     assert abs(value - theirs(case["logp"])) < 1e-6
     np.testing.assert_allclose(grad, differences(theirs, case["logp"]), atol=1e-6)
 
@@ -434,12 +445,12 @@ def test_percentile_of_the_gap_adds_up_over_micro_batches():
 
 
 def test_nan_at_masked_positions_reaches_neither_loss_nor_gradient():
-  cfg = grpo.GrpoConfig(tis_cap=2.0, kl_coef=0.1, kl="k3", entropy_coef=0.01)
+  config = grpo.GrpoConfig(tis_cap=2.0, kl_coef=0.1, kl="k3", entropy_coef=0.01)
   mask = jnp.array([[True, True, False], [False, False, False]])
 
   def total(logp):
     (value, count), _ = grpo.loss_and_metrics(
-      cfg,
+      config,
       logp,
       entropy=jnp.where(mask, 1.0, jnp.nan),
       logp_sampler=jnp.where(mask, -1.0, jnp.nan),
@@ -467,9 +478,9 @@ def test_switches_off_are_plain_grpo_bit_for_bit():
     "max_length": 5,
   }
 
-  def value_and_grad(cfg, ref):
+  def value_and_grad(config, ref):
     def total(logp):
-      (value, count), _ = grpo.loss_and_metrics(cfg, logp, logp_ref=ref, **args)
+      (value, count), _ = grpo.loss_and_metrics(config, logp, logp_ref=ref, **args)
       return value / count
 
     return jax.value_and_grad(total)(jnp.array(case["logp"]))
@@ -502,7 +513,7 @@ def test_arms_of_the_ablation_differ_in_one_thing_and_take_as_many_completions()
   base = ablations.get_config().to_dict()
   for arm in ablations.ARMS:
     c = ablations.get_config(f"arm={arm},seed=1").to_dict()
-    cfg = config.build(grpo.GrpoConfig, c["grpo"])
-    assert cfg.group_size * sum(c["rollout"]["prompts"].values()) == 256
+    config = config_lib.build(grpo.GrpoConfig, c["grpo"])
+    assert config.group_size * sum(c["rollout"]["prompts"].values()) == 256
     changed = set(c["grpo"].items()) - set(base["grpo"].items())
     assert len(changed) + (c["reward"]["novelty"] != "off") == (arm != "base"), arm

@@ -28,11 +28,11 @@ TOWERS = [
 ]
 
 
-def make(grpo_cfg=GRPO, *, cfg=None, params=None, **optim):
+def make(grpo_config=GRPO, *, config=None, params=None, **optim):
   vlm = tiny.auditor()
   return learner_lib.Learner(
-    cfg or vlm.cfg,
-    grpo_cfg,
+    config or vlm.config,
+    grpo_config,
     optim=step.OptimConfig(**{"steps": 100} | optim),
     mesh=mesh_lib.make_mesh({"data": -1}),
     rules=RULES,
@@ -128,8 +128,8 @@ def test_one_program_for_all_batches(learner):
 
 
 def test_warm_up_and_cosine():
-  cfg = step.OptimConfig(steps=1000)
-  lr = [float(step.learning_rate(cfg, jnp.int32(s))) for s in (0, 49, 99, 100, 550, 1000)]
+  config = step.OptimConfig(steps=1000)
+  lr = [float(step.learning_rate(config, jnp.int32(s))) for s in (0, 49, 99, 100, 550, 1000)]
   want = [3e-8, 1.5e-6, 3e-6, 3e-6, 2e-6, 1e-6]
   np.testing.assert_allclose(lr, want, rtol=1e-5)
 
@@ -167,18 +167,18 @@ def test_kl_holds_to_the_initial_auditor():
 # ---- the head
 
 
-def step_config(cfg=None, **optim):
-  return step.StepConfig(cfg or tiny.config(), GRPO, step.OptimConfig(**optim), ())
+def step_config(config=None, **optim):
+  return step.StepConfig(config or tiny.config(), GRPO, step.OptimConfig(**optim), ())
 
 
 def test_entropy_gradient_is_not_zero_through_the_chunked_head():
   vlm, batch = tiny.auditor(), tiny.batch()
   grads, logps = {}, {}
   for chunk in (0, 7):
-    cfg = step_config(head_chunk=chunk)
+    config = step_config(head_chunk=chunk)
 
-    def entropy(flat, cfg=cfg):
-      logp, entropy = step.forward_logprobs(cfg, flat, batch.features, batch.parts[0])
+    def entropy(flat, config=config):
+      logp, entropy = step.forward_logprobs(config, flat, batch.features, batch.parts[0])
       return entropy.sum(), logp
 
     grad, logps[chunk] = jax.jit(jax.grad(entropy, has_aux=True))(tree_lib.flatten(vlm.params))
@@ -190,14 +190,14 @@ def test_entropy_gradient_is_not_zero_through_the_chunked_head():
 
 def test_head_gradient_of_many_chunks_adds_up_in_fp32_though_the_compute_is_bf16():
   """512 equal contributions, one chunk each: a bf16 sum stops growing at 256 of them."""
-  cfg = tiny.config().with_dtype("bfloat16")
+  config = tiny.config().with_dtype("bfloat16")
   params = tiny.auditor().params
-  x = jnp.broadcast_to(jnp.linspace(-1, 1, cfg.text.width, dtype=jnp.bfloat16), (1, 512, 16))
+  x = jnp.broadcast_to(jnp.linspace(-1, 1, config.text.width, dtype=jnp.bfloat16), (1, 512, 16))
   targets = jnp.full((1, 512), 11)
 
   def total(w, chunk, n):
     tree = {"llm": {"embedder": {"input_embedding": w}}}
-    return multimodal.token_logprobs(cfg, tree, x[:, :n], targets[:, :n], chunk=chunk)[0].sum()
+    return multimodal.token_logprobs(config, tree, x[:, :n], targets[:, :n], chunk=chunk)[0].sum()
 
   grad = jax.jit(jax.grad(total), static_argnums=(1, 2))
   w = jnp.asarray(params["llm"]["embedder"]["input_embedding"])
@@ -228,14 +228,14 @@ def as_rows(samples, prompt, *, image):
 def test_ratio_is_one_at_update_zero_at_any_temperature(dtype):
   """The sampler's log-probs are the learner's; banned ids and temperature are on both sides."""
   vlm, temperature = tiny.auditor(), 0.6
-  cfg = vlm.cfg.with_dtype(dtype)
+  config = vlm.config.with_dtype(dtype)
   batch = tiny.batch(rows=4)
   rows = batch.parts[0]
-  learner = make(grpo.GrpoConfig(temperature=temperature), cfg=cfg)
+  learner = make(grpo.GrpoConfig(temperature=temperature), config=config)
   banned = learner.config.banned
   assert vlm.tokenizer.image_id in banned
   sc = decode.SampleConfig(5, temperature, vlm.stop_ids, banned)
-  samples = jax.jit(functools.partial(decode.sample, cfg, sc, group=3))(
+  samples = jax.jit(functools.partial(decode.sample, config, sc, group=3))(
     learner.sampling_params(),
     batch.features[rows.image],
     rows.prompt,
@@ -259,9 +259,14 @@ def test_image_id_is_banned_in_the_learner_as_in_the_sampler():
   n = len(allowed)
   targets = np.array(allowed, np.int32).reshape(1, n, 1)
   one = batch_lib.Rows(
-    rows.image[:1], rows.prompt[:1], rows.prompt_valid[:1], targets, np.ones((1, n, 1), bool),
-    np.zeros((1, n), np.float32), np.zeros((1, n, 1), np.float32),
-  )  # fmt: skip
+    rows.image[:1],
+    rows.prompt[:1],
+    rows.prompt_valid[:1],
+    targets,
+    np.ones((1, n, 1), bool),
+    np.zeros((1, n), np.float32),
+    np.zeros((1, n, 1), np.float32),
+  )
   (logp,) = learner.logprobs(dataclasses.replace(tiny.batch(), parts=(one,)))
   assert np.exp(logp).sum() == pytest.approx(1, abs=1e-5)
 
@@ -290,7 +295,7 @@ def both_layouts(group=3, prompts=4, completion=6, seed=0):
           logprobs=rng.normal(-3, 0.1, completion).astype(np.float32),
           length=int(rng.integers(1, completion + 1)),
           truncated=False,
-        )  # fmt: skip
+        )
       )
       image.append(p % 2)
   shape = {"prompt_width": len(head) + prompts + 1, "completion_width": completion}
@@ -314,9 +319,9 @@ MIXED = grpo.GrpoConfig(
 )
 
 
-def updated(rows, cfg=MIXED, **optim):
+def updated(rows, config=MIXED, **optim):
   """Metrics and gradient (Adam's first moment) of one update, and the log-probs before it."""
-  learner = make(cfg, **FAST | optim)
+  learner = make(config, **FAST | optim)
   batch = batch_lib.LearnerBatch(**images(learner.trains_tower), parts=rows)
   logp = [np.asarray(x)[part.loss_mask] for x, part in zip(learner.logprobs(batch), rows)]
   return learner.update(batch), host(learner.state.opt_state[1].mu), np.concatenate(logp)
@@ -363,12 +368,12 @@ def test_one_batch_equals_its_micro_batches(frozen):
 
   GSPO's too, with ratios on both sides of its clip.
   """
-  cfg = grpo.GrpoConfig(ratio="sequence", clip_low=0.1, clip_high=0.1, entropy_coef=0.01)
+  config = grpo.GrpoConfig(ratio="sequence", clip_low=0.1, clip_high=0.1, entropy_coef=0.01)
   rows = tiny.batch(rows=16).parts[0]
   noise = np.random.default_rng(0).normal(0, 0.2, rows.targets.shape).astype(np.float32)
   results = []
   for micro_rows in (0, 4):
-    learner = make(cfg, micro_rows=micro_rows, frozen=frozen, **FAST)
+    learner = make(config, micro_rows=micro_rows, frozen=frozen, **FAST)
     batch = batch_lib.LearnerBatch(**images(frozen == ALL), parts=(rows,))
     old = np.asarray(learner.logprobs(batch)[0]) + noise
     moved = dataclasses.replace(batch, parts=(dataclasses.replace(rows, logp_old=old),))
@@ -401,8 +406,8 @@ def test_inner_updates_are_updates_with_the_policy_of_the_rollout():
 
 
 def test_bf16_computes_with_fp32_masters():
-  cfg = tiny.config().with_dtype("bfloat16")
-  learner = make(cfg=cfg)
+  config = tiny.config().with_dtype("bfloat16")
+  learner = make(config=config)
   before = host(learner.params)
   metrics = learner.update(tiny.batch())
   after = host(learner.params)
@@ -418,7 +423,7 @@ def test_bf16_computes_with_fp32_masters():
 
 
 def test_the_samplers_copy_is_rounded_as_the_computation_rounds():
-  learner = make(cfg=tiny.config().with_dtype("bfloat16"))
+  learner = make(config=tiny.config().with_dtype("bfloat16"))
   copy = tree_lib.flatten(learner.sampling_params())
   masters = tree_lib.flatten(learner.params)
   for path, x in copy.items():
@@ -427,10 +432,10 @@ def test_the_samplers_copy_is_rounded_as_the_computation_rounds():
   same = make().sampling_params()
   assert all(x.dtype == np.float32 for x in jax.tree.leaves(same))
   batch = tiny.batch()
-  cfg = learner.config
+  config = learner.config
 
   def logp(params):
-    return step.forward_logprobs(cfg, params, jnp.asarray(batch.features), batch.parts[0])[0]
+    return step.forward_logprobs(config, params, jnp.asarray(batch.features), batch.parts[0])[0]
 
   logp = jax.jit(logp)
   np.testing.assert_array_equal(logp(copy), logp(masters))
@@ -471,7 +476,7 @@ EIGHT = """
   def run(devices, rules, micro_rows, axes, rollout):
     kinds = jax.devices()[:devices]
     ln = learner.Learner(
-      vlm.cfg, t.MIXED,
+      vlm.config, t.MIXED,
       optim=step.OptimConfig(steps=10, lr=1e-3, micro_rows=micro_rows, frozen=frozen),
       mesh=mesh.make_mesh(axes, devices=kinds), rules=rules, params=vlm.params,
       rollout_mesh=mesh.make_mesh(rollout, devices=kinds) if rollout else None)

@@ -16,10 +16,16 @@ def judged(target, *references, question="what color is it"):
 def row(text="", *, result=None, reward=0.0, strategy="question", turns=(), key="", **fields):
   return {
     "probe": {"question": text, "strategy": strategy, "probe_id": key or text},
-    "verdict": result.to_dict() if result else None, "malformed": None, "invalid": None,
-    "reward": reward, "turns": list(turns), "weight": 1.0, "oracle_success": None, "full": True,
+    "verdict": result.to_dict() if result else None,
+    "malformed": None,
+    "invalid": None,
+    "reward": reward,
+    "turns": list(turns),
+    "weight": 1.0,
+    "oracle_success": None,
+    "full": True,
     "parts": {"disagreement": float(bool(result and result.disagreement)), "length": 0.5},
-  } | fields  # fmt: skip
+  } | fields
 
 
 def turn(kind, length, truncated=False):
@@ -32,9 +38,13 @@ SPLIT = judged("red", "blue", "green")
 
 def test_where_the_reward_came_from_or_went():
   rows = [
-    row("q1", result=FIND, reward=1.0), row("q2", result=AGREE), row("q3", result=SPLIT),
-    row(malformed="empty"), row("q4", reward=None, invalid="late"), row("q5", result=AGREE),
-  ]  # fmt: skip
+    row("q1", result=FIND, reward=1.0),
+    row("q2", result=AGREE),
+    row("q3", result=SPLIT),
+    row(malformed="empty"),
+    row("q4", reward=None, invalid="late"),
+    row("q5", result=AGREE),
+  ]
   out = records.metrics(rows, group_size=3)
   shares = [out[f"share_{k}"] for k in ("find", "all_agree", "no_consensus", "malformed")]
   assert shares == pytest.approx([1 / 5, 2 / 5, 1 / 5, 1 / 5])

@@ -19,8 +19,8 @@ def parts(**facts):
   return reward.evaluate(reward.terms_of(PLAIN), Facts(**facts))
 
 
-def total(cfg=PLAIN, **values):
-  return reward.total(reward.terms_of(cfg), values)
+def total(config=PLAIN, **values):
+  return reward.total(reward.terms_of(config), values)
 
 
 def test_disagreement_is_binary():
@@ -48,10 +48,10 @@ def test_answerability_is_a_part_of_what_was_asked_again_only():
 
 def test_answerability_takes_its_share_of_the_signal():
   values = {"disagreement": 1.0, "repetition": 0.0, "length": 0.0}
-  cfg = reward.RewardConfig(answerability=0.75)
-  assert total(cfg, **values, answerability=1.0) == 1.0
-  assert total(cfg, **values, answerability=0.0) == 0.25
-  assert total(cfg, **values) == 1.0  # nobody asked
+  config = reward.RewardConfig(answerability=0.75)
+  assert total(config, **values, answerability=1.0) == 1.0
+  assert total(config, **values, answerability=0.0) == 0.25
+  assert total(config, **values) == 1.0  # nobody asked
   assert total(**values, answerability=0.0) == 1.0
   with pytest.raises(ValueError, match="answerability=2"):
     reward.RewardConfig(answerability=2.0)
@@ -60,8 +60,8 @@ def test_answerability_takes_its_share_of_the_signal():
 def test_total_of_defaults_is_the_signal():
   values = {"disagreement": 1.0, "repetition": 0.7, "length": 2.0}
   assert total(**values) == 1.0
-  cfg = reward.RewardConfig(repetition=0.1, length=0.2)
-  assert total(cfg, **values) == pytest.approx(1 - 0.07 - 0.4)
+  config = reward.RewardConfig(repetition=0.1, length=0.2)
+  assert total(config, **values) == pytest.approx(1 - 0.07 - 0.4)
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def outsider(monkeypatch):
 
 def test_a_term_from_outside_is_weighted_and_logged(outsider):
   terms = (("outsider:brevity", 0.5), ("outsider:about_red", -2.0))
-  made = fakes.rollout({"question": 3}, reward_cfg=reward.RewardConfig(terms=terms))
+  made = fakes.rollout({"question": 3}, reward_config=reward.RewardConfig(terms=terms))
   plain = fakes.rollout({"question": 3}).step(tiny.auditor().params, 0)
   result = made.step(tiny.auditor().params, 0)
   for a, b in zip(plain.records, result.records):
@@ -128,8 +128,8 @@ def test_ema_forgets_and_archive_does_not():
 
 
 def test_state_survives_json_bit_for_bit():
-  cfg = reward.RewardConfig(novelty="ema", novelty_power=0.5)
-  straight, resumed = reward.Novelty(cfg), reward.Novelty(cfg)
+  config = reward.RewardConfig(novelty="ema", novelty_power=0.5)
+  straight, resumed = reward.Novelty(config), reward.Novelty(config)
   for step in range(5):
     straight.update([("k" + str((step * i) % 7), "x") for i in range(11)])
   resumed.load(json.loads(json.dumps(straight.state(), sort_keys=True)))
@@ -141,8 +141,8 @@ def test_state_survives_json_bit_for_bit():
 
 
 def test_text_novelty_is_the_distance_to_the_nearest_find():
-  cfg = reward.RewardConfig(novelty="text", novelty_low=0.5, novelty_high=2.5)
-  novelty = reward.Novelty(cfg)
+  config = reward.RewardConfig(novelty="text", novelty_low=0.5, novelty_high=2.5)
+  novelty = reward.Novelty(config)
   assert novelty.weight(("is it red",)) == 1.0
   novelty.update([("is it red",), ("what does the dial read",)])
   assert novelty.weight(("is it red",)) == 0.5

@@ -55,8 +55,12 @@ def test_every_strategy_keeps_its_lineage(mixed):
   rows = result.records
   assert len(rows) == 6 * 4
   assert collections.Counter(r["probe"]["strategy"] for r in rows) == {
-    "question": 8, "edit": 4, "generate": 4, "edit-only": 4, "generate-only": 4,
-  }  # fmt: skip
+    "question": 8,
+    "edit": 4,
+    "generate": 4,
+    "edit-only": 4,
+    "generate-only": 4,
+  }
   for r in rows:
     kinds = [t["kind"] for t in r["turns"]]
     asked = r["verdict"] is not None
@@ -168,9 +172,9 @@ def test_seeds_differ_per_walk_and_samples_do_not_depend_on_their_batch(mixed):
 
 
 def test_a_made_image_says_how_its_size_was_fitted(mixed):
-  cfg, params = mixed[0].config, tiny.auditor().params
-  prompts = draws.draw_prompts(cfg.counts(), seed=3, walk=("train",), step=0, size=6)
-  done = fakes.prober(cfg).generate(params, prompts, timer=Timer(), group=4)
+  config, params = mixed[0].config, tiny.auditor().params
+  prompts = draws.draw_prompts(config.counts(), seed=3, walk=("train",), step=0, size=6)
+  done = fakes.prober(config).generate(params, prompts, timer=Timer(), group=4)
   fits = {bool(t.fit) for t in done if t.image_id not in ("", t.source_image_id)}
   assert fits == {True} and not any(t.fit for t in done if t.image_id == t.source_image_id)
 
@@ -183,7 +187,7 @@ def test_banned_ids_are_never_sampled(mixed):
 
 
 def test_novelty_weighs_finds_and_is_carried_over():
-  made = fakes.rollout(reward_cfg=reward.RewardConfig(novelty="archive"))
+  made = fakes.rollout(reward_config=reward.RewardConfig(novelty="archive"))
   params = tiny.auditor().params
   first = made.step(params, 0)
   assert {r["weight"] for r in first.records} == {1.0}
@@ -211,8 +215,8 @@ def test_rows_are_padded_to_the_mesh():
 
 
 def test_penalties_count_tokens_and_leave_invalid_samples_invalid():
-  cfg = reward.RewardConfig(length=0.5, length_limit=2)
-  made = fakes.rollout(client=fakes.Client(broken=50), reward_cfg=cfg)
+  config = reward.RewardConfig(length=0.5, length_limit=2)
+  made = fakes.rollout(client=fakes.Client(broken=50), reward_config=config)
   for r in made.step(tiny.auditor().params, 0).records:
     n = sum(t["length"] for t in r["turns"])
     if r["invalid"]:
@@ -315,7 +319,7 @@ class Parrot:
 
   def __init__(self, place):
     self.place, self.tower_id, self.calls = place, "tower", 0
-    self.tokenizer, self.cfg = tiny.tokenizer(), tiny.config()
+    self.tokenizer, self.config = tiny.tokenizer(), tiny.config()
 
   def encode(self, images):
     return np.zeros((len(images), 1, 1), np.float32)
@@ -387,8 +391,8 @@ class Fickle(fakes.Bank):
 
 
 def test_finds_without_a_stable_consensus_lose_their_reward():
-  plain, cfg = fakes.rollout(), reward.RewardConfig(answerability=1.0)
-  made = fakes.rollout(bank=Fickle(), reward_cfg=cfg, paraphrase=lambda q, k: f"say: {q}")
+  plain, config = fakes.rollout(), reward.RewardConfig(answerability=1.0)
+  made = fakes.rollout(bank=Fickle(), reward_config=config, paraphrase=lambda q, k: f"say: {q}")
   params = tiny.auditor().params
   want, got = (r.step(params, 0) for r in (plain, made))
   finds = [r for r in got.records if r["parts"]["disagreement"]]
@@ -401,7 +405,7 @@ def test_finds_without_a_stable_consensus_lose_their_reward():
   assert got.metrics["probes"] == want.metrics["probes"] + len(finds)
   assert got.metrics["reward/answerability"] == (len(finds) + 1) // 2 / len(finds)
   with pytest.raises(UserError, match="answerability needs paraphrases"):
-    fakes.rollout(reward_cfg=cfg)
+    fakes.rollout(reward_config=config)
 
 
 def test_work_is_counted_by_phase():
@@ -415,14 +419,14 @@ def test_work_is_counted_by_phase():
   probes = sum(vlm.calls for vlm in bank.vlms.values())
   assert probes == bank.computed.total() > 0
   # A probe is an image and a few words; an answer is one more.
-  slots, cfg = tiny.config().num_image_tokens, tiny.config().text
+  slots, config = tiny.config().num_image_tokens, tiny.config().text
   least, most = (
-    flops.decoder(cfg, tokens=n, context=n, predictions=1) for n in (slots, slots + 20)
+    flops.decoder(config, tokens=n, context=n, predictions=1) for n in (slots, slots + 20)
   )
   towers = flops.tower(tiny.config().vision) * bank.cache.encoded.total()
   assert least < (result.flops["answers"] - towers) / probes < most
   drawn = result.metrics["tokens"]
-  assert result.flops["sample"] > flops.decoder(cfg, tokens=drawn, context=0, predictions=drawn)
+  assert result.flops["sample"] > flops.decoder(config, tokens=drawn, context=0, predictions=drawn)
 
 
 def test_configs_that_cannot_be_meant_are_refused():

@@ -103,16 +103,16 @@ def test_banned_ids_are_never_sampled_however_likely(temperature):
   """The image id gets all of the probability but for the ban."""
   vlm = auditor()
   table = np.zeros_like(vlm.params["llm"]["embedder"]["input_embedding"])
-  table[vlm.cfg.image_token_id] = np.random.default_rng(0).normal(0, 50, table.shape[1])
+  table[vlm.config.image_token_id] = np.random.default_rng(0).normal(0, 50, table.shape[1])
   embedder = vlm.params["llm"]["embedder"] | {"input_embedding": table}
   params = vlm.params | {"llm": vlm.params["llm"] | {"embedder": embedder}}
   turns = flat(sample(vlm, params=params, temperature=temperature))
   banned = set(sampler_lib.Sampler(vlm, seed=0, temperature=1.0).banned)
-  assert vlm.cfg.image_token_id in banned and not banned & set(vlm.stop_ids)
+  assert vlm.config.image_token_id in banned and not banned & set(vlm.stop_ids)
   assert not banned & {int(x) for t in turns for x in t.tokens[: t.length]}
   for turn in turns:
     # What is left is uniform over the ids that may be drawn.
-    want = -np.log(vlm.cfg.text.vocab_size - len(banned))
+    want = -np.log(vlm.config.text.vocab_size - len(banned))
     np.testing.assert_allclose(turn.logprobs[: turn.length], want, rtol=1e-5)
 
 

@@ -122,8 +122,10 @@ def test_strategies_from_outside_are_strategies_like_the_five(outsider):
     for name in made.config.counts()
   }
   assert {name: len(rows) for name, rows in by.items()} == {
-    "sketch": 8, "look-twice": 4, "question": 4
-  }  # fmt: skip
+    "sketch": 8,
+    "look-twice": 4,
+    "question": 4,
+  }
   drawn = [r for r in by["sketch"] if r["verdict"] is not None]
   for r in drawn:
     assert [t["kind"] for t in r["turns"]] == ["sketch", "question"]

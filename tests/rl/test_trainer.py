@@ -30,12 +30,12 @@ class Killed(Exception):
   pass
 
 
-def start(workdir, *, steps=6, hook=None, grpo_cfg=None, prompts=None, identity=None, **options):
+def start(workdir, *, steps=6, hook=None, grpo_config=None, prompts=None, identity=None, **options):
   """A fresh process, as far as state goes; the pool of 6 is passed through every 1.5 steps."""
-  options = {"reward_cfg": reward.RewardConfig(novelty="ema")} | options
+  options = {"reward_config": reward.RewardConfig(novelty="ema")} | options
   prompts = prompts or {"question": 2, "edit": 2}
-  rollout = fakes.rollout(prompts, grpo_cfg=grpo_cfg, **options)
-  learner = fakes.learner(steps, grpo_cfg=grpo_cfg)
+  rollout = fakes.rollout(prompts, grpo_config=grpo_config, **options)
+  learner = fakes.learner(steps, grpo_config=grpo_config)
   if hook:
     update, updates = learner.update, learner.config.grpo.updates
     learner.update = lambda batch: hook(int(learner.state.step) // updates, lambda: update(batch))
@@ -84,8 +84,10 @@ def test_straight_run_equals_killed_and_resumed(straight, tmp_path):
   workdir, want_learner, want = straight
   assert facts(tmp_path) == facts(workdir)
   assert (result.probes, result.completions, result.best) == (
-    want.probes, want.completions, want.best
-  )  # fmt: skip
+    want.probes,
+    want.completions,
+    want.best,
+  )
   assert_same_state(learner, want_learner)
 
 
@@ -114,7 +116,7 @@ def test_carried_groups_are_in_the_checkpoint(tmp_path):
     "steps": 12,
     "prompts": {"question": 2},
     "dynamic": DynamicConfig(rounds=3, max_age=9),
-    "grpo_cfg": grpo.GrpoConfig(group_size=4, kl_coef=0.02, tis_cap=2.0),
+    "grpo_config": grpo.GrpoConfig(group_size=4, kl_coef=0.02, tis_cap=2.0),
   }
   learner, result = start(tmp_path / "straight", **options)
   completions, rows = facts(tmp_path / "straight")
@@ -129,7 +131,7 @@ def test_carried_groups_are_in_the_checkpoint(tmp_path):
 
 @pytest.mark.slow
 def test_resume_with_several_inner_updates(tmp_path):
-  options = {"grpo_cfg": grpo.GrpoConfig(group_size=4, updates=2), "steps": 4}
+  options = {"grpo_config": grpo.GrpoConfig(group_size=4, updates=2), "steps": 4}
   learner, _ = start(tmp_path / "straight", **options)
   again, _ = killed_after(2, tmp_path / "killed", **options)
   assert int(learner.state.step) == 8
@@ -263,12 +265,19 @@ class CommandLine:
   def __init__(self, tmp_path, name, steps):
     self.workdir, self._steps = tmp_path / name, steps
     self._command = [
-      sys.executable, "-m", "auditdm_jax", "train", "--config=configs/scenes.py",
-      f"--workdir={self.workdir}", f"--config.pool.data_dir={tmp_path / 'data'}",
-      f"--config.optim.steps={steps}", "--config.rollout.prompts.question=4",
-      "--config.grpo.group_size=4", "--config.checkpoints.checkpoint_every=3",
+      sys.executable,
+      "-m",
+      "auditdm_jax",
+      "train",
+      "--config=configs/scenes.py",
+      f"--workdir={self.workdir}",
+      f"--config.pool.data_dir={tmp_path / 'data'}",
+      f"--config.optim.steps={steps}",
+      "--config.rollout.prompts.question=4",
+      "--config.grpo.group_size=4",
+      "--config.checkpoints.checkpoint_every=3",
       "--config.checkpoints.harvest=()",
-    ]  # fmt: skip
+    ]
     self._env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla")}
 
   def finish(self):

@@ -38,10 +38,10 @@ def config(**changes):
   vision = siglip.SiglipConfig(
     width=8, depth=1, mlp_dim=16, num_heads=2, patch_size=8, image_size=16
   )
-  cfg = multimodal.VlmConfig(
+  made = multimodal.VlmConfig(
     kind="gemma3", text=text, vision=vision, image_token_id=tokenizer().image_id
   )
-  return dataclasses.replace(cfg, **changes)
+  return dataclasses.replace(made, **changes)
 
 
 @functools.cache
@@ -56,7 +56,7 @@ def auditor(seed=0):
   tok = tokenizer()
   return Vlm(
     name="auditor",
-    cfg=config(),
+    config=config(),
     params=params(seed),
     tokenizer=tok,
     template=prompts.GEMMA3_PLAIN,

@@ -152,11 +152,19 @@ def test_oracle_reads_pixels_and_refuses_what_has_no_answer(all_scenes):
 
 @pytest.mark.parametrize(
   "text",
-  ["", "and", "a", "a red", "a red circle and", "a red circle at row nine column one", "x " * 500,
-   " and ".join(["a red circle"] * 7),
-   "a red circle and the dial reads north and the dial reads east",
-   "a red circle at row one column one and a blue ring at row one column one"],
-)  # fmt: skip
+  [
+    "",
+    "and",
+    "a",
+    "a red",
+    "a red circle and",
+    "a red circle at row nine column one",
+    "x " * 500,
+    " and ".join(["a red circle"] * 7),
+    "a red circle and the dial reads north and the dial reads east",
+    "a red circle at row one column one and a blue ring at row one column one",
+  ],
+)
 def test_captions_that_say_nothing_are_refused(text):
   with pytest.raises(language.LanguageError):
     language.read_caption(text, 0)
@@ -167,9 +175,14 @@ def test_edits_that_cannot_be_are_refused():
     "a big red circle at row one column one and a big red circle at row two column two", 0
   )
   for text in (
-    "make the red circle blue", "remove the cross", "turn the dial to north", "paint it red",
-    f"paint the background {scene.background}", "make the circle", "set the dial to half",
-  ):  # fmt: skip
+    "make the red circle blue",
+    "remove the cross",
+    "turn the dial to north",
+    "paint it red",
+    f"paint the background {scene.background}",
+    "make the circle",
+    "set the dial to half",
+  ):
     with pytest.raises(language.LanguageError):
       language.read_edit(text, scene)
 
@@ -183,8 +196,10 @@ def test_backend_errors_are_seeded_and_have_the_wanted_rate():
   images = backend.generate(captions, seeds, width=64, height=64)
   again = backend.generate(captions, seeds, width=64, height=64)
   assert all(np.array_equal(a, b) for a, b in zip(images, again, strict=True))
-  wrong = sum(render.parse(i) != language.read_caption(c, s)
-              for i, c, s in zip(images, captions, seeds, strict=True))  # fmt: skip
+  wrong = sum(
+    render.parse(i) != language.read_caption(c, s)
+    for i, c, s in zip(images, captions, seeds, strict=True)
+  )
   assert 30 <= wrong <= 95
   assert isinstance(backend.generate(["nonsense"], [0], width=64, height=64)[0], ValueError)
   assert isinstance(backend.generate(captions[:1], [0], width=32, height=64)[0], ValueError)

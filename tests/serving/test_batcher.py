@@ -141,8 +141,10 @@ def test_a_full_queue_says_when_to_come_again():
 
   error = run(scenario, model, max_queue=2)
   assert (error.status, error.code, int(error.headers["Retry-After"]) >= 1) == (
-    429, "queue_full", True
-  )  # fmt: skip
+    429,
+    "queue_full",
+    True,
+  )
 
 
 def test_who_leaves_or_waits_too_long_is_not_asked_about():

@@ -60,9 +60,15 @@ def test_features_of_the_last_images_are_kept(vlm):
   counting = Counting(vlm)
   engine = Engine(counting, cache_bytes=2 * each)
   for images, encoded in (
-    ([(0,), (0,), (0, 0)], 1), ([(0,)], None), ([()], None), ([(1,), (0,)], 1), ([(2,)], 1),
-    ([(0,)], 1), ([(2,)], None), ([(0,), (1,), (2,)], 1),
-  ):  # fmt: skip
+    ([(0,), (0,), (0, 0)], 1),
+    ([(0,)], None),
+    ([()], None),
+    ([(1,), (0,)], 1),
+    ([(2,)], 1),
+    ([(0,)], 1),
+    ([(2,)], None),
+    ([(0,), (1,), (2,)], 1),
+  ):
     counting.encoded.clear()
     got = engine.run([ask(vlm, "what is red", *g) for g in images])
     assert counting.encoded == ([encoded] if encoded else []), images

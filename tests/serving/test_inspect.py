@@ -54,10 +54,13 @@ def examples(folder):
     Image.fromarray(images[-1]).save(image)
     found.append(
       evaluate.Example(
-        example_id=str(len(found)), image=len(found), image_id=image.name,
-        question=question, references=(answer,),
+        example_id=str(len(found)),
+        image=len(found),
+        image_id=image.name,
+        question=question,
+        references=(answer,),
       )
-    )  # fmt: skip
+    )
   rows = [
     {"image": str(folder / e.image_id), "question": e.question, "answer": e.references[0]}
     for e in found
@@ -70,12 +73,30 @@ def test_inspect_scores_the_endpoint_as_evaluate_scores_the_folder(inspect, tmp_
   asked, images = examples(tmp_path)
   with serving(MODEL) as (_, ready):
     done = subprocess.run(
-      [inspect, "eval", TASK, "-T", f"path={tmp_path}/questions.jsonl",
-       "--model", f"openai-api/ours/{ready['model']}", "--max-connections", "8",
-       "--log-format", "json", "--log-dir", tmp_path / "logs", "--display", "plain"],
-      cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
+      [
+        inspect,
+        "eval",
+        TASK,
+        "-T",
+        f"path={tmp_path}/questions.jsonl",
+        "--model",
+        f"openai-api/ours/{ready['model']}",
+        "--max-connections",
+        "8",
+        "--log-format",
+        "json",
+        "--log-dir",
+        tmp_path / "logs",
+        "--display",
+        "plain",
+      ],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+      timeout=600,
+      check=False,
       env=os.environ | {"OURS_BASE_URL": ready["base_url"], "OURS_API_KEY": "none"},
-    )  # fmt: skip
+    )
   assert done.returncode == 0, done.stdout + done.stderr
   log = json.loads(next((tmp_path / "logs").glob("*.json")).read_text())
   assert log["status"] == "success", log

@@ -34,8 +34,10 @@ def test_pixels_are_those_of_the_picture(mode, how):
   colours = Image.fromarray(RNG.integers(0, 256, (20, 31, 4), dtype=np.uint8))
   image = {
     "I;16": Image.fromarray(RNG.integers(0, 1 << 16, (20, 31), dtype=np.uint16)),
-    "RGBA": colours, "L": grey, "1": grey.convert("1"),
-  }.get(mode)  # fmt: skip
+    "RGBA": colours,
+    "L": grey,
+    "1": grey.convert("1"),
+  }.get(mode)
   image = image or colours.convert("RGB").convert(mode)
   kind = "jpeg" if mode == "CMYK" else "png"
   data = io.BytesIO()

@@ -24,11 +24,27 @@ def refused(body):
 
 def test_what_clients_send():
   got = parse(
-    temperature=0, top_p=0.9, n=1, seed=-3, stop=["a", "b"], max_tokens=7, stream=True,
-    stream_options={"include_usage": True}, frequency_penalty=0.0, presence_penalty=0,
-    logprobs=False, top_logprobs=None, logit_bias={}, response_format={"type": "text"}, tools=[],
-    tool_choice="none", user="me", metadata={"a": "b"}, store=False, service_tier="auto",
-  )  # fmt: skip
+    temperature=0,
+    top_p=0.9,
+    n=1,
+    seed=-3,
+    stop=["a", "b"],
+    max_tokens=7,
+    stream=True,
+    stream_options={"include_usage": True},
+    frequency_penalty=0.0,
+    presence_penalty=0,
+    logprobs=False,
+    top_logprobs=None,
+    logit_bias={},
+    response_format={"type": "text"},
+    tools=[],
+    tool_choice="none",
+    user="me",
+    metadata={"a": "b"},
+    store=False,
+    service_tier="auto",
+  )
   assert (got.stops, got.longest, got.includes_usage) == (("a", "b"), 7, True)
   assert parse(stop="a").stops == ("a",) and parse().stops == () and parse().longest is None
   assert parse(max_tokens=3, max_completion_tokens=9).longest == 9
@@ -97,11 +113,18 @@ def test_a_mistake_in_a_part_is_named(part, place, message):
 @pytest.mark.parametrize(
   "body",
   [
-    b"", b"{", b"[]", b"\xff", b"null", b"[" * 100_000, b'{"a":' * 100_000,
-    b'{"model": "m", "temperature": NaN}', b'{"model": "\\ud800"}',
+    b"",
+    b"{",
+    b"[]",
+    b"\xff",
+    b"null",
+    b"[" * 100_000,
+    b'{"a":' * 100_000,
+    b'{"model": "m", "temperature": NaN}',
+    b'{"model": "\\ud800"}',
     b'{"model": "m", "seed": ' + b"9" * 5000 + b"}",
   ],
-)  # fmt: skip
+)
 def test_bodies_that_are_no_requests(body):
   refused(body)
 

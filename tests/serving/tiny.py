@@ -48,13 +48,13 @@ def make(template: str = prompts.GEMMA3, *, sees: bool = True) -> Vlm:
     width=8, depth=1, mlp_dim=12, num_heads=2, patch_size=4, image_size=8
   )
   kind = "paligemma" if template == prompts.PALIGEMMA else "gemma3"
-  cfg = mm.VlmConfig(kind, text, vision if sees else None, TOKENIZER.image_id)
-  params = jax.jit(mm.init, static_argnums=0)(cfg, jax.random.key(0))
+  config = mm.VlmConfig(kind, text, vision if sees else None, TOKENIZER.image_id)
+  params = jax.jit(mm.init, static_argnums=0)(config, jax.random.key(0))
   # Nothing but words is likely.
   table = params["llm"]["embedder"]["input_embedding"]
   params["llm"]["embedder"]["input_embedding"] = table.at[: TOKENIZER.id("\n") + 1].multiply(0.1)
   stop = TOKENIZER.id("<eos>"), TOKENIZER.id("a")
-  return Vlm("tiny", cfg, params, TOKENIZER, template, stop)
+  return Vlm("tiny", config, params, TOKENIZER, template, stop)
 
 
 def url(image: np.ndarray, kind: str = "png") -> str:

@@ -43,13 +43,19 @@ PALIGEMMA = mm.VlmConfig("paligemma", TEXT, VISION, image_token_id=63)
 GEMMA3 = mm.VlmConfig(
   "gemma3",
   dataclasses.replace(
-    TEXT, attn_softcap=0.0, final_softcap=0.0, qk_norm=True, window=5,
-    layer_is_local=(True, True, False), rope_base=1e6, rope_scale=8.0,
+    TEXT,
+    attn_softcap=0.0,
+    final_softcap=0.0,
+    qk_norm=True,
+    window=5,
+    layer_is_local=(True, True, False),
+    rope_base=1e6,
+    rope_scale=8.0,
   ),
   VISION,
   image_token_id=63,
   mm_tokens=1,
-)  # fmt: skip
+)
 CONFIGS = {"paligemma": PALIGEMMA, "gemma3": GEMMA3}
 
 
@@ -74,24 +80,24 @@ def work(tmp_path):
   return tmp_path / "work"
 
 
-def arrays_of(cfg, dtype="float32"):
+def arrays_of(config, dtype="float32"):
   """Random parameters by path."""
-  shapes = tree.flatten(jax.eval_shape(lambda k: mm.init(cfg, k), jax.random.key(0)))
+  shapes = tree.flatten(jax.eval_shape(lambda k: mm.init(config, k), jax.random.key(0)))
   rng = np.random.default_rng(0)
   return {k: (0.3 * rng.standard_normal(v.shape)).astype(dtype) for k, v in shapes.items()}
 
 
-def write_hf(folder, cfg, *, dtype="float32", old=False, max_shard_bytes=10_000, **config):
+def write_hf(folder, config, *, dtype="float32", old=False, max_shard_bytes=10_000, **header):
   """A folder as transformers writes it, from random parameters; its names the older ones."""
-  layout = hf.default_layout(cfg)
+  layout = hf.default_layout(config)
   if old:
     layout = hf.Layout(text="language_model.model.", tower="vision_tower.vision_model.")
-  flat = {k: leaves.of_array(v) for k, v in arrays_of(cfg, dtype).items()}
+  flat = {k: leaves.of_array(v) for k, v in arrays_of(config, dtype).items()}
   folder.mkdir()
   tensor_files.write_safetensors(
-    folder, hf.from_ours(cfg, flat, layout=layout), max_shard_bytes=max_shard_bytes
+    folder, hf.from_ours(config, flat, layout=layout), max_shard_bytes=max_shard_bytes
   )
-  header = hf_config.write_config(cfg) | {"torch_dtype": np.dtype(dtype).name} | config
+  header = hf_config.write_config(config) | {"torch_dtype": np.dtype(dtype).name} | header
   (folder / "config.json").write_text(json.dumps(header))
   (folder / "tokenizer.json").write_text("{}")
   (folder / "preprocessor_config.json").write_text(
@@ -135,10 +141,10 @@ def test_from_hugging_face_and_back_is_the_same(work, dtype, kind, old):
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_an_image_token_without_a_row_stays_without(work, kind, tied):
   """As transformers allows it; what did not come from there gets rows, in the head too."""
-  cfg = dataclasses.replace(
+  config = dataclasses.replace(
     CONFIGS[kind], text=dataclasses.replace(CONFIGS[kind].text, tied_head=tied), image_token_id=73
   )
-  start = write_hf(work / "hf", cfg)
+  start = write_hf(work / "hf", config)
   for source, to in (("hf", "again"), ("hf", "native"), ("native", "back")):
     flags = (f"--input={work / source}", f"--output={work / to}")
     assert not run(*flags, "--to=native" if to == "native" else "--to=hf")
@@ -146,23 +152,23 @@ def test_an_image_token_without_a_row_stays_without(work, kind, tied):
     assert tensors_in(work / name) == tensors_in(start)
     for file in ("config.json", "preprocessor_config.json"):
       assert json.loads((work / name / file).read_text()) == json.loads((start / file).read_text())
-  params = tree.unflatten({k: jnp.asarray(v) for k, v in arrays_of(cfg).items()})
-  weights.save(work / "ours", cfg, params, None, {})
+  params = tree.unflatten({k: jnp.asarray(v) for k, v in arrays_of(config).items()})
+  weights.save(work / "ours", config, params, None, {})
   assert not run(f"--input={work / 'ours'}", f"--output={work / 'grown'}", "--to=hf")
   grown = weights.open_model(work / "grown")
   rows = {leaf.shape[0] for k, leaf in grown.tree.items() if k.startswith("llm/embedder/")}
-  assert rows == {grown.cfg.text.vocab_size} == {128}
+  assert rows == {grown.config.text.vocab_size} == {128}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", ml_dtypes.bfloat16])
 @pytest.mark.parametrize("middle", ["native", "orbax", "hf"])
 def test_from_npz_and_back_is_the_same(work, dtype, middle):
-  cfg = dataclasses.replace(PALIGEMMA, image_token_id=64)
-  arrays = {f"params/{k}": v for k, v in arrays_of(cfg, dtype).items()}
+  config = dataclasses.replace(PALIGEMMA, image_token_id=64)
+  arrays = {f"params/{k}": v for k, v in arrays_of(config, dtype).items()}
   np.savez(work / "x.npz", **arrays)
   assert not run(f"--input={work / 'x.npz'}", f"--output={work / middle}", f"--to={middle}")
   if middle == "hf":  # It has rows for the image token, which a short vocabulary keeps.
-    assert weights.open_model(work / "hf").cfg.text.vocab_size == 128
+    assert weights.open_model(work / "hf").config.text.vocab_size == 128
     assert set(params_of(work / "hf")) == set(params_of(work / "x.npz"))
     return
   assert not run(f"--input={work / middle}", f"--output={work / 'y.npz'}", "--to=big_vision")
@@ -197,11 +203,14 @@ def test_a_folder_for_big_vision_keeps_what_an_npz_cannot_say(work):
   start = write_hf(work / "hf", windowed)
   assert not run(f"--input={start}", f"--output={work / 'bv'}", "--to=big_vision")
   assert {p.name for p in (work / "bv").iterdir()} == {
-    "model.npz", "config.json", "tokenizer.json", "preprocessor_config.json",
-  }  # fmt: skip
+    "model.npz",
+    "config.json",
+    "tokenizer.json",
+    "preprocessor_config.json",
+  }
   for path in (work / "bv", work / "bv" / "model.npz"):
     opened = weights.open_model(path)
-    assert opened.cfg == windowed and opened.extras["origin"]["format"] == "hf"
+    assert opened.config == windowed and opened.extras["origin"]["format"] == "hf"
     assert params_of(path) == params_of(start)
   assert not run(f"--input={work / 'bv'}", f"--output={work / 'back'}", "--to=hf")
   assert tensors_in(work / "back") == tensors_in(start)
@@ -241,8 +250,10 @@ def test_another_resolution(work):
   header = json.loads((work / "big" / "config.json").read_text())
   assert header["vision_config"]["image_size"] == 12
   assert json.loads((work / "big" / "preprocessor_config.json").read_text()) == {
-    "size": {"height": 12, "width": 12}, "image_seq_length": 9, "do_resize": True,
-  }  # fmt: skip
+    "size": {"height": 12, "width": 12},
+    "image_seq_length": 9,
+    "do_resize": True,
+  }
   assert weights.load(work / "big").params["img"]["pos_embedding"].shape == (1, 9, 16)
 
 
@@ -263,7 +274,7 @@ def test_our_own_models_convert(work):
   for to in ("orbax", "orbax/params", "native"):
     opened = weights.open_model(work / to)
     assert weights.side_folder(work / to) == work / to.removesuffix("/params")
-    assert opened.cfg == GEMMA3 and opened.extras == extras | {"origin": {"format": "native"}}
+    assert opened.config == GEMMA3 and opened.extras == extras | {"origin": {"format": "native"}}
 
 
 # --------------------------------------------------------------------------------- transformers

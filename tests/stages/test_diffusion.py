@@ -22,12 +22,20 @@ def test_training_with_diffusion_and_again(tmp_path):
   model = tiny_pipelines.build(tmp_path, guidance=False)
   for name in ("first", "second"):
     command = [
-      sys.executable, "-m", "auditdm_jax", "train", "--config=configs/scenes.py:images=diffusion",
-      f"--workdir={tmp_path / name}", f"--config.pool.data_dir={tmp_path / 'data'}",
+      sys.executable,
+      "-m",
+      "auditdm_jax",
+      "train",
+      "--config=configs/scenes.py:images=diffusion",
+      f"--workdir={tmp_path / name}",
+      f"--config.pool.data_dir={tmp_path / 'data'}",
       f"--config.images.model.generate={model.generate}",
-      f"--config.images.model.edit={model.edit}", f"--config.rollout.prompts={PROMPTS}",
-      "--config.optim.steps=2", "--config.checkpoints.harvest=()", "--config.grpo.group_size=4",
-    ]  # fmt: skip
+      f"--config.images.model.edit={model.edit}",
+      f"--config.rollout.prompts={PROMPTS}",
+      "--config.optim.steps=2",
+      "--config.checkpoints.harvest=()",
+      "--config.grpo.group_size=4",
+    ]
     assert subprocess.run(command, cwd=ROOT, timeout=900).returncode == 0
   first, second = (_images(tmp_path / name) for name in ("first", "second"))
   assert len(first) > 16

@@ -88,8 +88,10 @@ def test_a_local_edit_passes_and_a_whole_frame_does_not(tmp_path):
   local, mask = locality.composite(SOURCE, _edited())
   good, bad = _measure(ctx, _probe(ctx, local), _probe(ctx, _edited()))
   assert all(g.passed for g in good.values()) and set(good) == {
-    "edit_outside", "edit_fraction", "sham_control"
-  }  # fmt: skip
+    "edit_outside",
+    "edit_fraction",
+    "sham_control",
+  }
   assert (ctx.client.masks[0] == mask).all()
   assert not bad["edit_outside"].passed
 

@@ -50,10 +50,15 @@ def get_config():
 @pytest.mark.parametrize(
   "name",
   [
-    "paligemma2", "paligemma2:on=v5e-64,references=28b", "paligemma2:on=h200", "scenes",
-    "scenes:target=rare,reward=plain", "scenes:images=diffusion", "ablations/scenes:arm=base",
+    "paligemma2",
+    "paligemma2:on=v5e-64,references=28b",
+    "paligemma2:on=h200",
+    "scenes",
+    "scenes:target=rare,reward=plain",
+    "scenes:images=diffusion",
+    "ablations/scenes:arm=base",
   ],
-)  # fmt: skip
+)
 def test_every_config_has_all_sections(name):
   name, _, arg = name.partition(":")
   path = ROOT / "configs" / f"{name}.py"
@@ -87,9 +92,13 @@ def test_the_papers_config_runs_the_loop_on_a_folder_of_images(tmp_path):
   command = [sys.executable, "-m", "auditdm_jax", "loop", f"--config={config}"]
   done = subprocess.run(
     [*command, f"--workdir={workdir}"],
-    cwd=ROOT, capture_output=True, text=True, timeout=1200, check=False,
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=1200,
+    check=False,
     env=os.environ | {"XLA_FLAGS": ""},  # Much is computed: optimise.
-  )  # fmt: skip
+  )
   assert done.returncode == 0, done.stderr
   summary = json.loads((workdir / "summary.json").read_text())
   assert summary["queries"]["grpo"] == 2 * 256 and summary["queries"]["discover"] == 256

@@ -66,19 +66,20 @@ def test_a_miniature_learns_the_same_twice_and_leaves_its_tower_alone(config):
   spec = dataclasses.replace(
     build(pretrain.ModelSpec, config.models.target_easy), steps=(12, 4), drill=(4,)
   )
-  cfg = pretrain.model_config(spec, siglip.SiglipConfig(**config.vision.model), tokenizer)
+  architecture = pretrain.model_config(spec, siglip.SiglipConfig(**config.vision.model), tokenizer)
   tower = weights.load_tower(WEIGHTS / "siglip")[1]["img"]
   config = config.copy_and_resolve_references()
   config.mix.scenes = 24
   settings = build(pretrain.PretrainConfig, config)
   runs = [
-    pretrain.train_model("mini", spec, settings, cfg, tokenizer, tower).params for _ in range(2)
+    pretrain.train_model("mini", spec, settings, architecture, tokenizer, tower).params
+    for _ in range(2)
   ]
   for a, b in zip(*map(jax.tree.leaves, runs), strict=True):
     np.testing.assert_array_equal(a, b)
   trained = tree.flatten(multimodal.tower(runs[0]))
   for path, leaf in tree.flatten(tower).items():
     np.testing.assert_array_equal(trained[path], leaf)
-  fresh = tree.flatten(multimodal.init(cfg, jax.random.key(spec.seed)))
+  fresh = tree.flatten(multimodal.init(config, jax.random.key(spec.seed)))
   moved = tree.flatten(runs[0])
   assert not np.array_equal(moved["llm/layers/mlp/linear"], fresh["llm/layers/mlp/linear"])

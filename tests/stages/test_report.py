@@ -71,9 +71,15 @@ class Run:
 def _attempt(i, arm):
   probe = Probe.make(f"i{i}", "what color is the ring", arm=arm)
   verdict = Verdict(
-    probe_id=probe.probe_id, answers={"t": "red", "a": "blue", "b": "blue"}, target="t",
-    references=("a", "b"), consensus="blue", agree=True, disagreement=True, reason="disagreement",
-  )  # fmt: skip
+    probe_id=probe.probe_id,
+    answers={"t": "red", "a": "blue", "b": "blue"},
+    target="t",
+    references=("a", "b"),
+    consensus="blue",
+    agree=True,
+    disagreement=True,
+    reason="disagreement",
+  )
   return Attempt(probe=probe, verdict=verdict)
 
 
@@ -88,9 +94,16 @@ def _without_oracle(workdir, attempts):
   ensemble = health.health(right, right["t"], judge_lib.Judge(), target="t", references=("a", "b"))
   evaluated = Evaluated(dict.fromkeys("tab", table), (), ensemble)
   mode = ModeRow(
-    mode_id="m", name="rings", definition="About rings.", skills=("color_of",), found=Found(2, 3),
-    fresh=rates.rate(2, 3), confirmed=0, gap=None, gap_share=0.0,
-  )  # fmt: skip
+    mode_id="m",
+    name="rings",
+    definition="About rings.",
+    skills=("color_of",),
+    found=Found(2, 3),
+    fresh=rates.rate(2, 3),
+    confirmed=0,
+    gap=None,
+    gap_share=0.0,
+  )
   funnel = {"attempted": 1, "finds": 1, "looked_at": 1, "stable": 0, "independent_agrees": 0}
   verified = Verified(funnel, None, Taxonomy(Run.seeds, ()), (mode,))
   run = Run(Folder(workdir, attempts, {"evaluate": evaluated, "verify": verified}))
@@ -123,13 +136,21 @@ def test_a_run_without_an_oracle_is_reported_and_nothing_is_said_to_be_zero(tmp_
 
 def test_an_arm_has_the_modes_it_was_first_to_find():
   failures = [
-    _failure(0, TRAIN, "m1"), _failure(1, "random", "m1"), _failure(2, "random", "m2"),
-    _failure(3, "untrained", "m3", grade="V0"), _failure(4, "random", None),
-  ]  # fmt: skip
+    _failure(0, TRAIN, "m1"),
+    _failure(1, "random", "m1"),
+    _failure(2, "random", "m2"),
+    _failure(3, "untrained", "m3", grade="V0"),
+    _failure(4, "random", None),
+  ]
   row = Arm(
-    queries=9, verified=rates.rate(1, 9), confirmed_unique=1, gaps_found=1, effective_modes=1.0,
-    effective_skills=1.0, unseen_mass=None,
-  )  # fmt: skip
+    queries=9,
+    verified=rates.rate(1, 9),
+    confirmed_unique=1,
+    gaps_found=1,
+    effective_modes=1.0,
+    effective_skills=1.0,
+    unseen_mass=None,
+  )
   names = ("grpo", "untrained", "random", "all of the above", "control: random, equal queries")
   summary = types.SimpleNamespace(arms=dict.fromkeys(names, row))
   arms = report._arms(summary, failures, oracle=True)

@@ -15,10 +15,14 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 PROMPTS = '{"question": 1, "edit": 3, "generate": 2, "edit-only": 1, "generate-only": 1}'
 TINY = [
-  f"--config.rollout.prompts={PROMPTS}", "--config.optim.steps=3",
-  "--config.checkpoints.harvest=()", "--config.discover.probes=128", "--config.discover.batch=64",
-  "--config.discover.search_probes=64", "--config.grpo.group_size=4",
-]  # fmt: skip
+  f"--config.rollout.prompts={PROMPTS}",
+  "--config.optim.steps=3",
+  "--config.checkpoints.harvest=()",
+  "--config.discover.probes=128",
+  "--config.discover.batch=64",
+  "--config.discover.search_probes=64",
+  "--config.grpo.group_size=4",
+]
 
 
 def _calls(workdir: pathlib.Path) -> int:
@@ -44,9 +48,15 @@ def _service_of(pid: int) -> int | None:
 def _run(stage: str, workdir: pathlib.Path, data: pathlib.Path, *, kills=()) -> int:
   """Runs a stage; its service is killed after so many images. Returns how often it was."""
   command = [
-    sys.executable, "-m", "auditdm_jax", stage, "--config=configs/scenes.py",
-    f"--workdir={workdir}", f"--config.pool.data_dir={data}", *TINY,
-  ]  # fmt: skip
+    sys.executable,
+    "-m",
+    "auditdm_jax",
+    stage,
+    "--config=configs/scenes.py",
+    f"--workdir={workdir}",
+    f"--config.pool.data_dir={data}",
+    *TINY,
+  ]
   process = subprocess.Popen(command, cwd=ROOT)
   done, killed = threading.Event(), []
 
@@ -80,8 +90,11 @@ def _facts(workdir: pathlib.Path) -> dict[str, object]:
   done = {p: json.loads((workdir / p / "done.json").read_text())["result"] for p in ("train",)}
   images = sorted(p.name for p in (workdir / "images").rglob("*.png"))
   return {
-    "rows": rows, "models": [m.read_bytes() for m in models], "done": done, "images": images,
-  }  # fmt: skip
+    "rows": rows,
+    "models": [m.read_bytes() for m in models],
+    "done": done,
+    "images": images,
+  }
 
 
 @pytest.mark.slow

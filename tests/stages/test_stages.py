@@ -35,10 +35,15 @@ def _attempt(image_id, question, target, consensus, **fields):
   probe = Probe.make(image_id, question, **fields)
   find = consensus is not None and consensus != target
   verdict = Verdict(
-    probe_id=probe.probe_id, answers={"t": target, "r": consensus or "x"}, target="t",
-    references=("r",), consensus=consensus, agree=consensus is not None, disagreement=find,
+    probe_id=probe.probe_id,
+    answers={"t": target, "r": consensus or "x"},
+    target="t",
+    references=("r",),
+    consensus=consensus,
+    agree=consensus is not None,
+    disagreement=find,
     reason="disagreement" if find else "agreement",
-  )  # fmt: skip
+  )
   return Attempt(probe=probe, verdict=verdict)
 
 
@@ -90,9 +95,16 @@ def test_auditable_needs_knowing_references_and_a_failing_target():
 def test_mode_scores_by_the_oracle():
   def mode(confirmed, gap):
     return ModeRow(
-      mode_id="m", name="m", definition="", skills=(), found=Found(9, 9),
-      fresh=rates.rate(10, 20), confirmed=confirmed, gap=gap, gap_share=1.0,
-    )  # fmt: skip
+      mode_id="m",
+      name="m",
+      definition="",
+      skills=(),
+      found=Found(9, 9),
+      fresh=rates.rate(10, 20),
+      confirmed=confirmed,
+      gap=gap,
+      gap_share=1.0,
+    )
 
   scores = summarise.mode_scores(
     [mode(10, "a"), mode(1, "b")], ["a", "b"], threshold=0.25, oracle=True
@@ -121,12 +133,21 @@ def test_a_sweep_spends_no_query_on_what_was_asked():
     return Trajectory(("train",), 0, 0, "question", image, image_id=image, question=question)
 
   known = Probe.make("i0", "what is the digit").probe_id
-  drawn = [reply("what is the digit"), reply(""), reply("how many"), reply("how many"),
-           reply(""), reply("what is the digit", "i1")]  # fmt: skip
+  drawn = [
+    reply("what is the digit"),
+    reply(""),
+    reply("how many"),
+    reply("how many"),
+    reply(""),
+    reply("what is the digit", "i1"),
+  ]
   kept = asking.unasked(drawn, {known})
   assert [(t.source_image_id, t.question) for t in kept] == [
-    ("i0", ""), ("i0", "how many"), ("i0", ""), ("i1", "what is the digit"),
-  ]  # fmt: skip
+    ("i0", ""),
+    ("i0", "how many"),
+    ("i0", ""),
+    ("i1", "what is the digit"),
+  ]
 
 
 class Pool:
@@ -187,16 +208,27 @@ def test_shipped_models_know_the_world():
 def test_the_loop_resumes_and_repeats_itself(tmp_path):
   """A miniature loop; run again nothing happens; elsewhere it gives the same summary."""
   tiny = [
-    "--config.optim.steps=2", "--config.checkpoints.harvest=(1,)", "--config.discover.probes=480",
-    "--config.discover.search_probes=128", "--config.verify.limit=60", "--config.round2.steps=2",
-    "--config.rectify.recipe.steps=4", "--config.rectify.curate.size=40",
-  ]  # fmt: skip
+    "--config.optim.steps=2",
+    "--config.checkpoints.harvest=(1,)",
+    "--config.discover.probes=480",
+    "--config.discover.search_probes=128",
+    "--config.verify.limit=60",
+    "--config.round2.steps=2",
+    "--config.rectify.recipe.steps=4",
+    "--config.rectify.curate.size=40",
+  ]
 
   def run(workdir):
     command = [
-      sys.executable, "-m", "auditdm_jax", "loop", "--config=configs/scenes.py",
-      f"--workdir={workdir}", f"--config.pool.data_dir={tmp_path / 'data'}", *tiny,
-    ]  # fmt: skip
+      sys.executable,
+      "-m",
+      "auditdm_jax",
+      "loop",
+      "--config=configs/scenes.py",
+      f"--workdir={workdir}",
+      f"--config.pool.data_dir={tmp_path / 'data'}",
+      *tiny,
+    ]
     subprocess.run(command, cwd=ROOT, check=True, timeout=1200)
     summary = json.loads((workdir / "summary.json").read_text())
     del summary["seconds"]

@@ -34,7 +34,7 @@ def probes(scenes, each):
 class Knowing:
   """A model that knows the world, but for one colour."""
 
-  takes, style, cfg, tokenizer, tower_id = "features", styles.PLAIN, None, None, "tower"
+  takes, style, config, tokenizer, tower_id = "features", styles.PLAIN, None, None, "tower"
 
   def __init__(self, name, known, blind=""):
     self.name, self._known, self._blind = name, known, blind

@@ -33,8 +33,9 @@ def test_each_image_and_no_image():
   end = [RED, 5, NEWLINE, 4, MODEL, NEWLINE]
   assert render(prompts.GEMMA3, 0) == [BOS, 4, USER, NEWLINE, *end]
   assert render(prompts.GEMMA3, 2) == [
-    *[BOS, 4, USER, *[NEWLINE] * 3, *one, *[NEWLINE] * 4, *one, NEWLINE, NEWLINE], *end
-  ]  # fmt: skip
+    *[BOS, 4, USER, *[NEWLINE] * 3, *one, *[NEWLINE] * 4, *one, NEWLINE, NEWLINE],
+    *end,
+  ]
   assert render(prompts.GEMMA3, 0, "\n red\t\n") == render(prompts.GEMMA3, 0)
   assert render(prompts.PRETRAINED, 0, "\nred") == [BOS, NEWLINE, RED]
   assert render("{{<start_of_image>{image}}}{text}", 2) == [6, IMAGE, IMAGE] * 2 + [RED]

@@ -55,9 +55,17 @@ class Sizes:
 
 # Of the pipeline that learns to draw scenes: 2.3 M parameters.
 SCENES = Sizes(
-  heads=4, rope=(4, 14, 14), double=2, single=3, clip_width=32, clip_layers=1, t5_width=96,
-  t5_layers=2, guidance=False, shift=5.0,
-)  # fmt: skip
+  heads=4,
+  rope=(4, 14, 14),
+  double=2,
+  single=3,
+  clip_width=32,
+  clip_layers=1,
+  t5_width=96,
+  t5_layers=2,
+  guidance=False,
+  shift=5.0,
+)
 
 
 def pipeline(words: Sequence[str], vae: torch.nn.Module, sizes: Sizes = Sizes()) -> FluxPipeline:

@@ -291,10 +291,18 @@ def train(workdir: pathlib.Path, recipe: Recipe, device: torch.device) -> None:
       average.lerp_(p.data, 1 - decay)
     if (step + 1) % recipe.every == 0 or step + 1 == recipe.steps:
       seconds = time.process_time() - start
-      print(json.dumps({"step": step + 1, "captions": losses[0], "edits": losses[1],
-                        "cpu_s": round(seconds, 1)}), flush=True)  # fmt: skip
-      state = {"step": step + 1, "averages": averages, "optimizer": optimizer.state(),
-               "weights": [p.data for p in optimizer.weights]}  # fmt: skip
+      print(
+        json.dumps(
+          {"step": step + 1, "captions": losses[0], "edits": losses[1], "cpu_s": round(seconds, 1)}
+        ),
+        flush=True,
+      )
+      state = {
+        "step": step + 1,
+        "averages": averages,
+        "optimizer": optimizer.state(),
+        "weights": [p.data for p in optimizer.weights],
+      }
       torch.save(state, file.with_suffix(".tmp"))
       file.with_suffix(".tmp").replace(file)
   for p, average in zip(optimizer.weights, averages):
@@ -308,9 +316,12 @@ def train(workdir: pathlib.Path, recipe: Recipe, device: torch.device) -> None:
 def measure(folder: pathlib.Path, *, n: int, steps: int, guidance: float, seed: int = 1) -> dict:
   """Share of images that show what was asked for and nothing else, by kind."""
   model = ModelConfig(
-    generate=str(folder), edit=str(folder), steps=steps, guidance=guidance,
+    generate=str(folder),
+    edit=str(folder),
+    steps=steps,
+    guidance=guidance,
     max_sequence_length=TEXT,
-  )  # fmt: skip
+  )
   backend, rng = DiffusersBackend(model, max_batch=32), np.random.default_rng((7, seed))
   right, total = collections.Counter(), collections.Counter()
   for editing in (False, True):

@@ -82,9 +82,11 @@ def _card(folder: pathlib.Path, i: int, question: str, *, edited: bool) -> data.
 def reference_health() -> health.Health:
   """Of 1000 questions, easy errs on 400, ref-a on 50, ref-b on 80 and ref-c on 60 of those 80."""
   wrong = {
-    "easy": range(400), "ref-a": range(390, 440), "ref-b": range(400, 480),
+    "easy": range(400),
+    "ref-a": range(390, 440),
+    "ref-b": range(400, 480),
     "ref-c": range(420, 480),
-  }  # fmt: skip
+  }
   answers = {n: ["four" if i in w else "five" for i in range(1000)] for n, w in wrong.items()}
   references = ("ref-a", "ref-b", "ref-c")
   return health.health(answers, ["five"] * 1000, Judge(), target="easy", references=references)
@@ -100,8 +102,9 @@ def loop_summary() -> Summary:
     search=Search(prompt_only=rate(44, 200), trained=rate(640, 1000)),
     search_modes=SearchModes(kinds, kinds),
     precision=rate(628, 640),
-    coverage=Coverage(900, {}, gaps_auditable=6, gaps_found=6, effective_modes=8.4,
-                      effective_skills=5.0),
+    coverage=Coverage(
+      900, {}, gaps_auditable=6, gaps_found=6, effective_modes=8.4, effective_skills=5.0
+    ),
     gaps={},
     modes=ModeScores(recall=rate(6, 6), precision=rate(5, 6), found=6),
     rectify={
@@ -115,7 +118,7 @@ def loop_summary() -> Summary:
     curve=tuple(points),
     queries=Queries(46080, 30000, 11277, 57357, 57357, 4000),
     seconds=dict(train=61.2, report=1.4),
-  )  # fmt: skip
+  )
 
 
 def report_data(folder: pathlib.Path, *, modes: int = 5, cards: int = 3) -> data.ReportData:

@@ -88,11 +88,23 @@ def test_the_co_error_table_shows_joint_errors(report):
   matrix = index[index.index('<table class="matrix">') :]
   shown = [float(x) for x in re.findall(r"([\d.]+)\u202f%", matrix)]
   assert shown == [
-    40.0, 1.0, 0.0, 0.0,
-    1.0, 5.0, 4.0, 2.0,
-    0.0, 4.0, 8.0, 6.0,
-    0.0, 2.0, 6.0, 6.0,
-  ]  # fmt: skip
+    40.0,
+    1.0,
+    0.0,
+    0.0,
+    1.0,
+    5.0,
+    4.0,
+    2.0,
+    0.0,
+    4.0,
+    8.0,
+    6.0,
+    0.0,
+    2.0,
+    6.0,
+    6.0,
+  ]
   assert matrix.count("φ 0.86") == 2 and "ref-b and ref-c err together (phi 0.86)" in index
   assert "2.0\u202f% (20/1,000" in index and "100.0\u202f% (20/20" in index
 

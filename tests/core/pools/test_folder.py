@@ -269,10 +269,21 @@ def test_lines_end_at_newlines_only(folder, char):
 
 def test_answers_are_text(folder):
   given = [
-    (3, ["3"]), (3.0, ["3"]), (3.5, ["3.5"]), (1e-7, ["1e-07"]), (True, ["yes"]), (False, ["no"]),
-    ("", []), (" ", []), (None, []), (float("nan"), []), ([], []), (["a", 2, None, ""], ["a", "2"]),
-    ([{"answer": "a", "answer_id": 1}, {"answer": "b"}], ["a", "b"]), (" red ", [" red "]),
-  ]  # fmt: skip
+    (3, ["3"]),
+    (3.0, ["3"]),
+    (3.5, ["3.5"]),
+    (1e-7, ["1e-07"]),
+    (True, ["yes"]),
+    (False, ["no"]),
+    ("", []),
+    (" ", []),
+    (None, []),
+    (float("nan"), []),
+    ([], []),
+    (["a", 2, None, ""], ["a", "2"]),
+    ([{"answer": "a", "answer_id": 1}, {"answer": "b"}], ["a", "b"]),
+    (" red ", [" red "]),
+  ]
   rows = [{"image": "b.png", "question": f"q{k}", "answer": x} for k, (x, _) in enumerate(given)]
   write_rows(folder / "train/questions.jsonl", *rows)
   assert open_pool(folder, "train").answers(1) == tuple(tuple(want) for _, want in given)
