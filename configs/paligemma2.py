@@ -38,20 +38,30 @@ ARGS = {"on": tuple(SLICES), "references": ("10b", "28b"), "prompts": 32, "chips
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  args = parse("configs/paligemma2.py", arg, ARGS)
-  (chips, tensor), prompts = SLICES[args["on"]], args["prompts"]
-  chips = chips if args["chips"] is None else args["chips"]
+  file = "configs/paligemma2.py"
+  return recipe(file, **parse(file, arg, ARGS))
+
+
+def recipe(file: str, *, on: str, references: str, prompts: int, chips: int | None) -> ConfigDict:
+  """The recipe with PaliGemma 2 as the target.
+
+  Args:
+    file: what errors call the config.
+    on, references, prompts, chips: see ARGS above.
+  """
+  own, tensor = SLICES[on]
+  chips = own if chips is None else chips
   if chips < 1 or chips % tensor or (chips > 64 and chips % 64):
     raise ValueError(
-      f"configs/paligemma2.py: chips={chips}, not a multiple of {tensor}, over which heads are"
-      " split, and above 64 of 64, over which masters are"
+      f"{file}: chips={chips}, not a multiple of {tensor}, over which heads are split, and above 64"
+      " of 64, over which masters are"
     )
   if prompts < 32 or prompts % 32:
-    raise ValueError(f"configs/paligemma2.py: prompts={prompts}, not a multiple of 32")
+    raise ValueError(f"{file}: prompts={prompts}, not a multiple of 32")
   c = ConfigDict()
   c.seed = 0
   c.world = dict(name="", gaps="")  # no oracle
-  larger = ("models/paligemma2-28b-mix-448",) if args["references"] == "28b" else ()
+  larger = ("models/paligemma2-28b-mix-448",) if references == "28b" else ()
   c.models = dict(
     auditor="models/gemma-3-4b-it",
     target="models/paligemma2-3b-mix-448",
@@ -61,7 +71,7 @@ def get_config(arg: str = "") -> ConfigDict:
     sibling="",
     dtype="bfloat16",
     int8=bool(larger),  # The references' decoders take half the memory.
-    paged=args["on"] == "h200",  # Beside a trained auditor there is room for one of them.
+    paged=on == "h200",  # Beside a trained auditor there is room for one of them.
   )  # fmt: skip
   c.plan = dict(architectures=FOLDERS, task_tokens=128, question_tokens=48)
   c.pool = dict(
@@ -95,7 +105,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.mesh = dict(data=max(chips // 64, 1), fsdp=min(chips, 64))
   c.optim.shared_prefix = prompts >= chips
   c.rollout_mesh = dict(fsdp=chips // tensor, tensor=tensor)
-  if args["on"] == "h200":
+  if on == "h200":
     c.optim.micro_rows = 8
   c.rules = ()  # those of models/sharding.py
   # Auditors stored for discovery beside the last one: early ones ask about more.
@@ -116,7 +126,7 @@ def get_config(arg: str = "") -> ConfigDict:
     curate=dict(size=10_000, cap=0.15),
     length=1088, suffix=16,
   )  # fmt: skip
-  if args["on"] == "h200":
+  if on == "h200":
     c.rectify.recipe.micro_rows = 32
   c.round2 = dict(enabled=True, steps=200)
   return c

@@ -27,6 +27,8 @@ CONFIG_ARGS = [
   ("paligemma2", "chips=0", "chips=0, not a multiple"),
   ("paligemma2", "chips=-4", "chips='-4', not a whole number"),
   ("paligemma2", "prompts=x", "prompts='x', not a whole number"),
+  ("gemma3", "references=28b", "references='28b', not 12b or 27b"),
+  ("gemma3", "chips=17", "chips=17, not a multiple of 4"),
   ("flux", "foo", "'foo': args are written name=value"),
   ("flux", "port=x", "port='x', not a whole number"),
   ("pretrain_scenes", "foo", "'foo': args are written name=value"),
@@ -49,6 +51,7 @@ def test_args_of_configs_that_are_right():
     ("scenes", "gaps=seed:3,error_rate=1.0"),
     ("paligemma2", "on=v5e-16,chips=256,prompts=64"),
     ("paligemma2", "on=h200"),
+    ("gemma3", "on=v6e-8,references=27b"),
     ("pretrain_scenes", "only=ref_gemma3,steps=5,gaps=seed:4"),
     ("ablations.scenes", "arm=group-4,seed=2"),
   ]:
@@ -90,4 +93,4 @@ def test_configs_load_by_path_from_anywhere(tmp_path):
     [sys.executable, "-c", LOAD, *paths], cwd=tmp_path, capture_output=True, text=True, check=False
   )
   assert done.returncode == 0, done.stderr
-  assert len(done.stdout.split()) == len(paths) == 7
+  assert len(done.stdout.split()) == len(paths) == 8

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The paper's config through the whole loop, with small models, on a folder of images."""
+"""The paper's configs through the whole loop, with small models, on a folder of images."""
 
 import importlib.util
 import json
@@ -53,6 +53,8 @@ def get_config():
     "paligemma2",
     "paligemma2:on=v5e-64,references=28b",
     "paligemma2:on=h200",
+    "gemma3",
+    "gemma3:on=v5p-8,references=27b",
     "scenes",
     "scenes:target=rare,reward=plain",
     "scenes:images=diffusion",
@@ -81,12 +83,13 @@ def _folder(path: pathlib.Path, *, images: int, seed: int) -> None:
   (path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_the_papers_config_runs_the_loop_on_a_folder_of_images(tmp_path):
+@pytest.mark.parametrize("paper", ["paligemma2", pytest.param("gemma3", marks=pytest.mark.slow)])
+def test_the_papers_config_runs_the_loop_on_a_folder_of_images(tmp_path, paper):
   """Models take turns and answer in a cascade, no oracle, no replay, epochs in place of steps."""
   for seed, (split, images) in enumerate({"train": 60, "heldout": 20, "fresh": 30}.items()):
     _folder(tmp_path / "data/own" / split, images=images, seed=seed)
   config = tmp_path / "config.py"
-  path = str(ROOT / "configs/paligemma2.py")
+  path = str(ROOT / f"configs/{paper}.py")
   config.write_text(CONFIG.format(path=path, weights=WEIGHTS, data=str(tmp_path / "data")))
   workdir = tmp_path / "run"
   command = [sys.executable, "-m", "auditdm_jax", "loop", f"--config={config}"]
