@@ -104,9 +104,10 @@ def metrics(rows: Sequence[dict[str, Any]], *, group_size: int) -> dict[str, flo
 
 
 def agreement(judged: Iterable[tuple[str, Verdict]], judge: Judge) -> dict[str, float]:
-  """How often each two models say the same, over probes that were put to all of them.
+  """Returns how often each two models say the same, where both say something.
 
-  Not over all that all have answered: in a cascade, those are disputed more often than others.
+  Only probes that are put to all models by chance count: in a cascade, those that all have answered
+  are disputed more often than others. Two models that never answer the same probe have no row.
 
   Args:
     judged: questions and their verdicts.
@@ -117,8 +118,10 @@ def agreement(judged: Iterable[tuple[str, Verdict]], judge: Judge) -> dict[str, 
   if full:
     first = full[0][1]
     for a, b in itertools.combinations((first.target, *first.references), 2):
-      found = judge.compare_all((question, v.answers[a], v.answers[b]) for question, v in full)
-      out[f"agreement/{a}~{b}"] = found.count(Same.SAME) / len(found)
+      said = ((question, v.answers[a], v.answers[b]) for question, v in full)
+      found = judge.compare_all((question, x, y) for question, x, y in said if x and y)
+      if found:
+        out[f"agreement/{a}~{b}"] = found.count(Same.SAME) / len(found)
   return out
 
 

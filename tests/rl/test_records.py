@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Numbers of a step, from records that were made up."""
 
+import dataclasses
+
 import pytest
 
 from auditdm_jax.audit.judge import Judge
@@ -74,6 +76,13 @@ def test_agreement_of_each_two_models():
     "agreement/a~b": pytest.approx(2 / 3),
   }
   assert records.agreement([], Judge()) == {"agreement/probes": 0.0}
+
+
+def test_models_without_an_answer_do_not_agree_in_it():
+  silent = dataclasses.replace(SPLIT, answers={**AGREE.answers, "a": "", "b": ""})
+  found = records.agreement([("", AGREE), ("", silent)], Judge())
+  assert found["agreement/a~b"] == found["agreement/t~a"] == 1.0
+  assert set(records.agreement([("", silent)], Judge())) == {"agreement/probes"}
 
 
 def test_lengths_are_of_replies_that_came_to_an_end():
