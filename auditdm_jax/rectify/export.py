@@ -26,6 +26,7 @@ from PIL import Image
 from auditdm_jax.core import config as config_lib
 from auditdm_jax.core import jsonio
 from auditdm_jax.rectify import bv_template, curate, recipes
+from auditdm_jax.text import styles
 
 _KEYS = ("id", "image", "prefix", "suffix")
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF")  # What tf.io.decode_image reads.
@@ -53,11 +54,6 @@ class BigVision:
   max_text_len: int = 128
 
 
-def paligemma_prefix(question: str) -> str:
-  """The prompt of the VQA transfers, without BOS and the closing newline."""
-  return f"answer en {question}"
-
-
 def export(
   directory: str | os.PathLike,
   train: Sequence[curate.Example],
@@ -68,7 +64,7 @@ def export(
   model: BigVision,
   val: Sequence[curate.Example] = (),
   recipe_name: str = "",
-  prefix: Callable[[str], str] = paligemma_prefix,
+  prefix: Callable[[str], str] = styles.PALIGEMMA.put,
   reserved_images: Collection[str] = (),
   allow_locations: bool = False,
 ) -> dict[str, int]:
