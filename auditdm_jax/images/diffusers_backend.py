@@ -46,7 +46,7 @@ from auditdm_jax.images.config import ModelConfig  # noqa: E402
 Pipe = FluxPipeline | FluxKontextPipeline
 
 _COMMIT = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)@(?P<commit>[0-9a-f]{40})")
-# The parts of a pipeline, without the single-file copy of the weights beside them.
+# The parts of a pipeline, without the single-file copy of the weights next to them.
 _FILES = ("model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model")
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _CLASSES = {"generate": FluxPipeline, "edit": FluxKontextPipeline}

@@ -54,7 +54,7 @@ class OpenAIBackend:
   """Asks `config.images.model.url` (images.backend.Backend).
 
   Raises:
-    ValueError: no model, an address that is none, or a key that is not in the environment.
+    ValueError: no model, an invalid address, or a key that is not in the environment.
   """
 
   def __init__(self, model: ModelConfig, *, max_batch: int):
@@ -147,7 +147,7 @@ class OpenAIBackend:
 def _authorization(variable: str) -> dict[str, str]:
   if not variable:
     return {}
-  key = os.environ.get(variable, "").strip()  # Of a file read by a shell a newline may be left.
+  key = os.environ.get(variable, "").strip()  # A shell that reads a file may leave a newline.
   if not key:
     raise ValueError(f"config.images.model.api_key_env: {variable} is not set in the environment")
   if not (key.isascii() and key.isprintable()):

@@ -72,7 +72,7 @@ class Replica:
     return failing, self.serving is False, self.outstanding
 
   def report(self, reason: Reason | None) -> None:
-    """Ejects the replica for a while after an answer that is none, longer each time."""
+    """Ejects the replica for a while after no usable answer, longer each time."""
     now = time.monotonic()
     if reason is None:
       self._failures, self._ejected_until = 0, 0.0

@@ -99,7 +99,7 @@ def to_ours(
     config: the model, of `hf_config.read_config`.
     tensors: the checkpoint, in any layout.
     where: the checkpoint, for errors.
-    dtype: of parameters whose tensors have several; None refuses them.
+    dtype: what a parameter gets whose tensors differ in dtype; None refuses it.
 
   Raises:
     UserError: a tensor is missing, not used, or of another shape than the config says.
@@ -130,7 +130,7 @@ def from_ours(
   Args:
     config: the model.
     leaves: its parameters by path.
-    layout: of the names; None is `default_layout`. With a head although the config ties it, the
+    layout: how names start; None is `default_layout`. With a head although the config ties it, the
       embedding is written twice, as it came.
     where: the parameters, for errors.
 
@@ -155,12 +155,12 @@ class _Row:
   """A parameter and the tensors it is made of.
 
   Attributes:
-    path: of the parameter.
-    names: of the tensors, layer by layer.
+    path: path of the parameter.
+    names: names of the tensors, layer by layer.
     groups: the axes of a tensor, each as the parameter's axes that are flattened into it.
     axes: those of the parameter behind the leading ones; "1" is an axis of one.
     lead: sizes of the leading axes: layers, and two where two tensors make one parameter.
-    sizes: of every axis.
+    sizes: size of every axis.
   """
 
   path: str
@@ -382,7 +382,7 @@ def _check(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Leaf], w
 
 
 def _check_tied(tensors: Mapping[str, Leaf], embedding: str, head: str, where: str) -> None:
-  """A head beside a tied embedding has to be its copy, or one of the two would be lost."""
+  """Checks that a head next to a tied embedding is its copy: one of the two is dropped."""
   a, b = tensors[embedding], tensors[head]
   same = a.shape == b.shape and all(
     np.array_equal(x, y) for x, y in zip(a.pieces(), b.pieces(), strict=True)

@@ -76,7 +76,7 @@ def stack(parts: Sequence[Leaf], dtype: Any = None) -> Leaf:
   """A leaf with a new leading axis, such as one over layers; reads only the parts asked for.
 
   Args:
-    parts: of one shape.
+    parts: leaves of one shape.
     dtype: what parts in several floating dtypes are cast to; None refuses them.
 
   Raises:
@@ -136,8 +136,8 @@ def place(
 
   Args:
     leaves: by path.
-    shardings: of the same paths; None is the default device.
-    dtype: of the result; None keeps each leaf's own.
+    shardings: shardings by the same paths; None is the default device.
+    dtype: dtype of the arrays; None keeps each leaf's own.
   """
 
   def whole(leaf: Leaf) -> jax.Array:

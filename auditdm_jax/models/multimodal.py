@@ -418,7 +418,7 @@ def token_logprobs(
     x: [B,C,D] hidden states, each the one that predicts its target.
     targets: i32[B,C]; a banned target has log-prob -1e30 (mask it with `where`).
     banned: ids that cannot be sampled.
-    temperature: of the sampling distribution.
+    temperature: temperature of the sampling distribution.
     chunk: tokens per piece, recomputed in the backward pass; None is all at once.
 
   Returns:

@@ -90,7 +90,7 @@ def at_use(
   Args:
     prefix: where the layer's parameters lie in the model, such as "llm/layers".
     block: the layer.
-    dtype: of the computation. The weights are gathered in it: half the bytes.
+    dtype: compute dtype. Weights are gathered in it, which halves the bytes.
     keep: mesh axes over which they stay split.
     quantized: some are `int8.Int8`.
   """

@@ -34,7 +34,7 @@ class SiglipConfig:
     image_size: side of the (square) image, in pixels; what is left of it on the right and at the
       bottom after the last whole patch is not looked at.
     norm_eps: epsilon of every LayerNorm.
-    activation: of the MLP.
+    activation: activation of the MLP.
     pooling_head: the tower has a `PoolingHead`.
     dtype: compute dtype; parameters keep their own.
     remat: recompute each block in the backward pass.

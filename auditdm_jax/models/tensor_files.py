@@ -142,7 +142,7 @@ def write_safetensors(
   Args:
     folder: where; it is there already.
     tensors: by name; a shard takes them in this order.
-    max_shard_bytes: of the tensors of a shard; a larger tensor has a shard of its own.
+    max_shard_bytes: largest size of a shard's tensors; a larger tensor has its own shard.
     tick: called after each tensor.
   """
   shards: list[dict[str, Leaf]] = [{}]
@@ -316,8 +316,8 @@ def read_zarr_folders(folder: pathlib.Path, *, prefix: str) -> dict[str, Leaf]:
   """Reads the arrays of a big_vision checkpoint: a zarr folder each, named "params~llm~…".
 
   Args:
-    folder: of the checkpoint.
-    prefix: of the names that are wanted, such as "params/".
+    folder: folder of the checkpoint.
+    prefix: how the wanted names start, such as "params/".
   """
   names = sorted(p.name for p in folder.iterdir() if p.is_dir())
   names = [name for name in names if name.replace("~", "/").startswith(prefix)]

@@ -128,7 +128,7 @@ class Word:
 
 @functools.lru_cache(maxsize=256)
 def words(text: str) -> tuple[Word, ...]:
-  """Returns the words between blanks; what is signs only is none."""
+  """Returns the words between blanks; signs alone are no word."""
   return tuple(_words(text))
 
 
