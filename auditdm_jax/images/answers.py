@@ -51,7 +51,9 @@ class ImageResult:
 def on_source(
   request: Edit, result: ImageResult, *, sent: np.ndarray, fit: Fit, mask: np.ndarray | None
 ) -> ImageResult:
-  """The result of an edit on the source's grid; outside a mask, or if local, as in the source.
+  """Returns the result of an edit on the source's grid.
+
+  What lies outside of a mask, or of the changed region of a local edit, is as in the source.
 
   Args:
     request: what the caller wants.

@@ -225,7 +225,7 @@ class ImagesConfig:
 
 
 def is_loopback(host: str) -> bool:
-  """Whether a host name or address is this machine, and nothing leaves it."""
+  """Returns whether a host name or address is this machine, and nothing leaves it."""
   if host == "localhost":
     return True
   try:

@@ -295,7 +295,7 @@ def _split(qkv: Leaf) -> tuple[Leaf, Leaf]:
 
 
 def _join(q: Leaf, kv: Leaf) -> Leaf:
-  """The inverse of `_split`."""
+  """Returns the inverse of `_split`."""
   depth, *rest = q.shape
 
   def read(index: Index) -> np.ndarray:

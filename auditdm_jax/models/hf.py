@@ -56,7 +56,7 @@ class Layout:
 
 
 def default_layout(config: VlmConfig) -> Layout:
-  """The layout that transformers 5 writes, and 4.5x reads."""
+  """Returns the layout that transformers 5 writes, and 4.5x reads."""
   text = "model." if config.vision is None else "language_model.model."
   head = "" if config.text.tied_head else text.removesuffix("model.") + _HEAD
   return Layout(text=text, head=head)
@@ -183,21 +183,21 @@ class _Row:
     return [a for group in self.groups for a in group]
 
   def parameter(self, tensors: Mapping[str, Leaf], dtype: Any) -> Leaf:
-    """The parameter, made of the tensors when it is read."""
+    """Returns the parameter, made of the tensors when it is read."""
     parts = [self._unfold(tensors[name]) for name in self.names]
     for size in reversed(self.lead):
       parts = [leaves_lib.stack(parts[i : i + size], dtype) for i in range(0, len(parts), size)]
     return parts[0]
 
   def tensors(self, leaf: Leaf) -> dict[str, Leaf]:
-    """The tensors of a parameter, each cut out of it when it is read."""
+    """Returns the tensors of a parameter, each cut out of it when it is read."""
     return {
       name: self._fold(leaf, tuple(map(int, np.unravel_index(i, self.lead))) if self.lead else ())
       for i, name in enumerate(self.names)
     }
 
   def _unfold(self, leaf: Leaf) -> Leaf:
-    """One tensor with the parameter's axes. Of a flattened axis, rows of the first are read."""
+    """Returns a tensor with the parameter's axes; of a flattened one it reads rows of the first."""
     kept = [a for a in self.axes if a != "1"]
 
     def read(index: Index) -> np.ndarray:
@@ -218,7 +218,7 @@ class _Row:
     return Leaf(shape, leaf.dtype, read, leaf.source)
 
   def _fold(self, leaf: Leaf, at: tuple[int, ...]) -> Leaf:
-    """The tensor at the leading index `at`. Of a flattened axis, whole rows are read."""
+    """Returns the tensor at the leading index `at`. Of a flattened axis, whole rows are read."""
     kept = [a for a in self.axes if a != "1"]
 
     def read(index: Index) -> np.ndarray:

@@ -64,7 +64,7 @@ class Leaf:
 
 
 def of_array(array: Any, source: str = "") -> Leaf:
-  """A leaf of an array that is in memory or on devices; a device array comes over in parts."""
+  """Returns a leaf of an array in memory or on devices; a device array comes over in parts."""
   if not isinstance(array, jax.Array):
     array = np.asarray(array)
   return Leaf(
@@ -73,7 +73,7 @@ def of_array(array: Any, source: str = "") -> Leaf:
 
 
 def stack(parts: Sequence[Leaf], dtype: Any = None) -> Leaf:
-  """A leaf with a new leading axis, such as one over layers; reads only the parts asked for.
+  """Returns a leaf with a new leading axis, such as layers; it reads only the parts asked for.
 
   Args:
     parts: leaves of one shape.
@@ -106,7 +106,7 @@ def stack(parts: Sequence[Leaf], dtype: Any = None) -> Leaf:
 
 
 def cast(leaf: Leaf, dtype: Any) -> Leaf:
-  """The leaf in another dtype.
+  """Returns the leaf in another dtype.
 
   Reading raises a UserError where a finite value is too large for it.
   """

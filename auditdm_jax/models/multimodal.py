@@ -74,14 +74,14 @@ class VlmConfig:
     return config_lib.build(cls, d, name="model")
 
   def with_dtype(self, dtype: str) -> "VlmConfig":
-    """The same model, computed in `dtype` ("float32" or "bfloat16")."""
+    """Returns the same model, computed in `dtype` ("float32" or "bfloat16")."""
     vision = self.vision and dataclasses.replace(self.vision, dtype=dtype)
     return dataclasses.replace(
       self, text=dataclasses.replace(self.text, dtype=dtype), vision=vision
     )
 
   def with_remat(self) -> "VlmConfig":
-    """The same model, whose backward pass computes each layer again."""
+    """Returns the same model, whose backward pass computes each layer again."""
     vision = self.vision and dataclasses.replace(self.vision, remat=True)
     return dataclasses.replace(self, text=dataclasses.replace(self.text, remat=True), vision=vision)
 
@@ -238,7 +238,7 @@ def hidden(
   ar: Array | None = None,
   segment: Array | None = None,
 ) -> Array:
-  """The full forward pass.
+  """Returns the full forward pass.
 
   Args:
     config: the model.

@@ -66,7 +66,7 @@ class SiglipConfig:
 
 
 def has_whole_scores(config: SiglipConfig) -> bool:
-  """Whether all heads of a layer have their scores in memory together."""
+  """Returns whether all heads of a layer have their scores in memory together."""
   return config.num_patches <= _WHOLE_SCORES
 
 

@@ -406,7 +406,7 @@ def write_orbax(
 
 
 def _stored(spec: Mapping[str, Any], source: str, *, zeros_too: bool = False) -> Leaf:
-  """A leaf of a zarr array.
+  """Returns a leaf of a zarr array.
 
   A chunk that is not there is damage, and must not be read as zeros, unless whoever wrote the array
   left out what is all zeros. None does where there is no fill value, nor with `zeros_too`.
@@ -450,7 +450,7 @@ def _mapped(
   source: str,
   order: str = "C",
 ) -> Leaf:
-  """A leaf of a run of bytes of a file."""
+  """Returns a leaf of a run of bytes of a file."""
 
   def read(index: Index) -> np.ndarray:
     if not math.prod(shape):  # Nothing cannot be mapped.
@@ -462,5 +462,5 @@ def _mapped(
 
 
 def _bytes(piece: np.ndarray) -> memoryview:
-  """The bytes of a C-ordered array, not copied; bf16 has no buffer protocol of its own."""
+  """Returns the bytes of a C-ordered array, not copied; bf16 has no buffer protocol of its own."""
   return memoryview(piece.reshape(-1).view(np.uint8))

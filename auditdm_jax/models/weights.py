@@ -277,7 +277,7 @@ def _open_hf(path: pathlib.Path, header: dict[str, Any], dtype: Any) -> Opened:
 
 
 def _resized(opened: Opened, image_size: int) -> Opened:
-  """The same model for images of another size."""
+  """Returns the same model for images of another size."""
   config, flat = opened.config, dict(opened.tree)
   if config.vision is None:
     raise UserError("the model has no vision tower: an image size means nothing")
@@ -296,7 +296,7 @@ def _resized(opened: Opened, image_size: int) -> Opened:
 
 
 def _with_size(processor: Any, config: VlmConfig) -> Any:
-  """A processor's config for the images of `config`."""
+  """Returns a processor's config for the images of `config`."""
   if not isinstance(processor, dict):
     return processor
   made = {k: _with_size(v, config) for k, v in processor.items()}
@@ -349,7 +349,7 @@ def _of_tower(path: str) -> bool:
 
 @functools.lru_cache(maxsize=32)
 def _expected(config: VlmConfig) -> Mapping[str, jax.ShapeDtypeStruct]:
-  """The model's parameters by path; tracing it costs more than reading a small one."""
+  """Returns the model's parameters by path; tracing it costs more than reading a small one."""
   return tree.flatten(jax.eval_shape(lambda key: multimodal.init(config, key), jax.random.key(0)))
 
 
@@ -463,7 +463,7 @@ def write_side_files(folder: pathlib.Path, side: Mapping[str, Any]) -> None:
 
 
 def _finite(flat: Mapping[str, Any], dtype: str) -> dict[str, Leaf]:
-  """Leaves of arrays that reading checks: a model with NaN is not worth a file."""
+  """Returns leaves of arrays that reading checks: a model with NaN is not worth a file."""
   if dtype not in DTYPES:
     raise UserError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
 

@@ -187,7 +187,7 @@ def read(path: pathlib.Path) -> Backend:
 
 
 def _added_tokens(folder: pathlib.Path, size: int) -> tuple[dict[str, int], frozenset[str]]:
-  """The tokens that transformers' slow tokenizers added to a .model, and which are special.
+  """Returns the tokens that transformers' slow tokenizers added to a .model, and which are special.
 
   They are in added_tokens.json or, together with those of the .model and with their kind, in
   tokenizer_config.json.

@@ -161,7 +161,7 @@ def content(text: str) -> list[Word]:
 
 
 def is_negated(plain: str) -> bool:
-  """Whether a word denies."""
+  """Returns whether a word denies."""
   return plain in NEGATIONS or plain.endswith("n't")
 
 
@@ -179,7 +179,7 @@ def sentences(text: str) -> list[str]:
 
 
 def _is_abbreviated(text: str) -> bool:
-  """Whether a full stop belongs to a word: "Dr.", "p.m.", "B. red", "J. K. Rowling"."""
+  """Returns whether a full stop belongs to a word: "Dr.", "p.m.", "B. red", "J. K. Rowling"."""
   if not text.endswith("."):
     return False
   before, _, last = text[:-1].rpartition(" ")

@@ -115,7 +115,7 @@ def short_answer(
 
 
 def is_cut(finish: str | None) -> bool:
-  """Whether a reply ended because it had become too long."""
+  """Returns whether a reply ended because it had become too long."""
   return finish in _CUT
 
 
