@@ -47,7 +47,8 @@ def start(tmp_path):
     return subprocess.Popen(
       command,
       cwd=ROOT,
-      env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+      # "" = no folder of compiled programs but the default one.
+      env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "JAX_COMPILATION_CACHE_DIR": ""},
       stdin=subprocess.DEVNULL,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,

@@ -99,7 +99,7 @@ def evaluate(
     examples: the benchmark; ids must be unique.
     model: name and revision; predictions of another model are not taken for this one's.
     scorer: (prediction, references) -> [0, 1].
-    groups: names of the groups that an example belongs to, beside "all".
+    groups: names of the groups that an example belongs to, in addition to "all".
     records: where predictions are kept and found again; nothing is kept if None.
     batch_size: predictions per call and per write.
     on_batch: told the number of examples that are answered so far.

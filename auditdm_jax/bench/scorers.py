@@ -33,7 +33,7 @@ _MAX_PERIODS = 32  # The official script passes re.UNICODE as the count of subst
 
 
 def _listed(references: Sequence[str]) -> Sequence[str]:
-  """The references as a list: one string is one of them, not its letters.
+  """Returns the references as a list: one string is one of them, not its letters.
 
   Raises:
     UserError: there are none, so that there is no score.
@@ -45,12 +45,12 @@ def _listed(references: Sequence[str]) -> Sequence[str]:
 
 
 def exact_match(prediction: str, references: Sequence[str]) -> float:
-  """1 if the strings are equal as they are (GQA and AI2D of the PaliGemma transfers)."""
+  """Returns 1 if the strings are equal as they are (GQA and AI2D of the PaliGemma transfers)."""
   return float(prediction in _listed(references))
 
 
 def normalized_match(prediction: str, references: Sequence[str]) -> float:
-  """1 if equal without case, blanks and the punctuation of words.
+  """Returns 1 if equal without case, blanks and the punctuation of words.
 
   Words are treated as in lmms-eval's GQA, which takes all punctuation away: "t-shirt" is "tshirt".
   What makes a number or a sign another one stays (ours): 3.5, -5, 1/2, 3:15, A+, <, 5%, 5".
@@ -73,7 +73,7 @@ def _is_punctuation(char: str) -> bool:
 
 
 def _says(text: str, i: int) -> bool:
-  """Whether the punctuation at i is part of a number or a sign."""
+  """Returns whether the punctuation at i is part of a number or a sign."""
   char, before, after = text[i], text[i - 1 : i], text[i + 1 : i + 2]
   if char in _SIGNS or (before.isdigit() and after.isdigit()):
     return True
@@ -88,12 +88,12 @@ def _says(text: str, i: int) -> bool:
 
 
 def _opens(quote: str, text: str) -> bool:
-  """Whether a quotation begins in this text."""
+  """Returns whether a quotation begins in this text."""
   return any(c == quote and not text[k - 1 : k].isalnum() for k, c in enumerate(text))
 
 
 def vqa_accuracy(prediction: str, references: Sequence[str]) -> float:
-  """The official VQAv2 accuracy: mean of min(1, matches / 3), leaving out each annotator in turn.
+  """Returns the official VQAv2 accuracy: mean of min(1, matches / 3) without each annotator.
 
   When all annotators agree to the letter, nothing is normalised, so "yes" against ten "Yes"
   scores 0.

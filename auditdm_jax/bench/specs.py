@@ -12,7 +12,7 @@ GAPS, REST = "gaps", "rest"
 
 
 def from_pool(pool: pool_lib.ImagePool, *, limit: int | None = None) -> list[evaluate.Example]:
-  """Every answered question of the first `limit` images (all if None).
+  """Returns every answered question of the first `limit` images (all if None).
 
   What several people answered is in order of how many did, so that the first reference is the
   answer of most.

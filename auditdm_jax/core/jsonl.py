@@ -120,7 +120,7 @@ class ObjectLines(JsonLines):
 
 
 def json_lines(path: str | os.PathLike, *, max_row_bytes: int = 1 << 20) -> JsonLines:
-  """The append-only rows of a path, wherever it is."""
+  """Returns the append-only rows of a path, wherever it is."""
   kind = ObjectLines if paths.is_remote(path) else JsonLines
   return kind(path, max_row_bytes=max_row_bytes)
 

@@ -20,7 +20,7 @@ _VOLATILE = ("seconds/", "machine/")
 
 
 def is_volatile(name: str) -> bool:
-  """Whether a column is about the clock or the machine, and not about the run."""
+  """Returns whether a column is about the clock or the machine, and not about the run."""
   return name == "time" or name.startswith(_VOLATILE)
 
 
@@ -40,7 +40,7 @@ class Means:
     return {k: t / c if c else float("nan") for k, (t, c) in self._pairs.items()}
 
   def state(self) -> dict[str, list[float]]:
-    """The sums and counts, for a checkpoint."""
+    """Returns the sums and counts, for a checkpoint."""
     return {name: list(pair) for name, pair in self._pairs.items()}
 
   def load(self, state: Mapping[str, Sequence[float]]) -> None:
@@ -65,7 +65,7 @@ class Timer:
 
 
 class Writer:
-  """Scalars by step: `<workdir>/metrics/<name>.jsonl` and TensorBoard events beside it."""
+  """Scalars by step: `<workdir>/metrics/<name>.jsonl` and TensorBoard events next to it."""
 
   def __init__(
     self,
@@ -151,7 +151,7 @@ class Progress:
       self._bar.start()
 
   def update(self, done: int, **fields: Any) -> None:
-    """Says that `done` of the total are done, and shows `fields` such as reward=0.31 beside it."""
+    """Says that `done` of the total are done, and shows `fields` such as reward=0.31 next to it."""
     self._done = done
     self._text = "  ".join(f"{k} {_short(v)}" for k, v in fields.items())
     if self._bar:

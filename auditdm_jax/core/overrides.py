@@ -64,7 +64,7 @@ def take(argv: Sequence[str]) -> list[str]:
 
 
 def _read(argv: Sequence[str]) -> ml_collections.ConfigDict:
-  """The config without overrides; an empty one if there is none or it cannot be read."""
+  """Returns the config without overrides; an empty one if there is none or it cannot be read."""
   values = flags.FlagValues()
   holder = config_flags.DEFINE_config_file(
     "config", None, "", flag_values=values, sys_argv=[], **OVERRIDES
@@ -82,7 +82,7 @@ def _read(argv: Sequence[str]) -> ml_collections.ConfigDict:
 
 
 def _parse(arg: str) -> _Override | None:
-  """The override that an argument is; None if it is none, or one of another form."""
+  """Returns the override that an argument is; None if it is none, or one of another form."""
   match = _FLAG.fullmatch(arg)
   parts = list(_PART.finditer(match[1])) if match else []
   if not match or "".join(part[0] for part in parts) != match[1]:
@@ -91,7 +91,7 @@ def _parse(arg: str) -> _Override | None:
 
 
 def _respell(override: _Override, config: _Section) -> _Override:
-  """The override with its keys in the file's spelling.
+  """Returns the override with its keys in the file's spelling.
 
   Raises:
     UserError: it is about a key of what is no section.
@@ -112,7 +112,7 @@ def _respell(override: _Override, config: _Section) -> _Override:
 
 
 def _plain(key: str) -> str:
-  """A key without the difference of dash and underscore."""
+  """Returns a key without the difference of dash and underscore."""
   return key.replace("-", "_")
 
 
@@ -155,7 +155,7 @@ def _put(section: dict[str, Any], keys: Sequence[str], value: Any) -> None:
 
 
 def _absent(override: _Override, config: _Section) -> tuple[str, ...]:
-  """The outermost section of an override that the file leaves out; () if there is none.
+  """Returns the outermost section of an override that the file leaves out; () if there is none.
 
   A name that is nearly that of a section next to it is a mistake, and left to be told.
   """

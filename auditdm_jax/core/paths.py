@@ -16,12 +16,12 @@ _counter = itertools.count()
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-  """Whether it is in an object store, as gs://bucket/run is."""
+  """Returns whether it is in an object store, as gs://bucket/run is."""
   return "://" in os.fspath(path)
 
 
 def as_path(path: str | os.PathLike) -> Any:
-  """A `pathlib.Path`, or its twin of etils for an object store; pathlib takes gs:// for gs:/."""
+  """Returns a `pathlib.Path`, or etils' twin for an object store: pathlib takes gs:// for gs:/."""
   if not is_remote(path):
     return pathlib.Path(path)
   # Only here: the image server's environment has neither.

@@ -151,7 +151,7 @@ def together() -> Iterator[None]:
 
 
 def _is_about_others(message: str) -> bool:
-  """Whether an error is about a connection: of gloo, NCCL or jax's own service."""
+  """Returns whether an error is about a connection: of gloo, NCCL or jax's own service."""
   words = ("Gloo", "NCCL", "CoordinationService", "coordination service")
   return any(word in message for word in words)
 
@@ -166,17 +166,17 @@ def leave(code: int) -> NoReturn:
 
 
 def index() -> int:
-  """Which process this is."""
+  """Returns which process this is."""
   return jax.process_index()
 
 
 def count() -> int:
-  """How many processes there are."""
+  """Returns how many processes there are."""
   return jax.process_count()
 
 
 def is_main() -> bool:
-  """Whether this process writes what all of them share."""
+  """Returns whether this process writes what all of them share."""
   return jax.process_index() == 0
 
 
@@ -189,7 +189,7 @@ def mine(rows: Sequence[T], process: int | None = None) -> Sequence[T]:
 
 
 def gather(value: Any) -> list[Any]:
-  """What every process has, by process: JSON-like values, a few megabytes at most."""
+  """Returns what every process has, by process: JSON-like values, a few megabytes at most."""
   if jax.process_count() == 1:
     return [value]
   data = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -226,7 +226,7 @@ def place(tree: Any, sharding: Any) -> Any:
   There each process copies the parts of its own devices out of the whole arrays, which all have.
 
   Args:
-    tree: of arrays, of the host or of this process's devices.
+    tree: a tree of arrays, on the host or on this process's devices.
     sharding: one, or a tree of them.
   """
   if jax.process_count() == 1:
@@ -258,7 +258,7 @@ def _is_here(x: Any) -> bool:
 
 
 def in_pieces(x: jax.Array, *, most: int = 1 << 28) -> np.ndarray:
-  """An array on the host of every process; at most about `most` bytes are whole on a device."""
+  """Returns an array on every process's host; at most about `most` bytes lie whole on a device."""
   whole = NamedSharding(x.sharding.mesh, PartitionSpec())
   if x.nbytes <= most or x.ndim == 0:
     return np.asarray(_piece(whole, x.shape[:1])(x, 0))

@@ -11,7 +11,7 @@ import numpy as np
 
 from auditdm_jax.core.config import UserError
 
-_MAX_LINES = 12  # Of each kind in a diff: a wrong checkpoint would otherwise print every leaf.
+_MAX_LINES = 12  # Per kind in a diff: a wrong checkpoint would print every leaf.
 
 
 def path_str(path: tuple[Any, ...]) -> str:

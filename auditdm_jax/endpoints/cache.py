@@ -60,11 +60,11 @@ class AnswerCache:
     Rows that come while others are being written share the next write.
 
     Args:
-      key: of the question.
+      key: key of the question.
       reply: its answer, or "no answer".
       requests: how many were sent for it.
       tokens: charged for it.
-      about: what people want to see beside it.
+      about: what people want to see next to it.
     """
     if self._records is not None:
       row = {"endpoint": self._endpoint, "key": key, **about, **_to_row(reply)}

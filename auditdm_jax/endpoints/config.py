@@ -85,8 +85,8 @@ class LimitConfig:
     outage_s: how long to wait for an endpoint that has stopped to answer.
     max_requests: requests that may be sent, further tries and those of earlier runs that are in
       the cache included; 0 = no bound. What is under way is finished.
-    max_tokens: tokens of prompts and answers likewise. Of an answer without a count, the bytes of
-      the prompt and the bound of the answer are counted.
+    max_tokens: the same bound on tokens of prompts and answers. Where an answer comes without a
+      count, the bytes of the prompt and the bound of the answer are counted.
   """
 
   concurrency: int = 8

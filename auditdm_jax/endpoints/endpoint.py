@@ -61,7 +61,7 @@ class _Question:
   """One question and where its picture is to be had.
 
   Attributes:
-    key: of the cache.
+    key: key in the cache.
     image_id: "" without a picture.
     load: gives its u8[H,W,3].
     fresh: is neither looked up nor written.
@@ -377,7 +377,7 @@ class Endpoint:
     )
 
   def _backoff(self, turn: int) -> float:
-    """Seconds before a further try: doubled each time, half of it by chance."""
+    """Returns the seconds before a further try: doubled each time, half of it by chance."""
     whole = min(_BACKOFF_S * 2**turn, _MAX_BACKOFF_S)
     return whole * self._rng.uniform(0.5, 1.0)
 

@@ -144,7 +144,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
   A date is compared with the answer's own Date, so that a clock that is wrong does no harm.
 
   Args:
-    headers: of the answer, with names in any case (httpx's) or in lower case.
+    headers: headers of the answer, with names in any case (httpx's) or in lower case.
   """
   for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
     try:

@@ -43,7 +43,7 @@ class Gate:
       name: what the endpoint is called in messages.
       canary: asks a harmless question; returns None if it was answered.
       outage_s: how long to wait for an answer at most.
-      rng: of the jitter.
+      rng: generator of the jitter.
     """
     self._name, self._canary, self._outage_s, self._rng = name, canary, outage_s, rng
     self._answered_at: float | None = None
@@ -72,11 +72,11 @@ class Gate:
     self._answered_at, self._limited_since = _now(), None
 
   def answered_since(self, when: float) -> bool:
-    """Whether any question was answered after a moment of the event loop's clock."""
+    """Returns whether any question was answered after a moment of the event loop's clock."""
     return self._answered_at is not None and self._answered_at >= when
 
   async def is_up(self) -> bool:
-    """Whether the endpoint answers the canary; if not, waits until it does and returns False.
+    """Returns whether the endpoint answers the canary at once; else waits until it does.
 
     Raises:
       EndpointDown: it did not for too long.

@@ -160,7 +160,7 @@ def _picture_tokens(pair: tuple[Reply, Reply], bare: Reply) -> int | None:
 
 
 def _is_read_as_text(pair: tuple[Reply, Reply]) -> bool:
-  """Whether the pictures, which have one size but files of two, are not counted alike."""
+  """Returns whether the pictures, which have one size but files of two, are not counted alike."""
   of_red, of_blue = (reply.usage.prompt for reply in pair)
   return of_red is not None and of_blue is not None and of_red != of_blue
 

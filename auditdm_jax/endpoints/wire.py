@@ -118,7 +118,7 @@ class Wire:
       raise self._meaning(error) from None
 
   def _messages(self, prompt: str, picture: str) -> Sequence[ChatCompletionMessageParam]:
-    """One text part per message: templates trim the parts and join them without a blank."""
+    """Returns one text part per message: templates trim the parts and join them without a blank."""
     ask = self._config.ask
     if ask.system and ask.system_role == "user":
       prompt = f"{ask.system}\n\n{prompt}"

@@ -7,6 +7,6 @@
            diffusers_backend · openai_backend
   process  the server as a child of a run
 
-Neither side imports jax, and torch is the diffusers backend's alone: the client lives beside the
-learner, the server beside the diffusion model.
+Neither side imports jax, and only the diffusers backend imports torch. The client lives next to the
+learner, and the server next to the diffusion model.
 """

@@ -30,7 +30,7 @@ class ImageResult:
   Attributes:
     image: u8[H,W,3], read-only.
     request_id: the same id gives the same image again.
-    timings: of an image.
+    timings: where the time went; only an image has them.
     model: Info.identity of what made it.
     truncated: the model saw only the beginning of the text.
     mask: bool[H,W] of a local edit: what was pasted into the source.
@@ -51,13 +51,15 @@ class ImageResult:
 def on_source(
   request: Edit, result: ImageResult, *, sent: np.ndarray, fit: Fit, mask: np.ndarray | None
 ) -> ImageResult:
-  """The result of an edit on the source's grid; outside a mask, or if local, as in the source.
+  """Returns the result of an edit on the source's grid.
+
+  What lies outside of a mask, or of the changed region of a local edit, is as in the source.
 
   Args:
     request: what the caller wants.
     result: what came of it, an image of the service's size or a failure.
     sent: u8[H,W,3], the source as the service saw it.
-    fit: of the source.
+    fit: how the source was brought to the service's size.
     mask: bool[H,W] of a sham, on the source's grid.
   """
   if result.image is None:

@@ -23,18 +23,18 @@ class Info:
   """What a backend is and what it takes; constant once it is loaded.
 
   Attributes:
-    name: of the model.
-    revision: of its weights.
+    name: name of the model.
+    revision: revision of its weights.
     properties: whatever else decides the pixels (dtype, library versions), as text.
     modes: those it can do; "sham" encodes and decodes the source and changes nothing else.
     steps: the default number; 0 = there are no steps to choose.
     guidance: the default scale; None = there is none to choose.
     negative: whether it takes a negative prompt.
     sizes: (width, height) it can draw; () = any whose sides are multiples of `multiple`.
-    multiple: of the sides.
+    multiple: what both sides must be multiples of.
     min_side: the shortest one.
     max_side: the longest one.
-    max_pixels: of an image; all three are narrowed by `images.limits` of the server.
+    max_pixels: most pixels of an image; the server's `images.limits` narrow all three.
     exact: nothing may be scaled or padded to one of `sizes`, because pixels are a code of its own.
     batch_sizes: ascending; a batch is padded to the next of them, and a deterministic one to the
       last. () = rows do not depend on the number of rows.

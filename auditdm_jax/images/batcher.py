@@ -124,7 +124,7 @@ class Batcher:
     self._thread.close()
 
   async def submit(self, job: Job, *, timeout_s: float) -> Done:
-    """The image of a job; raises Refused. Cancelling one caller leaves those that joined it."""
+    """Returns the image of a job; raises Refused. Callers that joined a cancelled one stay."""
     if outcome := self._from_cache(self._cache.get(job)):
       return outcome
     with self._joined(job, timeout_s) as entry:
@@ -150,7 +150,7 @@ class Batcher:
       yield await _wait(entry, until - time.monotonic())
 
   async def result(self, request_id: str, *, timeout_s: float) -> Done:
-    """The image under an id, waited for if it is under way; raises Refused."""
+    """Returns the image under an id, waited for if it is under way; raises Refused."""
     if outcome := self._from_cache(self._cache.get_id(request_id)):
       return outcome
     if request_id not in self._open:
@@ -217,7 +217,7 @@ class Batcher:
     return entry
 
   def _eta(self, job: Job) -> float:
-    """Seconds until a job that came now would be done, as far as past batches tell."""
+    """Returns the seconds until a job that came now would be done, as far as past batches tell."""
     left = 0.0
     if self._running is not None:
       usual = self._batch_s.get(self._running.entries[0].job.key, 0.0)
@@ -289,7 +289,7 @@ class Batcher:
       del self._batch_s[next(iter(self._batch_s))]
 
   async def _next_batch(self) -> list[_Entry]:
-    """The oldest request and those that can share its call, in order of arrival."""
+    """Returns the oldest request and those that can share its call, in order of arrival."""
     self._arrived.clear()
     if not self._queue:
       await self._arrived.wait()

@@ -84,18 +84,18 @@ class ImageClient:
   def generate(
     self, prompt: str, *, seed: int, width: int, height: int, request_id: str = ""
   ) -> futures.Future[ImageResult]:
-    """An image from a caption, see `requests.Generate`."""
+    """Returns an image from a caption, see `requests.Generate`."""
     return self.submit(Generate(prompt, seed, width, height, self._options, request_id))
 
   def edit(
     self, image: np.ndarray, instruction: str, *, seed: int, request_id: str = ""
   ) -> futures.Future[ImageResult]:
-    """The image changed by an instruction, see `requests.Edit`."""
+    """Returns the image changed by an instruction, see `requests.Edit`."""
     local = self._config.local_edits
     return self.submit(Edit(image, instruction, seed, self._options, request_id, local=local))
 
   def sham(self, image: np.ndarray, mask: np.ndarray, *, seed: int) -> futures.Future[ImageResult]:
-    """The image whose masked part was only encoded and decoded: the control of a local edit.
+    """Returns the control of a local edit: the masked part was only encoded and decoded.
 
     Args:
       image: u8[H,W,3], the source of the edit.
@@ -107,7 +107,7 @@ class ImageClient:
   def submit(
     self, request: Request, *, mask: np.ndarray | None = None
   ) -> futures.Future[ImageResult]:
-    """The future of any request; it is done sooner or later and never raises."""
+    """Returns the future of any request; it is done sooner or later and never raises."""
     future: futures.Future[ImageResult] = futures.Future()
 
     def work():
@@ -154,7 +154,7 @@ class ImageClient:
       yield request, future.result()
 
   def info(self, *, timeout_s: float = 10.0) -> Info:
-    """What the first replica's model is; raises ConnectionError."""
+    """Returns what the first replica's model is; raises ConnectionError."""
     return self._info_of(self._replicas.all[0], timeout_s)
 
   def wait_ready(self, timeout_s: float) -> None:
@@ -192,7 +192,7 @@ class ImageClient:
     self._info, self._model = first, first.identity
 
   def _info_of(self, replica: Replica, timeout_s: float) -> Info:
-    """What a replica says about its model."""
+    """Returns what a replica says about its model."""
     try:
       said = replica.stub.get_model_info(
         stubs.GetModelInfoRequest(), timeout=timeout_s, metadata=self._metadata
@@ -215,7 +215,7 @@ class ImageClient:
     )
 
   def _result(self, request: Request, mask: np.ndarray | None) -> ImageResult:
-    """The request fitted to the service, carried to its end and brought back."""
+    """Returns the request fitted to the service, carried to its end and brought back."""
     if self._info is None:
       fit = Fit(request.size, request.size, request.size)
     else:
@@ -265,7 +265,7 @@ class ImageClient:
     return ImageResult(None, answer, request.request_id)
 
   def _try(self, request: Request, until: float) -> tuple[Any, np.ndarray] | Failure:
-    """The response and its pixels, or why there is none."""
+    """Returns the response and its pixels, or why there is none."""
     if self._closed.is_set():
       return _closed_failure()
     replica = self._replicas.acquire(request.cost)
@@ -313,7 +313,7 @@ class ImageClient:
 
 
 def _verified(response: Any, request: Request) -> tuple[Any, np.ndarray]:
-  """The response, if it answers this request and its pixels are what the server made."""
+  """Returns the response, if it answers this request and its pixels are what the server made."""
   if response.request_id != request.request_id:
     raise Refused(Reason.PROTOCOL, f"an answer to {response.request_id!r}")
   try:

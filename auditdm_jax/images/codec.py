@@ -21,7 +21,7 @@ LOSSLESS = {stubs.RAW_RGB8: "raw", stubs.PNG: "png", stubs.WEBP_LOSSLESS: "webp"
 
 
 def encode(image: np.ndarray, encoding: int = stubs.RAW_RGB8) -> Any:
-  """u8[H,W,3] as an Image message."""
+  """Returns u8[H,W,3] as an Image message."""
   height, width, _ = image.shape
   if encoding == stubs.RAW_RGB8:
     data = image.tobytes()
@@ -37,7 +37,7 @@ def encode(image: np.ndarray, encoding: int = stubs.RAW_RGB8) -> Any:
 
 
 def decode(image: Any, *, max_pixels: int) -> np.ndarray:
-  """An Image message as a read-only u8[H,W,3].
+  """Returns an Image message as a read-only u8[H,W,3].
 
   Raises:
     Refused: not what it says it is, or larger than max_pixels, which is found out before decoding.

@@ -13,6 +13,18 @@ class Limits:
   """What the server refuses before the queue; every prompt is untrusted input.
 
   Clients scale a source down to `max_pixels` and `max_side`, and up to `min_side`.
+
+  Attributes:
+    max_prompt_chars: longest text.
+    max_pixels: most pixels of an image.
+    min_side: shortest side, in pixels.
+    max_side: longest side, in pixels.
+    max_steps: most steps of a request.
+    max_cost: most pixels x steps of a request.
+    max_queue: most requests that wait.
+    max_queue_mb: most memory of the source images that wait.
+    cache_mb: memory of finished images that are kept.
+    max_deadline_s: longest time that a request may be given.
   """
 
   max_prompt_chars: int = 2000
@@ -115,21 +127,22 @@ class ModelConfig:
   """The model of a backend that has one.
 
   Attributes:
-    generate: of `diffusers`, a FLUX pipeline: a folder, or OWNER/NAME@COMMIT of the hub; of
-      `openai`, the model's name; "" = it cannot generate.
-    edit: the same of the model that edits, such as FLUX Kontext.
+    generate: for `diffusers` a FLUX pipeline, as a folder or as OWNER/NAME@COMMIT of the hub; for
+      `openai` the model's name; "" = it cannot generate.
+    edit: the same for the model that edits, such as FLUX Kontext.
     device: "" = the GPU if there is one.
     dtype: "" = bfloat16 on a GPU, float32 on a CPU.
-    steps: of a request that says none.
-    guidance: likewise; an input of a distilled model, else the scale of classifier-free guidance.
+    steps: number of steps where a request gives none.
+    guidance: scale where a request gives none: an input of a distilled model, else the scale of
+      classifier-free guidance.
     max_sequence_length: tokens that T5 pads a text to. It attends to the padding, so that another
       length draws another image.
     url: base of an OpenAI-compatible endpoint, such as http://127.0.0.1:8000/v1.
     sizes: (width, height) that the endpoint draws; () = any whose sides are multiples of
       `multiple`. It cannot be asked.
-    multiple: of the sides there; pipelines of diffusers know theirs.
+    multiple: what the endpoint's sides must be multiples of; pipelines of diffusers know theirs.
     api_key_env: environment variable that holds its key; "" = it needs none.
-    timeout_s: for one answer of that endpoint.
+    timeout_s: longest time for one answer of that endpoint.
   """
 
   generate: str = ""
@@ -160,18 +173,18 @@ class ImagesConfig:
     backend: what makes the images: scenes, diffusers, openai, or the import path of a function of
       your own, package.module:NAME. It takes this section and returns a `Backend`.
     error_rate: share of images that the scenes backend makes wrong on purpose.
-    seed: of those errors.
-    width: of the first images, which warm the model up; requests have sizes of their own.
-    height: of the same.
+    seed: seed of those errors.
+    width: width of the first images, which warm the model up; requests have sizes of their own.
+    height: height of the first images.
     address: host:port of a running service, or several with commas between; "" = the run starts
       its own.
     host: where to listen; beyond loopback, with `security` or on a private network only.
     port: 0 = any free one.
-    metrics_port: of Prometheus metrics; 0 = none.
+    metrics_port: port of the Prometheus metrics; 0 = none.
     ready_s: time to load the model and make the first images.
     drain_s: time to finish what is in flight when asked to stop.
     reflection: let tools such as grpcurl ask for the proto.
-    model: of the diffusers and openai backends.
+    model: the model of the diffusers and openai backends.
     security: credentials of the server.
   """
 
@@ -212,7 +225,7 @@ class ImagesConfig:
 
 
 def is_loopback(host: str) -> bool:
-  """Whether a host name or address is this machine, and nothing leaves it."""
+  """Returns whether a host name or address is this machine, and nothing leaves it."""
   if host == "localhost":
     return True
   try:

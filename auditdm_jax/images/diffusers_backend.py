@@ -46,7 +46,7 @@ from auditdm_jax.images.config import ModelConfig  # noqa: E402
 Pipe = FluxPipeline | FluxKontextPipeline
 
 _COMMIT = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)@(?P<commit>[0-9a-f]{40})")
-# The parts of a pipeline, without the single-file copy of the weights beside them.
+# The parts of a pipeline, without the single-file copy of the weights next to them.
 _FILES = ("model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt", "*/*.model")
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _CLASSES = {"generate": FluxPipeline, "edit": FluxKontextPipeline}
@@ -114,7 +114,7 @@ class DiffusersBackend:
     return self._info
 
   def run(self, jobs: Sequence[Job], progress: Progress) -> list[Made | Exception]:
-    """One row per job, all of one key; raises MemoryError when the batch is too large."""
+    """Returns one row per job, all of one key; raises MemoryError when the batch is too large."""
     mode = jobs[0].mode
     pipe = self._pipes["generate" if mode == "generate" else "edit"]
     refused = [_refused(pipe, job) for job in jobs]
@@ -134,7 +134,7 @@ class DiffusersBackend:
 
   @torch.inference_mode()
   def _draw(self, pipe: Pipe, jobs: Sequence[Job], progress: Progress) -> np.ndarray:
-    """f32[B,H,W,3] in [0, 1]."""
+    """Returns f32[B,H,W,3] in [0, 1]."""
     head = jobs[0]
 
     def on_step(_, i, __, ___):
@@ -182,7 +182,7 @@ def _refused(pipe: Pipe, job: Job) -> ValueError | None:
 
 @torch.inference_mode()
 def _round_trip(pipe: Pipe, jobs: Sequence[Job], progress: Progress) -> np.ndarray:
-  """f32[B,H,W,3] in [0, 1]: the sources as the autoencoder gives them back."""
+  """Returns f32[B,H,W,3] in [0, 1]: the sources as the autoencoder gives them back."""
   pixels = pipe.image_processor.preprocess(_sources(jobs)).to(pipe.device, pipe.vae.dtype)
   latents = retrieve_latents(pipe.vae.encode(pixels), sample_mode="argmax")
   decoded = pipe.vae.decode(latents, return_dict=False)[0]
@@ -216,7 +216,7 @@ class PatchCodec(ModelMixin, ConfigMixin):
     self.scale = torch.nn.Parameter(torch.ones(4 * latent_channels), requires_grad=False)
 
   def encode(self, x: torch.Tensor) -> AutoencoderTinyOutput:
-    """f32[B,3,H,W] -> f32[B,C,H/8,W/8]."""
+    """Returns f32[B,3,H,W] -> f32[B,C,H/8,W/8]."""
     patches = functional.pixel_unshuffle(x, 16) - self.mean[:, None, None]
     tokens = torch.einsum("cp,bphw->bchw", self.basis, patches) * self.scale[:, None, None]
     return AutoencoderTinyOutput(functional.pixel_shuffle(tokens, 2))
@@ -229,7 +229,7 @@ class PatchCodec(ModelMixin, ConfigMixin):
 
 
 def _named(model: ModelConfig) -> dict[Mode, str]:
-  """The modes that have a model."""
+  """Returns the modes that have a model."""
   named = {m: p for m, p in (("generate", model.generate), ("edit", model.edit)) if p}
   if not named:
     raise ValueError("config.images.model.generate and .edit are empty: name a pipeline")
@@ -261,7 +261,7 @@ def _load(
   device: torch.device,
   dtype: torch.dtype,
 ) -> dict[Mode, Pipe]:
-  """The pipelines; parts with equal files are in memory once."""
+  """Returns the pipelines; parts with equal files are in memory once."""
   pipes, parts = {}, {}
   for mode, folder in folders.items():
     known = {n: parts[n, d] for n, d in digests[folder].items() if (n, d) in parts}

@@ -29,7 +29,7 @@ class DiskCache:
     self._warned = False
 
   def get(self, model: str, digest: str, *, size: tuple[int, int]) -> np.ndarray | None:
-    """The image u8[H,W,3] of a (width, height), or None if it is not there.
+    """Returns the image u8[H,W,3] of a (width, height), or None if it is not there.
 
     A damaged one, or one of another size, is removed; the size is looked at before pixels are made.
     """

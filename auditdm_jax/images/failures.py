@@ -122,7 +122,7 @@ class Refused(Exception):
 
 
 def from_call(error: grpc.RpcError) -> Failure:
-  """The failure that a broken call stands for; decided by its reason, else by its status."""
+  """Returns the failure that a broken call stands for: by its reason, else by its status."""
   trailer = dict(error.trailing_metadata() or ())
   name, wait = trailer.get(REASON_KEY), trailer.get(RETRY_KEY, "0")
   reason = Reason[name] if name in Reason.__members__ else _BARE.get(error.code(), Reason.PROTOCOL)

@@ -69,7 +69,7 @@ class Fit:
     return f"{_said(self.source)}>{_said(self.size)} drawn" if self.size != self.source else ""
 
   def there(self, image: np.ndarray) -> np.ndarray:
-    """u8[H,W,3] of the source's size as the service takes it."""
+    """Returns u8[H,W,3] of the source's size as the service takes it."""
     if self.size == self.source:
       return image
     right, below = self.size[0] - self.scaled[0], self.size[1] - self.scaled[1]
@@ -77,13 +77,13 @@ class Fit:
     return np.pad(scaled, ((0, below), (0, right), (0, 0)), mode="edge")
 
   def back(self, image: np.ndarray) -> np.ndarray:
-    """u8[H,W,3] of the service's size on the grid of the source."""
+    """Returns u8[H,W,3] of the service's size on the grid of the source."""
     if self.size == self.source:
       return image
     return _resized(np.ascontiguousarray(self._unpadded(image)), self.source)
 
   def mask_back(self, mask: np.ndarray) -> np.ndarray:
-    """bool[H,W] of the service's size on the grid of the source: pixels that it touches."""
+    """Returns bool[H,W] of the service's size on the grid of the source: pixels that it touches."""
     grey = np.ascontiguousarray(self._unpadded(mask)).astype(np.uint8) * 255
     picture = Image.fromarray(grey).resize(self.source, Image.Resampling.BILINEAR)
     return np.asarray(picture) > 0
@@ -93,7 +93,7 @@ class Fit:
 
 
 def fit(info: Info, source: Size) -> Fit:
-  """How images of this size come to a service.
+  """Returns how images of this size come to a service.
 
   Args:
     info: what the service says it takes.
@@ -143,7 +143,7 @@ def check(info: Info, sizes: Iterable[Size]) -> None:
 
 
 def _is_taken(info: Info, size: Size) -> bool:
-  """Whether the service takes a size; sizes that no memory is lent to are not."""
+  """Returns whether the service takes a size; sizes that no memory is lent to are not."""
   width, height = size
   multiple = max(info.multiple, 1)
   return (
@@ -156,7 +156,7 @@ def _is_taken(info: Info, size: Size) -> bool:
 
 
 def _among(info: Info, source: Size) -> Fit | None:
-  """The fixed size that is filled best; of those, the least that keeps the source's detail."""
+  """Returns the fixed size that is filled best and, among equals, the least with all detail."""
   fits = []
   for size in info.sizes:
     if _is_taken(info, size):
@@ -176,7 +176,7 @@ def _near(info: Info, source: Size) -> Fit | None:
   least = max(info.min_side, 1)
 
   def at(length: int) -> Fit | None:
-    """The source with its longer side scaled to a length, if that is taken."""
+    """Returns the source with its longer side scaled to a length, if that is taken."""
     other = max(round(short * length / long), 1)
     scaled = (length, other) if source[0] == long else (other, length)
     width, height = (-(-max(side, least) // multiple) * multiple for side in scaled)
@@ -194,19 +194,19 @@ def _near(info: Info, source: Size) -> Fit | None:
 
 
 def _resized(image: np.ndarray, size: Size) -> np.ndarray:
-  """u8[H,W,3] of another size; Lanczos's filter loses least, there and back."""
+  """Returns u8[H,W,3] of another size; Lanczos's filter loses least, there and back."""
   if (image.shape[1], image.shape[0]) == size:
     return image
   return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
 
 
 def _name(info: Info) -> str:
-  """What a service calls its model, for a message; it can say anything."""
+  """Returns what a service calls its model, for a message; it can say anything."""
   return repr(info.name[:100])
 
 
 def _sizes(info: Info) -> str:
-  """What a service draws, for a message."""
+  """Returns what a service draws, for a message."""
   if not info.sizes:
     return f"multiples of {info.multiple}"
   more = ", …" if len(info.sizes) > 4 else ""

@@ -49,5 +49,5 @@ def composite(
 
 
 def paste(source: np.ndarray, other: np.ndarray, mask: np.ndarray) -> np.ndarray:
-  """u8[H,W,3]: `other` where bool[H,W] says so, the source elsewhere."""
+  """Returns u8[H,W,3]: `other` where bool[H,W] says so, the source elsewhere."""
   return np.where(mask[..., None], other, source)

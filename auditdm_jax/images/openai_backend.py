@@ -54,7 +54,7 @@ class OpenAIBackend:
   """Asks `config.images.model.url` (images.backend.Backend).
 
   Raises:
-    ValueError: no model, an address that is none, or a key that is not in the environment.
+    ValueError: no model, an invalid address, or a key that is not in the environment.
   """
 
   def __init__(self, model: ModelConfig, *, max_batch: int):
@@ -86,7 +86,7 @@ class OpenAIBackend:
     )
 
   def run(self, jobs: Sequence[Job], progress: Progress) -> list[Made | Exception]:
-    """One row per job, each from a request of its own."""
+    """Returns one row per job, each from a request of its own."""
     futures = [self._pool.submit(self._row, job) for job in jobs]
     try:
       for done, _ in enumerate(concurrent.futures.as_completed(futures), 1):
@@ -106,7 +106,7 @@ class OpenAIBackend:
       return EndpointError(f"{self._url}: {type(error).__name__}")
 
   def _ask(self, job: Job) -> bytes:
-    """The encoded image."""
+    """Returns the encoded image."""
     fields = {
       "prompt": job.text,
       "size": f"{job.width}x{job.height}",
@@ -147,7 +147,7 @@ class OpenAIBackend:
 def _authorization(variable: str) -> dict[str, str]:
   if not variable:
     return {}
-  key = os.environ.get(variable, "").strip()  # Of a file read by a shell a newline may be left.
+  key = os.environ.get(variable, "").strip()  # A shell that reads a file may leave a newline.
   if not key:
     raise ValueError(f"config.images.model.api_key_env: {variable} is not set in the environment")
   if not (key.isascii() and key.isprintable()):
@@ -158,7 +158,7 @@ def _authorization(variable: str) -> dict[str, str]:
 
 
 def _refusal(answer: urllib.error.HTTPError, text: bytes) -> Exception:
-  """What an error of the endpoint means: it is busy, objects to the text, or has failed."""
+  """Returns what an error of the endpoint means: it is busy, objects to the text, or has failed."""
   code = answer.code
   try:
     error = json.loads(text)["error"]
@@ -193,7 +193,7 @@ def _multipart(fields: Mapping[str, object], image: np.ndarray) -> tuple[bytes, 
 
 
 def _pixels(data: bytes, job: Job) -> np.ndarray:
-  """The image, u8[H,W,3]; its size is looked at before it is decoded."""
+  """Returns the image, u8[H,W,3]; its size is looked at before it is decoded."""
   try:
     with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
       if image.size != (job.width, job.height):

@@ -200,7 +200,7 @@ def stop_with_parent() -> None:
 
 
 def _read_address(process: subprocess.Popen, until: float) -> str | None:
-  """The address the child prints; None if it ends or takes too long."""
+  """Returns the address the child prints; None if it ends or takes too long."""
   fd, text = process.stdout.fileno(), b""
   with selectors.DefaultSelector() as selector:
     selector.register(fd, selectors.EVENT_READ)

@@ -72,7 +72,7 @@ class Replica:
     return failing, self.serving is False, self.outstanding
 
   def report(self, reason: Reason | None) -> None:
-    """Ejects the replica for a while after an answer that is none, longer each time."""
+    """Ejects the replica for a while after no usable answer, longer each time."""
     now = time.monotonic()
     if reason is None:
       self._failures, self._ejected_until = 0, 0.0
@@ -109,7 +109,7 @@ class Replicas:
     return len(self.all)
 
   def acquire(self, cost: int) -> Replica:
-    """The replica to ask, whose outstanding work it adds to."""
+    """Returns the replica to ask, whose outstanding work it adds to."""
     with self._lock:
       now = time.monotonic()
       replica = min(self.all, key=lambda r: r.rank(now))
@@ -128,7 +128,7 @@ class Replicas:
 
 
 def state_of(replica: Replica, timeout_s: float) -> str:
-  """The name of its health, or raises grpc.RpcError."""
+  """Returns the name of its health, or raises grpc.RpcError."""
   request: Any = health_pb2.HealthCheckRequest(service=stubs.SERVICE.full_name)
   status = replica.health.Check(request, timeout=timeout_s).status
   return health_pb2.HealthCheckResponse.ServingStatus.Name(status)

@@ -14,7 +14,7 @@ from auditdm_jax.images.fit import Fit, Size
 
 
 def _unsigned(name: str, value: Any, bits: int) -> int:
-  """Any library's integer as Python's: equal requests have one digest."""
+  """Returns any library's integer as Python's: equal requests have one digest."""
   number = int(operator.index(value))
   if not 0 <= number < 2**bits:
     raise ValueError(f"{name} is an unsigned {bits}-bit integer, not {number}")
@@ -102,11 +102,11 @@ class Generate:
     return self.pixels * max(self.options.steps, 1)
 
   def fitted(self, fit: Fit) -> "Generate":
-    """The request as the service takes it: what is hashed, cached and sent."""
+    """Returns the request as the service takes it: what is hashed, cached and sent."""
     return dataclasses.replace(self, width=fit.size[0], height=fit.size[1])
 
   def message(self, encoding: int) -> Any:
-    """A GenerateRequest; raises UnicodeEncodeError."""
+    """Returns a GenerateRequest; raises UnicodeEncodeError."""
     return stubs.GenerateRequest(
       request_id=self.request_id,
       prompt=self.prompt,
@@ -172,11 +172,11 @@ class Edit:
     return self.pixels * max(self.options.steps, 1)
 
   def fitted(self, fit: Fit) -> "Edit":
-    """The request as the service takes it: what is hashed, cached and sent."""
+    """Returns the request as the service takes it: what is hashed, cached and sent."""
     return dataclasses.replace(self, image=fit.there(self.image))
 
   def message(self, encoding: int) -> Any:
-    """An EditRequest; raises UnicodeEncodeError."""
+    """Returns an EditRequest; raises UnicodeEncodeError."""
     return stubs.EditRequest(
       request_id=self.request_id,
       instruction=self.instruction,

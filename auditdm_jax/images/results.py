@@ -16,8 +16,8 @@ class Done:
 
   Attributes:
     image: u8[H,W,3].
-    sha256: of its bytes.
-    seed: of its request.
+    sha256: hash of its bytes.
+    seed: seed of its request.
   """
 
   image: np.ndarray
@@ -49,14 +49,14 @@ class Cache:
     return self._bytes
 
   def get(self, job: Job) -> Outcome | None:
-    """The outcome of a job; raises Refused if its id belongs to another one."""
+    """Returns the outcome of a job; raises Refused if its id belongs to another one."""
     if job.request_id not in self._items:
       return None
     check_same(job, self._items[job.request_id][0])
     return self.get_id(job.request_id)
 
   def get_id(self, request_id: str) -> Outcome | None:
-    """The outcome under an id."""
+    """Returns the outcome under an id."""
     if request_id not in self._items:
       return None
     self._items.move_to_end(request_id)
@@ -81,7 +81,7 @@ def check_same(job: Job, fingerprint: bytes) -> None:
 
 
 def unwrap(outcome: Outcome) -> Done:
-  """The image, or raises the refusal."""
+  """Returns the image, or raises the refusal."""
   if isinstance(outcome, Refused):
     raise Refused(outcome.reason, outcome.message, retry_s=outcome.retry_s)
   return outcome

@@ -18,7 +18,7 @@ _ADDRESS = re.compile(r"unix:.+|(\[[^][/\s]+\]|[^][/:\s]+):(?P<port>\d{1,5})")
 
 
 def server_credentials(security: Security) -> grpc.ServerCredentials | None:
-  """What the port listens with; None = plaintext. Raises OSError."""
+  """Returns what the port listens with; None = plaintext. Raises OSError."""
   if not security.cert:
     return None
   pair = _read(security.key), _read(security.cert)
@@ -26,7 +26,7 @@ def server_credentials(security: Security) -> grpc.ServerCredentials | None:
 
 
 def channel(address: str, security: Security, options: Any) -> grpc.Channel:
-  """A channel as the client's credentials say.
+  """Returns a channel as the client's credentials say.
 
   Raises:
     ValueError: a token would cross a network in clear.
@@ -52,12 +52,12 @@ def check_address(address: str) -> None:
 
 
 def is_near(address: str) -> bool:
-  """Whether what is sent there stays on this machine."""
+  """Returns whether what is sent there stays on this machine."""
   return address.startswith("unix:") or is_loopback(address.rpartition(":")[0])
 
 
 def metadata(security: Security) -> tuple[tuple[str, str], ...]:
-  """What a client sends with every call."""
+  """Returns what a client sends with every call."""
   return ((_HEADER, _SCHEME + _token(security)),) if security.token else ()
 
 

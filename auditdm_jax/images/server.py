@@ -50,7 +50,7 @@ class ImageServer:
     try:
       self._credentials = security.server_credentials(config.security)
       checks = [security.TokenCheck(config.security)] if config.security.token else []
-    except (OSError, ValueError) as error:  # Of an OSError the message names the file.
+    except (OSError, ValueError) as error:  # The message of an OSError names the file.
       raise StartError(f"config.images.security: {error}") from None
     max_bytes = 3 * config.limits.max_pixels + 4 * config.limits.max_prompt_chars + _HEADROOM
     self._server = grpc.aio.server(
@@ -250,7 +250,7 @@ class ImageServer:
       return validate.info_message(self._ready(), self._config.limits, batching.max_batch)
 
   async def _made(self, request: Any, timeout_s: float) -> Any:
-    """The response to a GenerateRequest or EditRequest; raises Refused."""
+    """Returns the response to a GenerateRequest or EditRequest; raises Refused."""
     until = time.monotonic() + timeout_s
     job = await self._intake.job(request, self._ready())
     done = await self._batcher.submit(job, timeout_s=until - time.monotonic())

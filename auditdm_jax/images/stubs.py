@@ -85,7 +85,7 @@ def _method(channel: grpc.Channel, name: str) -> Callable[..., Any]:
 
 
 def handlers(methods: Mapping[str, Callable[..., Any]]) -> grpc.GenericRpcHandler:
-  """The server side: one coroutine or async generator (request, context) per method."""
+  """Returns the server side: one coroutine or async generator (request, context) per method."""
   if missing := set(SERVICE.methods_by_name) ^ set(methods):
     raise ValueError(f"handlers and {_FILE} differ in {sorted(missing)}")
   rpcs = {}

@@ -72,12 +72,12 @@ class Metrics:
 
 
 def text_hash(text: str) -> str:
-  """What stands for a prompt in the logs: enough to find it again, not to read it."""
+  """Returns what stands for a prompt in the logs: enough to find it again, not to read it."""
   return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def outline(error: BaseException) -> str:
-  """What happened and where, without messages: they may quote a prompt."""
+  """Returns what happened and where, without messages: they may quote a prompt."""
   frames = reversed(traceback.extract_tb(error.__traceback__)[-_MAX_PLACES:])
   places = [f"{pathlib.Path(frame.filename).name}:{frame.lineno}" for frame in frames]
   names = {}  # An ordered set: a batch that is halved fails in the handler of its own failure.

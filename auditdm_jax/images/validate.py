@@ -41,7 +41,7 @@ class Intake:
 
 
 def to_job(request: Any, limits: Limits, info: Info) -> Job:
-  """A GenerateRequest or EditRequest as a job, its source decoded; raises Refused."""
+  """Returns a GenerateRequest or EditRequest as a job, its source decoded; raises Refused."""
   editing = request.DESCRIPTOR.name == "EditRequest"
   _check_identity(request)
   if request.options.encoding not in {0, *codec.LOSSLESS}:
@@ -77,7 +77,7 @@ def _invalid(message: str) -> Refused:
 
 
 def checked_id(request: Any) -> str:
-  """The id of a request; raises Refused if there is none or it is too long to be one."""
+  """Returns the id of a request; raises Refused if there is none or it is too long to be one."""
   if not 0 < len(request.request_id.encode()) <= _MAX_ID_BYTES:
     raise _invalid(f"request_id must have 1 to {_MAX_ID_BYTES} bytes")
   return request.request_id
@@ -144,7 +144,7 @@ def _checked_text(text: str, limits: Limits) -> str:
 
 
 def request_of(item: Any) -> Any:
-  """The GenerateRequest or EditRequest of an Item; raises Refused if it has neither."""
+  """Returns the GenerateRequest or EditRequest of an Item; raises Refused if it has neither."""
   kind = item.WhichOneof("request")
   if kind is None:
     raise _invalid("an item without a request")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Threads beside the event loop, and how the one that owns the backend pads and halves a batch."""
+"""Threads next to the event loop, and how the one that owns the backend pads and halves a batch."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ class Threads:
       threading.Thread(target=self._run, name=name, daemon=True).start()
 
   async def call(self, function: Callable[..., T], *args: Any) -> T:
-    """The result of function(*args)."""
+    """Returns the result of function(*args)."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
     self._calls.put((function, args, loop, future))
@@ -65,7 +65,7 @@ class Runner:
     self._caps: dict[tuple, int] = {}
 
   def rows(self, key: tuple) -> int:
-    """How many jobs of a key a batch may have."""
+    """Returns how many jobs of a key a batch may have."""
     return self._caps.get(key, self.max_batch)
 
   def run(self, jobs: Sequence[Job], progress: Progress) -> list[Made | Exception]:
@@ -108,7 +108,7 @@ class Runner:
 
 
 def padded_size(rows: int, info: Info, deterministic: bool) -> int:
-  """The number of rows a backend is given: one of its sizes, if it has any."""
+  """Returns the number of rows a backend is given: one of its sizes, if it has any."""
   if not info.batch_sizes:
     return rows
   if deterministic:

@@ -31,7 +31,7 @@ _PREFIXES = ("params/", "opt/target/")
 _LAYER = re.compile(r"(img/Transformer/encoderblock|llm/layers)[_/](\d+)/(.+)")
 _QKV, _Q, _KV = (f"llm/layers/attn/{name}_einsum/w" for name in ("qkv", "q", "kv"))
 _EMBEDDING = "llm/embedder/input_embedding"
-_HEAD = "llm/embedder/output_embedding"  # Of a model whose head is not tied.
+_HEAD = "llm/embedder/output_embedding"  # Only in a model whose head is not tied.
 _POSITIONS = "img/pos_embedding"
 VOCAB = 256_000 + 1024 + 128  # Gemma's pieces, <loc0000> to <loc1023>, <seg000> to <seg127>.
 # The sizes (D, N, H) whose queries are scaled by (D/N)**-0.5: Gemma 2 27B.
@@ -59,7 +59,7 @@ def find(path: pathlib.Path) -> pathlib.Path | None:
   by the folder that it is in.
 
   Raises:
-    UserError: it is the name of a checkpoint of which there is no whole one.
+    UserError: it names a checkpoint that is not complete.
   """
   if path.is_file():
     return path if path.suffix == ".npz" else None
@@ -99,7 +99,7 @@ def to_ours(tensors: Mapping[str, Leaf], dtype: Any = None) -> dict[str, Leaf]:
   """
   for prefix in _PREFIXES:
     if any(name.startswith(prefix) for name in tensors):
-      # Beside the parameters a trainer keeps its optimizer and its clock.
+      # Besides the parameters, a trainer keeps its optimizer and its clock.
       tensors = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
       break
   out: dict[str, Leaf] = {}
@@ -121,7 +121,7 @@ def to_ours(tensors: Mapping[str, Leaf], dtype: Any = None) -> dict[str, Leaf]:
 def from_ours(config: VlmConfig, tree: Mapping[str, Leaf]) -> dict[str, Leaf]:
   """Names the leaves of our tree as big_vision's trainers want them, "params/…".
 
-  Of a full vocabulary the rows that Hugging Face has added, from the image token on, are left out.
+  Leaves out the rows that Hugging Face adds to a full vocabulary, from the image token on.
 
   Raises:
     UserError: big_vision has no such model.
@@ -260,7 +260,7 @@ def _resize_positions(leaf: Leaf, patches: int) -> Leaf:
 
 
 def _grow(leaf: Leaf, rows: int) -> Leaf:
-  """The embedding or the head with more rows, each the mean of all that there are.
+  """Returns the embedding or the head with more rows, each the mean of the rows there are.
 
   The logit of such a row is the mean of the others, so it is never the largest.
   """
@@ -295,7 +295,7 @@ def _split(qkv: Leaf) -> tuple[Leaf, Leaf]:
 
 
 def _join(q: Leaf, kv: Leaf) -> Leaf:
-  """The inverse of `_split`."""
+  """Returns the inverse of `_split`."""
   depth, *rest = q.shape
 
   def read(index: Index) -> np.ndarray:

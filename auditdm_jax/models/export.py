@@ -85,7 +85,7 @@ def write_hf(path: pathlib.Path, opened: Opened, *, tick: Tick = no_progress) ->
 
 
 def _with_dtype(header: Any, tensors: Mapping[str, Leaf]) -> Any:
-  """A config.json of transformers that says the dtype that most of the tensors have.
+  """Returns a config.json of transformers that says the dtype that most of the tensors have.
 
   By default transformers loads a model in the dtype that its config says.
   """
@@ -102,7 +102,7 @@ def _with_dtype(header: Any, tensors: Mapping[str, Leaf]) -> Any:
 
 
 def _is_still(origin: Mapping[str, Any], config: VlmConfig) -> bool:
-  """Whether the model is from transformers and the config.json it had there still describes it."""
+  """Returns whether the model came from transformers and its config.json still describes it."""
 
   def model(config: VlmConfig) -> VlmConfig:
     vision = config.vision and dataclasses.replace(config.vision, **COMPUTE)

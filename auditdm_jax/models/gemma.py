@@ -52,7 +52,7 @@ class GemmaConfig:
     qk_norm: RMSNorm of queries and keys before RoPE (Gemma 3).
     post_norms: RMSNorm of what attention and MLP put out (Gemma 2 and 3).
     attn_bias: biases of the four attention projections.
-    activation: of the gate of the MLP.
+    activation: activation of the MLP's gate.
     tied_head: the embedding is also the head; otherwise that is `embedder/output_embedding`.
     norm_eps: epsilon of every RMSNorm.
     post_norm_init: initial `scale` of the post norms, which multiply by 1 + scale: -0.6 for small
@@ -168,8 +168,8 @@ class Einsum(nn.Module):
   """A weight `w` of the given shape, applied by an einsum in the dtype of x, and a bias `b`.
 
   Attributes:
-    shape: of the weight.
-    fan_in: of the weight, for its initial values.
+    shape: the weight's shape.
+    fan_in: inputs per output of the weight, for its initial values.
     bias: shape of the bias, which is broadcast to the result; None for none.
   """
 
@@ -191,7 +191,7 @@ class Einsum(nn.Module):
 class Past:
   """Keys and values of earlier calls, for T queries per row that are samples of one prompt.
 
-  Of all layers or, without the axis L, of one: see `Gemma.decode`.
+  It holds all layers or, without the axis L, one of them: see `Gemma.decode`.
 
   The samples read one prefix and each its own suffix. The axes are in the order in which a step's
   products read them, or XLA would transpose the cache at each step.

@@ -56,7 +56,7 @@ class Layout:
 
 
 def default_layout(config: VlmConfig) -> Layout:
-  """The layout that transformers 5 writes, and 4.5x reads."""
+  """Returns the layout that transformers 5 writes, and 4.5x reads."""
   text = "model." if config.vision is None else "language_model.model."
   head = "" if config.text.tied_head else text.removesuffix("model.") + _HEAD
   return Layout(text=text, head=head)
@@ -99,7 +99,7 @@ def to_ours(
     config: the model, of `hf_config.read_config`.
     tensors: the checkpoint, in any layout.
     where: the checkpoint, for errors.
-    dtype: of parameters whose tensors have several; None refuses them.
+    dtype: what a parameter gets whose tensors differ in dtype; None refuses it.
 
   Raises:
     UserError: a tensor is missing, not used, or of another shape than the config says.
@@ -130,7 +130,7 @@ def from_ours(
   Args:
     config: the model.
     leaves: its parameters by path.
-    layout: of the names; None is `default_layout`. With a head although the config ties it, the
+    layout: how names start; None is `default_layout`. With a head although the config ties it, the
       embedding is written twice, as it came.
     where: the parameters, for errors.
 
@@ -155,12 +155,12 @@ class _Row:
   """A parameter and the tensors it is made of.
 
   Attributes:
-    path: of the parameter.
-    names: of the tensors, layer by layer.
+    path: path of the parameter.
+    names: names of the tensors, layer by layer.
     groups: the axes of a tensor, each as the parameter's axes that are flattened into it.
     axes: those of the parameter behind the leading ones; "1" is an axis of one.
     lead: sizes of the leading axes: layers, and two where two tensors make one parameter.
-    sizes: of every axis.
+    sizes: size of every axis.
   """
 
   path: str
@@ -183,21 +183,21 @@ class _Row:
     return [a for group in self.groups for a in group]
 
   def parameter(self, tensors: Mapping[str, Leaf], dtype: Any) -> Leaf:
-    """The parameter, made of the tensors when it is read."""
+    """Returns the parameter, made of the tensors when it is read."""
     parts = [self._unfold(tensors[name]) for name in self.names]
     for size in reversed(self.lead):
       parts = [leaves_lib.stack(parts[i : i + size], dtype) for i in range(0, len(parts), size)]
     return parts[0]
 
   def tensors(self, leaf: Leaf) -> dict[str, Leaf]:
-    """The tensors of a parameter, each cut out of it when it is read."""
+    """Returns the tensors of a parameter, each cut out of it when it is read."""
     return {
       name: self._fold(leaf, tuple(map(int, np.unravel_index(i, self.lead))) if self.lead else ())
       for i, name in enumerate(self.names)
     }
 
   def _unfold(self, leaf: Leaf) -> Leaf:
-    """One tensor with the parameter's axes. Of a flattened axis, rows of the first are read."""
+    """Returns a tensor with the parameter's axes; of a flattened one it reads rows of the first."""
     kept = [a for a in self.axes if a != "1"]
 
     def read(index: Index) -> np.ndarray:
@@ -218,7 +218,7 @@ class _Row:
     return Leaf(shape, leaf.dtype, read, leaf.source)
 
   def _fold(self, leaf: Leaf, at: tuple[int, ...]) -> Leaf:
-    """The tensor at the leading index `at`. Of a flattened axis, whole rows are read."""
+    """Returns the tensor at the leading index `at`. Of a flattened axis, whole rows are read."""
     kept = [a for a in self.axes if a != "1"]
 
     def read(index: Index) -> np.ndarray:
@@ -382,7 +382,7 @@ def _check(expected: Mapping[str, tuple[int, ...]], given: Mapping[str, Leaf], w
 
 
 def _check_tied(tensors: Mapping[str, Leaf], embedding: str, head: str, where: str) -> None:
-  """A head beside a tied embedding has to be its copy, or one of the two would be lost."""
+  """Checks that a head next to a tied embedding is its copy: one of the two is dropped."""
   a, b = tensors[embedding], tensors[head]
   same = a.shape == b.shape and all(
     np.array_equal(x, y) for x, y in zip(a.pieces(), b.pieces(), strict=True)

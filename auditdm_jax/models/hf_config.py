@@ -144,7 +144,7 @@ class _Section:
     return known[value]
 
   def side(self, key: str) -> int:
-    """An edge of a square, which may be given twice."""
+    """Returns an edge of a square, which may be given twice."""
     if isinstance(self.values[key], list) and len(set(map(str, self.values[key]))) == 1:
       self.values[key] = self.values[key][0]
     return self.integer(key)

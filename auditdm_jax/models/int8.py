@@ -43,7 +43,7 @@ def is_int8(x: Any) -> bool:
 
 
 def is_quantized(params: Any) -> bool:
-  """Whether any weight of a tree is `Int8`."""
+  """Returns whether any weight of a tree is `Int8`."""
   return any(map(is_int8, jax.tree.leaves(params, is_leaf=is_int8)))
 
 

@@ -64,7 +64,7 @@ class Leaf:
 
 
 def of_array(array: Any, source: str = "") -> Leaf:
-  """A leaf of an array that is in memory or on devices; a device array comes over in parts."""
+  """Returns a leaf of an array in memory or on devices; a device array comes over in parts."""
   if not isinstance(array, jax.Array):
     array = np.asarray(array)
   return Leaf(
@@ -73,10 +73,10 @@ def of_array(array: Any, source: str = "") -> Leaf:
 
 
 def stack(parts: Sequence[Leaf], dtype: Any = None) -> Leaf:
-  """A leaf with a new leading axis, such as one over layers; reads only the parts asked for.
+  """Returns a leaf with a new leading axis, such as layers; it reads only the parts asked for.
 
   Args:
-    parts: of one shape.
+    parts: leaves of one shape.
     dtype: what parts in several floating dtypes are cast to; None refuses them.
 
   Raises:
@@ -106,7 +106,7 @@ def stack(parts: Sequence[Leaf], dtype: Any = None) -> Leaf:
 
 
 def cast(leaf: Leaf, dtype: Any) -> Leaf:
-  """The leaf in another dtype.
+  """Returns the leaf in another dtype.
 
   Reading raises a UserError where a finite value is too large for it.
   """
@@ -136,8 +136,8 @@ def place(
 
   Args:
     leaves: by path.
-    shardings: of the same paths; None is the default device.
-    dtype: of the result; None keeps each leaf's own.
+    shardings: shardings by the same paths; None is the default device.
+    dtype: dtype of the arrays; None keeps each leaf's own.
   """
 
   def whole(leaf: Leaf) -> jax.Array:

@@ -74,14 +74,14 @@ class VlmConfig:
     return config_lib.build(cls, d, name="model")
 
   def with_dtype(self, dtype: str) -> "VlmConfig":
-    """The same model, computed in `dtype` ("float32" or "bfloat16")."""
+    """Returns the same model, computed in `dtype` ("float32" or "bfloat16")."""
     vision = self.vision and dataclasses.replace(self.vision, dtype=dtype)
     return dataclasses.replace(
       self, text=dataclasses.replace(self.text, dtype=dtype), vision=vision
     )
 
   def with_remat(self) -> "VlmConfig":
-    """The same model, whose backward pass computes each layer again."""
+    """Returns the same model, whose backward pass computes each layer again."""
     vision = self.vision and dataclasses.replace(self.vision, remat=True)
     return dataclasses.replace(self, text=dataclasses.replace(self.text, remat=True), vision=vision)
 
@@ -238,7 +238,7 @@ def hidden(
   ar: Array | None = None,
   segment: Array | None = None,
 ) -> Array:
-  """The full forward pass.
+  """Returns the full forward pass.
 
   Args:
     config: the model.
@@ -418,7 +418,7 @@ def token_logprobs(
     x: [B,C,D] hidden states, each the one that predicts its target.
     targets: i32[B,C]; a banned target has log-prob -1e30 (mask it with `where`).
     banned: ids that cannot be sampled.
-    temperature: of the sampling distribution.
+    temperature: temperature of the sampling distribution.
     chunk: tokens per piece, recomputed in the backward pass; None is all at once.
 
   Returns:

@@ -90,7 +90,7 @@ def at_use(
   Args:
     prefix: where the layer's parameters lie in the model, such as "llm/layers".
     block: the layer.
-    dtype: of the computation. The weights are gathered in it: half the bytes.
+    dtype: compute dtype. Weights are gathered in it, which halves the bytes.
     keep: mesh axes over which they stay split.
     quantized: some are `int8.Int8`.
   """
@@ -104,7 +104,7 @@ def at_use(
     return int8.Int8(hold(path, w.values), w.scale).dense(dtype)
 
   def _is_split(path: tuple[Any, ...]) -> bool:
-    """Whether it is large. What is small is whole everywhere, and norms compute in fp32."""
+    """Returns whether it is large. What is small is whole everywhere, and norms compute in fp32."""
     return mesh is not None and bool(entries(path))
 
   def entries(path: tuple[Any, ...]) -> Sequence[mesh_lib.Entry]:
@@ -156,7 +156,7 @@ def look_up(table: Array, tokens: Array, *, dtype: str) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _take(table: Array, index: Array, dtype: str) -> Array:
-  """Rows [B,T,D] in `dtype`; 0 where the index is past the end."""
+  """Returns rows [B,T,D] in `dtype`; 0 where the index is past the end."""
   return jnp.take(table, index, axis=0, mode="fill", fill_value=0).astype(dtype)
 
 

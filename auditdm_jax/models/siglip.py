@@ -34,7 +34,7 @@ class SiglipConfig:
     image_size: side of the (square) image, in pixels; what is left of it on the right and at the
       bottom after the last whole patch is not looked at.
     norm_eps: epsilon of every LayerNorm.
-    activation: of the MLP.
+    activation: activation of the MLP.
     pooling_head: the tower has a `PoolingHead`.
     dtype: compute dtype; parameters keep their own.
     remat: recompute each block in the backward pass.
@@ -66,7 +66,7 @@ class SiglipConfig:
 
 
 def has_whole_scores(config: SiglipConfig) -> bool:
-  """Whether all heads of a layer have their scores in memory together."""
+  """Returns whether all heads of a layer have their scores in memory together."""
   return config.num_patches <= _WHOLE_SCORES
 
 

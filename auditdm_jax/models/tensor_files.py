@@ -142,7 +142,7 @@ def write_safetensors(
   Args:
     folder: where; it is there already.
     tensors: by name; a shard takes them in this order.
-    max_shard_bytes: of the tensors of a shard; a larger tensor has a shard of its own.
+    max_shard_bytes: largest size of a shard's tensors; a larger tensor has its own shard.
     tick: called after each tensor.
   """
   shards: list[dict[str, Leaf]] = [{}]
@@ -316,8 +316,8 @@ def read_zarr_folders(folder: pathlib.Path, *, prefix: str) -> dict[str, Leaf]:
   """Reads the arrays of a big_vision checkpoint: a zarr folder each, named "params~llm~…".
 
   Args:
-    folder: of the checkpoint.
-    prefix: of the names that are wanted, such as "params/".
+    folder: folder of the checkpoint.
+    prefix: how the wanted names start, such as "params/".
   """
   names = sorted(p.name for p in folder.iterdir() if p.is_dir())
   names = [name for name in names if name.replace("~", "/").startswith(prefix)]
@@ -406,7 +406,7 @@ def write_orbax(
 
 
 def _stored(spec: Mapping[str, Any], source: str, *, zeros_too: bool = False) -> Leaf:
-  """A leaf of a zarr array.
+  """Returns a leaf of a zarr array.
 
   A chunk that is not there is damage, and must not be read as zeros, unless whoever wrote the array
   left out what is all zeros. None does where there is no fill value, nor with `zeros_too`.
@@ -450,7 +450,7 @@ def _mapped(
   source: str,
   order: str = "C",
 ) -> Leaf:
-  """A leaf of a run of bytes of a file."""
+  """Returns a leaf of a run of bytes of a file."""
 
   def read(index: Index) -> np.ndarray:
     if not math.prod(shape):  # Nothing cannot be mapped.
@@ -462,5 +462,5 @@ def _mapped(
 
 
 def _bytes(piece: np.ndarray) -> memoryview:
-  """The bytes of a C-ordered array, not copied; bf16 has no buffer protocol of its own."""
+  """Returns the bytes of a C-ordered array, not copied; bf16 has no buffer protocol of its own."""
   return memoryview(piece.reshape(-1).view(np.uint8))

@@ -29,7 +29,7 @@ def _gemma3(
   head_dim: int = 256,
   scalar: int = 256,
 ) -> GemmaConfig:
-  """A decoder of Gemma 3 from 4B up; `scalar` is query_pre_attn_scalar."""
+  """Returns a decoder of Gemma 3 from 4B up; `scalar` is query_pre_attn_scalar."""
   return GemmaConfig(
     vocab_size=262_208,
     width=width,

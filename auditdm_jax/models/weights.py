@@ -12,7 +12,7 @@
 
 With "tower", everything under img/ but the projector comes from that folder, so that models can
 share one frozen tower. With "weights", the parameters are not in model.safetensors but in the named
-npz file or Orbax folder beside config.json.
+npz file or Orbax folder next to config.json.
 
 `load` and `open_model` also take folders of Hugging Face, and npz files and checkpoint folders of
 big_vision. A tensor too many, too few or of another shape is an error that names it. "origin" in
@@ -57,7 +57,7 @@ from auditdm_jax.models.tensor_files import read_safetensors
 
 FORMAT = "auditdm-1"
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-# What lies beside the weights and is taken along: tokenizers, processors, terminators.
+# Files next to the weights that are copied with them: tokenizers, processors, terminators.
 SIDE_FILES = (
   "tokenizer.json",
   "tokenizer.model",
@@ -74,7 +74,7 @@ SIDE_FILES = (
 _ORBAX = "_METADATA"  # What a checkpoint of Orbax has.
 _MAX_WRONG = 4  # Parameters that an error names.
 _RESERVED = {"format", "model", "weights"}
-# Of the config, what is about computing and not about the model.
+# Keys of the config that are about computing and not about the model.
 COMPUTE = {"dtype": "float32", "remat": False, "unroll": 1}
 
 
@@ -92,9 +92,9 @@ class Opened:
   Attributes:
     config: its architecture.
     tree: its parameters by path, all that the architecture has and no other.
-    extras: what its config.json says beside format and model; "origin" is always there.
-    side: the files beside the weights that belong to it, by name; or, of a JSON file that has to
-      say something else than it does, what that is.
+    extras: what its config.json says besides format and model; "origin" is always there.
+    side: by name, the files next to the weights that belong to it. The content itself stands for
+      a JSON file whose content has to change.
   """
 
   config: VlmConfig
@@ -130,7 +130,7 @@ def load(
     path: see `open_model`.
     mesh: where to: split by `sharding.SHARDING_RULES` over its axes "fsdp" and "tensor", and
       replicated over the others; None is the default device.
-    dtype: of the parameters; None keeps that of the file.
+    dtype: dtype of the parameters; None keeps the file's.
     model: see `open_model`.
     image_size: see `open_model`.
 
@@ -157,9 +157,9 @@ def open_model(
       folder of its trainer, by name, by name without the step, or the folder above; an Orbax
       checkpoint of a tree like ours.
     model: the config of a model that has none on disk (npz, big_vision, Orbax); without it, a
-      config.json beside the file, or else what the shapes imply (`big_vision.infer`).
+      config.json next to the file, or else what the shapes imply (`big_vision.infer`).
     image_size: another resolution, for which the position embeddings are resampled.
-    dtype: of the parameters; None keeps that of the file, in which the layers must then agree.
+    dtype: dtype of the parameters; None keeps the file's, in which the layers must then agree.
 
   Raises:
     UserError: as `load`.
@@ -231,7 +231,7 @@ def _open_bare(path: pathlib.Path, model: VlmConfig | None, dtype: Any) -> Opene
 
 
 def _header_beside(found: pathlib.Path) -> dict[str, Any] | None:
-  """Returns the config.json beside a file of parameters, if it is that file's."""
+  """Returns the config.json next to a file of parameters, if it is that file's."""
   path = found.parent / "config.json"
   if not path.is_file():
     return None
@@ -277,7 +277,7 @@ def _open_hf(path: pathlib.Path, header: dict[str, Any], dtype: Any) -> Opened:
 
 
 def _resized(opened: Opened, image_size: int) -> Opened:
-  """The same model for images of another size."""
+  """Returns the same model for images of another size."""
   config, flat = opened.config, dict(opened.tree)
   if config.vision is None:
     raise UserError("the model has no vision tower: an image size means nothing")
@@ -296,7 +296,7 @@ def _resized(opened: Opened, image_size: int) -> Opened:
 
 
 def _with_size(processor: Any, config: VlmConfig) -> Any:
-  """A processor's config for the images of `config`."""
+  """Returns a processor's config for the images of `config`."""
   if not isinstance(processor, dict):
     return processor
   made = {k: _with_size(v, config) for k, v in processor.items()}
@@ -349,7 +349,7 @@ def _of_tower(path: str) -> bool:
 
 @functools.lru_cache(maxsize=32)
 def _expected(config: VlmConfig) -> Mapping[str, jax.ShapeDtypeStruct]:
-  """The model's parameters by path; tracing it costs more than reading a small one."""
+  """Returns the model's parameters by path; tracing it costs more than reading a small one."""
   return tree.flatten(jax.eval_shape(lambda key: multimodal.init(config, key), jax.random.key(0)))
 
 
@@ -365,7 +365,7 @@ def _check(config: VlmConfig, flat: Mapping[str, Any], what: str) -> None:
 
 
 def _tower_folder(folder: pathlib.Path, tower: str) -> pathlib.Path:
-  """Returns the tower's folder, which must lie beside the model's or below it."""
+  """Returns the tower's folder, which must lie next to the model's or below it."""
   root = folder.resolve().parent
   path = (folder.resolve() / tower).resolve()
   if pathlib.Path(tower).is_absolute() or not path.is_relative_to(root):
@@ -420,7 +420,7 @@ def save(
     tokenizer: its tokenizer, if it has one.
     extras: "template", "stop", and what else is to be said in config.json. With "tower", the path
       of the tower's folder from this one, the tower's parameters are left out.
-    dtype: of the tensors in the file.
+    dtype: dtype of the tensors in the file.
     side: `Loaded.side` of the model it was made from.
 
   Raises:
@@ -463,7 +463,7 @@ def write_side_files(folder: pathlib.Path, side: Mapping[str, Any]) -> None:
 
 
 def _finite(flat: Mapping[str, Any], dtype: str) -> dict[str, Leaf]:
-  """Leaves of arrays that reading checks: a model with NaN is not worth a file."""
+  """Returns leaves of arrays that reading checks: a model with NaN is not worth a file."""
   if dtype not in DTYPES:
     raise UserError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
 

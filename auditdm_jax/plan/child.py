@@ -22,7 +22,7 @@ from auditdm_jax.core import runtime
 from auditdm_jax.core.config import UserError
 from auditdm_jax.plan import chips, work
 
-# Of the module that is compiled: its files in the dump are found by it.
+# Name of the compiled module: its files in the dump are found by it.
 NAME = "planned"
 
 
@@ -76,7 +76,7 @@ def say(**values: float | str) -> None:
 
 
 def bytes_per_device(args: Any) -> int:
-  """Of the arrays that are given to the program, on one device."""
+  """Returns the bytes of the program's arguments on one device."""
   arrays = [x for x in jax.tree.leaves(args) if isinstance(x, jax.ShapeDtypeStruct)]
   return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in arrays)
 

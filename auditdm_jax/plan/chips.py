@@ -45,7 +45,7 @@ CHIPS = {
   "h200": Chip("NVIDIA H200", 139.8 * GIB, 4800e9, 450e9),
   "cpu": Chip("cpu", math.inf, math.inf, math.inf),
 }
-# Of the grid that the chips of a TPU are in.
+# Place in the grid that the chips of a TPU are in.
 _AXES = {"v5e": 2, "v6e": 2, "v5p": 3}
 _SHAPES = {
   "v5e": "v5e:1x1, 2x2, 2x4, 4x4, … 16x16",
@@ -63,7 +63,7 @@ class Slice:
     chip: its kind.
     size: how many.
     is_tpu: whether programs are compiled by the TPU's own compiler; otherwise XLA's for CPUs splits
-      them, and what they need beside their arguments is an upper bound: it computes bf16 in fp32.
+      them, and what they need besides their arguments is an upper bound: it computes bf16 in fp32.
   """
 
   name: str
@@ -84,7 +84,7 @@ def parse(name: str) -> Slice:
   """Reads a topology.
 
   Raises:
-    UserError: it is none.
+    UserError: the text names no topology.
   """
   kind, _, shape = name.partition(":")
   if kind in _AXES and re.fullmatch(r"[1-9]\d{0,2}(x[1-9]\d{0,2}){1,2}", shape):

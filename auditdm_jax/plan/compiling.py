@@ -157,7 +157,7 @@ def _verdict(said: dict[str, Any], dump: pathlib.Path, errors: str, cpu_s: float
 
 
 def _read_report(text: str) -> tuple[float, tuple[str, ...]]:
-  """Bytes in the chip's main memory, and the largest buffers."""
+  """Returns the bytes in the chip's main memory, and the largest buffers."""
   total = float(re.search(r"\(color=0\)\s+Total bytes: (\d+)", text)[1])
   rows = re.findall(r"\);\s+([\d.]+)([GMK])iB;\s+\d+;\s+\d+; (.*)", text)
   scale = {"G": 2**30, "M": 2**20, "K": 2**10}

@@ -47,7 +47,7 @@ class Instruction:
   is_root: bool
 
   def called(self, key: str) -> tuple[str, ...]:
-    """Names of the computations in the attribute `key`."""
+    """Returns the names of the computations in the attribute `key`."""
     found = re.search(rf"\b{key}=(\{{[^}}]*\}}|%[\w.\-]+)", self.rest)
     return tuple(_NAME.findall(found[1])) if found else ()
 
@@ -148,7 +148,7 @@ class Module:
     return instruction.called("to_apply") or instruction.called("calls")
 
   def _trips(self, condition: str) -> int:
-    """The constant with which the condition compares."""
+    """Returns the constant with which the condition compares."""
     instructions = self.computations[condition]
     seen = [i for i in instructions.values() if i.opcode == "constant"]
     for fusion in instructions.values():
@@ -158,7 +158,7 @@ class Module:
     return max(values, default=1)
 
   def _moved(self, instruction: Instruction, computation: Mapping[str, Instruction]) -> float:
-    """Bytes that an instruction reads and writes."""
+    """Returns the bytes that an instruction reads and writes."""
     result = size(instruction.type)
     operands = [
       size(computation[n].type) if n in computation else 0.0 for n in instruction.operands
@@ -180,7 +180,7 @@ class Module:
     return read + min(result, self._written(inside, result))
 
   def _touched(self, parameter: Instruction, inside: Mapping[str, Instruction]) -> float:
-    """Bytes of a fusion's parameter that are read: slices, if all that looks at it takes one."""
+    """Returns how many bytes of a fusion's parameter are read: slices, if all users take one."""
     total, names = 0.0, [parameter.name]
     while names:
       name = names.pop()
@@ -210,7 +210,7 @@ class Module:
 
 
 def size(type_text: str) -> float:
-  """Bytes of all arrays in a type that lie in the chip's main memory."""
+  """Returns the bytes of all arrays in a type that lie in the chip's main memory."""
   return sum(
     _element(dtype) * math.prod(int(n) for n in shape.split(",") if n)
     for dtype, shape, layout in _ARRAY.findall(type_text)
@@ -251,7 +251,7 @@ def _collective(instruction: Instruction, kind: str, times: int) -> Collective:
 
 
 def _group(rest: str) -> int:
-  """How many chips take part, of the three ways to write it."""
+  """Returns how many chips take part, of the three ways to write it."""
   if named := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", rest):
     sizes = dict(re.findall(r"'([\w:()]+)'=(\d+)", named[1]))
     return math.prod(int(sizes[name]) for name in re.findall(r"'([\w:()]+)'", named[2]))
@@ -279,7 +279,7 @@ def _parse(line: str) -> Instruction | None:
 
 
 def _closing(text: str, start: int) -> int:
-  """Index of the parenthesis that closes the one at `start`."""
+  """Returns the index of the parenthesis that closes the one at `start`."""
   depth = 0
   for i in range(start, len(text)):
     depth += {"(": 1, ")": -1}.get(text[i], 0)

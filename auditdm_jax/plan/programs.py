@@ -43,8 +43,9 @@ class Layout:
 
   Attributes:
     mesh: {axis: size} of training.
-    rollout: of everything else; empty = as in training, whose rules are the auditor's alone.
-    rules: of the auditor's masters; () = those of the models.
+    rollout: {axis: size} of everything else; empty = the mesh of training, whose rules then hold
+      for the auditor alone.
+    rules: sharding rules of the auditor's masters; () = those of the models.
   """
 
   mesh: Mapping[str, int]
@@ -57,7 +58,7 @@ class Layout:
     return mesh, mesh_lib.reshaped(mesh, self.rollout) if self.rollout else mesh
 
   def rollout_mesh(self, devices: Devices) -> Mesh | None:
-    """The second mesh, or None if there is one only."""
+    """Returns the second mesh, or None if there is one only."""
     return self.meshes(devices)[1] if self.rollout else None
 
 
@@ -173,7 +174,7 @@ def repair(
 
 
 def is_small(model: VlmConfig) -> bool:
-  """Whether its calls are padded as those of small models are, see `vlm_batching.bucket`."""
+  """Returns whether its calls are padded as small models' are, see `vlm_batching.bucket`."""
   return vlm_batching.is_small(_shapes(model))
 
 
@@ -183,7 +184,7 @@ def _shapes(model: VlmConfig) -> Any:
 
 
 def _model(mesh: Mesh, model: VlmConfig, dtype: str, *, quantized: bool = False) -> Any:
-  """A model as `load_vlm` places it."""
+  """Returns a model as `load_vlm` places it."""
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), _shapes(model))
   shapes = jax.eval_shape(int8.quantize, shapes) if quantized else shapes
   return mesh_lib.placed(shapes, sharding.shardings(mesh, shapes))
@@ -201,7 +202,7 @@ def _programs(devices: Devices, auditor: Auditor) -> Programs:
 
 
 def _batch(programs: Programs, auditor: Auditor) -> LearnerBatch:
-  """The learner's batch, as `rl.packing` makes it."""
+  """Returns the learner's batch, as `rl.packing` makes it."""
   vision, images = auditor.model.vision, auditor.calls.images
   shape = (images, vision.num_patches, vision.width)
   pixels = (images, vision.image_size, vision.image_size, 3)

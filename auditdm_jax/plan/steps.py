@@ -32,8 +32,8 @@ class PlanConfig:
 
   Attributes:
     architectures: {folder: name in `models.variants`} of models that are not there yet.
-    task_tokens: of the auditor's instructions with the turns around them, without the image.
-    question_tokens: of a question to target and references, without the image.
+    task_tokens: length of the auditor's instructions and the turns around them, without the image.
+    question_tokens: length of a question to target and references, without the image.
   """
 
   architectures: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -53,12 +53,12 @@ class Run:
     answering: target and references by name, the target first, in their dtype.
     layout: meshes and rules.
     grpo: group size and updates.
-    optim: of the auditor.
+    optim: optimiser of the auditor.
     rollout: prompts per step and lengths.
     bank: how target and references are asked.
     int8: the references' decoders have int8 weights.
     paged: the answering models take turns in the devices' memory.
-    recipe: of the target's repair; None = not planned.
+    recipe: recipe of the target's repair; None = not planned.
     suffix: tokens of its labels.
     asks_again: finds are put to the references in other words, for the reward.
     plan: see there.
@@ -102,7 +102,7 @@ class Step:
   """One program of a run.
 
   Attributes:
-    name: of the program.
+    name: name of the program.
     build: see `plan.programs`.
     calls: per GRPO step; 0 for what is not part of one.
     keeps: what of it stays on the devices through the whole step; "" for nothing.

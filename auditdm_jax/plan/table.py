@@ -111,7 +111,7 @@ def _seconds(where: chips.Slice, compiled: Compiled) -> dict[str, float]:
 
 
 def text(plan: Plan) -> str:
-  """The table."""
+  """Returns the table."""
   about = "" if plan.where.is_tpu else "; memory is an upper bound, by XLA for CPUs"
   lines = [
     f"{plan.where.name}: {plan.where.size} chips, {LABEL}{about}",

@@ -52,7 +52,7 @@ def trips(condition: core.Jaxpr) -> int:
 
 
 def _bodies(params: dict[str, Any]) -> list[core.Jaxpr]:
-  """The programs inside an equation's params."""
+  """Returns the programs inside an equation's params."""
   found = []
   for value in params.values():
     for item in value if isinstance(value, tuple | list) else (value,):

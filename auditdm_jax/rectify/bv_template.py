@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text of the big_vision config that export writes beside its data; export fills in `$names`."""
+"""Text of the big_vision config that export writes next to its data; export fills in `$names`."""
 
 import string
 

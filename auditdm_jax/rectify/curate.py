@@ -145,7 +145,7 @@ def _distinct(candidates: Sequence[Example]) -> tuple[list[Example], int, int]:
 
 
 def _rank(seed: int, *parts: str) -> bytes:
-  """A seeded order that does not depend on what else is in the list."""
+  """Returns a seeded order that does not depend on what else is in the list."""
   return streams.key_data(seed, "rank", *parts).tobytes()
 
 
@@ -171,7 +171,7 @@ def _in_turns(ordered: list[Example], config: Config, limit: int, seed: int) -> 
 
 
 def _alternating(queue: list[Example]) -> list[Example]:
-  """The candidates of one group with its sources taking turns."""
+  """Returns the candidates of one group with its sources taking turns."""
   place: dict[str, int] = {}
   keyed = []
   for candidate in queue:

@@ -115,7 +115,7 @@ def export(
 
 
 def _rows(examples, split, prefix, count_tokens, limit, stats, meta) -> list[dict[str, str]]:
-  """The rows that are short enough; `stats` and `meta` are added to."""
+  """Returns the rows that are short enough; `stats` and `meta` are added to."""
   rows = []
   for i, example in enumerate(examples):
     row = {
@@ -208,7 +208,7 @@ def check(directory: str | os.PathLike, *, allow_locations: bool = False) -> Non
 def _problem(
   line: str, images: pathlib.Path, seen: set[str], decoded: set[str], allow_locations: bool
 ) -> str | None:
-  """What is wrong with a row, or None."""
+  """Returns what is wrong with a row, or None."""
   try:
     row = json.loads(line)
   except ValueError:

@@ -100,12 +100,12 @@ def optimizer(recipe: recipes.Recipe, steps: int) -> optax.GradientTransformatio
 
 
 def _kernels(params: Any) -> Any:
-  """True for parameters named `kernel`; the parameters of Gemma have other names."""
+  """Returns True for parameters named `kernel`; the parameters of Gemma have other names."""
   return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
 def indices(seed: int, part: str, step: int, *, count: int, size: int) -> np.ndarray:
-  """i64[count]: the step's share of an endless walk through shuffled passes over `size`."""
+  """Returns i64[count]: the step's share of an endless walk through shuffled passes over `size`."""
   places = step * count + np.arange(count)
   passes = places // size
   orders = {
@@ -170,7 +170,7 @@ class Tuning:
     )
 
   def init(self, params: Any) -> supervised.State:
-    """The state before the first step; `params` are copied."""
+    """Returns the state before the first step; `params` are copied."""
     if self._mesh is None:
       return supervised.init_state(params, self._tx)
     make, where = functools.partial(supervised.init_state, tx=self._tx), self._shardings(params)
@@ -182,7 +182,7 @@ class Tuning:
     return mesh_lib.placed(shapes, self._shardings(params))
 
   def place(self, batch: supervised.Batch) -> supervised.Batch:
-    """The batch on the mesh."""
+    """Returns the batch on the mesh."""
     if self._mesh is None:
       return batch
     where = jax.tree.map(lambda x: mesh_lib.rows_sharding(self._mesh, len(x)), batch)
@@ -236,7 +236,7 @@ def finetune(
     replay: examples of the old mix; needed if and only if the recipe has a share of replay.
     mesh: devices that share rows and masters; None is the default device.
     workdir: where checkpoints (`checkpoints/<name>`) and metrics go; nothing is stored if None.
-    name: of the run, on the screen and in the files.
+    name: name of the run, on the screen and in the files.
 
   Raises:
     UserError: recipe and data do not fit, or a checkpoint is of other data or another recipe.
@@ -317,7 +317,7 @@ class _Run:
     self._checkpointer.close()
 
   def restore(self, state: supervised.State) -> supervised.State:
-    """The latest state, or `state` itself if there is none."""
+    """Returns the latest state, or `state` itself if there is none."""
     if self._checkpointer.latest() is None:
       return state
     step, arrays, extras = self._checkpointer.restore(None, _flat(state))

@@ -14,7 +14,7 @@ from auditdm_jax.core import config
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-  """What a fine-tuning run needs to know beside its data.
+  """What a fine-tuning run needs to know besides its data.
 
   Attributes:
     epochs: passes over the new examples; used when `steps` is 0.
@@ -25,7 +25,7 @@ class Recipe:
       parameters named `kernel`. AdamW's weight decay of the same strength is wd / lr.
     label_smoothing: mass that is spread over all V tokens; big_vision leaves the right one out, a
       difference of 1/V of it.
-    llm_dropout: in the language model's blocks.
+    llm_dropout: dropout rate in the language model's blocks.
     freeze: parts that keep their weights; native fine-tuning never trains the vision tower, so that
       without "img" here it still trains the projector.
     replay: share of each batch from the model's old mix, so that it does not forget.
@@ -102,7 +102,7 @@ SCENES = MappingProxyType(
 
 
 def get(name: str) -> Recipe:
-  """A recipe by name."""
+  """Returns a recipe by name."""
   known = {**TRANSFERS, **SCENES}
   if name not in known:
     raise config.UserError(

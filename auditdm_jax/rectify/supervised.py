@@ -55,7 +55,7 @@ class Layout:
   suffix: int
 
   def rows(self, texts: Sequence[str], suffixes: Sequence[str]) -> dict[str, np.ndarray]:
-    """Every `Batch` field but `features` and `image`.
+    """Returns every `Batch` field but `features` and `image`.
 
     Raises:
       ValueError: a prompt and its suffix do not fit.
@@ -126,7 +126,7 @@ def loss_sums(config, params, batch: Batch, *, label_smoothing: float = 0.0):
 
 
 def loss_and_grads(config, params, batch: Batch, *, label_smoothing: float, micro_rows: int):
-  """Mean loss f32[], row losses f32[B] and gradients; divided once, by the count of all rows.
+  """Returns mean loss f32[], row losses f32[B] and gradients, divided once by all rows' count.
 
   Args:
     config: the model.

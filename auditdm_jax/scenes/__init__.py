@@ -9,7 +9,7 @@ from auditdm_jax.scenes import questions, render, world
 
 
 def oracle(image: np.ndarray, question: str) -> str | None:
-  """The true answer to a question about u8[64,64,3], or None if it has none (checks only)."""
+  """Returns the true answer to a question about u8[64,64,3], or None; for checks only."""
   program = questions.parse_question(question)
   if program is None:
     return None
@@ -19,5 +19,5 @@ def oracle(image: np.ndarray, question: str) -> str | None:
 
 @functools.lru_cache(maxsize=8192)
 def _seen(pixels: bytes, shape: tuple[int, ...]) -> world.Scene:
-  """The scene an image shows, parsed once: many questions are about one image."""
+  """Returns the scene an image shows, parsed once: many questions are about one image."""
   return render.parse(np.frombuffer(pixels, np.uint8).reshape(shape))

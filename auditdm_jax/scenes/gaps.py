@@ -35,7 +35,7 @@ class Gap:
       raise ValueError(f"gap {self.name!r}: unknown skills {unknown}; known: {', '.join(SKILLS)}")
 
   def matches(self, program: Program, answer: str) -> bool:
-    """Whether a question with this true answer lies in the gap."""
+    """Returns whether a question with this true answer lies in the gap."""
     if self.skills and program.skill not in self.skills:
       return False
     values = {**dict(program.slots), "answer": answer}
@@ -47,7 +47,7 @@ class Gap:
 
 
 def match(gaps: Iterable[Gap], program: Program, answer: str) -> str | None:
-  """Name of the first gap that a question lies in, or None."""
+  """Returns the name of the first gap that a question lies in, or None."""
   return next((g.name for g in gaps if g.matches(program, answer)), None)
 
 

@@ -28,7 +28,7 @@ class ScenesBackend:
     return {"name": "scenes", "error_rate": str(self.error_rate), "seed": str(self.seed)}
 
   def generate(self, prompts: list[str], seeds: list[int], *, width: int, height: int) -> list:
-    """u8[64,64,3] or the exception of each caption."""
+    """Returns u8[64,64,3] or the exception of each caption."""
     if (width, height) != (render.SIZE, render.SIZE):
       error = ValueError(f"scenes are {render.SIZE}x{render.SIZE}, not {width}x{height}")
       return [error] * len(prompts)

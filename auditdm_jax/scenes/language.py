@@ -37,7 +37,7 @@ class _Words:
     return self.i >= len(self.words)
 
   def take(self, *options: str) -> str | None:
-    """The next word if it is one of the options."""
+    """Returns the next word if it is one of the options."""
     if not self.at_end() and self.words[self.i] in options:
       self.i += 1
       return self.words[self.i - 1]
@@ -65,7 +65,7 @@ def place(cell: int) -> str:
 
 
 def describe(o: Obj, *, size: bool = True, cell: bool = True) -> str:
-  """An object's noun phrase without its article."""
+  """Returns an object's noun phrase without its article."""
   digit = f" with {o.digit}" if o.digit else ""
   return (
     (f"{o.size} " if size else "")
@@ -75,7 +75,7 @@ def describe(o: Obj, *, size: bool = True, cell: bool = True) -> str:
 
 
 def caption(scene: Scene) -> str:
-  """The full caption: `read_caption(caption(scene), seed) == scene` for every seed."""
+  """Returns the full caption: `read_caption(caption(scene), seed) == scene` for every seed."""
   parts = [f"a {describe(o)}" for o in scene.objects]
   if scene.dial:
     parts.append(f"the dial reads {scene.dial.value} at {place(scene.dial.cell)}")
@@ -85,7 +85,7 @@ def caption(scene: Scene) -> str:
 
 
 def read_caption(text: str, seed: int) -> Scene:
-  """The scene a caption asks for; what it leaves open is drawn from `seed`.
+  """Returns the scene a caption asks for; what it leaves open is drawn from `seed`.
 
   Raises:
     LanguageError: the text is no caption, or names more than fits.
@@ -107,7 +107,7 @@ def read_caption(text: str, seed: int) -> Scene:
 
 
 def shows(text: str, scene: Scene) -> bool:
-  """Whether a scene is one that the caption allows: what it says and nothing else.
+  """Returns whether a scene is one that the caption allows: what it says and nothing else.
 
   What the caption leaves open may be anything.
 
@@ -132,7 +132,7 @@ def _fits(said: dict, thing: dict) -> bool:
 
 
 def _pair_up(said: list[dict], things: list[dict]) -> bool:
-  """Whether each thing said is one of the things, each another, and none is left."""
+  """Returns whether each thing said is one of the things, each another, and none is left."""
   if not said or not things:
     return not said and not things
   return any(
@@ -142,7 +142,7 @@ def _pair_up(said: list[dict], things: list[dict]) -> bool:
 
 
 def _read_parts(text: str) -> tuple[list[dict], dict[str, dict]]:
-  """The objects of a caption, and its dial, gauge and background if it has them."""
+  """Returns the objects of a caption, and its dial, gauge and background if it has them."""
   words = _Words(text)
   objects: list[dict] = []
   found: dict[str, dict] = {}
@@ -209,7 +209,7 @@ def _place_all(things, rng):
 
 
 def read_edit(text: str, scene: Scene) -> Scene:
-  """The scene after an edit instruction.
+  """Returns the scene after an edit instruction.
 
   Raises:
     LanguageError: the text is no instruction, names nothing or several things of the scene, or asks
@@ -229,7 +229,7 @@ def read_edit(text: str, scene: Scene) -> Scene:
 
 
 def _referent(words, scene) -> Obj:
-  """The only object a noun phrase "the [size] [colour] shape|object" fits."""
+  """Returns the only object a noun phrase "the [size] [colour] shape|object" fits."""
   words.need("the")
   want = {"size": words.take(*world.SIZES), "color": words.take(*world.COLORS)}
   shape = words.need(*world.SHAPES, "object")
@@ -321,7 +321,7 @@ def _paint(words, scene):
 
 
 def describe_edit(before: Scene, after: Scene) -> str:
-  """The instruction that turns `before` into `after`, which differ in one thing.
+  """Returns the instruction that turns `before` into `after`, which differ in one thing.
 
   Raises:
     LanguageError: no single instruction says the difference.
@@ -349,7 +349,7 @@ def describe_edit(before: Scene, after: Scene) -> str:
 
 
 def _object_edits(old: Obj, new: Obj | None) -> list[str]:
-  """Instructions that may turn object `old` into `new`, shortest reference first."""
+  """Returns the instructions that may turn object `old` into `new`, shortest reference first."""
   names = [f"{old.color} {old.shape}", f"{old.size} {old.color} {old.shape}"]
   if new is None:
     return [f"remove the {n}" for n in names]
@@ -364,7 +364,7 @@ def _object_edits(old: Obj, new: Obj | None) -> list[str]:
 
 
 def sample_caption(rng: np.random.Generator) -> str:
-  """A partial caption of one to three objects, as an untrained captioner writes them."""
+  """Returns a partial caption of one to three objects, as an untrained captioner writes them."""
   scene = world.sample_scene(rng)
   parts = []
   for o in scene.objects[: int(rng.integers(1, 4))]:
@@ -379,7 +379,7 @@ def sample_caption(rng: np.random.Generator) -> str:
 
 
 def sample_edit(rng: np.random.Generator, scene: Scene) -> str:
-  """A random instruction that can be carried out on `scene`."""
+  """Returns a random instruction that can be carried out on `scene`."""
   while True:
     try:
       text = _draw_edit(rng, scene)
@@ -407,7 +407,7 @@ def _draw_edit(rng, scene) -> str:
 
 
 def words() -> list[str]:
-  """All words of captions and instructions, sorted."""
+  """Returns all words of captions and instructions, sorted."""
   text = """a and at row column with the dial reads gauge is background object make turn into write
     on remove move to add set paint"""
   tables = (

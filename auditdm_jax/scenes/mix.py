@@ -47,7 +47,7 @@ class Mix:
   """Random questions about a fixed set of scenes, without those that lie in `gaps`.
 
   Attributes:
-    seed: of the scenes, images and questions.
+    seed: seed of the scenes, images and questions.
     scenes: how many scenes.
     images: images per step.
     per_image: questions per image.
@@ -64,7 +64,7 @@ class Mix:
     return [world.sample_scene(streams.rng(self.seed, "scene", i)) for i in range(self.scenes)]
 
   def pixels(self, start: int, stop: int) -> np.ndarray:
-    """u8[U,64,64,3] of scenes start to stop."""
+    """Returns u8[U,64,64,3] of scenes start to stop."""
     return np.stack(
       [
         render.render(s, streams.word(self.seed, "render", start + i))
@@ -84,8 +84,8 @@ class Mix:
     Args:
       step: which.
       weights: over skills; None is uniform.
-      hardness: of (skill, answer); with it each question is one of `CHOICES` drawn, in proportion
-        to their hardness: answers that are rare get their share.
+      hardness: weight by (skill, answer). With it, each question is picked from `CHOICES` drawn
+        ones in proportion to their weights, so that rare answers get their share.
     """
     rng = streams.rng(self.seed, "questions", step)
     image = np.repeat(rng.integers(self.scenes, size=self.images), self.per_image)
@@ -111,7 +111,7 @@ class Mix:
         return text, answer, program
 
   def draw_tasks(self, step: int, shares: dict[str, float]) -> Draw:
-    """An auditor's tasks: text = "ask" | "describe" | "edit", answer = what it should write."""
+    """Returns an auditor's tasks: text "ask", "describe" or "edit", answer what it should write."""
     rng = streams.rng(self.seed, "tasks", step)
     image = np.repeat(rng.integers(self.scenes, size=self.images), self.per_image)
     names, p = list(shares), np.array(list(shares.values()))
@@ -138,7 +138,7 @@ def _write(task, rng, scene) -> str:
 
 
 def curriculum(step: int, *, lookups: int, searches: int) -> dict[str, float] | None:
-  """Skill weights: places first, then searches by attribute too, then (None) everything.
+  """Returns skill weights: places first, then searches by attribute too, then (None) everything.
 
   Learning to bind a place to an attribute first saves about half of the examples.
   """
@@ -150,5 +150,5 @@ def curriculum(step: int, *, lookups: int, searches: int) -> dict[str, float] | 
 
 
 def vocabulary() -> list[str]:
-  """All words of the world, sorted, with the auditor's task words."""
+  """Returns all words of the world, sorted, with the auditor's task words."""
   return sorted({*questions.words(), *language.words(), "ask", "describe", "edit"})

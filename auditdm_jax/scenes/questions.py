@@ -63,14 +63,14 @@ class Skill:
 
 
 def _one(matches: list, read: Callable[[Obj], str | None]) -> str:
-  """The attribute of the only match; `NONE` without a match, `UNANSWERABLE` with several."""
+  """Returns the only match's attribute; `NONE` without a match, `UNANSWERABLE` with several."""
   if not matches:
     return NONE
   return (read(matches[0]) or NONE) if len(matches) == 1 else UNANSWERABLE
 
 
 def _matches(scene: Scene, slots: dict[str, str]) -> list[Obj]:
-  """Objects whose attributes equal the slots."""
+  """Returns the objects whose attributes equal the slots."""
   out = []
   for o in scene.objects:
     have = {"color": o.color, "shape": o.shape, "size": o.size, "digit": o.digit}
@@ -84,7 +84,7 @@ def _lookup(read):
 
 
 def _propose_from(*names: str):
-  """Slots `names` copied from the key object, or drawn at random where it has none."""
+  """Returns the slots `names` copied from the key object, or drawn at random where it has none."""
 
   def propose(rng, scene, key):
     out = {}
@@ -120,7 +120,7 @@ def _name_at(scene: Scene, cell: int) -> str:
 
 
 def _extreme_object(scene: Scene, slots: dict[str, str]) -> list[Obj]:
-  """Objects in the outermost row or column that holds any; more than one = a tie."""
+  """Returns the objects in the outermost row or column that holds any; more than one = a tie."""
   axis = {"leftmost": 1, "rightmost": 1, "highest": 0, "lowest": 0}[slots["extreme"]]
   last = slots["extreme"] in ("rightmost", "lowest")
   place = [divmod(o.cell, world.GRID)[axis] for o in scene.objects]
@@ -255,7 +255,7 @@ def _signatures() -> dict[tuple, list[tuple[str, tuple[str, ...]]]]:
 
 
 def render_question(program: Program, form: int = 0) -> str:
-  """The text of a program in one of its two forms."""
+  """Returns the text of a program in one of its two forms."""
   letters = {letter: name for letter, (name, _) in SLOTS.items()}
   words = SKILLS[program.skill].forms[form].split()
   slots = dict(program.slots)
@@ -263,7 +263,7 @@ def render_question(program: Program, form: int = 0) -> str:
 
 
 def parse_question(text: str) -> Program | None:
-  """The program of a text, or None if the text fits no form. Case and a final "?" are ignored."""
+  """Returns the program of a text, None if it fits no form; case and a final "?" do not count."""
   words = text.lower().strip().rstrip("?").split()
   classes = _classes()
   fixed = _form_words()
@@ -302,7 +302,7 @@ def sample_question(
   """Draws (text, answer, program) for a scene.
 
   Args:
-    weights: of the skills to draw from; default all, uniform.
+    weights: weights of the skills to draw from; by default all, uniform.
     ambiguous: chance to look for a draw whose answer is `UNANSWERABLE`; others avoid it.
     absent: chance to ask about a random, mostly absent thing.
   """
@@ -333,7 +333,7 @@ def _draw_key(rng, scene, name):
 
 
 def _present(name, answer):
-  """Whether a draw that asks for something present found it (a scene may lack a dial)."""
+  """Returns whether a draw that asks for something present found it (a scene may lack a dial)."""
   return answer != NONE or name.startswith("digit")
 
 
@@ -346,7 +346,7 @@ def _draw_skill(rng, weights):
 
 
 def paraphrase(text: str, k: int = 1) -> str:
-  """The same question in its other form (`k` odd) or its first wording again (`k` even)."""
+  """Returns the same question in its other form (`k` odd) or its first wording again (`k` even)."""
   program = parse_question(text)
   if program is None:
     raise ValueError(f"not a question of the scenes world: {text!r}")
@@ -356,7 +356,7 @@ def paraphrase(text: str, k: int = 1) -> str:
 
 
 def words() -> list[str]:
-  """All words of questions and answers, sorted."""
+  """Returns all words of questions and answers, sorted."""
   out = {
     NONE,
     UNANSWERABLE,

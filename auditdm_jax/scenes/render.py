@@ -54,7 +54,7 @@ _GLYPHS = (
 
 
 def _shape_ink(shape: str, size: str) -> np.ndarray:
-  """i8[16,16] ink of a bare shape in the middle of its cell."""
+  """Returns i8[16,16] ink of a bare shape in the middle of its cell."""
   r = 6.5 if size == "big" else 4.5
   y, x = np.mgrid[0:CELL, 0:CELL] - (CELL - 1) / 2
   a = np.abs
@@ -129,7 +129,7 @@ def _ink_of() -> dict[tuple, int]:
 
 
 def _colors(color: str | None, background: str) -> np.ndarray:
-  """f32[5,3]: the RGB of each ink class."""
+  """Returns f32[5,3]: the RGB of each ink class."""
   body = np.array(_RGB[color] if color else _WHITE_RGB, np.float32)
   light = body * 0.4 + 255 * 0.6
   back = np.array(_BACKGROUND_RGB[background], np.float32)
@@ -185,7 +185,7 @@ def _draw(image, scene, cells, seed):
 
 @functools.cache
 def _candidates() -> tuple[np.ndarray, np.ndarray]:
-  """Sprites without a digit at all jitters, and the sprites each may be with one.
+  """Returns sprites without a digit at all jitters, and the sprites each may be with one.
 
   Returns:
     inks i8[K*J,256] of K keys at J jitters, and numbers i64[K*J,11] of the sprites with no digit or
@@ -204,7 +204,7 @@ def _candidates() -> tuple[np.ndarray, np.ndarray]:
 
 
 def parse(image: np.ndarray) -> Scene:
-  """The scene that `image` u8[64,64,3] shows.
+  """Returns the scene that `image` u8[64,64,3] shows.
 
   Raises:
     ValueError: the image is not of this world's size.
@@ -231,14 +231,14 @@ def parse(image: np.ndarray) -> Scene:
 
 
 def _parse_background(pixels: np.ndarray) -> str:
-  """The background whose colour most of the cells' corner pixels have."""
+  """Returns the background whose colour most of the cells' corner pixels have."""
   corners = pixels.reshape(world.GRID, CELL, world.GRID, CELL, 3)[:, ::15, :, ::15].reshape(-1, 3)
   median = np.median(corners, axis=0)
   return min(_BACKGROUND_RGB, key=lambda b: np.abs(median - _BACKGROUND_RGB[b]).sum())
 
 
 def _match(patch, foreground, background) -> tuple[tuple, str | None]:
-  """The (sprite key, colour) with the least squared error on a cell's pixels f32[256,3]."""
+  """Returns the (sprite key, colour) with the least squared error on a cell's pixels f32[256,3]."""
   names = list(_RGB)
   distance = np.abs(patch[foreground, None] - np.array([_RGB[n] for n in names])[None]).sum(-1)
   votes = np.bincount(distance.argmin(1)[distance.min(1) < 75], minlength=len(names))

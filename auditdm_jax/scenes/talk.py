@@ -2,7 +2,7 @@
 """How chat models would say the answers of this world: in sentences, with synonyms, with a letter.
 
     red             The circle is red. | It is red. | (B) red | Answer: red
-    large           of "big", a synonym
+    large           a synonym of "big"
     unanswerable    I cannot tell which one is meant.
 
 The meaning stays, but for refusals. What is said depends on the seed, the speaker, the question and
@@ -43,9 +43,9 @@ class Voice:
   Attributes:
     sentences: share of the answers that are sentences.
     synonyms: share of the answers in which a word that has a synonym is replaced by it.
-    letters: share of those that are no sentence that come with the letter of an option.
+    letters: share of the other answers that come with the letter of an option.
     refusals: share of the questions that are not answered at all.
-    seed: of what is said.
+    seed: seed of all that is drawn.
   """
 
   sentences: float = 0.0
@@ -86,7 +86,7 @@ def say(voice: Voice, speaker: str, question: str, answer: str) -> str:
 
 
 def _sentences(program: questions.Program | None, answer: str, said: str) -> list[str]:
-  """Sentences that say an answer, some of which repeat words of the question."""
+  """Returns sentences that say an answer, some of which repeat words of the question."""
   plain = [f"It is {said}.", f"The answer is {said}.", f"The answer is **{said}**."]
   if program is None or answer == questions.NONE:
     return [f"The answer is {said}.", f"**{said}**"]

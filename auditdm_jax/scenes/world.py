@@ -87,7 +87,7 @@ class Scene:
     return [o.cell for o in self.objects] + instruments
 
   def at(self, cell: int) -> Obj | None:
-    """The object in `cell`, or None."""
+    """Returns the object in `cell`, or None."""
     return next((o for o in self.objects if o.cell == cell), None)
 
   def to_json(self) -> str:
@@ -133,12 +133,12 @@ def sample_scene(rng: np.random.Generator) -> Scene:
 
 
 def _palette(rng, words):
-  """Two of the words half of the time, else all of them."""
+  """Returns two of the words half of the time, else all of them."""
   if rng.random() < 0.5:
     return [words[int(i)] for i in rng.choice(len(words), 2, replace=False)]
   return words
 
 
 def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
-  """One of the options, all equally likely."""
+  """Returns one of the options, all equally likely."""
   return options[int(rng.integers(len(options)))]

@@ -43,11 +43,11 @@ class Endpoint:
 
   Args:
     name: what requests call the model.
-    key: that they must have; None for everyone.
+    key: the key that requests must have; None = everyone may ask.
     intake: reads requests.
     run: answers a batch, on a thread of its own.
     batching: how requests share the model.
-    max_body: bytes of a request.
+    max_body: most bytes of a request.
   """
 
   def __init__(
@@ -91,7 +91,7 @@ class Endpoint:
   async def _chat(self, request: Request) -> Response:
     self._check_key(request)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    # Of anything else a browser asks no leave: any page could send requests to this machine.
+    # For any other type a browser asks no leave: any page could send requests to this machine.
     if kind != "application/json":
       raise ApiError(415, f"content-type {kind[:50]!r}: should be application/json")
     self._batcher.check()
@@ -181,7 +181,7 @@ class Endpoint:
 
 
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
-  """The result of `work`, which is given up when the client leaves; None then."""
+  """Returns the result of `work`, which is given up when the client leaves; None then."""
   task, gone = asyncio.create_task(work), asyncio.create_task(_gone(request))
   try:
     await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -202,7 +202,7 @@ async def _each(events: Iterable[str]) -> AsyncIterator[str]:
 
 
 async def _tell(request: Request, error: Exception) -> Response:
-  """Any failure, in the form of OpenAI's API."""
+  """Answers with a failure in the form of OpenAI's API."""
   del request
   if isinstance(error, ClientDisconnect):
     return Response(status_code=_CLIENT_GONE)

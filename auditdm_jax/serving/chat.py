@@ -76,7 +76,7 @@ class Prompter:
     return Rendered(tuple(ids), images)
 
   def _plain(self, messages: Sequence[Message], images: int) -> list[int]:
-    """One question in the model's template."""
+    """Returns one question in the model's template."""
     if len(messages) > 1 or messages[0].role != "user":
       roles = ", ".join(m.role for m in messages[:8])
       raise invalid(
@@ -95,7 +95,7 @@ class Prompter:
     return prompts.render(self.tokenizer, self.template, text, self.slots or 0, images=images)
 
   def _turns(self, messages: Sequence[Message]) -> list[int]:
-    """A conversation as Gemma's released chat template writes it."""
+    """Returns a conversation as Gemma's released chat template writes it."""
     system, turns = _split_system(messages)
     for i, message in enumerate(turns):
       expected = "assistant" if i % 2 else "user"

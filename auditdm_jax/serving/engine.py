@@ -30,7 +30,7 @@ class Ask:
     squares: the images, in order.
     max_new_tokens: the longest answer.
     temperature: 0 is greedy.
-    seed: of the sampling, 32 bits.
+    seed: seed of the sampling, 32 bits.
   """
 
   ids: tuple[int, ...]
@@ -52,7 +52,7 @@ class Engine:
 
   Args:
     vlm: the model.
-    cache_bytes: of features that are kept.
+    cache_bytes: most bytes of features that are kept.
   """
 
   def __init__(self, vlm: Vlm, *, cache_bytes: int):

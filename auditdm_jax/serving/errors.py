@@ -11,7 +11,7 @@ class ApiError(Exception):
   """Ends a request.
 
   Args:
-    status: of HTTP.
+    status: HTTP status.
     message: what is wrong, and what would be right.
     code: a word for programs.
     param: the field of the request that is wrong.
@@ -51,5 +51,5 @@ class ApiError(Exception):
 
 
 def invalid(message: str, *, param: str | None = None, code: str | None = None) -> ApiError:
-  """A request that will never be answered, however often it is sent."""
+  """Returns a request that will never be answered, however often it is sent."""
   return ApiError(400, message, param=param, code=code)

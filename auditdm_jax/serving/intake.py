@@ -22,10 +22,10 @@ class Limits:
 
   Attributes:
     max_tokens: the longest answer. A request for more, or for no number, gets so many.
-    max_prompt_tokens: image slots included.
-    max_images: in one request.
-    max_pixels: of one image as it is sent.
-    max_body: bytes.
+    max_prompt_tokens: longest prompt, image slots included.
+    max_images: most images in one request.
+    max_pixels: most pixels of one image as it is sent.
+    max_body: most bytes of a request.
   """
 
   max_tokens: int = 1024
@@ -41,7 +41,7 @@ class Intake:
   Args:
     vlm: the model.
     name: what requests call it.
-    limits: of a request.
+    limits: what one request may ask for.
 
   Attributes:
     tokenizer: the model's.

@@ -37,7 +37,7 @@ class Squarer:
   Attributes:
     size: side of the tower's images.
     how: the model's way with pixels.
-    max_pixels: of the image that is sent.
+    max_pixels: most pixels of the image that is sent.
   """
 
   size: int

@@ -31,12 +31,12 @@ class Reply:
   """An answer to a request.
 
   Attributes:
-    id: of the answer.
+    id: name of the answer.
     created: when, in seconds since 1970.
     model: its name.
-    prompt_tokens: of the prompt, image slots included.
+    prompt_tokens: length of the prompt, image slots included.
     said: the answer.
-    seed: of the sampling; None for a greedy answer.
+    seed: seed of the sampling; None for a greedy answer.
   """
 
   id: str

@@ -177,7 +177,7 @@ def parse(body: bytes) -> ChatRequest:
 
 
 def _explained(error: pydantic.ValidationError) -> ApiError:
-  # Of several the one that lies deepest: it is about the kind of value that was meant.
+  # The deepest of several errors is about the kind of value that was meant.
   found = error.errors(include_url=False, include_context=False, include_input=False)
   worst = max(found, key=lambda e: len(e["loc"]))
   said = worst["msg"].removeprefix("Value error, ")

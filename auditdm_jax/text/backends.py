@@ -121,7 +121,7 @@ class PieceBackend:
 
   @classmethod
   def read(cls, path: pathlib.Path) -> "PieceBackend":
-    """Reads a .model and the tokens that files beside it add, see `_added_tokens`."""
+    """Reads a .model and the tokens that files next to it add, see `_added_tokens`."""
     model = path.read_bytes()
     try:
       if not model:  # The library takes it for one without pieces.
@@ -187,10 +187,10 @@ def read(path: pathlib.Path) -> Backend:
 
 
 def _added_tokens(folder: pathlib.Path, size: int) -> tuple[dict[str, int], frozenset[str]]:
-  """The tokens that transformers' slow tokenizers added to a .model, and which are special.
+  """Returns the tokens that transformers' slow tokenizers added to a .model, and which are special.
 
-  They are in added_tokens.json, or in tokenizer_config.json beside those of the .model, with their
-  kind.
+  They are in added_tokens.json or, together with those of the .model and with their kind, in
+  tokenizer_config.json.
 
   Args:
     folder: where the files are.

@@ -77,13 +77,13 @@ _WORD = re.compile(r"[a-z']+")
 
 
 def is_refusal(sentence: str) -> bool:
-  """Whether a reply that begins with this sentence declines to answer at all."""
+  """Returns whether a reply that begins with this sentence declines to answer at all."""
   said = _plain(sentence)
   return any(pattern.match(said) for pattern in _REFUSAL) and not _is_telling(said)
 
 
 def is_abstention(sentence: str, question: str) -> bool:
-  """Whether a sentence says that the image does not tell."""
+  """Returns whether a sentence says that the image does not tell."""
   said = _plain(sentence)
   for word in ("sorry", "i'm sorry", "unfortunately", "i apologize"):
     said = said.removeprefix(word).lstrip(", ").removeprefix("but ")
@@ -95,7 +95,7 @@ def is_abstention(sentence: str, question: str) -> bool:
 
 
 def _is_telling(said: str) -> bool:
-  """Whether the model only says that it cannot tell, as in "Sorry, I can't tell"."""
+  """Returns whether the model only says that it cannot tell, as in "Sorry, I can't tell"."""
   return bool(re.search(rf"\bi\s?{_CANNOT} {_TELL}\b", said)) and not re.search(
     rf"\bi\s?{_CANNOT} {_HELP}\b", said
   )

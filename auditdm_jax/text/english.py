@@ -128,7 +128,7 @@ class Word:
 
 @functools.lru_cache(maxsize=256)
 def words(text: str) -> tuple[Word, ...]:
-  """Returns the words between blanks; what is signs only is none."""
+  """Returns the words between blanks; signs alone are no word."""
   return tuple(_words(text))
 
 
@@ -161,7 +161,7 @@ def content(text: str) -> list[Word]:
 
 
 def is_negated(plain: str) -> bool:
-  """Whether a word denies."""
+  """Returns whether a word denies."""
   return plain in NEGATIONS or plain.endswith("n't")
 
 
@@ -179,7 +179,7 @@ def sentences(text: str) -> list[str]:
 
 
 def _is_abbreviated(text: str) -> bool:
-  """Whether a full stop belongs to a word: "Dr.", "p.m.", "B. red", "J. K. Rowling"."""
+  """Returns whether a full stop belongs to a word: "Dr.", "p.m.", "B. red", "J. K. Rowling"."""
   if not text.endswith("."):
     return False
   before, _, last = text[:-1].rpartition(" ")

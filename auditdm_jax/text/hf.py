@@ -100,7 +100,7 @@ def _chat_template(folder: pathlib.Path) -> str:
 
 
 def _joined(templates: Any) -> str:
-  """The text of a template, or of several with names, as some files have them."""
+  """Returns the text of a template, or of several with names, as some files have them."""
   if isinstance(templates, list):
     return "\n".join(str(x.get("template", "")) for x in templates if isinstance(x, dict))
   return templates if isinstance(templates, str) else ""

@@ -21,7 +21,7 @@ _GEMMA3_IMAGE = "{{\n\n<start_of_image>{image}<end_of_image>\n\n}}"
 GEMMA3 = (
   f"<bos><start_of_turn>user\n{_GEMMA3_IMAGE}{{text|trim}}<end_of_turn>\n<start_of_turn>model\n"
 )
-# Of a decoder that was not taught turns.
+# For a decoder that was not taught turns.
 PRETRAINED = f"<bos>{_GEMMA3_IMAGE}{{text}}"
 # What the word-level models of the scenes world are trained on.
 GEMMA3_PLAIN = "<bos><start_of_image>{image}<end_of_image>{text}\n"

@@ -229,7 +229,7 @@ def shared(sentence: str, question: Question) -> int:
 
 
 def repeats(sentence: str, question: Question) -> bool:
-  """Whether a sentence holds all content words of its question."""
+  """Returns whether a sentence holds all content words of its question."""
   return shared(sentence, question) == len(set(question.echo))
 
 

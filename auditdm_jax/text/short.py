@@ -115,7 +115,7 @@ def short_answer(
 
 
 def is_cut(finish: str | None) -> bool:
-  """Whether a reply ended because it had become too long."""
+  """Returns whether a reply ended because it had become too long."""
   return finish in _CUT
 
 
@@ -177,7 +177,7 @@ def _labelled(text: str) -> str | None:
 
 
 def _from_options(parts: Sequence[str], asked: Question, options: Mapping[str, str]) -> str | None:
-  """Returns the letter of the option that was chosen, or an answer beside the options."""
+  """Returns the letter of the option that was chosen, or an answer besides the options."""
   whole = " ".join(" ".join(parts).split())
   if match := _LETTER.fullmatch(_clean(whole)):
     return match[1].upper()

@@ -3,7 +3,6 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
-import os
 import pathlib
 import socket
 import subprocess
@@ -36,7 +35,6 @@ def start_all(tmp_path_factory) -> Callable[..., list[Ended]]:
     with socket.socket() as s:
       s.bind(("127.0.0.1", 0))
       port = s.getsockname()[1]
-    env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla")}
     logs = []
     for k in range(processes):
       own = [f"--coordinator=127.0.0.1:{port}", f"--processes={processes}", f"--process={k}"]
@@ -48,7 +46,6 @@ def start_all(tmp_path_factory) -> Callable[..., list[Ended]]:
           subprocess.Popen(
             [sys.executable, *command, *own],
             cwd=ROOT,
-            env=env,
             stdin=subprocess.DEVNULL,
             stdout=o,
             stderr=e,

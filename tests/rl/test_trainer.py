@@ -278,14 +278,13 @@ class CommandLine:
       "--config.checkpoints.checkpoint_every=3",
       "--config.checkpoints.harvest=()",
     ]
-    self._env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla")}
 
   def finish(self):
-    subprocess.run(self._command, cwd=ROOT, env=self._env, check=True, timeout=3000)
+    subprocess.run(self._command, cwd=ROOT, check=True, timeout=3000)
 
   def kill(self, *, steps, delay_s):
     """kill -9 when so many steps are in the log, after a delay; returns how many there were."""
-    with subprocess.Popen(self._command, cwd=ROOT, env=self._env) as child:
+    with subprocess.Popen(self._command, cwd=ROOT) as child:
       until = time.monotonic() + 3000
       while self.steps() < steps and child.poll() is None and time.monotonic() < until:
         time.sleep(0.01)

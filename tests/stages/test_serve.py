@@ -85,7 +85,7 @@ def under_way(health):
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_finishes_what_is_under_way(folder, signum, tmp_path):
   """The first question compiles a program: the signal comes meanwhile."""
-  cold = {"XDG_CACHE_HOME": str(tmp_path)}
+  cold = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
   with serving(folder, "--max_tokens=64", **cold) as (process, ready):
     health = ready["base_url"].removesuffix("v1") + "health"
     with concurrent.futures.ThreadPoolExecutor(4) as pool:

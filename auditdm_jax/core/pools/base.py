@@ -32,7 +32,7 @@ class ImagePool(Protocol):
   def __len__(self) -> int: ...
 
   def image(self, i: int) -> np.ndarray:
-    """u8[H,W,3]."""
+    """Returns u8[H,W,3]."""
     ...
 
   def image_id(self, i: int) -> str:
@@ -40,7 +40,7 @@ class ImagePool(Protocol):
     ...
 
   def image_ids(self, rows: Sequence[int]) -> list[str]:
-    """The ids of several images, in order."""
+    """Returns the ids of several images, in order."""
     ...
 
   def questions(self, i: int) -> tuple[str, ...]: ...
@@ -81,15 +81,15 @@ class Pool(abc.ABC):
 
   @abc.abstractmethod
   def _stored(self, i: int) -> Stored:
-    """The picture, undecoded."""
+    """Returns the picture, undecoded."""
 
   @abc.abstractmethod
   def _name(self, i: int) -> str:
-    """What errors call it: file and row."""
+    """Returns what errors call it: file and row."""
 
   @abc.abstractmethod
   def _version(self, i: int) -> str:
-    """What changes when the stored picture does; "" if that is not known."""
+    """Returns what changes when the stored picture does; "" if that is not known."""
 
   def image(self, i: int) -> np.ndarray:
     """Returns u8[H,W,3], read-only.
@@ -150,7 +150,7 @@ def _caught(read: Callable[[int], Stored], i: int) -> Stored | UserError:
 
 
 def _hash(job: tuple[str, Stored | UserError]) -> str | UserError:
-  """The id of a picture, or why there is none."""
+  """Returns the id of a picture, or why there is none."""
   name, stored = job
   if isinstance(stored, UserError):
     return stored

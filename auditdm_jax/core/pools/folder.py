@@ -75,7 +75,7 @@ def open_jsonl(path: pathlib.Path, split: str, *, shares: Shares, ids: Remembere
 
 
 def _without_dots(path: pathlib.Path) -> pathlib.Path:
-  """The path without "..", so that two paths of one file are equal."""
+  """Returns the path without "..", so that two paths of one file are equal."""
   return path.resolve() if ".." in path.parts else path
 
 
@@ -224,5 +224,5 @@ class _Names:
 
 
 def _normal(path: str) -> str:
-  """A name as it is compared: é may be written as one character or as two."""
+  """Returns a name as it is compared: é may be written as one character or as two."""
   return unicodedata.normalize("NFC", path)

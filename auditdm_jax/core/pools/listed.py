@@ -26,11 +26,11 @@ class Source(Protocol):
     ...
 
   def stored(self) -> base.Stored:
-    """The picture, undecoded."""
+    """Returns the picture, undecoded."""
     ...
 
   def version(self) -> str:
-    """What changes when the picture does; "" if that is not known."""
+    """Returns what changes when the picture does; "" if that is not known."""
     ...
 
 

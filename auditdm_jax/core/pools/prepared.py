@@ -56,7 +56,7 @@ class PreparedPool(base.Pool):
     return tuple(_text(x) for x in self._row(i).get("questions", ()))
 
   def answers(self, i: int) -> tuple[tuple[str, ...], ...]:
-    """One row per question: of its answer, or of all that were given."""
+    """Returns one row per question: of its answer, or of all that were given."""
     row = self._row(i)
     given = [rows.answers(_plain(x)) for x in row.get("answers", ())]
     asked = len(row.get("questions", ()))
@@ -158,12 +158,12 @@ def _rows_in(path: str) -> int:
 
 
 def _reason(error: Exception) -> str:
-  """What a library says, in one line; some of its errors say nothing."""
+  """Returns what a library says, in one line; some of its errors say nothing."""
   return " ".join(str(error).split())[:300] or "damaged"
 
 
 def _plain(value: Any) -> Any:
-  """A value of TFDS in terms of JSON."""
+  """Returns a value of TFDS in terms of JSON."""
   value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
   if isinstance(value, list):
     return [_plain(x) for x in value]

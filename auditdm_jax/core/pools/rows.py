@@ -126,12 +126,12 @@ class Gathered(Generic[H]):
     return list(self._first)
 
   def asked(self, image: H) -> tuple[Asked, ...]:
-    """What is asked about an image; () for one without a row."""
+    """Returns what is asked about an image; () for one without a row."""
     rows = self._answers.get(image, {}).items()
     return tuple(Asked(question, tuple(said), key) for (question, key), said in rows)
 
   def splits(self) -> dict[H, str]:
-    """The split of every image that has a row; {} if no row says one."""
+    """Returns the split of every image that has a row; {} if no row says one."""
     if self._splits:
       for image, place in self._first.items():
         if image not in self._splits:
@@ -213,7 +213,7 @@ def answers(value: Any) -> tuple[str, ...]:
 
 
 def _answer(value: Any) -> str:
-  """One answer as text; "" if it is none."""
+  """Returns one answer as text; "" if it is none."""
   if value is None:
     return ""
   if isinstance(value, bool):
@@ -257,7 +257,7 @@ def _text(value: Any, what: str) -> str:
 
 
 def _label(value: Any, what: str) -> str:
-  """An id or a split; "" if there is none."""
+  """Returns an id or a split; "" if there is none."""
   if value is None or (isinstance(value, str) and not value.strip()):
     return ""
   if isinstance(value, int) and not isinstance(value, bool):
@@ -266,7 +266,7 @@ def _label(value: Any, what: str) -> str:
 
 
 def _name(value: Any) -> str:
-  """A short description of a value of the wrong kind."""
+  """Returns a short description of a value of the wrong kind."""
   kinds: dict[type, Callable[[Any], str]] = {
     type(None): lambda x: "null",
     list: lambda x: f"a list of {len(x)}",

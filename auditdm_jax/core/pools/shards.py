@@ -165,7 +165,7 @@ def errors(path: pathlib.Path) -> Iterator[None]:
 
 
 def _open_arrow(path: pathlib.Path) -> pa.Table:
-  """The table of a stream, as `datasets` writes it, or of a file; it stays on disk."""
+  """Returns the table of a stream, as `datasets` writes it, or of a file; it stays on disk."""
   mapped = pa.memory_map(str(path))
   try:
     return pa.ipc.open_stream(mapped).read_all()

@@ -97,7 +97,7 @@ def find(path: pathlib.Path) -> Tables | None:
 
 
 def _saved(folder: pathlib.Path) -> list[pathlib.Path]:
-  """The files that `Dataset.save_to_disk` wrote into a folder."""
+  """Returns the files that `Dataset.save_to_disk` wrote into a folder."""
   state = _read(folder / "state.json")
   if state.get("_indices_files"):
     raise UserError(
@@ -132,7 +132,7 @@ def _parquet_files(root: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _split_of(path: pathlib.PurePath) -> str:
-  """The split that a file's name and folders say, "" if none."""
+  """Returns the split that a file's name and folders say, "" if none."""
   counted = _COUNTED.fullmatch(path.stem)
   name = counted[1] if counted else path.stem
   last = re.split(r"[-_.]", name)[-1]
