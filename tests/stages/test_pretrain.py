@@ -80,6 +80,6 @@ def test_a_miniature_learns_the_same_twice_and_leaves_its_tower_alone(config):
   trained = tree.flatten(multimodal.tower(runs[0]))
   for path, leaf in tree.flatten(tower).items():
     np.testing.assert_array_equal(trained[path], leaf)
-  fresh = tree.flatten(multimodal.init(config, jax.random.key(spec.seed)))
+  fresh = tree.flatten(multimodal.init(architecture, jax.random.key(spec.seed)))
   moved = tree.flatten(runs[0])
   assert not np.array_equal(moved["llm/layers/mlp/linear"], fresh["llm/layers/mlp/linear"])
