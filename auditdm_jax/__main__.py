@@ -26,6 +26,8 @@ from auditdm_jax.core.config import OVERRIDES, UserError, did_you_mean
 _SERVERS = {"serve_images"}
 # Run once and from flags of their own, `FLAGS`, instead of a config and a folder of results.
 _TOOLS = {"answer", "convert", "plan", "serve"}
+# Look at what a run would need, in a temporary folder if none is given.
+_LOOKS = {"doctor"}
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The config, such as configs/scenes.py.", **OVERRIDES
 )
@@ -111,7 +113,7 @@ def parse(argv: list[str]) -> str:
   except OSError as e:  # ml_collections holds it back until the config is used.
     given = next((arg for arg in argv if arg.startswith("--config")), "--config")
     raise UserError(f"{given}: no such file") from e
-  if _WORKDIR.value is None and module not in _SERVERS:
+  if _WORKDIR.value is None and module not in _SERVERS | _LOOKS:
     raise UserError("--workdir is missing: where the results go, such as --workdir=runs/first")
   return module
 

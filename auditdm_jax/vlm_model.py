@@ -307,6 +307,20 @@ class Vlm:
     with mesh_lib.use(self.mesh):
       return programs.logits(self.config, self.params, features, ids, valid, ar)
 
+  def is_finite(self, features: np.ndarray, prompt: str) -> bool:
+    """Whether the model gives numbers after a prompt about an image, features [1,P,Dv].
+
+    Where parameters are NaN or infinite, it answers all the same, and always with one token.
+    """
+    if self.tokenizer is None:
+      raise UserError(f"model {self.name!r} has no tokenizer: none of {', '.join(FILENAMES)}")
+    slots = self.config.num_image_tokens
+    ids = np.array([prompts_lib.render(self.tokenizer, self.template, prompt, slots)], np.int32)
+    with mesh_lib.use(self.mesh):
+      valid = np.ones(ids.shape, bool)
+      found = programs.is_finite(self.config, self.params, features, ids, valid)
+    return bool(runtime.fetch(found))
+
   def with_int8(self) -> "Vlm":
     """The same model with its decoder's weights in int8, see `models.int8`."""
     if self.mesh is None:

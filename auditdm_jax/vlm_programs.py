@@ -55,3 +55,10 @@ def logits(config, params, features, tokens, valid, ar) -> Array:
   """The program of `Vlm.logits`: f32[B,T,V] of rows of tokens."""
   x = multimodal.hidden(config, params, features, tokens, valid=valid, ar=ar)
   return multimodal.unembed(config, params, x)
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def is_finite(config, params, features, tokens, valid) -> Array:
+  """The program of `Vlm.is_finite`: bool[], whether the last logits of every row are numbers."""
+  x = multimodal.hidden(config, params, features, tokens, valid=valid)
+  return jnp.isfinite(multimodal.unembed(config, params, x[:, -1:])).all()

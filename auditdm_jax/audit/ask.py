@@ -55,6 +55,10 @@ class Vlm(Protocol):
     """Greedy replies."""
     ...
 
+  def is_finite(self, features: np.ndarray, prompt: str) -> bool:
+    """Whether it gives numbers after a prompt about an image, features [1,P,Dv]."""
+    ...
+
 
 class Endpoint(Protocol):
   """A model that takes images: it runs elsewhere, and a reply may fail to come."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run takes of its machine: compilations, memory, and the peak it is measured against."""
 
+import os
 import resource
 import sys
 from typing import Self
@@ -54,6 +55,18 @@ def peak_memory() -> int:
     return max(used)
   unit = 1 if sys.platform == "darwin" else 1024
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def device_memory() -> int | None:
+  """Bytes that the smallest of this process's devices has; None where they do not say, as a CPU."""
+  stats = [d.memory_stats() for d in jax.local_devices()]
+  limits = [s["bytes_limit"] for s in stats if s and "bytes_limit" in s]
+  return min(limits, default=None)
+
+
+def host_memory() -> int:
+  """Bytes of memory of this machine."""
+  return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def peak_flops(kind: str | None = None) -> float | None:

@@ -59,7 +59,7 @@ class Manifest:
       "command": sys.argv,
       "git": _git_revision(),
       "python": platform.python_version(),
-      "packages": {name: importlib.metadata.version(name) for name in _PACKAGES},
+      "packages": packages(),
       "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
       "runs": old.get("runs", 0) + 1,
       "cost": old.get("cost", {}),
@@ -81,6 +81,11 @@ class Manifest:
     for name, value in counters.items():
       cost[name] = cost.get(name, 0) + value
     jsonio.write_json(self.path, manifest)
+
+
+def packages() -> dict[str, str]:
+  """Returns the versions of the packages that a run depends on most."""
+  return {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
 def _git_revision() -> str:

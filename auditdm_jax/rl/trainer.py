@@ -26,6 +26,7 @@ from auditdm_jax.rl import flops
 from auditdm_jax.rl.batch import LearnerBatch
 from auditdm_jax.rl.learner import Learner
 from auditdm_jax.rl.rollout import Rollout
+from auditdm_jax.rl.stopping import NEVER, LiveGroups, StopConfig
 from auditdm_jax.vlm import Vlm, save_vlm
 
 COMPLETIONS = "completions"
@@ -84,6 +85,7 @@ def train(
   workdir: str | os.PathLike,
   name: str = "train",
   identity: Any = None,
+  stop: StopConfig = NEVER,
 ) -> TrainResult:
   """Trains the auditor for `learner.config.optim.steps` steps, or what is left of them.
 
@@ -95,12 +97,14 @@ def train(
     workdir: gets checkpoints/<name>, metrics, records/completions and auditors/<name>.
     name: of the run.
     identity: what else makes it this run; with another one it does not go on from a checkpoint.
+    stop: when it gives up; by default never.
 
   Returns:
     What was made.
 
   Raises:
-    UserError: the checkpoint is of another config.
+    UserError: the checkpoint is of another config, or too few groups are live; then there is a
+      checkpoint of the last step.
     KeyboardInterrupt: Ctrl-C, after a checkpoint of the step in progress.
     SystemExit: SIGTERM, likewise.
   """
@@ -112,18 +116,21 @@ def train(
     workdir=paths.as_path(workdir),
     name=name,
     identity=identity,
+    stop=stop,
   )
-  with contextlib.closing(run), _asked_to_stop() as stop:
+  with contextlib.closing(run), _asked_to_stop() as asked:
     first, steps = run.resume(), learner.config.optim.steps
+    run.check_live(first)
     with contextlib.closing(metrics.Progress(steps, name, done=first)) as progress:
       for step in range(first, steps):
         row = run.step(step)
-        done, signum = step + 1, max(runtime.gather(stop.signum))
-        run.keep(done, force=done == steps or bool(signum))
+        done, signum = step + 1, max(runtime.gather(asked.signum))
+        run.keep(done, force=done == steps or bool(signum) or run.gives_up(done))
         progress.update(done, **_shown(row))
         if signum:
           run.wait()
           _leave(signum)
+        run.check_live(done)
     return run.result()
 
 
@@ -140,8 +147,10 @@ class Run:
     workdir: pathlib.Path,
     name: str,
     identity: Any,
+    stop: StopConfig,
   ):
     self._identity = identity
+    self._live = LiveGroups(stop, group_size=learner.config.grpo.group_size)
     self._config, self._rollout, self._learner, self._auditor = config, rollout, learner, auditor
     self._workdir, self._name = workdir, name
     self._checkpoints = checkpoint.Checkpointer(
@@ -175,6 +184,7 @@ class Run:
       self._rollout.load(extras["rollout"])
       self._counts = {name: int(count) for name, count in extras["counts"].items()}
       self._window.load(extras["window"])
+      self._live.load(extras["live"])
     self._records.rewind(COMPLETIONS, first - 1)
     if runtime.is_main():
       self._writer = metrics.Writer(self._workdir, self._name, resume_step=first - 1)
@@ -191,6 +201,7 @@ class Run:
       self._counts[name] += int(row[name])
     if self._config.best:
       self._window.add(self._config.best, self._metric(row))
+    self._live.add(row)
     seconds = result.seconds | timer.seconds
     runtime.agree([result.records, row], f"step {step}")
     self._records.append(COMPLETIONS, runtime.mine(result.records))
@@ -247,8 +258,22 @@ class Run:
         "rollout": self._rollout.state(),
         "counts": self._counts,
         "window": self._window.state(),
+        "live": self._live.state(),
       }
       self._checkpoints.save(done, self._learner.state, extras, score=score)
+
+  def gives_up(self, done: int) -> bool:
+    """Whether training should stop after so many updates, though there are more to make."""
+    return done < self._learner.config.optim.steps and bool(self._live.reason())
+
+  def check_live(self, done: int) -> None:
+    """Raises a UserError if training should stop here, once the checkpoint is on disk."""
+    if self.gives_up(done):
+      self.wait()
+      raise UserError(
+        f"{self._name} stopped after step {done}, of which there is a checkpoint:"
+        f" {self._live.reason()}"
+      )
 
   def result(self) -> TrainResult:
     """What is there, once it is all on disk."""

@@ -25,6 +25,7 @@ from auditdm_jax.rl.probing import Prober
 from auditdm_jax.rl.records import attempt_of
 from auditdm_jax.rl.scoring import Scorer
 from auditdm_jax.rl.sight import Sight
+from auditdm_jax.rl.stopping import NEVER, StopConfig
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.pools import InMemoryPool
 from auditdm_jax.stages.truth import ModeKey
@@ -38,9 +39,27 @@ _SEARCH_ROWS = 16  # Images in a chunk of it, for each sample of a group.
 
 
 def train_auditor(
-  ctx: Context, bank: ModelBank, *, name: str, steps: int, start: Params | None = None
+  ctx: Context,
+  bank: ModelBank,
+  *,
+  name: str,
+  steps: int,
+  start: Params | None = None,
+  stop: StopConfig = NEVER,
 ) -> trainer.TrainResult:
-  """Trains by GRPO, from the config's auditor or from params `start`."""
+  """Trains by GRPO.
+
+  Args:
+    ctx: the run's config and models.
+    bank: target and references.
+    name: of the training run.
+    steps: updates.
+    start: the first parameters; None = those of the config's auditor.
+    stop: when it gives up; by default never.
+
+  Raises:
+    UserError: too few groups are live.
+  """
   vlm, settings, models = ctx.models.auditor, ctx.settings, ctx.models
   learner = Learner(
     vlm.config,
@@ -63,6 +82,7 @@ def train_auditor(
     name=name,
     # What decides a training run, in addition to what the trainer knows.
     identity=[s.models, s.world, s.pool, s.bank, s.judge, s.taxonomy],
+    stop=stop,
   )
 
 

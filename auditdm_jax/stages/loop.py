@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """loop: one round of AuditDM with its controls, then the target is repaired and audited again.
 
+  0. preflight   whether these models can be audited as they are asked; what is wrong ends the run
   1. evaluate    what target, references and sibling can do
   2. train       the auditor, by GRPO
   3. discover    arms sweep the pool; the control asks random questions at equal total queries
@@ -25,7 +26,17 @@ import rich.table
 from auditdm_jax.audit.rates import Rate
 from auditdm_jax.audit.summary import Kinds, Summary
 from auditdm_jax.core import paths, runtime
-from auditdm_jax.stages import asking, discover, evaluate, reaudit, rectify, report, train, verify
+from auditdm_jax.stages import (
+  asking,
+  discover,
+  evaluate,
+  preflight,
+  reaudit,
+  rectify,
+  report,
+  train,
+  verify,
+)
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import Controlled, Empty, RepairedModel, Repairs, Searched
 from auditdm_jax.stages.run import reading
@@ -64,6 +75,7 @@ def run(ctx: Context) -> Summary:
     seconds.update(ctx.folder.add_seconds(name, time.perf_counter() - start))
     return result
 
+  stage("preflight", lambda: preflight.run(ctx))
   evaluated = stage("evaluate", lambda: evaluate.run(ctx))
   trained = stage("train", lambda: train.run(ctx))
   searched = stage("search", lambda: search(ctx))

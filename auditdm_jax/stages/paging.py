@@ -77,6 +77,9 @@ class Paged:
     vlm = self._turns.take(self._waiting)
     return vlm.reply_features(features, prompts, max_new_tokens=max_new_tokens)
 
+  def is_finite(self, features: np.ndarray, prompt: str) -> bool:
+    return self._turns.take(self._waiting).is_finite(features, prompt)
+
   def answer(self, images: Sequence[Any], prompts: Sequence[str], **options: Any) -> list[str]:
     """See `Vlm.answer`."""
     return self._turns.take(self._waiting).answer(images, prompts, **options)

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from auditdm_jax.audit.health import Health
+from auditdm_jax.audit.preflight import Ensemble
 from auditdm_jax.audit.rates import NOTHING, Rate
 from auditdm_jax.audit.summary import Accuracy, Kinds
 from auditdm_jax.audit.taxonomy import Taxonomy
@@ -16,6 +17,43 @@ Groups = Mapping[str, Rate]  # By group of the benchmark: "all", "gaps", "rest",
 @dataclasses.dataclass(frozen=True)
 class Empty:
   """A stage whose end is all there is to know."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+  """What a part of a run asks, and how long the models take to answer.
+
+  Attributes:
+    probes: questions.
+    answers: of all models; fewer where a cascade leaves some out.
+    seconds: to encode the images and to answer, one model after the other, as measured. Sampling,
+      made images and updates come on top of it.
+  """
+
+  probes: int
+  answers: int
+  seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Preflight:
+  """What a run was checked for before it trained.
+
+  Attributes:
+    ensemble: what target and references did with the questions.
+    answers_per_s: by model, images included.
+    service: what the image service is and takes; "" if the run makes no images.
+    step: cost of a step of GRPO.
+    training: cost of all steps.
+    sweep: cost of discovery.
+  """
+
+  ensemble: Ensemble
+  answers_per_s: Mapping[str, float]
+  service: str
+  step: Cost
+  training: Cost
+  sweep: Cost
 
 
 @dataclasses.dataclass(frozen=True)

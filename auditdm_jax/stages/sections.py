@@ -13,6 +13,7 @@ from auditdm_jax.audit.arms import ArmsConfig
 from auditdm_jax.audit.ask import BankConfig
 from auditdm_jax.audit.compare import CompareConfig
 from auditdm_jax.audit.judge import JudgeConfig
+from auditdm_jax.audit.preflight import PreflightConfig
 from auditdm_jax.audit.taxonomy import TaxonomyConfig
 from auditdm_jax.audit.verify import VerifyConfig
 from auditdm_jax.core.config import UserError, check, did_you_mean
@@ -25,6 +26,7 @@ from auditdm_jax.rl.draws import RolloutConfig
 from auditdm_jax.rl.grpo import GrpoConfig
 from auditdm_jax.rl.reward import RewardConfig
 from auditdm_jax.rl.step import OptimConfig
+from auditdm_jax.rl.stopping import StopConfig
 from auditdm_jax.rl.trainer import TrainConfig
 from auditdm_jax.scenes.talk import Voice
 
@@ -250,6 +252,8 @@ class AuditConfig:
   rules: tuple[Any, ...]
   rollout_mesh: dict[str, int] = dataclasses.field(default_factory=dict)
   benchmark: BenchmarkConfig = BenchmarkConfig()
+  preflight: PreflightConfig = PreflightConfig()
+  stop: StopConfig = StopConfig()
   plan: PlanConfig = PlanConfig()
 
   def __post_init__(self):

@@ -42,6 +42,9 @@ class Talking:
   def encode(self, images: Sequence[Any]) -> np.ndarray:
     return self._vlm.encode(images)
 
+  def is_finite(self, features: np.ndarray, prompt: str) -> bool:
+    return self._vlm.is_finite(features, prompt)
+
   def reply_features(
     self, features: np.ndarray, prompts: Sequence[str], *, max_new_tokens: int
   ) -> list[Reply]:

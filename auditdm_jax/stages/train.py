@@ -5,7 +5,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from auditdm_jax.stages import asking
+from auditdm_jax.stages import asking, preflight
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import Trained
 from auditdm_jax.stages.run import TRAIN
@@ -18,11 +18,14 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> int:
 
 
 def run(ctx: Context) -> Trained:
-  """Trains to config.optim.steps; resumes."""
+  """Trains to config.optim.steps, if the preflight finds nothing wrong; resumes."""
   if (found := ctx.folder.done(TRAIN, Trained)) is not None:
     return found
-  steps = ctx.settings.optim.steps
-  result = asking.train_auditor(ctx, ctx.models.bank(), name=TRAIN, steps=steps)
+  preflight.run(ctx)
+  settings = ctx.settings
+  result = asking.train_auditor(
+    ctx, ctx.models.bank(), name=TRAIN, steps=settings.optim.steps, stop=settings.stop
+  )
   return ctx.folder.finish(
     TRAIN, Trained(result.steps, result.completions, result.probes, result.best)
   )

@@ -20,6 +20,7 @@ from auditdm_jax.core.config import UserError
 from auditdm_jax.core.records import Records
 from auditdm_jax.rl import grpo, reward, trainer
 from auditdm_jax.rl.dynamic import DynamicConfig
+from auditdm_jax.rl.stopping import NEVER, StopConfig
 from auditdm_jax.vlm import load_vlm
 from tests.rl import fakes, tiny
 
@@ -30,7 +31,17 @@ class Killed(Exception):
   pass
 
 
-def start(workdir, *, steps=6, hook=None, grpo_config=None, prompts=None, identity=None, **options):
+def start(
+  workdir,
+  *,
+  steps=6,
+  hook=None,
+  grpo_config=None,
+  prompts=None,
+  identity=None,
+  stop=NEVER,
+  **options,
+):
   """A fresh process, as far as state goes; the pool of 6 is passed through every 1.5 steps."""
   options = {"reward_config": reward.RewardConfig(novelty="ema")} | options
   prompts = prompts or {"question": 2, "edit": 2}
@@ -40,7 +51,13 @@ def start(workdir, *, steps=6, hook=None, grpo_config=None, prompts=None, identi
     update, updates = learner.update, learner.config.grpo.updates
     learner.update = lambda batch: hook(int(learner.state.step) // updates, lambda: update(batch))
   result = trainer.train(
-    CONFIG, rollout, learner, auditor=tiny.auditor(), workdir=workdir, identity=identity
+    CONFIG,
+    rollout,
+    learner,
+    auditor=tiny.auditor(),
+    workdir=workdir,
+    identity=identity,
+    stop=stop,
   )
   return learner, result
 
@@ -248,6 +265,32 @@ def test_metrics_that_diagnose_are_all_there(straight):
     # What the sampler says of its draws is what the learner finds.
     assert row["sampler_gap_max"] < 1e-4 and row["tis_ess"] == pytest.approx(1, abs=1e-4)
     assert 0 < row["machine/mfu/sample"] and 0 < row["machine/mfu/learner"]
+
+
+def test_a_run_with_few_live_groups_stops_at_the_same_step_if_it_was_killed(straight, tmp_path):
+  """It keeps what it did, stops again if it is started again, and goes on where it is let."""
+  stop = StopConfig(window=5, least_live=1.0)
+  said = r"train stopped after step 5, .* in the last 5 steps \d+ of \d+ groups were live"
+  with pytest.raises(UserError, match=said) as alone:
+    start(tmp_path / "alone", stop=stop)
+  with pytest.raises(UserError) as killed:
+    killed_after(3, tmp_path / "killed", stop=stop)
+  assert str(killed.value) == str(alone.value) and "\n" not in str(alone.value)
+  assert facts(tmp_path / "killed") == facts(tmp_path / "alone")
+
+  def never(step, update):
+    raise AssertionError("no step was due")
+
+  with pytest.raises(UserError, match="stopped after step 5"):
+    start(tmp_path / "killed", stop=stop, hook=never)
+  learner, _ = start(tmp_path / "killed")
+  assert facts(tmp_path / "killed") == facts(straight[0])
+  assert_same_state(learner, straight[1])
+
+
+def test_the_last_step_is_no_reason_to_stop(straight, tmp_path):
+  start(tmp_path, stop=StopConfig(window=6, least_live=1.0))
+  assert facts(tmp_path) == facts(straight[0])
 
 
 @pytest.mark.parametrize("other", [{"seed": 4}, {"identity": ["another target"]}])
