@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether somebody outside the ensemble sides with the consensus against the target (V2).
 
-  Labels    what the data set says, where a find's question is one of its own
-  Outsider  a model that is neither target nor reference and answers the question itself
-  Truth     the oracle of a synthetic world
+  Labels       what the data set says, where a find's question is one of its own
+  Outsider     a model that is neither target nor reference and answers the question itself
+  TrueAnswers  the oracle of a synthetic world
 
 Who comes first decides, and the next one is asked where it cannot answer. A judge that is asked
 whether the consensus is right tends to say yes; these are asked the question instead, and what they
@@ -124,7 +124,7 @@ class Outsider:
 
 
 @dataclasses.dataclass(frozen=True)
-class Truth:
+class TrueAnswers:
   """An oracle, which knows all answers.
 
   Attributes:

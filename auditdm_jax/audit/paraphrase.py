@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Other wordings of questions, by a language model, where no grammar of a world gives them.
 
-1. The model is asked for one wording at a time, in manners whose order a named stream draws for each
-   question. It answers greedily, so an endpoint that ignores seeds serves as well.
+1. The model is asked for one wording at a time, in manners whose order a named stream draws for
+   each question. It answers greedily, so an endpoint that ignores seeds serves as well.
 2. A wording is the one question in the reply, bounded and printable.
 3. It counts only if it keeps what can be checked (`keeps`): negations, numbers, names, sides and
    superlatives with what they are of, what is asked for, and two thirds of the words that carry
@@ -147,7 +147,7 @@ def _negations(text: str) -> int:
 
 
 def _numbers(text: str) -> list[str]:
-  """Numbers, ordinals and times, in order of size of their text: "two" is "2"."""
+  """Numbers, ordinals and times, sorted: "two" is "2"."""
   tokens = read_numbers(scan(clean(text)))
   return sorted(t.text for t in tokens if t.kind in ("number", "fraction", "clock", "ordinal"))
 
