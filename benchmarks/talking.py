@@ -2,7 +2,7 @@
 """What answer styles and the judge are worth where models talk: GRPO in the scenes world, thrice.
 
 COMMAND
-  python -m benchmarks.talking --workdir=runs/talking [--arms=words,styled,raw] [--steps=60]
+  python -m benchmarks.talking --workdir=runs/talking [--arms=words,styled,raw] [--steps=80]
     [--target=easy|rare] [--seed=0]
 
   words    models answer in one word
@@ -10,10 +10,11 @@ COMMAND
            their style takes the short answer, and the judge compares it
   raw      they talk as well; what they say is compared as it is, without plurals and units
 
-Trains what is not trained yet (a run that was stopped goes on) and prints for each arm, over parts of
-the steps: the share of completions that were rewarded, and of these the real finds, those of wording
-alone and others. All arms are measured by one yardstick, whatever their own rules are. The short
-answers are taken from what was said, the judge compares these, and the oracle has the truth:
+Trains what is not trained yet (a run that was stopped goes on) and prints for each arm, over parts
+of the steps: the share of completions that were rewarded, and of all completions the real finds,
+those of wording alone and others. All arms are measured by one yardstick, whatever their own rules
+are. The short answers are taken from what was said, the judge compares these, and the oracle has
+the truth:
 
   real     the references agree, the target conflicts, and the oracle sides with the references
   wording  the short answers of target and references mean the same: nothing but words differs
@@ -54,7 +55,7 @@ _WORKDIR = flags.DEFINE_string(
   "workdir", None, "folder of the runs", required=True, flag_values=_FLAGS
 )
 _ARMS = flags.DEFINE_list("arms", list(ARMS), "arms, see above", flag_values=_FLAGS)
-_STEPS = flags.DEFINE_integer("steps", 60, "of GRPO, each with 128 completions", flag_values=_FLAGS)
+_STEPS = flags.DEFINE_integer("steps", 80, "of GRPO, each with 128 completions", flag_values=_FLAGS)
 _TARGET = flags.DEFINE_enum(
   "target", "easy", ["easy", "rare"], "which target is audited", flag_values=_FLAGS
 )
@@ -131,7 +132,11 @@ def outcome(rows: Sequence[tuple[Attempt, str | None]], start: int) -> tuple[Rat
   asked = [attempt.verdict.agree for attempt, _ in own if attempt.verdict]
   finds = [kind for _, kind in own if kind]
   real = finds.count("real")
-  return rates.rate(sum(asked), len(asked)), rates.rate(real, len(own)), rates.rate(real, len(finds))
+  return (
+    rates.rate(sum(asked), len(asked)),
+    rates.rate(real, len(own)),
+    rates.rate(real, len(finds)),
+  )
 
 
 def _text(rate: Rate) -> str:
@@ -141,8 +146,14 @@ def _text(rate: Rate) -> str:
   return f"{100 * rate.rate:.1f} [{low:.1f}, {high:.1f}] n={rate.n:,}"
 
 
+def _parse(argv: list[str]) -> list[str]:
+  """Reads the flags of this program, then absl's; other benchmarks have flags of these names."""
+  return flags.FLAGS(_FLAGS(argv, known_only=True))
+
+
 def main(argv: Sequence[str]) -> None:
-  del argv
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected argument {argv[1]!r}")
   steps, root = _STEPS.value, pathlib.Path(_WORKDIR.value)
   console = rich.console.Console(width=130)
   title = f"target_{_TARGET.value}, seed {_SEED.value}"
@@ -154,7 +165,7 @@ def main(argv: Sequence[str]) -> None:
     ends.add_column(column)
   for arm in _ARMS.value:
     rows = trained(arm, root)
-    edges = [steps * i // _PARTS for i in range(_PARTS + 1)]
+    edges = sorted({steps * i // _PARTS for i in range(_PARTS + 1)})
     for start, stop in zip(edges, edges[1:]):
       parts.add_row(arm, f"{start}–{stop - 1}", *split(rows, start, stop))
     parts.add_section()
@@ -164,4 +175,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=_FLAGS)
+  app.run(main, flags_parser=_parse)
