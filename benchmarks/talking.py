@@ -65,12 +65,14 @@ _SEED = flags.DEFINE_integer("seed", 0, "of everything that is drawn", flag_valu
 def config_of(arm: str, *, steps: int, target: str, seed: int, data: pathlib.Path) -> ConfigDict:
   """Returns the config of an arm; its images lie in `data`."""
   c = scenes.get_config(f"target={target},reward=plain,seed={seed},talk={ARMS[arm]}")
-  c.pool.data_dir = str(data)
-  c.optim.steps, c.checkpoints.harvest = steps, ()
+  values = {"pool.data_dir": str(data), "optim.steps": steps, "checkpoints.harvest": ()}
   if arm == "raw":
-    names = [pathlib.Path(folder).name for folder in (c.models.target, *c.models.references)]
-    c.bank.styles = tuple((name, "plain") for name in names)
-    c.judge = dict(plurals=False, units_optional=False)
+    models = c.to_dict()["models"]
+    names = [pathlib.Path(folder).name for folder in (models["target"], *models["references"])]
+    values["bank.styles"] = tuple((name, "plain") for name in names)
+    values |= {"judge.plurals": False, "judge.units_optional": False}
+  with c.unlocked():
+    c.update_from_flattened_dict(values)
   return c
 
 
@@ -113,7 +115,7 @@ def trained(arm: str, root: pathlib.Path) -> list[tuple[Attempt, str | None]]:
       kind, find = None, attempt.find
       if find:
         truth = ctx.oracle.answer(find.probe.image_id, find.probe.question)
-        kind = kind_of(find, truth, abstentions=config.bank.abstentions)
+        kind = kind_of(find, truth, abstentions=ctx.settings.bank.abstentions)
       rows.append((attempt, kind))
   return rows
 

@@ -108,6 +108,7 @@ class Outsider:
       image_ids=[f.probe.image_id for f in finds],
       models=[name],
     )[name]
+    kinds = [a.kind if a else "not asked" for a in heard]
     answers = [a.text if a and a.kind in _ANSWERS else "" for a in heard]
     judge.prepare(
       (find.probe.question, answer, other)
@@ -118,8 +119,8 @@ class Outsider:
     return [
       Opinion(by=by, side=side_of(find, answer, judge), answer=answer)
       if answer
-      else Opinion(by=by, side="not measured", note=heard[i].kind if heard[i] else "not asked")
-      for i, (find, answer) in enumerate(zip(finds, answers))
+      else Opinion(by=by, side="not measured", note=kind)
+      for find, answer, kind in zip(finds, answers, kinds, strict=True)
     ]
 
 

@@ -28,7 +28,7 @@ import numpy as np
 from auditdm_jax.audit import gates
 from auditdm_jax.audit import outside as outside_lib
 from auditdm_jax.audit.answer import ModelBank
-from auditdm_jax.audit.attempt import Failure, Find, Gate, Opinion, Side, Stability
+from auditdm_jax.audit.attempt import Failure, Find, Gate, Opinion, Stability
 from auditdm_jax.audit.outside import Outside
 from auditdm_jax.audit.verdict import decide
 
@@ -324,9 +324,9 @@ def tally(failures: Sequence[Failure], required: Sequence[str]) -> dict[str, Tal
   }
 
 
-def sides(failures: Sequence[Failure]) -> dict[str, dict[Side, int]]:
+def sides(failures: Sequence[Failure]) -> dict[str, dict[str, int]]:
   """Returns by who decided whose side was taken, over verified failures (V1 and above)."""
-  found: dict[str, Counter[Side]] = {}
+  found: dict[str, Counter[str]] = {}
   for failure in failures:
     if failure.verified and failure.opinion:
       found.setdefault(failure.opinion.by, Counter())[failure.opinion.side] += 1

@@ -196,26 +196,24 @@ def _card(ctx: Context, f: Failure) -> report_data.Card:
     lineage["instruction"] = f.probe.instruction
   if f.probe.caption:
     lineage["caption"] = f.probe.caption
+  by, truth = _opinion(f)
   return report_data.Card(
     probe_id=f.probe.probe_id, question=f.probe.question, target=f.verdict.target,
     answers=f.verdict.answers, consensus=f.consensus, grade=f.grade,
     original=_path(ctx, source), edited=_path(ctx, f.probe.image_id) if made else None,
-    strategy=f.probe.strategy, **_opinion(f),
+    strategy=f.probe.strategy, truth=truth, truth_by=by,
     gates=f.gates,
     lineage=lineage,
     command=_reproduce(ctx, f),
   )  # fmt: skip
 
 
-def _opinion(f: Failure) -> dict[str, str | None]:
-  """What a card says of the opinion from outside."""
+def _opinion(f: Failure) -> tuple[str, str | None]:
+  """Who has an opinion from outside and whose side that takes; and the answer."""
   if f.opinion is None:
-    return {}
-  shown = [x for x in (f.opinion.answer, f.opinion.note) if x]
-  return {
-    "truth": " · ".join(shown) or f.opinion.side,
-    "truth_by": f"{f.opinion.by}: {f.opinion.side}",
-  }
+    return "", None
+  shown = " · ".join(x for x in (f.opinion.answer, f.opinion.note) if x)
+  return f"{f.opinion.by}: {f.opinion.side}", shown or f.opinion.side
 
 
 def _arm(f: Failure) -> str:

@@ -156,10 +156,10 @@ def test_a_report_says_of_each_gate_what_was_measured_and_who_gave_v2(tmp_path):
 
 def test_a_card_says_who_gave_which_answer():
   failure = _failure(0, "random", "m")
-  assert report._opinion(failure) == {}
+  assert report._opinion(failure) == ("", None)
   opinion = Opinion(by="labels", side="consensus", answer="blue", note="of 10, 9 give it")
   shown = report._opinion(dataclasses.replace(failure, opinion=opinion))
-  assert shown == {"truth": "blue · of 10, 9 give it", "truth_by": "labels: consensus"}
+  assert shown == ("labels: consensus", "blue · of 10, 9 give it")
 
 
 def test_an_arm_has_the_modes_it_was_first_to_find():
