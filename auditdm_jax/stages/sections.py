@@ -177,7 +177,7 @@ class LimitedVerifyConfig(VerifyConfig):
     limit: most finds that are looked at, evenly over families of modes.
     model: folder of a model outside the ensemble that answers the questions itself, for V2; "" =
       none. A world's oracle is asked where there is none.
-    allow_same: the model may have the weights of the target, a reference or the auditor.
+    allow_same: the model may be a copy of the target, a reference or the auditor, by another name.
     paraphraser: folder of a model that words questions otherwise, "auditor" for the auditor before
       its training, or "" for none. A world that has paraphrases uses its own.
   """
