@@ -113,15 +113,16 @@ def _outside(ctx: Context) -> list[Outside]:
 
 def _labels(pool: InMemoryPool) -> Callable[[str, str], tuple[str, ...]]:
   """Returns what the pool answers to a question of its own about one of its images."""
-  rows = {pool.image_id(i): i for i in range(len(pool))}
+  rows: dict[str, list[int]] = {}  # An image may be there twice.
+  for i in range(len(pool)):
+    rows.setdefault(pool.image_id(i), []).append(i)
 
   def given(image_id: str, question: str) -> tuple[str, ...]:
-    i = rows.get(image_id)
-    if i is None:
-      return ()
-    wanted = _spelled(question)
-    own = zip(pool.questions(i), pool.answers(i), strict=True)
-    return tuple(a for asked, answers in own if _spelled(asked) == wanted for a in answers)
+    found, wanted = [], _spelled(question)
+    for i in rows.get(image_id, ()):
+      for asked, answers in zip(pool.questions(i), pool.answers(i), strict=True):
+        found += answers if _spelled(asked) == wanted else ()
+    return tuple(found)
 
   return given
 

@@ -50,25 +50,32 @@ def test_a_model_of_its_own_is_outside_and_needs_a_name_of_its_own():
 
 
 class Pool:
-  """Two images; one question of the first has ten answers."""
+  """Two images, the second of which is there twice; one question of the first has ten answers."""
+
+  rows = (
+    ("i0", ("What  color is it?", "is it\tred"), (("red",) * 7 + ("pink",) * 3, ())),
+    ("i1", ("what is it",), (("a bus",),)),
+    ("i1", ("what is it",), (("bus",),)),
+  )
 
   def __len__(self):
-    return 2
+    return len(self.rows)
 
   def image_id(self, i):
-    return f"i{i}"
+    return self.rows[i][0]
 
   def questions(self, i):
-    return ("What  color is it?", "is it\tred")[: 2 - i]
+    return self.rows[i][1]
 
   def answers(self, i):
-    return (("red",) * 7 + ("pink",) * 3, ())[: 2 - i]
+    return self.rows[i][2]
 
 
 def test_labels_are_of_the_pools_own_question_about_that_image():
   given = verify._labels(Pool())
   assert given("i0", "what color is it") == ("red",) * 7 + ("pink",) * 3  # Ten stay ten.
   assert given("i0", "Is it red?") == () == given("i0", "what color is that")
+  assert given("i1", "what is it") == ("a bus", "bus")
   assert given("made", "what color is it") == ()
 
 
