@@ -8,7 +8,8 @@ COMMAND
   words    models answer in one word
   styled   they say the same in sentences, with synonyms, with letters, and refuse now and then;
            their style takes the short answer, and the judge compares it
-  raw      they talk as well; what they say is compared as it is, without plurals and units
+  raw      they talk as well; what they say is compared as it is, without plurals, units and the
+           world's synonyms
 
 Trains what is not trained yet (a run that was stopped goes on) and prints for each arm, over parts
 of the steps: the share of completions that were rewarded, and of all completions the real finds,
@@ -36,7 +37,7 @@ import rich.table
 
 from auditdm_jax.audit import rates
 from auditdm_jax.audit.attempt import Attempt, Find, is_true
-from auditdm_jax.audit.judge import Judge
+from auditdm_jax.audit.judge import Judge, JudgeConfig
 from auditdm_jax.audit.probe import Verdict
 from auditdm_jax.audit.rates import Rate
 from auditdm_jax.audit.verdict import verdict
@@ -46,8 +47,9 @@ from auditdm_jax.text import styles
 from auditdm_jax.text.styles import Reply
 from configs import scenes
 
-ARMS = {"words": "off", "styled": "all", "raw": "all"}  # How the models talk in each.
+ARMS = ("words", "styled", "raw")
 KINDS = ("real", "wording", "other")
+JUDGE = Judge(JudgeConfig(synonyms=scenes.SYNONYMS))  # Of the yardstick.
 _PARTS = 6  # Of the steps, in the first table.
 
 _FLAGS = flags.FlagValues()
@@ -64,7 +66,8 @@ _SEED = flags.DEFINE_integer("seed", 0, "of everything that is drawn", flag_valu
 
 def config_of(arm: str, *, steps: int, target: str, seed: int, data: pathlib.Path) -> ConfigDict:
   """Returns the config of an arm; its images lie in `data`."""
-  c = scenes.get_config(f"target={target},reward=plain,seed={seed},talk={ARMS[arm]}")
+  talk = "all" if arm == "styled" else "off"
+  c = scenes.get_config(f"target={target},reward=plain,seed={seed},talk={talk}")
   values = {"pool.data_dir": str(data), "optim.steps": steps, "checkpoints.harvest": ()}
   if arm == "raw":
     models = c.to_dict()["models"]
@@ -73,12 +76,14 @@ def config_of(arm: str, *, steps: int, target: str, seed: int, data: pathlib.Pat
     values |= {"judge.plurals": False, "judge.units_optional": False}
   with c.unlocked():
     c.update_from_flattened_dict(values)
+    if arm == "raw":
+      c.update({"world": {"talk": scenes.VOICES["all"] | {"seed": seed}}})
   return c
 
 
 def kind_of(find: Find, truth: str | None, *, abstentions: Sequence[str]) -> str:
   """Returns which of `KINDS` a find is, by the short answers in what was said."""
-  judge, again = Judge(), shortened(find.verdict, find.probe.question, abstentions)
+  judge, again = JUDGE, shortened(find.verdict, find.probe.question, abstentions)
   found = Attempt(probe=find.probe, verdict=again).find
   if found is None:
     return "wording" if again.reason == "agreement" else "other"
@@ -94,7 +99,7 @@ def shortened(said: Verdict, question: str, abstentions: Sequence[str]) -> Verdi
   return verdict(
     said.probe_id,
     answers,
-    Judge(),
+    JUDGE,
     target=said.target,
     references=said.references,
     abstentions=abstentions,

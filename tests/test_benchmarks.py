@@ -66,5 +66,6 @@ def test_an_arm_of_talking_is_a_config(arm):
   config = talking.config_of(arm, steps=3, target="rare", seed=1, data=pathlib.Path("data"))
   settings = build(AuditConfig, config, name="config")
   assert settings.world.talk.talks == (arm != "words")
+  assert bool(settings.judge.synonyms) == (arm == "styled")
   styles = {settings.bank.style_of(name, None) for name in ("target_rare", "ref_gemma3")}
   assert (styles == {None}) == (arm != "raw")
