@@ -117,7 +117,9 @@ def recipe(file: str, *, on: str, references: str, prompts: int, chips: int | No
   c.discover = dict(
     probes=20_000, batch=1024, search_probes=2_000, arms=dict(floor=0.06, yield_weight=1.0),
   )  # fmt: skip
-  c.verify = dict(limit=4_000, paraphrases=0, jitters=2)  # Nothing here rewords questions.
+  # The auditor as it is published rewords questions. A model that is in none of the roles above
+  # would give V2: --config.verify.model=models/DIR
+  c.verify = dict(limit=4_000, paraphrases=2, jitters=2, model="", paraphraser="auditor")
   c.taxonomy = dict(skills="data/vqav2/skills.yaml")
 
   # ---- rectify: VQAv2's transfer recipe at 448 pixels

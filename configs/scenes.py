@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 
 parse = runpy.run_path(str(pathlib.Path(__file__).with_name("common.py")))["parse"]
 WEIGHTS = "data/scenes/weights"
+SYNONYMS = "data/scenes/synonyms.yaml"
 # Made by: python data/scenes/diffusion/train.py --workdir=runs/diffusion
 DIFFUSION = "runs/diffusion/pipeline"
 # Shares of the answers that are said in such a way.
@@ -50,11 +51,13 @@ def get_config(arg: str = "") -> ConfigDict:
   seed, rare = args["seed"], args["target"] == "rare"
   c = ConfigDict()
   c.seed = seed
+  c.judge = dict()
   c.world = dict(
     name="scenes", gaps=args["gaps"] or args["target"]
   )  # the oracle: for checking, never for reward
   if args["talk"] != "off":
     c.world.talk = VOICES[args["talk"]] | {"seed": seed}
+    c.judge = dict(synonyms=SYNONYMS)  # What the judge's own table keeps apart.
 
   c.models = dict(
     auditor=f"{WEIGHTS}/auditor",
@@ -84,7 +87,6 @@ def get_config(arg: str = "") -> ConfigDict:
   c.bank = dict(
     max_new_tokens=3, batch_size=512, cascade=False, dedup=True, abstentions=("unanswerable",)
   )
-  c.judge = dict()
 
   # ---- train: GRPO. The paper: 32 prompts x 8, lr 3e-6, 1000 steps; a tiny model wants more.
   c.rollout = dict(

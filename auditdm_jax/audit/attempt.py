@@ -5,17 +5,20 @@
   Find      an attempt whose target conflicts with the references' consensus
   Failure   a find with what verification learned about it, and the grade that it earned
 
-`Attempt.find` decides what a find is, and `is_true` whether a find is a real error of the target.
+`Attempt.find` decides what a find is, and `side_of` whose side an answer from outside takes.
 """
 
 from collections.abc import Iterable
 import dataclasses
-from typing import Self
+from typing import Literal, Self
 
-from auditdm_jax.audit.judge import Judge
+from auditdm_jax.audit.judge import Judge, Same
 from auditdm_jax.audit.probe import Probe, Record, Verdict
 
 GRADES = ("V0", "V1", "V2", "V3")
+
+# Whose answer an answer from outside the ensemble shares; "undecided" where the judge cannot tell.
+Side = Literal["consensus", "target", "both", "neither", "undecided", "not measured"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,13 +70,26 @@ class Find(Record):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gate(Record):
-  """Outcome of one gate: the number it measured and the limit it was held to."""
+  """Outcome of one gate.
+
+  Attributes:
+    name: of the gate.
+    passed: whether it was; None if it was not measured, which is neither.
+    value: the number that it measured, if it did.
+    limit: what the number was held to.
+    note: why it failed, or was not measured.
+  """
 
   name: str
-  passed: bool
-  value: float
+  passed: bool | None
+  value: float | None
   limit: str
   note: str = ""
+
+  @classmethod
+  def unmeasured(cls, name: str, why: str) -> Self:
+    """Returns the outcome of a gate that could not be tried."""
+    return cls(name=name, passed=None, value=None, limit="", note=why)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,15 +107,42 @@ class Stability(Record):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Opinion(Record):
+  """What somebody outside the ensemble says of a find, see `audit.outside`.
+
+  Attributes:
+    by: who decided: "labels", "model NAME" or "oracle".
+    side: whose answer it shares.
+    answer: its own answer; None if it gave none.
+    note: votes of the labels, or why it gave no answer.
+  """
+
+  by: str
+  side: Side
+  answer: str | None = None
+  note: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Failure(Find):
-  """A find with everything that verification learned about it; `grade` says how far it got."""
+  """A find with everything that verification learned about it.
+
+  Attributes:
+    grade: how far it got, see `audit.verify`.
+    gates: outcomes of the gates that are about it.
+    stability: how often it came back.
+    wordings: of its question, in the order of the paraphrase trials.
+    opinion: of a judge outside the ensemble; None if there was no such judge.
+    label: a person's decision (V3).
+    mode_id: the failure mode that it is of.
+  """
 
   grade: str
   gates: tuple[Gate, ...] = ()
   stability: Stability | None = None
-  independent: str | None = None  # answer of the judge outside the ensemble, if any
-  independent_agrees: bool | None = None  # None: not asked, or it could not answer
-  label: str | None = None  # V3: a person's decision
+  wordings: tuple[str, ...] = ()
+  opinion: Opinion | None = None
+  label: str | None = None
   mode_id: str | None = None
 
   @classmethod
@@ -114,6 +157,24 @@ class Failure(Find):
     return GRADES.index(self.grade) >= 1
 
 
+def side_of(find: Find, answer: str, judge: Judge) -> Side:
+  """Returns whose answer `answer` means, the consensus' or the target's.
+
+  Args:
+    find: the find.
+    answer: an answer from outside the ensemble.
+    judge: decides sameness.
+  """
+  question = find.probe.question
+  with_consensus = judge.compare(answer, find.consensus, question=question)
+  with_target = judge.compare(answer, find.said, question=question)
+  if Same.UNDECIDED in (with_consensus, with_target):
+    return "undecided"
+  if with_consensus is Same.SAME:
+    return "both" if with_target is Same.SAME else "consensus"
+  return "target" if with_target is Same.SAME else "neither"
+
+
 def is_true(find: Find, answer: str | None, judge: Judge) -> bool:
   """Returns whether a find is a real error: the consensus is right and the target is wrong.
 
@@ -122,10 +183,7 @@ def is_true(find: Find, answer: str | None, judge: Judge) -> bool:
     answer: the true answer; None, for a question without one, makes no find true.
     judge: decides sameness.
   """
-  question = find.probe.question
-  if answer is None or not judge.same(answer, find.consensus, question=question):
-    return False
-  return not judge.same(answer, find.said, question=question)
+  return answer is not None and side_of(find, answer, judge) == "consensus"
 
 
 def unique_finds(attempts: Iterable[Attempt]) -> list[Find]:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gates: pure functions that return pass or fail together with the number they looked at."""
+"""Gates: pure functions that return pass or fail together with the number they looked at.
+
+A gate without anything to look at is not measured: it neither passes nor fails.
+"""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
@@ -12,6 +15,7 @@ from auditdm_jax.audit.attempt import Gate
 from auditdm_jax.audit.judge import Judge, Same
 from auditdm_jax.audit.words import content_words, tokens
 
+EDITS = ("edit_outside", "edit_fraction", "sham_control")  # About edited images only.
 _SEVERAL = re.compile(r"\?.*\?|[\n\r]")
 _SPECIAL = re.compile(r"<[a-z_/]+>", re.IGNORECASE)
 
@@ -43,15 +47,17 @@ def answerable(
 
   Args:
     consensus: the consensus on the original wording.
-    paraphrased: per paraphrase the references' answers; may be empty (passes, value 1).
+    paraphrased: per paraphrase the references' answers; without any it is not measured.
     judge: decides sameness.
     question: in its original wording.
     least: share of paraphrases that must keep it.
   """
+  if not paraphrased:
+    return Gate.unmeasured("answerable", "no other wording of the question")
   kept = [
     all(judge.same(consensus, a, question=question) for a in answers) for answers in paraphrased
   ]
-  share = sum(kept) / len(kept) if kept else 1.0
+  share = sum(kept) / len(kept)
   return Gate(name="answerable", passed=share >= least, value=share, limit=f">= {least}")
 
 

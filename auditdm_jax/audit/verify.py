@@ -2,28 +2,38 @@
 """Verification: what a find must survive before it is called a failure.
 
   V0  the references agree and the target differs (a find)
-  V1  + all required gates, the judge in both orders, and the same disagreement in at least
+  V1  + no required gate that was measured fails, and the same disagreement comes back in at least
       `stable_share` of: the original again, k paraphrases, k image jitters
-  V2  + a judge outside the ensemble sides with the consensus against the target
+  V2  + somebody outside the ensemble (`audit.outside`) sides with the consensus against the target
   V3  + a person's label (set later, from the report)
+
+A gate that could not be tried is not measured. It counts for no grade and against none, so a grade
+is worth what `tally` says was measured for it:
+
+  well_formed, both_ways, near_duplicate, image_sane   always
+  answerable                                           another wording of the question was found
+  language_prior                                       `blank_image`
+  benchmark_leak                                       an index of benchmark items
+  edit_outside, edit_fraction, sham_control            of edited images, by the maker of the image
 
 No find is dropped: each comes back with its grade and every number, and the funnel counts them.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 
 import numpy as np
 
 from auditdm_jax.audit import gates
+from auditdm_jax.audit import outside as outside_lib
 from auditdm_jax.audit.answer import ModelBank
-from auditdm_jax.audit.attempt import GRADES, Failure, Find, Gate, Stability, is_true
-from auditdm_jax.audit.rates import Rate, rate
+from auditdm_jax.audit.attempt import Failure, Find, Gate, Opinion, Stability
+from auditdm_jax.audit.outside import Outside
 from auditdm_jax.audit.verdict import decide
 
 Paraphrase = Callable[[str, int], str | None]
 Jitter = Callable[[np.ndarray, int], np.ndarray]
-Independent = Callable[[np.ndarray, str], str | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +41,11 @@ class VerifyConfig:
   """What verification asks for.
 
   Attributes:
-    paraphrases: wordings per find (0 if there is no paraphraser).
+    paraphrases: other wordings of a find's question that are tried.
     jitters: image changes per find.
     stable_share: least share of trials that must reproduce the disagreement (4 of 5).
     blank_image: ask the references about a grey image too (the language-prior gate).
-    required: gates that V1 needs; the others are measured and stored only.
+    required: gates that V1 needs, where they are measured; the others are stored only.
     max_words: longest well-formed question.
     chunk: finds looked at together.
   """
@@ -61,11 +71,31 @@ class VerifyConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tally:
+  """What became of a gate, over the finds that it is about."""
+
+  passed: int
+  failed: int
+  unmeasured: int
+  required: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class Verification:
   """All finds, graded, and how many passed each step."""
 
   failures: tuple[Failure, ...]
   funnel: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Learned:
+  """What verification learns of a find."""
+
+  gates: tuple[Gate, ...]
+  stability: Stability
+  wordings: tuple[str, ...]
+  opinion: Opinion | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +114,7 @@ def verify(
   images: Callable[[str], np.ndarray],
   paraphrase: Paraphrase | None = None,
   jitter: Jitter | None = None,
-  independent: Independent | None = None,
+  outside: Sequence[Outside] = (),
   config: VerifyConfig = VerifyConfig(),
   benchmark: gates.DuplicateIndex | None = None,
   progress: Callable[[int, int], None] | None = None,
@@ -99,7 +129,7 @@ def verify(
     paraphrase: `(question, k >= 1) -> another wording`, or None if it has none; None: no
         paraphrase trials.
     jitter: `(image, k) -> image` that changes nothing of meaning; None: `default_jitter`.
-    independent: answer of a judge outside the ensemble (None where it cannot answer).
+    outside: who is asked for V2, see `audit.outside.ask`.
     config: what is asked for.
     benchmark: index of benchmark items, for the leak gate.
     progress: called with (finds done, finds in all).
@@ -114,13 +144,18 @@ def verify(
   for start in range(0, len(finds), config.chunk):
     chunk = finds[start : start + config.chunk]
     tries = _try(chunk, bank, images, paraphrase, change, config)
-    for find, own, tried in zip(chunk, made[start:], tries):
+    opinions = outside_lib.ask(outside, chunk, bank.judge)
+    for find, own, tried, opinion in zip(chunk, made[start:], tries, opinions):
       image = images(find.probe.image_id)
-      passed = _gates(find, tried, bank, image, seen=seen, benchmark=benchmark, config=config)
+      here = _gates(find, tried, bank, image, seen=seen, benchmark=benchmark, config=config)
       seen.add(image, find.probe.question)
-      said = independent(image, find.probe.question) if independent else None
-      stability = _stability(find, tried, bank)
-      failures.append(_grade(find, (*passed, *own), stability, said, bank, config))
+      learned = _Learned(
+        gates=(*here, *own),
+        stability=_stability(find, tried, bank),
+        wordings=tuple(t.question for t, _ in tried if t.label.startswith("paraphrase")),
+        opinion=opinion,
+      )
+      failures.append(_graded(find, learned, config))
     if progress:
       progress(len(failures), len(finds))
   return Verification(tuple(failures), _funnel(failures, config))
@@ -252,61 +287,61 @@ def _gates(
     return [answers[label][name] for name in bank.references]
 
   wordings = [references(label) for label in answers if label.startswith("paraphrase")]
-  measured = [
+  prior = Gate.unmeasured("language_prior", "no blank image was shown")
+  if config.blank_image:
+    seen_and_blank = references("greedy:0"), references("blank:0")
+    prior = gates.language_prior(*seen_and_blank, bank.judge, question=probe.question)
+  leak = Gate.unmeasured("benchmark_leak", "no benchmark to compare with")
+  if benchmark is not None:
+    leak = gates.near_duplicate(image, probe.question, benchmark, name="benchmark_leak")
+  return (
     gates.well_formed(probe.question, max_words=config.max_words),
     gates.answerable(find.consensus, wordings, bank.judge, question=probe.question),
     gates.both_ways(find.said, find.consensus, bank.judge, question=probe.question),
     gates.near_duplicate(image, probe.question, seen),
     gates.image_sane(image),
-  ]
-  if config.blank_image:
-    seen_and_blank = references("greedy:0"), references("blank:0")
-    measured.append(gates.language_prior(*seen_and_blank, bank.judge, question=probe.question))
-  if benchmark is not None:
-    measured.append(gates.near_duplicate(image, probe.question, benchmark, name="benchmark_leak"))
-  return tuple(measured)
-
-
-def _grade(
-  find: Find,
-  measured: tuple[Gate, ...],
-  stability: Stability,
-  said: str | None,
-  bank: ModelBank,
-  config: VerifyConfig,
-) -> Failure:
-  passed = all(g.passed for g in measured if g.name in config.required)
-  agrees = None if said is None else is_true(find, said, bank.judge)
-  grade = "V0"
-  if passed and stability.share >= config.stable_share:
-    grade = "V2" if agrees else "V1"
-  return Failure.of(
-    find,
-    grade=grade,
-    gates=measured,
-    stability=stability,
-    independent=said,
-    independent_agrees=agrees,
+    prior,
+    leak,
   )
 
 
+def _graded(find: Find, learned: _Learned, config: VerifyConfig) -> Failure:
+  fails = any(g.passed is False for g in learned.gates if g.name in config.required)
+  grade = "V0"
+  if not fails and learned.stability.share >= config.stable_share:
+    grade = "V2" if learned.opinion and learned.opinion.side == "consensus" else "V1"
+  return Failure.of(find, grade=grade, **vars(learned))
+
+
+def tally(failures: Sequence[Failure], required: Sequence[str]) -> dict[str, Tally]:
+  """Returns by gate how many finds passed it, how many failed, and of how many nothing is known."""
+  found: dict[str, Counter[bool | None]] = {}
+  for failure in failures:
+    for gate in failure.gates:
+      found.setdefault(gate.name, Counter())[gate.passed] += 1
+  return {
+    name: Tally(n[True], n[False], n[None], required=name in required) for name, n in found.items()
+  }
+
+
+def sides(failures: Sequence[Failure]) -> dict[str, dict[str, int]]:
+  """Returns by who decided whose side was taken, over verified failures (V1 and above)."""
+  found: dict[str, Counter[str]] = {}
+  for failure in failures:
+    if failure.verified and failure.opinion:
+      found.setdefault(failure.opinion.by, Counter())[failure.opinion.side] += 1
+  return {by: dict(found[by]) for by in sorted(found)}
+
+
 def _funnel(failures: Sequence[Failure], config: VerifyConfig) -> dict[str, int]:
-  """Finds left after each required gate in turn, then stability (= V1), then V2."""
+  """Finds that no required gate up to this one fails, then stable ones (= V1), then V2 if asked."""
   left, funnel = list(failures), {"looked_at": len(failures)}
-  present = {g.name for f in failures for g in f.gates}
+  there = {g.name for f in failures for g in f.gates}
   for name in config.required:
-    if name in present:
-      left = [f for f in left if all(g.passed for g in f.gates if g.name == name)]
+    if name in there:
+      left = [f for f in left if all(g.passed is not False for g in f.gates if g.name == name)]
       funnel[name] = len(left)
   funnel["stable"] = sum(f.verified for f in left)
-  funnel["independent_agrees"] = sum(f.grade == "V2" for f in left)
+  if any(f.opinion and f.opinion.side != "not measured" for f in failures):
+    funnel["independent_agrees"] = sum(f.grade == "V2" for f in left)
   return funnel
-
-
-def precision(failures: Sequence[Failure], *, grade: str = "V1") -> Rate:
-  """Share of the failures of at least this grade that the independent judge confirms.
-
-  A question it cannot answer (None) counts as not confirmed: an unanswerable probe is no failure.
-  """
-  graded = [f for f in failures if GRADES.index(f.grade) >= GRADES.index(grade)]
-  return rate(sum(f.independent_agrees is True for f in graded), len(graded))

@@ -17,7 +17,7 @@ from auditdm_jax.core import jsonio, paths, runtime
 from auditdm_jax.core.config import build
 from auditdm_jax.images.client import ImageClient
 from auditdm_jax.models.weights import content_hash
-from auditdm_jax.stages import sections, service
+from auditdm_jax.stages import outsiders, sections, service
 from auditdm_jax.stages.models import Models
 from auditdm_jax.stages.pools import ImageSource, Pools
 from auditdm_jax.stages.run import RunFolder
@@ -36,6 +36,7 @@ class Context:
     self.world: World = open_world(self.settings.world.name, self.settings.world.gaps)
     self.judge = _open_judge(self.settings, self.folder)
     self.models = Models(self.settings, judge=self.judge)
+    outsiders.check(self.settings)
     self.images = ImageSource(self.folder.images)
     self._stack = contextlib.ExitStack()
     self._start = time.perf_counter()

@@ -6,7 +6,7 @@
    models: where that alone changes an answer, the edit explains nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -21,14 +21,11 @@ from auditdm_jax.stages.context import Context
 def measure(ctx: Context, bank: ModelBank, probes: Sequence[Probe]) -> list[tuple[Gate, ...]]:
   """The gates of each probe; none for those whose image is no edit.
 
-  A sham that the service could not make is no gate: neither passed nor failed.
+  A sham that the service could not make is not measured.
   """
   measured: list[tuple[Gate, ...]] = [()] * len(probes)
   waiting = {}
-  edited = {s.name for s in ctx.settings.rollout.known() if s.makes == "edit"}
-  for i, probe in enumerate(probes):
-    if probe.strategy not in edited or probe.source_image_id is None:
-      continue
+  for i, probe in _edited(ctx, probes):
     source = ctx.images(probe.source_image_id)
     saved = ctx.images.made.get(probe.image_id)  # As it lies on disk.
     # Of what has been pasted already, the region is found again exactly.
@@ -36,10 +33,28 @@ def measure(ctx: Context, bank: ModelBank, probes: Sequence[Probe]) -> list[tupl
     measured[i] = gates.edit_locality(source, saved, mask)
     waiting[i] = ctx.client.sham(source, mask, seed=probe.seed)
   shams = {i: image for i, f in waiting.items() if (image := f.result().image) is not None}
-  if shams:
-    for i, gate in _controls(ctx, bank, probes, shams).items():
-      measured[i] = (*measured[i], gate)
+  controls = _controls(ctx, bank, probes, shams) if shams else {}
+  for i in waiting:
+    failed = Gate.unmeasured("sham_control", "the image service made no sham")
+    measured[i] = (*measured[i], controls.get(i, failed))
   return measured
+
+
+def unmeasured(ctx: Context, probes: Sequence[Probe]) -> list[tuple[Gate, ...]]:
+  """The gates of each probe where edits of a whole frame are taken as they are."""
+  measured: list[tuple[Gate, ...]] = [()] * len(probes)
+  for i, _ in _edited(ctx, probes):
+    why = "images.client.local_edits is off"
+    measured[i] = tuple(Gate.unmeasured(name, why) for name in gates.EDITS)
+  return measured
+
+
+def _edited(ctx: Context, probes: Sequence[Probe]) -> Iterator[tuple[int, Probe]]:
+  """Yields the probes about an edited image, with their places."""
+  edited = {s.name for s in ctx.settings.rollout.known() if s.makes == "edit"}
+  for i, probe in enumerate(probes):
+    if probe.strategy in edited and probe.source_image_id is not None:
+      yield i, probe
 
 
 def _controls(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """report: one folder that opens from a file, with the summary, the modes and their failures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import datetime
 import importlib.metadata
 import pathlib
@@ -10,6 +10,7 @@ import sys
 
 from ml_collections import ConfigDict
 
+from auditdm_jax.audit import rates
 from auditdm_jax.audit.attempt import Failure
 from auditdm_jax.audit.report import data as report_data
 from auditdm_jax.audit.report.write import write_report
@@ -27,7 +28,7 @@ FUNNEL_NOTES = {
   "finds": "the references agree and the target differs",
   "looked_at": "at most as many as the config allows, evenly over kinds of failure",
   "stable": "V1: the conflict shows again",
-  "independent_agrees": "V2: the independent judge sides with the consensus",
+  "independent_agrees": "V2: somebody outside the ensemble sides with the consensus",
 }
 REPAIR_NOTES = {
   "baseline": "the target as it was audited",
@@ -39,11 +40,13 @@ REPAIR_NOTES = {
 METHODS = (
   ("Find", "The references agree on an answer that is no abstention, and the target says something "
    "else."),
-  ("Verified (V1)", "The find passes the gates and shows again in at least 4 of 5 trials: asked "
-   "again, in another wording, on slightly changed images."),
-  ("Independent judge (V2)", "In the scenes world the symbolic oracle reads the image and confirms "
-   "that the consensus is true and the target wrong. It is used for reporting only, never as "
-   "reward or label."),
+  ("Verified (V1)", "The find fails no gate that was measured and shows again in at least 4 of 5 "
+   "trials: asked again, in another wording, on slightly changed images. What could not be tried "
+   "is not measured and counts for no grade."),
+  ("Outside the ensemble (V2)", "The data set's own answer, a model that is neither target nor "
+   "reference and answers the question itself, or the oracle of a drawn world has the answer of "
+   "the consensus and not that of the target. It is used for reporting only, never as reward or "
+   "label."),
   ("Confirmed finds", "Finds, before any gate, of which the oracle says that the consensus is true "
    "and the target wrong; where there is no oracle, all finds."),
   ("Search success", "Confirmed finds among all probes sent, malformed ones included."),
@@ -86,7 +89,9 @@ def run(ctx: Context, summary: Summary) -> pathlib.Path:
     references=list(ctx.models.references),
     created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     summary=summary,
-    funnel=_funnel(verified.funnel, oracle=oracle),
+    funnel=_funnel(verified),
+    gates=_gates(verified),
+    outside=_outside(verified),
     modes=_modes(ctx, verified.modes, failures),
     arms=_arms(summary, failures, oracle=oracle),
     curves=_curves(summary, oracle=oracle),
@@ -105,12 +110,46 @@ def run(ctx: Context, summary: Summary) -> pathlib.Path:
   return write_report(root, data) if runtime.is_main() else root / "index.html"
 
 
-def _funnel(counts: Mapping[str, int], *, oracle: bool) -> list[report_data.FunnelRow]:
+def _funnel(verified: Verified) -> list[report_data.FunnelRow]:
+  """The funnel; a gate's row says of how many finds it was not measured."""
+  notes = dict(FUNNEL_NOTES)
+  for name, gate in verified.gates.items():
+    if gate.unmeasured:
+      notes[name] = f"not measured of {gate.unmeasured:,} finds"
   return [
-    report_data.FunnelRow(name=name.replace("_", " "), count=n, note=FUNNEL_NOTES.get(name, ""))
-    for name, n in counts.items()
-    if oracle or name != "independent_agrees"
+    report_data.FunnelRow(name=name.replace("_", " "), count=n, note=notes.get(name, ""))
+    for name, n in verified.funnel.items()
   ]
+
+
+def _gates(verified: Verified) -> list[report_data.GateRow]:
+  return [
+    report_data.GateRow(
+      name=name.replace("_", " "),
+      passed=rates.rate(gate.passed, gate.passed + gate.failed),
+      failed=gate.failed,
+      unmeasured=gate.unmeasured,
+      required=gate.required,
+    )
+    for name, gate in verified.gates.items()
+  ]
+
+
+def _outside(verified: Verified) -> list[report_data.OutsideRow]:
+  """Who was asked outside the ensemble, and whose side was taken."""
+  rows = []
+  for by, counts in verified.sides.items():
+    others = {side: n for side, n in counts.items() if side not in ("consensus", "not measured")}
+    agrees = counts.get("consensus", 0)
+    rows.append(
+      report_data.OutsideRow(
+        name=by,
+        agrees=rates.rate(agrees, agrees + sum(others.values())),
+        others=others,
+        unmeasured=counts.get("not measured", 0),
+      )
+    )
+  return rows
 
 
 def _modes(
@@ -157,15 +196,24 @@ def _card(ctx: Context, f: Failure) -> report_data.Card:
     lineage["instruction"] = f.probe.instruction
   if f.probe.caption:
     lineage["caption"] = f.probe.caption
+  by, truth = _opinion(f)
   return report_data.Card(
     probe_id=f.probe.probe_id, question=f.probe.question, target=f.verdict.target,
     answers=f.verdict.answers, consensus=f.consensus, grade=f.grade,
     original=_path(ctx, source), edited=_path(ctx, f.probe.image_id) if made else None,
-    strategy=f.probe.strategy, truth=f.independent,
+    strategy=f.probe.strategy, truth=truth, truth_by=by,
     gates=f.gates,
     lineage=lineage,
     command=_reproduce(ctx, f),
   )  # fmt: skip
+
+
+def _opinion(f: Failure) -> tuple[str, str | None]:
+  """Who has an opinion from outside and whose side that takes; and the answer."""
+  if f.opinion is None:
+    return "", None
+  shown = " · ".join(x for x in (f.opinion.answer, f.opinion.note) if x)
+  return f"{f.opinion.by}: {f.opinion.side}", shown or f.opinion.side
 
 
 def _arm(f: Failure) -> str:

@@ -10,6 +10,7 @@ from auditdm_jax.audit.preflight import Ensemble
 from auditdm_jax.audit.rates import NOTHING, Rate
 from auditdm_jax.audit.summary import Accuracy, Kinds
 from auditdm_jax.audit.taxonomy import Taxonomy
+from auditdm_jax.audit.verify import Tally
 
 Groups = Mapping[str, Rate]  # By group of the benchmark: "all", "gaps", "rest", "skill: …".
 
@@ -133,12 +134,23 @@ class ModeRow:
 
 @dataclasses.dataclass(frozen=True)
 class Verified:
-  """Verified failures in numbers: the funnel, the oracle's precision, the modes."""
+  """Verified failures in numbers.
+
+  Attributes:
+    funnel: finds left after each gate and trial.
+    precision: verified failures that the oracle confirms; None without an oracle.
+    taxonomy: the frozen modes.
+    modes: the same with their rates.
+    gates: by gate, what became of it.
+    sides: by who was asked outside the ensemble, whose side was taken on verified failures.
+  """
 
   funnel: Mapping[str, int]
   precision: Rate | None
   taxonomy: Taxonomy
   modes: tuple[ModeRow, ...]
+  gates: Mapping[str, Tally] = dataclasses.field(default_factory=dict)
+  sides: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -177,9 +177,17 @@ class LimitedVerifyConfig(VerifyConfig):
 
   Attributes:
     limit: most finds that are looked at, evenly over families of modes.
+    model: folder of a model outside the ensemble that answers the questions itself, for V2; "" =
+      none. A world's oracle is asked where there is none.
+    allow_same: the model may be a copy of the target, a reference or the auditor, by another name.
+    paraphraser: folder of a model that words questions otherwise, "auditor" for the auditor before
+      its training, or "" for none. A world that has paraphrases uses its own.
   """
 
   limit: int = 4_000
+  model: str = ""
+  allow_same: bool = False
+  paraphraser: str = "auditor"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,10 +267,22 @@ class AuditConfig:
   def __post_init__(self):
     check(vars(self), "config", "seed", least=0, below=2**32)
     models = self.models
-    folders = (models.target, *models.references, models.sibling, self.rollout.gauges.heldout)
-    known = [pathlib.Path(folder).resolve().name for folder in folders if folder]
+    ensemble = (models.target, *models.references)
+    outside = self.verify.model
+    if outside and _name(outside) in map(_name, ensemble):
+      raise UserError(
+        f"config.verify.model: {outside} has the name of the target or of a reference; name a model"
+        " outside the ensemble"
+      )
+    folders = (*ensemble, models.sibling, self.rollout.gauges.heldout, outside)
+    known = [_name(folder) for folder in folders if folder]
     for name, _ in self.bank.styles:
       if name not in known:
         raise UserError(
           f"config.bank.styles: no model {name!r}{did_you_mean(name, known)}; {', '.join(known)}"
         )
+
+
+def _name(folder: str) -> str:
+  """What records call the model in a folder."""
+  return pathlib.Path(folder).resolve().name

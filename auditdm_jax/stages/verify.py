@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """verify: grades the finds of discovery, names their failure modes, measures the modes afresh.
 
-1. Finds pass the gates and the stability trials (V1); the oracle, where there is one, is the judge
-   outside the ensemble (V2).
+1. Finds pass the gates and the stability trials (V1). The data set's labels, a model outside the
+   ensemble or the oracle says whether the consensus is right and the target wrong (V2).
 2. The taxonomy is found on all attempted probes, failures or not, and then frozen.
 3. A mode's rate comes from fresh questions about fresh images, never from its discovery set.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import pathlib
 
@@ -17,12 +17,14 @@ from ml_collections import ConfigDict
 from auditdm_jax.audit import taxonomy as taxonomy_lib
 from auditdm_jax.audit import verify as verify_lib
 from auditdm_jax.audit.attempt import Attempt, Failure, Find, unique_attempts, unique_finds
-from auditdm_jax.audit.rates import Rate
+from auditdm_jax.audit.outside import Labels, Outside, Outsider, TrueAnswers
+from auditdm_jax.audit.rates import Rate, rate
 from auditdm_jax.audit.taxonomy import Mode, Taxonomy
 from auditdm_jax.core import metrics, streams
 from auditdm_jax.core.config import UserError
-from auditdm_jax.stages import asking, edits
+from auditdm_jax.stages import asking, edits, wordings
 from auditdm_jax.stages.context import Context
+from auditdm_jax.stages.pools import InMemoryPool
 from auditdm_jax.stages.results import Discovered, Found, ModeRow, Verified
 from auditdm_jax.stages.truth import Truth
 
@@ -48,11 +50,19 @@ def run(ctx: Context) -> Verified:
     "verify",
     Verified(
       funnel={"attempted": len(attempts), "unique": unique, **funnel},
-      precision=verify_lib.precision(failures) if ctx.oracle.exists else None,
+      precision=_precision(ctx, failures) if ctx.oracle.exists else None,
       taxonomy=tax,
       modes=tuple(fresh_modes(ctx, tax)),
+      gates=verify_lib.tally(failures, ctx.settings.verify.required),
+      sides=verify_lib.sides(failures),
     ),
   )
+
+
+def _precision(ctx: Context, failures: Sequence[Failure]) -> Rate:
+  """Returns the share of verified failures that the oracle confirms, whoever gave their V2."""
+  verified = [f for f in failures if f.verified]
+  return rate(sum(ctx.oracle.truth(f).confirmed for f in verified), len(verified))
 
 
 def audit(
@@ -69,15 +79,16 @@ def audit(
     unique_attempts(attempts), ctx.seeds, config=ctx.settings.taxonomy.modes
   )
   chosen = choose(finds, tax, limit=section.limit, seed=ctx.settings.seed)
+  probes = [f.probe for f in chosen]
   progress = metrics.Progress(len(chosen), "verify")
   local = ctx.settings.images.client.local_edits
   verification = verify_lib.verify(
     chosen,
     bank,
-    measured=edits.measure(ctx, bank, [f.probe for f in chosen]) if local else None,
+    measured=edits.measure(ctx, bank, probes) if local else edits.unmeasured(ctx, probes),
     images=ctx.images,
-    paraphrase=ctx.world.paraphrase,
-    independent=ctx.world.oracle,
+    paraphrase=wordings.paraphrase(ctx, [f.probe.question for f in chosen]),
+    outside=_outside(ctx),
     config=section,
     progress=lambda done, _: progress.update(done),
   )
@@ -88,6 +99,37 @@ def audit(
     for f, mode in zip(verification.failures, modes, strict=True)
   ]
   return failures, {"finds": len(finds), **verification.funnel}, tax
+
+
+def _outside(ctx: Context) -> list[Outside]:
+  """Who is asked for V2: first the labels, then the model of the config, or else the oracle."""
+  asked: list[Outside] = [Labels(_labels(ctx.pool("images")))]
+  if folder := ctx.settings.verify.model:
+    asked.append(Outsider(ctx.models.bank(ctx.models.load(folder)), ctx.images))
+  elif ctx.oracle.exists:
+    asked.append(TrueAnswers(ctx.oracle.answer))
+  return asked
+
+
+def _labels(pool: InMemoryPool) -> Callable[[str, str], tuple[str, ...]]:
+  """Returns what the pool answers to a question of its own about one of its images."""
+  rows: dict[str, list[int]] = {}  # An image may be there twice.
+  for i in range(len(pool)):
+    rows.setdefault(pool.image_id(i), []).append(i)
+
+  def given(image_id: str, question: str) -> tuple[str, ...]:
+    found, wanted = [], _spelled(question)
+    for i in rows.get(image_id, ()):
+      for asked, answers in zip(pool.questions(i), pool.answers(i), strict=True):
+        found += answers if _spelled(asked) == wanted else ()
+    return tuple(found)
+
+  return given
+
+
+def _spelled(question: str) -> str:
+  """A question without case, double blanks and the sign at its end."""
+  return " ".join(question.casefold().split()).rstrip(" ?.")
 
 
 def choose(finds: Sequence[Find], tax: Taxonomy, *, limit: int, seed: int) -> list[Find]:

@@ -26,7 +26,8 @@ def test_well_formed(question, ok):
 
 def test_answerable_counts_paraphrases():
   judge = Judge()
-  assert gates.answerable("red", [], judge).passed
+  untried = gates.answerable("red", [], judge)
+  assert untried.passed is None and untried.value is None and untried.note
   half = gates.answerable("red", [["red", "Red"], ["red", "blue"]], judge)
   assert not half.passed and half.value == 0.5
   assert gates.answerable("red", [["red"], ["blue"]], judge, least=0.5).passed

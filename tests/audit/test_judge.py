@@ -44,6 +44,7 @@ left|on the left ; right|the right-hand side ; upper right|in the top right corn
 in the middle|center ; to the left|left side
 café|café ; STRASSE|Straße ; 红色。|红色 ; ٥|5 ; ¿Qué?|qué ; Привет!|привет
 couch|sofa ; grey sofas|gray couches ; cell phone|mobile phones ; donut|doughnut
+south-east|southeast ; the northwest|north west ; e-mail|email
 """
 DIFFERENT = """
 red|blue ; |red ; row two|column two ; three|four ; yes|no ; none|no ; none|zero ; 1999|2001
@@ -76,6 +77,7 @@ Mr|Mrs ; so|SOS ; us|uses ; princes|princess
 เสือ|เสื้อ ; เก่า|เก้า ; दो|दे ; हाँ|हूँ ; माला|मेला ; நீலம்|நிலம் ; schon|schön ; মা|মি ; 五|六
 we're|were ; he'll|hell ; I'll|ill ; left|right ; on the left|on the right ; left hand|left
 upper left|lower left ; under the table|on the table ; couch|chair ; telephone|mobile phone
+south-east|south-west ; southeast|south
 10|1O ; 0|O ; B8|88 ; 2x|2 ; iPhone 4S|iPhone 4 ; unknown|no ; not sure|nothing ; nothing|none
 """
 

@@ -68,7 +68,7 @@ def test_records_survive_json():
   failure = Failure.of(
     attempted.find,
     grade="V1",
-    gates=(Gate(name="g", passed=True, value=1.0, limit="> 0"),),
+    gates=(Gate(name="g", passed=True, value=1.0, limit="> 0"), Gate.unmeasured("h", "why")),
     stability=Stability(k=4, n=5, trials=("greedy:0=1",)),
   )
   data = json.loads(json.dumps(failure.to_dict()))

@@ -1,13 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Grades: what a stable failure, a flicker, a duplicate and a consensus error end up as."""
 
+import json
+
 import numpy as np
 import pytest
 
 from auditdm_jax.audit.answer import ModelBank
-from auditdm_jax.audit.attempt import Attempt, Gate
+from auditdm_jax.audit.attempt import Attempt, Gate, Opinion, side_of
+from auditdm_jax.audit.outside import TrueAnswers
 from auditdm_jax.audit.probe import Probe
-from auditdm_jax.audit.verify import VerifyConfig, default_jitter, precision, verify
+from auditdm_jax.audit.verify import (
+  Tally,
+  VerifyConfig,
+  default_jitter,
+  sides,
+  tally,
+  verify,
+)
 from auditdm_jax.core.image_store import Images
 
 
@@ -51,23 +61,22 @@ def test_grades(audit):
     find(1, "what shape is it"),  # the oracle disagrees with the references
   ]
 
-  def oracle(image, question):
-    return "red" if "color" in question else "square"
-
+  oracle = TrueAnswers(lambda image_id, question: "red" if "color" in question else "square")
   outside = Gate(name="edit_outside", passed=False, value=3, limit="0")
   measured = [(), (), (), (outside,), ()]
-  result = run(finds, independent=oracle, measured=measured)
+  result = run(finds, outside=(oracle,), measured=measured)
   assert [f.grade for f in result.failures] == ["V2", "V0", "V0", "V0", "V1"]
   first = result.failures[0]
-  assert (first.stability.k, first.stability.n) == (5, 5) and first.independent == "red"
+  assert (first.stability.k, first.stability.n) == (5, 5) and first.opinion.answer == "red"
+  assert first.wordings == ("what color is it please 1", "what color is it please 2")
   assert {g.name for g in first.gates} >= {"well_formed", "answerable", "language_prior"}
   flicker = result.failures[1].stability
   assert flicker.k == 3 and "paraphrase:0=0" in flicker.trials
-  assert [g.name for g in result.failures[2].gates if not g.passed] == ["near_duplicate"]
+  assert [g.name for g in result.failures[2].gates if g.passed is False] == ["near_duplicate"]
   assert result.funnel["looked_at"] == 5 and result.funnel["stable"] == 2
   assert result.funnel["independent_agrees"] == 1
-  assert precision(result.failures).rate == 0.5
-  chunked = run(finds, independent=oracle, measured=measured, config=VerifyConfig(chunk=2))
+  assert sides(result.failures) == {"oracle": {"consensus": 1, "neither": 1}}
+  chunked = run(finds, outside=(oracle,), measured=measured, config=VerifyConfig(chunk=2))
   assert chunked == result
 
 
@@ -77,13 +86,70 @@ def test_gates_that_are_not_required_are_still_measured(audit):
   finds, config = [find(0, "what color is it")], VerifyConfig(required=())
   result = run(finds, measured=[(bad,)], config=config)
   assert result.failures[0].grade == "V1" and bad in result.failures[0].gates
-  assert result.failures[0].independent_agrees is None
+  assert result.failures[0].opinion is None and "independent_agrees" not in result.funnel
 
 
 def test_an_oracle_without_an_answer_confirms_nothing(audit):
   find, run = audit
-  result = run([find(0, "what color is it")], independent=lambda image, question: None)
-  assert result.failures[0].grade == "V1" and precision(result.failures).k == 0
+  result = run([find(0, "what color is it")], outside=(TrueAnswers(lambda image, question: None),))
+  assert result.failures[0].grade == "V1" and sides(result.failures) == {"oracle": {"neither": 1}}
+
+
+class Says:
+  """Somebody outside the ensemble who gives one answer to everything, or none."""
+
+  def __init__(self, answer):
+    self.answer = answer
+
+  def opinions(self, finds, judge):
+    if self.answer is None:
+      return [Opinion(by="somebody", side="not measured") for _ in finds]
+    return [
+      Opinion(by="somebody", side=side_of(f, self.answer, judge), answer=self.answer) for f in finds
+    ]
+
+
+@pytest.mark.parametrize(
+  ("answer", "side", "grade"),
+  [
+    ("Red.", "consensus", "V2"),
+    ("Blue", "target", "V1"),
+    ("green", "neither", "V1"),
+    (None, "not measured", "V1"),
+  ],
+)
+def test_v2_needs_somebody_who_sides_with_the_consensus(audit, answer, side, grade):
+  find, run = audit
+  (failure,) = run([find(0, "what color is it")], outside=(Says(answer),)).failures
+  assert (failure.opinion.side, failure.grade) == (side, grade)
+  again = type(failure).from_dict(json.loads(json.dumps(failure.to_dict())))
+  assert again == failure
+
+
+def test_the_first_who_can_answer_decides(audit):
+  find, run = audit
+  outside = (Says(None), Says("blue"), Says("red"))
+  (failure,) = run([find(0, "what color is it")], outside=outside).failures
+  assert failure.opinion.side == "target" and failure.grade == "V1"
+
+
+def test_what_was_not_tried_is_not_measured_and_counts_for_no_grade(audit):
+  find, run = audit
+  config = VerifyConfig(blank_image=False)
+  outside = Gate.unmeasured("edit_outside", "nobody looked")
+  finds = [find(0, "what color is it"), find(1, "what color is it")]
+  result = run(finds, paraphrase=None, config=config, measured=[(outside,), ()])
+  assert [f.grade for f in result.failures] == ["V1", "V1"]
+  table = tally(result.failures, config.required)
+  for name in ("answerable", "language_prior", "benchmark_leak"):
+    assert table[name] == Tally(0, 0, 2, required=True), name
+    assert result.funnel[name] == 2
+  assert table["edit_outside"] == Tally(0, 0, 1, required=True)  # Of the one it is about.
+  assert table["image_sane"] == Tally(2, 0, 0, required=True)
+  unmeasured = [g for g in result.failures[0].gates if g.passed is None]
+  assert all(g.value is None and g.note for g in unmeasured) and len(unmeasured) == 4
+  tried = run(finds, config=VerifyConfig(required=("image_sane",)))
+  assert tally(tried.failures, ("image_sane",))["answerable"] == Tally(2, 0, 0, required=False)
 
 
 def test_an_attempt_on_which_all_agree_is_no_find(audit):

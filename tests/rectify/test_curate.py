@@ -95,9 +95,8 @@ def test_a_find_teaches_the_consensus_whatever_the_independent_judge_said():
   )
   asked = probe.Probe(probe_id="p", image_id="i", question="q", arm="grpo", step=30)
   find = attempt.Attempt(probe=asked, verdict=verdict).find
-  failure = attempt.Failure.of(
-    find, grade="V1", independent="five", independent_agrees=False, mode_id="m"
-  )
+  opinion = attempt.Opinion(by="oracle", side="neither", answer="five")
+  failure = attempt.Failure.of(find, grade="V1", opinion=opinion, mode_id="m")
   example = curate.Example.of(failure, group="dial")
   assert example == curate.Example.of(find, group="dial")
   assert (example.label, example.source, example.group) == ("three", "grpo@30", "dial")

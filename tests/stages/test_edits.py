@@ -104,11 +104,20 @@ def test_a_flip_on_the_sham_fails(tmp_path):
   assert row["edit_outside"].passed
 
 
-def test_a_sham_that_cannot_be_made_is_no_gate(tmp_path):
+def test_a_sham_that_cannot_be_made_is_not_measured(tmp_path):
   ctx = _context(tmp_path, Client(None))
   local, _ = locality.composite(SOURCE, _edited())
   (row,) = _measure(ctx, _probe(ctx, local))
-  assert set(row) == {"edit_outside", "edit_fraction"}
+  assert row["sham_control"].passed is None and row["sham_control"].note
+  assert row["edit_outside"].passed and row["edit_fraction"].passed
+
+
+def test_without_local_edits_nothing_of_an_edit_is_measured(tmp_path):
+  ctx = _context(tmp_path, Client(2))
+  question = _probe(ctx, _edited(), "question")
+  edited, asked = edits.unmeasured(ctx, [_probe(ctx, _edited()), question])
+  assert [g.name for g in edited] == ["edit_outside", "edit_fraction", "sham_control"]
+  assert all(g.passed is None for g in edited) and asked == ()
 
 
 def test_questions_and_new_images_have_no_source_to_compare_with(tmp_path):

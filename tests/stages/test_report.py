@@ -7,11 +7,12 @@ import types
 
 from auditdm_jax.audit import health, rates
 from auditdm_jax.audit import judge as judge_lib
-from auditdm_jax.audit.attempt import Attempt, Failure
+from auditdm_jax.audit.attempt import Attempt, Failure, Opinion
 from auditdm_jax.audit.probe import Probe, Verdict
 from auditdm_jax.audit.skills import Seeds, Skill
 from auditdm_jax.audit.summary import Accuracy, Arm, Kinds, Queries, Summary
 from auditdm_jax.audit.taxonomy import Taxonomy
+from auditdm_jax.audit.verify import Tally
 from auditdm_jax.core import jsonio, typed
 from auditdm_jax.stages import loop, report
 from auditdm_jax.stages.results import (
@@ -104,7 +105,7 @@ def _without_oracle(workdir, attempts):
     gap=None,
     gap_share=0.0,
   )
-  funnel = {"attempted": 1, "finds": 1, "looked_at": 1, "stable": 0, "independent_agrees": 0}
+  funnel = {"attempted": 1, "finds": 1, "looked_at": 1, "stable": 0}
   verified = Verified(funnel, None, Taxonomy(Run.seeds, ()), (mode,))
   run = Run(Folder(workdir, attempts, {"evaluate": evaluated, "verify": verified}))
   kinds = Kinds(0.0, 0.0, {})
@@ -132,6 +133,33 @@ def test_a_run_without_an_oracle_is_reported_and_nothing_is_said_to_be_zero(tmp_
   loop.show(summary)
   shown = capsys.readouterr().out
   assert "arm random" in shown and "precision" not in shown and "gaps found" not in shown
+
+
+def test_a_report_says_of_each_gate_what_was_measured_and_who_gave_v2(tmp_path):
+  run, summary = _without_oracle(tmp_path, [_attempt(0, "random")])
+  verified = run.folder.done("verify", Verified)
+  gates = {"both_ways": Tally(9, 1, 0, True), "answerable": Tally(0, 0, 1234, True)}
+  sides = {"labels": {"consensus": 6, "target": 2, "neither": 1, "not measured": 31}}
+  funnel = verified.funnel | {"answerable": 9}
+  changed = dataclasses.replace(verified, gates=gates, sides=sides, funnel=funnel)
+  run.folder._results["verify"] = changed
+  text = report.run(run, summary).read_text(encoding="utf-8")
+  table = text.partition('id="gates"')[2].partition("</section>")[0]
+  both, answerable, _, labels = table.split("<tr>")[2:]
+  assert "9 of 10" in both and "–, n = 0" in answerable and "1,234" in answerable
+  assert "not measured of 1,234 finds" in text.partition('id="funnel"')[2]
+  assert "6 of 9" in labels and "target 2, neither 1" in labels and ">31<" in labels
+  assert "V2 is not measured" not in text
+  run.folder._results["verify"] = dataclasses.replace(changed, sides={})
+  assert "V2 is not measured" in report.run(run, summary).read_text(encoding="utf-8")
+
+
+def test_a_card_says_who_gave_which_answer():
+  failure = _failure(0, "random", "m")
+  assert report._opinion(failure) == ("", None)
+  opinion = Opinion(by="labels", side="consensus", answer="blue", note="of 10, 9 give it")
+  shown = report._opinion(dataclasses.replace(failure, opinion=opinion))
+  assert shown == ("labels: consensus", "blue · of 10, 9 give it")
 
 
 def test_an_arm_has_the_modes_it_was_first_to_find():

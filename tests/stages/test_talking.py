@@ -2,19 +2,22 @@
 """The scenes world with models that talk: with their style it is the same world."""
 
 import pathlib
+import runpy
 
 import numpy as np
 import pytest
 
 from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.audit.ask import BankConfig
+from auditdm_jax.audit.judge import Judge, JudgeConfig
 from auditdm_jax.scenes import questions, render, talk, world
 from auditdm_jax.stages.talking import Talking
 from auditdm_jax.text import styles
 from auditdm_jax.text.styles import Reply
 from auditdm_jax.vlm import load_vlm
 
-WEIGHTS = pathlib.Path(__file__).parents[2] / "data/scenes/weights"
+ROOT = pathlib.Path(__file__).parents[2]
+WEIGHTS = ROOT / "data/scenes/weights"
 VOICE = talk.Voice(sentences=0.6, letters=0.3)
 BANK = BankConfig(max_new_tokens=3, abstentions=("unanswerable",))
 
@@ -66,6 +69,15 @@ def test_talking_changes_no_verdict_if_the_style_says_so():
   assert styled == silent and any(find for _, find, _ in silent)
   assert sum(agree for agree, _, _ in raw) < 0.6 * sum(agree for agree, _, _ in silent)
   assert set(bank.kinds["a"]) == {"answer", "abstention"}
+
+
+def test_the_judge_of_the_talking_world_knows_its_synonyms():
+  config = runpy.run_path(str(ROOT / "configs/scenes.py"))["get_config"]("talk=all")
+  judge = Judge(JudgeConfig(synonyms=str(ROOT / config.judge.synonyms)))
+  words = sorted({*talk.SYNONYMS, *talk.SYNONYMS.values()})
+  for a in words:
+    rows = [{word, other} for word, other in talk.SYNONYMS.items() if a in (word, other)]
+    assert {b for b in words if judge.same(a, b)} == set().union(*rows)
 
 
 @pytest.mark.slow

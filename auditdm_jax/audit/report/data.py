@@ -60,6 +60,30 @@ class FunnelRow:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class GateRow:
+  """One gate over the finds that it is about; `passed` counts only those where it was measured."""
+
+  name: str
+  passed: Rate
+  failed: int
+  unmeasured: int
+  required: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OutsideRow:
+  """Somebody outside the ensemble: on how many verified failures it sides with the consensus.
+
+  `others` counts the rest by whose side was taken, `unmeasured` those without an answer.
+  """
+
+  name: str
+  agrees: Rate
+  others: Mapping[str, int]
+  unmeasured: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Card:
   """One failure, with all that is needed to believe or to doubt it.
 
@@ -77,6 +101,7 @@ class Card:
   edited: pathlib.Path | None = None
   strategy: str = ""
   truth: str | None = None
+  truth_by: str = "independent judge"
   gates: Sequence[Gate] = ()
   lineage: Mapping[str, str] = dataclasses.field(default_factory=dict)
   command: str = ""
@@ -165,6 +190,8 @@ class ReportData:
   summary: Summary | None = None
   references: Sequence[str] = ()
   funnel: Sequence[FunnelRow] = ()
+  gates: Sequence[GateRow] = ()
+  outside: Sequence[OutsideRow] = ()
   modes: Sequence[ModeView] = ()
   arms: Sequence[ArmRow] = ()
   curves: Sequence[Curve] = ()

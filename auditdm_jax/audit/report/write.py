@@ -218,7 +218,7 @@ def _tiles(data: data_lib.ReportData) -> list[_Tile]:
     note += f"; {charts.percent(before)} before training (×{after / before:.1f})"
   tiles.append(_rate_tile("Search success", search.trained, note))
   if precision := summary.precision:
-    note = f"of verified failures are real, by the independent judge (n = {precision.n:,})"
+    note = f"of verified failures are real, by the oracle (n = {precision.n:,})"
     tiles.append(_rate_tile("Precision", precision, note))
   coverage = summary.coverage
   if coverage.gaps_auditable:

@@ -69,6 +69,7 @@ def _card(folder: pathlib.Path, i: int, question: str, *, edited: bool) -> data.
       Gate(name="stable", passed=True, value=5, limit=">= 4"),
       Gate(name="paraphrase", passed=True, value=1.0, limit=">= 1"),
       Gate(name="locality", passed=i % 3 > 0, value=0.0417, limit="< 0.04"),
+      Gate.unmeasured("answerable", "no other wording of the question"),
     ),
     lineage={
       "auditor": "grpo/step-000090",

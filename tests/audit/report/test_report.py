@@ -83,6 +83,17 @@ def test_numbers_of_the_summary_are_on_the_pages(report):
   assert "queries.grpo" in methods and "<code>curve</code></th><td>2 rows<" in methods
 
 
+def test_a_gate_that_was_not_measured_neither_passed_nor_failed(report):
+  page = next(report.glob("modes/*0*.html")).read_text(encoding="utf-8")
+  badges = re.findall(r'class="(badge[^"]*)">(.) (\w+)(.*?)</span></span>', page)
+  kinds = {name: {k for k, _, n, _ in badges if n == name} for _, _, name, _ in badges}
+  assert kinds["answerable"] == {"badge"} and kinds["paraphrase"] == {"badge pass"}
+  assert kinds["locality"] == {"badge pass", "badge fail"}
+  assert {text for _, _, n, text in badges if n == "answerable"} == {
+    ' <span class="value">not measured'
+  }
+
+
 def test_the_co_error_table_shows_joint_errors(report):
   index = (report / "index.html").read_text(encoding="utf-8")
   matrix = index[index.index('<table class="matrix">') :]

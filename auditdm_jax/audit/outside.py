@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether somebody outside the ensemble sides with the consensus against the target (V2).
+
+  Labels       what the data set says, where a find's question is one of its own
+  Outsider     a model that is neither target nor reference and answers the question itself
+  TrueAnswers  the oracle of a synthetic world
+
+Who comes first decides, and the next one is asked where it cannot answer. A judge that is asked
+whether the consensus is right tends to say yes; these are asked the question instead, and what they
+say is compared with both answers.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+
+from auditdm_jax.audit.answer import ModelBank
+from auditdm_jax.audit.attempt import Find, Opinion, Side, side_of
+from auditdm_jax.audit.judge import Judge
+
+# A reply of these kinds is an answer: also "I cannot tell", which sides with a target that says so.
+_ANSWERS = ("answer", "whole", "abstention")
+_MANY = 5  # Labels of a question from which on the rule of VQA holds.
+
+
+class Outside(Protocol):
+  """Somebody outside the ensemble."""
+
+  def opinions(self, finds: Sequence[Find], judge: Judge) -> list[Opinion]:
+    """Returns one opinion per find; "not measured" where there is no answer."""
+    ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+  """The answers that a data set gives to its own questions.
+
+  Attributes:
+    given: (image id, question) -> all answers to it; () where the data set does not ask it.
+  """
+
+  given: Callable[[str, str], tuple[str, ...]]
+
+  def opinions(self, finds: Sequence[Find], judge: Judge) -> list[Opinion]:
+    known = [self.given(f.probe.image_id, f.probe.question) for f in finds]
+    judge.prepare(
+      (find.probe.question, label, answer)
+      for find, labels in zip(finds, known)
+      for label in labels
+      for answer in (find.consensus, find.said)
+    )
+    return [_vote(find, labels, judge) for find, labels in zip(finds, known)]
+
+
+def _vote(find: Find, labels: Sequence[str], judge: Judge) -> Opinion:
+  """Counts labels for both answers.
+
+  As in VQA's accuracy, an answer is right if three labels give it. With fewer than five labels more
+  than half of them must (ours). An answer is wrong if no label gives it; of five or more labels one
+  may stray (ours). In between the labels decide nothing.
+  """
+  if not labels:
+    return Opinion(by="labels", side="not measured", note="no question of the data set")
+  question = find.probe.question
+  consensus, said = (
+    sum(judge.same(label, answer, question=question) for label in labels)
+    for answer in (find.consensus, find.said)
+  )
+  many = len(labels) >= _MANY
+  least, stray = (3, 1) if many else (len(labels) // 2 + 1, 0)
+  side: Side = "undecided"
+  if consensus >= least and said >= least:
+    side = "both"
+  elif consensus >= least and said <= stray:
+    side = "consensus"
+  elif said >= least and consensus <= stray:
+    side = "target"
+  elif max(consensus, said) <= stray:
+    side = "neither"
+  return Opinion(
+    by="labels",
+    side=side,
+    answer=Counter(labels).most_common(1)[0][0],
+    note=f"of {len(labels)}, {consensus} give the consensus, {said} the target's answer",
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Outsider:
+  """A model outside the ensemble.
+
+  Attributes:
+    bank: whose target it is; its references are not asked.
+    images: loads the u8[H,W,3] of an image id.
+  """
+
+  bank: ModelBank
+  images: Callable[[str], np.ndarray]
+
+  def opinions(self, finds: Sequence[Find], judge: Judge) -> list[Opinion]:
+    name, by = self.bank.target, f"model {self.bank.target}"
+    heard = self.bank.hear(
+      self.images,
+      [f.probe.question for f in finds],
+      image_ids=[f.probe.image_id for f in finds],
+      models=[name],
+    )[name]
+    kinds = [a.kind if a else "not asked" for a in heard]
+    answers = [a.text if a and a.kind in _ANSWERS else "" for a in heard]
+    judge.prepare(
+      (find.probe.question, answer, other)
+      for find, answer in zip(finds, answers)
+      for other in (find.consensus, find.said)
+      if answer
+    )
+    return [
+      Opinion(by=by, side=side_of(find, answer, judge), answer=answer)
+      if answer
+      else Opinion(by=by, side="not measured", note=kind)
+      for find, answer, kind in zip(finds, answers, kinds, strict=True)
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrueAnswers:
+  """An oracle, which knows all answers.
+
+  Attributes:
+    answer: (image id, question) -> the true answer, or None where the question has none.
+  """
+
+  answer: Callable[[str, str], str | None]
+
+  def opinions(self, finds: Sequence[Find], judge: Judge) -> list[Opinion]:
+    return [self._opinion(find, judge) for find in finds]
+
+  def _opinion(self, find: Find, judge: Judge) -> Opinion:
+    answer = self.answer(find.probe.image_id, find.probe.question)
+    if answer is None:
+      return Opinion(by="oracle", side="neither", note="the question has no answer")
+    return Opinion(by="oracle", side=side_of(find, answer, judge), answer=answer)
+
+
+def ask(outside: Sequence[Outside], finds: Sequence[Find], judge: Judge) -> list[Opinion | None]:
+  """Returns the opinion that counts of each find: of the first who can answer.
+
+  Args:
+    outside: who is asked, in this order; nobody makes no opinion.
+    finds: the finds.
+    judge: decides sameness.
+  """
+  decided: list[Opinion | None] = [None] * len(finds)
+  left = list(range(len(finds)))
+  for somebody in outside:
+    if left:
+      for i, opinion in zip(left, somebody.opinions([finds[i] for i in left], judge), strict=True):
+        decided[i] = opinion
+      left = [i for i in left if (said := decided[i]) and said.side == "not measured"]
+  return decided

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Other wordings of the questions that are verified: of the world, or else by a model."""
+
+from collections.abc import Sequence
+
+from auditdm_jax.audit.paraphrase import Paraphraser
+from auditdm_jax.audit.verify import Paraphrase
+from auditdm_jax.stages.context import Context
+from auditdm_jax.vlm import load_vlm
+
+
+def paraphrase(ctx: Context, questions: Sequence[str]) -> Paraphrase | None:
+  """Returns what words these questions otherwise; None if nobody does.
+
+  A model is asked about all of them here, and is gone afterwards.
+  """
+  section = ctx.settings.verify
+  if ctx.world.paraphrase or not section.paraphraser or not section.paraphrases:
+    return ctx.world.paraphrase
+  models = ctx.models
+  # The auditor as it was before its training, which may have taught it one question.
+  is_auditor = section.paraphraser == "auditor"
+  folder = models.config.auditor if is_auditor else section.paraphraser
+  model = load_vlm(folder, mesh=models.rollout_mesh, dtype=models.config.dtype)
+  found = Paraphraser(model, ctx.settings.seed).reword(questions, section.paraphrases)
+
+  def wording(question: str, k: int) -> str | None:
+    own = found.get(question, ())
+    return own[k - 1] if k <= len(own) else None
+
+  return wording
