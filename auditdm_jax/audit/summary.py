@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a loop found, as values: the content of summary.json and the source of the report."""
+"""What an audit found, as values: the content of summary.json and the source of the report.
+
+What was not measured is None: a stage that did not run, or a count that only an oracle can make.
+"""
 
 from collections.abc import Mapping
 import dataclasses
 
 from auditdm_jax.audit.rates import Rate
+
+ALL_ARMS = "all of the above"  # Their sum, among the arms.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +45,10 @@ class Accuracy:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-  """Search success of the auditor before and after its training."""
+  """Search success of the auditor before and after its training, if it was trained."""
 
   prompt_only: Rate
-  trained: Rate
+  trained: Rate | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +64,8 @@ class Kinds:
 class SearchModes:
   """The kinds of failure that the auditor found before and after its training."""
 
-  prompt_only_modes: Kinds
-  trained_modes: Kinds
+  prompt_only_modes: Kinds | None
+  trained_modes: Kinds | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,21 +81,26 @@ class Gap:
 class ModeScores:
   """Modes against the oracle: auditable gaps that have a mode, and modes that are borne out."""
 
-  recall: Rate
-  precision: Rate
+  recall: Rate | None
+  precision: Rate | None
   found: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-  """One source of probes; `verified` is the share of confirmed finds among its queries."""
+  """One source of probes.
+
+  Attributes:
+    queries: probes that it sent.
+    verified: the share of real failures among them, see `Summary`; None where nobody checked.
+  """
 
   queries: int
-  verified: Rate
-  confirmed_unique: int
-  gaps_found: int
-  effective_modes: float
-  effective_skills: float
+  verified: Rate | None
+  confirmed_unique: int | None
+  gaps_found: int | None
+  effective_modes: float | None
+  effective_skills: float | None
   unseen_mass: float | None
 
 
@@ -99,14 +109,14 @@ class StrategyRow:
   """One way of making probes.
 
   Attributes:
-    verified: confirmed finds among its probes.
+    verified: the share of real failures among its probes, see `Summary`.
     only_here: nameable modes that no other strategy found.
     faithful: made images that show what was asked for.
     exposed_by_image: confirmed finds by gap that took the new image.
   """
 
   verified: Rate
-  only_here: int
+  only_here: int | None
   faithful: Rate | None = None
   exposed_by_image: Mapping[str, int] | None = None
 
@@ -119,8 +129,8 @@ class CurvePoint:
   success: float | None
   n: int
   ci95: tuple[float, float]
-  effective_modes: float
-  effective_skills: float
+  effective_modes: float | None
+  effective_skills: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +143,38 @@ class Queries:
   grpo_distinct: int
   discover: int
   total: int
-  control_random: int
+  control_random: int | None
   verify_looked_at: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+  """The distinct questions about an image, and what became of them.
+
+  Attributes:
+    asked: those that were put to the models.
+    failures: verified failures among those that can tell: the references agree on an answer, and a
+      conflict with it was looked at by verification.
+    no_consensus: those about which the references do not agree, or have no answer.
+    not_looked_at: conflicts beyond the limit of verification.
+  """
+
+  asked: int
+  failures: Rate
+  no_consensus: int
+  not_looked_at: int
+
+  @property
+  def verdict(self) -> str:
+    """What the audit amounts to, in one sentence."""
+    rate = self.failures
+    if not rate.n:
+      return f"nothing could be compared: the references agree on none of {self.asked:,} questions"
+    of = f"{rate.n:,} questions on which the references agree"
+    if not rate.k:
+      return f"no failure found: {of} looked at, failure rate below {rate.ci95[1]:.2%} (95 %)"
+    low, high = rate.ci95
+    return f"{rate.k:,} failures verified among {of}: {rate.value:.1%} [{low:.1%}, {high:.1%}]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,21 +223,27 @@ class SecondRound:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-  """A whole loop.
+  """An audit as far as it has come.
+
+  A real failure is a find that the oracle confirms; without an oracle, one that was verified (V1).
 
   Attributes:
+    compared: distinct questions, and how many of them are verified failures.
+    search: shares of real failures among the probes of one auditor on fresh images.
     precision: verified failures that the oracle confirms; None without an oracle.
+    coverage: by the oracle.
     rectify: accuracy by model: baseline, larger sibling, repaired, controls.
     reaudit: `second_round.success`.
-    arms: by arm, with the sum and the control.
+    arms: by arm, with their sum, and the control if there was one.
     seconds: by stage.
   """
 
   target: str
-  search: Search
-  search_modes: SearchModes
+  compared: Compared
+  search: Search | None
+  search_modes: SearchModes | None
   precision: Rate | None
-  coverage: Coverage
+  coverage: Coverage | None
   gaps: Mapping[str, Gap]
   modes: ModeScores
   rectify: Mapping[str, Accuracy]

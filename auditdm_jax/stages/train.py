@@ -18,10 +18,12 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> int:
 
 
 def run(ctx: Context) -> Trained:
-  """Trains to config.optim.steps; resumes."""
+  """Trains to config.optim.steps, which may be 0; resumes."""
   if (found := ctx.folder.done(TRAIN, Trained)) is not None:
     return found
   steps = ctx.settings.optim.steps
+  if not steps:
+    return ctx.folder.finish(TRAIN, Trained(0, 0, 0, None))
   result = asking.train_auditor(ctx, ctx.models.bank(), name=TRAIN, steps=steps)
   return ctx.folder.finish(
     TRAIN, Trained(result.steps, result.completions, result.probes, result.best)

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""audit: from models and images of your own to a report, in one command.
+
+  python -m auditdm_jax audit --auditor=models/gemma-3-4b-it --target=models/paligemma2-3b-mix-224 \
+    --references=models/gemma-3-12b-it,models/paligemma2-10b-mix-224 --images=photos \
+    --workdir=runs/photos
+
+1. The config that follows from the flags is written to WORKDIR/config.py. Every other stage takes
+   it as --config=WORKDIR/config.py. Any --config.key=value goes into it.
+2. The auditor is trained by GRPO against the target (--steps=0: it asks as it is).
+3. The trained and the untrained auditor, and questions that you have, sweep the images.
+4. Finds are verified, failures are grouped into modes, and the report is written.
+
+The same command run again continues where it stopped. That no failure was found is a result: the
+report then says how many questions were compared, and below which rate failures are.
+"""
+
+import pathlib
+
+from ml_collections import ConfigDict
+
+from auditdm_jax.audit.summary import Summary
+from auditdm_jax.stages import discover, report, screen, train, verify
+from auditdm_jax.stages.context import Context
+
+
+def main(config: ConfigDict, workdir: pathlib.Path) -> int:
+  with Context(config, workdir, "audit") as ctx:
+    screen.show(run(ctx), ctx.folder.path)
+  return 0
+
+
+def run(ctx: Context) -> Summary:
+  """Runs the stages in order; those that are done are not run again."""
+  ctx.stage("train", lambda: train.run(ctx))
+  ctx.stage("discover", lambda: discover.run(ctx))
+  ctx.stage("verify", lambda: verify.run(ctx))
+  return ctx.stage("report", lambda: report.run(ctx))
