@@ -153,15 +153,15 @@ class Compared:
 
   Attributes:
     asked: those that were put to the models.
-    failures: verified failures among those that can tell: the references agree on an answer, and a
-      conflict with it was looked at by verification.
-    no_consensus: those about which the references do not agree, or have no answer.
+    failures: verified failures among those that can tell: target and references answer, the
+      references agree, and a conflict with them was looked at by verification.
+    left_out: those that cannot tell, by the reason of their verdict.
     not_looked_at: conflicts beyond the limit of verification.
   """
 
   asked: int
   failures: Rate
-  no_consensus: int
+  left_out: Mapping[str, int]
   not_looked_at: int
 
   @property
@@ -169,7 +169,8 @@ class Compared:
     """What the audit amounts to, in one sentence."""
     rate = self.failures
     if not rate.n:
-      return f"nothing could be compared: the references agree on none of {self.asked:,} questions"
+      why = ", ".join(f"{reason} {n:,}" for reason, n in self.left_out.items())
+      return f"none of {self.asked:,} questions can tell{f': {why}' if why else ''}"
     of = f"{rate.n:,} questions on which the references agree"
     if not rate.k:
       return f"no failure found: {of} looked at, failure rate below {rate.ci95[1]:.2%} (95 %)"

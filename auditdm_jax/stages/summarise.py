@@ -127,11 +127,14 @@ def compared(attempts: Sequence[Attempt], failures: Sequence[Failure]) -> summar
   finds = {a.probe.probe_id for a in attempts if a.find}
   looked_at = {f.probe.probe_id for f in failures}
   agreed = {a.probe.probe_id for a in asked if a.consensus is not None} | finds
+  left_out = Counter(
+    a.verdict.reason for a in asked if a.verdict and a.probe.probe_id not in agreed
+  )
   verified = sum(f.verified for f in failures)
   return summary.Compared(
     asked=len(asked),
     failures=rates.rate(verified, len(agreed - (finds - looked_at))),
-    no_consensus=len(asked) - len(agreed),
+    left_out=dict(sorted(left_out.items())),
     not_looked_at=len(finds - looked_at),
   )
 
