@@ -153,10 +153,10 @@ class Compared:
 
   Attributes:
     asked: those that were put to the models.
-    failures: verified failures among those that can tell: target and references answer, the
-      references agree, and a conflict with them was looked at by verification.
+    failures: verified failures among those that can tell: target and references answer, and the
+      references agree.
     left_out: those that cannot tell, by the reason of their verdict.
-    not_looked_at: conflicts beyond the limit of verification.
+    not_looked_at: conflicts beyond the limit of verification; `failures` is a lower bound then.
   """
 
   asked: int
@@ -172,10 +172,13 @@ class Compared:
       why = ", ".join(f"{reason} {n:,}" for reason, n in self.left_out.items())
       return f"none of {self.asked:,} questions can tell{f': {why}' if why else ''}"
     of = f"{rate.n:,} questions on which the references agree"
-    if not rate.k:
-      return f"no failure found: {of} looked at, failure rate below {rate.ci95[1]:.2%} (95 %)"
-    low, high = rate.ci95
-    return f"{rate.k:,} failures verified among {of}: {rate.value:.1%} [{low:.1%}, {high:.1%}]"
+    if rate.k:
+      low, high = rate.ci95
+      found = f"{rate.k:,} failures verified among {of}: {rate.value:.1%} [{low:.1%}, {high:.1%}]"
+      return f"{found}, a lower bound" if self.not_looked_at else found
+    if self.not_looked_at:
+      return f"no failure found, but {self.not_looked_at:,} conflicts were not looked at"
+    return f"no failure found: {of} looked at, failure rate below {rate.ci95[1]:.2%} (95 %)"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,6 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-import auditdm_jax
 from auditdm_jax.core import jsonio, overrides, paths
 from auditdm_jax.core import pool as pool_lib
 from auditdm_jax.core.config import UserError, build, did_you_mean
@@ -27,7 +26,7 @@ from auditdm_jax.stages import sections
 CONFIG = "config.py"
 PROMPTS, GROUP = 8, 8  # Images of a step of GRPO, and completions about each.
 _LARGE = 2 << 30  # Bytes of weights from which a model computes in bfloat16.
-_SKILLS = pathlib.Path(auditdm_jax.__file__).parents[1] / "data/vqav2/skills.yaml"
+_SKILLS = pathlib.Path(__file__).parents[2] / "data/vqav2/skills.yaml"
 
 FLAGS = flags.FlagValues()
 _AUDITOR = flags.DEFINE_string("auditor", None, "The auditor's folder.", flag_values=FLAGS)
@@ -60,8 +59,8 @@ _BUDGET = flags.DEFINE_integer(
   "budget",
   4096,
   "Probes: questions about an image that GRPO and the sweep put to the models, in all. Each model"
-  " answers a probe at most once. Verification asks at most as many questions again, and the rates"
-  " of modes take an eighth more, or your questions about the fresh images.",
+  " answers a probe at most once. Verification asks at most twice as many questions more; rates"
+  " of modes take an eighth as many, or your questions about the fresh images.",
   lower_bound=1,
   flag_values=FLAGS,
 )
@@ -191,7 +190,7 @@ def make() -> ConfigDict:
     arms=dict(floor=0.06),
   )
   # A find is asked about four times: again, on two changed images and on none.
-  c.verify = dict(limit=max(budget // 4, 1), paraphrases=0, jitters=2)
+  c.verify = dict(limit=max(budget // 2, 1), paraphrases=0, jitters=2)
   c.taxonomy = dict(skills=str(_SKILLS) if _SKILLS.is_file() else "")
   c.rectify = dict(
     recipe=dict(epochs=3, batch_size=32, micro_rows=8, lr=1e-5, remat=True),

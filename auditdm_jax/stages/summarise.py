@@ -133,7 +133,7 @@ def compared(attempts: Sequence[Attempt], failures: Sequence[Failure]) -> summar
   verified = sum(f.verified for f in failures)
   return summary.Compared(
     asked=len(asked),
-    failures=rates.rate(verified, len(agreed - (finds - looked_at))),
+    failures=rates.rate(verified, len(agreed)),
     left_out=dict(sorted(left_out.items())),
     not_looked_at=len(finds - looked_at),
   )
