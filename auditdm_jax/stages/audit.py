@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """audit: from models and images of your own to a report, in one command.
 
-  python -m auditdm_jax audit --auditor=models/gemma-3-4b-it --target=models/paligemma2-3b-mix-224 \
-    --references=models/gemma-3-12b-it,models/paligemma2-10b-mix-224 --images=photos \
-    --workdir=runs/photos
+  python -m auditdm_jax audit --auditor=DIR --target=DIR --references=A,B --images=DIR --workdir=W
 
-1. The config that follows from the flags is written to WORKDIR/config.py. Every other stage takes
-   it as --config=WORKDIR/config.py. Any --config.key=value goes into it.
+1. The config that follows from the flags is written to W/config.py. Every other stage takes
+   it as --config=W/config.py. Any --config.key=value goes into it.
 2. The auditor is trained by GRPO against the target (--steps=0: it asks as it is).
 3. The trained and the untrained auditor, and questions that you have, sweep the images.
 4. Finds are verified, failures are grouped into modes, and the report is written.

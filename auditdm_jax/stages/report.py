@@ -99,7 +99,7 @@ def _write(ctx: Context, done: Round, summary: Summary) -> None:
     second_round=_second_round(summary),
     health=done.evaluated.health if done.evaluated else None,
     not_measured=_not_measured(ctx, done, summary, failures),
-    methods=METHODS,
+    methods=[row for row in METHODS if row[0] != "Controls" or done.controlled],
     commands=["python -m auditdm_jax " + shlex.join(sys.argv[1:])],
     versions={
       name: importlib.metadata.version(name)
