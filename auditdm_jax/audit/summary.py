@@ -153,9 +153,9 @@ class Compared:
 
   Attributes:
     asked: those that were put to the models.
-    failures: verified failures among those that can tell: target and references answer, and the
-      references agree.
-    left_out: those that cannot tell, by the reason of their verdict.
+    failures: verified failures among those that can be compared: the references agree, or in a
+      cascade the target with the first of them.
+    left_out: those that cannot, by the reason of their verdict.
     not_looked_at: conflicts beyond the limit of verification; `failures` is a lower bound then.
   """
 
@@ -170,15 +170,16 @@ class Compared:
     rate = self.failures
     if not rate.n:
       why = ", ".join(f"{reason} {n:,}" for reason, n in self.left_out.items())
-      return f"none of {self.asked:,} questions can tell{f': {why}' if why else ''}"
-    of = f"{rate.n:,} questions on which the references agree"
+      return f"none of {self.asked:,} questions can be compared{f': {why}' if why else ''}"
     if rate.k:
       low, high = rate.ci95
-      found = f"{rate.k:,} failures verified among {of}: {rate.value:.1%} [{low:.1%}, {high:.1%}]"
+      found = f"{rate.k:,} failures verified among {rate.n:,} questions that can be compared"
+      found += f": {rate.value:.1%} [{low:.1%}, {high:.1%}]"
       return f"{found}, a lower bound" if self.not_looked_at else found
     if self.not_looked_at:
       return f"no failure found, but {self.not_looked_at:,} conflicts were not looked at"
-    return f"no failure found: {of} looked at, failure rate below {rate.ci95[1]:.2%} (95 %)"
+    of = f"{rate.n:,} questions that can be compared"
+    return f"no failure found: looked at {of}, failure rate below {rate.ci95[1]:.2%} (95 %)"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,7 +43,7 @@ def table(summary: Summary) -> rich.table.Table:
       low, high = r.ci95
       made.add_row(name, f"{r.value:.3f}", f"{low:.3f} to {high:.3f}", f"{r.k:g} / {r.n}")
 
-  row("verified failures among comparable questions", summary.compared.failures)
+  row("verified failures, of questions that can be compared", summary.compared.failures)
   if summary.search:
     row("search success, prompt-only auditor", summary.search.prompt_only)
     row("search success, trained auditor", summary.search.trained)

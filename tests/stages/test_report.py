@@ -147,14 +147,14 @@ def test_a_run_without_an_oracle_is_reported_and_nothing_is_said_to_be_zero(tmp_
 def test_nothing_found_is_a_result_with_its_bound():
   same = _attempt(0, "random", said="blue")
   none = summarise.compared([same], [])
-  assert none.verdict.startswith("no failure found: 1 questions")
+  assert none.verdict.startswith("no failure found: looked at 1 questions")
   assert none.verdict.endswith(f"below {rates.rate(0, 1).ci95[1]:.2%} (95 %)")
   found = _attempt(1, "random")
   failure = Failure.of(found.find, grade="V1")
   both = summarise.compared([same, found, found], [failure])
   assert (both.failures.k, both.failures.n, both.asked) == (1, 2, 2)
   assert "1 failures verified among 2 questions" in both.verdict
-  assert "none of 0 questions can tell" in summarise.compared([], []).verdict
+  assert "none of 0 questions can be compared" in summarise.compared([], []).verdict
 
 
 def test_a_report_before_verify_says_what_to_run(tmp_path):
