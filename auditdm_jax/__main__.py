@@ -2,10 +2,13 @@
 """Runs one stage: `python -m auditdm_jax STAGE --config=configs/X.py[:args] --workdir=DIR`.
 
 Any value of the config can be overridden: `--config.a.b=c`. The same command run again resumes.
-`answer`, `convert`, `plan` and `serve` take flags of their own, which --help after the stage lists.
+`answer`, `convert`, `plan` and `serve` take flags of their own, which --help after the stage lists;
+`audit` makes a config of its flags.
 """
 
 import ast
+from collections.abc import Iterator
+import contextlib
 import errno
 import importlib
 import pathlib
@@ -28,6 +31,8 @@ _SERVERS = {"serve_images"}
 _TOOLS = {"answer", "convert", "plan", "serve"}
 # Look at what a run would need, in a temporary folder if none is given.
 _LOOKS = {"doctor"}
+# Stages that take flags in place of a config, and the module of these.
+_SHORT = {"audit": "own"}
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "The config, such as configs/scenes.py.", **OVERRIDES
 )
@@ -65,7 +70,8 @@ def usage() -> str:
       "usage: python -m auditdm_jax STAGE --config=configs/X.py[:args] --workdir=DIR"
       " [--config.a.b=c] [--devices=N]",
       *rows,
-      f"{', '.join(sorted(_TOOLS))} have other flags: --help after the stage lists them.",
+      f"{', '.join(sorted(_TOOLS | _SHORT.keys()))} have other flags: --help after the stage lists"
+      " them.",
       "The same command run again continues where it stopped.",
       "Several processes: --distributed on each of them. TPU pods, GKE, SLURM and Open MPI tell the"
       " rest; elsewhere --coordinator=host:port --processes=N --process=K.",
@@ -73,9 +79,10 @@ def usage() -> str:
   )
 
 
-def tool_usage(module: ModuleType) -> str:
+def tool_usage(module: str) -> str:
   """Returns the help text of a stage that has flags of its own."""
-  return f"{module.__doc__}\n{module.FLAGS.module_help(module)}"
+  own = _stage(_SHORT.get(module, module))
+  return f"{_stage(module).__doc__}\n{own.FLAGS.module_help(own)}"
 
 
 def parse(argv: list[str]) -> str:
@@ -92,16 +99,12 @@ def parse(argv: list[str]) -> str:
     raise UserError(f"no stage {argv[0]!r}{did_you_mean(stage, known)}\n" + usage())
   module = stage.replace("-", "_")
   own = _stage(module).FLAGS if module in _TOOLS else flags.FLAGS
-  argv = overrides.take(argv)
-  sys.argv = [sys.argv[0], *argv]  # Where ml_collections looks for overrides.
-  try:
+  with _mistakes():
+    if module in _SHORT:
+      argv = _stage(_SHORT[module]).expand(argv)
+    argv = overrides.take(argv)
+    sys.argv = [sys.argv[0], *argv]  # Where ml_collections looks for overrides.
     rest = own(argv)[1:]
-  except (AttributeError, KeyError) as e:  # Of ml_collections, with a repr inside a repr.
-    message = str(e).replace("\\n", " ").translate({ord(c): None for c in "'\"\\"})
-    raise UserError(f"--config.…: no such key: {message}") from e
-  except (flags.Error, OSError, TypeError, ValueError) as e:
-    # Of a complaint raised by the config file itself only the last line, not ml_collections' trace.
-    raise UserError(str(e).strip().rpartition("\n")[2]) from e
   if rest:
     raise UserError(f"not a flag: {' '.join(rest)}; flags are written --name=value")
   if module in _TOOLS:
@@ -118,11 +121,26 @@ def parse(argv: list[str]) -> str:
   return module
 
 
+@contextlib.contextmanager
+def _mistakes() -> Iterator[None]:
+  """What absl and ml_collections say of flags that cannot be read becomes a UserError."""
+  try:
+    yield
+  except UserError:
+    raise
+  except (AttributeError, KeyError) as e:  # Of ml_collections, with a repr inside a repr.
+    message = str(e).replace("\\n", " ").translate({ord(c): None for c in "'\"\\"})
+    raise UserError(f"--config.…: no such key: {message}") from e
+  except (flags.Error, OSError, TypeError, ValueError) as e:
+    # Of a complaint raised by the config file itself only the last line, not ml_collections' trace.
+    raise UserError(str(e).strip().rpartition("\n")[2]) from e
+
+
 def run(argv: list[str]) -> int:
   """Runs the stage that the arguments name and returns the exit code."""
   if not argv or {"--help", "-h", "-help"} & set(argv):
     tool = argv[0].replace("-", "_") if argv else ""
-    print(tool_usage(_stage(tool)) if tool in _TOOLS else usage())
+    print(tool_usage(tool) if tool in _TOOLS | _SHORT.keys() else usage())
     return 0 if argv else 2
   signal.signal(signal.SIGTERM, _terminate)
   try:

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a loop found, as values: the content of summary.json and the source of the report."""
+"""What an audit found, as values: the content of summary.json and the source of the report.
+
+What was not measured is None: a stage that did not run, or a count that only an oracle can make.
+"""
 
 from collections.abc import Mapping
 import dataclasses
 
 from auditdm_jax.audit.rates import Rate
+
+ALL_ARMS = "all of the above"  # Their sum, among the arms.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +45,10 @@ class Accuracy:
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-  """Search success of the auditor before and after its training."""
+  """Search success of the auditor before and after its training, if it was trained."""
 
   prompt_only: Rate
-  trained: Rate
+  trained: Rate | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +64,8 @@ class Kinds:
 class SearchModes:
   """The kinds of failure that the auditor found before and after its training."""
 
-  prompt_only_modes: Kinds
-  trained_modes: Kinds
+  prompt_only_modes: Kinds | None
+  trained_modes: Kinds | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,21 +81,26 @@ class Gap:
 class ModeScores:
   """Modes against the oracle: auditable gaps that have a mode, and modes that are borne out."""
 
-  recall: Rate
-  precision: Rate
+  recall: Rate | None
+  precision: Rate | None
   found: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-  """One source of probes; `verified` is the share of confirmed finds among its queries."""
+  """One source of probes.
+
+  Attributes:
+    queries: probes that it sent.
+    verified: the share of real failures among them, see `Summary`; None where nobody checked.
+  """
 
   queries: int
-  verified: Rate
-  confirmed_unique: int
-  gaps_found: int
-  effective_modes: float
-  effective_skills: float
+  verified: Rate | None
+  confirmed_unique: int | None
+  gaps_found: int | None
+  effective_modes: float | None
+  effective_skills: float | None
   unseen_mass: float | None
 
 
@@ -99,14 +109,14 @@ class StrategyRow:
   """One way of making probes.
 
   Attributes:
-    verified: confirmed finds among its probes.
+    verified: the share of real failures among its probes, see `Summary`.
     only_here: nameable modes that no other strategy found.
     faithful: made images that show what was asked for.
     exposed_by_image: confirmed finds by gap that took the new image.
   """
 
   verified: Rate
-  only_here: int
+  only_here: int | None
   faithful: Rate | None = None
   exposed_by_image: Mapping[str, int] | None = None
 
@@ -119,8 +129,8 @@ class CurvePoint:
   success: float | None
   n: int
   ci95: tuple[float, float]
-  effective_modes: float
-  effective_skills: float
+  effective_modes: float | None
+  effective_skills: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +143,43 @@ class Queries:
   grpo_distinct: int
   discover: int
   total: int
-  control_random: int
+  control_random: int | None
   verify_looked_at: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+  """The distinct questions about an image, and what became of them.
+
+  Attributes:
+    asked: those that were put to the models.
+    failures: verified failures among those that can be compared: the references agree, or in a
+      cascade the target with the first of them.
+    left_out: those that cannot, by the reason of their verdict.
+    not_looked_at: conflicts beyond the limit of verification; `failures` is a lower bound then.
+  """
+
+  asked: int
+  failures: Rate
+  left_out: Mapping[str, int]
+  not_looked_at: int
+
+  @property
+  def verdict(self) -> str:
+    """What the audit amounts to, in one sentence."""
+    rate = self.failures
+    if not rate.n:
+      why = ", ".join(f"{reason} {n:,}" for reason, n in self.left_out.items())
+      return f"none of {self.asked:,} questions can be compared{f': {why}' if why else ''}"
+    if rate.k:
+      low, high = rate.ci95
+      found = f"{rate.k:,} failures verified among {rate.n:,} questions that can be compared"
+      found += f": {rate.value:.1%} [{low:.1%}, {high:.1%}]"
+      return f"{found}, a lower bound" if self.not_looked_at else found
+    if self.not_looked_at:
+      return f"no failure found, but {self.not_looked_at:,} conflicts were not looked at"
+    of = f"{rate.n:,} questions that can be compared"
+    return f"no failure found: looked at {of}, failure rate below {rate.ci95[1]:.2%} (95 %)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,21 +228,27 @@ class SecondRound:
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-  """A whole loop.
+  """An audit as far as it has come.
+
+  A real failure is a find that the oracle confirms; without an oracle, one that was verified (V1).
 
   Attributes:
+    compared: distinct questions, and how many of them are verified failures.
+    search: shares of real failures among the probes of one auditor on fresh images.
     precision: verified failures that the oracle confirms; None without an oracle.
+    coverage: by the oracle.
     rectify: accuracy by model: baseline, larger sibling, repaired, controls.
     reaudit: `second_round.success`.
-    arms: by arm, with the sum and the control.
+    arms: by arm, with their sum, and the control if there was one.
     seconds: by stage.
   """
 
   target: str
-  search: Search
-  search_modes: SearchModes
+  compared: Compared
+  search: Search | None
+  search_modes: SearchModes | None
   precision: Rate | None
-  coverage: Coverage
+  coverage: Coverage | None
   gaps: Mapping[str, Gap]
   modes: ModeScores
   rectify: Mapping[str, Accuracy]

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import difflib
 import keyword
+import os
 import re
 from typing import Any
 
@@ -61,6 +62,22 @@ def take(argv: Sequence[str]) -> list[str]:
     known = [_tuple(_respell(x, config), config) if x else arg for arg, x in parsed]
     argv = [str(arg) for arg in _join_absent(known, config)]
   return list(argv)
+
+
+def read(path: str | os.PathLike, given: Sequence[str]) -> ml_collections.ConfigDict:
+  """Returns the config of a file with the overrides `--config.a.b=value` that are given.
+
+  Raises:
+    UserError: an override is about a key of what is no section.
+    absl.flags.Error, AttributeError, KeyError, TypeError, ValueError: others that are wrong.
+  """
+  values = flags.FlagValues()
+  argv = ["", *take([f"--config={path}", *given])]
+  holder = config_flags.DEFINE_config_file(
+    "config", None, "", flag_values=values, sys_argv=argv, **OVERRIDES
+  )
+  values(argv)
+  return holder.value
 
 
 def _read(argv: Sequence[str]) -> ml_collections.ConfigDict:

@@ -14,9 +14,9 @@ from auditdm_jax.core.pools import folder, prepared, tables
 from auditdm_jax.core.pools.base import ImagePool, Pool
 from auditdm_jax.core.pools.prepared import PreparedPool
 from auditdm_jax.core.pools.remembered import Remembered
-from auditdm_jax.core.pools.shares import Shares
+from auditdm_jax.core.pools.shares import NoSplit, Shares
 
-__all__ = ["ImagePool", "Pool", "Shares", "cache_folder", "open_pool", "open_tfds"]
+__all__ = ["ImagePool", "NoSplit", "Pool", "Shares", "cache_folder", "open_pool", "open_tfds"]
 
 
 def cache_folder() -> pathlib.Path:
@@ -54,7 +54,8 @@ def open_pool(
       are computed again.
 
   Raises:
-    UserError: no such data set or split, or rows that are wrong: which, where and why.
+    NoSplit: the data set has no such split.
+    UserError: no such data set, or rows that are wrong: which, where and why.
   """
   path, shares = pathlib.Path(path), shares or Shares()
   asked = pathlib.Path(questions) if questions else None

@@ -41,7 +41,7 @@ class OptimConfig:
   """AdamW with warm-up and cosine; the defaults are the paper's.
 
   Attributes:
-    steps: length of the schedule, in rollouts.
+    steps: length of the schedule, in rollouts; 0 = nothing is trained.
     lr: peak.
     final_lr: at the end of the cosine.
     warmup: share of the steps. Step 0 already moves: a warm-up from exactly 0 would waste a
@@ -76,9 +76,9 @@ class OptimConfig:
 
   def __post_init__(self):
     mine = vars(self)
-    config_lib.check(mine, "optim", "steps", least=1)
     config_lib.check(mine, "optim", "lr", "eps", "clip_norm", above=0)
-    config_lib.check(mine, "optim", "final_lr", "weight_decay", "head_chunk", "micro_rows", least=0)
+    config_lib.check(mine, "optim", "steps", "final_lr", "weight_decay", least=0)
+    config_lib.check(mine, "optim", "head_chunk", "micro_rows", least=0)
     config_lib.check(mine, "optim", "warmup", least=0, most=1)
     config_lib.check(mine, "optim", "b1", "b2", least=0, below=1)
     try:

@@ -161,11 +161,17 @@ def image_client(ctx: Context, pool: InMemoryPool) -> ImageClient:
   return ctx.client
 
 
-def make_scorer(ctx: Context, bank: ModelBank) -> Scorer:
-  """Connects the models that answer, and what the world can tell."""
-  key = ModeKey(ctx.seeds)
+def make_scorer(ctx: Context, bank: ModelBank, *, full: bool = False) -> Scorer:
+  """Connects the models that answer, and what the world can tell.
+
+  Args:
+    ctx: the run's config and world.
+    bank: target and references.
+    full: ask all models about every probe, whatever the cascade.
+  """
+  key, config = ModeKey(ctx.seeds), _rollout_config(ctx)
   return Scorer(
-    _rollout_config(ctx),
+    dataclasses.replace(config, full_share=1.0) if full else config,
     ctx.settings.reward,
     bank=bank,
     load=ctx.images,
@@ -197,13 +203,17 @@ class Asker:
     *,
     pool: InMemoryPool,
     prompts: Mapping[str, int] | None = None,
+    full: bool = False,
   ):
-    """Takes the bank, the images to ask about and {strategy: share}, default the config's."""
+    """Takes the bank, the images to ask about and {strategy: share}, default the config's.
+
+    With `full`, all models are asked about every probe.
+    """
     self._ctx, self._pool, models = ctx, pool, ctx.models
     trains = ctx.settings.optim.trains_tower(tree.flatten(models.auditor.params))
     sight = Sight(models.auditor, models.cache, load=ctx.images, trains=trains)
     self._prober = make_prober(ctx, sight, pool=pool, mesh=models.rollout_mesh, prompts=prompts)
-    self._scorer = make_scorer(ctx, bank)
+    self._scorer = make_scorer(ctx, bank, full=full)
     self._waiting: dict[int | None, Any] = {}
     self._step, self._params = None, None  # the one on the devices
 
@@ -292,6 +302,11 @@ class RandomQuestions:
   def __len__(self) -> int:
     return len(self._asked)
 
+  @property
+  def left(self) -> int:
+    """How many were not skipped."""
+    return max(len(self._asked) - self._at, 0)
+
   def next(self, n: int) -> list[tuple[int, str]]:
     """Returns the next `n` (image number, question); the last ones if there are fewer."""
     return self._asked[self._at : self._at + n]
@@ -355,9 +370,13 @@ def random_control(ctx: Context, n: int) -> list[Attempt]:
 
 
 def fresh_attempts(ctx: Context) -> list[Attempt]:
-  """Puts all questions about the fresh split to the audited target and all references."""
-  pool = ctx.pool("fresh")
-  bank = ctx.models.bank()
-  return ask_questions(
-    ctx, bank, pool, pool.asked(), arm="fresh", label="fresh probes", cascade=False
-  )
+  """Puts questions about the fresh split to the audited target and all references.
+
+  They are all of the data set's, or if it has none, `discover.search_probes` of the auditor's.
+  """
+  pool, bank, arm = ctx.pool("fresh"), ctx.models.bank(), "fresh"
+  if asked := pool.asked():
+    return ask_questions(ctx, bank, pool, asked, arm=arm, label="fresh probes", cascade=False)
+  asker = Asker(ctx, bank, pool=pool, prompts={"question": _SEARCH_ROWS}, full=True)
+  n, step = ctx.settings.discover.search_probes, ctx.settings.optim.steps or None
+  return [a for a in asker.ask(step, n, arm=arm, walk=(arm,), asked=()) if a.verdict]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a stage opens from one config and one workdir, whose manifest it writes."""
 
+from collections.abc import Callable
 import contextlib
 import dataclasses
 import functools
@@ -8,6 +9,7 @@ import os
 import pathlib
 import tempfile
 import time
+from typing import TypeVar
 
 from ml_collections import ConfigDict
 
@@ -25,6 +27,8 @@ from auditdm_jax.stages.truth import Oracle
 from auditdm_jax.stages.worlds import World, open_world
 from auditdm_jax.vlm import load_vlm
 
+T = TypeVar("T")
+
 
 class Context:
   """A run as a stage sees it: its folder, models, pools, world, judge and image service."""
@@ -37,7 +41,7 @@ class Context:
     self.judge = _open_judge(self.settings, self.folder)
     self.models = Models(self.settings, judge=self.judge)
     outsiders.check(self.settings)
-    self.images = ImageSource(self.folder.images)
+    self.images = ImageSource(self.folder.images, cache_bytes=self.settings.pool.cache_bytes)
     self._stack = contextlib.ExitStack()
     self._start = time.perf_counter()
 
@@ -60,6 +64,14 @@ class Context:
       seconds = round(time.perf_counter() - self._start, 1)
       self.folder.manifest.add_cost(self._stage, **self.models.answers(), seconds=seconds)
       self.folder.manifest.note(self._stage, "styles", self.models.styles())
+
+  def stage(self, name: str, body: Callable[[], T]) -> T:
+    """Runs a stage of several, with its name on the screen; its time goes into seconds.json."""
+    print(f"\n== {name}", flush=True)
+    start = time.perf_counter()
+    result = body()
+    self.folder.add_seconds(name, time.perf_counter() - start)
+    return result
 
   @functools.cached_property
   def pool(self) -> Pools:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """discover: sweeps the image pool for finds with a bandit over arms.
 
-Arms are the trained auditor's checkpoints, the untrained auditor and random questions. The budget
-moves to the arm that brings finds of new kinds. Finds made during GRPO are free and are kept. The
-control is random questions alone at equal total queries, GRPO's included.
+Arms are the trained auditor's checkpoints, the untrained auditor, and random questions if the data
+set has any. The budget moves to the arm that brings finds of new kinds. Finds made during GRPO are
+free and are kept. The control is random questions alone at equal total queries, GRPO's included.
 """
 
 from collections.abc import Sequence
@@ -33,14 +33,14 @@ def run(ctx: Context) -> Discovered:
   if (found := ctx.folder.done("discover", Discovered)) is not None:
     return found
   section = ctx.settings.discover
-  checkpoints = {f"auditor@{step}": step for step in ctx.folder.auditors()}
-  names = [*checkpoints, UNTRAINED, RANDOM]
-  arms = Arms(names, config=section.arms, seed=ctx.settings.seed)
-  mode_key, done, ask = ModeKey(ctx.seeds), ctx.folder.sweep(), _Sweep(ctx, checkpoints)
+  trained = ctx.folder.auditors() if ctx.settings.optim.steps else ()
+  ask = _Sweep(ctx, {f"auditor@{step}": step for step in trained})
+  arms = Arms(ask.names, config=section.arms, seed=ctx.settings.seed)
+  mode_key, done = ModeKey(ctx.seeds), ctx.folder.sweep()
   progress = metrics.Progress(section.probes, "discover")
   finds = 0
   for batch in range(-(-section.probes // section.batch)):
-    plan = arms.allocate(section.batch)
+    plan = ask.possible(arms.allocate(section.batch))
     attempts = done.get(batch)
     if attempts is None:
       attempts = ask.batch(plan, batch)
@@ -59,6 +59,9 @@ def run(ctx: Context) -> Discovered:
 class _Sweep:
   """Makes and asks an arm's probes: a pure function of (config.seed, arm, batch, n) and of what was
   booked, GRPO's completions included: no auditor spends a query on a question that was asked.
+
+  Attributes:
+    names: the arms.
   """
 
   def __init__(self, ctx: Context, checkpoints: dict[str, int]):
@@ -66,7 +69,15 @@ class _Sweep:
     self._pool = ctx.pool("images")
     self._auditor = Asker(ctx, self._bank, pool=self._pool)
     self._random = RandomQuestions(self._pool, ctx.settings.seed, RANDOM)
+    self.names = [*checkpoints, UNTRAINED, *([RANDOM] if len(self._random) else [])]
     self._asked = {a.probe.probe_id for a in ctx.folder.completions() if a.verdict}
+
+  def possible(self, plan: dict[str, int]) -> dict[str, int]:
+    """A plan in which the untrained auditor asks what the data set has no questions for."""
+    over = max(plan.get(RANDOM, 0) - self._random.left, 0)
+    if not over:
+      return plan
+    return plan | {RANDOM: plan[RANDOM] - over, UNTRAINED: plan[UNTRAINED] + over}
 
   def batch(self, plan: dict[str, int], batch: int) -> list[Attempt]:
     """Asks and books a batch, arm by arm."""

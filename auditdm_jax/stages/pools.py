@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The images of a run: splits of its data set, opened and read once, and the images it makes."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
 import dataclasses
 import fcntl
@@ -9,6 +10,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import threading
 
 import numpy as np
 
@@ -67,11 +69,17 @@ class InMemoryPool:
 
 
 class ImageSource:
-  """image_id -> u8[H,W,3] from the pools, else from the store of made images."""
+  """image_id -> u8[H,W,3] from the pools, else from the store of made images.
 
-  def __init__(self, made: Images):
+  Attributes:
+    made: the store.
+  """
+
+  def __init__(self, made: Images, *, cache_bytes: int):
+    """Takes the store, and how much of made images is kept in memory: the latest ones."""
     self.made = made
-    self._known: dict[str, np.ndarray] = {}
+    self._latest: OrderedDict[str, np.ndarray] = OrderedDict()
+    self._room, self._lock = cache_bytes, threading.Lock()
     self._rows: dict[str, tuple[InMemoryPool, int]] = {}
 
   def add_pool(self, pool: InMemoryPool) -> None:
@@ -80,15 +88,28 @@ class ImageSource:
   def put(self, image: np.ndarray) -> str:
     """Stores a made image and returns its id."""
     image_id = self.made.put(image)
-    self._known[image_id] = image
+    self._keep(image_id, image)
     return image_id
 
   def __call__(self, image_id: str) -> np.ndarray:
     if image_id in self._rows:
       pool, i = self._rows[image_id]
       return pool.image(i)
-    found = self._known.get(image_id)
-    return self.made.get(image_id) if found is None else found
+    with self._lock:
+      image = self._latest.get(image_id)
+    image = self.made.get(image_id) if image is None else image
+    self._keep(image_id, image)
+    return image
+
+  def _keep(self, image_id: str, image: np.ndarray) -> None:
+    """Keeps an image, and of earlier ones what still fits; the last one whatever its size."""
+    with self._lock:
+      if image_id not in self._latest:
+        self._latest[image_id] = image
+        self._room -= image.nbytes
+      self._latest.move_to_end(image_id)
+      while self._room < 0 and len(self._latest) > 1:
+        self._room += self._latest.popitem(last=False)[1].nbytes
 
 
 class Pools:

@@ -19,7 +19,7 @@ from auditdm_jax.audit.summary import ModeChange, NewMode, SecondRound
 from auditdm_jax.audit.taxonomy import Taxonomy, discover_modes
 from auditdm_jax.core import paths
 from auditdm_jax.core.config import UserError
-from auditdm_jax.stages import asking
+from auditdm_jax.stages import asking, grading
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import Verified
 from auditdm_jax.vlm import Vlm
@@ -51,11 +51,11 @@ def run(ctx: Context) -> SecondRound:
   with paths.reading(ctx.folder.repaired()) as folder:
     repaired = ctx.models.load(folder)
   known, bank = verified.taxonomy, ctx.models.bank(repaired)
-  steps, n = ctx.settings.optim.steps, ctx.settings.discover.search_probes
-  again = asking.search_asker(ctx, bank).ask(steps, n, arm=NAME, walk=asking.SEARCH)
+  trained, n = ctx.settings.optim.steps or None, ctx.settings.discover.search_probes
+  again = asking.search_asker(ctx, bank).ask(trained, n, arm=NAME, walk=asking.SEARCH)
   steps = ctx.settings.round2.steps
   modes = ledger(ctx, known, repaired)
-  start = ctx.models.auditor_params(ctx.folder.auditors()[ctx.settings.optim.steps])
+  start = ctx.models.auditor_params(ctx.folder.auditors()[trained] if trained else None)
   asking.train_auditor(ctx, bank, name=NAME, steps=steps, start=start)
   attempts = ctx.folder.completions(NAME)
   found_now = discover_modes(
@@ -63,14 +63,15 @@ def run(ctx: Context) -> SecondRound:
   )
   old = {m.name for m in known.modes}
   truths = [ctx.oracle.truth(find) for find in unique_finds(attempts)]
-  success = ctx.oracle.success
   return ctx.folder.finish(
     "reaudit",
     SecondRound(
-      success=success(again),
+      success=grading.success(ctx, again, bank=bank),
       modes=modes,
-      first_steps=success([a for a in attempts if a.probe.step < _EDGE]),
-      last_steps=success([a for a in attempts if a.probe.step >= steps - _EDGE]),
+      first_steps=grading.success(ctx, [a for a in attempts if a.probe.step < _EDGE], bank=bank),
+      last_steps=grading.success(
+        ctx, [a for a in attempts if a.probe.step >= steps - _EDGE], bank=bank
+      ),
       finds_by_gap=dict(Counter(t.gap or "not planted" for t in truths if t.confirmed)),
       new_modes=tuple(
         NewMode(m.name, m.definition, m.k, m.n) for m in found_now.modes if m.name not in old

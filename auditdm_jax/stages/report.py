@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""report: one folder that opens from a file, with the summary, the modes and their failures."""
+"""report: one folder that opens from a file, with the summary, the modes and their failures.
+
+It tells what is there once the stage verify is done, and names what was not measured. Run again
+after more stages, it has theirs too.
+"""
 
 from collections.abc import Sequence
 import datetime
@@ -14,12 +18,13 @@ from auditdm_jax.audit import rates
 from auditdm_jax.audit.attempt import Failure
 from auditdm_jax.audit.report import data as report_data
 from auditdm_jax.audit.report.write import write_report
-from auditdm_jax.audit.summary import Summary
+from auditdm_jax.audit.summary import ALL_ARMS, Summary
 from auditdm_jax.core import paths, runtime
-from auditdm_jax.core.config import UserError
+from auditdm_jax.stages import screen
 from auditdm_jax.stages.context import Context
-from auditdm_jax.stages.results import Evaluated, ModeRow, Verified
+from auditdm_jax.stages.results import ModeRow, Verified
 from auditdm_jax.stages.run import TRAIN
+from auditdm_jax.stages.summarise import Round, summarise
 
 CARDS = 8  # per mode
 FUNNEL_NOTES = {
@@ -48,8 +53,9 @@ METHODS = (
    "the consensus and not that of the target. It is used for reporting only, never as reward or "
    "label."),
   ("Confirmed finds", "Finds, before any gate, of which the oracle says that the consensus is true "
-   "and the target wrong; where there is no oracle, all finds."),
-  ("Search success", "Confirmed finds among all probes sent, malformed ones included."),
+   "and the target wrong. Where there is no oracle, verified failures take their place."),
+  ("Search success", "Confirmed finds or verified failures among all probes sent, malformed ones "
+   "included."),
   ("Modes", "Rules over question and consensus whose failure rate among all attempted probes is "
    "significantly raised; their rates are measured on fresh images and questions."),
   ("Controls", "prompt-only auditor; random questions at equal total queries (GRPO's included); "
@@ -60,28 +66,26 @@ METHODS = (
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
   with Context(config, workdir, "report") as ctx:
-    summary = ctx.folder.summary()
-    if summary is None:
-      raise UserError(f"{workdir / 'summary.json'} is not there; run the loop first")
-    print(f"report: {run(ctx, summary)}")
+    screen.show(run(ctx), ctx.folder.path)
   return 0
 
 
-def run(ctx: Context, summary: Summary) -> pathlib.Path:
-  """Writes <workdir>/report and returns its index.html.
+def run(ctx: Context) -> Summary:
+  """Writes summary.json, and the pages in <workdir>/report unless that is on no machine.
 
   Raises:
-    UserError: the workdir is not on this machine, or a stage before is not done.
+    UserError: nothing is verified yet.
   """
-  if paths.is_remote(ctx.folder.path):
-    raise UserError(
-      f"{ctx.folder.path}: copy it to this machine and run the stage report on the copy"
-    )
-  ctx.pool("images")  # so that source images are found by id
-  verified, evaluated = ctx.folder.done("verify", Verified), ctx.folder.done("evaluate", Evaluated)
-  if verified is None or evaluated is None:
-    raise UserError(f"{ctx.folder.path}: run the stages evaluate and verify first")
-  failures = ctx.folder.failures()
+  done = Round.of(ctx.folder)
+  summary = summarise(ctx, done)
+  ctx.folder.write_summary(summary)
+  if not paths.is_remote(ctx.folder.path):
+    _write(ctx, done, summary)
+  return summary
+
+
+def _write(ctx: Context, done: Round, summary: Summary) -> None:
+  failures, verified = ctx.folder.failures(), done.verified
   oracle = ctx.oracle.exists  # Without one, a count of what it confirmed says nothing.
   data = report_data.ReportData(
     title="Audit of " + ctx.models.target.name,
@@ -98,16 +102,67 @@ def run(ctx: Context, summary: Summary) -> pathlib.Path:
     strategies=_strategies(summary, oracle=oracle),
     rectify=_rectify(summary),
     second_round=_second_round(summary),
-    health=evaluated.health,
-    methods=METHODS,
+    health=done.evaluated.health if done.evaluated else None,
+    not_measured=_not_measured(ctx, done, summary, failures),
+    methods=[row for row in METHODS if row[0] != "Controls" or done.controlled],
     commands=["python -m auditdm_jax " + shlex.join(sys.argv[1:])],
     versions={
       name: importlib.metadata.version(name)
       for name in ("jax", "flax", "optax", "orbax-checkpoint")
     },
   )
-  root = ctx.folder.path / "report"
-  return write_report(root, data) if runtime.is_main() else root / "index.html"
+  if runtime.is_main():
+    write_report(ctx.folder.path / "report", data)
+
+
+def _not_measured(
+  ctx: Context, done: Round, summary: Summary, failures: Sequence[Failure]
+) -> list[tuple[str, str]]:
+  """What a reader may look for in vain, each with the reason."""
+  steps, modes = ctx.settings.optim.steps, done.verified.modes
+  unknown = sum(mode.fresh is None for mode in modes)
+  rows = (
+    (not steps, "A trained auditor", "config.optim.steps is 0: the auditor asked as it is"),
+    (
+      not ctx.oracle.exists,
+      "Precision, coverage and effective modes",
+      "there is no oracle, so that nobody knows which verified failures are real errors",
+    ),
+    (
+      not any(f.independent is not None for f in failures),
+      "An independent judge (V2)",
+      "no model outside the ensemble answered a question",
+    ),
+    (
+      ctx.world.paraphrase is None or not ctx.settings.verify.paraphrases,
+      "Stability over other wordings",
+      "nothing rewords questions here",
+    ),
+    (
+      summary.compared.not_looked_at > 0,
+      "Part of the finds",
+      f"{summary.compared.not_looked_at:,} are beyond config.verify.limit: shares of verified"
+      " failures among probes are lower bounds",
+    ),
+    (
+      unknown > 0,
+      "Fresh rates of modes",
+      f"no fresh probe falls under {unknown} of {len(modes)} modes",
+    ),
+    (
+      done.searched is None,
+      "The auditor before against after training",
+      "no search on equal images was done",
+    ),
+    (done.controlled is None, "A control of random questions at equal queries", "none were asked"),
+    (
+      done.evaluated is None,
+      "Accuracy of the models, and health of the references",
+      "the stage evaluate did not run; it needs questions whose answers are known",
+    ),
+    (done.repairs is None, "A repair of the target", "the stage rectify did not run"),
+  )
+  return [(what, why) for missing, what, why in rows if missing]
 
 
 def _funnel(verified: Verified) -> list[report_data.FunnelRow]:
@@ -247,7 +302,7 @@ def _arms(
   modes: dict[str, set[str]] = {}
   for f in failures:
     if f.verified and f.mode_id:
-      for name in (_arm(f), "all of the above"):
+      for name in (_arm(f), ALL_ARMS):
         modes.setdefault(name, set()).add(f.mode_id)
   return [
     report_data.ArmRow(

@@ -69,12 +69,15 @@ class Trained:
 
 @dataclasses.dataclass(frozen=True)
 class Searched:
-  """Search success of the untrained and of the trained auditor, and the kinds of their finds."""
+  """Search success of the untrained and of the trained auditor, and the kinds of their finds.
+
+  None is what was not trained, and kinds without an oracle.
+  """
 
   prompt_only: Rate
-  prompt_only_modes: Kinds
-  trained: Rate
-  trained_modes: Kinds
+  prompt_only_modes: Kinds | None
+  trained: Rate | None
+  trained_modes: Kinds | None
 
 
 @dataclasses.dataclass(frozen=True)

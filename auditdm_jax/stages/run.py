@@ -8,7 +8,7 @@
   discover/ control/         attempts of the sweep, and of the random questions
   verify/                    failures
   images/                    made images by the hash of their content
-  summary.json  seconds.json what a loop found, and how long its stages took
+  summary.json  seconds.json what was found so far, and how long stages took
 
 All processes come by here in the same order (`core.runtime`), and the first one writes. They wait
 for each other before they read, so that everything written is there, and after it, so that nothing
@@ -79,19 +79,22 @@ class RunFolder:
     return result
 
   def summary(self) -> Summary | None:
-    """Returns what a finished loop found, or None."""
+    """Returns what the last report said, or None."""
     data = read_json(self.path / "summary.json")
     return None if data is None else typed.load(Summary, data)
 
   def write_summary(self, summary: Summary) -> None:
     write_json(self.path / "summary.json", summary)
 
-  def add_seconds(self, stage: str, seconds: float) -> dict[str, float]:
-    """Adds to the time of a stage; returns the times of all."""
-    clock = read_json(self.path / "seconds.json") or {}
+  def seconds(self) -> dict[str, float]:
+    """Returns the times of the stages that `loop` and `audit` ran; {} if there are none."""
+    return read_json(self.path / "seconds.json") or {}
+
+  def add_seconds(self, stage: str, seconds: float) -> None:
+    """Adds to the time of a stage."""
+    clock = self.seconds()
     clock[stage] = round(clock.get(stage, 0.0) + seconds, 1)
     write_json(self.path / "seconds.json", clock)
-    return clock
 
   # --------------------------------------------------------------------------------- attempts
 
@@ -118,6 +121,8 @@ class RunFolder:
     rows: list[dict[str, Any]] = [
       {"batch": batch, "key": f"{batch}/{i}", **a.to_dict()} for i, a in enumerate(attempts)
     ]
+    if not rows:  # It is asked again on resume, for the same nothing.
+      return
     rows[-1]["last"] = True
     self.records("discover").append(_ATTEMPTS, [r for r in rows if r["key"] not in known])
 

@@ -78,7 +78,7 @@ class PoolConfig:
       of images, a JSONL file, a Parquet folder, or name/config/version of a TFDS data set.
     images: split the auditor looks at.
     heldout: split of the benchmark.
-    fresh: split for the rates of known modes.
+    fresh: split for the rates of known modes; "" = none, and these rates are not measured.
     cache_bytes: of decoded images that are kept, per split; others are read when they are needed.
     questions: a JSONL file about the images of a folder; "" = its own questions.jsonl.
     shares: of `images`, `heldout` and `fresh` among the images of a data set without splits.
@@ -103,6 +103,7 @@ class PoolConfig:
     """The shares by split; splits of one name have the sum of their shares."""
     of: dict[str, float] = {}
     for name, share in zip((self.images, self.heldout, self.fresh), self.shares, strict=True):
+      name = name or self.images  # Of a split that is not wanted, its share too.
       of[name] = of.get(name, 0.0) + share
     return Shares(of, self.share_seed)
 

@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The summary of a loop, from the results of its stages and the attempts in its folder."""
+"""The summary of an audit, from the results of the stages that are done and the attempts.
+
+A stage that did not run, and what only an oracle could tell, is None: not measured.
+"""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 import dataclasses
+import functools
 
 from auditdm_jax.audit import rates, summary
-from auditdm_jax.audit.attempt import Attempt, Find
+from auditdm_jax.audit.attempt import Attempt, Failure, Find, unique_attempts
+from auditdm_jax.core.config import UserError
+from auditdm_jax.stages.asking import CONTROL as CONTROL_STAGE
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import (
+  Controlled,
   Evaluated,
   ModeRow,
   Repairs,
@@ -16,106 +23,176 @@ from auditdm_jax.stages.results import (
   Verified,
   accuracy_of,
 )
+from auditdm_jax.stages.run import RunFolder
 from auditdm_jax.stages.truth import ModeKey
 
 CONTROL = "control: random, equal queries"
-ALL_ARMS = "all of the above"
 _FAITHFUL = 500  # Made images per strategy whose content is checked.
 _BINS = 15  # Points of the learning curve.
 
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-  """The results of the stages; `second` is None where the target was not audited again."""
+  """The results of the stages; None where one did not run."""
 
-  evaluated: Evaluated
-  searched: Searched
   verified: Verified
-  repairs: Repairs
-  second: summary.SecondRound | None
+  evaluated: Evaluated | None = None
+  searched: Searched | None = None
+  controlled: Controlled | None = None
+  repairs: Repairs | None = None
+  second: summary.SecondRound | None = None
+
+  @classmethod
+  def of(cls, folder: RunFolder) -> "Round":
+    """Returns what a folder holds.
+
+    Raises:
+      UserError: nothing is verified yet.
+    """
+    verified = folder.done("verify", Verified)
+    if verified is None:
+      raise UserError(f"{folder.path}: nothing to report; run the stage verify first")
+    return cls(
+      verified,
+      folder.done("evaluate", Evaluated),
+      folder.done("search", Searched),
+      folder.done(CONTROL_STAGE, Controlled),
+      folder.done("rectify", Repairs),
+      folder.done("reaudit", summary.SecondRound),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Real:
+  """Says which attempts are real failures: by the oracle, without one by verification."""
+
+  ctx: Context
+  verified: Collection[str]
+
+  @classmethod
+  def of(cls, ctx: Context, failures: Sequence[Failure]) -> "_Real":
+    return cls(ctx, {f.probe.probe_id for f in failures if f.verified})
+
+  def rate(self, attempts: Sequence[Attempt]) -> rates.Rate:
+    return self.ctx.oracle.success(attempts, verified=self.verified)
 
 
 def summarise(ctx: Context, done: Round) -> summary.Summary:
-  """Returns what summary.json holds, except for the seconds."""
+  """Returns what summary.json holds."""
   ctx.pool("images")  # So that their images are found by id.
-  auditable, evaluated, found = done.evaluated.auditable, done.evaluated, ctx.folder.attempts()
-  trained, random = ctx.folder.completions(), ctx.folder.control()
-  cover = ctx.oracle.coverage(found, auditable)
-  target = evaluated.tables[ctx.models.target.name]
+  found, trained = ctx.folder.attempts(), ctx.folder.completions()
+  random = ctx.folder.control() if done.controlled else None
+  auditable = done.evaluated.auditable if done.evaluated else ()
+  cover, searched = ctx.oracle.coverage(found, auditable), done.searched
+  failures = ctx.folder.failures()
+  real = _Real.of(ctx, failures)
+  seconds = ctx.folder.seconds()
   return summary.Summary(
     target=ctx.models.target.name,
-    search=summary.Search(done.searched.prompt_only, done.searched.trained),
-    search_modes=summary.SearchModes(done.searched.prompt_only_modes, done.searched.trained_modes),
+    compared=compared(found, failures),
+    search=searched and summary.Search(searched.prompt_only, searched.trained),
+    search_modes=searched
+    and summary.SearchModes(searched.prompt_only_modes, searched.trained_modes),
     precision=done.verified.precision,
     coverage=cover,
-    gaps={
-      gap: summary.Gap(target.get(f"gap: {gap}"), gap in auditable, cover.per_gap.get(gap, 0))
-      for gap in ctx.world.gaps
-    },
+    gaps=_gaps(ctx, done.evaluated, cover) if done.evaluated and cover else {},
     modes=mode_scores(
       done.verified.modes,
       auditable,
       threshold=ctx.settings.taxonomy.modes.threshold,
       oracle=ctx.oracle.exists,
     ),
-    rectify=_accuracies(ctx, evaluated, done.repairs),
+    rectify=_accuracies(ctx, done.evaluated, done.repairs) if done.evaluated else {},
     reaudit=done.second.success if done.second else None,
     second_round=done.second,
-    arms=_arms(ctx, trained, found, random, auditable),
-    strategies=strategies(ctx, found),
-    curve=curve(ctx, trained),
+    arms=_arms(real, trained, found, random, auditable),
+    strategies=strategies(real, found),
+    curve=curve(real, trained),
     queries=summary.Queries(
       grpo=len(trained),
       # A question that the group repeats is put to the models once.
       grpo_distinct=len({(a.probe.step, a.probe.probe_id) for a in trained}),
       discover=len(found) - len(trained),
       total=len(found),
-      control_random=len(random),
+      control_random=None if random is None else len(random),
       verify_looked_at=done.verified.funnel["looked_at"],
     ),
+    seconds=seconds | {"total": round(sum(seconds.values()), 1)} if seconds else {},
   )
 
 
+def compared(attempts: Sequence[Attempt], failures: Sequence[Failure]) -> summary.Compared:
+  """Counts the distinct questions: those that can tell, and those that say nothing."""
+  asked = unique_attempts(attempts)
+  finds = {a.probe.probe_id for a in attempts if a.find}
+  looked_at = {f.probe.probe_id for f in failures}
+  agreed = {a.probe.probe_id for a in asked if a.consensus is not None} | finds
+  left_out = Counter(
+    a.verdict.reason for a in asked if a.verdict and a.probe.probe_id not in agreed
+  )
+  verified = sum(f.verified for f in failures)
+  return summary.Compared(
+    asked=len(asked),
+    failures=rates.rate(verified, len(agreed)),
+    left_out=dict(sorted(left_out.items())),
+    not_looked_at=len(finds - looked_at),
+  )
+
+
+def _gaps(ctx: Context, evaluated: Evaluated, cover: summary.Coverage) -> dict[str, summary.Gap]:
+  """Returns the planted gaps."""
+  target, auditable = evaluated.tables[ctx.models.target.name], evaluated.auditable
+  return {
+    gap: summary.Gap(target.get(f"gap: {gap}"), gap in auditable, cover.per_gap.get(gap, 0))
+    for gap in ctx.world.gaps
+  }
+
+
 def _accuracies(
-  ctx: Context, evaluated: Evaluated, repairs: Repairs
+  ctx: Context, evaluated: Evaluated, repairs: Repairs | None
 ) -> dict[str, summary.Accuracy]:
   """Returns held-out accuracy of the target, of its larger sibling and of the repaired models."""
   rows = {"baseline": accuracy_of(evaluated.tables[ctx.models.target.name])}
   if ctx.models.sibling:
     rows["larger_sibling"] = accuracy_of(evaluated.tables[ctx.models.sibling.name])
-  for name, model in repairs.models.items():
+  for name, model in repairs.models.items() if repairs else ():
     rows[name] = accuracy_of(model.table, examples=model.examples)
   return rows
 
 
 def _arms(
-  ctx: Context,
+  real: _Real,
   trained: Sequence[Attempt],
   found: Sequence[Attempt],
-  random: Sequence[Attempt],
+  random: Sequence[Attempt] | None,
   auditable: Sequence[str],
 ) -> dict[str, summary.Arm]:
   """Returns a row for each source of probes, for their sum and for the control."""
-  groups: dict[str, list[Attempt]] = {"grpo": list(trained)}
+  groups: dict[str, list[Attempt]] = {"grpo": list(trained)} if trained else {}
   for a in found[len(trained) :]:
     groups.setdefault(a.probe.arm, []).append(a)
-  groups |= {ALL_ARMS: list(found), CONTROL: list(random)}
-  key = ModeKey(ctx.seeds)
-  return {name: _arm(ctx, own, key, auditable) for name, own in groups.items()}
+  groups[summary.ALL_ARMS] = list(found)
+  arm = functools.partial(_arm, real, key=ModeKey(real.ctx.seeds), auditable=auditable)
+  rows = {name: arm(own) for name, own in groups.items()}
+  if random is not None:
+    rows[CONTROL] = arm(random)
+    if not real.ctx.oracle.exists:  # Its finds were not verified.
+      rows[CONTROL] = dataclasses.replace(rows[CONTROL], verified=None)
+  return rows
 
 
 def _arm(
-  ctx: Context, attempts: Sequence[Attempt], key: ModeKey, auditable: Sequence[str]
+  real: _Real, attempts: Sequence[Attempt], *, key: ModeKey, auditable: Sequence[str]
 ) -> summary.Arm:
   kinds = Counter(k for k in map(key, attempts) if k)
-  cover = ctx.oracle.coverage(attempts, auditable)
+  cover = real.ctx.oracle.coverage(attempts, auditable)
   return summary.Arm(
     queries=len(attempts),
-    verified=ctx.oracle.success(attempts),
-    confirmed_unique=cover.confirmed,
-    gaps_found=cover.gaps_found,
-    effective_modes=cover.effective_modes,
-    effective_skills=cover.effective_skills,
+    verified=real.rate(attempts),
+    confirmed_unique=cover and cover.confirmed,
+    gaps_found=cover and cover.gaps_found,
+    effective_modes=cover and cover.effective_modes,
+    effective_skills=cover and cover.effective_skills,
     unseen_mass=rates.good_turing(kinds.values()) if kinds else None,
   )
 
@@ -128,9 +205,11 @@ def mode_scores(
   Recall: auditable gaps that some mode is about. Precision: modes the oracle bears out. A mode is
   about a gap if most of its oracle-confirmed fresh failures lie in it. It is borne out if the
   oracle confirms failures on at least the taxonomy's `threshold` of its fresh probes. Without an
-  oracle neither can be measured: both have n = 0.
+  oracle neither can be measured.
   """
-  measured = [(m, m.fresh) for m in modes if oracle and m.fresh and m.fresh.n > 0]
+  if not oracle:
+    return summary.ModeScores(recall=None, precision=None, found=len(modes))
+  measured = [(m, m.fresh) for m in modes if m.fresh and m.fresh.n > 0]
   right = [m for m, fresh in measured if m.confirmed / fresh.n >= threshold]
   hit = {m.gap for m in right if m.gap and m.gap_share >= 0.5}
   return summary.ModeScores(
@@ -140,8 +219,9 @@ def mode_scores(
   )
 
 
-def strategies(ctx: Context, attempts: Sequence[Attempt]) -> dict[str, summary.StrategyRow]:
-  """Returns, by strategy, confirmed share, faithful images, and kinds of failure it alone found."""
+def strategies(real: _Real, attempts: Sequence[Attempt]) -> dict[str, summary.StrategyRow]:
+  """Returns, by strategy, real failures, faithful images, and kinds of failure it alone found."""
+  ctx = real.ctx
   by: dict[str, list[Attempt]] = {}
   for a in attempts:
     by.setdefault(a.probe.strategy, []).append(a)
@@ -151,8 +231,10 @@ def strategies(ctx: Context, attempts: Sequence[Attempt]) -> dict[str, summary.S
   }
   return {
     name: summary.StrategyRow(
-      verified=ctx.oracle.success(own),
-      only_here=len(modes[name] - set().union(*(m for s, m in modes.items() if s != name))),
+      verified=real.rate(own),
+      only_here=len(modes[name] - set().union(*(m for s, m in modes.items() if s != name)))
+      if ctx.oracle.exists
+      else None,
       **_images(ctx, [a for a in own if _is_made(a)]),
     )
     for name, own in by.items()
@@ -166,7 +248,7 @@ def _is_made(a: Attempt) -> bool:
 
 def _images(ctx: Context, made: Sequence[Attempt]) -> dict[str, object]:
   """Returns what a strategy's row says of the images that it made, if it made any."""
-  if not made:
+  if not made or not ctx.oracle.exists:
     return {}
   exposed = Counter()
   for a in made:
@@ -197,7 +279,7 @@ def _exposed(ctx: Context, find: Find) -> bool:
   return before is None or not ctx.judge.same(before, find.consensus, question=question)
 
 
-def curve(ctx: Context, attempts: Sequence[Attempt]) -> tuple[summary.CurvePoint, ...]:
+def curve(real: _Real, attempts: Sequence[Attempt]) -> tuple[summary.CurvePoint, ...]:
   """Returns search success and effective modes over the steps of GRPO."""
   if not attempts:
     return ()
@@ -206,15 +288,15 @@ def curve(ctx: Context, attempts: Sequence[Attempt]) -> tuple[summary.CurvePoint
   points = []
   for start in range(0, last, width):
     own = [a for a in attempts if start <= a.probe.step < start + width]
-    cover, r = ctx.oracle.coverage(own), ctx.oracle.success(own)
+    cover, r = real.ctx.oracle.coverage(own), real.rate(own)
     points.append(
       summary.CurvePoint(
         step=start + width,
         success=r.rate,
         n=r.n,
         ci95=r.ci95,
-        effective_modes=cover.effective_modes,
-        effective_skills=cover.effective_skills,
+        effective_modes=cover and cover.effective_modes,
+        effective_skills=cover and cover.effective_skills,
       )
     )
   return tuple(points)

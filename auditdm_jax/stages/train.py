@@ -18,11 +18,13 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> int:
 
 
 def run(ctx: Context) -> Trained:
-  """Trains to config.optim.steps, if the preflight finds nothing wrong; resumes."""
+  """Trains to config.optim.steps, which may be 0, if the preflight finds nothing wrong; resumes."""
   if (found := ctx.folder.done(TRAIN, Trained)) is not None:
     return found
   preflight.run(ctx)
   settings = ctx.settings
+  if not settings.optim.steps:
+    return ctx.folder.finish(TRAIN, Trained(0, 0, 0, None))
   result = asking.train_auditor(
     ctx, ctx.models.bank(), name=TRAIN, steps=settings.optim.steps, stop=settings.stop
   )

@@ -2,7 +2,7 @@
 """What a world's oracle says of attempts. It reports only: it is in no reward and in no label."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 import dataclasses
 
 import numpy as np
@@ -62,17 +62,28 @@ class Oracle:
       mode_of(question, answer) if mode_of else None,
     )
 
-  def success(self, attempts: Sequence[Attempt]) -> Rate:
-    """Returns the share of confirmed finds (finds, without an oracle) among all attempts."""
-    finds = [a.find for a in attempts]
+  def success(self, attempts: Sequence[Attempt], *, verified: Collection[str] = ()) -> Rate:
+    """Returns the share of real failures among all attempts, malformed ones included.
+
+    Args:
+      attempts: the attempts.
+      verified: ids of the probes whose find was verified, which count where there is no oracle.
+    """
     if self.exists:
-      return rates.rate(sum(self.truth(f).confirmed for f in finds), len(finds))
-    return rates.rate(sum(f is not None for f in finds), len(finds))
+      real = sum(self.truth(a.find).confirmed for a in attempts)
+    else:
+      real = sum(a.verdict is not None and a.probe.probe_id in verified for a in attempts)
+    return rates.rate(real, len(attempts))
 
   def coverage(
     self, attempts: Sequence[Attempt], auditable: Sequence[str] = (), *, least: int = 5
-  ) -> Coverage:
-    """Returns how far unique confirmed finds reach; a gap is found from `least` of them on."""
+  ) -> Coverage | None:
+    """Returns how far unique confirmed finds reach; a gap is found from `least` of them on.
+
+    Without an oracle nothing is confirmed, and there is nothing to tell.
+    """
+    if not self.exists:
+      return None
     truths = [self.truth(find) for find in unique_finds(attempts)]
     confirmed = [t for t in truths if t.confirmed]
     per_gap = Counter(t.gap for t in confirmed if t.gap)

@@ -155,7 +155,7 @@ def _match(tax: Taxonomy, finds: Sequence[Find]) -> list[Mode | None]:
 
 def fresh_modes(ctx: Context, tax: Taxonomy) -> list[ModeRow]:
   """Measures each mode on fresh probes, and counts how many of those the oracle confirms."""
-  attempts = asking.fresh_attempts(ctx)
+  attempts = asking.fresh_attempts(ctx) if tax.modes and ctx.settings.pool.fresh else []
   # A fresh probe is asked in full: its consensus is that of its verdict.
   matched = tax.match([a.probe.question for a in attempts], [a.consensus for a in attempts])
   rates = tax.fresh_rates(unique_attempts(attempts))

@@ -5,28 +5,23 @@ import dataclasses
 import json
 import types
 
+import pytest
+
 from auditdm_jax.audit import health, rates
 from auditdm_jax.audit import judge as judge_lib
 from auditdm_jax.audit.attempt import Attempt, Failure, Opinion
 from auditdm_jax.audit.probe import Probe, Verdict
 from auditdm_jax.audit.skills import Seeds, Skill
-from auditdm_jax.audit.summary import Accuracy, Arm, Kinds, Queries, Summary
+from auditdm_jax.audit.summary import Accuracy, Arm, Queries, Summary
 from auditdm_jax.audit.taxonomy import Taxonomy
-from auditdm_jax.audit.verify import Tally
+from auditdm_jax.audit.verify import Tally, VerifyConfig
 from auditdm_jax.core import jsonio, typed
-from auditdm_jax.stages import loop, report
-from auditdm_jax.stages.results import (
-  Evaluated,
-  Found,
-  ModeRow,
-  RepairedModel,
-  Repairs,
-  Searched,
-  Verified,
-)
+from auditdm_jax.core.config import UserError
+from auditdm_jax.rl.step import OptimConfig
+from auditdm_jax.stages import report, screen, summarise
+from auditdm_jax.stages.results import Evaluated, Found, ModeRow, RepairedModel, Repairs, Verified
 from auditdm_jax.stages.run import TRAIN
 from auditdm_jax.stages.sections import NamingConfig
-from auditdm_jax.stages.summarise import Round, summarise
 from auditdm_jax.stages.truth import Oracle
 from auditdm_jax.stages.worlds import World
 
@@ -38,6 +33,8 @@ class Folder:
     self.path, self._attempts, self._results = path, attempts, results
 
   def done(self, stage, cls):
+    if stage not in self._results:
+      return None
     return typed.load(cls, json.loads(json.dumps(jsonio.plain(self._results[stage]))))
 
   def attempts(self):
@@ -45,6 +42,12 @@ class Folder:
 
   def completions(self):
     return []
+
+  def seconds(self):
+    return {"verify": 1.0}
+
+  def write_summary(self, summary):
+    jsonio.write_json(self.path / "summary.json", summary)
 
   control = failures = completions
 
@@ -58,7 +61,11 @@ class Run:
   world, judge = World(), judge_lib.Judge()
   oracle = Oracle(world, images={}.__getitem__, judge=judge)
   settings = types.SimpleNamespace(
-    seed=0, taxonomy=NamingConfig(), bank=types.SimpleNamespace(max_new_tokens=3)
+    seed=0,
+    taxonomy=NamingConfig(),
+    bank=types.SimpleNamespace(max_new_tokens=3),
+    optim=OptimConfig(),
+    verify=VerifyConfig(),
   )
   seeds = Seeds((Skill("color_of", "The colour of a thing.", ("what color is the ring",)),))
 
@@ -69,17 +76,17 @@ class Run:
     assert role == "images"
 
 
-def _attempt(i, arm):
+def _attempt(i, arm, said="red"):
   probe = Probe.make(f"i{i}", "what color is the ring", arm=arm)
   verdict = Verdict(
     probe_id=probe.probe_id,
-    answers={"t": "red", "a": "blue", "b": "blue"},
+    answers={"t": said, "a": "blue", "b": "blue"},
     target="t",
     references=("a", "b"),
     consensus="blue",
     agree=True,
-    disagreement=True,
-    reason="disagreement",
+    disagreement=said != "blue",
+    reason="agreement" if said == "blue" else "disagreement",
   )
   return Attempt(probe=probe, verdict=verdict)
 
@@ -89,7 +96,7 @@ def _failure(i, arm, mode_id, grade="V1"):
 
 
 def _without_oracle(workdir, attempts):
-  """A run of `attempts`, of which none was verified, and its summary."""
+  """A run of `attempts`, of which none was verified."""
   right = {n: ["blue"] * 4 for n in "tab"}
   table = {"all": rates.rate(4, 4)}
   ensemble = health.health(right, right["t"], judge_lib.Judge(), target="t", references=("a", "b"))
@@ -107,43 +114,65 @@ def _without_oracle(workdir, attempts):
   )
   funnel = {"attempted": 1, "finds": 1, "looked_at": 1, "stable": 0}
   verified = Verified(funnel, None, Taxonomy(Run.seeds, ()), (mode,))
-  run = Run(Folder(workdir, attempts, {"evaluate": evaluated, "verify": verified}))
-  kinds = Kinds(0.0, 0.0, {})
-  searched = Searched(rates.NOTHING, kinds, rates.NOTHING, kinds)
   repairs = Repairs({"repaired": RepairedModel(table, 0)})
-  done = Round(evaluated, searched, verified, repairs, None)
-  summary = dataclasses.replace(summarise(run, done), seconds={"total": 1.0})
-  return run, typed.load(Summary, json.loads(json.dumps(jsonio.plain(summary))))
+  done = {"evaluate": evaluated, "verify": verified, "rectify": repairs}
+  return Run(Folder(workdir, attempts, done))
 
 
 def test_a_run_without_an_oracle_is_reported_and_nothing_is_said_to_be_zero(tmp_path, capsys):
-  run, summary = _without_oracle(tmp_path, [_attempt(0, "random")])
-  index = report.run(run, summary)
-  text = index.read_text(encoding="utf-8")
+  run = _without_oracle(tmp_path, [_attempt(0, "random")])
+  summary = report.run(run)
+  read = jsonio.read_json(tmp_path / "summary.json")
+  assert typed.load(Summary, read) == summary
+  assert read["coverage"] is read["search"] is read["queries"]["control_random"] is None
+  index = tmp_path / "report/index.html"
+  text, missing = index.read_text(encoding="utf-8").split('id="not-measured"')
   for word in ("Precision", "independent agrees", "onfirmed finds"):
     assert word not in text
   assert "Planted gaps" not in text and "Accuracy after repair" in text
-  assert "–, n = 0" in text  # of the control, which asked nothing, and of the gaps
-  for label in ("Gaps", "Effective modes", "Modes only here"):
-    cells = [c.split("</td>")[0] for c in text.split(f'data-label="{label}"')[1:]]
-    assert cells and all("–" in c for c in cells), label
+  assert "control: random" not in text
+  for label in ("Effective modes", "Modes only here"):
+    assert f'data-label="{label}"' not in text, label
+  for what in ("effective modes", "equal queries", "An independent judge", "other wordings"):
+    assert what in missing, what
+  assert "A repair" not in missing and "Accuracy" not in missing
   methods = (index.parent / "methods.html").read_text(encoding="utf-8")
-  assert "<code>precision</code></th><td>–<" in methods
-  assert "<code>modes.precision</code></th><td>–, n = 0<" in methods
-  loop.show(summary)
+  for key in ("precision", "modes.precision", "coverage", "arms.random.effective_modes"):
+    assert f"<code>{key}</code></th><td>not measured<" in methods, key
+  screen.show(summary, tmp_path)
   shown = capsys.readouterr().out
   assert "arm random" in shown and "precision" not in shown and "gaps found" not in shown
+  assert "no failure found, but 1 conflicts were not looked at" in shown
+
+
+def test_nothing_found_is_a_result_with_its_bound():
+  same = _attempt(0, "random", said="blue")
+  none = summarise.compared([same], [])
+  assert none.verdict.startswith("no failure found: looked at 1 questions")
+  assert none.verdict.endswith(f"below {rates.rate(0, 1).ci95[1]:.2%} (95 %)")
+  found = _attempt(1, "random")
+  failure = Failure.of(found.find, grade="V1")
+  both = summarise.compared([same, found, found], [failure])
+  assert (both.failures.k, both.failures.n, both.asked) == (1, 2, 2)
+  assert "1 failures verified among 2 questions" in both.verdict
+  assert "none of 0 questions can be compared" in summarise.compared([], []).verdict
+
+
+def test_a_report_before_verify_says_what_to_run(tmp_path):
+  with pytest.raises(UserError, match="run the stage verify first"):
+    report.run(Run(Folder(tmp_path, [], {})))
 
 
 def test_a_report_says_of_each_gate_what_was_measured_and_who_gave_v2(tmp_path):
-  run, summary = _without_oracle(tmp_path, [_attempt(0, "random")])
+  run, index = _without_oracle(tmp_path, [_attempt(0, "random")]), tmp_path / "report/index.html"
   verified = run.folder.done("verify", Verified)
   gates = {"both_ways": Tally(9, 1, 0, True), "answerable": Tally(0, 0, 1234, True)}
   sides = {"labels": {"consensus": 6, "target": 2, "neither": 1, "not measured": 31}}
   funnel = verified.funnel | {"answerable": 9}
   changed = dataclasses.replace(verified, gates=gates, sides=sides, funnel=funnel)
   run.folder._results["verify"] = changed
-  text = report.run(run, summary).read_text(encoding="utf-8")
+  report.run(run)
+  text = index.read_text(encoding="utf-8")
   table = text.partition('id="gates"')[2].partition("</section>")[0]
   both, answerable, _, labels = table.split("<tr>")[2:]
   assert "9 of 10" in both and "–, n = 0" in answerable and "1,234" in answerable
@@ -151,7 +180,8 @@ def test_a_report_says_of_each_gate_what_was_measured_and_who_gave_v2(tmp_path):
   assert "6 of 9" in labels and "target 2, neither 1" in labels and ">31<" in labels
   assert "V2 is not measured" not in text
   run.folder._results["verify"] = dataclasses.replace(changed, sides={})
-  assert "V2 is not measured" in report.run(run, summary).read_text(encoding="utf-8")
+  report.run(run)
+  assert "V2 is not measured" in index.read_text(encoding="utf-8")
 
 
 def test_a_card_says_who_gave_which_answer():

@@ -47,7 +47,7 @@ def test_each_process_reads_its_share_of_the_pool_and_knows_all_ids(monkeypatch,
   pool = InMemoryPool(rows, cache_bytes=1 << 20)
   assert gathered == [ids[process::2]] and rows.read == list(range(5))[process::2]
   assert [pool.image_id(i) for i in range(len(pool))] == ids
-  source = ImageSource(Images)
+  source = ImageSource(Images, cache_bytes=0)
   source.add_pool(pool)
   rows.read.clear()
   assert [source(image_id)[0, 0, 0] for image_id in ids] == list(range(5))
@@ -62,6 +62,20 @@ def test_images_that_do_not_fit_are_read_again():
   for read in ([0, 1, 2, 3, 4], [2, 3, 4]):
     rows.read.clear()
     assert [pool.image(i)[0, 0, 0] for i in range(5)] == list(range(5)) and rows.read == read
+
+
+def test_made_images_are_kept_as_far_as_they_fit(tmp_path, monkeypatch):
+  made = Images(tmp_path)
+  source = ImageSource(made, cache_bytes=2 * 12)
+  ids = [source.put(np.full((2, 2, 3), i, np.uint8)) for i in range(4)]
+  read = []
+  get = made.get
+  monkeypatch.setattr(made, "get", lambda i: read.append(i) or get(i))
+  assert [source(i)[0, 0, 0] for i in ids[2:]] == [2, 3] and not read
+  assert source(ids[0])[0, 0, 0] == 0 and read == ids[:1]
+  assert source(ids[3])[0, 0, 0] == 3 and source(ids[0])[0, 0, 0] == 0 and read == ids[:1]
+  assert source(ids[2])[0, 0, 0] == 2 and read == [ids[0], ids[2]]
+  assert source(ids[3])[0, 0, 0] == 3 and read == [ids[0], ids[2], ids[3]]
 
 
 def test_the_first_process_writes_and_all_read_at_the_same_point(monkeypatch, tmp_path):

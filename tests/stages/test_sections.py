@@ -13,7 +13,7 @@ NAN, INF = math.nan, math.inf
 WRONG = {
   "seed": (-1, 2**32),
   "rollout.seed": (-1, 2**32),
-  "optim.steps": (0, -3),
+  "optim.steps": (-3,),
   "optim.lr": (0.0, -1e-3, NAN, INF),
   "optim.final_lr": (-1e-3, NAN, INF),
   "optim.warmup": (-0.1, 1.5, NAN),

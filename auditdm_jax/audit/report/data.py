@@ -127,7 +127,7 @@ class ArmRow:
 
   name: str
   queries: int
-  confirmed: Rate
+  confirmed: Rate | None
   gaps_found: int | None = None
   modes_found: int | None = None
   effective_modes: float | None = None
@@ -182,7 +182,10 @@ class SecondRoundRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportData:
-  """Everything that `write_report` needs; `summary` is None while the loop is not done."""
+  """Everything that `write_report` needs.
+
+  `not_measured` are pairs of what a reader may look for, and why it is not there.
+  """
 
   title: str
   target: str
@@ -199,6 +202,7 @@ class ReportData:
   rectify: Sequence[RectifyRow] = ()
   second_round: Sequence[SecondRoundRow] = ()
   health: Health | None = None
+  not_measured: Sequence[tuple[str, str]] = ()
   methods: Sequence[tuple[str, str]] = ()
   limits: Sequence[tuple[str, str]] = LIMITS
   commands: Sequence[str] = ()

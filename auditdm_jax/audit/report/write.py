@@ -22,10 +22,10 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from auditdm_jax.audit.rates import Rate
+from auditdm_jax.audit.rates import NOTHING, Rate
 from auditdm_jax.audit.report import charts, pictures
 from auditdm_jax.audit.report import data as data_lib
-from auditdm_jax.audit.summary import Accuracy, Summary
+from auditdm_jax.audit.summary import ALL_ARMS, Accuracy, Summary
 from auditdm_jax.core import jsonio
 
 _TEMPLATES = pathlib.Path(__file__).parent / "templates"
@@ -111,6 +111,7 @@ def _write_pages(root: pathlib.Path, data: data_lib.ReportData) -> None:
     "index.html",
     modes=modes,
     tiles=_tiles(data),
+    verdict=_sentence(data.summary.compared.verdict) if data.summary else "",
     finds=_finds_word(data.summary),
     funnel_top=max((row.count for row in data.funnel), default=0),
     success_chart=charts.line_chart(
@@ -121,7 +122,9 @@ def _write_pages(root: pathlib.Path, data: data_lib.ReportData) -> None:
     modes_chart=charts.line_chart(
       [(c.name, c.steps, c.effective_modes) for c in data.curves],
       title="Effective number of modes over GRPO steps",
-    ),
+    )
+    if any(x is not None for c in data.curves for x in c.effective_modes)
+    else "",
   )
   for i, page in enumerate(modes):
     before, after = modes[i - 1] if i else None, modes[i + 1] if i + 1 < len(modes) else None
@@ -194,7 +197,7 @@ def _summary_rows(value: Any, path: str = ""):
   if (rate := _rate(value)) is not None:
     yield path, charts.rate_text(rate)
   elif value is None:
-    yield path, charts.percent(None)
+    yield path, "not measured"
   elif isinstance(value, Mapping):
     for key, item in value.items():
       yield from _summary_rows(item, f"{path}.{key}" if path else str(key))
@@ -211,17 +214,12 @@ def _tiles(data: data_lib.ReportData) -> list[_Tile]:
   summary = data.summary
   if summary is None:
     return []
-  search, tiles = summary.search, []
-  note = f"of the trained auditor's probes are {_finds_word(summary).lower()}"
-  after, before = search.trained.rate, search.prompt_only.rate
-  if after is not None and before:
-    note += f"; {charts.percent(before)} before training (×{after / before:.1f})"
-  tiles.append(_rate_tile("Search success", search.trained, note))
+  tiles = [_search_tile(summary)]
   if precision := summary.precision:
     note = f"of verified failures are real, by the oracle (n = {precision.n:,})"
     tiles.append(_rate_tile("Precision", precision, note))
   coverage = summary.coverage
-  if coverage.gaps_auditable:
+  if coverage and coverage.gaps_auditable:
     spread = f"finds spread over {coverage.effective_modes:.1f} effective modes"
     found = f"{coverage.gaps_found} of {coverage.gaps_auditable}"
     tiles.append(_Tile("Planted gaps found", found, spread))
@@ -233,8 +231,27 @@ def _tiles(data: data_lib.ReportData) -> list[_Tile]:
 
 
 def _finds_word(summary: Summary | None) -> str:
-  """Returns what finds are called: only an oracle confirms them."""
-  return "Confirmed finds" if summary and summary.precision else "Finds"
+  """Returns what real failures are called: only an oracle confirms finds."""
+  return "Confirmed finds" if summary and summary.precision else "Verified failures"
+
+
+def _search_tile(summary: Summary) -> _Tile:
+  """Search success of the trained auditor; where it was not measured, of all probes."""
+  search, word = summary.search, _finds_word(summary).lower()
+  if search is None or search.trained is None:
+    rate = search.prompt_only if search else summary.arms[ALL_ARMS].verified
+    whose = "the untrained auditor's probes" if search else f"{summary.queries.total:,} probes"
+    least = "at least, " if summary.compared.not_looked_at else ""
+    return _rate_tile("Search success", rate or NOTHING, f"{least}of {whose} are {word}")
+  note = f"of the trained auditor's probes are {word}"
+  after, before = search.trained.rate, search.prompt_only.rate
+  if after is not None and before:
+    note += f"; {charts.percent(before)} before training (×{after / before:.1f})"
+  return _rate_tile("Search success", search.trained, note)
+
+
+def _sentence(text: str) -> str:
+  return f"{text[:1].upper()}{text[1:]}."
 
 
 def _rate_tile(label: str, rate: Rate, note: str) -> _Tile:

@@ -24,7 +24,7 @@ from auditdm_jax.core.config import UserError, did_you_mean
 from auditdm_jax.core.pools import rows as rows_lib
 from auditdm_jax.core.pools.listed import Entry, FileSource, ListedPool, pool_of
 from auditdm_jax.core.pools.remembered import Remembered
-from auditdm_jax.core.pools.shares import Shares
+from auditdm_jax.core.pools.shares import NoSplit, Shares
 
 QUESTIONS = "questions.jsonl"
 _NEARBY = 2_000  # Names that an error may suggest.
@@ -90,7 +90,7 @@ def _layout(
     questions = questions or _questions_of(directory)
     return _Layout(directory if questions else part, part, questions)
   if others := [f"{name}/" for name in shares.of if (directory / name).is_dir()]:
-    raise UserError(
+    raise NoSplit(
       f"{directory}: neither a prepared data set nor a folder with images in {split}/, but there"
       f" is {', '.join(others)}"
     )

@@ -14,7 +14,7 @@ from auditdm_jax.core.config import UserError, did_you_mean
 from auditdm_jax.core.pools import base
 from auditdm_jax.core.pools.remembered import Remembered, version_of
 from auditdm_jax.core.pools.rows import Asked
-from auditdm_jax.core.pools.shares import Shares
+from auditdm_jax.core.pools.shares import NoSplit, Shares
 
 
 class Source(Protocol):
@@ -112,7 +112,8 @@ def pool_of(
     ids: the image ids that are known.
 
   Raises:
-    UserError: there is no such split, it is empty, or pictures cannot be read.
+    NoSplit: there is no such split, or it is empty.
+    UserError: pictures cannot be read.
   """
   if given:
     chosen = [entries[k] for k, name in given.items() if name == split]
@@ -121,13 +122,13 @@ def pool_of(
     if not chosen:
       known = sorted(set(given.values()))
       hint = did_you_mean(split, known)
-      raise UserError(f"{where}: no split {split!r}{hint}; splits: {', '.join(known)[:300]}")
+      raise NoSplit(f"{where}: no split {split!r}{hint}; splits: {', '.join(known)[:300]}")
     return ListedPool(chosen, split, ids)
   shares.check(split, str(where))
   image_ids = ListedPool(entries, split, ids).image_ids(range(len(entries)))
   chosen = [entry for entry, i in zip(entries, image_ids, strict=True) if shares.split(i) == split]
   if not chosen:
-    raise UserError(
+    raise NoSplit(
       f"{where}: none of its {len(entries)} images falls to the split {split!r}, whose share is"
       f" {shares.of[split]:.0%}; give it a larger share, or say splits in the rows"
     )

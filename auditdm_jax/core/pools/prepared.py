@@ -18,6 +18,7 @@ from auditdm_jax.core import jsonio, pictures
 from auditdm_jax.core.config import UserError, did_you_mean
 from auditdm_jax.core.pools import base, rows
 from auditdm_jax.core.pools.remembered import Remembered, version_of
+from auditdm_jax.core.pools.shares import NoSplit
 
 # What TFDS and its readers raise for files that are missing, torn or of something else.
 _BROKEN = (RuntimeError, ValueError, LookupError, OSError, json_format.Error)
@@ -106,7 +107,7 @@ def open_prepared(directory: pathlib.Path, split: str, *, ids: Remembered) -> Pr
     raise UserError(f"{directory}: {_reason(e)}; {_REMEDY}") from e
   name = split.partition("[")[0]
   if name not in splits:
-    raise UserError(
+    raise NoSplit(
       f"{directory}: no split {split!r}{did_you_mean(split, splits)}; splits: {', '.join(splits)}"
     )
   features = builder.info.features

@@ -13,6 +13,10 @@ import types
 from auditdm_jax.core.config import UserError, did_you_mean
 
 
+class NoSplit(UserError):
+  """A data set has no split of that name, or nothing is in it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Shares:
   """How images are shared out.
@@ -46,10 +50,10 @@ class Shares:
     """Checks that there is such a split.
 
     Raises:
-      UserError: there is none.
+      NoSplit: there is none.
     """
     if split not in self.of:
       known = ", ".join(f"{name} {share:.0%}" for name, share in self.of.items())
-      raise UserError(
+      raise NoSplit(
         f"{where}: no split {split!r}{did_you_mean(split, self.of)}; by shares: {known}"
       )

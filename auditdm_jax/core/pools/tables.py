@@ -28,7 +28,7 @@ from auditdm_jax.core.pools import rows as rows_lib
 from auditdm_jax.core.pools.listed import Entry, FileSource, ListedPool, Source, pool_of
 from auditdm_jax.core.pools.remembered import Remembered, version_of
 from auditdm_jax.core.pools.shards import Shard
-from auditdm_jax.core.pools.shares import Shares
+from auditdm_jax.core.pools.shares import NoSplit, Shares
 
 _COUNTED = re.compile(r"(.+?)[-_.]\d+(-of-\d+)?(-[0-9a-f]{8,})?$")
 _SPLITS = frozenset("train training validation valid val dev test testing".split())
@@ -168,7 +168,7 @@ def open_tables(
   if nameless := [path for path, name in tables.files if named and not name]:
     logging.warning("%s: in no split and left out", ", ".join(map(str, nameless[:3])))
   if files == []:
-    raise UserError(
+    raise NoSplit(
       f"{tables.where}: no split {split!r}{did_you_mean(split, named)}; splits:"
       f" {', '.join(named)[:300]}"
     )

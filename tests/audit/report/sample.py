@@ -13,6 +13,7 @@ from auditdm_jax.audit.rates import Rate
 from auditdm_jax.audit.report import data
 from auditdm_jax.audit.summary import (
   Accuracy,
+  Compared,
   Coverage,
   CurvePoint,
   Kinds,
@@ -100,6 +101,7 @@ def loop_summary() -> Summary:
   points = [CurvePoint(step, share, 80, (0.1, 0.6), 3.0, 2.0) for step, share in shares.items()]
   return Summary(
     target="easy",
+    compared=Compared(30000, rate(640, 20000), {"no consensus": 10000}, 0),
     search=Search(prompt_only=rate(44, 200), trained=rate(640, 1000)),
     search_modes=SearchModes(kinds, kinds),
     precision=rate(628, 640),

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the terminal shows of a run when it is done."""
+
+import os
+
+import rich.console
+import rich.table
+
+from auditdm_jax.audit.rates import Rate
+from auditdm_jax.audit.summary import Summary
+from auditdm_jax.core import paths, runtime
+
+
+def show(summary: Summary, folder: os.PathLike) -> None:
+  """Prints the summary as a table, and where the report is; of several processes, the first."""
+  if not runtime.is_main():
+    return
+  console = rich.console.Console(highlight=False, width=110)
+  console.print(table(summary))
+  if cover := summary.coverage:
+    console.print(
+      f"gaps found {cover.gaps_found} of {cover.gaps_auditable} auditable · effective modes"
+      f" {cover.effective_modes} (skills {cover.effective_skills})"
+    )
+  seconds = f" · {summary.seconds['total']:.0f} s" if summary.seconds else ""
+  console.print(f"queries {summary.queries.total}{seconds}")
+  console.print(summary.compared.verdict, markup=False)
+  root = paths.as_path(folder)
+  print(f"summary: {root / 'summary.json'}")
+  if not paths.is_remote(root):
+    print(f"report:  {root / 'report' / 'index.html'}")
+
+
+def table(summary: Summary) -> rich.table.Table:
+  """Returns the rates that were measured."""
+  made = rich.table.Table(title=f"Audit of {summary.target}", show_lines=False)
+  made.add_column("what")
+  for column in ("rate", "95 % interval", "k / n"):
+    made.add_column(column, justify="right")
+
+  def row(name: str, r: Rate | None) -> None:
+    if r and r.n:
+      low, high = r.ci95
+      made.add_row(name, f"{r.value:.3f}", f"{low:.3f} to {high:.3f}", f"{r.k:g} / {r.n}")
+
+  row("verified failures, of questions that can be compared", summary.compared.failures)
+  if summary.search:
+    row("search success, prompt-only auditor", summary.search.prompt_only)
+    row("search success, trained auditor", summary.search.trained)
+  row("precision of verified failures (oracle)", summary.precision)
+  row("modes: recall of auditable gaps", summary.modes.recall)
+  row("modes: precision", summary.modes.precision)
+  for name, arm in summary.arms.items():
+    row(f"arm {name}", arm.verified)
+  for name, accuracy in summary.rectify.items():
+    row(f"{name}: accuracy", accuracy.all if not accuracy.gaps.n else None)
+    row(f"{name}: accuracy on gaps", accuracy.gaps)
+    row(f"{name}: accuracy on rest", accuracy.rest)
+  row("re-audit: success against the repaired target", summary.reaudit)
+  return made
