@@ -83,6 +83,7 @@ def test_images_and_a_checkpoint_become_a_report_without_training(home, tmp_path
   assert summary_of(tmp_path) == found
 
 
+@pytest.mark.slow  # Three audits.
 def test_an_audit_that_is_killed_goes_on_to_the_same_summary(home, tmp_path):
   folder, flags = home
   more = ("--steps=2", "--budget=240")
