@@ -92,25 +92,15 @@ def parse(argv: list[str]) -> str:
   own = _stage(module).FLAGS if module in _TOOLS else flags.FLAGS
   argv = overrides.take(argv)
   sys.argv = [sys.argv[0], *argv]  # Where ml_collections looks for overrides.
-  try:
-    rest = own(argv)[1:]
-  except (AttributeError, KeyError) as e:  # Of ml_collections, with a repr inside a repr.
-    message = str(e).replace("\\n", " ").translate({ord(c): None for c in "'\"\\"})
-    raise UserError(f"--config.…: no such key: {message}") from e
-  except (flags.Error, OSError, TypeError, ValueError) as e:
-    # Of a complaint raised by the config file itself only the last line, not ml_collections' trace.
-    raise UserError(str(e).strip().rpartition("\n")[2]) from e
+  rest = overrides.parse_flags(own, argv[1:])
   if rest:
     raise UserError(f"not a flag: {' '.join(rest)}; flags are written --name=value")
   if module in _TOOLS:
     return module
   if _CONFIG.value is None:
     raise UserError("--config is missing, such as --config=configs/scenes.py")
-  try:
-    _CONFIG.value.lock()
-  except OSError as e:  # ml_collections holds it back until the config is used.
-    given = next((arg for arg in argv if arg.startswith("--config")), "--config")
-    raise UserError(f"{given}: no such file") from e
+  given = next((arg for arg in argv if arg.startswith("--config")), "--config")
+  overrides.locked(_CONFIG.value, given)
   if _WORKDIR.value is None and module not in _SERVERS:
     raise UserError("--workdir is missing: where the results go, such as --workdir=runs/first")
   return module
@@ -175,13 +165,10 @@ def _workdir() -> Any:
   """The folder of the run, which is made; None without one."""
   if _WORKDIR.value is None:
     return None
-  workdir = paths.as_path(_WORKDIR.value)
-  workdir = workdir if paths.is_remote(workdir) else workdir.absolute()
   try:
-    workdir.mkdir(parents=True, exist_ok=True)
-  except OSError as e:
-    raise UserError(f"--workdir={_WORKDIR.value}: no folder can be made: {e.strerror or e}") from e
-  return workdir
+    return paths.made(_WORKDIR.value)
+  except UserError as e:
+    raise UserError(f"--workdir={e}") from e
 
 
 def _cluster(runtime: ModuleType) -> Any:

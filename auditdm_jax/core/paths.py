@@ -12,6 +12,8 @@ import pathlib
 import tempfile
 from typing import Any
 
+from auditdm_jax.core.config import UserError
+
 _counter = itertools.count()
 
 
@@ -31,6 +33,21 @@ def as_path(path: str | os.PathLike) -> Any:
   # What other processes write must be seen.
   fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
   return epath.Path(path)
+
+
+def made(folder: str | os.PathLike[str]) -> Any:
+  """Makes the folder of a run if it is not there; returns its absolute path.
+
+  Raises:
+    UserError: it cannot be made.
+  """
+  path = as_path(folder)
+  path = path if is_remote(path) else path.absolute()
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise UserError(f"{folder}: no folder can be made: {e.strerror or e}") from e
+  return path
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ Every stage leaves a done.json; the same command run again continues where it st
 
 from collections.abc import Callable
 import dataclasses
+import os
 import pathlib
 import time
 from typing import TypeVar
@@ -35,17 +36,49 @@ T = TypeVar("T")
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
+  summary = _complete(config, workdir)
+  if runtime.is_main():
+    show(summary)
+    print(f"summary: {workdir / 'summary.json'}\nreport:  {_index(workdir)}")
+  return 0
+
+
+def run_loop(config: ConfigDict, workdir: str | os.PathLike[str]) -> Summary:
+  """Runs the loop of a config, or continues it where it stopped.
+
+  Example:
+    config = load_config("configs/scenes.py", seed=1)
+    summary = run_loop(config, "runs/first")
+    print(summary.search.trained)
+
+  Args:
+    config: from `load_config`.
+    workdir: the folder of the run, made if it is not there; gs://bucket/run on a pod.
+
+  Returns:
+    What the loop found, which is in summary.json too.
+
+  Raises:
+    UserError: the config or the folder is wrong.
+  """
+  runtime.setup()
+  with runtime.together():
+    return _complete(config, paths.made(workdir))
+
+
+def _complete(config: ConfigDict, workdir: pathlib.Path) -> Summary:
+  """Runs all stages, and writes the report if there is none."""
   with Context(config, workdir, "loop") as ctx:
     summary = run(ctx)
-    index = ctx.folder.path / "report" / "index.html"
     with reading():
-      there = index.exists()
+      there = _index(ctx.folder.path).exists()
     if not there and not paths.is_remote(ctx.folder.path):
       report.run(ctx, summary)
-    if runtime.is_main():
-      show(summary)
-      print(f"summary: {ctx.folder.path / 'summary.json'}\nreport:  {index}")
-  return 0
+  return summary
+
+
+def _index(workdir: pathlib.Path) -> pathlib.Path:
+  return workdir / "report" / "index.html"
 
 
 def run(ctx: Context) -> Summary:
