@@ -318,6 +318,16 @@ class Vlm:
     """The same model with other parameters, such as fine-tuned ones."""
     return dataclasses.replace(self, params=params, name=name or self.name)
 
+  def writer(self) -> Tokenizer:
+    """Returns the tokenizer, for what writes and reads text.
+
+    Raises:
+      UserError: the model has none.
+    """
+    if self.tokenizer is None:
+      raise UserError(f"model {self.name!r} has no tokenizer: none of {', '.join(FILENAMES)}")
+    return self.tokenizer
+
   def _vision(self) -> siglip.SiglipConfig:
     if self.config.vision is None:
       raise UserError(f"model {self.name!r} has no vision tower")

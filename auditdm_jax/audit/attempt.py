@@ -10,7 +10,7 @@
 
 from collections.abc import Iterable
 import dataclasses
-from typing import Self
+from typing import Any, Self
 
 from auditdm_jax.audit.judge import Judge
 from auditdm_jax.audit.probe import Probe, Record, Verdict
@@ -103,7 +103,7 @@ class Failure(Find):
   mode_id: str | None = None
 
   @classmethod
-  def of(cls, find: Find, **learned: object) -> Self:
+  def of(cls, find: Find, **learned: Any) -> Self:
     """Returns the failure of a find; `learned` are the fields that a find lacks."""
     fields = {f.name: vars(find)[f.name] for f in dataclasses.fields(Find)}
     return cls(**fields | learned)

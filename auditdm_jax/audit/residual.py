@@ -46,7 +46,8 @@ def clusters(
     return []
   if len(failing) > max_failures:
     failing = failing[np.linspace(0, len(failing) - 1, max_failures).astype(int)]
-  vectors = TfIdf([questions[i] for i in failing]).rows([questions[i] for i in failing]).toarray()
+  texts = [questions[int(i)] for i in failing]
+  vectors = TfIdf(texts).rows(texts).toarray()
   tree = hierarchy.linkage(vectors, method="average", metric="cosine")
   labels = hierarchy.fcluster(tree, t=distance, criterion="distance")
   described = _describe(table, failing, labels, config)
@@ -78,14 +79,14 @@ def _describe(
     members = failing[labels == label]
     share = np.asarray(table.has[members][:, words].mean(axis=0)).ravel()
     score = share * np.log(1 + len(table.failed) / everywhere) * (share >= 0.3)
-    best = [i for i in np.argsort(-score, kind="stable")[:_TERMS] if score[i] > 0]
+    best = [int(i) for i in np.argsort(-score, kind="stable")[:_TERMS] if score[i] > 0]
     if best:
       out.append(tuple(table.names[words[i]] for i in best))
   return list(dict.fromkeys(out))
 
 
 def _has(table: Table, words: Sequence[str]) -> np.ndarray:
-  return sum(table.column(w).astype(int) for w in words) >= least(words)
+  return np.sum([table.column(w).astype(int) for w in words], axis=0) >= least(words)
 
 
 def _count(table: Table, rows: np.ndarray) -> tuple[int, int]:

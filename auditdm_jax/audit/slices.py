@@ -193,7 +193,7 @@ def _best(
     return _whole(open_rows, n_all, k_all, 0.0, config)
   found = _candidates(table, weight, n_all, k_all, config)
   q = rates.benjamini_hochberg(found.p, m=found.tests) if found.terms else np.zeros(0)
-  passing = [i for i in np.flatnonzero(q <= config.level) if found.terms[i] not in banned]
+  passing = [int(i) for i in np.flatnonzero(q <= config.level) if found.terms[i] not in banned]
   winner = None
   if passing:
     i = _widen(table, open_rows, found, passing, config)
@@ -269,8 +269,8 @@ def _pairs(
   picked = np.flatnonzero(usable & (lower >= config.threshold))
   p = [
     max(
-      _fisher(k2[i], n2[i], k[first[i]], n[first[i]]),
-      _fisher(k2[i], n2[i], k[second[i]], n[second[i]]),
+      _fisher(k2[i], n2[i], float(k[first[i]]), float(n[first[i]])),
+      _fisher(k2[i], n2[i], float(k[second[i]]), float(n[second[i]])),
       _fisher(k2[i], n2[i], k_all, n_all),
     )
     for i in picked

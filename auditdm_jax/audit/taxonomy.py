@@ -221,7 +221,7 @@ def _modes(
   modes = [_mode(group, rank, judged, table, seeds) for group in groups.values()]
   left = np.flatnonzero(open_rows)
   clusters = residual.clusters(
-    [judged[i].question for i in left],
+    [judged[int(i)].question for i in left],
     table.take(left),
     config=config,
     max_failures=config.max_residual,

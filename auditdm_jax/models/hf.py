@@ -299,7 +299,7 @@ def _text_rows(config: VlmConfig, layout: Layout) -> Iterator[_Row]:
 
 
 def _vision_rows(config: VlmConfig, layout: Layout) -> Iterator[_Row]:
-  v = config.vision
+  v = config.tower
   sizes = {"1": 1, "d": config.text.width, "e": v.width, "g": v.mlp_dim, "p": v.num_patches}
   sizes |= {"m": v.num_heads, "j": v.width // v.num_heads}
   sizes |= {"x": v.patch_size, "y": v.patch_size, "c": 3}

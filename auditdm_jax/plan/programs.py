@@ -108,7 +108,7 @@ def sample(devices: Devices, auditor: Auditor, *, call: shapes.SampleCall) -> Bu
   prompts = -(-call.prompts // shards) * shards  # As the sampler fills them up.
   shapes = jax.eval_shape(programs.to_sampler, frozen | masters)
   params = tree_lib.unflatten(mesh_lib.placed(shapes, programs.sampler))
-  vision = auditor.model.vision
+  vision = auditor.model.tower
   features = _rows(mesh, (prompts, vision.num_patches, vision.width), jnp.float32)
   tokens, valid = (_rows(mesh, (prompts, call.width), dtype) for dtype in (jnp.int32, jnp.bool))
   settings = decode.SampleConfig(call.new, auditor.grpo.temperature, (1, 106), (0, 2, 3))
@@ -120,7 +120,7 @@ def sample(devices: Devices, auditor: Auditor, *, call: shapes.SampleCall) -> Bu
 
 def encode(devices: Devices, model: VlmConfig, *, layout: Layout, images: int, dtype: str) -> Built:
   """`dtype` is that of the kept parameters."""
-  mesh, vision = layout.meshes(devices)[1], model.vision
+  mesh, vision = layout.meshes(devices)[1], model.tower
   tower = multimodal.tower(_model(mesh, model, dtype))
   axes = mesh.axis_names
   pixels = _rows(mesh, (images, vision.image_size, vision.image_size, 3), jnp.float32, axes=axes)
@@ -138,7 +138,7 @@ def answer(
   dtype: str,
   quantized: bool = False,
 ) -> Built:
-  mesh, vision = layout.meshes(devices)[1], model.vision
+  mesh, vision = layout.meshes(devices)[1], model.tower
   features = _rows(mesh, (rows, vision.num_patches, vision.width), jnp.float32)
   tokens, valid = (_rows(mesh, (rows, width), kind) for kind in (jnp.int32, jnp.bool))
   names, seed = _rows(mesh, (rows,), jnp.int32), _whole(mesh, (), jnp.int32)
@@ -157,7 +157,7 @@ def repair(
   length: int,
   suffix: int,
 ) -> Built:
-  mesh, vision, n = layout.meshes(devices)[0], model.vision, recipe.batch_size
+  mesh, vision, n = layout.meshes(devices)[0], model.tower, recipe.batch_size
   tuning = finetune.Tuning(model, recipe, steps=1000, mesh=mesh)
   ints = dict.fromkeys(("tokens", "ar"), (jnp.int32, (n, length)))
   ints |= dict.fromkeys(("position", "targets"), (jnp.int32, (n, suffix)))
@@ -202,20 +202,21 @@ def _programs(devices: Devices, auditor: Auditor) -> Programs:
 
 def _batch(programs: Programs, auditor: Auditor) -> LearnerBatch:
   """The learner's batch, as `rl.packing` makes it."""
-  vision, images = auditor.model.vision, auditor.calls.images
+  vision, images = auditor.model.tower, auditor.calls.images
   shape = (images, vision.num_patches, vision.width)
   pixels = (images, vision.image_size, vision.image_size, 3)
   tower = programs.trains_tower
+  shown: Any = jax.ShapeDtypeStruct(pixels if tower else shape, jnp.float32)
   batch = LearnerBatch(
-    features=None if tower else jax.ShapeDtypeStruct(shape, jnp.float32),
-    pixels=jax.ShapeDtypeStruct(pixels, jnp.float32) if tower else None,
+    features=None if tower else shown,
+    pixels=shown if tower else None,
     parts=tuple(map(_part, auditor.calls.parts)),
   )
   return mesh_lib.placed(batch, programs.batch_shardings(batch))
 
 
 def _part(part: shapes.Part) -> Rows:
-  def of(dtype, *shape):
+  def of(dtype, *shape) -> Any:
     return jax.ShapeDtypeStruct((part.rows, *shape), dtype)
 
   tokens = (part.per_row, part.completion)

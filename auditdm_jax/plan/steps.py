@@ -164,7 +164,7 @@ def _encodes(run: Run, calls: shapes.Calls, devices: int) -> list[Step]:
   count: Counter[tuple] = Counter()
   for name, (model, dtype, images) in users.items():
     largest = batching.MAX_BATCH * devices
-    most = batching.images_per_call(model.vision, devices=devices, most=largest)
+    most = batching.images_per_call(model.tower, devices=devices, most=largest)
     sizes = Counter(size for n in images for size in _sizes(model, n, most))
     for size, times in sizes.items():
       names.setdefault((model.vision, dtype, size), []).append(name)

@@ -117,7 +117,9 @@ def agreement(judged: Iterable[tuple[str, Verdict]], judge: Judge) -> dict[str, 
   if full:
     first = full[0][1]
     for a, b in itertools.combinations((first.target, *first.references), 2):
-      found = judge.compare_all((question, v.answers[a], v.answers[b]) for question, v in full)
+      found = judge.compare_all(
+        (question, v.answers[a] or "", v.answers[b] or "") for question, v in full
+      )
       out[f"agreement/{a}~{b}"] = found.count(Same.SAME) / len(found)
   return out
 

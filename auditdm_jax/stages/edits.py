@@ -47,9 +47,9 @@ def _controls(
 ) -> dict[int, Gate]:
   """Answers about the sources against those about the shams."""
   questions = [probes[i].question for i in shams]
-  sources = [ctx.images(probes[i].source_image_id) for i in shams]
-  before = bank.answers(sources, questions, cascade=False)
-  after = bank.answers(list(shams.values()), questions, cascade=False)
+  sources = [ctx.images(probes[i].source_image_id or "") for i in shams]
+  before = bank.answers(sources, questions)
+  after = bank.answers(list(shams.values()), questions)
   return {
     i: gates.sham_control(
       {name: texts[k] for name, texts in before.items()},

@@ -44,7 +44,7 @@ def repair(ctx: Context, name: str, examples: Sequence[Example], replay: Sequenc
   """Fine-tunes the target on `examples` and saves it as rectify/<name>."""
   section, target = ctx.settings.rectify, ctx.models.target
   layout = supervised.Layout(
-    target.tokenizer,
+    target.writer(),
     target.template,
     target.config.num_image_tokens,
     target.stop_ids[0],
@@ -112,7 +112,7 @@ def replay_examples(ctx: Context, new: int) -> list[Example]:
   for (i, question), verdict in zip(chosen, verdicts, strict=True):
     said = verdict.answers[verdict.target]
     if said and all(
-      ctx.judge.same(said, verdict.answers[r], question=question) for r in verdict.references
+      ctx.judge.same(said, verdict.answers[r] or "", question=question) for r in verdict.references
     ):
       kept.append(Example(image_id=pool.image_id(i), question=question, label=said))
   if not kept:

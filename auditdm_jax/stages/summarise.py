@@ -4,6 +4,7 @@
 from collections import Counter
 from collections.abc import Sequence
 import dataclasses
+from typing import Any
 
 from auditdm_jax.audit import rates, summary
 from auditdm_jax.audit.attempt import Attempt, Find
@@ -164,7 +165,7 @@ def _is_made(a: Attempt) -> bool:
   return probe.image_id != probe.source_image_id and bool(probe.caption or probe.instruction)
 
 
-def _images(ctx: Context, made: Sequence[Attempt]) -> dict[str, object]:
+def _images(ctx: Context, made: Sequence[Attempt]) -> dict[str, Any]:
   """Returns what a strategy's row says of the images that it made, if it made any."""
   if not made:
     return {}
@@ -173,7 +174,7 @@ def _images(ctx: Context, made: Sequence[Attempt]) -> dict[str, object]:
     truth = ctx.oracle.truth(a.find)
     if a.find and truth.gap and _exposed(ctx, a.find):
       exposed[truth.gap] += 1
-  row: dict[str, object] = {"exposed_by_image": dict(exposed)}
+  row: dict[str, Any] = {"exposed_by_image": dict(exposed)}
   if ctx.world.faithful:
     judged = [f for f in (_faithful(ctx, a) for a in made[:_FAITHFUL]) if f is not None]
     row["faithful"] = rates.rate(sum(judged), len(judged))

@@ -141,9 +141,10 @@ class Tokenizer:
       UserError: the tokenizer has none.
     """
     known = [i for name in IMAGE_TOKENS if (i := self._backend.id(name)) is not None]
-    if not known and self._image_id is None:
+    known += [] if self._image_id is None else [self._image_id]
+    if not known:
       raise UserError(f"the tokenizer has no image token ({' or '.join(IMAGE_TOKENS)})")
-    return known[0] if known else self._image_id
+    return known[0]
 
   def id(self, token: str) -> int:
     """Returns the id of one token, special or not.

@@ -70,7 +70,7 @@ class Card:
   probe_id: str
   question: str
   target: str
-  answers: Mapping[str, str]
+  answers: Mapping[str, str | None]
   consensus: str
   grade: str
   original: pathlib.Path | None
