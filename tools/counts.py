@@ -23,7 +23,7 @@ FIND = (
   "audit/attempt.py:Attempt",
   "audit/attempt.py:Find",
   "audit/attempt.py:Failure",
-  "rectify/curate.py:Example",
+  "rectify/curate.py:TrainingExample",
 )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.cluster import hierarchy
 
 from auditdm_jax.audit import rates
-from auditdm_jax.audit.slices import SliceConfig, Table
+from auditdm_jax.audit.slices import AttemptTable, SliceConfig
 from auditdm_jax.audit.words import TfIdf
 
 _TERMS = 5
@@ -26,7 +26,7 @@ def least(words: Sequence[str]) -> int:
 
 def clusters(
   questions: Sequence[str],
-  table: Table,
+  table: AttemptTable,
   *,
   config: SliceConfig,
   max_failures: int = 1500,
@@ -67,7 +67,7 @@ def clusters(
 
 
 def _describe(
-  table: Table, failing: np.ndarray, labels: np.ndarray, config: SliceConfig
+  table: AttemptTable, failing: np.ndarray, labels: np.ndarray, config: SliceConfig
 ) -> list[tuple[str, ...]]:
   """Class-TF-IDF terms of each cluster, largest cluster first."""
   words = np.flatnonzero([name[:2] in ("q:", "a:") for name in table.names])
@@ -85,10 +85,10 @@ def _describe(
   return list(dict.fromkeys(out))
 
 
-def _has(table: Table, words: Sequence[str]) -> np.ndarray:
+def _has(table: AttemptTable, words: Sequence[str]) -> np.ndarray:
   return np.sum([table.column(w).astype(int) for w in words], axis=0) >= least(words)
 
 
-def _count(table: Table, rows: np.ndarray) -> tuple[int, int]:
+def _count(table: AttemptTable, rows: np.ndarray) -> tuple[int, int]:
   weight = table.weight[rows]
   return int((weight * table.failed[rows]).sum()), int(weight.sum())

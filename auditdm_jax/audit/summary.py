@@ -64,7 +64,7 @@ class SearchModes:
 
 
 @dataclasses.dataclass(frozen=True)
-class Gap:
+class GapScore:
   """One planted gap: the target's accuracy in it, and the confirmed finds of the audit."""
 
   target: Rate | None
@@ -198,7 +198,7 @@ class Summary:
   search_modes: SearchModes
   precision: Rate | None
   coverage: Coverage
-  gaps: Mapping[str, Gap]
+  gaps: Mapping[str, GapScore]
   modes: ModeScores
   rectify: Mapping[str, Accuracy]
   reaudit: Rate | None

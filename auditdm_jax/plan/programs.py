@@ -38,7 +38,7 @@ Devices = Sequence[jax.Device]
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class MeshLayout:
   """Axes of the two meshes and rules of the params, see `rl.programs`.
 
   Attributes:
@@ -68,7 +68,7 @@ class Auditor:
   model: VlmConfig
   grpo: GrpoConfig
   optim: OptimConfig
-  layout: Layout
+  layout: MeshLayout
   calls: shapes.Calls
 
   @property
@@ -118,7 +118,9 @@ def sample(devices: Devices, auditor: Auditor, *, call: shapes.SampleCall) -> Bu
   return Built(sampler.sample_rows, args, mesh, params)
 
 
-def encode(devices: Devices, model: VlmConfig, *, layout: Layout, images: int, dtype: str) -> Built:
+def encode(
+  devices: Devices, model: VlmConfig, *, layout: MeshLayout, images: int, dtype: str
+) -> Built:
   """`dtype` is that of the kept parameters."""
   mesh, vision = layout.meshes(devices)[1], model.tower
   tower = multimodal.tower(_model(mesh, model, dtype))
@@ -131,7 +133,7 @@ def answer(
   devices: Devices,
   model: VlmConfig,
   *,
-  layout: Layout,
+  layout: MeshLayout,
   rows: int,
   width: int,
   new: int,
@@ -153,7 +155,7 @@ def repair(
   model: VlmConfig,
   *,
   recipe: recipes.Recipe,
-  layout: Layout,
+  layout: MeshLayout,
   length: int,
   suffix: int,
 ) -> Built:

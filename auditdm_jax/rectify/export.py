@@ -60,13 +60,13 @@ def paligemma_prefix(question: str) -> str:
 
 def export(
   directory: str | os.PathLike,
-  train: Sequence[curate.Example],
+  train: Sequence[curate.TrainingExample],
   *,
   image_path: Callable[[str], pathlib.Path],
   count_tokens: Callable[[str], int],
   recipe: recipes.Recipe,
   model: BigVision,
-  val: Sequence[curate.Example] = (),
+  val: Sequence[curate.TrainingExample] = (),
   recipe_name: str = "",
   prefix: Callable[[str], str] = paligemma_prefix,
   reserved_images: Collection[str] = (),

@@ -119,7 +119,7 @@ class _Batches:
 
   def __init__(
     self,
-    layout: supervised.Layout,
+    layout: supervised.RowLayout,
     recipe: recipes.Recipe,
     new: Data,
     replay: Data | None,
@@ -224,7 +224,7 @@ def finetune(
   params: Any,
   recipe: recipes.Recipe,
   *,
-  layout: supervised.Layout,
+  layout: supervised.RowLayout,
   new: Data,
   seed: int,
   replay: Data | None = None,

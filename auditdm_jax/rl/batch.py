@@ -29,7 +29,7 @@ from auditdm_jax.models import multimodal
 
 
 @dataclasses.dataclass(frozen=True)
-class Reply:
+class AuditorReply:
   """One reply of the auditor."""
 
   kind: str  # question, caption or instruction
@@ -51,7 +51,7 @@ class Trajectory:
   sample: int  # g
   strategy: str
   source_image_id: str
-  turns: tuple[Reply, ...] = ()
+  turns: tuple[AuditorReply, ...] = ()
   fields: dict[str, str] = dataclasses.field(default_factory=dict)  # parsed texts by kind
   image_id: str = ""  # the probe's image
   image_seed: int = 0
@@ -97,7 +97,7 @@ class LearnerBatch:
 
 
 def pack_rows(
-  turns: Sequence[Reply],
+  turns: Sequence[AuditorReply],
   advantages: Sequence[float],
   *,
   image: Sequence[int],
@@ -153,7 +153,9 @@ def pack_rows(
   return Rows(*host)  # The learner places them on the devices.
 
 
-def _places(turns: Sequence[Reply], image: Sequence[int], per_row: int) -> list[tuple[int, int]]:
+def _places(
+  turns: Sequence[AuditorReply], image: Sequence[int], per_row: int
+) -> list[tuple[int, int]]:
   """(row, slot) of each turn."""
   places: list[tuple[int, int]] = []
   last = None

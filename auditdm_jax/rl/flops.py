@@ -13,7 +13,7 @@ import numpy as np
 from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.audit.ask import Vlm as Answering
 from auditdm_jax.models import gemma, multimodal, siglip
-from auditdm_jax.rl.batch import LearnerBatch, Reply, Trajectory
+from auditdm_jax.rl.batch import AuditorReply, LearnerBatch, Trajectory
 from auditdm_jax.vlm import Vlm
 
 _SAMPLE = 16  # Probes whose length is measured to know that of all.
@@ -94,7 +94,7 @@ class Meter:
       if fresh and name in self._vlms:
         self.flops["answers"] += fresh * _answer(self._vlms[name], asked)
 
-  def _write(self, turns: Sequence[Reply]) -> None:
+  def _write(self, turns: Sequence[AuditorReply]) -> None:
     """One prefill and the tokens of the completions that share it."""
     prompt, drawn = len(turns[0].prompt), sum(turn.length for turn in turns)
     config = self._config.text

@@ -16,7 +16,7 @@ import numpy as np
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core import runtime, streams
 from auditdm_jax.models import decode, multimodal
-from auditdm_jax.rl.batch import Reply
+from auditdm_jax.rl.batch import AuditorReply
 from auditdm_jax.text import prompts as prompts_lib
 from auditdm_jax.vlm import Vlm
 
@@ -66,7 +66,7 @@ class Sampler:
     turn: int,
     uids: np.ndarray,
     samples: np.ndarray,
-  ) -> list[list[Reply]]:
+  ) -> list[list[AuditorReply]]:
     """Draws a group of replies for each prompt.
 
     Args:
@@ -101,7 +101,7 @@ class Sampler:
     host = runtime.fetch(drawn)  # One transfer for all rows.
     return [
       [
-        Reply(
+        AuditorReply(
           kind=kind,
           image_id=image_ids[p],
           prompt=tuple(prompt),

@@ -341,7 +341,7 @@ def train_model(
     gaps=gap_set(spec.gaps),
   )
   features = encode_all(model, mix)
-  layout = supervised.Layout(
+  layout = supervised.RowLayout(
     tokenizer,
     model.template,
     world.CELLS,
@@ -385,7 +385,7 @@ class _Hardness:
   def __call__(self, skill: str, answer: str) -> float:
     return self._answers.get((skill, answer), 1.0)
 
-  def update(self, draw: mix_lib.Draw, losses: np.ndarray) -> None:
+  def update(self, draw: mix_lib.MixBatch, losses: np.ndarray) -> None:
     for skill, answer, loss in zip(draw.skills, draw.answers, losses, strict=True):
       if skill in self.skills:  # And not an auditor's task.
         self.skills[skill] += 0.02 * (float(loss) - self.skills[skill])
@@ -397,7 +397,7 @@ class _Hardness:
 
 
 def _batch(
-  draw: mix_lib.Draw, features, layout: supervised.Layout, images: int
+  draw: mix_lib.MixBatch, features, layout: supervised.RowLayout, images: int
 ) -> supervised.Batch:
   """The rows of a draw; the number of unique images is padded to a static one."""
   unique, row = np.unique(draw.image, return_inverse=True)

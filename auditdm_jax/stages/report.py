@@ -230,9 +230,9 @@ def _curves(summary: Summary, *, oracle: bool) -> list[report_data.Curve]:
   ]
 
 
-def _strategies(summary: Summary, *, oracle: bool) -> list[report_data.StrategyRow]:
+def _strategies(summary: Summary, *, oracle: bool) -> list[report_data.StrategyView]:
   return [
-    report_data.StrategyRow(
+    report_data.StrategyView(
       name=name,
       confirmed=row.verified,
       faithful=row.faithful,

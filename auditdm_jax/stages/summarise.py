@@ -50,7 +50,7 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
     precision=done.verified.precision,
     coverage=cover,
     gaps={
-      gap: summary.Gap(target.get(f"gap: {gap}"), gap in auditable, cover.per_gap.get(gap, 0))
+      gap: summary.GapScore(target.get(f"gap: {gap}"), gap in auditable, cover.per_gap.get(gap, 0))
       for gap in ctx.world.gaps
     },
     modes=mode_scores(

@@ -26,7 +26,7 @@ _LOCATION = re.compile(r"<loc\d{4}>|<seg\d{3}>")
 _CONTROL = ("<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>")
 
 
-class Backend(Protocol):
+class TokenizerFile(Protocol):
   """What a tokenizer file does.
 
   Attributes:
@@ -59,7 +59,7 @@ class Backend(Protocol):
     """Returns the token of an id."""
     ...
 
-  def append(self, tokens: Sequence[str]) -> "Backend":
+  def append(self, tokens: Sequence[str]) -> "TokenizerFile":
     """Returns a backend with more tokens, none of them special, after the last."""
     ...
 
@@ -185,7 +185,7 @@ class PieceBackend:
     return self._model
 
 
-def read(path: pathlib.Path) -> Backend:
+def read(path: pathlib.Path) -> TokenizerFile:
   """Reads a tokenizer.json or a .model.
 
   Raises:

@@ -18,7 +18,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from auditdm_jax.core.config import UserError, did_you_mean
 from auditdm_jax.text import backends
-from auditdm_jax.text.backends import IMAGE_TOKENS, LOCATIONS, Backend
+from auditdm_jax.text.backends import IMAGE_TOKENS, LOCATIONS, TokenizerFile
 
 # Of the word-level tokenizer; the ids are Gemma's where Gemma has low ones.
 SPECIALS = (
@@ -47,7 +47,7 @@ class Tokenizer:
     image_id: the id of an image slot, where the file knows none.
   """
 
-  def __init__(self, backend: Backend, *, image_id: int | None = None):
+  def __init__(self, backend: TokenizerFile, *, image_id: int | None = None):
     self._backend = backend
     self._image_id = image_id
     # Slots are specials even where the file takes their token for an ordinary one, or has none.

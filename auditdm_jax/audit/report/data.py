@@ -123,7 +123,7 @@ class Curve:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StrategyRow:
+class StrategyView:
   """A way of making probes; `faithful` counts made images that show what was asked for."""
 
   name: str
@@ -168,7 +168,7 @@ class ReportData:
   modes: Sequence[ModeView] = ()
   arms: Sequence[ArmRow] = ()
   curves: Sequence[Curve] = ()
-  strategies: Sequence[StrategyRow] = ()
+  strategies: Sequence[StrategyView] = ()
   rectify: Sequence[RectifyRow] = ()
   second_round: Sequence[SecondRoundRow] = ()
   health: Health | None = None
