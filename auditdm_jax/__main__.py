@@ -99,23 +99,19 @@ def parse(argv: list[str]) -> str:
     raise UserError(f"no stage {argv[0]!r}{did_you_mean(stage, known)}\n" + usage())
   module = stage.replace("-", "_")
   own = _stage(module).FLAGS if module in _TOOLS else flags.FLAGS
-  with _mistakes():
-    if module in _SHORT:
-      argv = _stage(_SHORT[module]).expand(argv)
-    argv = overrides.take(argv)
-    sys.argv = [sys.argv[0], *argv]  # Where ml_collections looks for overrides.
-    rest = own(argv)[1:]
+  if module in _SHORT:
+    argv = _stage(_SHORT[module]).expand(argv)
+  argv = overrides.take(argv)
+  sys.argv = [sys.argv[0], *argv]  # Where ml_collections looks for overrides.
+  rest = overrides.parse_flags(own, argv[1:])
   if rest:
     raise UserError(f"not a flag: {' '.join(rest)}; flags are written --name=value")
   if module in _TOOLS:
     return module
   if _CONFIG.value is None:
     raise UserError("--config is missing, such as --config=configs/scenes.py")
-  try:
-    _CONFIG.value.lock()
-  except OSError as e:  # ml_collections holds it back until the config is used.
-    given = next((arg for arg in argv if arg.startswith("--config")), "--config")
-    raise UserError(f"{given}: no such file") from e
+  given = next((arg for arg in argv if arg.startswith("--config")), "--config")
+  overrides.locked(_CONFIG.value, given)
   if _WORKDIR.value is None and module not in _SERVERS | _LOOKS:
     raise UserError("--workdir is missing: where the results go, such as --workdir=runs/first")
   return module
@@ -195,13 +191,10 @@ def _workdir() -> Any:
   """The folder of the run, which is made; None without one."""
   if _WORKDIR.value is None:
     return None
-  workdir = paths.as_path(_WORKDIR.value)
-  workdir = workdir if paths.is_remote(workdir) else workdir.absolute()
   try:
-    workdir.mkdir(parents=True, exist_ok=True)
-  except OSError as e:
-    raise UserError(f"--workdir={_WORKDIR.value}: no folder can be made: {e.strerror or e}") from e
-  return workdir
+    return paths.made(_WORKDIR.value)
+  except UserError as e:
+    raise UserError(f"--workdir={e}") from e
 
 
 def _cluster(runtime: ModuleType) -> Any:

@@ -44,7 +44,7 @@ def rows_per_call(
   need = 2 * config.text.depth * config.text.num_kv_heads * config.text.head_dim * (longest + new)
   need += config.text.num_heads * longest**2
   if images:
-    need += images * config.vision.num_patches * config.vision.width
+    need += images * config.tower.num_patches * config.tower.width
   return _fitting_rows(4 * need, devices, most)
 
 

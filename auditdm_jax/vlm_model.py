@@ -29,7 +29,7 @@ from auditdm_jax.models.multimodal import Params, VlmConfig
 from auditdm_jax.models.preprocess import Picture, Pixels
 from auditdm_jax.text import prompts as prompts_lib
 from auditdm_jax.text import styles
-from auditdm_jax.text.styles import Reply, Style
+from auditdm_jax.text.styles import RawReply, Style
 from auditdm_jax.text.tokenizer import FILENAMES, Tokenizer
 
 _LEAST_NEW = 16  # Tokens of a program whose rows have limits of their own: they end it earlier.
@@ -197,7 +197,7 @@ class Vlm:
     max_new_tokens: int,
     temperature: float = 0.0,
     seed: int = 0,
-  ) -> list[Reply]:
+  ) -> list[RawReply]:
     """As `answer_features`; each reply says whether it ended or was cut."""
     rows = np.arange(len(prompts))
     if features is not None:
@@ -332,6 +332,16 @@ class Vlm:
     """The same model with other parameters, such as fine-tuned ones."""
     return dataclasses.replace(self, params=params, name=name or self.name)
 
+  def writer(self) -> Tokenizer:
+    """Returns the tokenizer, for what writes and reads text.
+
+    Raises:
+      UserError: the model has none.
+    """
+    if self.tokenizer is None:
+      raise UserError(f"model {self.name!r} has no tokenizer: none of {', '.join(FILENAMES)}")
+    return self.tokenizer
+
   def _vision(self) -> siglip.SiglipConfig:
     if self.config.vision is None:
       raise UserError(f"model {self.name!r} has no vision tower")
@@ -365,7 +375,7 @@ class Vlm:
     max_new_tokens: int,
     temperature: float,
     seed: int,
-  ) -> list[Reply]:
+  ) -> list[RawReply]:
     """Answers prompts about features[which[i]]; names[i] is what prompt i's randomness hangs on."""
     if self.tokenizer is None:
       raise UserError(f"model {self.name!r} has no tokenizer: none of {', '.join(FILENAMES)}")
@@ -382,7 +392,7 @@ class Vlm:
         raise UserError(f"prompt {prompt[:20]!r} has no tokens in the template {self.template!r}")
       self._check_ids(np.array(row))
     sc = decode.SampleConfig(max_new_tokens, temperature, self.stop_ids)
-    replies = [Reply("")] * len(prompts)
+    replies = [RawReply("")] * len(prompts)
     calls = batching.calls(
       self.config,
       [len(row) for row in ids],
@@ -402,7 +412,7 @@ class Vlm:
       for k, i in enumerate(rows):
         text = self.tokenizer.decode(tokens[k, : lengths[k]]).strip()
         ended = int(tokens[k, lengths[k] - 1]) in self.stop_ids
-        replies[i] = Reply(text, "stop" if ended else "length")
+        replies[i] = RawReply(text, "stop" if ended else "length")
     return replies
 
   def _sample(

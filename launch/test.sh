@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Lints and tests. Arguments go to pytest: ./launch/test.sh -m slow, ./launch/test.sh tests/core
+# Lints, types and tests. Arguments go to pytest: ./launch/test.sh -m slow, ./launch/test.sh tests/core
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/venv.sh
@@ -13,4 +13,5 @@ run() {
 run .venv/bin/ruff check .
 run .venv/bin/ruff format --check .
 run .venv/bin/shellcheck -x launch/*.sh launch/*/*.sh
+run .venv/bin/python -m tools.typecheck
 run .venv/bin/python -m pytest -m "not slow and not perf and not network" "$@"

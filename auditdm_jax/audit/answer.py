@@ -122,20 +122,18 @@ class ModelBank:
     questions: Sequence[str],
     *,
     image_ids: Sequence[str] | None = None,
-    cascade: bool | None = None,
     models: Sequence[str] | None = None,
     progress: Progress | None = None,
-  ) -> dict[str, list[str | None]]:
-    """Short answers of all models to all probes, as `hear`.
+  ) -> dict[str, list[str]]:
+    """Short answers of all models to all probes, as `hear` without a cascade.
 
     Returns:
-      Per model one answer per probe: "" if it gave none, None where the cascade found the verdict
-      fixed.
+      Per model one answer per probe; "" if it gave none.
     """
     heard = self.hear(
-      images, questions, image_ids=image_ids, cascade=cascade, models=models, progress=progress
+      images, questions, image_ids=image_ids, cascade=False, models=models, progress=progress
     )
-    return {name: [a.text if a else None for a in answers] for name, answers in heard.items()}
+    return {name: [a.text if a else "" for a in answers] for name, answers in heard.items()}
 
   def hear(
     self,

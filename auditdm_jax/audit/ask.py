@@ -16,7 +16,7 @@ from auditdm_jax.core.config import check
 from auditdm_jax.models.multimodal import VlmConfig
 from auditdm_jax.text import styles
 from auditdm_jax.text.short import Kind
-from auditdm_jax.text.styles import Reply, Said, Style
+from auditdm_jax.text.styles import RawReply, Said, Style
 from auditdm_jax.text.tokenizer import Tokenizer
 
 MAX_RAW = 2000  # Characters of a reply that are kept; of a longer one its beginning and its end.
@@ -165,7 +165,7 @@ def _from_elsewhere(
   prompts: Sequence[str],
   *,
   max_new_tokens: int,
-) -> list[Reply]:
+) -> list[RawReply]:
   """Of several processes each asks for its share, and all learn what came back."""
   rows = runtime.mine(range(len(prompts)))
   said = model.answer(
@@ -176,7 +176,7 @@ def _from_elsewhere(
   shares = runtime.gather(
     [(r.text, r.finish, None if r.failure is None else str(r.failure)) for r in said]
   )
-  return [Reply(*shares[i % len(shares)][i // len(shares)]) for i in range(len(prompts))]
+  return [RawReply(*shares[i % len(shares)][i // len(shares)]) for i in range(len(prompts))]
 
 
 def _read(style: Style, reply: Said, question: str, config: BankConfig) -> Answer:

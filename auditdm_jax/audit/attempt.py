@@ -10,7 +10,7 @@
 
 from collections.abc import Iterable
 import dataclasses
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from auditdm_jax.audit.judge import Judge, Same
 from auditdm_jax.audit.probe import Probe, Record, Verdict
@@ -146,7 +146,7 @@ class Failure(Find):
   mode_id: str | None = None
 
   @classmethod
-  def of(cls, find: Find, **learned: object) -> Self:
+  def of(cls, find: Find, **learned: Any) -> Self:
     """Returns the failure of a find; `learned` are the fields that a find lacks."""
     fields = {f.name: vars(find)[f.name] for f in dataclasses.fields(Find)}
     return cls(**fields | learned)

@@ -34,7 +34,7 @@ class CompareConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
+class PairedOutcome:
   """One probe put to both models: did each of them fail?"""
 
   mode_id: str
@@ -44,7 +44,7 @@ class Pair:
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class LedgerLine:
   """One line of the ledger; `change` = new failure rate - old failure rate."""
 
   mode_id: str
@@ -62,10 +62,10 @@ class Entry:
 class Comparison:
   """The ledger, one entry per mode, worst change first."""
 
-  entries: tuple[Entry, ...]
+  entries: tuple[LedgerLine, ...]
 
   @property
-  def significant(self) -> tuple[Entry, ...]:
+  def significant(self) -> tuple[LedgerLine, ...]:
     """Entries that changed."""
     return tuple(e for e in self.entries if e.status not in ("unchanged", "unsure"))
 
@@ -94,7 +94,7 @@ def pairs(
   *,
   judge: Judge,
   questions: Sequence[str] = (),
-) -> list[Pair]:
+) -> list[PairedOutcome]:
   """Pairs from answers; probes that say nothing are left out.
 
   Those are probes without a mode, a consensus or both answers, and those on which the judge is
@@ -118,14 +118,14 @@ def pairs(
   was = judge.compare_all((question, a, truth) for _, _, question, truth, a, _ in told)
   now = judge.compare_all((question, b, truth) for _, _, question, truth, _, b in told)
   return [
-    Pair(mode, probe, x is Same.DIFFERENT, y is Same.DIFFERENT)
+    PairedOutcome(mode, probe, x is Same.DIFFERENT, y is Same.DIFFERENT)
     for (mode, probe, *_), x, y in zip(told, was, now)
     if Same.UNDECIDED not in (x, y)
   ]
 
 
 def compare(
-  items: Sequence[Pair],
+  items: Sequence[PairedOutcome],
   *,
   known: Sequence[str] | None = None,
   config: CompareConfig = CompareConfig(),
@@ -155,7 +155,7 @@ def compare(
 
 def _entry(
   mode: str, table: Sequence[int], p: float, q: float, known: bool, config: CompareConfig
-) -> Entry:
+) -> LedgerLine:
   both, only_old, only_new, neither = table
   n = sum(table)
   low, high = rates.newcombe_paired(both, only_old, only_new, neither)
@@ -170,7 +170,7 @@ def _entry(
     status = "unchanged"
   else:
     status, needs_more = "unsure", _needs_more(only_old, only_new, n, config)
-  return Entry(
+  return LedgerLine(
     mode_id=mode,
     status=status,
     old=rates.rate(both + only_old, n),

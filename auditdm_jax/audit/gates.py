@@ -139,7 +139,7 @@ class DuplicateIndex:
     return best
 
   def _close(self, a: tuple, b: tuple) -> bool:
-    hashes_close = np.count_nonzero(a[0] != b[0]) <= self.bits
+    hashes_close = bool(np.count_nonzero(a[0] != b[0]) <= self.bits)
     return hashes_close and int(np.abs(a[1] - b[1]).max()) <= self.levels
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import special, stats
 
 from auditdm_jax.core import streams
@@ -72,7 +73,7 @@ def clopper_pearson(k: int, n: int, *, confidence: float = 0.95) -> tuple[float,
   return low, high
 
 
-def lower_bounds(k: np.ndarray, n: np.ndarray, *, confidence: float = 0.95) -> np.ndarray:
+def lower_bounds(k: ArrayLike, n: ArrayLike, *, confidence: float = 0.95) -> np.ndarray:
   """One-sided lower Clopper-Pearson bounds, f64[...]; 0 where k is 0."""
   k, n = np.asarray(k, np.float64), np.asarray(n, np.float64)
   bound = special.betaincinv(np.maximum(k, 1), n - np.maximum(k, 1) + 1, 1 - confidence)
@@ -132,7 +133,7 @@ def _phi(a: int, b: int, c: int, d: int) -> float:
   return cross / math.sqrt(product)
 
 
-def benjamini_hochberg(p_values: Sequence[float], *, m: int | None = None) -> np.ndarray:
+def benjamini_hochberg(p_values: ArrayLike, *, m: int | None = None) -> np.ndarray:
   """Adjusted p-values (q-values), f64[N], in the order given.
 
   Args:
@@ -180,12 +181,12 @@ def cluster_bootstrap(
   seed: int = 0,
 ) -> tuple[float, float]:
   """Percentile interval when several values share a cluster (probes of one image)."""
-  values = np.asarray(values, np.float64)
-  if not len(values):
+  x = np.asarray(values, np.float64)
+  if not len(x):
     raise ValueError("cluster_bootstrap needs at least one value")
   _, member = np.unique(np.asarray([str(c) for c in clusters]), return_inverse=True)
   order = np.argsort(member, kind="stable")
-  groups = np.split(values[order], np.flatnonzero(np.diff(member[order])) + 1)
+  groups = np.split(x[order], np.flatnonzero(np.diff(member[order])) + 1)
   rng = streams.rng(seed, "bootstrap")
   draws = [
     statistic(np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))]))

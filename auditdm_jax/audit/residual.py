@@ -13,7 +13,7 @@ import numpy as np
 from scipy.cluster import hierarchy
 
 from auditdm_jax.audit import rates
-from auditdm_jax.audit.slices import SliceConfig, Table
+from auditdm_jax.audit.slices import AttemptTable, SliceConfig
 from auditdm_jax.audit.words import TfIdf
 
 _TERMS = 5
@@ -26,7 +26,7 @@ def least(words: Sequence[str]) -> int:
 
 def clusters(
   questions: Sequence[str],
-  table: Table,
+  table: AttemptTable,
   *,
   config: SliceConfig,
   max_failures: int = 1500,
@@ -46,7 +46,8 @@ def clusters(
     return []
   if len(failing) > max_failures:
     failing = failing[np.linspace(0, len(failing) - 1, max_failures).astype(int)]
-  vectors = TfIdf([questions[i] for i in failing]).rows([questions[i] for i in failing]).toarray()
+  texts = [questions[int(i)] for i in failing]
+  vectors = TfIdf(texts).rows(texts).toarray()
   tree = hierarchy.linkage(vectors, method="average", metric="cosine")
   labels = hierarchy.fcluster(tree, t=distance, criterion="distance")
   described = _describe(table, failing, labels, config)
@@ -66,7 +67,7 @@ def clusters(
 
 
 def _describe(
-  table: Table, failing: np.ndarray, labels: np.ndarray, config: SliceConfig
+  table: AttemptTable, failing: np.ndarray, labels: np.ndarray, config: SliceConfig
 ) -> list[tuple[str, ...]]:
   """Class-TF-IDF terms of each cluster, largest cluster first."""
   words = np.flatnonzero([name[:2] in ("q:", "a:") for name in table.names])
@@ -78,16 +79,16 @@ def _describe(
     members = failing[labels == label]
     share = np.asarray(table.has[members][:, words].mean(axis=0)).ravel()
     score = share * np.log(1 + len(table.failed) / everywhere) * (share >= 0.3)
-    best = [i for i in np.argsort(-score, kind="stable")[:_TERMS] if score[i] > 0]
+    best = [int(i) for i in np.argsort(-score, kind="stable")[:_TERMS] if score[i] > 0]
     if best:
       out.append(tuple(table.names[words[i]] for i in best))
   return list(dict.fromkeys(out))
 
 
-def _has(table: Table, words: Sequence[str]) -> np.ndarray:
-  return sum(table.column(w).astype(int) for w in words) >= least(words)
+def _has(table: AttemptTable, words: Sequence[str]) -> np.ndarray:
+  return np.sum([table.column(w).astype(int) for w in words], axis=0) >= least(words)
 
 
-def _count(table: Table, rows: np.ndarray) -> tuple[int, int]:
+def _count(table: AttemptTable, rows: np.ndarray) -> tuple[int, int]:
   weight = table.weight[rows]
   return int((weight * table.failed[rows]).sum()), int(weight.sum())

@@ -46,7 +46,7 @@ class SliceConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class FoundRule:
   """A rule as found: terms that must all hold (none = whole group), and its counts."""
 
   terms: tuple[str, ...]
@@ -58,7 +58,7 @@ class Found:
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class AttemptTable:
   """N attempts as a matrix.
 
   Attributes:
@@ -73,11 +73,11 @@ class Table:
   failed: np.ndarray
   weight: np.ndarray
 
-  def take(self, rows: np.ndarray) -> "Table":
+  def take(self, rows: np.ndarray) -> "AttemptTable":
     """The attempts of a group, with the terms that occur in it."""
     has = self.has[rows]
     used = np.flatnonzero(np.asarray(has.sum(axis=0)).ravel())
-    return Table(
+    return AttemptTable(
       has[:, used],
       tuple(self.names[i] for i in used),
       self.failed[rows],
@@ -101,7 +101,7 @@ def term_set(question: str, answer: str | None) -> frozenset[str]:
 
 def make_table(
   questions: Sequence[str], answers: Sequence[str | None], failed: Sequence[bool]
-) -> Table:
+) -> AttemptTable:
   """The matrix of all attempts; `any:` only for terms that occur in both roles."""
   sets = [term_set(q, a) for q, a in zip(questions, answers)]
   seen = frozenset().union(*sets)
@@ -116,7 +116,7 @@ def make_table(
   has = sparse.csr_matrix(
     (np.ones(len(columns), np.float32), columns, ends), shape=(len(sets), len(names))
   )
-  return Table(has, names, np.asarray(failed, np.float64), np.ones(len(sets)))
+  return AttemptTable(has, names, np.asarray(failed, np.float64), np.ones(len(sets)))
 
 
 def _in_both_roles(any_term: str, seen: frozenset[str]) -> bool:
@@ -134,13 +134,13 @@ def _simplicity(name: str, count: int) -> tuple[int, int, int, str]:
 
 
 def decision_list(
-  table: Table,
+  table: AttemptTable,
   *,
   outside: tuple[float, float] = (0, 0),
   whole_tests: int = 0,
   config: SliceConfig,
-  accept: Callable[[Found], bool] = lambda found: True,
-) -> list[Found]:
+  accept: Callable[[FoundRule], bool] = lambda found: True,
+) -> list[FoundRule]:
   """The rules of one group.
 
   Args:
@@ -178,13 +178,13 @@ class _Candidates:
 
 
 def _best(
-  table: Table,
+  table: AttemptTable,
   open_rows: np.ndarray,
   outside: tuple[float, float],
   whole_tests: int,
   banned: set[tuple[str, ...]],
   config: SliceConfig,
-) -> Found | None:
+) -> FoundRule | None:
   weight = table.weight * open_rows
   n_all, k_all = weight.sum(), (weight * table.failed).sum()
   if n_all < config.min_n or k_all == 0:
@@ -193,12 +193,12 @@ def _best(
     return _whole(open_rows, n_all, k_all, 0.0, config)
   found = _candidates(table, weight, n_all, k_all, config)
   q = rates.benjamini_hochberg(found.p, m=found.tests) if found.terms else np.zeros(0)
-  passing = [i for i in np.flatnonzero(q <= config.level) if found.terms[i] not in banned]
+  passing = [int(i) for i in np.flatnonzero(q <= config.level) if found.terms[i] not in banned]
   winner = None
   if passing:
     i = _widen(table, open_rows, found, passing, config)
     rows = np.flatnonzero(open_rows & _covers(table, found.terms[i]))
-    winner = Found(
+    winner = FoundRule(
       found.terms[i], int(found.n[i]), int(found.k[i]), float(found.lower[i]), float(q[i]), rows
     )
   if whole_tests:
@@ -210,9 +210,9 @@ def _best(
   return winner
 
 
-def _whole(open_rows: np.ndarray, n: float, k: float, p: float, config: SliceConfig) -> Found:
+def _whole(open_rows: np.ndarray, n: float, k: float, p: float, config: SliceConfig) -> FoundRule:
   lower = float(rates.lower_bounds(k, n, confidence=config.confidence))
-  return Found((), int(n), int(k), lower, p, np.flatnonzero(open_rows))
+  return FoundRule((), int(n), int(k), lower, p, np.flatnonzero(open_rows))
 
 
 def _whole_p(k: float, n: float, outside: tuple[float, float]) -> float:
@@ -223,7 +223,7 @@ def _whole_p(k: float, n: float, outside: tuple[float, float]) -> float:
 
 
 def _candidates(
-  table: Table, weight: np.ndarray, n_all: float, k_all: float, config: SliceConfig
+  table: AttemptTable, weight: np.ndarray, n_all: float, k_all: float, config: SliceConfig
 ) -> _Candidates:
   """Single terms and pairs that reach the bound, with the p-value of their enrichment."""
   n = table.has.T @ weight
@@ -246,7 +246,7 @@ def _candidates(
 
 
 def _pairs(
-  table: Table,
+  table: AttemptTable,
   weight: np.ndarray,
   beam: np.ndarray,
   n: np.ndarray,
@@ -269,8 +269,8 @@ def _pairs(
   picked = np.flatnonzero(usable & (lower >= config.threshold))
   p = [
     max(
-      _fisher(k2[i], n2[i], k[first[i]], n[first[i]]),
-      _fisher(k2[i], n2[i], k[second[i]], n[second[i]]),
+      _fisher(k2[i], n2[i], float(k[first[i]]), float(n[first[i]])),
+      _fisher(k2[i], n2[i], float(k[second[i]]), float(n[second[i]])),
       _fisher(k2[i], n2[i], k_all, n_all),
     )
     for i in picked
@@ -284,12 +284,12 @@ def _fisher(k: float, n: float, k_around: float, n_around: float) -> float:
   return rates.fisher_greater(int(k), int(n), int(k_around - k), int(n_around - n))
 
 
-def _covers(table: Table, names: tuple[str, ...]) -> np.ndarray:
+def _covers(table: AttemptTable, names: tuple[str, ...]) -> np.ndarray:
   return np.logical_and.reduce([table.column(name) for name in names])
 
 
 def _widen(
-  table: Table,
+  table: AttemptTable,
   open_rows: np.ndarray,
   found: _Candidates,
   passing: Sequence[int],

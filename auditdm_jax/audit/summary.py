@@ -69,7 +69,7 @@ class SearchModes:
 
 
 @dataclasses.dataclass(frozen=True)
-class Gap:
+class GapScore:
   """One planted gap: the target's accuracy in it, and the confirmed finds of the audit."""
 
   target: Rate | None
@@ -249,7 +249,7 @@ class Summary:
   search_modes: SearchModes | None
   precision: Rate | None
   coverage: Coverage | None
-  gaps: Mapping[str, Gap]
+  gaps: Mapping[str, GapScore]
   modes: ModeScores
   rectify: Mapping[str, Accuracy]
   reaudit: Rate | None

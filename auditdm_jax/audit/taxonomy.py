@@ -22,7 +22,14 @@ from auditdm_jax.audit import rates, residual
 from auditdm_jax.audit.attempt import Attempt
 from auditdm_jax.audit.probe import Record
 from auditdm_jax.audit.skills import Assigner, Seeds
-from auditdm_jax.audit.slices import Found, SliceConfig, Table, decision_list, make_table, term_set
+from auditdm_jax.audit.slices import (
+  AttemptTable,
+  FoundRule,
+  SliceConfig,
+  decision_list,
+  make_table,
+  term_set,
+)
 from auditdm_jax.core.jsonio import canonical_hash
 
 
@@ -61,7 +68,7 @@ def _judged(attempts: Sequence[Attempt]) -> list[_Judged]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rule(Record):
+class ModeRule(Record):
   """Matches attempts of `skill` ("" = any) that have at least `least` of `terms` (0 = all)."""
 
   skill: str
@@ -90,7 +97,7 @@ class Mode(Record):
   skills: tuple[str, ...]
   terms: tuple[str, ...]
   definition: str
-  rules: tuple[Rule, ...]
+  rules: tuple[ModeRule, ...]
   n: int
   k: int
   lower: float
@@ -116,14 +123,14 @@ class Taxonomy:
     return Assigner(self.seeds, threshold=self.config.assign_threshold)
 
   @functools.cached_property
-  def _rules(self) -> list[tuple[Rule, Mode]]:
+  def _rules(self) -> list[tuple[ModeRule, Mode]]:
     listed = [(rule, mode) for mode in self.modes for rule in mode.rules]
     return sorted(listed, key=lambda pair: pair[0].rank)
 
   def match(self, questions: Sequence[str], consensus: Sequence[str | None]) -> list[Mode | None]:
     """The mode of each probe, or None."""
     skills = [s for s, _ in self._assigner(questions)]
-    by_skill: dict[str | None, list[tuple[Rule, Mode]]] = {
+    by_skill: dict[str | None, list[tuple[ModeRule, Mode]]] = {
       s: [(r, m) for r, m in self._rules if r.skill in ("", s)] for s in set(skills)
     }
     found = []
@@ -170,7 +177,7 @@ class _Slice:
   """A rule found in a skill ("" = over all), with the rows of the whole table it covers."""
 
   skill: str
-  found: Found
+  found: FoundRule
   rows: np.ndarray
   later: bool  # the whole skill, after other rules took their part
 
@@ -204,7 +211,7 @@ def discover_modes(
 def _modes(
   judged: Sequence[_Judged],
   skills: np.ndarray,
-  table: Table,
+  table: AttemptTable,
   seeds: Seeds,
   config: TaxonomyConfig,
 ) -> tuple[Mode, ...]:
@@ -221,7 +228,7 @@ def _modes(
   modes = [_mode(group, rank, judged, table, seeds) for group in groups.values()]
   left = np.flatnonzero(open_rows)
   clusters = residual.clusters(
-    [judged[i].question for i in left],
+    [judged[int(i)].question for i in left],
     table.take(left),
     config=config,
     max_failures=config.max_residual,
@@ -232,7 +239,7 @@ def _modes(
   return tuple(sorted(modes, key=lambda m: (-m.k, m.mode_id)))
 
 
-def _within_skills(skills: np.ndarray, table: Table, config: TaxonomyConfig) -> list[_Slice]:
+def _within_skills(skills: np.ndarray, table: AttemptTable, config: TaxonomyConfig) -> list[_Slice]:
   failed, total = (table.weight * table.failed).sum(), table.weight.sum()
   slices, names = [], np.unique(skills)
   for skill in names:
@@ -252,7 +259,7 @@ def _within_skills(skills: np.ndarray, table: Table, config: TaxonomyConfig) -> 
 
 def _across_skills(
   skills: np.ndarray,
-  table: Table,
+  table: AttemptTable,
   open_rows: np.ndarray,
   shared: frozenset[str],
   config: TaxonomyConfig,
@@ -266,7 +273,7 @@ def _across_skills(
     return []
   group = table.take(rows)
 
-  def in_several_skills(found: Found) -> bool:
+  def in_several_skills(found: FoundRule) -> bool:
     failing = found.rows[group.failed[found.rows] > 0]
     several = len(np.unique(skills[rows[failing]])) >= config.cross_skills
     return several or _words(found.terms) in shared
@@ -295,10 +302,10 @@ def _mode(
   group: Sequence[_Slice],
   rank: Mapping[int, int],
   judged: Sequence[_Judged],
-  table: Table,
+  table: AttemptTable,
   seeds: Seeds,
 ) -> Mode:
-  rules = tuple(Rule(skill=p.skill, terms=p.found.terms, rank=rank[id(p)]) for p in group)
+  rules = tuple(ModeRule(skill=p.skill, terms=p.found.terms, rank=rank[id(p)]) for p in group)
   skills = tuple(sorted({p.skill for p in group if p.skill}))
   first = group[0]
   cross = len(group) > 1 or not first.skill
@@ -322,9 +329,9 @@ def _residual_mode(
   q_value: float,
   rank: int,
   judged: Sequence[_Judged],
-  table: Table,
+  table: AttemptTable,
 ) -> Mode:
-  rule = Rule(skill="", terms=words, least=residual.least(words), rank=rank)
+  rule = ModeRule(skill="", terms=words, least=residual.least(words), rank=rank)
   name = "other: " + ", ".join(_short(w) for w in words[:3])
   return _finish(name, "residual", (), (rule,), rows, q_value, judged, table)
 
@@ -333,11 +340,11 @@ def _finish(
   name: str,
   kind: str,
   skills: tuple[str, ...],
-  rules: tuple[Rule, ...],
+  rules: tuple[ModeRule, ...],
   rows: np.ndarray,
   q_value: float,
   judged: Sequence[_Judged],
-  table: Table,
+  table: AttemptTable,
 ) -> Mode:
   failing = rows[table.failed[rows] > 0]
   n, k = int(table.weight[rows].sum()), int(table.weight[failing].sum())
@@ -363,7 +370,7 @@ def _short(term: str) -> str:
   return f"answer={word}" if role == "a" else word
 
 
-def _define(rule: Rule, siblings: Sequence[Rule]) -> str:
+def _define(rule: ModeRule, siblings: Sequence[ModeRule]) -> str:
   """The rule in words; rules that differ only in the skill are told together."""
   skills = sorted({r.skill for r in siblings if r.terms == rule.terms and r.skill})
   where = "skill " + ", ".join(skills) if skills else "any skill"

@@ -175,9 +175,7 @@ def _try(
   def get(image_id: str) -> np.ndarray:
     return extra[image_id] if image_id in extra else images(image_id)
 
-  answers = bank.answers(
-    get, [t.question for t in trials], image_ids=[t.image_id for t in trials], cascade=False
-  )
+  answers = bank.answers(get, [t.question for t in trials], image_ids=[t.image_id for t in trials])
   bank.prepare(answers, [t.question for t in trials])
   tried: list[list[tuple[_Trial, dict[str, str]]]] = [[] for _ in finds]
   for i, trial in enumerate(trials):
@@ -192,7 +190,7 @@ def _compared(
   find: Find, tried: Sequence[tuple[_Trial, dict[str, str]]], references: Sequence[str]
 ) -> Iterator[tuple[str, str, str]]:
   """What `_stability` and `_gates` compare a find's trials by: (question, answer, answer)."""
-  consensus, question = find.verdict.consensus or "", find.probe.question
+  consensus, question = find.consensus, find.probe.question
   greedy = tried[0][1]
   for trial, answers in tried:
     if trial.label.startswith("blank"):
@@ -225,8 +223,8 @@ def _plan(
     source, question = find.probe.image_id, find.probe.question
     trials.append(_Trial(i, "greedy:0", source, question))
     wordings = {question}
-    for k in range(config.paraphrases if paraphrase else 0):
-      other = paraphrase(question, k + 1)
+    for k in range(config.paraphrases):
+      other = paraphrase(question, k + 1) if paraphrase else None
       # A wording that was tried already is no new evidence.
       if other is not None and other not in wordings:
         wordings.add(other)
@@ -260,7 +258,7 @@ def _stability(
       question=trial.question,
     )
     again = decision.disagreement and bank.judge.same(
-      decision.consensus, find.consensus, question=trial.question
+      decision.consensus or "", find.consensus, question=trial.question
     )
     outcomes.append((trial.label, again))
   return Stability(

@@ -45,7 +45,7 @@ Groups = Callable[[Example], Iterable[str]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Row:
+class GroupScore:
   """Mean score of a group: `k` is the sum of scores, a whole number for scores of 0 and 1."""
 
   group: str
@@ -67,10 +67,10 @@ class Table:
   """Rows by group, "all" first, and the score of every example for paired comparisons."""
 
   model: str
-  rows: tuple[Row, ...]
+  rows: tuple[GroupScore, ...]
   scores: Mapping[str, float]
 
-  def row(self, group: str) -> Row:
+  def row(self, group: str) -> GroupScore:
     by_name = {row.group: row for row in self.rows}
     if group not in by_name:
       raise KeyError(f"no group {group!r}; groups: {', '.join(by_name)}")
@@ -175,7 +175,7 @@ def score(
   return Table(model=model, rows=rows, scores=scores)
 
 
-def _row(group: str, values: np.ndarray) -> Row:
+def _row(group: str, values: np.ndarray) -> GroupScore:
   """`values` f64[N]. Wilson's interval for scores of 0 and 1, the mean's normal one for others,
   of which one alone says nothing.
   """
@@ -188,4 +188,4 @@ def _row(group: str, values: np.ndarray) -> Row:
   else:
     half = stats.norm.ppf(0.975) * float(values.std(ddof=1)) / n**0.5
     low, high = max(k / n - half, 0.0), min(k / n + half, 1.0)
-  return Row(group=group, k=k, n=n, ci95=(low, high))
+  return GroupScore(group=group, k=k, n=n, ci95=(low, high))

@@ -39,7 +39,7 @@ class Checkpointer:
     self.dir = paths.as_path(dir)
     if not paths.is_remote(dir):
       self.dir = self.dir.absolute()
-    policies = [preservation_policy.LatestN(keep)]
+    policies: list[preservation_policy.PreservationPolicy] = [preservation_policy.LatestN(keep)]
     if keep_best:
       policies.append(
         preservation_policy.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
@@ -73,13 +73,15 @@ class Checkpointer:
       extras: what else a resumed run must know, as JSON.
       score: for `keep_best`; None, and what is not finite, is never the best.
     """
-    known = self._keep_best and score is not None and math.isfinite(score)
+    metrics = None
+    if self._keep_best and score is not None and math.isfinite(score):
+      metrics = {"score": float(score)}
     self._manager.save(
       step,
       args=ocp.args.Composite(
         arrays=ocp.args.StandardSave(arrays), extras=ocp.args.JsonSave(jsonio.plain(extras))
       ),
-      metrics={"score": float(score)} if known else None,
+      metrics=metrics,
     )
 
   def wait(self) -> None:
@@ -118,7 +120,7 @@ class Checkpointer:
         f"{self.dir}/{step}: the checkpoint cannot be read ({type(e).__name__}: {reason}). If it is"
         f" damaged, remove this folder and run the same command: it goes on from {start}"
       ) from e
-    return step, restored.arrays, restored.extras
+    return step, restored["arrays"], restored["extras"]
 
   def latest(self) -> int | None:
     """Returns the latest complete step; None if there is none."""

@@ -14,7 +14,7 @@ import math
 import re
 import types
 import typing
-from typing import Any, Literal, TypeVar, Union
+from typing import Any, Literal, TypeVar, Union, cast
 
 import ml_collections
 
@@ -23,7 +23,9 @@ _NAME = re.compile(r"[A-Za-z_][\w-]*")  # Not a path, which may be a key too.
 
 # Of the flag --config: keys that a file leaves at their defaults can be given too. What is no key
 # of a section, `build` refuses.
-OVERRIDES = types.MappingProxyType({"lock_config": False, "accept_new_attributes": True})
+OVERRIDES: Mapping[str, Any] = types.MappingProxyType(
+  {"lock_config": False, "accept_new_attributes": True}
+)
 
 
 class UserError(ValueError):
@@ -100,7 +102,7 @@ def build(cls: type[T], section: Mapping[str, Any] | ml_collections.ConfigDict, 
   if not isinstance(section, Mapping | ml_collections.ConfigDict):
     raise UserError(f"{name}: expected a section with keys, got {section!r}")
   hints = typing.get_type_hints(cls)
-  fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+  fields = {f.name: f for f in dataclasses.fields(cast(type[Any], cls)) if f.init}
   check_spelling(section, name)
   for key in section:
     if key not in fields:
@@ -130,7 +132,7 @@ def build(cls: type[T], section: Mapping[str, Any] | ml_collections.ConfigDict, 
     raise UserError(f"{name}: {e}") from e
 
 
-def check_spelling(section: Mapping[str, Any], where: str) -> None:
+def check_spelling(section: Mapping[str, Any] | ml_collections.ConfigDict, where: str) -> None:
   """Checks that no key is there twice, with dashes and with underscores.
 
   Raises:
@@ -185,7 +187,7 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
   origin, args = typing.get_origin(hint), typing.get_args(hint)
   if hint is Any:
     return value
-  if dataclasses.is_dataclass(hint):
+  if isinstance(hint, type) and dataclasses.is_dataclass(hint):
     return build(hint, value, name=name)
   if origin in (Union, types.UnionType):
     return _convert_union(args, value, name)

@@ -33,8 +33,8 @@ class Compilations:
     self.count = 0
     jax.monitoring.register_event_duration_secs_listener(self._hear)
 
-  def _hear(self, event: str, duration: float, **kwargs: str | int) -> None:
-    del duration, kwargs
+  def _hear(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+    del duration_secs, kwargs
     self.count += event == _COMPILED
 
   def close(self) -> None:

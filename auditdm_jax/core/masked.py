@@ -6,15 +6,17 @@ not multiplied by zero. Half-precision inputs are summed in float32.
 """
 
 from types import ModuleType
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array | np.ndarray
+A = TypeVar("A", jax.Array, np.ndarray)
 
 
-def sum_count(x: Array, mask: Array, *, axis=None) -> tuple[Array, Array]:
+def sum_count(x: A, mask: Array, *, axis=None) -> tuple[A, A]:
   """Returns the sum of x where mask is true, and how many those are.
 
   Only such pairs may be added up over micro-batches or hosts; divide once, at the end.
@@ -30,12 +32,12 @@ def sum_count(x: Array, mask: Array, *, axis=None) -> tuple[Array, Array]:
   return total, xp.sum(mask, axis=axis, dtype=total.dtype)
 
 
-def mean(x: Array, mask: Array, *, axis=None, empty: float = 0.0) -> Array:
+def mean(x: A, mask: Array, *, axis=None, empty: float = 0.0) -> A:
   """Returns the mean of x where mask is true; `empty` where nothing is."""
   return ratio(*sum_count(x, mask, axis=axis), empty=empty)
 
 
-def std(x: Array, mask: Array, *, ddof: int = 0, axis=None, empty: float = 0.0) -> Array:
+def std(x: A, mask: Array, *, ddof: int = 0, axis=None, empty: float = 0.0) -> A:
   """Returns the standard deviation where mask is true; `empty` with `ddof` elements or fewer."""
   xp = _namespace(x, mask)
   x, mask = _prepare(xp, x, mask)
@@ -46,7 +48,7 @@ def std(x: Array, mask: Array, *, ddof: int = 0, axis=None, empty: float = 0.0) 
   return xp.sqrt(ratio(squares, count - ddof, empty=empty**2))
 
 
-def ratio(total: Array, count: Array, *, empty: float = 0.0) -> Array:
+def ratio(total: A, count: A, *, empty: float = 0.0) -> A:
   """Returns total / count, and `empty` where count is 0 or less, with finite gradients."""
   xp = _namespace(total, count)
   return xp.where(count > 0, total / xp.maximum(count, 1), empty)
@@ -56,7 +58,7 @@ def _namespace(*arrays: Array) -> ModuleType:
   return jnp if any(isinstance(a, jax.Array) for a in arrays) else np
 
 
-def _prepare(xp: ModuleType, x: Array, mask: Array) -> tuple[Array, Array]:
+def _prepare(xp: ModuleType, x: Any, mask: Any) -> tuple[Any, Any]:
   x, mask = xp.asarray(x), xp.asarray(mask)
   if mask.dtype != bool:
     raise TypeError(f"the mask must be bool, got {mask.dtype}; compare weights with 0 first")

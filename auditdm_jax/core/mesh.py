@@ -30,7 +30,7 @@ Rules = Sequence[tuple[str, Sequence[Entry]]]
 TENSOR = "tensor"
 
 
-def make_mesh(shape: Mapping[str, int], *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(shape: Mapping[str, int], *, devices: Sequence[Any] | None = None) -> Mesh:
   """Returns a mesh of named axes, such as {"data": -1, "model": 4}; -1 takes what is left.
 
   The axes are of type Auto: with jax's Explicit default, `with_sharding_constraint` asserts

@@ -10,7 +10,15 @@ from typing import Any, TextIO
 
 import rich.console
 import rich.progress
-from tensorboard.compat.proto import event_pb2, summary_pb2
+
+# Generated modules without stubs.
+from tensorboard.compat.proto.event_pb2 import (
+  Event,  # pyright: ignore[reportAttributeAccessIssue]
+  SessionLog,  # pyright: ignore[reportAttributeAccessIssue]
+)
+from tensorboard.compat.proto.summary_pb2 import (
+  Summary,  # pyright: ignore[reportAttributeAccessIssue]
+)
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from auditdm_jax.core import jsonl, paths
@@ -188,18 +196,18 @@ class _EventWriter:
   def __init__(self, folder: pathlib.Path, *, resume_step: int | None):
     self._writer = EventFileWriter(str(folder), flush_secs=10)
     if resume_step is not None:  # Tells the reader to drop what it has from this step on.
-      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      start = SessionLog(status=SessionLog.START)
       self._add(resume_step + 1, session_log=start)
 
   def write(self, step: int, values: Mapping[str, float]) -> None:
-    rows = [summary_pb2.Summary.Value(tag=k, simple_value=v) for k, v in values.items()]
-    self._add(step, summary=summary_pb2.Summary(value=rows))
+    rows = [Summary.Value(tag=k, simple_value=v) for k, v in values.items()]
+    self._add(step, summary=Summary(value=rows))
 
   def close(self) -> None:
     self._writer.close()
 
   def _add(self, step: int, **what: Any) -> None:
-    self._writer.add_event(event_pb2.Event(wall_time=time.time(), step=step, **what))
+    self._writer.add_event(Event(wall_time=time.time(), step=step, **what))
 
 
 def _short(value: Any) -> str:

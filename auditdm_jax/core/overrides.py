@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import difflib
 import keyword
-import os
 import re
 from typing import Any
 
@@ -64,20 +63,68 @@ def take(argv: Sequence[str]) -> list[str]:
   return list(argv)
 
 
-def read(path: str | os.PathLike, given: Sequence[str]) -> ml_collections.ConfigDict:
+def load_config(path_and_args: str, **overrides: Any) -> ml_collections.ConfigDict:
+  """Reads a config file as the command line does.
+
+  Example:
+    load_config("configs/scenes.py:rare", seed=1, **{"optim.steps": 20, "models.target": "pg2"})
+
+  Args:
+    path_and_args: the file, and after a colon what its `get_config` takes.
+    **overrides: values by key; a dot leads into a section.
+
+  Returns:
+    The config, locked: no key can be added to it.
+
+  Raises:
+    UserError: no such file or key, or a value of the wrong type.
+  """
+  given = [f"--config.{key}={x if isinstance(x, str) else repr(x)}" for key, x in overrides.items()]
+  return locked(read(path_and_args, given), path_and_args)
+
+
+def read(path_and_args: str, given: Sequence[str]) -> ml_collections.ConfigDict:
   """Returns the config of a file with the overrides `--config.a.b=value` that are given.
 
   Raises:
-    UserError: an override is about a key of what is no section.
-    absl.flags.Error, AttributeError, KeyError, TypeError, ValueError: others that are wrong.
+    UserError: no such key, or a value of the wrong type.
   """
   values = flags.FlagValues()
-  argv = ["", *take([f"--config={path}", *given])]
+  argv = take([f"--config={path_and_args}", *given])
   holder = config_flags.DEFINE_config_file(
-    "config", None, "", flag_values=values, sys_argv=argv, **OVERRIDES
+    "config", None, "", flag_values=values, sys_argv=["", *argv], **OVERRIDES
   )
-  values(argv)
+  parse_flags(values, argv)
   return holder.value
+
+
+def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+  """Parses arguments that `take` returned; returns those that are no flags.
+
+  Raises:
+    UserError: they cannot be read.
+  """
+  try:
+    return values(["", *argv])[1:]
+  except (AttributeError, KeyError) as e:  # Of ml_collections, with a repr inside a repr.
+    message = str(e).replace("\\n", " ").translate({ord(c): None for c in "'\"\\"})
+    raise UserError(f"--config.…: no such key: {message}") from e
+  except (flags.Error, OSError, TypeError, ValueError) as e:
+    # Of a complaint raised by the config file itself only the last line, not ml_collections' trace.
+    raise UserError(str(e).strip().rpartition("\n")[2]) from e
+
+
+def locked(config: ml_collections.ConfigDict, given: str) -> ml_collections.ConfigDict:
+  """Returns the config, to which no key can be added any more.
+
+  Raises:
+    UserError: its file, which is called `given`, does not exist.
+  """
+  try:
+    config.lock()
+  except OSError as e:  # ml_collections holds it back until the config is used.
+    raise UserError(f"{given}: no such file") from e
+  return config
 
 
 def _read(argv: Sequence[str]) -> ml_collections.ConfigDict:

@@ -12,6 +12,8 @@ import pathlib
 import tempfile
 from typing import Any
 
+from auditdm_jax.core.config import UserError
+
 _counter = itertools.count()
 
 
@@ -33,33 +35,48 @@ def as_path(path: str | os.PathLike) -> Any:
   return epath.Path(path)
 
 
+def made(folder: str | os.PathLike[str]) -> Any:
+  """Makes the folder of a run if it is not there; returns its absolute path.
+
+  Raises:
+    UserError: it cannot be made.
+  """
+  path = as_path(folder)
+  path = path if is_remote(path) else path.absolute()
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise UserError(f"{folder}: no folder can be made: {e.strerror or e}") from e
+  return path
+
+
 @contextlib.contextmanager
 def writing(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
   """A folder of this machine to write files into; those of a remote one are copied there then."""
-  folder = as_path(folder)
+  there = as_path(folder)
   if not is_remote(folder):
-    yield folder
+    yield there
     return
   with tempfile.TemporaryDirectory() as root:
-    local = pathlib.Path(root, folder.name)
+    local = pathlib.Path(root, there.name)
     local.mkdir()
     yield local
     for path in sorted(local.rglob("*")):
       if path.is_file():
-        (folder / path.relative_to(local).as_posix()).write_bytes(path.read_bytes())
+        (there / path.relative_to(local).as_posix()).write_bytes(path.read_bytes())
 
 
 @contextlib.contextmanager
 def reading(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
   """The folder, or for the time of the block a copy of a remote one on this machine."""
-  folder = as_path(folder)
+  there = as_path(folder)
   if not is_remote(folder):
-    yield folder
+    yield there
     return
   with tempfile.TemporaryDirectory() as root:
-    local = pathlib.Path(root, folder.name)
+    local = pathlib.Path(root, there.name)
     local.mkdir()
-    for path in folder.iterdir():
+    for path in there.iterdir():
       (local / path.name).write_bytes(path.read_bytes())
     yield local
 
@@ -69,23 +86,23 @@ def write_bytes(path: str | os.PathLike, data: bytes, *, durable: bool = True) -
 
   Durable files hold this after a crash of the machine too, at the price of two fsyncs.
   """
-  path = as_path(path)
+  there = as_path(path)
   if is_remote(path):
-    path.write_bytes(data)
+    there.write_bytes(data)
     return
-  path.parent.mkdir(parents=True, exist_ok=True)
-  tmp = path.with_name(f".{path.name}.{os.getpid()}-{next(_counter)}.tmp")
+  there.parent.mkdir(parents=True, exist_ok=True)
+  tmp = there.with_name(f".{there.name}.{os.getpid()}-{next(_counter)}.tmp")
   try:
     with open(tmp, "xb") as f:
       f.write(data)
       f.flush()
       if durable:
         os.fsync(f.fileno())
-    os.replace(tmp, path)
+    os.replace(tmp, there)
   finally:
     tmp.unlink(missing_ok=True)
   if durable:
-    _sync_dir(path.parent)
+    _sync_dir(there.parent)
 
 
 def _sync_dir(path: pathlib.Path) -> None:

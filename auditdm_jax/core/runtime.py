@@ -78,7 +78,9 @@ def setup(
   """
   if devices:
     jax.config.update("jax_num_cpu_devices", devices)
-  folder = pathlib.Path(cache_dir or jax.config.jax_compilation_cache_dir or default_cache_dir())
+  folder = pathlib.Path(
+    cache_dir or jax.config.read("jax_compilation_cache_dir") or default_cache_dir()
+  )
   folder.mkdir(parents=True, exist_ok=True)
   jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -257,8 +259,15 @@ def _is_here(x: Any) -> bool:
   return not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
 
 
+def programs(jitted: Any) -> int:
+  """Returns how many programs of a jitted function were compiled in this process."""
+  return jitted._cache_size()  # jax has no public name for it.
+
+
 def in_pieces(x: jax.Array, *, most: int = 1 << 28) -> np.ndarray:
   """Returns an array on every process's host; at most about `most` bytes lie whole on a device."""
+  if not isinstance(x.sharding, NamedSharding):
+    raise TypeError(f"an array of several processes has a mesh, and not {x.sharding}")
   whole = NamedSharding(x.sharding.mesh, PartitionSpec())
   if x.nbytes <= most or x.ndim == 0:
     return np.asarray(_piece(whole, x.shape[:1])(x, 0))

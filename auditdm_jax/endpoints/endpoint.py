@@ -42,7 +42,7 @@ from auditdm_jax.endpoints.failures import (
   Reason,
   one_line,
 )
-from auditdm_jax.endpoints.gate import Gate
+from auditdm_jax.endpoints.gate import Throttle
 from auditdm_jax.endpoints.loop import Loop
 from auditdm_jax.endpoints.pictures import Pictures
 from auditdm_jax.endpoints.replies import Reply
@@ -117,7 +117,9 @@ class Endpoint:
     self._wire = Wire(config)
     self._pictures = Pictures(config.pictures)
     self._rng = streams.rng(0, "endpoint retries", identity, process)
-    self._gate = Gate(self.name, self._ask_canary, outage_s=config.limits.outage_s, rng=self._rng)
+    self._gate = Throttle(
+      self.name, self._ask_canary, outage_s=config.limits.outage_s, rng=self._rng
+    )
     self._sees = False  # A question with a picture has been answered.
     self._slots = asyncio.Semaphore(config.limits.concurrency)
     self._suspects = asyncio.Lock()

@@ -28,7 +28,7 @@ _HERD_S = 0.2  # What has waited together starts spread over so many seconds.
 Canary = Callable[[], Awaitable[Fault | None]]
 
 
-class Gate:
+class Throttle:
   """What all requests to one endpoint pass; belongs to one event loop.
 
   Attributes:

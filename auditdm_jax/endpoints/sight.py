@@ -41,7 +41,7 @@ _MIN_TOKENS = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class Sight:
+class SightCheck:
   """How it is known that an endpoint sees.
 
   Attributes:
@@ -55,7 +55,7 @@ class Sight:
   picture_tokens: int | None
 
 
-def prove_sight(endpoint: Endpoint) -> Sight:
+def prove_sight(endpoint: Endpoint) -> SightCheck:
   """Asks an endpoint about two made pictures.
 
   Raises:
@@ -96,7 +96,7 @@ def prove_sight(endpoint: Endpoint) -> Sight:
       f"a blue one; tokens of the prompt without a picture {without}, with the red {with_red}, "
       f"with the blue {with_blue}"
     )
-  return Sight(evidence, said, tokens)
+  return SightCheck(evidence, said, tokens)
 
 
 def pictures(size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 
 from auditdm_jax.images import locality
-from auditdm_jax.images.failures import Failure
+from auditdm_jax.images.failures import NoImage
 from auditdm_jax.images.fit import Fit
 from auditdm_jax.images.requests import Edit
 
@@ -39,7 +39,7 @@ class ImageResult:
   """
 
   image: np.ndarray | None
-  failure: Failure | None
+  failure: NoImage | None
   request_id: str
   timings: Timings | None = None
   model: str = ""

@@ -22,7 +22,7 @@ import time
 from auditdm_jax.images import worker
 from auditdm_jax.images.backend import Backend, Cancelled, Info, Job, Made
 from auditdm_jax.images.config import Batching, Limits
-from auditdm_jax.images.failures import Reason, Refused
+from auditdm_jax.images.failures import NoImageReason, Refused
 from auditdm_jax.images.results import Cache, Done, Outcome, check_same, unwrap
 from auditdm_jax.images.telemetry import Metrics, outline, text_hash
 
@@ -67,7 +67,7 @@ class _Running:
   abandoned: threading.Event = dataclasses.field(default_factory=threading.Event)
 
 
-class Batcher:
+class JobQueue:
   """Runs jobs on a backend in batches; every submit ends in Done or Refused.
 
   Attributes:
@@ -105,7 +105,7 @@ class Batcher:
     _LOG.critical("the batcher ended", exc_info=task.exception())
     self._draining = True
     for entry in list(self._open.values()):
-      self._finish(entry, Refused(Reason.DRAINING, "the server has to stop"))
+      self._finish(entry, Refused(NoImageReason.DRAINING, "the server has to stop"))
     self.broken.set()
 
   async def drain(self, grace_s: float) -> None:
@@ -120,7 +120,7 @@ class Batcher:
     if self._task is not None:
       self._task.cancel()
     for entry in list(self._open.values()):
-      self._finish(entry, Refused(Reason.DRAINING, "the server stopped"))
+      self._finish(entry, Refused(NoImageReason.DRAINING, "the server stopped"))
     self._thread.close()
 
   async def submit(self, job: Job, *, timeout_s: float) -> Done:
@@ -154,7 +154,9 @@ class Batcher:
     if outcome := self._from_cache(self._cache.get_id(request_id)):
       return outcome
     if request_id not in self._open:
-      raise Refused(Reason.UNKNOWN_ID, f"{request_id}: not under way, and not among the last")
+      raise Refused(
+        NoImageReason.UNKNOWN_ID, f"{request_id}: not under way, and not among the last"
+      )
     with self._joined(self._open[request_id].job, timeout_s) as entry:
       return await _wait(entry, timeout_s)
 
@@ -194,18 +196,22 @@ class Batcher:
 
   def _admit(self, job: Job, timeout_s: float) -> _Entry:
     if self._draining:
-      raise Refused(Reason.DRAINING, "the server is about to stop")
+      raise Refused(NoImageReason.DRAINING, "the server is about to stop")
     eta = self._eta(job)
     if len(self._queue) >= self._limits.max_queue:
       raise Refused(
-        Reason.QUEUE_FULL, f"{len(self._queue)} requests are queued", retry_s=min(eta / 2, 2.0)
+        NoImageReason.QUEUE_FULL,
+        f"{len(self._queue)} requests are queued",
+        retry_s=min(eta / 2, 2.0),
       )
     if self._queued_bytes + job.source_bytes > self._limits.max_queue_mb * 2**20:
-      raise Refused(Reason.QUEUE_FULL, "too many bytes are queued", retry_s=min(eta / 2, 2.0))
+      raise Refused(
+        NoImageReason.QUEUE_FULL, "too many bytes are queued", retry_s=min(eta / 2, 2.0)
+      )
     if timeout_s < eta:
       # Forget a little each time: one slow spell must not shut the door for good.
       self._batch_s = {key: 0.9 * seconds for key, seconds in self._batch_s.items()}
-      raise Refused(Reason.DEADLINE, f"{timeout_s:.3f} s left, expected to need {eta:.3f} s")
+      raise Refused(NoImageReason.DEADLINE, f"{timeout_s:.3f} s left, expected to need {eta:.3f} s")
     now = time.monotonic()
     entry = _Entry(job, asyncio.get_running_loop().create_future(), now, now + timeout_s)
     self._queue[job.request_id] = self._open[job.request_id] = entry
@@ -310,7 +316,7 @@ class Batcher:
         break
       self._dequeue(entry)
       if entry.deadline < now:
-        self._finish(entry, Refused(Reason.DEADLINE, "expired in the queue"))
+        self._finish(entry, Refused(NoImageReason.DEADLINE, "expired in the queue"))
       else:
         batch.append(entry)
         self._metrics.queue_seconds.observe(now - entry.since)
@@ -318,7 +324,7 @@ class Batcher:
 
   def _finish(self, entry: _Entry, outcome: Outcome) -> None:
     # A backend's failure may pass; images and bad captions stay what they are.
-    if isinstance(outcome, Done) or outcome.reason is Reason.INVALID_INSTRUCTION:
+    if isinstance(outcome, Done) or outcome.reason is NoImageReason.INVALID_INSTRUCTION:
       self._cache.put(entry.job, outcome)
     self._close(entry)
     if not entry.future.done():
@@ -342,7 +348,7 @@ async def _wait(entry: _Entry, timeout_s: float) -> Done:
   try:
     return unwrap(await asyncio.wait_for(asyncio.shield(entry.future), timeout_s))
   except TimeoutError:
-    raise Refused(Reason.DEADLINE, f"not done within {timeout_s:.3f} s") from None
+    raise Refused(NoImageReason.DEADLINE, f"not done within {timeout_s:.3f} s") from None
 
 
 def _outcome(
@@ -351,11 +357,11 @@ def _outcome(
   if isinstance(row, Refused):
     return row
   if isinstance(row, ValueError):
-    return Refused(Reason.INVALID_INSTRUCTION, str(row))
+    return Refused(NoImageReason.INVALID_INSTRUCTION, str(row))
   if isinstance(row, Exception):
     text = text_hash(entry.job.text)
     _LOG.error("backend failed on %s, text %s: %s", entry.job.request_id, text, outline(row))
-    return Refused(Reason.INTERNAL, f"{type(row).__name__}: {row}")
+    return Refused(NoImageReason.INTERNAL, f"{type(row).__name__}: {row}")
   digest = hashlib.sha256(row.image.tobytes()).digest()
   return Done(
     row.image, digest, entry.job.seed, start - entry.since, seconds, batch_size, row.truncated

@@ -36,7 +36,7 @@ from auditdm_jax.images.answers import ImageResult, Timings, on_source
 from auditdm_jax.images.backend import MAX_PIXELS, MAX_SIDE, Info
 from auditdm_jax.images.config import ClientConfig
 from auditdm_jax.images.disk_cache import DiskCache
-from auditdm_jax.images.failures import RULES, Failure, Reason, Refused, from_call
+from auditdm_jax.images.failures import RULES, NoImage, NoImageReason, Refused, from_call
 from auditdm_jax.images.fit import Fit
 from auditdm_jax.images.replicas import Replica, Replicas, state_of
 from auditdm_jax.images.requests import Edit, Generate, Options, Request
@@ -116,7 +116,7 @@ class ImageClient:
       try:
         future.set_result(self._result(request, mask))
       except Exception as error:  # A bug here must not lose the rollout that waits for it.
-        failure = Failure(Reason.PROTOCOL, f"{type(error).__name__}: {error}")
+        failure = NoImage(NoImageReason.PROTOCOL, f"{type(error).__name__}: {error}")
         future.set_result(ImageResult(None, failure, request.request_id))
 
     try:
@@ -222,7 +222,7 @@ class ImageClient:
       try:
         fit = fit_lib.fit(self._info, request.size)
       except Refused as refused:
-        failure = Failure(refused.reason, refused.message)
+        failure = NoImage(refused.reason, refused.message)
         return ImageResult(None, failure, request.request_id)
     if isinstance(request, Generate):
       return dataclasses.replace(self._carry(request.fitted(fit)), fit=fit.drawn)
@@ -241,11 +241,11 @@ class ImageClient:
       return ImageResult(image, None, request.request_id, timings, self._model)
     # One of several replicas may hang: the first tries leave half of the time to ask another.
     limit = until if len(self._replicas) == 1 else start + self._config.deadline_s / 2
-    tries: collections.Counter[Reason] = collections.Counter()
+    tries: collections.Counter[NoImageReason] = collections.Counter()
     while True:
       attempt = tries.total()
       answer = self._try(request, limit)
-      if not isinstance(answer, Failure):
+      if not isinstance(answer, NoImage):
         return self._received(request, *answer, start, attempt + 1)
       if self._closed.is_set():
         return ImageResult(None, _closed_failure(), request.request_id)
@@ -254,7 +254,7 @@ class ImageClient:
       # Full jitter: those that were refused together must not come back together.
       delay = random.uniform(0, min(_MAX_BACKOFF_S, _BACKOFF_S * 2 ** min(attempt, 10)))
       delay += answer.retry_s
-      if answer.reason is Reason.DEADLINE or time.monotonic() + delay > limit:
+      if answer.reason is NoImageReason.DEADLINE or time.monotonic() + delay > limit:
         limit = until
       last = attempt == self._config.retries or time.monotonic() + delay > until
       if last or (max_tries is not None and tries[answer.reason] >= max_tries):
@@ -264,12 +264,12 @@ class ImageClient:
       answer = dataclasses.replace(answer, message=f"{answer.message} (try {attempt + 1})")
     return ImageResult(None, answer, request.request_id)
 
-  def _try(self, request: Request, until: float) -> tuple[Any, np.ndarray] | Failure:
+  def _try(self, request: Request, until: float) -> tuple[Any, np.ndarray] | NoImage:
     """Returns the response and its pixels, or why there is none."""
     if self._closed.is_set():
       return _closed_failure()
     replica = self._replicas.acquire(request.cost)
-    answer: tuple[Any, np.ndarray] | Failure = Failure(Reason.PROTOCOL, "not asked")
+    answer: tuple[Any, np.ndarray] | NoImage = NoImage(NoImageReason.PROTOCOL, "not asked")
     try:
       message = request.message(replica.encoding(request.pixels))
       method = replica.stub.generate if isinstance(request, Generate) else replica.stub.edit
@@ -277,16 +277,16 @@ class ImageClient:
       try:
         response = method(message, timeout=timeout_s, metadata=self._metadata)
       except ValueError as error:  # The channel was closed between two tries.
-        raise Refused(Reason.UNAVAILABLE, str(error)) from None
+        raise Refused(NoImageReason.UNAVAILABLE, str(error)) from None
       answer = _verified(response, request)
     except UnicodeEncodeError:
-      answer = Failure(Reason.INVALID_PROMPT, "the text is not valid Unicode")
+      answer = NoImage(NoImageReason.INVALID_PROMPT, "the text is not valid Unicode")
     except grpc.RpcError as error:
       answer = from_call(error)
     except Refused as refused:
-      answer = Failure(refused.reason, refused.message)
+      answer = NoImage(refused.reason, refused.message)
     finally:
-      reason = answer.reason if isinstance(answer, Failure) else None
+      reason = answer.reason if isinstance(answer, NoImage) else None
       self._replicas.release(replica, request.cost, reason)
     return answer
 
@@ -315,19 +315,19 @@ class ImageClient:
 def _verified(response: Any, request: Request) -> tuple[Any, np.ndarray]:
   """Returns the response, if it answers this request and its pixels are what the server made."""
   if response.request_id != request.request_id:
-    raise Refused(Reason.PROTOCOL, f"an answer to {response.request_id!r}")
+    raise Refused(NoImageReason.PROTOCOL, f"an answer to {response.request_id!r}")
   try:
     if (response.image.width, response.image.height) != request.size:
       width, height = request.size
       size = f"{response.image.width}x{response.image.height}"
-      raise Refused(Reason.PROTOCOL, f"an image of {size} for one of {width}x{height}")
+      raise Refused(NoImageReason.PROTOCOL, f"an image of {size} for one of {width}x{height}")
     image = codec.decode(response.image, max_pixels=MAX_PIXELS)
   except Refused as refused:
-    raise Refused(Reason.PROTOCOL, refused.message) from None
+    raise Refused(NoImageReason.PROTOCOL, refused.message) from None
   if hashlib.sha256(image.data).digest() != response.sha256:
-    raise Refused(Reason.PROTOCOL, "the image is damaged")
+    raise Refused(NoImageReason.PROTOCOL, "the image is damaged")
   return response, image
 
 
-def _closed_failure() -> Failure:
-  return Failure(Reason.CLOSED, Reason.CLOSED.value)
+def _closed_failure() -> NoImage:
+  return NoImage(NoImageReason.CLOSED, NoImageReason.CLOSED.value)

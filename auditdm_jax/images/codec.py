@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from auditdm_jax.images import stubs
-from auditdm_jax.images.failures import Reason, Refused
+from auditdm_jax.images.failures import NoImageReason, Refused
 
 _FORMATS = {stubs.PNG: "PNG", stubs.WEBP_LOSSLESS: "WEBP", stubs.JPEG: "JPEG"}
 # Each scan of a progressive file is a pass over all of its pixels; encoders make about ten.
@@ -78,4 +78,4 @@ def _raw(image: Any) -> np.ndarray:
 
 
 def _refused(message: str) -> Refused:
-  return Refused(Reason.INVALID_REQUEST, message)
+  return Refused(NoImageReason.INVALID_REQUEST, message)

@@ -16,7 +16,7 @@ Fault = Literal["auditor", "service"]
 REASON_KEY, RETRY_KEY = "auditdm-reason", "auditdm-retry-ms"
 
 
-class Reason(enum.Enum):
+class NoImageReason(enum.Enum):
   # Said by the server (images.proto).
   INVALID_INSTRUCTION = "cannot be carried out"
   INVALID_PROMPT = "empty, too long, or with control characters"
@@ -38,7 +38,7 @@ class Reason(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule:
+class Handling:
   """What follows from a reason.
 
   Attributes:
@@ -58,47 +58,47 @@ _MAX_RETRY_S = 10.0  # A server's hint is a hint.
 _MAX_MESSAGE = 1000  # bytes of UTF-8
 _CODE = grpc.StatusCode
 RULES = {
-  Reason.INVALID_INSTRUCTION: Rule(_CODE.INVALID_ARGUMENT, "auditor"),
-  Reason.INVALID_PROMPT: Rule(_CODE.INVALID_ARGUMENT, "auditor"),
-  Reason.INVALID_REQUEST: Rule(_CODE.INVALID_ARGUMENT),
-  Reason.ID_REUSED: Rule(_CODE.ALREADY_EXISTS),
-  Reason.QUEUE_FULL: Rule(_CODE.RESOURCE_EXHAUSTED, max_tries=None),
-  Reason.NOT_READY: Rule(_CODE.UNAVAILABLE, max_tries=None),
-  Reason.DRAINING: Rule(_CODE.UNAVAILABLE, max_tries=None),
+  NoImageReason.INVALID_INSTRUCTION: Handling(_CODE.INVALID_ARGUMENT, "auditor"),
+  NoImageReason.INVALID_PROMPT: Handling(_CODE.INVALID_ARGUMENT, "auditor"),
+  NoImageReason.INVALID_REQUEST: Handling(_CODE.INVALID_ARGUMENT),
+  NoImageReason.ID_REUSED: Handling(_CODE.ALREADY_EXISTS),
+  NoImageReason.QUEUE_FULL: Handling(_CODE.RESOURCE_EXHAUSTED, max_tries=None),
+  NoImageReason.NOT_READY: Handling(_CODE.UNAVAILABLE, max_tries=None),
+  NoImageReason.DRAINING: Handling(_CODE.UNAVAILABLE, max_tries=None),
   # Refused early by one replica, it may be in time on another; if it has passed, no time is left.
-  Reason.DEADLINE: Rule(_CODE.DEADLINE_EXCEEDED, max_tries=3),
+  NoImageReason.DEADLINE: Handling(_CODE.DEADLINE_EXCEEDED, max_tries=3),
   # Once more, for a passing fault; not for ever, because the row itself may be the poison.
-  Reason.INTERNAL: Rule(_CODE.INTERNAL, max_tries=2),
-  Reason.UNAUTHENTICATED: Rule(_CODE.UNAUTHENTICATED),
-  Reason.UNSUPPORTED: Rule(_CODE.FAILED_PRECONDITION),
-  Reason.UNKNOWN_ID: Rule(_CODE.NOT_FOUND),
-  Reason.UNAVAILABLE: Rule(_CODE.UNAVAILABLE, max_tries=None),
-  Reason.TOO_LARGE: Rule(_CODE.RESOURCE_EXHAUSTED),
-  Reason.PROTOCOL: Rule(_CODE.UNKNOWN, max_tries=2),
-  Reason.CLOSED: Rule(_CODE.CANCELLED),
+  NoImageReason.INTERNAL: Handling(_CODE.INTERNAL, max_tries=2),
+  NoImageReason.UNAUTHENTICATED: Handling(_CODE.UNAUTHENTICATED),
+  NoImageReason.UNSUPPORTED: Handling(_CODE.FAILED_PRECONDITION),
+  NoImageReason.UNKNOWN_ID: Handling(_CODE.NOT_FOUND),
+  NoImageReason.UNAVAILABLE: Handling(_CODE.UNAVAILABLE, max_tries=None),
+  NoImageReason.TOO_LARGE: Handling(_CODE.RESOURCE_EXHAUSTED),
+  NoImageReason.PROTOCOL: Handling(_CODE.UNKNOWN, max_tries=2),
+  NoImageReason.CLOSED: Handling(_CODE.CANCELLED),
 }
 
 # What a status means that carries no reason: it comes from gRPC itself or from a proxy.
 _BARE = {
-  _CODE.UNAVAILABLE: Reason.UNAVAILABLE,
+  _CODE.UNAVAILABLE: NoImageReason.UNAVAILABLE,
   # gRPC's core drops calls it has not accepted in time as CANCELLED.
-  _CODE.CANCELLED: Reason.UNAVAILABLE,
-  _CODE.ABORTED: Reason.UNAVAILABLE,
-  _CODE.DEADLINE_EXCEEDED: Reason.DEADLINE,
+  _CODE.CANCELLED: NoImageReason.UNAVAILABLE,
+  _CODE.ABORTED: NoImageReason.UNAVAILABLE,
+  _CODE.DEADLINE_EXCEEDED: NoImageReason.DEADLINE,
   # Without a reason it is no back-pressure but a message above the limit: retrying cannot help.
-  _CODE.RESOURCE_EXHAUSTED: Reason.TOO_LARGE,
+  _CODE.RESOURCE_EXHAUSTED: NoImageReason.TOO_LARGE,
 }
 
 
 @dataclasses.dataclass(frozen=True)
-class Failure:
+class NoImage:
   """Why a request has no image.
 
   Attributes:
     retry_s: when to ask again at the earliest, if the server knows.
   """
 
-  reason: Reason
+  reason: NoImageReason
   message: str
   retry_s: float = 0.0
 
@@ -110,7 +110,7 @@ class Failure:
 class Refused(Exception):
   """A request the server does not carry out; of a long message, its beginning."""
 
-  def __init__(self, reason: Reason, message: str, *, retry_s: float = 0.0):
+  def __init__(self, reason: NoImageReason, message: str, *, retry_s: float = 0.0):
     message = message.encode(errors="replace")[:_MAX_MESSAGE].decode(errors="ignore")
     super().__init__(message)
     self.reason, self.message, self.retry_s = reason, message, retry_s
@@ -121,10 +121,14 @@ class Refused(Exception):
     return (REASON_KEY, self.reason.name), (RETRY_KEY, str(round(1e3 * self.retry_s)))
 
 
-def from_call(error: grpc.RpcError) -> Failure:
+def from_call(error: grpc.RpcError) -> NoImage:
   """Returns the failure that a broken call stands for: by its reason, else by its status."""
   trailer = dict(error.trailing_metadata() or ())
   name, wait = trailer.get(REASON_KEY), trailer.get(RETRY_KEY, "0")
-  reason = Reason[name] if name in Reason.__members__ else _BARE.get(error.code(), Reason.PROTOCOL)
+  reason = (
+    NoImageReason[name]
+    if name in NoImageReason.__members__
+    else _BARE.get(error.code(), NoImageReason.PROTOCOL)
+  )
   retry_s = min(int(wait) / 1e3, _MAX_RETRY_S) if wait.isdecimal() else 0.0
-  return Failure(reason, error.details() or f"{error.code().name}: {reason.value}", retry_s)
+  return NoImage(reason, error.details() or f"{error.code().name}: {reason.value}", retry_s)

@@ -29,7 +29,7 @@ from PIL import Image
 
 from auditdm_jax.core.config import UserError
 from auditdm_jax.images.backend import MAX_PIXELS, MAX_SIDE, Info
-from auditdm_jax.images.failures import Reason, Refused
+from auditdm_jax.images.failures import NoImageReason, Refused
 
 Size = tuple[int, int]  # (width, height)
 
@@ -103,18 +103,18 @@ def fit(info: Info, source: Size) -> Fit:
     Refused: they cannot be asked: they may not be scaled, or no size at all is taken.
   """
   if min(source) < 1:
-    raise Refused(Reason.INVALID_REQUEST, f"an image of {_said(source)} has no pixels")
+    raise Refused(NoImageReason.INVALID_REQUEST, f"an image of {_said(source)} has no pixels")
   if _is_taken(info, source):
     return Fit(source, source, source)
   if info.exact:
     raise Refused(
-      Reason.INVALID_REQUEST,
+      NoImageReason.INVALID_REQUEST,
       f"{_name(info)} takes images of {_sizes(info)} as they are, not {_said(source)}",
     )
   found = _among(info, source) if info.sizes else _near(info, source)
   if found is None:
     raise Refused(
-      Reason.INVALID_REQUEST,
+      NoImageReason.INVALID_REQUEST,
       f"{_name(info)} takes no size at all: {_sizes(info)}, sides of {info.min_side} to"
       f" {info.max_side}, at most {info.max_pixels} pixels",
     )

@@ -27,7 +27,7 @@ from PIL import Image
 
 from auditdm_jax.images.backend import Info, Job, Made, Progress
 from auditdm_jax.images.config import ModelConfig
-from auditdm_jax.images.failures import Reason, Refused
+from auditdm_jax.images.failures import NoImageReason, Refused
 
 _LOG = logging.getLogger(__name__)
 _MAX_ANSWER = 64 << 20  # bytes
@@ -168,7 +168,7 @@ def _refusal(answer: urllib.error.HTTPError, text: bytes) -> Exception:
   if code in _BUSY:
     wait = answer.headers.get("Retry-After", "")  # A date is left to the client's own back-off.
     retry_s = min(float(wait), _MAX_RETRY_S) if wait.isdecimal() else 0.0
-    return Refused(Reason.QUEUE_FULL, f"HTTP {code}: {message}", retry_s=retry_s)
+    return Refused(NoImageReason.QUEUE_FULL, f"HTTP {code}: {message}", retry_s=retry_s)
   if code == http.HTTPStatus.BAD_REQUEST and name in {
     "content_policy_violation",
     "moderation_blocked",

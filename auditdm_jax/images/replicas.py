@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from auditdm_jax.images import security, stubs
 from auditdm_jax.images.config import Security
-from auditdm_jax.images.failures import RULES, Reason
+from auditdm_jax.images.failures import RULES, NoImageReason
 
 _EJECT_S, _MAX_EJECT_S = 0.5, 15.0
 _REWATCH_S = 0.25
@@ -71,7 +71,7 @@ class Replica:
     failing = self._ejected_until > now or (self._failures > 0 and self.outstanding > 0)
     return failing, self.serving is False, self.outstanding
 
-  def report(self, reason: Reason | None) -> None:
+  def report(self, reason: NoImageReason | None) -> None:
     """Ejects the replica for a while after no usable answer, longer each time."""
     now = time.monotonic()
     if reason is None:
@@ -116,7 +116,7 @@ class Replicas:
       replica.outstanding += cost
     return replica
 
-  def release(self, replica: Replica, cost: int, reason: Reason | None) -> None:
+  def release(self, replica: Replica, cost: int, reason: NoImageReason | None) -> None:
     """Ends what `acquire` began, with why it failed, if it did."""
     with self._lock:
       replica.outstanding -= cost

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from auditdm_jax.images.backend import Job
-from auditdm_jax.images.failures import Reason, Refused
+from auditdm_jax.images.failures import NoImageReason, Refused
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ class Cache:
 def check_same(job: Job, fingerprint: bytes) -> None:
   """Raises Refused if the fingerprint is not the job's."""
   if job.fingerprint != fingerprint:
-    raise Refused(Reason.ID_REUSED, f"{job.request_id}: the same id with another body")
+    raise Refused(NoImageReason.ID_REUSED, f"{job.request_id}: the same id with another body")
 
 
 def unwrap(outcome: Outcome) -> Done:

@@ -11,7 +11,7 @@ import grpc
 
 from auditdm_jax.images import stubs
 from auditdm_jax.images.config import Security, is_loopback
-from auditdm_jax.images.failures import RULES, Reason, Refused
+from auditdm_jax.images.failures import RULES, NoImageReason, Refused
 
 _HEADER, _SCHEME = "authorization", "Bearer "
 _ADDRESS = re.compile(r"unix:.+|(\[[^][/\s]+\]|[^][/:\s]+):(?P<port>\d{1,5})")
@@ -89,7 +89,7 @@ class TokenCheck(grpc.aio.ServerInterceptor):
 
 async def _refuse(request: Any, context: grpc.aio.ServicerContext) -> None:
   del request
-  refused = Refused(Reason.UNAUTHENTICATED, Reason.UNAUTHENTICATED.value)
+  refused = Refused(NoImageReason.UNAUTHENTICATED, NoImageReason.UNAUTHENTICATED.value)
   await context.abort(RULES[refused.reason].code, refused.message, refused.metadata)
 
 

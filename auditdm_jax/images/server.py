@@ -16,9 +16,9 @@ import numpy as np
 
 from auditdm_jax.images import codec, fit, security, stubs, telemetry, validate, worker
 from auditdm_jax.images.backend import Backend, Info, Job
-from auditdm_jax.images.batcher import Batcher, Queued, Step
+from auditdm_jax.images.batcher import JobQueue, Queued, Step
 from auditdm_jax.images.config import ImagesConfig, is_loopback
-from auditdm_jax.images.failures import RULES, Reason, Refused
+from auditdm_jax.images.failures import RULES, NoImageReason, Refused
 from auditdm_jax.images.results import Done
 
 _LOG = logging.getLogger(__name__)
@@ -39,9 +39,9 @@ class ImageServer:
   def __init__(self, config: ImagesConfig):
     self._config, self.metrics = config, telemetry.Metrics()
     self._info: Info | None = None
-    self._batcher = Batcher(config.batching, config.limits, self.metrics)
+    self._batcher = JobQueue(config.batching, config.limits, self.metrics)
     # Apart: sources that take long must not hold up answers.
-    self._intake, self._encoders = validate.Intake(config.limits), worker.Threads("encoder", 2)
+    self._intake, self._encoders = validate.Validator(config.limits), worker.Threads("encoder", 2)
     self._calls, self._quiet = 0, asyncio.Event()  # Those that are not answered in full.
     self._quiet.set()
     self._draining = False
@@ -147,7 +147,7 @@ class ImageServer:
         await self._batcher.submit(job, timeout_s=float("inf"))
       except Refused as refused:
         # That the words mean nothing to the backend is fine: it has run.
-        if refused.reason is not Reason.INVALID_INSTRUCTION:
+        if refused.reason is not NoImageReason.INVALID_INSTRUCTION:
           raise StartError(f"the warm-up image failed: {refused.message}") from None
     self._info = info
     await self._set_health(_SERVING)
@@ -185,7 +185,7 @@ class ImageServer:
     async with self._answering("GenerateBatch", context):
       if len(request.items) > self._config.limits.max_queue:
         raise Refused(
-          Reason.INVALID_REQUEST,
+          NoImageReason.INVALID_REQUEST,
           f"{len(request.items)} items, at most {self._config.limits.max_queue}",
         )
       self._ready()
@@ -314,7 +314,7 @@ class ImageServer:
 
   def _ready(self) -> Info:
     if self._info is None:
-      raise Refused(Reason.NOT_READY, "the model is loading")
+      raise Refused(NoImageReason.NOT_READY, "the model is loading")
     return self._info
 
   def _timeout(self, context: grpc.aio.ServicerContext) -> float:

@@ -24,7 +24,7 @@ class Metrics:
 
   def __init__(self):
     self.registry = registry = prom.CollectorRegistry()
-    plain = dict(namespace=_PREFIX, registry=registry)
+    plain: dict[str, Any] = dict(namespace=_PREFIX, registry=registry)
     self.requests = prom.Counter(
       "requests", "Calls that ended.", ["method", "code", "reason"], **plain
     )

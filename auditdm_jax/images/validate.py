@@ -9,13 +9,13 @@ import unicodedata
 from auditdm_jax.images import codec, stubs, worker
 from auditdm_jax.images.backend import Info, Job
 from auditdm_jax.images.config import Limits
-from auditdm_jax.images.failures import Reason, Refused
+from auditdm_jax.images.failures import NoImageReason, Refused
 
 _MAX_ID_BYTES = 64
 _DECODE_S = 0.5  # After that long there may be room among the sources to decode.
 
 
-class Intake:
+class Validator:
   """Makes jobs; sources are decoded in threads, and those that wait for one are bounded."""
 
   def __init__(self, limits: Limits):
@@ -32,7 +32,9 @@ class Intake:
     size = len(request.source.data)
     too_large = self._bytes + size > self._limits.max_queue_mb * 2**20
     if too_large or self._waiting >= self._limits.max_queue:
-      raise Refused(Reason.QUEUE_FULL, "too many sources wait to be decoded", retry_s=_DECODE_S)
+      raise Refused(
+        NoImageReason.QUEUE_FULL, "too many sources wait to be decoded", retry_s=_DECODE_S
+      )
     self._waiting, self._bytes = self._waiting + 1, self._bytes + size
     try:
       return await self._threads.call(to_job, request, self._limits, info)
@@ -73,7 +75,7 @@ def to_job(request: Any, limits: Limits, info: Info) -> Job:
 
 
 def _invalid(message: str) -> Refused:
-  return Refused(Reason.INVALID_REQUEST, message)
+  return Refused(NoImageReason.INVALID_REQUEST, message)
 
 
 def checked_id(request: Any) -> str:
@@ -91,7 +93,7 @@ def _check_identity(request: Any) -> None:
 
 def _check_mode(mode: str, info: Info) -> None:
   if mode not in info.modes:
-    raise Refused(Reason.UNSUPPORTED, f"{info.name} does not {mode}")
+    raise Refused(NoImageReason.UNSUPPORTED, f"{info.name} does not {mode}")
 
 
 def _check_size(width: int, height: int, steps: int, limits: Limits, info: Info) -> None:
@@ -116,15 +118,15 @@ def _checked_options(options: Any, limits: Limits, info: Info) -> tuple[int, flo
   if options.steps > limits.max_steps:
     raise _invalid(f"{options.steps} steps, at most {limits.max_steps}")
   if options.steps and not info.steps:
-    raise Refused(Reason.UNSUPPORTED, f"{info.name} has no steps to choose")
+    raise Refused(NoImageReason.UNSUPPORTED, f"{info.name} has no steps to choose")
   guidance = options.guidance if options.HasField("guidance") else info.guidance
   if guidance is not None and info.guidance is None:
-    raise Refused(Reason.UNSUPPORTED, f"{info.name} has no guidance to choose")
+    raise Refused(NoImageReason.UNSUPPORTED, f"{info.name} has no guidance to choose")
   if guidance is not None and not (math.isfinite(guidance) and 0 <= guidance <= 100):
     raise _invalid(f"guidance {guidance} is not between 0 and 100")
   negative = options.negative_prompt
   if negative and not info.negative:
-    raise Refused(Reason.UNSUPPORTED, f"{info.name} takes no negative prompt")
+    raise Refused(NoImageReason.UNSUPPORTED, f"{info.name} takes no negative prompt")
   if negative:
     negative = _checked_text(negative, limits)
   return options.steps or info.steps, guidance, negative
@@ -133,13 +135,13 @@ def _checked_options(options: Any, limits: Limits, info: Info) -> tuple[int, flo
 def _checked_text(text: str, limits: Limits) -> str:
   """The text as it is: refused rather than cut or cleaned, so that it says what is drawn."""
   if not text.strip():
-    raise Refused(Reason.INVALID_PROMPT, "the text is empty")
+    raise Refused(NoImageReason.INVALID_PROMPT, "the text is empty")
   if len(text) > limits.max_prompt_chars:
     raise Refused(
-      Reason.INVALID_PROMPT, f"{len(text)} characters, at most {limits.max_prompt_chars}"
+      NoImageReason.INVALID_PROMPT, f"{len(text)} characters, at most {limits.max_prompt_chars}"
     )
   if any(unicodedata.category(c) == "Cc" and c not in "\n\t" for c in text):
-    raise Refused(Reason.INVALID_PROMPT, "control characters")
+    raise Refused(NoImageReason.INVALID_PROMPT, "control characters")
   return text
 
 

@@ -66,7 +66,7 @@ def write_hf(path: pathlib.Path, opened: Opened, *, tick: Tick = no_progress) ->
   if config.image_token_id >= config.text.vocab_size and not _is_still(origin, config):
     config, flat = big_vision.with_image_token(config, flat)
   if _is_still(origin, config):
-    header, layout = origin["config"], hf.Layout(**origin["layout"])
+    header, layout = origin["config"], hf.Prefixes(**origin["layout"])
   else:
     header, layout = hf_config.write_config(config), None
   tensors = hf.from_ours(config, flat, layout=layout)

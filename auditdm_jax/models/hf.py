@@ -37,7 +37,7 @@ _BUFFERS = re.compile(r"(?:rotary_emb\.inv_freq|embeddings\.position_ids)$")
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class Prefixes:
   """What the names of a checkpoint start with; the versions of transformers differ in it.
 
   Attributes:
@@ -55,14 +55,14 @@ class Layout:
   embedding: str = _EMBEDDING
 
 
-def default_layout(config: VlmConfig) -> Layout:
+def default_layout(config: VlmConfig) -> Prefixes:
   """Returns the layout that transformers 5 writes, and 4.5x reads."""
   text = "model." if config.vision is None else "language_model.model."
   head = "" if config.text.tied_head else text.removesuffix("model.") + _HEAD
-  return Layout(text=text, head=head)
+  return Prefixes(text=text, head=head)
 
 
-def detect_layout(names: Iterable[str], *, where: str = "checkpoint") -> Layout:
+def detect_layout(names: Iterable[str], *, where: str = "checkpoint") -> Prefixes:
   """Finds the layout of a checkpoint by the names that end as only one can.
 
   Raises:
@@ -87,7 +87,7 @@ def detect_layout(names: Iterable[str], *, where: str = "checkpoint") -> Layout:
       found["head"] = name
     elif match := _PROJECTION.fullmatch(name):
       found["projector"] = match[1]
-  return Layout(**found)
+  return Prefixes(**found)
 
 
 def to_ours(
@@ -122,7 +122,7 @@ def from_ours(
   config: VlmConfig,
   leaves: Mapping[str, Leaf],
   *,
-  layout: Layout | None = None,
+  layout: Prefixes | None = None,
   where: str = "parameters",
 ) -> dict[str, Leaf]:
   """Returns the checkpoint's tensors by name; the inverse of `to_ours`.
@@ -249,13 +249,13 @@ def _row(path: str, names: str | tuple[str, ...], axes: str, *, depth: int, size
   return _Row(path, names, groups, tuple(right.split()), lead, sizes)
 
 
-def _rows(config: VlmConfig, layout: Layout) -> Iterator[_Row]:
+def _rows(config: VlmConfig, layout: Prefixes) -> Iterator[_Row]:
   yield from _text_rows(config, layout)
   if config.vision is not None:
     yield from _vision_rows(config, layout)
 
 
-def _text_rows(config: VlmConfig, layout: Layout) -> Iterator[_Row]:
+def _text_rows(config: VlmConfig, layout: Prefixes) -> Iterator[_Row]:
   t = config.text
   sizes = {"1": 1, "v": t.vocab_size, "d": t.width, "f": t.mlp_dim}
   sizes |= {"n": t.num_heads, "k": t.num_kv_heads, "h": t.head_dim}
@@ -298,8 +298,8 @@ def _text_rows(config: VlmConfig, layout: Layout) -> Iterator[_Row]:
   yield row("layers/mlp/linear", down, "d f -> f d")
 
 
-def _vision_rows(config: VlmConfig, layout: Layout) -> Iterator[_Row]:
-  v = config.vision
+def _vision_rows(config: VlmConfig, layout: Prefixes) -> Iterator[_Row]:
+  v = config.tower
   sizes = {"1": 1, "d": config.text.width, "e": v.width, "g": v.mlp_dim, "p": v.num_patches}
   sizes |= {"m": v.num_heads, "j": v.width // v.num_heads}
   sizes |= {"x": v.patch_size, "y": v.patch_size, "c": 3}

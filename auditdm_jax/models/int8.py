@@ -17,7 +17,7 @@ from jax import Array
 import jax.numpy as jnp
 
 # The decoder's matrices: axes of the stacked weight that are summed over, by the path's last names.
-SUMMED = {
+SUMMED: dict[tuple[str, ...], tuple[int, ...]] = {
   ("q_einsum", "w"): (2,),
   ("kv_einsum", "w"): (3,),
   ("attn_vec_einsum", "w"): (1, 2),

@@ -146,7 +146,7 @@ def place(
 
   def sharded(leaf: Leaf, sharding: jax.sharding.Sharding) -> jax.Array:
     want = np.dtype(dtype or leaf.dtype)
-    holders: dict[tuple, list[jax.Device]] = {}  # Of each part: it is read once.
+    holders: dict[tuple, list[Any]] = {}  # Of each part: it is read once.
     for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
       part = tuple(s.indices(n)[:2] for s, n in zip(index, leaf.shape))
       holders.setdefault(part, []).append(device)

@@ -66,6 +66,17 @@ class VlmConfig:
       return 0
     return self.mm_tokens or self.vision.num_patches
 
+  @property
+  def tower(self) -> siglip.SiglipConfig:
+    """The vision tower.
+
+    Raises:
+      UserError: a text-only model has none.
+    """
+    if self.vision is None:
+      raise config_lib.UserError("a text-only model takes no images")
+    return self.vision
+
   def to_dict(self) -> dict[str, Any]:
     return dataclasses.asdict(self)
 
@@ -98,7 +109,7 @@ class Projector(nn.Module):
     dv = x.shape[-1]
     if config.kind == "paligemma":
       return siglip.Linear((dv, d), (d,), dv, name="Dense")("bpd,de->bpe", x)
-    x = gemma.RMSNorm(config.vision.norm_eps, name="soft_embedding_norm")(x)
+    x = gemma.RMSNorm(config.tower.norm_eps, name="soft_embedding_norm")(x)
     return gemma.Einsum((dv, d), dv, name="input_projection")("bpd,de->bpe", x)
 
 
@@ -136,7 +147,7 @@ def tower(params: Params) -> Params:
 
 def encode_images(config: VlmConfig, params: Params, pixels: Array) -> Array:
   """Returns features [U,P,Dv] of pixels f32[U,H,W,3] in [-1, 1]."""
-  return siglip.Siglip(config.vision).apply({"params": tower(params)}, pixels)
+  return siglip.Siglip(config.tower).apply({"params": tower(params)}, pixels)
 
 
 def project(config: VlmConfig, params: Params, features: Array) -> Array:

@@ -301,7 +301,7 @@ def _with_size(processor: Any, config: VlmConfig) -> Any:
     return processor
   made = {k: _with_size(v, config) for k, v in processor.items()}
   if isinstance(made.get("size"), dict) and {"height", "width"} <= made["size"].keys():
-    made["size"] = {"height": config.vision.image_size, "width": config.vision.image_size}
+    made["size"] = {"height": config.tower.image_size, "width": config.tower.image_size}
   if "image_seq_length" in made:
     made["image_seq_length"] = config.num_image_tokens
   return made

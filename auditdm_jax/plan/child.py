@@ -38,7 +38,7 @@ class Built:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  build: Callable[[Sequence[jax.Device]], Built]
+  build: Callable[[Sequence[Any]], Built]
   topology: str
   dump: str
 

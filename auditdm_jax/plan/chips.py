@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import dataclasses
 import math
 import re
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -71,7 +72,7 @@ class Slice:
   size: int
   is_tpu: bool
 
-  def devices(self) -> Sequence[jax.Device]:
+  def devices(self) -> Sequence[Any]:
     """Its devices, which need not exist; those of a CPU must have been asked for at start."""
     if not self.is_tpu:
       return jax.devices("cpu")[: self.size]

@@ -158,7 +158,10 @@ def _verdict(said: dict[str, Any], dump: pathlib.Path, errors: str, cpu_s: float
 
 def _read_report(text: str) -> tuple[float, tuple[str, ...]]:
   """Returns the bytes in the chip's main memory, and the largest buffers."""
-  total = float(re.search(r"\(color=0\)\s+Total bytes: (\d+)", text)[1])
+  found = re.search(r"\(color=0\)\s+Total bytes: (\d+)", text)
+  if found is None:
+    raise RuntimeError("the compiler's report names no total")
+  total = float(found[1])
   rows = re.findall(r"\);\s+([\d.]+)([GMK])iB;\s+\d+;\s+\d+; (.*)", text)
   scale = {"G": 2**30, "M": 2**20, "K": 2**10}
   sized = sorted(((float(n) * scale[u], shapes) for n, u, shapes in rows), reverse=True)

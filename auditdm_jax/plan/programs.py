@@ -38,7 +38,7 @@ Devices = Sequence[jax.Device]
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class MeshLayout:
   """Axes of the two meshes and rules of the params, see `rl.programs`.
 
   Attributes:
@@ -69,7 +69,7 @@ class Auditor:
   model: VlmConfig
   grpo: GrpoConfig
   optim: OptimConfig
-  layout: Layout
+  layout: MeshLayout
   calls: shapes.Calls
 
   @property
@@ -109,7 +109,7 @@ def sample(devices: Devices, auditor: Auditor, *, call: shapes.SampleCall) -> Bu
   prompts = -(-call.prompts // shards) * shards  # As the sampler fills them up.
   shapes = jax.eval_shape(programs.to_sampler, frozen | masters)
   params = tree_lib.unflatten(mesh_lib.placed(shapes, programs.sampler))
-  vision = auditor.model.vision
+  vision = auditor.model.tower
   features = _rows(mesh, (prompts, vision.num_patches, vision.width), jnp.float32)
   tokens, valid = (_rows(mesh, (prompts, call.width), dtype) for dtype in (jnp.int32, jnp.bool))
   settings = decode.SampleConfig(call.new, auditor.grpo.temperature, (1, 106), (0, 2, 3))
@@ -119,9 +119,11 @@ def sample(devices: Devices, auditor: Auditor, *, call: shapes.SampleCall) -> Bu
   return Built(sampler.sample_rows, args, mesh, params)
 
 
-def encode(devices: Devices, model: VlmConfig, *, layout: Layout, images: int, dtype: str) -> Built:
+def encode(
+  devices: Devices, model: VlmConfig, *, layout: MeshLayout, images: int, dtype: str
+) -> Built:
   """`dtype` is that of the kept parameters."""
-  mesh, vision = layout.meshes(devices)[1], model.vision
+  mesh, vision = layout.meshes(devices)[1], model.tower
   tower = multimodal.tower(_model(mesh, model, dtype))
   axes = mesh.axis_names
   pixels = _rows(mesh, (images, vision.image_size, vision.image_size, 3), jnp.float32, axes=axes)
@@ -132,14 +134,14 @@ def answer(
   devices: Devices,
   model: VlmConfig,
   *,
-  layout: Layout,
+  layout: MeshLayout,
   rows: int,
   width: int,
   new: int,
   dtype: str,
   quantized: bool = False,
 ) -> Built:
-  mesh, vision = layout.meshes(devices)[1], model.vision
+  mesh, vision = layout.meshes(devices)[1], model.tower
   features = _rows(mesh, (rows, vision.num_patches, vision.width), jnp.float32)
   tokens, valid = (_rows(mesh, (rows, width), kind) for kind in (jnp.int32, jnp.bool))
   names, seed = _rows(mesh, (rows,), jnp.int32), _whole(mesh, (), jnp.int32)
@@ -154,11 +156,11 @@ def repair(
   model: VlmConfig,
   *,
   recipe: recipes.Recipe,
-  layout: Layout,
+  layout: MeshLayout,
   length: int,
   suffix: int,
 ) -> Built:
-  mesh, vision, n = layout.meshes(devices)[0], model.vision, recipe.batch_size
+  mesh, vision, n = layout.meshes(devices)[0], model.tower, recipe.batch_size
   tuning = finetune.Tuning(model, recipe, steps=1000, mesh=mesh)
   ints = dict.fromkeys(("tokens", "ar"), (jnp.int32, (n, length)))
   ints |= dict.fromkeys(("position", "targets"), (jnp.int32, (n, suffix)))
@@ -203,20 +205,21 @@ def _programs(devices: Devices, auditor: Auditor) -> Programs:
 
 def _batch(programs: Programs, auditor: Auditor) -> LearnerBatch:
   """Returns the learner's batch, as `rl.packing` makes it."""
-  vision, images = auditor.model.vision, auditor.calls.images
+  vision, images = auditor.model.tower, auditor.calls.images
   shape = (images, vision.num_patches, vision.width)
   pixels = (images, vision.image_size, vision.image_size, 3)
   tower = programs.trains_tower
+  shown: Any = jax.ShapeDtypeStruct(pixels if tower else shape, jnp.float32)
   batch = LearnerBatch(
-    features=None if tower else jax.ShapeDtypeStruct(shape, jnp.float32),
-    pixels=jax.ShapeDtypeStruct(pixels, jnp.float32) if tower else None,
+    features=None if tower else shown,
+    pixels=shown if tower else None,
     parts=tuple(map(_part, auditor.calls.parts)),
   )
   return mesh_lib.placed(batch, programs.batch_shardings(batch))
 
 
 def _part(part: shapes.Part) -> Rows:
-  def of(dtype, *shape):
+  def of(dtype, *shape) -> Any:
     return jax.ShapeDtypeStruct((part.rows, *shape), dtype)
 
   tokens = (part.per_row, part.completion)

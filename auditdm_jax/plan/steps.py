@@ -45,7 +45,7 @@ class PlanConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class PlannedRun:
   """A config, as far as it decides what is compiled.
 
   Attributes:
@@ -66,7 +66,7 @@ class Run:
 
   auditor: VlmConfig
   answering: Mapping[str, VlmConfig]
-  layout: programs.Layout
+  layout: programs.MeshLayout
   grpo: GrpoConfig
   optim: OptimConfig
   rollout: RolloutConfig
@@ -98,7 +98,7 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class PlannedProgram:
   """One program of a run.
 
   Attributes:
@@ -114,7 +114,7 @@ class Step:
   keeps: str = ""
 
 
-def steps(run: Run, devices: int) -> list[Step]:
+def steps(run: PlannedRun, devices: int) -> list[PlannedProgram]:
   """Returns the programs in the order of a step.
 
   Calls of the sampler and of the learner are those of every step. What is encoded and answered is
@@ -128,33 +128,33 @@ def steps(run: Run, devices: int) -> list[Step]:
   mesh_lib.sizes_of(run.layout.rollout or run.layout.mesh, devices)
   calls = run.calls(devices)
   auditor = programs.Auditor(run.auditor, run.grpo, run.optim, run.layout, calls)
-  found = [Step("reshard", functools.partial(programs.reshard, auditor=auditor), 1)]
+  found = [PlannedProgram("reshard", functools.partial(programs.reshard, auditor=auditor), 1)]
   found += _encodes(run, calls, devices)
   found += [_sample(run, auditor, call) for call in calls.sample]
   for name in run.answering:
     found += _answers(run, calls, name, devices)
   if run.grpo.updates > 1:
-    found.append(Step("score", functools.partial(programs.score, auditor=auditor), 1))
+    found.append(PlannedProgram("score", functools.partial(programs.score, auditor=auditor), 1))
   train = functools.partial(programs.train, auditor=auditor)
-  found.append(Step("train", train, run.grpo.updates, keeps=STATE))
+  found.append(PlannedProgram("train", train, run.grpo.updates, keeps=STATE))
   if run.recipe is not None:
     found.append(_repair(run))
   return found
 
 
-def _row_shards(run: Run, devices: int) -> int:
+def _row_shards(run: PlannedRun, devices: int) -> int:
   """Returns how many devices share the rows of a learner batch."""
   sizes = mesh_lib.sizes_of(run.layout.mesh, devices)
   return math.prod(n for name, n in sizes.items() if name != mesh_lib.TENSOR)
 
 
-def _sample(run: Run, auditor: programs.Auditor, call: shapes.SampleCall) -> Step:
+def _sample(run: PlannedRun, auditor: programs.Auditor, call: shapes.SampleCall) -> PlannedProgram:
   build = functools.partial(programs.sample, auditor=auditor, call=call)
   name = f"sample {call.kind} again" if call.turn else f"sample {call.kind}"
-  return Step(name, build, run.rounds, keeps=COPY)
+  return PlannedProgram(name, build, run.rounds, keeps=COPY)
 
 
-def _encodes(run: Run, calls: shapes.Calls, devices: int) -> list[Step]:
+def _encodes(run: PlannedRun, calls: shapes.Calls, devices: int) -> list[PlannedProgram]:
   """Returns one program per kind of tower and number of images, however many models have it."""
   seen = {
     name: (m, m.text.dtype, [a.images for a in calls.asked]) for name, m in run.answering.items()
@@ -164,7 +164,7 @@ def _encodes(run: Run, calls: shapes.Calls, devices: int) -> list[Step]:
   count: Counter[tuple] = Counter()
   for name, (model, dtype, images) in users.items():
     largest = batching.MAX_BATCH * devices
-    most = batching.images_per_call(model.vision, devices=devices, most=largest)
+    most = batching.images_per_call(model.tower, devices=devices, most=largest)
     sizes = Counter(size for n in images for size in _sizes(model, n, most))
     for size, times in sizes.items():
       names.setdefault((model.vision, dtype, size), []).append(name)
@@ -176,11 +176,11 @@ def _encodes(run: Run, calls: shapes.Calls, devices: int) -> list[Step]:
     )
     keeps = TOWER if who[0] == "auditor" else ""  # A target's is among what stays of it.
     name = f"encode {'+'.join(who)} x{size}"
-    found.append(Step(name, build, count[vision, dtype, size], keeps=keeps))
+    found.append(PlannedProgram(name, build, count[vision, dtype, size], keeps=keeps))
   return found
 
 
-def _answers(run: Run, calls: shapes.Calls, name: str, devices: int) -> list[Step]:
+def _answers(run: PlannedRun, calls: shapes.Calls, name: str, devices: int) -> list[PlannedProgram]:
   """Returns one program per number of probes that a model answers at once."""
   model, is_target = run.answering[name], name == next(iter(run.answering))
   longest = model.num_image_tokens + run.plan.question_tokens
@@ -209,7 +209,7 @@ def _answers(run: Run, calls: shapes.Calls, name: str, devices: int) -> list[Ste
       quantized=run.int8 and not is_target,
     )
     keeps = "" if run.paged else name
-    found.append(Step(f"answer {name} x{rows}", build, times * run.rounds, keeps=keeps))
+    found.append(PlannedProgram(f"answer {name} x{rows}", build, times * run.rounds, keeps=keeps))
   return found
 
 
@@ -225,7 +225,7 @@ def _sizes(model: VlmConfig, n: int, most: int) -> list[int]:
   return [batching.bucket(piece, small=small) for piece in _pieces(n, most)]
 
 
-def _repair(run: Run) -> Step:
+def _repair(run: PlannedRun) -> PlannedProgram:
   target = next(iter(run.answering.values()))
   length = target.num_image_tokens + run.plan.question_tokens + run.suffix
   build = functools.partial(
@@ -236,10 +236,10 @@ def _repair(run: Run) -> Step:
     length=length,
     suffix=run.suffix,
   )
-  return Step("repair", build, 0)
+  return PlannedProgram("repair", build, 0)
 
 
-def _micro_rows(run: Run, devices: int) -> list[int]:
+def _micro_rows(run: PlannedRun, devices: int) -> list[int]:
   """Smaller micro-batches of the learner: about so many as are advised, and the smallest ones."""
   shards = _row_shards(run, devices)
   most = max(part.rows for part in run.calls(devices).parts)
@@ -247,7 +247,9 @@ def _micro_rows(run: Run, devices: int) -> list[int]:
   return [n for n in dict.fromkeys((some, shards)) if n < min(run.optim.micro_rows or most, most)]
 
 
-def changes(run: Run, step: Step, devices: int) -> Sequence[tuple[str, Run]]:
+def changes(
+  run: PlannedRun, step: PlannedProgram, devices: int
+) -> Sequence[tuple[str, PlannedRun]]:
   """Settings that need less memory for a program that does not fit, the mildest first.
 
   Args:
@@ -258,11 +260,11 @@ def changes(run: Run, step: Step, devices: int) -> Sequence[tuple[str, Run]]:
   Returns:
     Flags, as a shell takes them, and the run that they make.
   """
-  found: list[tuple[str, Run]] = []
+  found: list[tuple[str, PlannedRun]] = []
   if step.name in ("train", "score"):
     fields: dict[str, int] = {}
 
-    def add(layout: programs.Layout = run.layout, flags: Sequence[str] = ()) -> None:
+    def add(layout: programs.MeshLayout = run.layout, flags: Sequence[str] = ()) -> None:
       optim = dataclasses.replace(run.optim, **fields)
       flags = [*(f"--config.optim.{name}={value}" for name, value in fields.items()), *flags]
       found.append((shlex.join(flags), dataclasses.replace(run, optim=optim, layout=layout)))

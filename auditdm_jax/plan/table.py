@@ -13,7 +13,7 @@ from typing import Any
 
 from auditdm_jax.plan import chips
 from auditdm_jax.plan.compiling import Compiled
-from auditdm_jax.plan.steps import Step
+from auditdm_jax.plan.steps import PlannedProgram
 
 LABEL = "compiled for, not run on"
 _NAME = 40  # Columns of a program's name.
@@ -21,7 +21,7 @@ USABLE = 0.9  # Of the memory: the rest is for fragments and for what a run adds
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class ProgramRow:
   """One program in a plan.
 
   Attributes:
@@ -31,7 +31,7 @@ class Row:
     seconds: of the three rooflines: compute, memory, links; of one call.
   """
 
-  step: Step
+  step: PlannedProgram
   compiled: Compiled
   beside: float
   seconds: Mapping[str, float]
@@ -61,7 +61,7 @@ class Plan:
   """
 
   where: chips.Slice
-  rows: tuple[Row, ...]
+  rows: tuple[ProgramRow, ...]
   kept: Mapping[str, float]
   run_steps: int
 
@@ -69,7 +69,7 @@ class Plan:
   def limit(self) -> float:
     return USABLE * self.where.chip.memory
 
-  def too_big(self) -> list[Row]:
+  def too_big(self) -> list[ProgramRow]:
     """Programs that do not fit, or not beside what else is there."""
     return [row for row in self.rows if row.compiled.refused or row.footprint > self.limit]
 
@@ -85,7 +85,9 @@ class Plan:
     return best, worst
 
 
-def make(where: chips.Slice, done: Sequence[tuple[Step, Compiled]], *, run_steps: int) -> Plan:
+def make(
+  where: chips.Slice, done: Sequence[tuple[PlannedProgram, Compiled]], *, run_steps: int
+) -> Plan:
   """Puts together what was compiled."""
   kept: dict[str, float] = {}
   for step, compiled in done:
@@ -95,7 +97,7 @@ def make(where: chips.Slice, done: Sequence[tuple[Step, Compiled]], *, run_steps
   for step, compiled in done:
     # A repair has the slice to itself. Else a program's own part of what stays is in its total.
     beside = 0.0 if not step.calls else max(0.0, sum(kept.values()) - compiled.stays)
-    rows.append(Row(step, compiled, beside, _seconds(where, compiled)))
+    rows.append(ProgramRow(step, compiled, beside, _seconds(where, compiled)))
   return Plan(where, tuple(rows), kept, run_steps)
 
 
@@ -133,7 +135,7 @@ def text(plan: Plan) -> str:
   return "\n".join(lines)
 
 
-def _line(plan: Plan, row: Row) -> str:
+def _line(plan: Plan, row: ProgramRow) -> str:
   compiled, traffic = row.compiled, row.compiled.traffic
   share = row.footprint / plan.limit if math.isfinite(plan.limit) else math.nan
   head = (

@@ -38,7 +38,7 @@ class Config:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Example:
+class TrainingExample:
   """One training example, and what decides whether it is taken.
 
   Attributes:
@@ -103,8 +103,8 @@ class Stats:
 
 
 def curate(
-  candidates: Sequence[Example], config: Config, *, seed: int
-) -> tuple[list[Example], Stats]:
+  candidates: Sequence[TrainingExample], config: Config, *, seed: int
+) -> tuple[list[TrainingExample], Stats]:
   """Takes up to `config.size` examples, whatever the order of the candidates.
 
   `seed` decides every choice that is left open.
@@ -132,9 +132,9 @@ def curate(
   )
 
 
-def _distinct(candidates: Sequence[Example]) -> tuple[list[Example], int, int]:
+def _distinct(candidates: Sequence[TrainingExample]) -> tuple[list[TrainingExample], int, int]:
   """Returns one candidate per image and question, and the numbers of repeats and conflicts."""
-  by_key: dict[tuple[str, str], list[Example]] = {}
+  by_key: dict[tuple[str, str], list[TrainingExample]] = {}
   for candidate in candidates:
     question = " ".join(candidate.question.lower().split())
     by_key.setdefault((candidate.image_id, question), []).append(candidate)
@@ -149,7 +149,7 @@ def _rank(seed: int, *parts: str) -> bytes:
   return streams.key_data(seed, "rank", *parts).tobytes()
 
 
-def _capped(ordered: list[Example], config: Config, limit: int) -> list[Example]:
+def _capped(ordered: list[TrainingExample], config: Config, limit: int) -> list[TrainingExample]:
   taken, counts = [], {}
   for candidate in ordered:
     if len(taken) < config.size and counts.get(candidate.group, 0) < limit:
@@ -158,9 +158,11 @@ def _capped(ordered: list[Example], config: Config, limit: int) -> list[Example]
   return taken
 
 
-def _in_turns(ordered: list[Example], config: Config, limit: int, seed: int) -> list[Example]:
+def _in_turns(
+  ordered: list[TrainingExample], config: Config, limit: int, seed: int
+) -> list[TrainingExample]:
   """Rounds over the groups in a seeded order, one candidate each, until there are enough."""
-  queues: dict[str, list[Example]] = {}
+  queues: dict[str, list[TrainingExample]] = {}
   for candidate in ordered:
     queues.setdefault(candidate.group, []).append(candidate)
   turns = {group: _alternating(queue)[:limit] for group, queue in queues.items()}
@@ -170,7 +172,7 @@ def _in_turns(ordered: list[Example], config: Config, limit: int, seed: int) -> 
   return [candidate for candidate, _ in zip(rounds, range(config.size), strict=False)]
 
 
-def _alternating(queue: list[Example]) -> list[Example]:
+def _alternating(queue: list[TrainingExample]) -> list[TrainingExample]:
   """Returns the candidates of one group with its sources taking turns."""
   place: dict[str, int] = {}
   keyed = []

@@ -56,13 +56,13 @@ class BigVision:
 
 def export(
   directory: str | os.PathLike,
-  train: Sequence[curate.Example],
+  train: Sequence[curate.TrainingExample],
   *,
   image_path: Callable[[str], pathlib.Path],
   count_tokens: Callable[[str], int],
   recipe: recipes.Recipe,
   model: BigVision,
-  val: Sequence[curate.Example] = (),
+  val: Sequence[curate.TrainingExample] = (),
   recipe_name: str = "",
   prefix: Callable[[str], str] = styles.PALIGEMMA.put,
   reserved_images: Collection[str] = (),

@@ -119,7 +119,7 @@ class _Batches:
 
   def __init__(
     self,
-    layout: supervised.Layout,
+    layout: supervised.RowLayout,
     recipe: recipes.Recipe,
     new: Data,
     replay: Data | None,
@@ -185,7 +185,8 @@ class Tuning:
     """Returns the batch on the mesh."""
     if self._mesh is None:
       return batch
-    where = jax.tree.map(lambda x: mesh_lib.rows_sharding(self._mesh, len(x)), batch)
+    mesh = self._mesh
+    where = jax.tree.map(lambda x: mesh_lib.rows_sharding(mesh, len(x)), batch)
     return runtime.place(batch, where)
 
   def update(
@@ -195,19 +196,25 @@ class Tuning:
     with mesh_lib.use(self._mesh):
       return self.step(state, self.place(batch))
 
+  @property
+  def _devices(self) -> jax.sharding.Mesh:
+    if self._mesh is None:
+      raise ValueError("one device has no shardings")
+    return self._mesh
+
   def _step_shardings(self, config: multimodal.VlmConfig) -> tuple[Any, Any]:
     shapes = jax.eval_shape(functools.partial(multimodal.init, config), jax.random.key(0))
-    return self._shardings(shapes), mesh_lib.replicated(self._mesh)
+    return self._shardings(shapes), mesh_lib.replicated(self._devices)
 
   def _shardings(self, params: Any) -> supervised.State:
     """Moments lie as their params, everything else on every device."""
-    by_path = tree.flatten(sharding.shardings(self._mesh, params))
+    by_path = tree.flatten(sharding.shardings(self._devices, params))
     shapes = jax.eval_shape(functools.partial(supervised.init_state, tx=self._tx), params)
 
     def of(path, _):
       # A moment's path ends in that of its param.
       known = (tree.path_str(path[i:]) for i in range(len(path)))
-      return next((by_path[p] for p in known if p in by_path), mesh_lib.replicated(self._mesh))
+      return next((by_path[p] for p in known if p in by_path), mesh_lib.replicated(self._devices))
 
     return jax.tree_util.tree_map_with_path(of, shapes)
 
@@ -217,7 +224,7 @@ def finetune(
   params: Any,
   recipe: recipes.Recipe,
   *,
-  layout: supervised.Layout,
+  layout: supervised.RowLayout,
   new: Data,
   seed: int,
   replay: Data | None = None,
@@ -258,7 +265,7 @@ def finetune(
     batches = _Batches(layout, recipe, new, replay, seed)
     writer = None
     if workdir and runtime.is_main():
-      writer = metrics.Writer(workdir, name, resume_step=first)
+      writer = metrics.Writer(paths.as_path(workdir), name, resume_step=first)
     if writer:
       stack.callback(writer.close)
     progress = stack.enter_context(contextlib.closing(metrics.Progress(steps, name, done=first)))

@@ -39,7 +39,7 @@ class Batch:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class RowLayout:
   """How text becomes rows.
 
   Attributes:

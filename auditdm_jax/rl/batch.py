@@ -18,6 +18,7 @@ the others as in `models`.
 
 from collections.abc import Sequence
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ from auditdm_jax.models import multimodal
 
 
 @dataclasses.dataclass(frozen=True)
-class Reply:
+class AuditorReply:
   """One reply of the auditor."""
 
   kind: str  # question, caption or instruction
@@ -50,7 +51,7 @@ class Trajectory:
   sample: int  # g
   strategy: str
   source_image_id: str
-  turns: tuple[Reply, ...] = ()
+  turns: tuple[AuditorReply, ...] = ()
   fields: dict[str, str] = dataclasses.field(default_factory=dict)  # parsed texts by kind
   image_id: str = ""  # the probe's image
   image_seed: int = 0
@@ -63,6 +64,11 @@ class Trajectory:
   parts: dict[str, float] = dataclasses.field(default_factory=dict)  # reward terms
   reward: float = float("nan")
   weight: float = 1.0  # of the advantage: novelty
+
+  @property
+  def consensus(self) -> str:
+    """What the references agree on; "" if they do not, or were not asked."""
+    return (self.verdict.consensus if self.verdict else None) or ""
 
 
 @jax.tree_util.register_dataclass
@@ -91,7 +97,7 @@ class LearnerBatch:
 
 
 def pack_rows(
-  turns: Sequence[Reply],
+  turns: Sequence[AuditorReply],
   advantages: Sequence[float],
   *,
   image: Sequence[int],
@@ -143,10 +149,13 @@ def pack_rows(
   used = places[-1][0] + 1 if places else 0
   # Padding rows repeat the first prompt: image slots stay where the model expects them.
   prompt[used:], prompt_valid[used:] = prompt[:1], prompt_valid[:1]
-  return Rows(row_image, prompt, prompt_valid, targets, loss_mask, row_adv, logp)
+  host: tuple[Any, ...] = (row_image, prompt, prompt_valid, targets, loss_mask, row_adv, logp)
+  return Rows(*host)  # The learner places them on the devices.
 
 
-def _places(turns: Sequence[Reply], image: Sequence[int], per_row: int) -> list[tuple[int, int]]:
+def _places(
+  turns: Sequence[AuditorReply], image: Sequence[int], per_row: int
+) -> list[tuple[int, int]]:
   """(row, slot) of each turn."""
   places: list[tuple[int, int]] = []
   last = None

@@ -110,7 +110,7 @@ def _check_kinds(key: str, section: Mapping[str, object], *, known: set[str]) ->
 
 
 @dataclasses.dataclass(frozen=True)
-class Prompt:
+class AuditorPrompt:
   """One image and strategy for the auditor.
 
   Attributes:
@@ -129,7 +129,7 @@ class Prompt:
 
 def draw_prompts(
   counts: Mapping[str, int], *, seed: int, walk: Walk, step: int, size: int
-) -> list[Prompt]:
+) -> list[AuditorPrompt]:
   """Returns the prompts of a step: the next images of an endless walk through the pool.
 
   Args:
@@ -142,7 +142,7 @@ def draw_prompts(
   strategies = [strategy for strategy, count in counts.items() for _ in range(count)]
   first = step * len(strategies)
   return [
-    Prompt(walk, uid, int(_order(seed, walk, uid // size, size)[uid % size]), strategy)
+    AuditorPrompt(walk, uid, int(_order(seed, walk, uid // size, size)[uid % size]), strategy)
     for uid, strategy in enumerate(strategies, start=first)
   ]
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from auditdm_jax.core.config import UserError
-from auditdm_jax.rl.batch import Reply
+from auditdm_jax.rl.batch import AuditorReply
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Group:
   strategy: str
   source_image_id: str
   step: int
-  turns: tuple[tuple[Reply, ...], ...]
+  turns: tuple[tuple[AuditorReply, ...], ...]
   advantages: tuple[float, ...]
 
   @property
@@ -134,13 +134,13 @@ class Carry:
     return [g for g in self._waiting if step - g.step <= self._config.max_age]
 
 
-def _turn_to_dict(turn: Reply) -> dict[str, Any]:
+def _turn_to_dict(turn: AuditorReply) -> dict[str, Any]:
   drawn = {name: vars(turn)[name][: turn.length].tolist() for name in ("tokens", "logprobs")}
   return {f.name: vars(turn)[f.name] for f in dataclasses.fields(turn)} | drawn
 
 
-def _turn_from_dict(d: Mapping[str, Any]) -> Reply:
-  return Reply(
+def _turn_from_dict(d: Mapping[str, Any]) -> AuditorReply:
+  return AuditorReply(
     **{
       **d,
       "prompt": tuple(d["prompt"]),

@@ -13,7 +13,7 @@ import numpy as np
 from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.audit.ask import Vlm as Answering
 from auditdm_jax.models import gemma, multimodal, siglip
-from auditdm_jax.rl.batch import LearnerBatch, Reply, Trajectory
+from auditdm_jax.rl.batch import AuditorReply, LearnerBatch, Trajectory
 from auditdm_jax.vlm import Vlm
 
 _SAMPLE = 16  # Probes whose length is measured to know that of all.
@@ -56,7 +56,7 @@ def learning(config: multimodal.VlmConfig, batch: LearnerBatch, *, kl: bool) -> 
     context = (prompt + drawn) / max(int(used.sum()), 1)
     total += decoder(config.text, tokens=prompt + drawn, context=context, predictions=drawn)
   if batch.pixels is not None:
-    total += len(batch.pixels) * tower(config.vision)
+    total += len(batch.pixels) * tower(config.tower)
   return total * (4 if kl else 3)
 
 
@@ -67,7 +67,7 @@ class Meter:
     self._config, self._bank = auditor.config, bank
     # What an endpoint computes is no work of ours.
     self._vlms = {name: m for name, m in bank.vlms.items() if m.takes == "features"}
-    self._towers = {v.tower_id: v.config.vision for v in (auditor, *self._vlms.values())}
+    self._towers = {v.tower_id: v.config.tower for v in (auditor, *self._vlms.values())}
     self._computed = dict(bank.computed)
     self.flops = {"features": 0.0, "sample": 0.0, "answers": 0.0}
 
@@ -94,7 +94,7 @@ class Meter:
       if fresh and name in self._vlms:
         self.flops["answers"] += fresh * _answer(self._vlms[name], asked)
 
-  def _write(self, turns: Sequence[Reply]) -> None:
+  def _write(self, turns: Sequence[AuditorReply]) -> None:
     """One prefill and the tokens of the completions that share it."""
     prompt, drawn = len(turns[0].prompt), sum(turn.length for turn in turns)
     config = self._config.text
@@ -105,7 +105,9 @@ class Meter:
 
 def _answer(vlm: Answering, asked: Sequence[Trajectory]) -> float:
   """Of one answer, for probes as long as these."""
+  if vlm.tokenizer is None:
+    raise ValueError("a model without a tokenizer gives no answers")
   encode = vlm.tokenizer.encode
-  lengths = [len(encode(t.question)) + len(encode(t.verdict.consensus or "")) for t in asked]
+  lengths = [len(encode(t.question)) + len(encode(t.consensus)) for t in asked]
   tokens = vlm.config.num_image_tokens + (float(np.mean(lengths)) if lengths else 0.0)
   return decoder(vlm.config.text, tokens=tokens, context=tokens, predictions=1)

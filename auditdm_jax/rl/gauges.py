@@ -14,12 +14,11 @@ import dataclasses
 import numpy as np
 
 from auditdm_jax.audit.answer import ModelBank
-from auditdm_jax.audit.ask import ask
+from auditdm_jax.audit.ask import Vlm, ask
 from auditdm_jax.audit.judge import Same
 from auditdm_jax.core import streams
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rl.batch import Trajectory
-from auditdm_jax.vlm import Vlm
 
 _GREY = 127
 
@@ -107,6 +106,6 @@ def measure(
   if heldout is not None:
     answers = ask(heldout, heldout.encode(images), questions, config=bank.config)
     rows = zip(questions, answers, finds)
-    sides = bank.judge.compare_all((q, a.text, t.verdict.consensus) for q, a, t in rows)
+    sides = bank.judge.compare_all((q, a.text, t.consensus) for q, a, t in rows)
     out["gauge/heldout"] = sides.count(Same.SAME) / len(finds)
   return out

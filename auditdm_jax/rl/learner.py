@@ -120,7 +120,7 @@ class Learner:
 
   def compile_count(self) -> int:
     """Programs compiled for the step so far."""
-    return self._programs.step._cache_size()
+    return runtime.programs(self._programs.step)
 
   def _place(self, batch: batch_lib.LearnerBatch) -> batch_lib.LearnerBatch:
     """On the devices."""

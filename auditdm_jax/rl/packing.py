@@ -42,5 +42,7 @@ class Packer:
       )
     images += [groups[0].source_image_id] * (self._calls.images - len(images))
     if self._sight.trains:
-      return batch_lib.LearnerBatch(None, self._sight.pixels(images), tuple(parts))
-    return batch_lib.LearnerBatch(self._sight.features(params, images), None, tuple(parts))
+      pixels: Any = self._sight.pixels(images)  # On the host; the learner places it.
+      return batch_lib.LearnerBatch(None, pixels, tuple(parts))
+    features: Any = self._sight.features(params, images)
+    return batch_lib.LearnerBatch(features, None, tuple(parts))

@@ -17,9 +17,9 @@ from auditdm_jax.core import metrics as metrics_lib
 from auditdm_jax.core import runtime, streams
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rl import shapes
-from auditdm_jax.rl.batch import Reply, Trajectory
+from auditdm_jax.rl.batch import AuditorReply, Trajectory
 from auditdm_jax.rl.drawing import Drawing
-from auditdm_jax.rl.draws import Prompt, RolloutConfig
+from auditdm_jax.rl.draws import AuditorPrompt, RolloutConfig
 from auditdm_jax.rl.sampler import Sampler
 from auditdm_jax.rl.sight import Sight
 from auditdm_jax.rl.strategy import SERVED, Malformed, Turn
@@ -92,7 +92,7 @@ class Prober:
   def generate(
     self,
     params: Any,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[AuditorPrompt],
     *,
     timer: metrics_lib.Timer,
     group: int,
@@ -104,7 +104,7 @@ class Prober:
   def first_turns(
     self,
     params: Any,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[AuditorPrompt],
     *,
     timer: metrics_lib.Timer,
     group: int,
@@ -158,7 +158,9 @@ class Prober:
     until = self._drawing.until() if self._drawing is not None else 0.0
     return Begun([made[i] for i in range(len(made))], waiting, futures, until)
 
-  def _first(self, prompt: Prompt, g: int, reply: Reply, source_id: str) -> Trajectory:
+  def _first(
+    self, prompt: AuditorPrompt, g: int, reply: AuditorReply, source_id: str
+  ) -> Trajectory:
     """Returns a trajectory after its first turn."""
     strategy = self._strategies[prompt.strategy]
     trajectory = Trajectory(
@@ -184,7 +186,7 @@ class Prober:
     changes["image_seed"] = streams.word(self.config.seed, "image", *draw)
     return dataclasses.replace(trajectory, **changes)
 
-  def _parsed(self, trajectory: Trajectory, reply: Reply, turn: Turn) -> Trajectory:
+  def _parsed(self, trajectory: Trajectory, reply: AuditorReply, turn: Turn) -> Trajectory:
     """Reads a reply into `fields`, or says why it cannot be read."""
     if reply.truncated:
       return dataclasses.replace(trajectory, malformed="no end within the token limit")

@@ -9,7 +9,7 @@ parameters over all of them, the other keeps the heads of each layer where they 
 `to_sampler` goes from the one to the other.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import dataclasses
 import functools
 from typing import Any
@@ -116,10 +116,7 @@ class Programs:
 
   def abstract_state(self) -> TrainState:
     """Shapes and shardings of the state: to restore into, or to compile for."""
-    params = {p: jax.ShapeDtypeStruct(self._shapes[p].shape, jnp.float32) for p in self.trains}
-    opt = jax.eval_shape(optimizer(self.config.optim).init, params)
-    count = jax.ShapeDtypeStruct((), jnp.int32)
-    return mesh_lib.placed(TrainState(count, count, params, opt), self.state)
+    return mesh_lib.placed(self._state_shapes(self.trains), self.state)
 
   def abstract_params(self) -> tuple[FlatParams, FlatParams, FlatParams | None]:
     """Shapes and shardings: masters of what trains, what is frozen, the initial auditor."""
@@ -137,18 +134,26 @@ class Programs:
 
     return jax.tree.map(split, batch)
 
+  def _state_shapes(self, trains: Iterable[str]) -> TrainState:
+    """Shapes of the state, whose masters are fp32."""
+    params = {p: jax.ShapeDtypeStruct(self._shapes[p].shape, jnp.float32) for p in trains}
+
+    def fresh(params):
+      count = jnp.zeros((), jnp.int32)
+      return TrainState(count, count, params, optimizer(self.config.optim).init(params))
+
+    return jax.eval_shape(fresh, params)
+
   def _state_shardings(self, shard: Mapping[str, Any]) -> TrainState:
     """Moments are split as their params, everything else is on every device."""
     whole = mesh_lib.replicated(self.mesh)
-    shapes = {p: jax.ShapeDtypeStruct(self._shapes[p].shape, jnp.float32) for p in shard}
-    opt = jax.eval_shape(optimizer(self.config.optim).init, shapes)
 
     def of(path, _):
       last = path[-1]
       is_param = isinstance(last, jax.tree_util.DictKey)
       return shard[last.key] if is_param else whole
 
-    return TrainState(whole, whole, dict(shard), jax.tree_util.tree_map_with_path(of, opt))
+    return jax.tree_util.tree_map_with_path(of, self._state_shapes(shard))
 
 
 def _score(

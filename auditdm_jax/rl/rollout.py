@@ -29,7 +29,7 @@ from auditdm_jax.rl import flops, probing, shapes
 from auditdm_jax.rl import grpo as grpo_lib
 from auditdm_jax.rl import records as records_lib
 from auditdm_jax.rl.batch import Trajectory
-from auditdm_jax.rl.draws import Prompt, draw_prompts
+from auditdm_jax.rl.draws import AuditorPrompt, draw_prompts
 from auditdm_jax.rl.dynamic import Carry, Group
 from auditdm_jax.rl.gauges import Gauges
 from auditdm_jax.rl.packing import Packer
@@ -150,7 +150,7 @@ class Rollout:
   def _draw(
     self,
     params: Any,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[AuditorPrompt],
     *,
     step: int,
     timer: metrics_lib.Timer,

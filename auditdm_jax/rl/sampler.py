@@ -16,7 +16,7 @@ import numpy as np
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core import runtime, streams
 from auditdm_jax.models import decode, multimodal
-from auditdm_jax.rl.batch import Reply
+from auditdm_jax.rl.batch import AuditorReply
 from auditdm_jax.text import prompts as prompts_lib
 from auditdm_jax.vlm import Vlm
 
@@ -35,11 +35,11 @@ class Sampler:
       temperature: of the sampling distribution.
       mesh: the one that the params lie on; prompts are split over it.
     """
-    self.auditor = auditor
+    self.auditor, self._tokenizer = auditor, auditor.writer()
     self._seed = seed
     self._temperature = temperature
     self._mesh = mesh
-    self.banned = auditor.tokenizer.unsampled_ids(auditor.stop_ids)
+    self.banned = self._tokenizer.unsampled_ids(auditor.stop_ids)
 
   def length(self, text: str) -> int:
     """Tokens of a prompt, image slots included."""
@@ -48,7 +48,9 @@ class Sampler:
   def prompt(self, text: str) -> tuple[int, ...]:
     """Token ids of a prompt, image slots included."""
     vlm = self.auditor
-    return tuple(prompts_lib.render(vlm.tokenizer, vlm.template, text, vlm.config.num_image_tokens))
+    return tuple(
+      prompts_lib.render(self._tokenizer, vlm.template, text, vlm.config.num_image_tokens)
+    )
 
   def sample(
     self,
@@ -64,7 +66,7 @@ class Sampler:
     turn: int,
     uids: np.ndarray,
     samples: np.ndarray,
-  ) -> list[list[Reply]]:
+  ) -> list[list[AuditorReply]]:
     """Draws a group of replies for each prompt.
 
     Args:
@@ -97,14 +99,13 @@ class Sampler:
     with mesh_lib.use(self._mesh):
       drawn = sample_rows(self.auditor.config, sc, params, *placed, key, np.int32(turn), *which)
     host = runtime.fetch(drawn)  # One transfer for all rows.
-    texts = self.auditor.tokenizer
     return [
       [
-        Reply(
+        AuditorReply(
           kind=kind,
           image_id=image_ids[p],
           prompt=tuple(prompt),
-          text=texts.decode(host.tokens[p, g, : host.length[p, g]]),
+          text=self._tokenizer.decode(host.tokens[p, g, : host.length[p, g]]),
           tokens=host.tokens[p, g],
           logprobs=host.logprobs[p, g],
           length=int(host.length[p, g]),
@@ -123,7 +124,7 @@ class Sampler:
 
 def compile_count() -> int:
   """Sampling programs compiled so far in this process."""
-  return sample_rows._cache_size()
+  return runtime.programs(sample_rows)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "sc"))

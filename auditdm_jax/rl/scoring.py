@@ -109,7 +109,7 @@ class Scorer:
     )
     judge = self.bank.judge
     pairs = {
-      i: [(result[i].question, result[i].verdict.consensus, said[k]) for said in answers.values()]
+      i: [(result[i].question, result[i].consensus, said[k]) for said in answers.values()]
       for k, i in enumerate(rows)
     }
     judge.prepare(pair for of_one in pairs.values() for pair in of_one)

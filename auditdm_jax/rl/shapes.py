@@ -49,7 +49,7 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class BankCall:
   """Probes that target and references are asked about at one time.
 
   Attributes:
@@ -76,7 +76,7 @@ class Calls:
 
   sample: tuple[SampleCall, ...]
   encoded: tuple[int, ...]
-  asked: tuple[Asked, ...]
+  asked: tuple[BankCall, ...]
   images: int
   parts: tuple[Part, ...]
 
@@ -112,7 +112,7 @@ def calls_of(
   looked_at = group * sum(n for s, n in active if s.turns[-1].about == "made")
   early = sum(n for s, n in active if is_early(s))
   late = sum(n * (group if s.makes else 1) for s, n in active if not is_early(s))
-  asked = (Asked(early, early * group), Asked(late, (drawn - early) * group))
+  asked = (BankCall(early, early * group), BankCall(late, (drawn - early) * group))
   return Calls(
     sample=(*firsts, *seconds),
     encoded=tuple(n for n in (drawn, looked_at) if n),

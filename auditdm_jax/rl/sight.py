@@ -48,5 +48,5 @@ class Sight:
 
   def pixels(self, image_ids: Sequence[str]) -> np.ndarray:
     """Returns f32[N,H,W,3] in [-1,1], for the learner's own tower."""
-    size, how = self._auditor.config.vision.image_size, self._auditor.pixels
+    size, how = self._auditor.config.tower.image_size, self._auditor.pixels
     return preprocess.preprocess([self._load(i) for i in image_ids], size=size, how=how)

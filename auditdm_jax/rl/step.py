@@ -149,6 +149,8 @@ def image_features(
   features, model = batch.features, config.model
   if batch.pixels is not None:
     features = multimodal.encode_images(model, tree_lib.unflatten(params), batch.pixels)
+  if features is None:
+    raise ValueError("a batch has features or pixels")
   features = multimodal.pool(features.astype(model.text.dtype), model.mm_tokens)
   if batch.pixels is not None:
     features = features.astype(jnp.float32)  # The gradients of all micro-batches meet here.
@@ -200,7 +202,7 @@ def train_step(
   def loss_fn(params, features, rows):
     logp, entropy = forward_logprobs(config, frozen | params, features, rows)
     logp_ref = None
-    if reference is not None:
+    if reference is not None and features_ref is not None:
       logp_ref, _ = forward_logprobs(config, frozen | reference, features_ref, rows)
     (total, count), metrics = grpo_lib.loss_and_metrics(
       config.grpo,

@@ -33,7 +33,7 @@ CHOICES = 4  # Questions drawn for each that is asked, when the hard ones are to
 
 
 @dataclasses.dataclass(frozen=True)
-class Draw:
+class MixBatch:
   """Examples of one step: image index, text, answer and skill per example."""
 
   image: np.ndarray  # i64[N]
@@ -78,7 +78,7 @@ class Mix:
     weights: dict[str, float] | None = None,
     *,
     hardness: Callable[[str, str], float] | None = None,
-  ) -> Draw:
+  ) -> MixBatch:
     """Questions of one step.
 
     Args:
@@ -89,7 +89,7 @@ class Mix:
     """
     rng = streams.rng(self.seed, "questions", step)
     image = np.repeat(rng.integers(self.scenes, size=self.images), self.per_image)
-    out = Draw(image, [], [], [])
+    out = MixBatch(image, [], [], [])
     for index in image:
       scene = self.all_scenes[index]
       n = 1 if hardness is None else CHOICES
@@ -110,12 +110,12 @@ class Mix:
       if match(self.gaps, program, answer) is None:
         return text, answer, program
 
-  def draw_tasks(self, step: int, shares: dict[str, float]) -> Draw:
+  def draw_tasks(self, step: int, shares: dict[str, float]) -> MixBatch:
     """Returns an auditor's tasks: text "ask", "describe" or "edit", answer what it should write."""
     rng = streams.rng(self.seed, "tasks", step)
     image = np.repeat(rng.integers(self.scenes, size=self.images), self.per_image)
     names, p = list(shares), np.array(list(shares.values()))
-    out = Draw(image, [], [], [])
+    out = MixBatch(image, [], [], [])
     for index in image:
       task, scene = names[int(rng.choice(len(names), p=p / p.sum()))], self.all_scenes[index]
       out.texts.append(task)

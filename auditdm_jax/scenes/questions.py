@@ -45,7 +45,7 @@ class Program:
 
 
 @dataclasses.dataclass(frozen=True)
-class Skill:
+class QuestionKind:
   """One kind of question. What it tests is said in data/scenes/skills.yaml.
 
   Attributes:
@@ -149,7 +149,7 @@ def _no_slots(rng, scene, key):
   return {}
 
 
-def _lookups() -> list[Skill]:
+def _lookups() -> list[QuestionKind]:
   """Look-ups of one attribute by a key that is a place or other attributes."""
   place, color, shape = (
     _propose_from("row", "column"),
@@ -159,10 +159,10 @@ def _lookups() -> list[Skill]:
   both, digit = _propose_from("color", "shape"), _propose_from("digit")
 
   def cell(name, form, other, read):
-    return Skill(name, (form, other), _at(read), place)
+    return QuestionKind(name, (form, other), _at(read), place)
 
   def by(name, form, other, read, propose):
-    return Skill(name, (form, other), _lookup(read), propose)
+    return QuestionKind(name, (form, other), _lookup(read), propose)
 
   return [
     cell("color_at", "what color is at row R column K", "row R column K has what color",
@@ -173,7 +173,7 @@ def _lookups() -> list[Skill]:
          lambda o: o.size),
     cell("digit_at", "what digit is at row R column K", "row R column K has what digit",
          lambda o: o.digit),
-    Skill("name_at", ("what is at row R column K", "row R column K has what"),
+    QuestionKind("name_at", ("what is at row R column K", "row R column K has what"),
           lambda s, a: _name_at(s, world.cell_of(a["row"], a["column"])), place),
     by("color_of", "what color is the S", "the S is what color", lambda o: o.color, shape),
     by("shape_of", "what shape is the C object", "the C object is what shape",
@@ -194,15 +194,15 @@ def _lookups() -> list[Skill]:
   ]  # fmt: skip
 
 
-def _relations() -> list[Skill]:
+def _relations() -> list[QuestionKind]:
   """Extremes, comparisons, counts, existence and the instruments."""
 
   def extreme(name, form, other, find, read, slot, words):
-    return Skill(name, (form, other), lambda s, a: _one(find(s, a), read),
+    return QuestionKind(name, (form, other), lambda s, a: _one(find(s, a), read),
                  lambda rng, s, key: {slot: pick(rng, words)}, keyed=False)  # fmt: skip
 
   def count(name, form, other, *slots):
-    return Skill(name, (form, other), _count, _propose_from(*slots), bool(slots))
+    return QuestionKind(name, (form, other), _count, _propose_from(*slots), bool(slots))
 
   return [
     extreme("extreme_color", "what color is the E object", "the E object is what color",
@@ -215,21 +215,21 @@ def _relations() -> list[Skill]:
     count("count_color", "how many C objects are there", "there are how many C objects", "color"),
     count("count_shape", "how many S objects are there", "there are how many S objects", "shape"),
     count("count_size", "how many Z objects are there", "there are how many Z objects", "size"),
-    Skill("exist", ("is there a C S", "there is a C S"),
+    QuestionKind("exist", ("is there a C S", "there is a C S"),
           lambda s, a: YES if _matches(s, a) else NO, _propose_from("color", "shape")),
-    Skill("exist_at", ("is row R column K empty", "row R column K is empty"),
+    QuestionKind("exist_at", ("is row R column K empty", "row R column K is empty"),
           lambda s, a: NO if world.cell_of(a["row"], a["column"]) in s.occupied() else YES,
           _propose_from("row", "column")),
-    Skill("dial", ("what does the dial read", "the dial reads what"), _instrument("dial"),
+    QuestionKind("dial", ("what does the dial read", "the dial reads what"), _instrument("dial"),
           _no_slots, keyed=False),
-    Skill("gauge", ("how full is the gauge", "the gauge is how full"), _instrument("gauge"),
+    QuestionKind("gauge", ("how full is the gauge", "the gauge is how full"), _instrument("gauge"),
           _no_slots, keyed=False),
-    Skill("background", ("what color is the background", "the background is what color"),
+    QuestionKind("background", ("what color is the background", "the background is what color"),
           lambda s, a: s.background, _no_slots, keyed=False),
   ]  # fmt: skip
 
 
-SKILLS: dict[str, Skill] = {s.name: s for s in _lookups() + _relations()}
+SKILLS: dict[str, QuestionKind] = {s.name: s for s in _lookups() + _relations()}
 
 
 @functools.cache

@@ -24,7 +24,7 @@ from starlette.routing import Route
 
 from auditdm_jax.images.worker import Threads
 from auditdm_jax.serving import replies
-from auditdm_jax.serving.batcher import Batcher, Batching, Run
+from auditdm_jax.serving.batcher import Batcher, Run, Sharing
 from auditdm_jax.serving.errors import ApiError
 from auditdm_jax.serving.intake import Intake
 
@@ -38,7 +38,7 @@ _INTAKE_THREADS = 2
 _CLIENT_GONE = 499  # Nobody reads it; nginx's.
 
 
-class Endpoint:
+class ModelServer:
   """Serves one model.
 
   Args:
@@ -57,7 +57,7 @@ class Endpoint:
     key: str | None,
     intake: Intake,
     run: Run,
-    batching: Batching,
+    batching: Sharing,
     max_body: int,
   ):
     self._name, self._key = name, None if key is None else f"Bearer {key}".encode()
@@ -100,7 +100,7 @@ class Endpoint:
     completion = await _unless_gone(request, self._batcher.submit(ask))
     if completion is None:
       return Response(status_code=_CLIENT_GONE)
-    reply = replies.Reply(
+    reply = replies.Response(
       f"chatcmpl-{uuid.uuid4().hex}",
       created=int(time.time()),
       model=self._name,

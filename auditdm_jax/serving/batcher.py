@@ -28,7 +28,7 @@ Run = Callable[[Sequence[Ask]], Sequence[Completion | Exception]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Batching:
+class Sharing:
   """How requests share the model.
 
   Attributes:
@@ -56,7 +56,7 @@ class Batcher:
     batching: the limits.
   """
 
-  def __init__(self, run: Run, batching: Batching):
+  def __init__(self, run: Run, batching: Sharing):
     self._run, self._batching = run, batching
     self._queue: list[_Entry] = []  # In order of arrival.
     self._running: list[_Entry] = []

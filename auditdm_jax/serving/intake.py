@@ -17,7 +17,7 @@ _CHARS_PER_TOKEN = 64  # Of text that is longer not every token can be a long on
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
+class RequestLimits:
   """What one request may ask for.
 
   Attributes:
@@ -50,7 +50,7 @@ class Intake:
     UserError: the model has no tokenizer.
   """
 
-  def __init__(self, vlm: Vlm, *, name: str, limits: Limits):
+  def __init__(self, vlm: Vlm, *, name: str, limits: RequestLimits):
     if vlm.tokenizer is None:
       raise UserError(f"model {vlm.name!r} has no tokenizer: it cannot be asked in words")
     self.tokenizer = vlm.tokenizer

@@ -12,7 +12,7 @@ from auditdm_jax.vlm import Completion
 
 
 @dataclasses.dataclass(frozen=True)
-class Said:
+class Told:
   """What is told of a completion.
 
   Attributes:
@@ -27,7 +27,7 @@ class Said:
 
 
 @dataclasses.dataclass(frozen=True)
-class Reply:
+class Response:
   """An answer to a request.
 
   Attributes:
@@ -43,7 +43,7 @@ class Reply:
   created: int
   model: str
   prompt_tokens: int
-  said: Said
+  said: Told
   seed: int | None = None
 
   def to_json(self) -> dict[str, Any]:
@@ -85,20 +85,20 @@ class Reply:
     }
 
 
-def read(tokenizer: Tokenizer, completion: Completion, stops: Sequence[str]) -> Said:
+def read(tokenizer: Tokenizer, completion: Completion, stops: Sequence[str]) -> Told:
   """Returns the text of a completion, up to the first of the stop strings."""
   tokens = completion.tokens
   text = tokenizer.decode(tokens)
   found = [at for stop in stops if (at := text.find(stop)) >= 0]
   if not found:
-    return Said(text.strip(), len(tokens), "length" if completion.truncated else "stop")
+    return Told(text.strip(), len(tokens), "length" if completion.truncated else "stop")
 
   def stopped(n: int) -> bool:
     said = tokenizer.decode(tokens[:n])
     return any(stop in said for stop in stops)
 
   needed = bisect.bisect_left(range(len(tokens) + 1), True, key=stopped)
-  return Said(text[: min(found)].strip(), needed, "stop")
+  return Told(text[: min(found)].strip(), needed, "stop")
 
 
 def _event(data: str) -> str:

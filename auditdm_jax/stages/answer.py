@@ -7,6 +7,7 @@ Several images and one prompt, one image and several prompts, or as many of both
 asked about its image. One answer is printed as it is, several as lines of JSON.
 """
 
+from collections.abc import Sequence
 import json
 import pathlib
 
@@ -59,7 +60,7 @@ def main() -> int:
   return 0
 
 
-def pair(images: list[str], prompts: list[str]) -> tuple[list[str | None], list[str]]:
+def pair(images: Sequence[str], prompts: list[str]) -> tuple[Sequence[str | None], list[str]]:
   """Returns as many images, or Nones, as prompts; a single one of either goes with all others.
 
   Raises:
@@ -73,4 +74,4 @@ def pair(images: list[str], prompts: list[str]) -> tuple[list[str | None], list[
     raise UserError(
       f"{len(images)} --image for {len(prompts)} --prompt: give one of either, or as many of both"
     )
-  return images * (len(prompts) // len(images)), prompts
+  return [*images] * (len(prompts) // len(images)), prompts

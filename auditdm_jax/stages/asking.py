@@ -69,7 +69,7 @@ def train_auditor(
     rollout_mesh=None if models.rollout_mesh is models.mesh else models.rollout_mesh,
     rules=[(regex, tuple(spec)) for regex, spec in settings.rules],
     params=vlm.params if start is None else start,
-    banned=vlm.tokenizer.unsampled_ids(vlm.stop_ids),
+    banned=vlm.writer().unsampled_ids(vlm.stop_ids),
   )
   harvest = tuple(s for s in settings.checkpoints.harvest if s < steps)
   s = settings
@@ -182,7 +182,7 @@ def make_scorer(ctx: Context, bank: ModelBank, *, full: bool = False) -> Scorer:
 
 
 def _rollout_config(ctx: Context) -> draws.RolloutConfig:
-  if "seed" in ctx.config.rollout:
+  if "seed" in ctx.config.to_dict()["rollout"]:
     raise UserError("config.rollout.seed: a run has one seed, config.seed")
   return dataclasses.replace(ctx.settings.rollout, seed=ctx.settings.seed)
 

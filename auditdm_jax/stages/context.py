@@ -92,7 +92,7 @@ class Context:
   @functools.cached_property
   def client(self) -> ImageClient:
     """A client of the image service."""
-    rows = self.config.images.to_dict()
+    rows = self.config.to_dict()["images"]
     opened = service.connected(self.settings.images, rows, local=self._local)
     return self._stack.enter_context(opened)
 

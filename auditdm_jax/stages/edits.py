@@ -25,8 +25,8 @@ def measure(ctx: Context, bank: ModelBank, probes: Sequence[Probe]) -> list[tupl
   """
   measured: list[tuple[Gate, ...]] = [()] * len(probes)
   waiting = {}
-  for i, probe in _edited(ctx, probes):
-    source = ctx.images(probe.source_image_id)
+  for i, probe, source_id in _edited(ctx, probes):
+    source = ctx.images(source_id)
     saved = ctx.images.made.get(probe.image_id)  # As it lies on disk.
     # Of what has been pasted already, the region is found again exactly.
     mask = locality.composite(source, saved)[1]
@@ -49,12 +49,12 @@ def unmeasured(ctx: Context, probes: Sequence[Probe]) -> list[tuple[Gate, ...]]:
   return measured
 
 
-def _edited(ctx: Context, probes: Sequence[Probe]) -> Iterator[tuple[int, Probe]]:
-  """Yields the probes about an edited image, with their places."""
+def _edited(ctx: Context, probes: Sequence[Probe]) -> Iterator[tuple[int, Probe, str]]:
+  """Yields the probes about an edited image, with their places and the ids of their sources."""
   edited = {s.name for s in ctx.settings.rollout.known() if s.makes == "edit"}
   for i, probe in enumerate(probes):
     if probe.strategy in edited and probe.source_image_id is not None:
-      yield i, probe
+      yield i, probe, probe.source_image_id
 
 
 def _controls(
@@ -62,9 +62,9 @@ def _controls(
 ) -> dict[int, Gate]:
   """Answers about the sources against those about the shams."""
   questions = [probes[i].question for i in shams]
-  sources = [ctx.images(probes[i].source_image_id) for i in shams]
-  before = bank.answers(sources, questions, cascade=False)
-  after = bank.answers(list(shams.values()), questions, cascade=False)
+  sources = [ctx.images(probes[i].source_image_id or "") for i in shams]
+  before = bank.answers(sources, questions)
+  after = bank.answers(list(shams.values()), questions)
   return {
     i: gates.sham_control(
       {name: texts[k] for name, texts in before.items()},

@@ -57,15 +57,15 @@ def benchmark(ctx: Context, vlm: Vlm) -> Groups:
   Returns:
     Rates by group: "all", "gaps", "rest", "skill: …", "gap: …".
   """
-  vlm, pool = ctx.models.answering(vlm), ctx.pool("heldout")
+  asked, pool = ctx.models.answering(vlm), ctx.pool("heldout")
   examples = specs.from_pool(pool)
   scorer, groups = _scoring(ctx)
   progress = metrics.Progress(len(examples), f"benchmark {vlm.name}")
 
   def answer(chunk: Sequence[bench.Example]) -> Sequence[str]:
-    features = ctx.models.cache.features(vlm, [e.image_id for e in chunk], ctx.images)
+    features = ctx.models.cache.features(asked, [e.image_id for e in chunk], ctx.images)
     questions = [e.question for e in chunk]
-    return [a.text for a in ask(vlm, features, questions, config=ctx.settings.bank)]
+    return [a.text for a in ask(asked, features, questions, config=ctx.settings.bank)]
 
   table = bench.evaluate(
     answer,
@@ -119,7 +119,7 @@ def _health(ctx: Context, *, questions: int = 2000) -> health.Health:
   chosen = [examples[int(i)] for i in pick]
   bank = ctx.models.bank()
   asked = [e.question for e in chosen]
-  answers = bank.answers(ctx.images, asked, image_ids=[e.image_id for e in chosen], cascade=False)
+  answers = bank.answers(ctx.images, asked, image_ids=[e.image_id for e in chosen])
   return health.health(
     answers,
     [e.references[0] for e in chosen],

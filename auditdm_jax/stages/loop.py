@@ -13,12 +13,14 @@
 Every stage leaves a done.json; the same command run again continues where it stopped.
 """
 
+import os
 import pathlib
 
 from ml_collections import ConfigDict
 
 from auditdm_jax.audit.rates import Rate
 from auditdm_jax.audit.summary import Kinds, Summary
+from auditdm_jax.core import paths, runtime
 from auditdm_jax.stages import (
   asking,
   discover,
@@ -40,6 +42,29 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> int:
   with Context(config, workdir, "loop") as ctx:
     screen.show(run(ctx), ctx.folder.path)
   return 0
+
+
+def run_loop(config: ConfigDict, workdir: str | os.PathLike[str]) -> Summary:
+  """Runs the loop of a config, or continues it where it stopped.
+
+  Example:
+    config = load_config("configs/scenes.py", seed=1)
+    summary = run_loop(config, "runs/first")
+    print(summary.search.trained)
+
+  Args:
+    config: from `load_config`.
+    workdir: the folder of the run, made if it is not there; gs://bucket/run on a pod.
+
+  Returns:
+    What the loop found, which is in summary.json too.
+
+  Raises:
+    UserError: the config or the folder is wrong.
+  """
+  runtime.setup()
+  with runtime.together(), Context(config, paths.made(workdir), "loop") as ctx:
+    return run(ctx)
 
 
 def run(ctx: Context) -> Summary:

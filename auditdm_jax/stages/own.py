@@ -124,7 +124,7 @@ def expand(argv: Sequence[str]) -> list[str]:
   given = [arg for arg in argv[1:] if re.match(r"--?config\.", arg)]
   rest = FLAGS([argv[0], *(a for a in argv[1:] if a not in given)], known_only=True)[1:]
   _check(rest)
-  workdir = paths.as_path(_WORKDIR.value)
+  workdir = paths.as_path(_text(_WORKDIR))
   if paths.is_remote(workdir):
     raise UserError(
       f"--workdir={_WORKDIR.value}: flags make a config on this machine; run with a local workdir,"
@@ -152,7 +152,8 @@ def _check(rest: Sequence[str]) -> None:
 def make() -> ConfigDict:
   """Returns the config that the flags say, for a GPU or a CPU."""
   spending, budget = spend(_BUDGET.value, _STEPS.value), _BUDGET.value
-  models = [_AUDITOR.value, _TARGET.value, *_REFERENCES.value]
+  auditor, target, references = _text(_AUDITOR), _text(_TARGET), _REFERENCES.value or []
+  models = [auditor, target, *references]
   prompts = {"question": PROMPTS}
   if _IMAGE_SERVICE.value:
     prompts = {"question": PROMPTS // 2, "edit": PROMPTS // 4, "generate": PROMPTS // 4}
@@ -160,13 +161,13 @@ def make() -> ConfigDict:
   c.seed = 0
   c.world = dict(name="", gaps="")  # no oracle
   c.models = dict(
-    auditor=_place(_AUDITOR.value),
-    target=_place(_TARGET.value),
-    references=tuple(map(_place, _REFERENCES.value)),
+    auditor=_place(auditor),
+    target=_place(target),
+    references=tuple(map(_place, references)),
     dtype="bfloat16" if max(map(_weight, models)) > _LARGE else "float32",
   )
   c.pool = dict(
-    builder="", data_dir="", dataset=_place(_IMAGES.value), images="train", heldout="heldout",
+    builder="", data_dir="", dataset=_place(_text(_IMAGES)), images="train", heldout="heldout",
     fresh="fresh", questions=_place(_QUESTIONS.value) if _QUESTIONS.value else "",
   )  # fmt: skip
   c.images = dict(address=_IMAGE_SERVICE.value or "", client=dict(local_edits=True))
@@ -201,6 +202,13 @@ def make() -> ConfigDict:
   return c
 
 
+def _text(flag: flags.FlagHolder[str | None]) -> str:
+  """The value of a flag that `_check` has found to be given."""
+  if flag.value is None:
+    raise ValueError(f"--{flag.name} is not given")
+  return flag.value
+
+
 def _place(path: str) -> str:
   """A path that holds from any folder; what is no path here, such as an endpoint, as it is."""
   return os.path.abspath(path) if os.path.exists(path) else path
@@ -218,7 +226,7 @@ def _overridden(config: ConfigDict, given: Sequence[str]) -> ConfigDict:
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder, CONFIG)
     path.write_text(_source(config, ""), encoding="utf-8")
-    return overrides.read(path, given)
+    return overrides.read(str(path), given)
 
 
 def _source(config: ConfigDict, command: str) -> str:
@@ -240,7 +248,7 @@ def _check_images(config: ConfigDict) -> None:
 
   Where none are fresh, the config says so.
   """
-  pool = build(sections.PoolConfig, config.pool, name="config.pool")
+  pool = build(sections.PoolConfig, config.to_dict()["pool"], name="config.pool")
 
   def opened(split: str) -> pool_lib.Pool:
     return pool_lib.open_pool(
@@ -260,7 +268,7 @@ def _check_images(config: ConfigDict) -> None:
       opened(pool.fresh)
     except pool_lib.NoSplit as e:
       print(f"no fresh images, so that the rates of modes are not measured: {e}", flush=True)
-      config.pool.fresh = ""
+      config.update_from_flattened_dict({"pool.fresh": ""})
 
 
 def _write(workdir: pathlib.Path, config: ConfigDict, argv: Sequence[str]) -> None:
@@ -271,7 +279,7 @@ def _write(workdir: pathlib.Path, config: ConfigDict, argv: Sequence[str]) -> No
   """
   path, text = workdir / CONFIG, jsonio.canonical_hash(config.to_dict())
   if path.exists():
-    old = overrides.read(path, ())
+    old = overrides.read(str(path), ())
     if jsonio.canonical_hash(old.to_dict()) == text:
       return
     if any(workdir.glob("*/done.json")):

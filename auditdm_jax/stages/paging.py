@@ -14,7 +14,7 @@ import numpy as np
 from auditdm_jax.core import runtime
 from auditdm_jax.models import sharding
 from auditdm_jax.models.multimodal import VlmConfig
-from auditdm_jax.text.styles import Reply, Style
+from auditdm_jax.text.styles import RawReply, Style
 from auditdm_jax.text.tokenizer import Tokenizer
 from auditdm_jax.vlm import Vlm
 
@@ -73,7 +73,7 @@ class Paged:
 
   def reply_features(
     self, features: np.ndarray, prompts: Sequence[str], *, max_new_tokens: int
-  ) -> list[Reply]:
+  ) -> list[RawReply]:
     vlm = self._turns.take(self._waiting)
     return vlm.reply_features(features, prompts, max_new_tokens=max_new_tokens)
 

@@ -66,15 +66,15 @@ def main() -> int:
   return 1 if plan.too_big() else 0
 
 
-def read(config: ConfigDict) -> steps.Run:
+def read(config: ConfigDict) -> steps.PlannedRun:
   """The parts of a config that decide what is compiled."""
   settings = build(AuditConfig, config, name="config")
   models = settings.models
   of = functools.partial(architecture, settings=settings.plan, dtype=models.dtype)
-  return steps.Run(
+  return steps.PlannedRun(
     auditor=of(models.auditor),
     answering={pathlib.Path(p).name: of(p) for p in (models.target, *models.references)},
-    layout=programs.Layout(
+    layout=programs.MeshLayout(
       settings.mesh,
       settings.rollout_mesh,
       tuple((regex, tuple(spec)) for regex, spec in settings.rules),
@@ -115,7 +115,7 @@ def architecture(folder: str, *, settings: steps.PlanConfig, dtype: str) -> VlmC
   return weights.open_model(folder, dtype=dtype).config.with_dtype(dtype)
 
 
-def advice(run: steps.Run, plan: table.Plan, row: table.Row) -> str:
+def advice(run: steps.PlannedRun, plan: table.Plan, row: table.ProgramRow) -> str:
   """Which program does not fit, by how much, and a setting with which it was seen to fit."""
   over = (row.footprint - plan.limit) / chips.GIB
   said = (
@@ -137,7 +137,7 @@ def advice(run: steps.Run, plan: table.Plan, row: table.Row) -> str:
   return f"{said}. Take more chips; a slice of {_chips(row, plan)} would hold it"
 
 
-def _chips(row: table.Row, plan: table.Plan) -> int:
+def _chips(row: table.ProgramRow, plan: table.Plan) -> int:
   """The power of two of chips whose memory holds what does not fit, if all of it is split."""
   need = plan.where.size
   while row.footprint * plan.where.size / need > plan.limit:

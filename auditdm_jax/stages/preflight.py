@@ -107,18 +107,19 @@ def _not_finite(ctx: Context, bank: ModelBank, pool: InMemoryPool) -> list[Probl
   question = next(iter(pool.questions(0)), "What is in the image?")
   found = []
 
-  def look(vlm: Vlm, role: str, prompt: str) -> None:
+  def look(vlm: Vlm, name: str, role: str, prompt: str) -> None:
     if not vlm.is_finite(vlm.encode(image), prompt):
-      cause = f"the {role} {vlm.name} gives NaN or infinite logits after {prompt!r}"
+      cause = f"the {role} {name} gives NaN or infinite logits after {prompt!r}"
       remedy = "its weights are damaged or overflow config.models.dtype; take another checkpoint"
       found.append(Problem(cause, remedy))
 
   for name, model in bank.vlms.items():
     if model.takes == "features":
-      look(model, "target" if name == bank.target else "reference", model.style.put(question))
+      role = "target" if name == bank.target else "reference"
+      look(model, name, role, model.style.put(question))
   auditor = models.auditor.with_params(models.place(models.auditor.params))
   strategy, _ = ctx.settings.rollout.active()[0]
-  look(auditor, "auditor", ctx.settings.rollout.task_text(strategy, 0))
+  look(auditor, auditor.name, "auditor", ctx.settings.rollout.task_text(strategy, 0))
   return found
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +47,7 @@ class ModelSpec:
   in those of `drill`, which follow, questions are chosen by how hard their (skill, answer) is.
   """
 
-  kind: str
+  kind: Literal["paligemma", "gemma3"]
   seed: int
   steps: tuple[int, ...]
   gaps: str
@@ -65,7 +66,7 @@ class ModelSpec:
 
 @dataclasses.dataclass(frozen=True)
 class VisionSpec:
-  model: dict[str, int]
+  model: siglip.SiglipConfig
   seed: int
   scenes: int
   batch: int
@@ -263,10 +264,10 @@ def train_tower(spec: VisionSpec, config: VlmConfig):
   labels = [cell_labels(s) for s in mix.all_scenes]
   labels = {h: np.stack([x[h] for x in labels]) for h in HEADS}
   images = mix.pixels(0, spec.scenes)
-  key = jax.random.wrap_key_data(streams.key_data(spec.seed, "heads"))
+  key = jax.random.wrap_key_data(jnp.asarray(streams.key_data(spec.seed, "heads")))
   params = multimodal.tower(multimodal.init(config, _init_key(spec.seed)))
   heads = {
-    h: 0.02 * jax.random.normal(jax.random.fold_in(key, i), (config.vision.width, n))
+    h: 0.02 * jax.random.normal(jax.random.fold_in(key, i), (config.tower.width, n))
     for i, (h, n) in enumerate(HEADS.items())
   }
   tx = optax.chain(
@@ -308,7 +309,7 @@ def train_tower(spec: VisionSpec, config: VlmConfig):
 
 
 def _init_key(seed: int) -> jax.Array:
-  return jax.random.wrap_key_data(streams.key_data(seed, "init"))
+  return jax.random.wrap_key_data(jnp.asarray(streams.key_data(seed, "init")))
 
 
 def _to_float(images: np.ndarray) -> np.ndarray:
@@ -340,7 +341,7 @@ def train_model(
     gaps=gap_set(spec.gaps),
   )
   features = encode_all(model, mix)
-  layout = supervised.Layout(
+  layout = supervised.RowLayout(
     tokenizer,
     model.template,
     world.CELLS,
@@ -384,7 +385,7 @@ class _Hardness:
   def __call__(self, skill: str, answer: str) -> float:
     return self._answers.get((skill, answer), 1.0)
 
-  def update(self, draw: mix_lib.Draw, losses: np.ndarray) -> None:
+  def update(self, draw: mix_lib.MixBatch, losses: np.ndarray) -> None:
     for skill, answer, loss in zip(draw.skills, draw.answers, losses, strict=True):
       if skill in self.skills:  # And not an auditor's task.
         self.skills[skill] += 0.02 * (float(loss) - self.skills[skill])
@@ -392,11 +393,11 @@ class _Hardness:
         self._answers[skill, answer] = old + 0.02 * (float(loss) - old)
 
   def hardest(self) -> str:
-    return max(self.skills, key=self.skills.get)
+    return max(self.skills, key=self.skills.__getitem__)
 
 
 def _batch(
-  draw: mix_lib.Draw, features, layout: supervised.Layout, images: int
+  draw: mix_lib.MixBatch, features, layout: supervised.RowLayout, images: int
 ) -> supervised.Batch:
   """The rows of a draw; the number of unique images is padded to a static one."""
   unique, row = np.unique(draw.image, return_inverse=True)
@@ -446,7 +447,8 @@ def measure(model: Vlm, section, gaps=()) -> dict[str, dict]:
   got = model.answer_features(features[draw.image], draw.texts, max_new_tokens=3)
   tally: dict[str, list[int]] = {}
   for text, skill, want, have in zip(draw.texts, draw.skills, draw.answers, got, strict=True):
-    gap = gaps_lib.match(gaps, questions.parse_question(text), want)
+    program = questions.parse_question(text)
+    gap = gaps_lib.match(gaps, program, want) if program else None
     groups = ["all", f"gap/{gap}" if gap else f"skill/{skill}", "gaps" if gap else "rest"]
     for group in groups:
       pair = tally.setdefault(group, [0, 0])
@@ -475,7 +477,7 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> int:
   settings = build(PretrainConfig, config, name="config")
   output = pathlib.Path(settings.output or workdir / "models")
   tokenizer = Tokenizer.word_level(mix_lib.vocabulary())
-  siglip_config = siglip.SiglipConfig(**settings.vision.model)
+  siglip_config = settings.vision.model
   specs, only = settings.models, settings.only
   if only and only not in {"siglip", *specs}:
     raise UserError(f"unknown model {only!r}; known: siglip, {', '.join(specs)}")

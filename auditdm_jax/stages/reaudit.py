@@ -96,7 +96,7 @@ def ledger(ctx: Context, known: Taxonomy, repaired: Vlm) -> tuple[ModeChange, ..
     [m.mode_id if m else None for m in modes],
     [a.probe.probe_id for a in before],
     consensus,
-    [a.verdict.answers[a.verdict.target] for a in before if a.verdict],
+    [a.verdict.answers[a.verdict.target] or "" for a in before if a.verdict],
     answers,
     judge=ctx.judge,
     questions=questions,

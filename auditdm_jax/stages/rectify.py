@@ -21,7 +21,7 @@ from auditdm_jax.core import paths, runtime, streams
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rectify import curate as curate_lib
 from auditdm_jax.rectify import finetune, supervised
-from auditdm_jax.rectify.curate import Example
+from auditdm_jax.rectify.curate import TrainingExample
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import Verified
 from auditdm_jax.vlm import Vlm, save_vlm
@@ -40,11 +40,13 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> int:
   return 0
 
 
-def repair(ctx: Context, name: str, examples: Sequence[Example], replay: Sequence[Example]) -> Vlm:
+def repair(
+  ctx: Context, name: str, examples: Sequence[TrainingExample], replay: Sequence[TrainingExample]
+) -> Vlm:
   """Fine-tunes the target on `examples` and saves it as rectify/<name>."""
   section, target = ctx.settings.rectify, ctx.models.target
-  layout = supervised.Layout(
-    target.tokenizer,
+  layout = supervised.RowLayout(
+    target.writer(),
     target.template,
     target.config.num_image_tokens,
     target.stop_ids[0],
@@ -87,7 +89,7 @@ def check_replay(ctx: Context) -> None:
     )
 
 
-def replay_examples(ctx: Context, new: int) -> list[Example]:
+def replay_examples(ctx: Context, new: int) -> list[TrainingExample]:
   """Returns questions of the target's own kind, answered by itself: what it must not forget.
 
   They are as many as the recipe replays in addition to `new` examples, at most `MAX_REPLAY`.
@@ -112,9 +114,9 @@ def replay_examples(ctx: Context, new: int) -> list[Example]:
   for (i, question), verdict in zip(chosen, verdicts, strict=True):
     said = verdict.answers[verdict.target]
     if said and all(
-      ctx.judge.same(said, verdict.answers[r], question=question) for r in verdict.references
+      ctx.judge.same(said, verdict.answers[r] or "", question=question) for r in verdict.references
     ):
-      kept.append(Example(image_id=pool.image_id(i), question=question, label=said))
+      kept.append(TrainingExample(image_id=pool.image_id(i), question=question, label=said))
   if not kept:
     raise UserError(
       f"config.rectify.recipe.replay={recipe.replay}: of {len(chosen)} questions none is answered"
@@ -123,7 +125,7 @@ def replay_examples(ctx: Context, new: int) -> list[Example]:
   return kept[:size]
 
 
-def from_failures(ctx: Context) -> list[Example]:
+def from_failures(ctx: Context) -> list[TrainingExample]:
   """Returns examples of the verified failures, evenly over families of modes and over sources."""
   if (verified := ctx.folder.done("verify", Verified)) is None:
     raise UserError(f"{ctx.folder.path}: no verified failures; run the stage verify first")
@@ -131,31 +133,31 @@ def from_failures(ctx: Context) -> list[Example]:
   families = verified.taxonomy.families
   # The grades above V1 make no difference: only a world with an oracle has them.
   offered = [
-    Example.of(f, group=families.get(f.mode_id, "unnamed") if f.mode_id else "unnamed")
+    TrainingExample.of(f, group=families.get(f.mode_id, "unnamed") if f.mode_id else "unnamed")
     for f in ctx.folder.failures()
     if f.verified
   ]
   return curate_lib.curate(offered, ctx.settings.rectify.curate, seed=ctx.settings.seed)[0]
 
 
-def random_examples(ctx: Context, attempts: Sequence[Attempt], size: int) -> list[Example]:
+def random_examples(ctx: Context, attempts: Sequence[Attempt], size: int) -> list[TrainingExample]:
   """Returns random questions with a consensus, whether the target knew them or not."""
   known = [a for a in attempts if a.verdict and a.verdict.consensus is not None]
   return _control(ctx, known, size)
 
 
-def mined_examples(ctx: Context, attempts: Sequence[Attempt], size: int) -> list[Example]:
+def mined_examples(ctx: Context, attempts: Sequence[Attempt], size: int) -> list[TrainingExample]:
   """Returns random questions on which the target conflicts with the consensus."""
   return _control(ctx, unique_finds(attempts), size)
 
 
-def _control(ctx: Context, asked: Sequence[Attempt | Find], size: int) -> list[Example]:
+def _control(ctx: Context, asked: Sequence[Attempt | Find], size: int) -> list[TrainingExample]:
   config = curate_lib.Config(size=size, cap=1.0, balanced=False)
-  offered = [Example.of(a, group="random") for a in asked]
+  offered = [TrainingExample.of(a, group="random") for a in asked]
   return curate_lib.curate(offered, config, seed=ctx.settings.seed)[0]
 
 
-def _data(ctx: Context, vlm: Vlm, examples: Sequence[Example]) -> finetune.Data:
+def _data(ctx: Context, vlm: Vlm, examples: Sequence[TrainingExample]) -> finetune.Data:
   ids = list(dict.fromkeys(e.image_id for e in examples))
   row = {image_id: i for i, image_id in enumerate(ids)}
   features = ctx.models.cache.features(ctx.models.answering(vlm), ids, ctx.images)

@@ -129,14 +129,14 @@ def _not_measured(
       "there is no oracle, so that nobody knows which verified failures are real errors",
     ),
     (
-      not any(f.independent is not None for f in failures),
-      "An independent judge (V2)",
-      "no model outside the ensemble answered a question",
+      not done.verified.sides,
+      "A view from outside the ensemble (V2)",
+      "no label of the data set and no model of config.verify.model answered a find's question",
     ),
     (
-      ctx.world.paraphrase is None or not ctx.settings.verify.paraphrases,
+      not any(f.wordings for f in failures),
       "Stability over other wordings",
-      "nothing rewords questions here",
+      "no question was reworded (config.verify.paraphrases, config.verify.paraphraser)",
     ),
     (
       summary.compared.not_looked_at > 0,
@@ -333,9 +333,9 @@ def _curves(summary: Summary, *, oracle: bool) -> list[report_data.Curve]:
   ]
 
 
-def _strategies(summary: Summary, *, oracle: bool) -> list[report_data.StrategyRow]:
+def _strategies(summary: Summary, *, oracle: bool) -> list[report_data.StrategyView]:
   return [
-    report_data.StrategyRow(
+    report_data.StrategyView(
       name=name,
       confirmed=row.verified,
       faithful=row.faithful,

@@ -29,10 +29,10 @@ import uvicorn
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core.config import UserError
 from auditdm_jax.images.config import is_loopback
-from auditdm_jax.serving.app import Endpoint
-from auditdm_jax.serving.batcher import Batching
+from auditdm_jax.serving.app import ModelServer
+from auditdm_jax.serving.batcher import Sharing
 from auditdm_jax.serving.engine import Engine
-from auditdm_jax.serving.intake import Intake, Limits
+from auditdm_jax.serving.intake import Intake, RequestLimits
 from auditdm_jax.text import prompts
 from auditdm_jax.text.tokenizer import Tokenizer
 from auditdm_jax.vlm import Prompt, Vlm, load_vlm
@@ -115,7 +115,7 @@ def main() -> int:
     intake = Intake(vlm, name=name, limits=_limits())
     engine = Engine(vlm, cache_bytes=_CACHE_MB.value << 20)
     _warm_up(vlm, intake.tokenizer)
-    endpoint = Endpoint(
+    endpoint = ModelServer(
       name,
       key=key,
       intake=intake,
@@ -153,18 +153,16 @@ class _Server(uvicorn.Server):
     print(json.dumps(self._ready), flush=True)
 
 
-def _limits() -> Limits:
-  return Limits(
+def _limits() -> RequestLimits:
+  return RequestLimits(
     max_tokens=_MAX_TOKENS.value,
     max_prompt_tokens=_MAX_PROMPT_TOKENS.value,
     max_images=_MAX_IMAGES.value,
   )
 
 
-def _batching() -> Batching:
-  return Batching(
-    max_batch=_MAX_BATCH.value, max_queue=_MAX_QUEUE.value, timeout_s=_TIMEOUT_S.value
-  )
+def _batching() -> Sharing:
+  return Sharing(max_batch=_MAX_BATCH.value, max_queue=_MAX_QUEUE.value, timeout_s=_TIMEOUT_S.value)
 
 
 def _warm_up(vlm: Vlm, tokenizer: Tokenizer) -> None:

@@ -27,7 +27,7 @@ def main(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int
   del workdir
   if "images" not in config:
     raise core_config.UserError("the config has no section `images`")
-  images = core_config.build(ImagesConfig, config.images, name="config.images")
+  images = core_config.build(ImagesConfig, config.to_dict()["images"], name="config.images")
   telemetry.log_as_json()
   process.stop_with_parent()
   try:

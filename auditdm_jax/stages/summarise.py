@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 import dataclasses
 import functools
+from typing import Any
 
 from auditdm_jax.audit import rates, summary
 from auditdm_jax.audit.attempt import Attempt, Failure, Find, unique_attempts
@@ -139,11 +140,13 @@ def compared(attempts: Sequence[Attempt], failures: Sequence[Failure]) -> summar
   )
 
 
-def _gaps(ctx: Context, evaluated: Evaluated, cover: summary.Coverage) -> dict[str, summary.Gap]:
+def _gaps(
+  ctx: Context, evaluated: Evaluated, cover: summary.Coverage
+) -> dict[str, summary.GapScore]:
   """Returns the planted gaps."""
   target, auditable = evaluated.tables[ctx.models.target.name], evaluated.auditable
   return {
-    gap: summary.Gap(target.get(f"gap: {gap}"), gap in auditable, cover.per_gap.get(gap, 0))
+    gap: summary.GapScore(target.get(f"gap: {gap}"), gap in auditable, cover.per_gap.get(gap, 0))
     for gap in ctx.world.gaps
   }
 
@@ -246,7 +249,7 @@ def _is_made(a: Attempt) -> bool:
   return probe.image_id != probe.source_image_id and bool(probe.caption or probe.instruction)
 
 
-def _images(ctx: Context, made: Sequence[Attempt]) -> dict[str, object]:
+def _images(ctx: Context, made: Sequence[Attempt]) -> dict[str, Any]:
   """Returns what a strategy's row says of the images that it made, if it made any."""
   if not made or not ctx.oracle.exists:
     return {}
@@ -255,7 +258,7 @@ def _images(ctx: Context, made: Sequence[Attempt]) -> dict[str, object]:
     truth = ctx.oracle.truth(a.find)
     if a.find and truth.gap and _exposed(ctx, a.find):
       exposed[truth.gap] += 1
-  row: dict[str, object] = {"exposed_by_image": dict(exposed)}
+  row: dict[str, Any] = {"exposed_by_image": dict(exposed)}
   if ctx.world.faithful:
     judged = [f for f in (_faithful(ctx, a) for a in made[:_FAITHFUL]) if f is not None]
     row["faithful"] = rates.rate(sum(judged), len(judged))

@@ -9,7 +9,7 @@ import numpy as np
 from auditdm_jax.models.multimodal import VlmConfig
 from auditdm_jax.scenes import talk
 from auditdm_jax.stages.paging import Paged
-from auditdm_jax.text.styles import Reply, Style
+from auditdm_jax.text.styles import RawReply, Style
 from auditdm_jax.text.tokenizer import Tokenizer
 from auditdm_jax.vlm import Vlm
 
@@ -47,9 +47,9 @@ class Talking:
 
   def reply_features(
     self, features: np.ndarray, prompts: Sequence[str], *, max_new_tokens: int
-  ) -> list[Reply]:
+  ) -> list[RawReply]:
     replies = self._vlm.reply_features(features, prompts, max_new_tokens=max_new_tokens)
     return [
-      Reply(talk.say(self._voice, self.name, prompt, reply.text or ""), reply.finish)
+      RawReply(talk.say(self._voice, self.name, prompt, reply.text or ""), reply.finish)
       for prompt, reply in zip(prompts, replies, strict=True)
     ]

@@ -36,7 +36,7 @@ class World:
   paraphrase: Callable[[str, int], str | None] | None = None
   well_formed: Callable[[str], bool] | None = None
   gap_of: Callable[[str, str], str | None] | None = None
-  mode_of: Callable[[str, str], str] | None = None
+  mode_of: Callable[[str, str], str | None] | None = None
   faithful: Callable[[np.ndarray | None, str, np.ndarray], bool | None] | None = None
   gaps: tuple[str, ...] = ()
 
@@ -68,12 +68,16 @@ def open_world(name: str, gaps: str) -> World:
     program = questions.parse_question(question)
     return gaps_lib.match(planted, program, answer) if program else None
 
+  def mode_of(question: str, answer: str) -> str | None:
+    program = questions.parse_question(question)
+    return gaps_lib.mode_of(program, answer) if program else None
+
   return World(
     oracle=scenes.oracle,
     paraphrase=_paraphrase,
     well_formed=lambda q: questions.parse_question(q) is not None,
     gap_of=gap_of,
-    mode_of=lambda q, answer: gaps_lib.mode_of(questions.parse_question(q), answer),
+    mode_of=mode_of,
     faithful=_faithful,
     gaps=tuple(g.name for g in planted),
   )

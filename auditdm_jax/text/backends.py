@@ -26,7 +26,7 @@ _LOCATION = re.compile(r"<loc\d{4}>|<seg\d{3}>")
 _CONTROL = ("<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>")
 
 
-class Backend(Protocol):
+class TokenizerFile(Protocol):
   """What a tokenizer file does.
 
   Attributes:
@@ -36,26 +36,36 @@ class Backend(Protocol):
   """
 
   filename: str
-  specials: Mapping[str, int]
-  size: int
+
+  @property
+  def specials(self) -> Mapping[str, int]: ...
+
+  @property
+  def size(self) -> int: ...
 
   def encode(self, text: str) -> list[int]:
     """Returns ids, none of them added; a special is one only if the model itself knows it."""
+    ...
 
   def decode(self, ids: Sequence[int]) -> str:
     """Returns the text of ids without the specials; ids outside the vocabulary are nothing."""
+    ...
 
   def id(self, token: str) -> int | None:
     """Returns the id of a token, special or not."""
+    ...
 
   def token(self, i: int) -> str | None:
     """Returns the token of an id."""
+    ...
 
-  def append(self, tokens: Sequence[str]) -> "Backend":
+  def append(self, tokens: Sequence[str]) -> "TokenizerFile":
     """Returns a backend with more tokens, none of them special, after the last."""
+    ...
 
   def to_bytes(self) -> bytes:
     """Returns the file."""
+    ...
 
 
 class JsonBackend:
@@ -115,7 +125,7 @@ class PieceBackend:
     self._model = model
     self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
     self.size = self._pieces.get_piece_size()
-    names = {self.token(i): i for i in range(self.size) if self._pieces.is_control(i)}
+    names = {self._pieces.id_to_piece(i): i for i in range(self.size) if self._pieces.is_control(i)}
     known = {token: self.id(token) for token in (*_CONTROL, *IMAGE_TOKENS)}
     self.specials = names | {token: i for token, i in known.items() if i is not None}
 
@@ -175,7 +185,7 @@ class PieceBackend:
     return self._model
 
 
-def read(path: pathlib.Path) -> Backend:
+def read(path: pathlib.Path) -> TokenizerFile:
   """Reads a tokenizer.json or a .model.
 
   Raises:

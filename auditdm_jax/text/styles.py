@@ -21,7 +21,7 @@ from auditdm_jax.text.short import MAX_CHARS, Short, is_cut, options_of, short_a
 
 
 class Said(Protocol):
-  """What a model gave back: a `Reply`, or an endpoint's own type."""
+  """What a model gave back: a `RawReply`, or an endpoint's own type."""
 
   @property
   def text(self) -> str | None: ...
@@ -34,7 +34,7 @@ class Said(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Reply:
+class RawReply:
   """What a model gave back.
 
   Attributes:

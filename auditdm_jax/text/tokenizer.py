@@ -18,7 +18,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from auditdm_jax.core.config import UserError, did_you_mean
 from auditdm_jax.text import backends
-from auditdm_jax.text.backends import IMAGE_TOKENS, LOCATIONS, Backend
+from auditdm_jax.text.backends import IMAGE_TOKENS, LOCATIONS, TokenizerFile
 
 # Of the word-level tokenizer; the ids are Gemma's where Gemma has low ones.
 SPECIALS = (
@@ -47,7 +47,7 @@ class Tokenizer:
     image_id: the id of an image slot, where the file knows none.
   """
 
-  def __init__(self, backend: Backend, *, image_id: int | None = None):
+  def __init__(self, backend: TokenizerFile, *, image_id: int | None = None):
     self._backend = backend
     self._image_id = image_id
     # Slots are specials even where the file takes their token for an ordinary one, or has none.
@@ -141,9 +141,10 @@ class Tokenizer:
       UserError: the tokenizer has none.
     """
     known = [i for name in IMAGE_TOKENS if (i := self._backend.id(name)) is not None]
-    if not known and self._image_id is None:
+    known += [] if self._image_id is None else [self._image_id]
+    if not known:
       raise UserError(f"the tokenizer has no image token ({' or '.join(IMAGE_TOKENS)})")
-    return known[0] if known else self._image_id
+    return known[0]
 
   def id(self, token: str) -> int:
     """Returns the id of one token, special or not.

@@ -11,7 +11,7 @@ import pytest
 from auditdm_jax.audit.attempt import Attempt
 from auditdm_jax.audit.probe import Probe, Verdict
 from auditdm_jax.audit.skills import Seeds, Skill
-from auditdm_jax.text.styles import PLAIN, Reply, Style
+from auditdm_jax.text.styles import PLAIN, RawReply, Style
 
 COLOURS = "red green blue yellow purple orange cyan".split()
 SHAPES = "circle square star cross ring heart".split()
@@ -36,7 +36,7 @@ class FakeVlm:
   def reply_features(self, features, prompts, *, max_new_tokens):
     assert len(features) == len(prompts) and max_new_tokens > 0
     self.calls += 1
-    return [Reply(self.rule(q, int(f[0, 0])), "stop") for q, f in zip(prompts, features)]
+    return [RawReply(self.rule(q, int(f[0, 0])), "stop") for q, f in zip(prompts, features)]
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from auditdm_jax.audit.probe import Verdict
 from auditdm_jax.core.config import UserError, build
 from auditdm_jax.core.image_store import Images
 from auditdm_jax.text import styles
-from auditdm_jax.text.styles import Reply, Style
+from auditdm_jax.text.styles import RawReply, Style
 
 WORDS = ("red", "blue", "unanswerable")
 
@@ -126,7 +126,7 @@ class FakeEndpoint:
 
 
 def _talks(rule):
-  return FakeEndpoint(lambda prompt, pixel: Reply(rule(prompt, pixel), "stop"))
+  return FakeEndpoint(lambda prompt, pixel: RawReply(rule(prompt, pixel), "stop"))
 
 
 def test_models_that_take_images_stand_beside_those_that_take_features(fake_vlm, make_picture):
@@ -136,7 +136,7 @@ def test_models_that_take_images_stand_beside_those_that_take_features(fake_vlm,
   vlms = {name: fake_vlm(_noisy(i)) for i, name in enumerate("tab")}
   local = ModelBank(vlms, "t", ("a", "b"))
   said = lambda prompt, pixel: f"It is {word(prompt.splitlines()[0], pixel)}."  # noqa: E731
-  remote = FakeEndpoint(lambda *a: Reply(said(*a).replace("It is unanswerable", "unanswerable")))
+  remote = FakeEndpoint(lambda *a: RawReply(said(*a).replace("It is unanswerable", "unanswerable")))
   bank = ModelBank(vlms | {"b": remote}, "t", ("a", "b"), config=BankConfig(batch_size=16))
   expected, got = local.answers(images, questions), bank.answers(images, questions)
   abstains = [x == "unanswerable" for x in expected["b"]]
@@ -159,11 +159,11 @@ def test_a_picture_of_several_questions_is_one_object(make_picture):
 
 def test_what_is_no_answer_makes_neither_consensus_nor_contradiction(make_picture):
   replies = {
-    "refusal": Reply("I'm sorry, I can't help with that.", "stop"),
-    "truncated": Reply("The picture shows a", "length"),
-    "thinking": Reply("<think>Let me", "length"),
-    "empty": Reply(" ", "stop"),
-    "failed": Reply(None, failure="timeout"),
+    "refusal": RawReply("I'm sorry, I can't help with that.", "stop"),
+    "truncated": RawReply("The picture shows a", "length"),
+    "thinking": RawReply("<think>Let me", "length"),
+    "empty": RawReply(" ", "stop"),
+    "failed": RawReply(None, failure="timeout"),
   }
   says = lambda text: _talks(lambda *_: text)  # noqa: E731
   for kind, reply in replies.items():
@@ -204,7 +204,7 @@ def test_what_was_said_is_kept_where_it_is_not_the_answer(make_picture):
   vlms = {
     "t": _talks(lambda *_: "The car is red."),
     "a": _talks(lambda *_: "blue"),
-    "b": FakeEndpoint(lambda *_: Reply(long, "stop"), style=styles.PLAIN),
+    "b": FakeEndpoint(lambda *_: RawReply(long, "stop"), style=styles.PLAIN),
   }
   (verdict,) = ModelBank(vlms, "t", ("a", "b")).verdicts(
     [make_picture(1)], ["What color is the car?"]
@@ -243,7 +243,7 @@ def test_styles_are_config(fake_vlm):
 
 
 def test_an_endpoint_that_loses_replies_is_not_believed(make_picture):
-  broken = FakeEndpoint(lambda *_: Reply("red"))
+  broken = FakeEndpoint(lambda *_: RawReply("red"))
   broken.answer = lambda images, prompts, *, max_new_tokens: []
   bank = ModelBank({"t": broken, "a": _talks(lambda *_: "red")}, "t", ("a",))
   with pytest.raises(ValueError, match="0 replies to 1 prompts"):

@@ -5,14 +5,16 @@ import json
 
 import numpy as np
 
-from auditdm_jax.audit.compare import Pair, compare, pairs, summary_counts
+from auditdm_jax.audit.compare import PairedOutcome, compare, pairs, summary_counts
 from auditdm_jax.audit.judge import Judge
 
 
 def _pairs(mode, n, old_rate, new_rate, seed=0):
   rng = np.random.default_rng(seed)
   old, new = rng.random(n) < old_rate, rng.random(n) < new_rate
-  return [Pair(mode, f"{mode}{i}", bool(a), bool(b)) for i, (a, b) in enumerate(zip(old, new))]
+  return [
+    PairedOutcome(mode, f"{mode}{i}", bool(a), bool(b)) for i, (a, b) in enumerate(zip(old, new))
+  ]
 
 
 def test_pairs_need_both_answers():
@@ -24,7 +26,7 @@ def test_pairs_need_both_answers():
     ["blue", "red", "", "red"],
     judge=Judge(),
   )
-  assert found == [Pair("m", "a", False, True)]
+  assert found == [PairedOutcome("m", "a", False, True)]
 
 
 def test_statuses():
@@ -59,7 +61,7 @@ def test_a_model_against_itself():
   items = []
   for i, rate in enumerate(np.linspace(0, 1, 30)):
     items += [
-      Pair(p.mode_id, p.probe_id, p.old_failed, p.old_failed)
+      PairedOutcome(p.mode_id, p.probe_id, p.old_failed, p.old_failed)
       for p in _pairs(f"m{i}", 20 + 10 * i, rate, 0, seed=i)
     ]
   got = compare(items)
@@ -84,10 +86,10 @@ def test_pairs_leave_out_what_says_nothing():
     ["blue", "x", "x", "poodle"],
     judge=Judge(),
   )
-  assert got == [Pair("m", "1", False, True)]
+  assert got == [PairedOutcome("m", "1", False, True)]
 
 
 def test_a_probe_counts_once():
-  one = [Pair("m", "1", True, False)] * 50
+  one = [PairedOutcome("m", "1", True, False)] * 50
   assert compare(one).entries[0].status == "unsure"
   assert compare([]).entries == ()

@@ -21,7 +21,7 @@ from auditdm_jax.images.backend import Info, Made, Plain  # noqa: E402
 from auditdm_jax.images.client import ImageClient  # noqa: E402
 from auditdm_jax.images.config import ClientConfig, ImagesConfig, Limits  # noqa: E402
 from auditdm_jax.images.diffusers_backend import DiffusersBackend  # noqa: E402
-from auditdm_jax.images.failures import Reason  # noqa: E402
+from auditdm_jax.images.failures import NoImageReason  # noqa: E402
 from auditdm_jax.images.requests import Edit, Generate  # noqa: E402
 from auditdm_jax.rl.draws import RolloutConfig  # noqa: E402
 from auditdm_jax.scenes import image_backend, render  # noqa: E402
@@ -277,7 +277,7 @@ def test_scenes_are_what_they_were_to_the_bit():
   assert edited.request_id == Edit(source, instruction, 5).request_id
   assert edited.failure.fault == "auditor"
   # A drawing that is scaled says something else: that is nobody's bad instruction.
-  assert (other.failure.fault, other.failure.reason) == ("service", Reason.INVALID_REQUEST)
+  assert (other.failure.fault, other.failure.reason) == ("service", NoImageReason.INVALID_REQUEST)
   with pytest.raises(UserError, match="'scenes' takes images of 64x64 as they are, not 60x43"):
     fit.check(info, [(60, 43)])
 

@@ -19,7 +19,7 @@ from auditdm_jax.images.backend import Made
 from auditdm_jax.images.client import ImageClient
 from auditdm_jax.images.config import Batching, ClientConfig, ImagesConfig, Security
 from auditdm_jax.images.disk_cache import DiskCache
-from auditdm_jax.images.failures import RULES, Reason, Refused
+from auditdm_jax.images.failures import RULES, NoImageReason, Refused
 from auditdm_jax.images.requests import Edit, Generate, Options
 from tests.images import fake, rogue
 
@@ -191,10 +191,10 @@ def test_a_request_that_cannot_be_written_is_not_the_replicas_fault():
   with fake.serving(fake.FakeBackend()) as (_, address, _), ImageClient(address) as client:
     (replica,) = client._replicas.all
     broken = Generate("a", 0, 8, 8, id="\ud800")
-    assert client.submit(broken).result(5.0).failure.reason is Reason.INVALID_PROMPT
+    assert client.submit(broken).result(5.0).failure.reason is NoImageReason.INVALID_PROMPT
     object.__setattr__(broken, "width", -5)
     object.__setattr__(broken, "id", "a")
-    assert client.submit(broken).result(5.0).failure.reason is Reason.PROTOCOL
+    assert client.submit(broken).result(5.0).failure.reason is NoImageReason.PROTOCOL
     assert replica.rank(time.monotonic())[0] is False and replica.outstanding == 0
 
 
@@ -299,7 +299,7 @@ def test_a_server_that_says_half_the_time_is_too_little_is_given_all_of_it():
   def answer(request, context, number):
     left.append(context.time_remaining())
     if left[-1] < 5.5:
-      refused = Refused(Reason.DEADLINE, "expected to need more")
+      refused = Refused(NoImageReason.DEADLINE, "expected to need more")
       context.set_trailing_metadata(refused.metadata)
       context.abort(RULES[refused.reason].code, refused.message)
     image = fake.pixels(request.prompt, request.seed)
@@ -354,7 +354,7 @@ def test_a_damaged_image_is_asked_for_again_and_then_given_up():
 
   with rogue.scripted(answer) as address, ImageClient(address) as client:
     failure = client.submit(_generate(0)).result(10.0).failure
-  assert failure.reason is Reason.PROTOCOL and "(try 2)" in failure.message
+  assert failure.reason is NoImageReason.PROTOCOL and "(try 2)" in failure.message
   assert failure.fault == "service"
 
 
@@ -366,7 +366,7 @@ def test_what_is_wrong_with_a_text_reads_the_same_at_any_try():
     calls.append(number)
     if number in (2, 3):
       context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
-    refused = Refused(Reason.INVALID_INSTRUCTION, "row one is taken")
+    refused = Refused(NoImageReason.INVALID_INSTRUCTION, "row one is taken")
     context.set_trailing_metadata(refused.metadata)
     context.abort(RULES[refused.reason].code, refused.message)
 
@@ -383,7 +383,7 @@ def test_a_bomb_from_the_server_is_a_failure(size):
     return stubs.ImageResponse(request_id=request.request_id, image=image)
 
   with rogue.scripted(answer) as address, ImageClient(address) as client:
-    assert client.submit(_generate(0)).result(10.0).failure.reason is Reason.PROTOCOL
+    assert client.submit(_generate(0)).result(10.0).failure.reason is NoImageReason.PROTOCOL
 
 
 def test_over_a_network_pixels_are_halved_and_stay_the_same(monkeypatch):

@@ -14,7 +14,7 @@ from PIL import Image
 import pytest
 
 from auditdm_jax.images import codec, stubs
-from auditdm_jax.images.failures import Reason, Refused
+from auditdm_jax.images.failures import NoImageReason, Refused
 
 LIMIT = 1 << 20
 
@@ -46,7 +46,7 @@ def bomb_png(width=20_000, height=20_000):
 def _refused(message):
   with pytest.raises(Refused) as error:
     codec.decode(message, max_pixels=LIMIT)
-  assert error.value.reason is Reason.INVALID_REQUEST
+  assert error.value.reason is NoImageReason.INVALID_REQUEST
   return error.value.message
 
 

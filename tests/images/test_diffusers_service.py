@@ -17,7 +17,7 @@ from auditdm_jax.images import process  # noqa: E402
 from auditdm_jax.images.client import ImageClient  # noqa: E402
 from auditdm_jax.images.config import Batching, ClientConfig, ImagesConfig  # noqa: E402
 from auditdm_jax.images.diffusers_backend import DiffusersBackend  # noqa: E402
-from auditdm_jax.images.failures import Reason  # noqa: E402
+from auditdm_jax.images.failures import NoImageReason  # noqa: E402
 from auditdm_jax.images.requests import Edit, Generate, Options  # noqa: E402
 from tests.images import fake, tiny_pipelines  # noqa: E402
 
@@ -118,7 +118,7 @@ def test_a_size_the_pipeline_would_round_is_refused(client, size):
   width, height = size
   for request in (_generate(0, width=width, height=height), _edit(0, image=_source(0, *size))):
     failure = client.submit(request).result(30.0).failure
-    assert failure.reason is Reason.INVALID_REQUEST and "multiples of 16" in failure.message
+    assert failure.reason is NoImageReason.INVALID_REQUEST and "multiples of 16" in failure.message
 
 
 def test_what_cannot_share_a_call_does_not(service, client, monkeypatch):
@@ -159,7 +159,7 @@ def test_a_text_that_was_cut_is_reported(client):
 
 def test_options_the_model_has_not_are_refused(client):
   request = _generate(0, options=Options(negative="blue"))
-  assert client.submit(request).result(30.0).failure.reason is Reason.UNSUPPORTED
+  assert client.submit(request).result(30.0).failure.reason is NoImageReason.UNSUPPORTED
 
 
 def test_a_sham_goes_through_the_autoencoder_and_is_pasted(client):

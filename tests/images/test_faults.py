@@ -22,7 +22,7 @@ import pytest
 from auditdm_jax.images import failures, process, replicas, stubs
 from auditdm_jax.images.client import ImageClient
 from auditdm_jax.images.config import ClientConfig, Security
-from auditdm_jax.images.failures import Reason
+from auditdm_jax.images.failures import NoImageReason
 from auditdm_jax.images.requests import Edit, Generate
 from tests.images import fake, rogue
 from tests.images.test_codec import bomb_png
@@ -123,19 +123,32 @@ def _storm(tmp_path, *, requests: int, kills: int) -> None:
         if kind < 0.04:
           outcomes[i].append(_raw(channel, metadata, i))
           # A message that cannot be read never reaches a handler.
-          wanted[i] = {Reason.PROTOCOL, Reason.INTERNAL} if i % 2 else {Reason.INVALID_REQUEST}
+          wanted[i] = (
+            {NoImageReason.PROTOCOL, NoImageReason.INTERNAL}
+            if i % 2
+            else {NoImageReason.INVALID_REQUEST}
+          )
           continue
         asker = client
         if kind < 0.08:
           huge = np.zeros((2000, 1000, 3), np.uint8)
-          request, wanted[i] = Edit(huge, "x", i), {Reason.TOO_LARGE}
+          request, wanted[i] = Edit(huge, "x", i), {NoImageReason.TOO_LARGE}
         elif kind < 0.12:
-          request, wanted[i] = _generate(f"impossible {i}", i), {Reason.INVALID_INSTRUCTION}
+          request, wanted[i] = _generate(f"impossible {i}", i), {NoImageReason.INVALID_INSTRUCTION}
         elif kind < 0.16:
           asker, request = hasty, _generate(f"hasty {i}", i)
-          wanted[i] = {Reason.DEADLINE, Reason.UNAVAILABLE, Reason.QUEUE_FULL, Reason.DRAINING}
+          wanted[i] = {
+            NoImageReason.DEADLINE,
+            NoImageReason.UNAVAILABLE,
+            NoImageReason.QUEUE_FULL,
+            NoImageReason.DRAINING,
+          }
         elif kind < 0.20:
-          asker, request, wanted[i] = stranger, _generate(f"{i}", i), {Reason.UNAUTHENTICATED}
+          asker, request, wanted[i] = (
+            stranger,
+            _generate(f"{i}", i),
+            {NoImageReason.UNAUTHENTICATED},
+          )
         elif kind < 0.4:
           source = fake.pixels("source", i, SIDE, SIDE)
           request = Edit(source, f"edit {i}", i)
@@ -160,12 +173,12 @@ def _storm(tmp_path, *, requests: int, kills: int) -> None:
         assert got[0].failure is None, got[0].failure
         np.testing.assert_array_equal(got[0].image, images[i])
         continue
-      failure = got[0] if isinstance(got[0], failures.Failure) else got[0].failure
+      failure = got[0] if isinstance(got[0], failures.NoImage) else got[0].failure
       if failure is None:  # So hasty and yet in time.
-        assert got[0].image is not None and Reason.DEADLINE in wanted[i]
+        assert got[0].image is not None and NoImageReason.DEADLINE in wanted[i]
       else:
         assert failure.reason in wanted[i], (i, failure)
-        assert (failure.fault == "auditor") == (failure.reason is Reason.INVALID_INSTRUCTION)
+        assert (failure.fault == "auditor") == (failure.reason is NoImageReason.INVALID_INSTRUCTION)
 
     logs = "".join(path.read_text() for path in tmp_path.glob("*.log"))
     assert "QUEUE_FULL" in logs or requests < 1000, "the queue of 8 was never full"

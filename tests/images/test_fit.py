@@ -12,7 +12,7 @@ from auditdm_jax.images import fit as fit_lib
 from auditdm_jax.images import validate
 from auditdm_jax.images.backend import MAX_PIXELS, Info
 from auditdm_jax.images.config import Limits
-from auditdm_jax.images.failures import Reason, Refused
+from auditdm_jax.images.failures import NoImageReason, Refused
 from auditdm_jax.images.requests import Edit
 
 FLUX = Info("flux", multiple=16, max_pixels=1 << 20)
@@ -203,7 +203,7 @@ def test_whatever_a_service_says_no_memory_is_lent_to_it(fields):
 def test_an_image_without_pixels_is_refused():
   with pytest.raises(Refused, match="0x8 has no pixels") as error:
     fit_lib.fit(FLUX, (0, 8))
-  assert error.value.reason is Reason.INVALID_REQUEST
+  assert error.value.reason is NoImageReason.INVALID_REQUEST
 
 
 def test_requests_are_hashed_as_they_are_sent():

@@ -19,7 +19,7 @@ from auditdm_jax.images import openai_backend, telemetry
 from auditdm_jax.images.backend import Cancelled, Job, Made
 from auditdm_jax.images.client import ImageClient
 from auditdm_jax.images.config import Batching, ClientConfig, ImagesConfig, ModelConfig
-from auditdm_jax.images.failures import Reason, Refused
+from auditdm_jax.images.failures import NoImageReason, Refused
 from auditdm_jax.images.openai_backend import EndpointError, OpenAIBackend
 from tests.images import fake
 
@@ -198,20 +198,24 @@ def test_a_crowded_endpoint_is_back_pressure(model):
   backend = OpenAIBackend(model, max_batch=2)
   rows = backend.run([_job("a crowded circle"), _job("a busy circle")], _ignore)
   assert [(row.reason, row.retry_s) for row in rows] == [
-    (Reason.QUEUE_FULL, 3.0),
-    (Reason.QUEUE_FULL, 0.0),
+    (NoImageReason.QUEUE_FULL, 3.0),
+    (NoImageReason.QUEUE_FULL, 0.0),
   ]
   with fake.serving(backend, ImagesConfig(width=24, height=16)) as (_, address, _):
     with ImageClient(address, config=ClientConfig(retries=0)) as client:
       failure = client.generate("a crowded circle", seed=0, width=24, height=16).result(9.0).failure
-  assert (failure.reason, failure.fault, failure.retry_s) == (Reason.QUEUE_FULL, "service", 3.0)
+  assert (failure.reason, failure.fault, failure.retry_s) == (
+    NoImageReason.QUEUE_FULL,
+    "service",
+    3.0,
+  )
 
 
 def test_what_an_endpoint_says_of_a_prompt_is_not_logged(model, caplog):
   with fake.serving(OpenAIBackend(model, max_batch=2), ImagesConfig(width=24, height=16)) as served:
     with ImageClient(served[1], config=ClientConfig(retries=0)) as client:
       failure = client.generate("quoted secret", seed=0, width=24, height=16).result(9.0).failure
-  assert failure.reason is Reason.INTERNAL and "secret" in failure.message
+  assert failure.reason is NoImageReason.INTERNAL and "secret" in failure.message
   lines = [record.getMessage() for record in caplog.records]
   assert any("answered HTTP 400" in line for line in lines)
   assert any("EndpointError of HTTPError at openai_backend.py:" in line for line in lines)
@@ -257,10 +261,10 @@ def test_through_the_service(model):
   np.testing.assert_array_equal(made.image, _source(5))
   np.testing.assert_array_equal(edited.image, 255 - _source(6))
   assert (forbidden.failure.reason, forbidden.failure.fault) == (
-    Reason.INVALID_INSTRUCTION,
+    NoImageReason.INVALID_INSTRUCTION,
     "auditor",
   )
-  assert (busy.failure.reason, busy.failure.fault) == (Reason.QUEUE_FULL, "service")
+  assert (busy.failure.reason, busy.failure.fault) == (NoImageReason.QUEUE_FULL, "service")
 
 
 def test_a_photograph_goes_at_one_of_the_endpoints_sizes_and_comes_back(endpoint, model):

@@ -17,7 +17,7 @@ import pytest
 from auditdm_jax.images import process, stubs
 from auditdm_jax.images.client import ImageClient
 from auditdm_jax.images.config import ClientConfig
-from auditdm_jax.images.failures import Reason
+from auditdm_jax.images.failures import NoImageReason
 from auditdm_jax.images.requests import Edit
 from tests.images import fake
 
@@ -74,7 +74,7 @@ def test_without_a_restart_every_future_ends_in_a_typed_failure(tmp_path):
     done = [f.result(10.0) for f in results]
   service.stop()
   failures = [r.failure for r in done if r.failure]
-  assert failures and {f.reason for f in failures} == {Reason.UNAVAILABLE}
+  assert failures and {f.reason for f in failures} == {NoImageReason.UNAVAILABLE}
   assert {f.fault for f in failures} == {"service"}
   assert all((r.image is None) == (r.failure is not None) for r in done)
 
@@ -91,7 +91,7 @@ def test_sigterm_finishes_what_is_in_flight(tmp_path):
     late = client.generate("late", seed=0, **SIZE).result(5.0)
     assert all(f.result(5.0).image is not None for f in results)
     stopper.join()
-  assert late.failure.reason is Reason.DRAINING and late.failure.fault == "service"
+  assert late.failure.reason is NoImageReason.DRAINING and late.failure.fault == "service"
   assert codes == [0]
   assert service.stop() == 0
 
@@ -219,7 +219,7 @@ def test_a_server_that_can_answer_no_more_ends(tmp_path):
   service = _start(tmp_path)
   with ImageClient(service.address, config=ClientConfig(retries=0)) as client:
     failure = client.generate("mismade", seed=0, **SIZE).result(10.0).failure
-    assert failure.reason is Reason.DRAINING
+    assert failure.reason is NoImageReason.DRAINING
   until = time.monotonic() + 10.0
   while service.is_alive() and time.monotonic() < until:
     time.sleep(0.05)

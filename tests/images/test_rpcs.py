@@ -13,7 +13,7 @@ import pytest
 
 from auditdm_jax.images import batcher, codec, failures, server, stubs, telemetry
 from auditdm_jax.images.config import Batching, ImagesConfig, Limits
-from auditdm_jax.images.failures import Reason
+from auditdm_jax.images.failures import NoImageReason
 from tests.images import fake
 
 
@@ -138,9 +138,9 @@ def test_watch_tells_places_that_change():
 def test_watch_refuses_as_generate_does():
   with _stub() as (stub, _):
     assert _reason(stub.watch, stubs.Item(generate=_request("impossible"))) is (
-      Reason.INVALID_INSTRUCTION
+      NoImageReason.INVALID_INSTRUCTION
     )
-    assert _reason(stub.watch, stubs.Item()) is Reason.INVALID_REQUEST
+    assert _reason(stub.watch, stubs.Item()) is NoImageReason.INVALID_REQUEST
 
 
 def test_a_result_is_found_by_its_id():
@@ -155,7 +155,9 @@ def test_a_result_is_found_by_its_id():
     waited = stub.get_result(stubs.GetResultRequest(request_id="under way"), timeout=10.0)
     np.testing.assert_array_equal(_pixels(waited), fake.pixels("under way", 0))
     assert call.result(5.0).sha256 == waited.sha256
-    assert _reason(stub.get_result, stubs.GetResultRequest(request_id="no")) is Reason.UNKNOWN_ID
+    assert (
+      _reason(stub.get_result, stubs.GetResultRequest(request_id="no")) is NoImageReason.UNKNOWN_ID
+    )
   assert sum(call.count("under way") for call in backend.calls) == 1
 
 
@@ -163,7 +165,7 @@ def test_a_result_is_found_by_its_id():
 def test_a_result_is_not_looked_for_under_what_is_no_id(length):
   with _stub() as (stub, _):
     request = stubs.GetResultRequest(request_id="x" * length)
-    assert _reason(stub.get_result, request) is Reason.INVALID_REQUEST
+    assert _reason(stub.get_result, request) is NoImageReason.INVALID_REQUEST
 
 
 def test_model_info():
@@ -195,23 +197,26 @@ def test_a_sham_changes_nothing_and_says_nothing():
     sham = stubs.EditRequest(request_id="s", seed=0, source=source, sham=True)
     assert stub.edit(sham, timeout=10.0).image.data
     sham.instruction = "but do"
-    assert _reason(stub.edit, sham) is Reason.INVALID_REQUEST
+    assert _reason(stub.edit, sham) is NoImageReason.INVALID_REQUEST
 
 
 @pytest.mark.parametrize(
   "fields, reason",
   [
-    (dict(request_id=""), Reason.INVALID_REQUEST),
-    (dict(request_id="x" * 65), Reason.INVALID_REQUEST),
-    (dict(width=0), Reason.INVALID_REQUEST),
-    (dict(width=2**31, height=2**31), Reason.INVALID_REQUEST),
-    (dict(options=stubs.Options(steps=101)), Reason.INVALID_REQUEST),
-    (dict(width=1024, height=1024, options=stubs.Options(steps=100)), Reason.INVALID_REQUEST),
-    (dict(options=stubs.Options(guidance=float("nan"))), Reason.INVALID_REQUEST),
-    (dict(options=stubs.Options(guidance=1e9)), Reason.INVALID_REQUEST),
-    (dict(options=stubs.Options(encoding=stubs.JPEG)), Reason.INVALID_REQUEST),
-    (dict(options=stubs.Options(encoding=99)), Reason.INVALID_REQUEST),
-    (dict(options=stubs.Options(negative_prompt="\0")), Reason.INVALID_PROMPT),
+    (dict(request_id=""), NoImageReason.INVALID_REQUEST),
+    (dict(request_id="x" * 65), NoImageReason.INVALID_REQUEST),
+    (dict(width=0), NoImageReason.INVALID_REQUEST),
+    (dict(width=2**31, height=2**31), NoImageReason.INVALID_REQUEST),
+    (dict(options=stubs.Options(steps=101)), NoImageReason.INVALID_REQUEST),
+    (
+      dict(width=1024, height=1024, options=stubs.Options(steps=100)),
+      NoImageReason.INVALID_REQUEST,
+    ),
+    (dict(options=stubs.Options(guidance=float("nan"))), NoImageReason.INVALID_REQUEST),
+    (dict(options=stubs.Options(guidance=1e9)), NoImageReason.INVALID_REQUEST),
+    (dict(options=stubs.Options(encoding=stubs.JPEG)), NoImageReason.INVALID_REQUEST),
+    (dict(options=stubs.Options(encoding=99)), NoImageReason.INVALID_REQUEST),
+    (dict(options=stubs.Options(negative_prompt="\0")), NoImageReason.INVALID_PROMPT),
   ],
 )
 def test_limits(fields, reason):
@@ -228,7 +233,7 @@ def test_limits(fields, reason):
 )
 def test_what_a_model_does_not_have_is_refused(options):
   with _stub() as (stub, _):
-    assert _reason(stub.generate, _request(options=options)) is Reason.UNSUPPORTED
+    assert _reason(stub.generate, _request(options=options)) is NoImageReason.UNSUPPORTED
 
 
 def test_defaults_and_options_of_a_request_share_an_image_if_equal():
@@ -238,7 +243,7 @@ def test_defaults_and_options_of_a_request_share_an_image_if_equal():
     explicit = stubs.Options(steps=4, guidance=2.5)
     assert stub.generate(_request("a", options=explicit), timeout=10.0).timings.cached
     other = stubs.Options(steps=5)
-    assert _reason(stub.generate, _request("a", options=other)) is Reason.ID_REUSED
+    assert _reason(stub.generate, _request("a", options=other)) is NoImageReason.ID_REUSED
 
 
 def test_queued_bytes_are_bounded():
@@ -254,7 +259,7 @@ def test_queued_bytes_are_bounded():
     time.sleep(0.15)
     assert _metric(images, "queue_bytes") <= 0.5 * 2**20
     reasons = [failures.from_call(c.exception()).reason for c in calls if c.exception()]
-  assert reasons == [Reason.QUEUE_FULL] * 3
+  assert reasons == [NoImageReason.QUEUE_FULL] * 3
 
 
 def _sources(n):
@@ -287,7 +292,9 @@ def test_sources_that_wait_to_be_decoded_are_bounded_and_hold_up_nothing_else(li
     other = stub.generate(_request("a", width=200, height=200, options=png), timeout=10.0)
     assert other.image.encoding == stubs.PNG
     refused = _first_done(calls, 3)
-    assert [failures.from_call(c.exception()).reason for c in refused] == [Reason.QUEUE_FULL] * 3
+    assert [failures.from_call(c.exception()).reason for c in refused] == [
+      NoImageReason.QUEUE_FULL
+    ] * 3
     helpers = [t for t in threading.enumerate() if t.name in ("encoder", "decoder")]
     assert len(helpers) >= 4 and all(t.daemon for t in helpers), "the process could not end"
     hung.set()
@@ -301,7 +308,7 @@ def test_a_full_queue_says_when_to_come_again():
   with _stub(backend, config) as (stub, _):
     calls = [stub.generate.future(_request(str(i))) for i in range(4)]
     refused = [failures.from_call(c.exception()) for c in calls if c.exception()]
-  assert {f.reason for f in refused} == {Reason.QUEUE_FULL}
+  assert {f.reason for f in refused} == {NoImageReason.QUEUE_FULL}
   assert all(0.0 < f.retry_s <= 2.0 for f in refused)
 
 
@@ -379,7 +386,9 @@ def test_a_backends_error_is_logged_without_the_prompt_it_quotes(caplog):
       return super().run(jobs, progress)
 
   with _stub(Quotes()) as (stub, _):
-    assert _reason(stub.generate, _request("secret words", request_id="a")) is Reason.INTERNAL
+    assert (
+      _reason(stub.generate, _request("secret words", request_id="a")) is NoImageReason.INTERNAL
+    )
   formatted = "".join(map(telemetry.JsonFormatter().format, caplog.records))
   assert "RuntimeError of LookupError at test_rpcs.py:" in formatted and "worker.py:" in formatted
   assert "secret" not in formatted

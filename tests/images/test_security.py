@@ -12,7 +12,7 @@ from auditdm_jax.core.config import UserError, build
 from auditdm_jax.images import server, stubs
 from auditdm_jax.images.client import ImageClient
 from auditdm_jax.images.config import ClientConfig, ImagesConfig, Security
-from auditdm_jax.images.failures import Reason
+from auditdm_jax.images.failures import NoImageReason
 from tests.images import fake
 
 SIZE = dict(width=8, height=8)
@@ -77,16 +77,16 @@ def test_mtls_lets_in_whom_the_ca_has_signed(pki):
   with fake.serving(fake.FakeBackend(), _config(server)) as (_, address, _):
     assert _ask(address, friend).failure is None
     knows_ca = Security(cert=stranger.cert, key=stranger.key, ca=friend.ca)
-    assert _ask(address, knows_ca).failure.reason is Reason.UNAVAILABLE
-    assert _ask(address, Security(ca=friend.ca)).failure.reason is Reason.UNAVAILABLE
-    assert _ask(address, Security()).failure.reason is Reason.UNAVAILABLE
+    assert _ask(address, knows_ca).failure.reason is NoImageReason.UNAVAILABLE
+    assert _ask(address, Security(ca=friend.ca)).failure.reason is NoImageReason.UNAVAILABLE
+    assert _ask(address, Security()).failure.reason is NoImageReason.UNAVAILABLE
     assert _ask(address, friend).failure is None, "the service has survived them"
 
 
 def test_a_server_that_the_ca_has_not_signed_is_not_trusted(pki):
   with fake.serving(fake.FakeBackend(), _config(pki("imposter", ca="other"))) as (_, address, _):
     failure = _ask(address, Security(ca=pki("friend").ca)).failure
-  assert failure.reason is Reason.UNAVAILABLE and failure.fault == "service"
+  assert failure.reason is NoImageReason.UNAVAILABLE and failure.fault == "service"
 
 
 def test_a_tls_mistake_is_found_out_soon_and_named(pki):
@@ -117,7 +117,7 @@ def test_only_the_token_opens_the_service(token, tmp_path):
     assert _ask(address, token).failure is None
     for other in (Security(), Security(token=str(wrong))):
       failure = _ask(address, other).failure
-      assert failure.reason is Reason.UNAUTHENTICATED and failure.fault == "service"
+      assert failure.reason is NoImageReason.UNAUTHENTICATED and failure.fault == "service"
       assert "(try 1)" in failure.message, "asking again cannot help"
       with ImageClient(address, config=ClientConfig(security=other)) as client:
         with pytest.raises(ConnectionError, match="token"):
@@ -140,7 +140,7 @@ def test_token_and_tls_together(pki, token):
   both = Security(cert=pair.cert, key=pair.key, token=token.token)
   with fake.serving(fake.FakeBackend(), _config(both)) as (_, address, _):
     assert _ask(address, Security(ca=pair.ca, token=token.token)).failure is None
-    assert _ask(address, Security(ca=pair.ca)).failure.reason is Reason.UNAUTHENTICATED
+    assert _ask(address, Security(ca=pair.ca)).failure.reason is NoImageReason.UNAUTHENTICATED
 
 
 def test_a_token_never_crosses_a_network_in_clear(token):

@@ -13,7 +13,7 @@ import pytest
 from auditdm_jax.images import failures, stubs
 from auditdm_jax.images.client import ImageClient
 from auditdm_jax.images.config import Batching, ClientConfig, ImagesConfig, Limits
-from auditdm_jax.images.failures import Reason
+from auditdm_jax.images.failures import NoImageReason
 from tests.images import fake
 
 SIZE = dict(width=8, height=8)
@@ -67,21 +67,21 @@ def test_big_messages_pass(backend):
 
 def test_oversize_is_the_requests_fault_and_not_retried(client):
   failure = _failure(client.edit(np.zeros((1025, 1024, 3), np.uint8), "x", seed=0))
-  assert failure.reason is Reason.INVALID_REQUEST and failure.fault == "service"
+  assert failure.reason is NoImageReason.INVALID_REQUEST and failure.fault == "service"
   failure = _failure(client.edit(np.zeros((2000, 2000, 3), np.uint8), "x", seed=0))
-  assert failure.reason is Reason.TOO_LARGE and "(try 1)" in failure.message
+  assert failure.reason is NoImageReason.TOO_LARGE and "(try 1)" in failure.message
 
 
 @pytest.mark.parametrize(
   "prompt, reason, fault, tries",
   [
-    ("impossible", Reason.INVALID_INSTRUCTION, "auditor", None),
-    ("  ", Reason.INVALID_PROMPT, "auditor", None),
-    ("x" * 2001, Reason.INVALID_PROMPT, "auditor", None),
-    ("nul \0", Reason.INVALID_PROMPT, "auditor", None),
-    ("broken", Reason.INTERNAL, "service", 2),
-    ("small", Reason.INTERNAL, "service", 2),
-    ("poison", Reason.INTERNAL, "service", 2),
+    ("impossible", NoImageReason.INVALID_INSTRUCTION, "auditor", None),
+    ("  ", NoImageReason.INVALID_PROMPT, "auditor", None),
+    ("x" * 2001, NoImageReason.INVALID_PROMPT, "auditor", None),
+    ("nul \0", NoImageReason.INVALID_PROMPT, "auditor", None),
+    ("broken", NoImageReason.INTERNAL, "service", 2),
+    ("small", NoImageReason.INTERNAL, "service", 2),
+    ("poison", NoImageReason.INTERNAL, "service", 2),
   ],
 )
 def test_failures_have_a_reason_and_a_fault(client, prompt, reason, fault, tries):
@@ -94,8 +94,8 @@ def test_failures_have_a_reason_and_a_fault(client, prompt, reason, fault, tries
 @pytest.mark.parametrize(
   "prompt, reason",
   [
-    ("impossible " + "🟥" * 1900, Reason.INVALID_INSTRUCTION),
-    ("long-winded " + "é" * 1900, Reason.INTERNAL),
+    ("impossible " + "🟥" * 1900, NoImageReason.INVALID_INSTRUCTION),
+    ("long-winded " + "é" * 1900, NoImageReason.INTERNAL),
   ],
 )
 def test_a_long_message_does_not_lose_its_reason(service, prompt, reason):
@@ -107,7 +107,7 @@ def test_a_long_message_does_not_lose_its_reason(service, prompt, reason):
 
 def test_text_that_is_not_unicode_is_the_auditors_fault(client):
   failure = _failure(client.generate("half a pair \ud800", seed=0, **SIZE))
-  assert (failure.reason, failure.fault) == (Reason.INVALID_PROMPT, "auditor")
+  assert (failure.reason, failure.fault) == (NoImageReason.INVALID_PROMPT, "auditor")
 
 
 def test_callers_bugs_raise_at_once(client):
@@ -124,7 +124,7 @@ def test_seed_zero_is_legal_and_a_missing_one_is_not(client, service):
   with grpc.insecure_channel(service[0]) as channel, pytest.raises(grpc.RpcError) as error:
     stubs.Stub(channel).generate(stubs.GenerateRequest(request_id="a", prompt="x", **SIZE))
   assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-  assert failures.from_call(error.value).reason is Reason.INVALID_REQUEST
+  assert failures.from_call(error.value).reason is NoImageReason.INVALID_REQUEST
 
 
 def test_equal_requests_share_one_image(client, backend):
@@ -147,7 +147,7 @@ def test_same_id_and_seed_give_the_same_bytes_after_a_restart(client):
 def test_same_id_with_another_body_is_refused(client):
   assert client.generate("one", seed=0, request_id="id", **SIZE).result(5.0).image is not None
   failure = _failure(client.generate("two", seed=0, request_id="id", **SIZE))
-  assert (failure.reason, failure.fault) == (Reason.ID_REUSED, "service")
+  assert (failure.reason, failure.fault) == (NoImageReason.ID_REUSED, "service")
 
 
 def test_a_deadline_is_kept_and_then_refused_early():
@@ -158,7 +158,7 @@ def test_a_deadline_is_kept_and_then_refused_early():
   ):
     backend.sleep_s = 1.0
     failure = _failure(client.generate("slow", seed=0, **SIZE))
-    assert (failure.reason, failure.fault) == (Reason.DEADLINE, "service")
+    assert (failure.reason, failure.fault) == (NoImageReason.DEADLINE, "service")
     time.sleep(1.0)  # The batch ends, and the server knows how long one takes.
     calls = len(backend.calls)
     start = time.monotonic()
@@ -176,7 +176,7 @@ def test_a_full_queue_is_retried_until_there_is_room():
     with ImageClient(address, config=ClientConfig(retries=0)) as impatient:
       results = [impatient.generate(str(i), seed=0, **SIZE) for i in range(12)]
       reasons = {f.result(5.0).failure.reason for f in results if f.result(5.0).failure}
-    assert reasons == {Reason.QUEUE_FULL}
+    assert reasons == {NoImageReason.QUEUE_FULL}
     with ImageClient(address, config=ClientConfig(retries=20)) as patient:
       results = [patient.generate(f"b{i}", seed=0, **SIZE) for i in range(30)]
       assert all(f.result(10.0).image is not None for f in results)
@@ -193,8 +193,8 @@ def test_a_poisoned_row_fails_alone():
     results = [f.result(5.0) for f in [client.generate(p, seed=0, **SIZE) for p in prompts]]
   assert [r.failure and r.failure.reason for r in results] == [
     *[None] * 6,
-    Reason.INVALID_INSTRUCTION,
-    Reason.INTERNAL,
+    NoImageReason.INVALID_INSTRUCTION,
+    NoImageReason.INTERNAL,
   ]
   assert results[0].timings.batch_size == 8
   assert backend.calls[1] != backend.calls[2]
@@ -231,7 +231,7 @@ def test_health_is_serving_only_after_warm_up():
   address_of = ["127.0.0.1:" + str(fake.free_port())]
   config = ImagesConfig(width=8, height=8, port=int(address_of[0].split(":")[1]))
   with fake.serving(fake.FakeBackend(), config, warm=warm) as (_, address, _):
-    assert seen == [health_pb2.HealthCheckResponse.NOT_SERVING, Reason.NOT_READY]
+    assert seen == [health_pb2.HealthCheckResponse.NOT_SERVING, NoImageReason.NOT_READY]
     with ImageClient(address) as client:
       client.wait_ready(2.0)
       assert client.info().name == "fake"
@@ -274,7 +274,7 @@ def test_closing_ends_what_is_under_way():
     client.close()
     assert time.monotonic() - start < 0.8
     results.append(client.generate("late", seed=0, **SIZE))
-    assert {_failure(f).reason for f in results} == {Reason.CLOSED}
+    assert {_failure(f).reason for f in results} == {NoImageReason.CLOSED}
 
 
 def test_a_dead_replica_takes_little():
@@ -295,10 +295,10 @@ def test_a_second_server_cannot_take_the_port(service):
 
 
 def test_reasons_are_those_of_the_proto():
-  ours = [r.name for r in Reason]
+  ours = [r.name for r in NoImageReason]
   named = [name for name, number in stubs.REASON_NUMBERS.items() if number]
   assert named == ours[: len(named)]
-  assert set(failures.RULES) == set(Reason)
+  assert set(failures.RULES) == set(NoImageReason)
 
 
 def test_futures_are_ordinary(client):

@@ -12,7 +12,7 @@ from auditdm_jax.core.config import UserError, build
 from auditdm_jax.images import process
 from auditdm_jax.images.client import ImageClient
 from auditdm_jax.images.config import ImagesConfig
-from auditdm_jax.images.failures import Reason
+from auditdm_jax.images.failures import NoImageReason
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -37,7 +37,10 @@ def test_serves_scenes(config, tmp_path):
     libraries = pathlib.Path(f"/proc/{service.pid}/maps").read_text()
     assert service.stop() == 0
   assert (info.name, info.properties["error_rate"]) == ("scenes", "0.5")
-  assert (result.failure.reason, result.failure.fault) == (Reason.INVALID_INSTRUCTION, "auditor")
+  assert (result.failure.reason, result.failure.fault) == (
+    NoImageReason.INVALID_INSTRUCTION,
+    "auditor",
+  )
   assert "grpc" in libraries and "jaxlib" not in libraries
 
 

@@ -25,7 +25,7 @@ import pytest
 from auditdm_jax.images import codec, failures, stubs
 from auditdm_jax.images.client import ImageClient
 from auditdm_jax.images.config import Batching, ClientConfig, ImagesConfig, Limits
-from auditdm_jax.images.failures import Reason
+from auditdm_jax.images.failures import NoImageReason
 from auditdm_jax.images.requests import Edit, Generate
 from tests.images import fake, rogue
 
@@ -65,7 +65,7 @@ def test_1_a_message_above_the_limit_and_a_full_queue_have_one_code_and_two_reas
       assert client.submit(Generate("a", 0, 1400, 1400)).result(10.0).image is not None
   assert large.code() is full.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
   reasons = [failures.from_call(error).reason for error in (large, full)]
-  assert reasons == [Reason.TOO_LARGE, Reason.QUEUE_FULL]
+  assert reasons == [NoImageReason.TOO_LARGE, NoImageReason.QUEUE_FULL]
   assert [failures.RULES[r].max_tries for r in reasons] == [1, None]
 
 

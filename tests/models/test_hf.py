@@ -358,7 +358,7 @@ def test_a_tied_embedding_may_be_there_as_the_head_only(case, rename):
   assert flat.keys() == got.keys()
   for k, leaf in flat.items():
     np.testing.assert_array_equal(got[k].whole(), leaf.whole(), err_msg=k)
-  layout = hf.Layout(**dataclasses.asdict(hf.detect_layout(only)))
+  layout = hf.Prefixes(**dataclasses.asdict(hf.detect_layout(only)))
   assert set(hf.from_ours(config, got, layout=layout)) == set(only)
   untied = dataclasses.replace(config, text=dataclasses.replace(config.text, tied_head=False))
   with pytest.raises(UserError, match=f"no {name}"):

@@ -112,10 +112,10 @@ def plan_a_step(config, *, optim, bank_config):
   model, tokenizer = tiny.config(), tiny.tokenizer()
   ask = len(sampler.Sampler(tiny.auditor(), seed=0, temperature=1.0).prompt("ask"))
   longest = len(tokenizer.encode("what color is it ?"))
-  run = steps.Run(
+  run = steps.PlannedRun(
     auditor=model,
     answering={"target": model, "a": model, "b": model},
-    layout=programs.Layout({"data": -1}),
+    layout=programs.MeshLayout({"data": -1}),
     grpo=GrpoConfig(group_size=GROUP),
     optim=optim,
     rollout=config,

@@ -25,10 +25,10 @@ from tests.rl import fakes, tiny
 
 def run(**changes):
   model = tiny.config()
-  base = steps.Run(
+  base = steps.PlannedRun(
     auditor=model,
     answering={"target": model, "reference": model},
-    layout=programs.Layout({"fsdp": -1}, {"fsdp": -1, "tensor": 2}),
+    layout=programs.MeshLayout({"fsdp": -1}, {"fsdp": -1, "tensor": 2}),
     grpo=GrpoConfig(group_size=4),
     optim=OptimConfig(steps=10, head_chunk=8, remat=True),
     rollout=RolloutConfig(
@@ -54,7 +54,7 @@ def test_the_planned_batch_is_the_one_that_a_rollout_packs(shared):
   image = tiny.config().num_image_tokens
   task = steps.PlanConfig(task_tokens=widths[0] - image)
   optim = OptimConfig(shared_prefix=shared)
-  planned = run(optim=optim, layout=programs.Layout({"data": -1}), plan=task)
+  planned = run(optim=optim, layout=programs.MeshLayout({"data": -1}), plan=task)
   train = named(steps.steps(planned, 1), "train").build(jax.devices()[:1])
   want = train.args[1]
   assert want.features.shape == batch.features.shape

@@ -13,7 +13,7 @@ from auditdm_jax.rectify import curate
 
 def _candidates(**counts):
   return [
-    curate.Example(
+    curate.TrainingExample(
       image_id=f"im{i}",
       question=f"{group} {i}",
       label="yes",
@@ -97,8 +97,8 @@ def test_a_find_teaches_the_consensus_whatever_the_independent_judge_said():
   find = attempt.Attempt(probe=asked, verdict=verdict).find
   opinion = attempt.Opinion(by="oracle", side="neither", answer="five")
   failure = attempt.Failure.of(find, grade="V1", opinion=opinion, mode_id="m")
-  example = curate.Example.of(failure, group="dial")
-  assert example == curate.Example.of(find, group="dial")
+  example = curate.TrainingExample.of(failure, group="dial")
+  assert example == curate.TrainingExample.of(find, group="dial")
   assert (example.label, example.source, example.group) == ("three", "grpo@30", "dial")
   assert example.provenance["probe_id"] == "p"
 
@@ -106,4 +106,4 @@ def test_a_find_teaches_the_consensus_whatever_the_independent_judge_said():
 def test_without_a_consensus_there_is_nothing_to_teach():
   asked = attempt.Attempt(probe=probe.Probe.make("i", "q"), verdict=None)
   with pytest.raises(ValueError, match="no consensus"):
-    curate.Example.of(asked, group="")
+    curate.TrainingExample.of(asked, group="")

@@ -17,7 +17,7 @@ _MODEL = export.BigVision(model_init="/ckpt/pt.npz", tokenizer="/tok/gemma.model
 
 
 def _example(i, *, question=None, label="red", image=None):
-  return curate.Example(
+  return curate.TrainingExample(
     image_id=image or f"im{i}",
     question=question or f"what color is object {i}",
     label=label,

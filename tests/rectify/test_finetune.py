@@ -42,7 +42,7 @@ def make_model():
     kind="paligemma", text=text, vision=vision, image_token_id=words.id("<image_soft_token>")
   )
   params = jax.jit(multimodal.init, static_argnums=0)(config, jax.random.key(0))
-  layout = supervised.Layout(
+  layout = supervised.RowLayout(
     words, "{image}<bos>{text}\n", 4, words.id("<eos>"), length=12, suffix=2
   )
   return config, params, layout

@@ -13,7 +13,7 @@ from tests.rl import tiny
 
 
 def turn(prompt, tokens, truncated=False):
-  return batch_lib.Reply(
+  return batch_lib.AuditorReply(
     kind="question",
     image_id="i",
     prompt=tuple(prompt),

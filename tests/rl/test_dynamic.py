@@ -8,7 +8,7 @@ import pytest
 
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rl import dynamic
-from auditdm_jax.rl.batch import Reply
+from auditdm_jax.rl.batch import AuditorReply
 from auditdm_jax.rl.dynamic import Carry, DynamicConfig, Group
 from auditdm_jax.rl.grpo import GrpoConfig
 from tests.rl import fakes, tiny
@@ -17,7 +17,7 @@ COUNTS = {"edit": 1, "question": 2}
 
 
 def group(name, *, live=True, step=0, strategy="question"):
-  turn = Reply(
+  turn = AuditorReply(
     kind=strategy,
     image_id=name,
     prompt=(7, 8),

@@ -8,7 +8,7 @@ from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rl import gauges
 from auditdm_jax.rl.batch import Trajectory
-from auditdm_jax.text.styles import PLAIN, Reply
+from auditdm_jax.text.styles import PLAIN, RawReply
 from tests.rl import fakes, tiny
 
 
@@ -24,7 +24,9 @@ class Model:
     return np.array([[[float(i.mean())]] for i in images], np.float32)
 
   def reply_features(self, features, prompts, *, max_new_tokens):
-    return [Reply(self.rule(q, round(float(f[0, 0]))), "stop") for q, f in zip(prompts, features)]
+    return [
+      RawReply(self.rule(q, round(float(f[0, 0]))), "stop") for q, f in zip(prompts, features)
+    ]
 
 
 IMAGES = {"dark": np.full((8, 8, 3), 10, np.uint8), "light": np.full((8, 8, 3), 200, np.uint8)}

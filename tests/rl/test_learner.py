@@ -286,7 +286,7 @@ def both_layouts(group=3, prompts=4, completion=6, seed=0):
     prompt = tuple(head + [int(t) for t in rng.integers(10, tok.vocab_size, p)])
     for _ in range(group - (p == 1)):
       turns.append(
-        batch_lib.Reply(
+        batch_lib.AuditorReply(
           kind="question",
           image_id="",
           prompt=prompt,

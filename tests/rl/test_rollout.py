@@ -19,7 +19,7 @@ from auditdm_jax.core.metrics import Timer
 from auditdm_jax.rl import batch as batch_lib
 from auditdm_jax.rl import draws, flops, grpo, probing, reward, sampler, scoring
 from auditdm_jax.rl.batch import Trajectory
-from auditdm_jax.text.styles import PLAIN, Reply
+from auditdm_jax.text.styles import PLAIN, RawReply
 from tests.rl import fakes, tiny
 
 
@@ -326,7 +326,7 @@ class Parrot:
 
   def reply_features(self, features, prompts, *, max_new_tokens):
     self.calls += len(prompts)
-    return [Reply(WORDS[int(p.split()[self.place])], "stop") for p in prompts]
+    return [RawReply(WORDS[int(p.split()[self.place])], "stop") for p in prompts]
 
 
 WORDS = ("red", "blue", "unanswerable", "")

@@ -73,7 +73,7 @@ def batch(rows=8, seed=0, completion=5, features=2, all_equal=False):
   for _ in range(rows - 1):
     n = int(rng.integers(1, completion + 1))
     turns.append(
-      batch_lib.Reply(
+      batch_lib.AuditorReply(
         kind="question",
         image_id="",
         prompt=tuple(prompt),

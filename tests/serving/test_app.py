@@ -13,9 +13,9 @@ import openai
 import pytest
 
 from auditdm_jax.serving import app
-from auditdm_jax.serving.batcher import Batching
+from auditdm_jax.serving.batcher import Sharing
 from auditdm_jax.serving.engine import Engine
-from auditdm_jax.serving.intake import Limits
+from auditdm_jax.serving.intake import RequestLimits
 from auditdm_jax.text import prompts
 from auditdm_jax.vlm import Completion
 from tests.serving import tiny
@@ -239,7 +239,7 @@ def test_a_charset_is_no_other_type(gemma3):
 )
 def test_requests_that_cannot_be_answered(content, message):
   vlm = tiny.make()
-  with tiny.served(vlm, limits=Limits(max_tokens=8, max_prompt_tokens=100)) as address:
+  with tiny.served(vlm, limits=RequestLimits(max_tokens=8, max_prompt_tokens=100)) as address:
     with pytest.raises(openai.BadRequestError, match=message) as error:
       create(client(address), {"role": "user", "content": content})
   assert error.value.param == "messages"
@@ -260,7 +260,7 @@ def test_a_key():
 
 
 def test_bodies_are_bounded(monkeypatch):
-  limits = Limits(max_tokens=8, max_body=20_000)
+  limits = RequestLimits(max_tokens=8, max_body=20_000)
   with tiny.served(tiny.make(), limits=limits) as address:
     with pytest.raises(openai.APIStatusError) as error:
       create(client(address), user("x" * 30_000))
@@ -304,7 +304,7 @@ def queued(address):
 
 def test_a_full_queue_is_429_and_the_client_comes_again():
   held = Held()
-  with tiny.served(tiny.make(), run=held, batching=Batching(max_queue=1)) as address:
+  with tiny.served(tiny.make(), run=held, batching=Sharing(max_queue=1)) as address:
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
       first = pool.submit(create, client(address), user("a"))
       wait_for(lambda: held.asked)
@@ -334,7 +334,7 @@ def test_a_client_that_leaves_leaves_the_queue():
 
 def test_what_takes_too_long_is_504_and_a_failure_500():
   held = Held()
-  with tiny.served(tiny.make(), run=held, batching=Batching(timeout_s=0.2)) as address:
+  with tiny.served(tiny.make(), run=held, batching=Sharing(timeout_s=0.2)) as address:
     with pytest.raises(openai.InternalServerError) as error:
       create(client(address), user("a"))
     assert (error.value.status_code, error.value.code) == (504, "timeout")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from auditdm_jax.serving import batcher as batcher_lib
-from auditdm_jax.serving.batcher import Batcher, Batching
+from auditdm_jax.serving.batcher import Batcher, Sharing
 from auditdm_jax.serving.engine import Ask
 from auditdm_jax.serving.errors import ApiError
 from auditdm_jax.serving.pictures import Square
@@ -44,7 +44,7 @@ def run(scenario, model, **batching):
   """Runs a coroutine function on a batcher, which it gets."""
 
   async def main():
-    batcher = Batcher(model, Batching(**batching))
+    batcher = Batcher(model, Sharing(**batching))
     batcher.start()
     try:
       return await asyncio.wait_for(scenario(batcher), 20)

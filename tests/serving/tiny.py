@@ -15,10 +15,10 @@ import uvicorn
 
 from auditdm_jax.models import gemma, siglip
 from auditdm_jax.models import multimodal as mm
-from auditdm_jax.serving.app import Endpoint
-from auditdm_jax.serving.batcher import Batching, Run
+from auditdm_jax.serving.app import ModelServer
+from auditdm_jax.serving.batcher import Run, Sharing
 from auditdm_jax.serving.engine import Engine
-from auditdm_jax.serving.intake import Intake, Limits
+from auditdm_jax.serving.intake import Intake, RequestLimits
 from auditdm_jax.text import prompts
 from auditdm_jax.text.tokenizer import Tokenizer
 from auditdm_jax.vlm import Vlm
@@ -75,17 +75,17 @@ def served(
   *,
   run: Run | None = None,
   key: str | None = None,
-  limits: Limits | None = None,
-  batching: Batching | None = None,
+  limits: RequestLimits | None = None,
+  batching: Sharing | None = None,
 ) -> Iterator[str]:
   """Serves a model, or what `run` makes of requests to it; yields the address."""
-  limits = limits or Limits(max_tokens=8)
-  endpoint = Endpoint(
+  limits = limits or RequestLimits(max_tokens=8)
+  endpoint = ModelServer(
     vlm.name,
     key=key,
     intake=Intake(vlm, name=vlm.name, limits=limits),
     run=run or Engine(vlm, cache_bytes=1 << 20).run,
-    batching=batching or Batching(),
+    batching=batching or Sharing(),
     max_body=limits.max_body,
   )
   config = uvicorn.Config(

@@ -91,7 +91,7 @@ def write_hf(folder, config, *, dtype="float32", old=False, max_shard_bytes=10_0
   """A folder as transformers writes it, from random parameters; its names the older ones."""
   layout = hf.default_layout(config)
   if old:
-    layout = hf.Layout(text="language_model.model.", tower="vision_tower.vision_model.")
+    layout = hf.Prefixes(text="language_model.model.", tower="vision_tower.vision_model.")
   flat = {k: leaves.of_array(v) for k, v in arrays_of(config, dtype).items()}
   folder.mkdir()
   tensor_files.write_safetensors(

@@ -133,7 +133,7 @@ def test_a_run_without_an_oracle_is_reported_and_nothing_is_said_to_be_zero(tmp_
   assert "control: random" not in text
   for label in ("Effective modes", "Modes only here"):
     assert f'data-label="{label}"' not in text, label
-  for what in ("effective modes", "equal queries", "An independent judge", "other wordings"):
+  for what in ("effective modes", "equal queries", "A view from outside", "other wordings"):
     assert what in missing, what
   assert "A repair" not in missing and "Accuracy" not in missing
   methods = (index.parent / "methods.html").read_text(encoding="utf-8")

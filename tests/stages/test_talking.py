@@ -13,7 +13,7 @@ from auditdm_jax.audit.judge import Judge, JudgeConfig
 from auditdm_jax.scenes import questions, render, talk, world
 from auditdm_jax.stages.talking import Talking
 from auditdm_jax.text import styles
-from auditdm_jax.text.styles import Reply
+from auditdm_jax.text.styles import RawReply
 from auditdm_jax.vlm import load_vlm
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -47,7 +47,7 @@ class Knowing:
 
   def reply_features(self, features, prompts, *, max_new_tokens):
     answers = [self._known[p] for p in prompts]
-    return [Reply("white" if a == self._blind else a, "stop") for a in answers]
+    return [RawReply("white" if a == self._blind else a, "stop") for a in answers]
 
 
 def outcomes(models, images, texts):

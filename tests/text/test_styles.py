@@ -6,7 +6,7 @@ import pytest
 from auditdm_jax.core.config import UserError
 from auditdm_jax.text import styles
 from auditdm_jax.text.short import Short
-from auditdm_jax.text.styles import Reply, Style
+from auditdm_jax.text.styles import RawReply, Style
 
 OPTIONS = "Which one?\nA. red\nB. blue"
 
@@ -40,7 +40,7 @@ def test_style_of_published_checkpoints(name, paligemma, has_turns, style):
 
 
 def test_plain_takes_the_reply_as_it_is():
-  take = lambda text, finish="stop": styles.PLAIN.short(Reply(text, finish), "is it red ?")  # noqa: E731
+  take = lambda text, finish="stop": styles.PLAIN.short(RawReply(text, finish), "is it red ?")  # noqa: E731
   assert take("Yes, it is. ") == Short("Yes, it is. ", "answer")
   assert take("unanswerable") == Short("unanswerable", "answer")
   assert take("red red", "length") == Short(None, "truncated")
@@ -48,14 +48,14 @@ def test_plain_takes_the_reply_as_it_is():
 
 
 def test_a_completion_ends_with_its_first_line():
-  take = lambda text: styles.COMPLETION.short(Reply(text, "length"), "q")  # noqa: E731
+  take = lambda text: styles.COMPLETION.short(RawReply(text, "length"), "q")  # noqa: E731
   assert take(" red\nQuestion: and now?") == Short("red", "answer")
   assert take(" red and") == Short(None, "truncated")
 
 
 def test_no_reply_has_no_answer():
   for style in styles.BUILT_IN.values():
-    assert style.short(Reply(None, failure="timeout"), "q") == Short(None, "failed")
+    assert style.short(RawReply(None, failure="timeout"), "q") == Short(None, "failed")
 
 
 def test_styles_are_found_by_name_or_made():

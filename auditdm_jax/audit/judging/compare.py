@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 import enum
 from fractions import Fraction
 
-from auditdm_jax.audit.judging.normal import Answer
+from auditdm_jax.audit.judging.normal import NormalForm
 from auditdm_jax.audit.judging.plurals import is_plural_of
-from auditdm_jax.audit.judging.tables import Table
+from auditdm_jax.audit.judging.tables import Lexicon
 from auditdm_jax.audit.judging.tokens import Token
 from auditdm_jax.audit.judging.units import near_unit, same_unit
 
@@ -33,10 +33,10 @@ class Same(enum.Enum):
 
 
 def compare(
-  a: Answer,
-  b: Answer,
+  a: NormalForm,
+  b: NormalForm,
   *,
-  table: Table,
+  table: Lexicon,
   plurals: bool,
   units_optional: bool,
   close: Callable[[Fraction, Fraction], bool],

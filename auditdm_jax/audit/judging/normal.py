@@ -73,7 +73,7 @@ _UP_DOWN = {"upper": "top", "lower": "bottom"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class NormalForm:
   """An answer as the judge reads it.
 
   Attributes:
@@ -96,19 +96,19 @@ class Answer:
 
 
 @functools.lru_cache(maxsize=262_144)
-def read(text: str) -> Answer:
+def read(text: str) -> NormalForm:
   """Reads an answer."""
   text = text.strip()
   if len(text) > MAX_CHARS:
-    return Answer(" ".join(text.split()).casefold(), (), whole=False)
+    return NormalForm(" ".join(text.split()).casefold(), (), whole=False)
   text = clean(text)
   tokens = tuple(_side(_articles(_signs(read_units(read_times(read_numbers(_words(text))))))))
   option, bare = _option(text)
   if bare:
-    return Answer(option, tokens, option, True)
+    return NormalForm(option, tokens, option, True)
   polarity, rest = _polarity(tokens)
   text = polarity if polarity and len(tokens) == 1 else shown(tokens)
-  return Answer(text, tokens, option, False, polarity, rest)
+  return NormalForm(text, tokens, option, False, polarity, rest)
 
 
 def shown(tokens: Sequence[Token]) -> str:

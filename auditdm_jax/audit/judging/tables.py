@@ -20,7 +20,7 @@ _MAX_BYTES = 1 << 22
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class Lexicon:
   """What the judge knows about words.
 
   Attributes:
@@ -72,7 +72,7 @@ _NOTHING: frozenset = frozenset()
 
 
 @functools.lru_cache(maxsize=16)
-def load(path: str = "", *, plurals: bool = True) -> Table:
+def load(path: str = "", *, plurals: bool = True) -> Lexicon:
   """Reads the package's table and, in addition, a user's.
 
   Args:
@@ -96,7 +96,7 @@ def load(path: str = "", *, plurals: bool = True) -> Table:
       above.setdefault(phrase, set()).update(_forms([kind], plurals))
   alike = {phrase: {p for n in numbers for p in synonyms[n]} for phrase, numbers in rows.items()}
   closed = {phrase: frozenset(_closure(phrase, above, alike)) for phrase in above}
-  return Table(
+  return Lexicon(
     rows={phrase: frozenset(numbers) for phrase, numbers in rows.items()},
     above=closed,
     longest=max(len(phrase.split()) for phrase in (*rows, *above)),

@@ -50,7 +50,7 @@ def rate_text(rate: data.Rate) -> str:
 def interval_bar(rate: data.Rate, *, tone: str = "bad") -> markupsafe.Markup:
   """A track from 0 to 1 with the interval as a band and the rate (n > 0) as a mark."""
   low, high = (200 * min(max(x, 0.0), 1.0) for x in rate.ci95)
-  mark = 200 * min(max(rate.rate, 0.0), 1.0)
+  mark = 200 * rate.k / rate.n
   return markupsafe.Markup(
     '<svg class="interval {tone}" viewBox="-2 0 204 16" role="img" aria-label="{label}">'
     '<rect class="track" x="0" y="6" width="200" height="4" rx="2"/>'

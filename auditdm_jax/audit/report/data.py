@@ -94,7 +94,7 @@ class Card:
   probe_id: str
   question: str
   target: str
-  answers: Mapping[str, str]
+  answers: Mapping[str, str | None]
   consensus: str
   grade: str
   original: pathlib.Path | None
@@ -148,7 +148,7 @@ class Curve:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StrategyRow:
+class StrategyView:
   """A way of making probes; `faithful` counts made images that show what was asked for."""
 
   name: str
@@ -198,7 +198,7 @@ class ReportData:
   modes: Sequence[ModeView] = ()
   arms: Sequence[ArmRow] = ()
   curves: Sequence[Curve] = ()
-  strategies: Sequence[StrategyRow] = ()
+  strategies: Sequence[StrategyView] = ()
   rectify: Sequence[RectifyRow] = ()
   second_round: Sequence[SecondRoundRow] = ()
   health: Health | None = None

@@ -65,10 +65,8 @@ class Album:
 
   def card(self, original: pathlib.Path | None, edited: pathlib.Path | None) -> list[Picture]:
     """The pictures of one card: original, and if there is one, edited and their difference."""
-    if original is None and edited is None:
-      return []
     if original is None:
-      return [self.add(_read(edited), caption="generated")]
+      return [] if edited is None else [self.add(_read(edited), caption="generated")]
     before = _read(original)
     pictures = [self.add(before, caption="original")]
     if edited is None:

@@ -25,6 +25,7 @@ import markupsafe
 from auditdm_jax.audit.rates import NOTHING, Rate
 from auditdm_jax.audit.report import charts, pictures
 from auditdm_jax.audit.report import data as data_lib
+from auditdm_jax.audit.report.pictures import Picture
 from auditdm_jax.audit.summary import ALL_ARMS, Accuracy, Summary
 from auditdm_jax.core import jsonio
 
@@ -37,13 +38,13 @@ _FORMAT = "auditdm-report-1"
 class _ModePage:
   mode: data_lib.ModeView
   path: str
-  pictures: list[list[pictures.Picture]]
+  pictures: list[list[Picture]]
 
   @property
-  def thumb(self) -> pictures.Picture | None:
+  def thumb(self) -> Picture | None:
     """The image asked about in the first card."""
     first = next((p for p in self.pictures if p), None)
-    return first and first[min(1, len(first) - 1)]
+    return first[min(1, len(first) - 1)] if first else None
 
 
 @dataclasses.dataclass(frozen=True)

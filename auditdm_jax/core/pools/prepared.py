@@ -8,7 +8,9 @@ import pathlib
 import threading
 from typing import Any
 
-from array_record.python import array_record_module
+from array_record.python import (
+  array_record_module,  # pyright: ignore[reportAttributeAccessIssue]  Compiled, without stubs.
+)
 from google.protobuf import json_format
 import numpy as np
 from PIL import Image
@@ -101,7 +103,7 @@ def open_prepared(directory: pathlib.Path, split: str, *, ids: Remembered) -> Pr
     UserError: there is no such split, or the data set is damaged or cannot be read here.
   """
   try:
-    builder = tfds.builder_from_directory(str(directory))
+    builder: Any = tfds.builder_from_directory(str(directory))
     splits = builder.info.splits
   except _BROKEN as e:
     raise UserError(f"{directory}: {_reason(e)}; {_REMEDY}") from e

@@ -45,11 +45,11 @@ class Shard:
     self._table: pa.Table | None = None
     with errors(path):
       if path.suffix == ".parquet":
-        self._file = pq.ParquetFile(path, memory_map=True)
-        schema, self.length = self._file.schema_arrow, self._file.metadata.num_rows
+        file = self._file = pq.ParquetFile(path, memory_map=True)
+        schema, self.length = file.schema_arrow, file.metadata.num_rows
       else:
-        self._table = _open_arrow(path)
-        schema, self.length = self._table.schema, self._table.num_rows
+        table = self._table = _open_arrow(path)
+        schema, self.length = table.schema, table.num_rows
     self.columns: list[str] = schema.names
     self._schema = schema
 

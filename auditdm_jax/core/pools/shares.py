@@ -44,7 +44,7 @@ class Shares:
       place -= share
       if place < 0:
         return split
-    return next(split for split in reversed(self.of) if self.of[split])
+    return next(split for split in reversed([*self.of]) if self.of[split])
 
   def check(self, split: str, where: str) -> None:
     """Checks that there is such a split.

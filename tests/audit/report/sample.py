@@ -201,8 +201,10 @@ def report_data(folder: pathlib.Path, *, modes: int = 5, cards: int = 3) -> data
       ),
     ),
     strategies=(
-      data.StrategyRow(name="question", confirmed=rate(400, 700)),
-      data.StrategyRow(name="edit", confirmed=rate(120, 300), faithful=rate(291, 300), only_here=1),
+      data.StrategyView(name="question", confirmed=rate(400, 700)),
+      data.StrategyView(
+        name="edit", confirmed=rate(120, 300), faithful=rate(291, 300), only_here=1
+      ),
     ),
     rectify=(
       data.RectifyRow(name="before repair", **scores(0.24, 0.97)),
