@@ -52,8 +52,10 @@ def subscripts(folder: pathlib.Path) -> Counter[str]:
   found: Counter[str] = Counter()
   for path, tree in _trees(folder):
     for node in ast.walk(tree):
-      if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
-        found[path.name] += isinstance(node.slice.value, str)
+      if not isinstance(node, ast.Subscript) or not isinstance(node.slice, ast.Constant):
+        continue
+      is_type = isinstance(node.value, ast.Name) and node.value.id == "Literal"
+      found[path.name] += isinstance(node.slice.value, str) and not is_type
   return +found
 
 

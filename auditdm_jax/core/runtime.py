@@ -78,9 +78,9 @@ def setup(
   """
   if devices:
     jax.config.update("jax_num_cpu_devices", devices)
-  folder = pathlib.Path(
-    cache_dir or jax.config.read("jax_compilation_cache_dir") or default_cache_dir()
-  )
+  # jax gives its config the options one by one, so that a type checker does not know them.
+  configured = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+  folder = pathlib.Path(cache_dir or configured or default_cache_dir())
   folder.mkdir(parents=True, exist_ok=True)
   jax.config.update("jax_compilation_cache_dir", str(folder))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

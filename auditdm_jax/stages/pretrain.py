@@ -237,31 +237,53 @@ HEADS = {
 }
 
 
-def cell_labels(scene: world.Scene) -> dict[str, np.ndarray]:
-  """i32[16] class of every head and cell; -1 where a head does not apply."""
-  out = {h: np.full(world.CELLS, -1, np.int32) for h in HEADS}
-  out["kind"][:] = 0
-  out["background"][:] = world.BACKGROUNDS.index(scene.background)
-  out["row"], out["column"] = np.divmod(np.arange(world.CELLS, dtype=np.int32), world.GRID)
+def _unlabelled() -> np.ndarray:
+  return np.full(world.CELLS, -1, np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class CellLabels:
+  """Class i32[16] of every cell by head; -1 where a head does not apply."""
+
+  kind: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(world.CELLS, np.int32))
+  shape: np.ndarray = dataclasses.field(default_factory=_unlabelled)
+  color: np.ndarray = dataclasses.field(default_factory=_unlabelled)
+  size: np.ndarray = dataclasses.field(default_factory=_unlabelled)
+  digit: np.ndarray = dataclasses.field(default_factory=_unlabelled)
+  reading: np.ndarray = dataclasses.field(default_factory=_unlabelled)
+  level: np.ndarray = dataclasses.field(default_factory=_unlabelled)
+  background: np.ndarray = dataclasses.field(default_factory=_unlabelled)
+  row: np.ndarray = dataclasses.field(default_factory=lambda: _places()[0])
+  column: np.ndarray = dataclasses.field(default_factory=lambda: _places()[1])
+
+
+def _places() -> tuple[np.ndarray, np.ndarray]:
+  return np.divmod(np.arange(world.CELLS, dtype=np.int32), world.GRID)
+
+
+def cell_labels(scene: world.Scene) -> CellLabels:
+  """Returns what the heads are to say of a scene."""
+  out = CellLabels()
+  out.background[:] = world.BACKGROUNDS.index(scene.background)
   for o in scene.objects:
-    out["kind"][o.cell] = 1
-    out["shape"][o.cell] = world.SHAPES.index(o.shape)
-    out["color"][o.cell] = world.COLORS.index(o.color)
-    out["size"][o.cell] = world.SIZES.index(o.size)
-    out["digit"][o.cell] = world.DIGITS.index(o.digit) + 1 if o.digit else 0
+    out.kind[o.cell] = 1
+    out.shape[o.cell] = world.SHAPES.index(o.shape)
+    out.color[o.cell] = world.COLORS.index(o.color)
+    out.size[o.cell] = world.SIZES.index(o.size)
+    out.digit[o.cell] = world.DIGITS.index(o.digit) + 1 if o.digit else 0
   if scene.dial:
-    out["kind"][scene.dial.cell] = 2
-    out["reading"][scene.dial.cell] = world.READINGS.index(scene.dial.value)
+    out.kind[scene.dial.cell] = 2
+    out.reading[scene.dial.cell] = world.READINGS.index(scene.dial.value)
   if scene.gauge:
-    out["kind"][scene.gauge.cell] = 3
-    out["level"][scene.gauge.cell] = world.LEVELS.index(scene.gauge.value)
+    out.kind[scene.gauge.cell] = 3
+    out.level[scene.gauge.cell] = world.LEVELS.index(scene.gauge.value)
   return out
 
 
 def train_tower(spec: VisionSpec, config: VlmConfig):
   """Trains the tower of `config`; returns its params (img/ without the projector) and accuracy."""
   mix = Mix(seed=spec.seed, scenes=spec.scenes)
-  labels = [cell_labels(s) for s in mix.all_scenes]
+  labels = [vars(cell_labels(s)) for s in mix.all_scenes]
   labels = {h: np.stack([x[h] for x in labels]) for h in HEADS}
   images = mix.pixels(0, spec.scenes)
   key = jax.random.wrap_key_data(jnp.asarray(streams.key_data(spec.seed, "heads")))
