@@ -14,12 +14,11 @@ import dataclasses
 import numpy as np
 
 from auditdm_jax.audit.answer import ModelBank
-from auditdm_jax.audit.ask import ask
+from auditdm_jax.audit.ask import Model, ask
 from auditdm_jax.audit.judge import Same
 from auditdm_jax.core import streams
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rl.batch import Trajectory
-from auditdm_jax.vlm import Vlm
 
 _GREY = 127
 
@@ -31,7 +30,7 @@ class GaugeConfig:
   Attributes:
     every: steps between two looks; 0 = never.
     sample: finds that are looked at, at most.
-    heldout: folder of a model that is neither target nor reference; "" = none.
+    heldout: folder or endpoint of a model that is neither target nor reference; "" = none.
   """
 
   every: int = 0
@@ -55,7 +54,7 @@ class Gauges:
     *,
     seed: int,
     load: Callable[[str], np.ndarray],
-    heldout: Vlm | None = None,
+    heldout: Model | None = None,
   ):
     """Takes what is asked.
 
@@ -85,7 +84,7 @@ def measure(
   finds: Sequence[Trajectory],
   *,
   load: Callable[[str], np.ndarray],
-  heldout: Vlm | None,
+  heldout: Model | None,
 ) -> dict[str, float]:
   """Shares of the finds, with their number; nothing if there is no find.
 
@@ -105,7 +104,8 @@ def measure(
     "gauge/blank": sum(v.disagreement for v in blank) / len(finds),
   }
   if heldout is not None:
-    answers = ask(heldout, heldout.encode(images), questions, config=bank.config)
+    seen = heldout.encode(images) if heldout.takes == "features" else images
+    answers = ask(heldout, seen, questions, config=bank.config)
     rows = zip(questions, answers, finds)
     sides = bank.judge.compare_all((q, a.text, t.verdict.consensus) for q, a, t in rows)
     out["gauge/heldout"] = sides.count(Same.SAME) / len(finds)

@@ -5,7 +5,7 @@
   2. train       the auditor, by GRPO
   3. discover    arms sweep the pool; the control asks random questions at equal total queries
   4. verify      gates, stability, the oracle; failure modes with fresh rates
-  5. rectify     repair from the failures, next to its two controls
+  5. rectify     repair from the failures, next to its two controls; not of an endpoint
   6. re-audit    the old modes on fresh probes, and the auditor against the repaired target
   7. report      summary.json, a table, a folder of pages
 
@@ -53,7 +53,8 @@ def run(ctx: Context) -> Summary:
   known = ctx.folder.summary()
   if ctx.folder.done("loop", Empty) is not None and known is not None:
     return known
-  rectify.check_replay(ctx)
+  if not ctx.models.target_is_remote:
+    rectify.check_replay(ctx)
   seconds: dict[str, float] = {}
 
   def stage(name: str, body: Callable[[], T]) -> T:
@@ -116,6 +117,9 @@ def repair(ctx: Context) -> Repairs:
   """Repairs the target from the failures and from the controls; benchmarks each."""
   if (found := ctx.folder.done("rectify", Repairs)) is not None:
     return found
+  if ctx.models.target_is_remote:
+    print(f"  {ctx.models.target_name} is an endpoint: without its weights it is not repaired")
+    return ctx.folder.finish("rectify", Repairs({}))
   repaired = rectify.from_failures(ctx)
   replay = rectify.replay_examples(ctx, len(repaired))
   control = ctx.folder.control()
@@ -129,7 +133,8 @@ def repair(ctx: Context) -> Repairs:
     if not examples:
       print(f"  {name}: nothing to train on")
       continue
-    table = evaluate.benchmark(ctx, rectify.repair(ctx, name, examples, replay))
+    model = ctx.models.answering(rectify.repair(ctx, name, examples, replay))
+    table = evaluate.benchmark(ctx, model)
     models[name] = RepairedModel(table, len(examples))
     print(evaluate.line(name, table), flush=True)
   return ctx.folder.finish("rectify", Repairs(models))

@@ -81,8 +81,8 @@ def run(ctx: Context, summary: Summary) -> pathlib.Path:
   failures = ctx.folder.failures()
   oracle = ctx.oracle.exists  # Without one, a count of what it confirmed says nothing.
   data = report_data.ReportData(
-    title="Audit of " + ctx.models.target.name,
-    target=ctx.models.target.name,
+    title="Audit of " + ctx.models.target_name,
+    target=ctx.models.target_name,
     references=list(ctx.models.references),
     created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     summary=summary,
@@ -174,7 +174,9 @@ def _arm(f: Failure) -> str:
 
 
 def _reproduce(ctx: Context, f: Failure) -> str:
-  """A shell line that asks the target this question again."""
+  """A shell line that asks the target this question again; "" if it is an endpoint."""
+  if ctx.models.target_is_remote:
+    return ""
   code = (
     "import numpy, PIL.Image, auditdm_jax; print(auditdm_jax.load_vlm("
     f"{ctx.models.config.target!r}).answer([numpy.array(PIL.Image.open("

@@ -41,9 +41,9 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
   auditable, evaluated, found = done.evaluated.auditable, done.evaluated, ctx.folder.attempts()
   trained, random = ctx.folder.completions(), ctx.folder.control()
   cover = ctx.oracle.coverage(found, auditable)
-  target = evaluated.tables[ctx.models.target.name]
+  target = evaluated.tables[ctx.models.target_name]
   return summary.Summary(
-    target=ctx.models.target.name,
+    target=ctx.models.target_name,
     search=summary.Search(done.searched.prompt_only, done.searched.trained),
     search_modes=summary.SearchModes(done.searched.prompt_only_modes, done.searched.trained_modes),
     precision=done.verified.precision,
@@ -80,9 +80,9 @@ def _accuracies(
   ctx: Context, evaluated: Evaluated, repairs: Repairs
 ) -> dict[str, summary.Accuracy]:
   """Returns held-out accuracy of the target, of its larger sibling and of the repaired models."""
-  rows = {"baseline": accuracy_of(evaluated.tables[ctx.models.target.name])}
-  if ctx.models.sibling:
-    rows["larger_sibling"] = accuracy_of(evaluated.tables[ctx.models.sibling.name])
+  rows = {"baseline": accuracy_of(evaluated.tables[ctx.models.target_name])}
+  if ctx.models.sibling_name:
+    rows["larger_sibling"] = accuracy_of(evaluated.tables[ctx.models.sibling_name])
   for name, model in repairs.models.items():
     rows[name] = accuracy_of(model.table, examples=model.examples)
   return rows
