@@ -33,9 +33,12 @@ def _checkpoint(folder: pathlib.Path, monkeypatch, *, layers: int) -> None:
   from benchmarks import serve
 
   monkeypatch.setattr(serve, "WORDS", WORDS)
+  tiny_tower = dict(
+    hidden_size=32, intermediate_size=64, num_attention_heads=2, num_hidden_layers=1
+  )
   small = dict(hidden_size=32, intermediate_size=64, head_dim=8, num_hidden_layers=layers)
   monkeypatch.setattr(serve, "TEXT", serve.TEXT | small)
-  monkeypatch.setattr(serve, "VISION", serve.VISION | dict(num_hidden_layers=1))
+  monkeypatch.setattr(serve, "VISION", serve.VISION | tiny_tower)
   serve.make(folder, images=True)
   file, words = folder / "generation_config.json", Tokenizer.word_level(WORDS)
   ends = [words.id("<eos>"), *(words.id(w) for w in WORDS[2::2])]
@@ -85,10 +88,10 @@ def _command(tmp_path: pathlib.Path, endpoints: dict) -> list[str]:
     "models.target=far", "models.references=('ref',)", "models.sibling=", "judge.model=judge",
     f"endpoints={endpoints!r}", "pool.builder=", f"pool.data_dir={tmp_path}/data",
     "pool.dataset=own", "pool.images=train", "pool.heldout=heldout", "pool.fresh=fresh",
-    "rollout.prompts.question=2", "rollout.prompts.edit=0", "rollout.prompts.generate=0",
+    "rollout.prompts.question=1", "rollout.prompts.edit=0", "rollout.prompts.generate=0",
     "rollout.prompts.edit-only=0", "grpo.group_size=4", "optim.steps=2", "checkpoints.harvest=(1,)",
-    "bank.max_new_tokens=8", "discover.probes=48", "discover.batch=24",
-    "discover.search_probes=16", "verify.limit=4", "round2.enabled=False",
+    "bank.max_new_tokens=8", "discover.probes=16", "discover.batch=8",
+    "discover.search_probes=8", "verify.limit=2", "round2.enabled=False",
   ]  # fmt: skip
   command = [sys.executable, "-m", "auditdm_jax", "loop", "--config=configs/scenes.py"]
   return [*command, f"--workdir={tmp_path}/run", *(f"--config.{flag}" for flag in flags)]
@@ -110,10 +113,11 @@ def test_an_audit_of_transformers_serve_that_is_killed_and_whose_server_is_kille
   for name, layers in zip(NAMES, (2, 3)):
     _checkpoint(tmp_path / name, monkeypatch, layers=layers)
   _judge(tmp_path / "judge")
-  for seed, (split, images) in enumerate({"train": 20, "heldout": 8, "fresh": 8}.items()):
+  for seed, (split, images) in enumerate({"train": 12, "heldout": 4, "fresh": 4}.items()):
     _folder(tmp_path / "data/own" / split, seed=seed, images=images)
   (tmp_path / "hub").mkdir()  # GET /v1/models lists it, and fails where there is none.
-  for key, value in {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}.items():
+  env = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+  for key, value in env.items():
     monkeypatch.setenv(key, value)
   run, begun = tmp_path / "run", time.monotonic()
   ports = {name: serve._free_port() for name in NAMES}
@@ -133,11 +137,11 @@ def test_an_audit_of_transformers_serve_that_is_killed_and_whose_server_is_kille
     endpoints["judge"] = {"base_url": ready["base_url"], "model": ready["model"]}
     command = _command(tmp_path, endpoints)
     with subprocess.Popen(command, cwd=ROOT) as first:
-      _wait(first, run, 60)
+      _wait(first, run, 16)
       first.send_signal(signal.SIGKILL)
     kept = len(_rows(run))
     with subprocess.Popen(command, cwd=ROOT) as second:
-      _wait(second, run, kept + 40)
+      _wait(second, run, kept + 30)
       servers["far"].close()
       time.sleep(OUTAGE_S)
       stack.enter_context(_transformers(tmp_path / "far", ports["far"], tmp_path / "again.log"))
