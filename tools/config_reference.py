@@ -43,10 +43,10 @@ def _section(path: str, cls: type) -> Iterator[str]:
   yield "| key | type | default | meaning |"
   yield "|---|---|---|---|"
   for field in dataclasses.fields(cls):
-    section = _dataclass_in(types_of[field.name])
+    section, key = _section_in(types_of[field.name])
     meaning = meanings.get(field.name, "")
     if section is not None:
-      inner.append((f"{path}.{field.name}", section))
+      inner.append((f"{path}.{field.name}{key}", section))
       meaning = meaning or "a section, see below"
     cells = f"`{field.name}`", f"`{_type(types_of[field.name])}`", _default(field), meaning
     yield "| " + " | ".join(_cell(cell) for cell in cells) + " |"
@@ -63,6 +63,13 @@ def attributes(cls: type) -> dict[str, str]:
     parts = _ENTRY.split(text)[1:]
     found |= {name: " ".join(said.split()) for name, said in zip(parts[::2], parts[1::2])}
   return found
+
+
+def _section_in(annotation: Any) -> tuple[type | None, str]:
+  """Returns the dataclass of an annotation, and ".NAME" if it stands for each of a dict's keys."""
+  if get_origin(annotation) is dict:
+    return _dataclass_in(get_args(annotation)[1]), ".NAME"
+  return _dataclass_in(annotation), ""
 
 
 def _dataclass_in(annotation: Any) -> type | None:

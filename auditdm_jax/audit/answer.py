@@ -55,6 +55,14 @@ class FeatureCache:
       self._put((tower, image_id), row)
     return np.stack([found[i] for i in image_ids])
 
+  def seen(
+    self, model: Model, image_ids: Sequence[str], get: Callable[[str], np.ndarray]
+  ) -> np.ndarray | Sequence[np.ndarray]:
+    """What a model is shown of images: `features`, or the images if that is what it takes."""
+    if model.takes == "features":
+      return self.features(model, image_ids, get)
+    return _Loaded(image_ids, functools.cache(get))
+
   def _put(self, key: tuple[str, str], row: np.ndarray) -> None:
     if key in self._rows:
       self._rows.move_to_end(key)

@@ -36,8 +36,8 @@ class JudgeConfig:
     plurals: `two dogs` equals `two dog`.
     synonyms: YAML file of synonyms and kinds in addition to the package's, in the form of
       `judging/words.yaml`; "" = none.
-    model: folder of a model that answers prompts without images, asked where the rules do not say
-      "same"; "" = none.
+    model: folder or endpoint of a model that answers prompts without images, asked where the rules
+      do not say "same"; "" = none.
     max_new_tokens: of a reply of this model.
     allow_same: the model may be the target, a reference or the auditor, which then judges itself.
   """

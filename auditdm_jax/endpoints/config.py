@@ -9,6 +9,7 @@ from typing import Any, Literal
 import urllib.parse
 
 from auditdm_jax.core.config import UserError, check
+from auditdm_jax.core.jsonio import canonical_hash
 
 # Keys of a request that are not for `extra`: they are set here, or must not be set at all.
 _OWN = (
@@ -161,6 +162,20 @@ class EndpointConfig:
       raise UserError("endpoint.model: empty; the endpoint's /models lists the names")
     if self.key_file and self.key_env:
       raise UserError("endpoint.key_file and endpoint.key_env are both set: one key, one place")
+
+  @property
+  def named(self) -> dict[str, str]:
+    """What says which model it is: address, name and revision."""
+    return {
+      "base_url": self.base_url.rstrip("/"),
+      "model": self.model,
+      "revision": self.revision,
+    }
+
+  @property
+  def identity(self) -> str:
+    """Hash of `named`: two endpoints of one identity are one model."""
+    return canonical_hash(self.named)
 
 
 class Secret:

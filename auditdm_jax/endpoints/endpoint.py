@@ -104,12 +104,7 @@ class Endpoint:
     """
     self.name = name or f"{config.model} at {config.base_url}"
     self.config = config
-    self._identity = {
-      "base_url": config.base_url.rstrip("/"),
-      "model": config.model,
-      "revision": config.revision,
-    }
-    identity = canonical_hash(self._identity)
+    identity = config.identity
     self._cache = AnswerCache(cache, endpoint=identity, process=process)
     self._budget = Budget(
       self.name, config.limits, requests=self._cache.requests, tokens=self._cache.tokens
@@ -220,7 +215,7 @@ class Endpoint:
     fresh: bool,
   ) -> _Question:
     what = {
-      **self._identity,
+      **self.config.named,
       "format": _FORMAT,
       "image": image_id,
       "prompt": prompt,

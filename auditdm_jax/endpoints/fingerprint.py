@@ -52,13 +52,17 @@ class Fingerprint:
   repeatable: bool
 
 
-def fingerprint(endpoint: Endpoint) -> Fingerprint:
+def fingerprint(endpoint: Endpoint, *, sees: bool = True) -> Fingerprint:
   """Asks an endpoint who it is and the fixed questions, twice.
+
+  Args:
+    endpoint: the endpoint.
+    sees: whether the questions are about pictures; a judge is asked in words alone.
 
   Raises:
     EndpointDown, EndpointRefused, BudgetSpent: as `Endpoint.answer`.
   """
-  red, blue = pictures(endpoint.config.pictures.size or _SIDE)
+  red, blue = pictures(endpoint.config.pictures.size or _SIDE) if sees else (None, None)
   images = [red, blue] * (len(_PROBES) // 2)
   once, twice = (
     endpoint.answer(images, _PROBES, max_new_tokens=_MAX_TOKENS, fresh=True) for _ in range(2)

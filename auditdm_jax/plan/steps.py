@@ -50,7 +50,8 @@ class PlannedRun:
 
   Attributes:
     auditor: its architecture, in the dtype of the computation.
-    answering: target and references by name, the target first, in their dtype.
+    answering: target and references by name, in their dtype; endpoints are none of them.
+    target: the name of the target; "" where it is an endpoint.
     layout: meshes and rules.
     grpo: group size and updates.
     optim: optimiser of the auditor.
@@ -66,6 +67,7 @@ class PlannedRun:
 
   auditor: VlmConfig
   answering: Mapping[str, VlmConfig]
+  target: str
   layout: programs.MeshLayout
   grpo: GrpoConfig
   optim: OptimConfig
@@ -137,7 +139,7 @@ def steps(run: PlannedRun, devices: int) -> list[PlannedProgram]:
     found.append(PlannedProgram("score", functools.partial(programs.score, auditor=auditor), 1))
   train = functools.partial(programs.train, auditor=auditor)
   found.append(PlannedProgram("train", train, run.grpo.updates, keeps=STATE))
-  if run.recipe is not None:
+  if run.recipe is not None and run.target:
     found.append(_repair(run))
   return found
 
@@ -182,7 +184,7 @@ def _encodes(run: PlannedRun, calls: shapes.Calls, devices: int) -> list[Planned
 
 def _answers(run: PlannedRun, calls: shapes.Calls, name: str, devices: int) -> list[PlannedProgram]:
   """Returns one program per number of probes that a model answers at once."""
-  model, is_target = run.answering[name], name == next(iter(run.answering))
+  model, is_target = run.answering[name], name == run.target
   longest = model.num_image_tokens + run.plan.question_tokens
   width = batching.padded_length(longest)
   new, most = run.bank.max_new_tokens, batching.MAX_BATCH * devices
@@ -226,7 +228,7 @@ def _sizes(model: VlmConfig, n: int, most: int) -> list[int]:
 
 
 def _repair(run: PlannedRun) -> PlannedProgram:
-  target = next(iter(run.answering.values()))
+  target = run.answering[run.target]
   length = target.num_image_tokens + run.plan.question_tokens + run.suffix
   build = functools.partial(
     programs.repair,

@@ -61,15 +61,19 @@ def learning(config: multimodal.VlmConfig, batch: LearnerBatch, *, kl: bool) -> 
 
 
 class Meter:
-  """Adds up the work of a rollout by phase."""
+  """Adds up the work of a rollout by phase.
+
+  Where an endpoint answers, the work of the answers is unknown, and `flops` has no "answers".
+  """
 
   def __init__(self, auditor: Vlm, bank: ModelBank):
     self._config, self._bank = auditor.config, bank
-    # What an endpoint computes is no work of ours.
     self._vlms = {name: m for name, m in bank.vlms.items() if m.takes == "features"}
     self._towers = {v.tower_id: v.config.tower for v in (auditor, *self._vlms.values())}
     self._computed = dict(bank.computed)
-    self.flops = {"features": 0.0, "sample": 0.0, "answers": 0.0}
+    self.flops = {"features": 0.0, "sample": 0.0}
+    if len(self._vlms) == len(bank.vlms):
+      self.flops["answers"] = 0.0
 
   @contextlib.contextmanager
   def towers(self, phase: str) -> Iterator[None]:
@@ -77,7 +81,8 @@ class Meter:
     before = self._bank.cache.encoded.copy()
     yield
     for tower_id, images in (self._bank.cache.encoded - before).items():
-      self.flops[phase] += images * tower(self._towers[tower_id])
+      if phase in self.flops:
+        self.flops[phase] += images * tower(self._towers[tower_id])
 
   def count(self, trajectories: Sequence[Trajectory], *, group: int) -> None:
     """Adds what was written, and what the models have answered since the last call."""
@@ -91,7 +96,7 @@ class Meter:
     asked = [t for t in trajectories if t.verdict is not None][:_SAMPLE]
     for name, probes in self._computed.items():
       fresh = probes - done.get(name, 0)
-      if fresh and name in self._vlms:
+      if fresh and "answers" in self.flops:
         self.flops["answers"] += fresh * _answer(self._vlms[name], asked)
 
   def _write(self, turns: Sequence[AuditorReply]) -> None:

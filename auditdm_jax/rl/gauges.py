@@ -14,7 +14,7 @@ import dataclasses
 import numpy as np
 
 from auditdm_jax.audit.answer import ModelBank
-from auditdm_jax.audit.ask import Vlm, ask
+from auditdm_jax.audit.ask import Model, ask
 from auditdm_jax.audit.judge import Same
 from auditdm_jax.core import streams
 from auditdm_jax.core.config import UserError
@@ -30,7 +30,7 @@ class GaugeConfig:
   Attributes:
     every: steps between two looks; 0 = never.
     sample: finds that are looked at, at most.
-    heldout: folder of a model that is neither target nor reference; "" = none.
+    heldout: folder or endpoint of a model that is neither target nor reference; "" = none.
   """
 
   every: int = 0
@@ -54,7 +54,7 @@ class Gauges:
     *,
     seed: int,
     load: Callable[[str], np.ndarray],
-    heldout: Vlm | None = None,
+    heldout: Model | None = None,
   ):
     """Takes what is asked.
 
@@ -84,7 +84,7 @@ def measure(
   finds: Sequence[Trajectory],
   *,
   load: Callable[[str], np.ndarray],
-  heldout: Vlm | None,
+  heldout: Model | None,
 ) -> dict[str, float]:
   """Shares of the finds, with their number; nothing if there is no find.
 
@@ -104,7 +104,8 @@ def measure(
     "gauge/blank": sum(v.disagreement for v in blank) / len(finds),
   }
   if heldout is not None:
-    answers = ask(heldout, heldout.encode(images), questions, config=bank.config)
+    seen = heldout.encode(images) if heldout.takes == "features" else images
+    answers = ask(heldout, seen, questions, config=bank.config)
     rows = zip(questions, answers, finds)
     sides = bank.judge.compare_all((q, a.text, t.consensus) for q, a, t in rows)
     out["gauge/heldout"] = sides.count(Same.SAME) / len(finds)

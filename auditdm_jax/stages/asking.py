@@ -26,6 +26,7 @@ from auditdm_jax.rl.records import attempt_of
 from auditdm_jax.rl.scoring import Scorer
 from auditdm_jax.rl.sight import Sight
 from auditdm_jax.rl.stopping import NEVER, StopConfig
+from auditdm_jax.stages import remote
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.pools import InMemoryPool
 from auditdm_jax.stages.truth import ModeKey
@@ -81,7 +82,15 @@ def train_auditor(
     workdir=ctx.folder.path,
     name=name,
     # What decides a training run, in addition to what the trainer knows.
-    identity=[s.models, s.world, s.pool, s.bank, s.judge, s.taxonomy],
+    identity=[
+      s.models,
+      s.world,
+      s.pool,
+      s.bank,
+      s.judge,
+      s.taxonomy,
+      *remote.decisive(s.endpoints),
+    ],
     stop=stop,
   )
 
@@ -100,14 +109,13 @@ def make_rollout(ctx: Context, bank: ModelBank, *, run: str, learner: Learner) -
   sight = Sight(models.auditor, models.cache, load=ctx.images, trains=learner.trains_tower)
   prober = make_prober(ctx, sight, pool=ctx.pool("images"), mesh=mesh)
   config = prober.config
-  heldout = models.answering(models.load(config.gauges.heldout)) if config.gauges.heldout else None
   return build.rollout(
     ctx.settings.grpo,
     learner,
     run=run,
     prober=prober,
     scorer=make_scorer(ctx, bank),
-    gauges=Gauges(config.gauges, bank, seed=config.seed, load=ctx.images, heldout=heldout),
+    gauges=Gauges(config.gauges, bank, seed=config.seed, load=ctx.images, heldout=models.heldout),
   )
 
 

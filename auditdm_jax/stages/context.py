@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a stage opens from one config and one workdir, whose manifest it writes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import contextlib
 import dataclasses
 import functools
@@ -9,23 +9,22 @@ import os
 import pathlib
 import tempfile
 import time
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
 from auditdm_jax.audit import skills
-from auditdm_jax.audit.judge import Judge, open_judge
+from auditdm_jax.audit.judging import model as judge_model
 from auditdm_jax.core import jsonio, paths, runtime
 from auditdm_jax.core.config import build
 from auditdm_jax.images.client import ImageClient
-from auditdm_jax.models.weights import content_hash
 from auditdm_jax.stages import outsiders, sections, service
 from auditdm_jax.stages.models import Models
 from auditdm_jax.stages.pools import ImageSource, Pools
+from auditdm_jax.stages.remote import Remotes, without_limits
 from auditdm_jax.stages.run import RunFolder
 from auditdm_jax.stages.truth import Oracle
 from auditdm_jax.stages.worlds import World, open_world
-from auditdm_jax.vlm import load_vlm
 
 T = TypeVar("T")
 
@@ -36,11 +35,19 @@ class Context:
   def __init__(self, config: ConfigDict, workdir: str | os.PathLike, stage: str):
     self.config, self._stage = config, stage
     self.settings = build(sections.AuditConfig, config, name="config")
-    self.folder = RunFolder(workdir, config_hash=jsonio.canonical_hash(config.to_dict()))
+    decides = without_limits(config.to_dict())
+    self.folder = RunFolder(workdir, config_hash=jsonio.canonical_hash(decides))
     self.world: World = open_world(self.settings.world.name, self.settings.world.gaps)
-    self.judge = _open_judge(self.settings, self.folder)
-    self.models = Models(self.settings, judge=self.judge)
-    outsiders.check(self.settings)
+    self.remotes = Remotes(
+      self.settings.endpoints,
+      cache=self.folder.path / "endpoints",
+      known=_endpoints_of(self.folder.manifest.read()),
+    )
+    self.models = Models(
+      self.settings, remotes=self.remotes, replies=self.folder.path / "judge.jsonl"
+    )
+    self.judge = self.models.judge
+    outsiders.check(self.settings, self.models)
     self.images = ImageSource(self.folder.images, cache_bytes=self.settings.pool.cache_bytes)
     self._stack = contextlib.ExitStack()
     self._start = time.perf_counter()
@@ -59,11 +66,25 @@ class Context:
     return self
 
   def __exit__(self, *exc) -> None:
+    self.remotes.close()
     self._stack.close()
     if runtime.is_main():
       seconds = round(time.perf_counter() - self._start, 1)
-      self.folder.manifest.add_cost(self._stage, **self.models.answers(), seconds=seconds)
-      self.folder.manifest.note(self._stage, "styles", self.models.styles())
+      costs = {**self.models.answers(), **self.remotes.usage(), **self._judged()}
+      manifest = self.folder.manifest
+      manifest.add_cost(self._stage, **costs, seconds=seconds)
+      manifest.note(self._stage, "styles", self.models.styles())
+      if facts := self.remotes.facts():
+        manifest.note(self._stage, "endpoints", facts)
+      if (model := self.judge.model) is not None:
+        facts = {"model": self.settings.judge.model, "identity": model.identity}
+        prompt = jsonio.canonical_hash(judge_model.PROMPT)
+        manifest.note(self._stage, "judge", {**facts, "prompt": prompt})
+
+  def _judged(self) -> dict[str, int]:
+    """Counts of the judge's model by "judge/WHAT"."""
+    model = self.judge.model
+    return {} if model is None else {f"judge/{what}": n for what, n in model.counts.items()}
 
   def stage(self, name: str, body: Callable[[], T]) -> T:
     """Runs a stage of several, with its name on the screen; its time goes into seconds.json."""
@@ -104,21 +125,11 @@ class Context:
     return pathlib.Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
 
 
-def _open_judge(settings: sections.AuditConfig, folder: RunFolder) -> Judge:
-  """Opens the judge; one with a model of its own keeps its replies in the run's folder.
-
-  Raises:
-    UserError: its model is one of those that are audited, and the config does not allow it.
-  """
-  config, models = settings.judge, settings.models
-  if not config.model:
-    return open_judge(config)
-  roles = {"target": models.target, "auditor": models.auditor}
-  roles |= {f"reference {path}": path for path in models.references}
-  return open_judge(
-    config,
-    model=load_vlm(config.model, dtype=models.dtype),
-    identity=content_hash(config.model),
-    audited={role: content_hash(path) for role, path in roles.items()},
-    kept=folder.path / "judge.jsonl",
-  )
+def _endpoints_of(manifest: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+  """Returns what the stages of a manifest say of endpoints, by identity; the last one counts."""
+  return {
+    facts["identity"]: facts
+    for stage in manifest.get("stages", {}).values()
+    for facts in stage.get("endpoints", {}).values()
+    if "fingerprint" in facts
+  }

@@ -18,9 +18,9 @@ from auditdm_jax.bench import scorers, specs
 from auditdm_jax.core import metrics, streams
 from auditdm_jax.core.config import load_function
 from auditdm_jax.stages.context import Context
+from auditdm_jax.stages.models import Answering
 from auditdm_jax.stages.results import Evaluated, Groups
 from auditdm_jax.stages.worlds import gap_set
-from auditdm_jax.vlm import Vlm
 
 # A gap can be found by an audit if the references are right about it and the target is not.
 REFERENCES_KNOW, TARGET_FAILS = 0.85, 0.6
@@ -36,6 +36,7 @@ def run(ctx: Context) -> Evaluated:
   """Measures target, references and sibling, the auditable gaps and the ensemble's health."""
   if (found := ctx.folder.done("evaluate", Evaluated)) is not None:
     return found
+  ctx.models.prepare()
   target, references, sibling = ctx.models.target, ctx.models.references, ctx.models.sibling
   models = [target, *references.values(), *([sibling] if sibling else [])]
   tables = {m.name: benchmark(ctx, m) for m in models}
@@ -51,26 +52,26 @@ def run(ctx: Context) -> Evaluated:
   )
 
 
-def benchmark(ctx: Context, vlm: Vlm) -> Groups:
+def benchmark(ctx: Context, model: Answering) -> Groups:
   """Measures a model on the held-out benchmark.
 
   Returns:
     Rates by group: "all", "gaps", "rest", "skill: …", "gap: …".
   """
-  asked, pool = ctx.models.answering(vlm), ctx.pool("heldout")
+  pool = ctx.pool("heldout")
   examples = specs.from_pool(pool)
   scorer, groups = _scoring(ctx)
-  progress = metrics.Progress(len(examples), f"benchmark {vlm.name}")
+  progress = metrics.Progress(len(examples), f"benchmark {model.name}")
 
   def answer(chunk: Sequence[bench.Example]) -> Sequence[str]:
-    features = ctx.models.cache.features(asked, [e.image_id for e in chunk], ctx.images)
+    seen = ctx.models.cache.seen(model, [e.image_id for e in chunk], ctx.images)
     questions = [e.question for e in chunk]
-    return [a.text for a in ask(asked, features, questions, config=ctx.settings.bank)]
+    return [a.text for a in ask(model, seen, questions, config=ctx.settings.bank)]
 
   table = bench.evaluate(
     answer,
     examples,
-    model=vlm.name,
+    model=model.name,
     scorer=scorer,
     groups=groups,
     on_batch=progress.update,

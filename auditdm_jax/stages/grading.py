@@ -7,7 +7,7 @@ from auditdm_jax.audit import verify as verify_lib
 from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.audit.attempt import Attempt, unique_finds
 from auditdm_jax.audit.rates import Rate
-from auditdm_jax.stages import edits
+from auditdm_jax.stages import edits, wordings
 from auditdm_jax.stages.context import Context
 
 
@@ -24,13 +24,14 @@ def success(ctx: Context, attempts: Sequence[Attempt], *, bank: ModelBank) -> Ra
   if ctx.oracle.exists:
     return ctx.oracle.success(attempts)
   finds = unique_finds(attempts)
+  probes = [f.probe for f in finds]
   local = ctx.settings.images.client.local_edits
   graded = verify_lib.verify(
     finds,
     bank,
-    measured=edits.measure(ctx, bank, [f.probe for f in finds]) if local else None,
+    measured=edits.measure(ctx, bank, probes) if local else edits.unmeasured(ctx, probes),
     images=ctx.images,
-    paraphrase=ctx.world.paraphrase,
+    paraphrase=wordings.paraphrase(ctx, [f.probe.question for f in finds]),
     config=ctx.settings.verify,
   ).failures
   return ctx.oracle.success(attempts, verified={f.probe.probe_id for f in graded if f.verified})

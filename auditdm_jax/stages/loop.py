@@ -6,7 +6,7 @@
   2. train       the auditor, by GRPO
   3. discover    arms sweep the pool; the control asks random questions at equal total queries
   4. verify      gates, stability, the oracle; failure modes with fresh rates; the first report
-  5. rectify     repair from the failures, next to its two controls
+  5. rectify     repair from the failures, next to its two controls; not of an endpoint
   6. re-audit    the old modes on fresh probes, and the auditor against the repaired target
   7. report      the same pages again, with the repair; summary.json and a table
 
@@ -72,7 +72,8 @@ def run(ctx: Context) -> Summary:
   known = ctx.folder.summary()
   if ctx.folder.done("loop", Empty) is not None and known is not None:
     return known
-  rectify.check_replay(ctx)
+  if not ctx.models.target_is_remote:
+    rectify.check_replay(ctx)
   ctx.pool("fresh")  # There must be one.
   ctx.stage("preflight", lambda: preflight.run(ctx))
   ctx.stage("evaluate", lambda: evaluate.run(ctx))
@@ -125,6 +126,9 @@ def repair(ctx: Context) -> Repairs:
   """Repairs the target from the failures and from the controls; benchmarks each."""
   if (found := ctx.folder.done("rectify", Repairs)) is not None:
     return found
+  if ctx.models.target_is_remote:
+    print(f"  {ctx.models.target_name} is an endpoint: without its weights it is not repaired")
+    return ctx.folder.finish("rectify", Repairs({}))
   repaired = rectify.from_failures(ctx)
   replay = rectify.replay_examples(ctx, len(repaired))
   control = ctx.folder.control()
@@ -138,7 +142,8 @@ def repair(ctx: Context) -> Repairs:
     if not examples:
       print(f"  {name}: nothing to train on")
       continue
-    table = evaluate.benchmark(ctx, rectify.repair(ctx, name, examples, replay))
+    model = ctx.models.answering(rectify.repair(ctx, name, examples, replay))
+    table = evaluate.benchmark(ctx, model)
     models[name] = RepairedModel(table, len(examples))
     print(evaluate.line(name, table), flush=True)
   return ctx.folder.finish("rectify", Repairs(models))

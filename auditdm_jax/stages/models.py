@@ -1,46 +1,66 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The models of a run, each loaded when it is first asked for, on the meshes of the config."""
+"""The models of a run: folders, loaded when they are first asked for, and endpoints."""
 
 from collections import Counter
 import dataclasses
 import functools
 import os
+import pathlib
 
 import jax
 from jax.sharding import Mesh
 
 from auditdm_jax.audit.answer import FeatureCache, ModelBank
 from auditdm_jax.audit.ask import BankConfig
-from auditdm_jax.audit.judge import Judge
+from auditdm_jax.audit.judge import Judge, open_judge
+from auditdm_jax.audit.judging.model import TextModel
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core import paths, runtime
+from auditdm_jax.core.config import UserError, did_you_mean
 from auditdm_jax.models import sharding
 from auditdm_jax.models.multimodal import Params
+from auditdm_jax.models.weights import content_hash
 from auditdm_jax.stages.paging import Paged, Turns
+from auditdm_jax.stages.remote import Remote, Remotes, RemoteText
 from auditdm_jax.stages.sections import AuditConfig, ModelsConfig
 from auditdm_jax.stages.talking import Talking
 from auditdm_jax.text import styles
 from auditdm_jax.vlm import Vlm, load_vlm
 
-Answering = Vlm | Paged | Talking
+Local = Vlm | Paged | Talking
+Answering = Local | Remote
 
 
 class Models:
-  """Auditor, target, references and sibling; and the banks that ask them.
+  """Auditor, target, references, sibling and judge; and the banks that ask them.
 
   Attributes:
     config: config.models.
     cache: image features of every tower in use.
+    judge: decides whether answers are the same.
   """
 
-  def __init__(self, settings: AuditConfig, *, judge: Judge):
+  def __init__(self, settings: AuditConfig, *, remotes: Remotes, replies: pathlib.Path):
+    """Opens the judge; the others are opened when they are first asked for.
+
+    Args:
+      settings: the config.
+      remotes: the endpoints that roles may name.
+      replies: where those of the judge's model are kept.
+
+    Raises:
+      UserError: a role names neither a folder nor an endpoint, or one of the wrong kind.
+    """
     self.config: ModelsConfig = settings.models
     self.cache = FeatureCache(settings.bank.feature_bytes)
     self._bank: BankConfig = settings.bank
     self._mesh, self._rollout_mesh = settings.mesh, settings.rollout_mesh
-    self._judge, self._turns = judge, Turns()
+    self._turns = Turns()
     self._voice = settings.world.talk
     self._banks: list[ModelBank] = []
+    self._remotes, self._heldout = remotes, settings.rollout.gauges.heldout
+    self._outside = settings.verify.model
+    self.judge = self._open_judge(settings, replies)
 
   @functools.cached_property
   def auditor(self) -> Vlm:
@@ -54,22 +74,138 @@ class Models:
     return dataclasses.replace(vlm, config=vlm.config.with_dtype(self.config.dtype))
 
   @functools.cached_property
-  def target(self) -> Vlm:
+  def weights(self) -> Vlm:
+    """The target with its weights, to repair it.
+
+    Raises:
+      UserError: it is an endpoint.
+    """
+    if self.target_is_remote:
+      raise UserError(
+        f"config.models.target: {self.config.target} is an endpoint, which can be audited but not"
+        " repaired; a repair needs the folder of its weights"
+      )
     return self.load(self.config.target)
 
+  @property
+  def target_is_remote(self) -> bool:
+    """Whether the target is an endpoint, whose weights are not here."""
+    return self.config.target in self._remotes
+
+  @property
+  def target_name(self) -> str:
+    """What records and tables call the target."""
+    return _name(self.config.target)
+
+  @property
+  def sibling_name(self) -> str:
+    """What tables call the sibling; "" if there is none."""
+    return _name(self.config.sibling) if self.config.sibling else ""
+
   @functools.cached_property
-  def sibling(self) -> Vlm | None:
-    return self.load(self.config.sibling) if self.config.sibling else None
+  def target(self) -> Answering:
+    if self.target_is_remote:
+      return self._remotes.open(self.config.target)
+    return self.answering(self.weights)
+
+  @functools.cached_property
+  def sibling(self) -> Answering | None:
+    return self.open(self.config.sibling) if self.config.sibling else None
 
   @functools.cached_property
   def references(self) -> dict[str, Answering]:
-    loaded = [
-      self.answering(self.load(path, int8=self.config.int8)) for path in self.config.references
-    ]
-    return {vlm.name: vlm for vlm in loaded}
+    opened = [self.open(spec, int8=self.config.int8) for spec in self.config.references]
+    return {model.name: model for model in opened}
+
+  @functools.cached_property
+  def heldout(self) -> Answering | None:
+    """The model outside the ensemble that the gauges of training ask."""
+    return self.open(self._heldout) if self._heldout else None
+
+  def open(self, spec: str, *, int8: bool = False) -> Answering:
+    """Opens a model as it is to be asked.
+
+    Args:
+      spec: a folder, or the name of an endpoint.
+      int8: the decoder of a folder gets int8 weights; an endpoint has its own.
+
+    Raises:
+      UserError: it is neither.
+    """
+    if spec in self._remotes:
+      return self._remotes.open(spec)
+    return self.answering(self.load(spec, int8=int8))
+
+  def identity(self, spec: str) -> str:
+    """Returns what tells models apart: of weights, or of an endpoint, its model and revision."""
+    if spec in self._remotes:
+      return self._remotes.identity(spec)
+    self._check_is_there(spec)
+    return content_hash(spec)
+
+  def prepare(self) -> None:
+    """Proves all endpoints that roles name, before anything is spent.
+
+    Those that are asked about images must see them, and all must answer.
+
+    Raises:
+      BlindEndpoint: one does not see.
+      EndpointDown, EndpointRefused, BudgetSpent: see `endpoints.failures`.
+    """
+    ensemble = (self.config.target, *self.config.references)
+    models = (*ensemble, self.config.sibling, self._heldout, self._outside)
+    for name in filter(self._remotes.__contains__, models):
+      _ = self._remotes.open(name).proof
+    if self.judge.config.model in self._remotes:
+      _ = self._remotes.open(self.judge.config.model).text_proof
+
+  def _open_judge(self, settings: AuditConfig, replies: pathlib.Path) -> Judge:
+    """Opens the judge; the replies of one with a model of its own are kept.
+
+    Raises:
+      UserError: its model is one of those that are audited, and the config does not allow it.
+    """
+    config, models = settings.judge, settings.models
+    if not config.model:
+      return open_judge(config)
+    roles = {"target": models.target, "auditor": models.auditor}
+    roles |= {f"reference {spec}": spec for spec in models.references}
+    remote = config.model in self._remotes
+    # An endpoint is none of the folders, whose weights need not be read then.
+    alike = {role: s for role, s in roles.items() if (s in self._remotes) == remote}
+    identity = self.identity(config.model)
+    return open_judge(
+      config,
+      model=self.text_model(config.model),
+      identity=identity,
+      audited={role: self.identity(spec) for role, spec in alike.items()},
+      kept=replies,
+    )
+
+  def text_model(self, spec: str) -> TextModel:
+    """Opens a model that answers prompts without images: a folder, or the name of an endpoint."""
+    if spec in self._remotes:
+      return RemoteText(self._remotes.open(spec))
+    self._check_is_there(spec)
+    return load_vlm(spec, mesh=self.rollout_mesh, dtype=self.config.dtype)
+
+  def _check_is_there(self, spec: str | os.PathLike) -> None:
+    """Checks that a folder is there.
+
+    Raises:
+      UserError: it is not, and no endpoint has this name either.
+    """
+    if not paths.as_path(spec).exists():
+      names = self._remotes.names()
+      known = f"the endpoints are {', '.join(names)}" if names else "there are no endpoints"
+      raise UserError(
+        f"config: the model {os.fspath(spec)!r} is neither a folder nor an endpoint of"
+        f" config.endpoints{did_you_mean(os.fspath(spec), names)}; {known}"
+      )
 
   def load(self, path: str | os.PathLike, *, int8: bool = False) -> Vlm:
-    """Loads a model that answers: on the devices, or on the host if models take turns."""
+    """Loads a folder's model that answers: on the devices, or on the host if models take turns."""
+    self._check_is_there(path)
     vlm = load_vlm(path, mesh=self.rollout_mesh, dtype=self.config.dtype)
     vlm = dataclasses.replace(vlm, style=self._bank.style_of(vlm.name, vlm.style))
     vlm = vlm.with_int8() if int8 else vlm
@@ -85,7 +221,7 @@ class Models:
     with paths.reading(folder) as local:
       return load_vlm(local, mesh=self.rollout_mesh, dtype=dtype).params
 
-  def answering(self, vlm: Answering) -> Answering:
+  def answering(self, vlm: Local) -> Local:
     """Returns a model as it is to be asked: in its turn, or talking, if models do so."""
     if self.config.paged and isinstance(vlm, Vlm):
       vlm = Paged(vlm, self._turns)
@@ -93,14 +229,16 @@ class Models:
       return vlm
     return Talking(vlm, self._voice, self._bank.style_of(vlm.name, styles.BARE))
 
-  def bank(self, target: Vlm | None = None) -> ModelBank:
-    """Returns a bank of the references and `target` (default: the config's)."""
-    target = target or self.target
+  def bank(self, target: Answering | None = None) -> ModelBank:
+    """Returns a bank of the references and `target` (default: the config's), see `prepare`."""
+    self.prepare()
+    asked = self.target if target is None else target
+    asked = asked if isinstance(asked, Remote) else self.answering(asked)
     bank = ModelBank(
-      {target.name: self.answering(target), **self.references},
-      target.name,
+      {asked.name: asked, **self.references},
+      asked.name,
       list(self.references),
-      judge=self._judge,
+      judge=self.judge,
       config=self._bank,
       cache=self.cache,
     )
@@ -142,3 +280,8 @@ class Models:
       return jax.device_put(params)
     whole = mesh_lib.row_axes(mesh) if mesh is not self.mesh else ()
     return runtime.place(params, sharding.shardings(mesh, params, whole=whole))
+
+
+def _name(spec: str) -> str:
+  """Returns what a model is called: an endpoint by its name, a folder by its last part."""
+  return pathlib.Path(spec).resolve().name

@@ -190,8 +190,8 @@ def make() -> ConfigDict:
     search_probes=max(budget // 8, 1),
     arms=dict(floor=0.06),
   )
-  # A find is asked about four times: again, on two changed images and on none.
-  c.verify = dict(limit=max(budget // 2, 1), paraphrases=0, jitters=2)
+  # A find is asked about six times: again, in two other wordings, on two changed images, on none.
+  c.verify = dict(limit=max(budget // 3, 1), paraphrases=2, jitters=2)
   c.taxonomy = dict(skills=str(_SKILLS) if _SKILLS.is_file() else "")
   c.rectify = dict(
     recipe=dict(epochs=3, batch_size=32, micro_rows=8, lr=1e-5, remat=True),

@@ -48,6 +48,11 @@ def main() -> int:
     file = config_flags.get_config_filename(FLAGS["config"])
     raise UserError(f"{file} has no section `models`; plan is for configs of an audit")
   run = read(_CONFIG.value)
+  if elsewhere := _endpoints(build(AuditConfig, _CONFIG.value, name="config")):
+    print(
+      f"{', '.join(elsewhere)}: behind endpoints; their memory and time are unknown, not zero",
+      file=sys.stderr,
+    )
   wanted = [
     s for s in steps.steps(run, where.size) if s.name.startswith(tuple(_ONLY.value or [""]))
   ]
@@ -73,7 +78,8 @@ def read(config: ConfigDict) -> steps.PlannedRun:
   of = functools.partial(architecture, settings=settings.plan, dtype=models.dtype)
   return steps.PlannedRun(
     auditor=of(models.auditor),
-    answering={pathlib.Path(p).name: of(p) for p in (models.target, *models.references)},
+    answering={pathlib.Path(p).name: of(p) for p in _folders(settings)},
+    target="" if models.target in settings.endpoints else pathlib.Path(models.target).name,
     layout=programs.MeshLayout(
       settings.mesh,
       settings.rollout_mesh,
@@ -92,10 +98,22 @@ def read(config: ConfigDict) -> steps.PlannedRun:
   )
 
 
+def _folders(settings: AuditConfig) -> list[str]:
+  """Returns target and references that are folders, the target first."""
+  models = settings.models
+  return [s for s in (models.target, *models.references) if s not in settings.endpoints]
+
+
+def _endpoints(settings: AuditConfig) -> list[str]:
+  """Returns target and references that are endpoints."""
+  models = settings.models
+  return [s for s in (models.target, *models.references) if s in settings.endpoints]
+
+
 def _answer_tokens(settings: AuditConfig) -> int:
   """Returns the longest reply of all models; a style may allow more than the bank."""
   longest, known = [settings.bank.max_new_tokens], settings.plan.architectures
-  for folder in (settings.models.target, *settings.models.references):
+  for folder in _folders(settings):
     style, name = styles.PLAIN, pathlib.Path(folder).name
     if folder in known:
       paligemma = known[folder].startswith("paligemma")

@@ -31,6 +31,7 @@ MAX_REPLAY = 6_000
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
   with Context(config, workdir, "rectify") as ctx:
+    _ = ctx.models.weights  # Before anything is asked: an endpoint has none.
     check_replay(ctx)
     examples = from_failures(ctx)
     if not examples:
@@ -44,7 +45,7 @@ def repair(
   ctx: Context, name: str, examples: Sequence[TrainingExample], replay: Sequence[TrainingExample]
 ) -> Vlm:
   """Fine-tunes the target on `examples` and saves it as rectify/<name>."""
-  section, target = ctx.settings.rectify, ctx.models.target
+  section, target = ctx.settings.rectify, ctx.models.weights
   layout = supervised.RowLayout(
     target.writer(),
     target.template,

@@ -88,8 +88,8 @@ def _write(ctx: Context, done: Round, summary: Summary) -> None:
   failures, verified = ctx.folder.failures(), done.verified
   oracle = ctx.oracle.exists  # Without one, a count of what it confirmed says nothing.
   data = report_data.ReportData(
-    title="Audit of " + ctx.models.target.name,
-    target=ctx.models.target.name,
+    title="Audit of " + ctx.models.target_name,
+    target=ctx.models.target_name,
     references=list(ctx.models.references),
     created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     summary=summary,
@@ -277,7 +277,9 @@ def _arm(f: Failure) -> str:
 
 
 def _reproduce(ctx: Context, f: Failure) -> str:
-  """A shell line that asks the target this question again."""
+  """A shell line that asks the target this question again; "" if it is an endpoint."""
+  if ctx.models.target_is_remote:
+    return ""
   code = (
     "import numpy, PIL.Image, auditdm_jax; print(auditdm_jax.load_vlm("
     f"{ctx.models.config.target!r}).answer([numpy.array(PIL.Image.open("

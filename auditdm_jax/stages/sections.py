@@ -29,20 +29,22 @@ from auditdm_jax.rl.step import OptimConfig
 from auditdm_jax.rl.stopping import StopConfig
 from auditdm_jax.rl.trainer import TrainConfig
 from auditdm_jax.scenes.talk import Voice
+from auditdm_jax.stages.remote import RemoteConfig, check_names
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelsConfig:
-  """The models.
+  """The models. Where a folder is said, the name of an endpoint may stand, except for the auditor.
 
   Attributes:
     auditor: its folder.
     target: its folder.
     references: their folders.
-    sibling: a model that is only evaluated, for comparison; "" = none.
+    sibling: folder of a model that is only evaluated, for comparison; "" = none.
     dtype: of the computation, and of the parameters of target and references.
-    int8: the references' decoders have int8 weights.
-    paged: target and references take turns on the devices and wait in the host's memory.
+    int8: the decoders of references that are folders have int8 weights.
+    paged: target and references that are folders take turns on the devices and wait in the host's
+      memory.
   """
 
   auditor: str
@@ -238,6 +240,7 @@ class AuditConfig:
     mesh: {axis: size} of training, -1 = the rest of the devices; see `core.mesh`.
     rollout_mesh: the same devices for sampling and answering; empty = as in training.
     rules: (regex, mesh axes per array axis) of the auditor's masters; () = `models.sharding`'s.
+    endpoints: {NAME: section} of models behind endpoints, which the models' roles may name.
   """
 
   seed: int
@@ -260,6 +263,7 @@ class AuditConfig:
   mesh: dict[str, int]
   rules: tuple[Any, ...]
   rollout_mesh: dict[str, int] = dataclasses.field(default_factory=dict)
+  endpoints: dict[str, RemoteConfig] = dataclasses.field(default_factory=dict)
   benchmark: BenchmarkConfig = BenchmarkConfig()
   preflight: PreflightConfig = PreflightConfig()
   stop: StopConfig = StopConfig()
@@ -268,6 +272,7 @@ class AuditConfig:
   def __post_init__(self):
     check(vars(self), "config", "seed", least=0, below=2**32)
     models = self.models
+    self._check_endpoints()
     ensemble = (models.target, *models.references)
     outside = self.verify.model
     if outside and _name(outside) in map(_name, ensemble):
@@ -282,6 +287,28 @@ class AuditConfig:
         raise UserError(
           f"config.bank.styles: no model {name!r}{did_you_mean(name, known)}; {', '.join(known)}"
         )
+
+  def _check_endpoints(self) -> None:
+    """Checks the names of endpoints, and that none stands where weights are needed.
+
+    Raises:
+      UserError: one is no name, or weights are needed.
+    """
+    check_names(self.endpoints)
+    models = self.models
+    if models.auditor in self.endpoints:
+      raise UserError(
+        f"config.models.auditor: {models.auditor} is an endpoint; the auditor is trained, which"
+        " needs the folder of its weights"
+      )
+    if models.int8 and all(spec in self.endpoints for spec in models.references):
+      raise UserError(
+        "config.models.int8: the references are endpoints, whose weights are elsewhere"
+      )
+    if models.paged and all(s in self.endpoints for s in (models.target, *models.references)):
+      raise UserError(
+        "config.models.paged: target and references are endpoints, whose weights are elsewhere"
+      )
 
 
 def _name(folder: str) -> str:

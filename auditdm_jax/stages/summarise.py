@@ -89,7 +89,7 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
   real = _Real.of(ctx, failures)
   seconds = ctx.folder.seconds()
   return summary.Summary(
-    target=ctx.models.target.name,
+    target=ctx.models.target_name,
     compared=compared(found, failures),
     search=searched and summary.Search(searched.prompt_only, searched.trained),
     search_modes=searched
@@ -144,7 +144,7 @@ def _gaps(
   ctx: Context, evaluated: Evaluated, cover: summary.Coverage
 ) -> dict[str, summary.GapScore]:
   """Returns the planted gaps."""
-  target, auditable = evaluated.tables[ctx.models.target.name], evaluated.auditable
+  target, auditable = evaluated.tables[ctx.models.target_name], evaluated.auditable
   return {
     gap: summary.GapScore(target.get(f"gap: {gap}"), gap in auditable, cover.per_gap.get(gap, 0))
     for gap in ctx.world.gaps
@@ -155,9 +155,9 @@ def _accuracies(
   ctx: Context, evaluated: Evaluated, repairs: Repairs | None
 ) -> dict[str, summary.Accuracy]:
   """Returns held-out accuracy of the target, of its larger sibling and of the repaired models."""
-  rows = {"baseline": accuracy_of(evaluated.tables[ctx.models.target.name])}
-  if ctx.models.sibling:
-    rows["larger_sibling"] = accuracy_of(evaluated.tables[ctx.models.sibling.name])
+  rows = {"baseline": accuracy_of(evaluated.tables[ctx.models.target_name])}
+  if ctx.models.sibling_name:
+    rows["larger_sibling"] = accuracy_of(evaluated.tables[ctx.models.sibling_name])
   for name, model in repairs.models.items() if repairs else ():
     rows[name] = accuracy_of(model.table, examples=model.examples)
   return rows

@@ -104,8 +104,8 @@ def audit(
 def _outside(ctx: Context) -> list[Outside]:
   """Who is asked for V2: first the labels, then the model of the config, or else the oracle."""
   asked: list[Outside] = [Labels(_labels(ctx.pool("images")))]
-  if folder := ctx.settings.verify.model:
-    asked.append(Outsider(ctx.models.bank(ctx.models.load(folder)), ctx.images))
+  if spec := ctx.settings.verify.model:
+    asked.append(Outsider(ctx.models.bank(ctx.models.open(spec)), ctx.images))
   elif ctx.oracle.exists:
     asked.append(TrueAnswers(ctx.oracle.answer))
   return asked

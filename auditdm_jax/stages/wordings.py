@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from auditdm_jax.audit.paraphrase import Paraphraser
 from auditdm_jax.audit.verify import Paraphrase
 from auditdm_jax.stages.context import Context
-from auditdm_jax.vlm import load_vlm
 
 
 def paraphrase(ctx: Context, questions: Sequence[str]) -> Paraphrase | None:
@@ -20,8 +19,7 @@ def paraphrase(ctx: Context, questions: Sequence[str]) -> Paraphrase | None:
   models = ctx.models
   # The auditor as it was before its training, which may have taught it one question.
   is_auditor = section.paraphraser == "auditor"
-  folder = models.config.auditor if is_auditor else section.paraphraser
-  model = load_vlm(folder, mesh=models.rollout_mesh, dtype=models.config.dtype)
+  model = models.text_model(models.config.auditor if is_auditor else section.paraphraser)
   found = Paraphraser(model, ctx.settings.seed).reword(questions, section.paraphrases)
 
   def wording(question: str, k: int) -> str | None:

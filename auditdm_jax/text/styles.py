@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol
 
 from auditdm_jax.core import config
 from auditdm_jax.core.config import UserError, did_you_mean
-from auditdm_jax.text.short import MAX_CHARS, Short, is_cut, options_of, short_answer
+from auditdm_jax.text.short import MAX_CHARS, Kind, Short, is_cut, options_of, short_answer
 
 
 class Said(Protocol):
@@ -92,7 +92,7 @@ class Style:
   def short(self, reply: Said, question: str) -> Short:
     """Returns the answer in a reply."""
     if reply.text is None:
-      return Short(None, "failed")
+      return Short(None, _WITHOUT_TEXT.get(reply.finish, "failed"))
     if self.take == "short":
       return short_answer(reply.text, question=question, finish=reply.finish)
     text, cut = reply.text, is_cut(reply.finish)
@@ -118,6 +118,12 @@ CHAT = Style(
 COMPLETION = Style("completion", prefix="Question: ", suffix="\nShort answer:", take="line")
 BUILT_IN = {s.name: s for s in (PLAIN, BARE, PALIGEMMA, CHAT, COMPLETION)}
 
+# How replies without a text end, if that says more than that none came.
+_WITHOUT_TEXT: dict[str | None, Kind] = {
+  "refusal": "refusal",
+  "filter": "refusal",
+  "length": "thinking",
+}
 # PaliGemma's transfers that are trained on the question alone.
 _BARE_TRANSFERS = ("docvqa", "chartqa")
 

@@ -115,6 +115,7 @@ def plan_a_step(config, *, optim, bank_config):
   run = steps.PlannedRun(
     auditor=model,
     answering={"target": model, "a": model, "b": model},
+    target="target",
     layout=programs.MeshLayout({"data": -1}),
     grpo=GrpoConfig(group_size=GROUP),
     optim=optim,

@@ -28,6 +28,7 @@ def run(**changes):
   base = steps.PlannedRun(
     auditor=model,
     answering={"target": model, "reference": model},
+    target="target",
     layout=programs.MeshLayout({"fsdp": -1}, {"fsdp": -1, "tensor": 2}),
     grpo=GrpoConfig(group_size=4),
     optim=OptimConfig(steps=10, head_chunk=8, remat=True),

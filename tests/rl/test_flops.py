@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """FLOPs against what the compiler counts, with matrix products that dwarf everything else."""
 
+import collections
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -70,3 +72,18 @@ def test_learning_counts_used_rows_only():
   once = flops.learning(config, batch, kl=False)
   assert flops.learning(config, dataclasses.replace(batch, parts=(more,)), kl=False) == once
   assert flops.learning(config, batch, kl=True) == pytest.approx(once * 4 / 3)
+
+
+def test_the_work_of_endpoints_is_unknown_and_not_zero():
+  auditor = tiny.auditor()
+  far = types.SimpleNamespace(takes="pixels")
+  encoded = collections.Counter()
+  for vlms, known in (({"t": auditor, "r": auditor}, True), ({"t": auditor, "r": far}, False)):
+    cache = types.SimpleNamespace(encoded=encoded)
+    bank = types.SimpleNamespace(vlms=vlms, computed={"t": 0, "r": 0}, cache=cache)
+    meter = flops.Meter(auditor, bank)
+    with meter.towers("answers"):
+      encoded[auditor.tower_id] += 3
+    bank.computed = {"t": 2, "r": 2}
+    meter.count([], group=4)
+    assert meter.flops.get("answers", 0.0) > 0 if known else "answers" not in meter.flops
