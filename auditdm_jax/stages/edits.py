@@ -43,7 +43,7 @@ def measure(ctx: Context, bank: ModelBank, probes: Sequence[Probe]) -> list[tupl
 def unmeasured(ctx: Context, probes: Sequence[Probe]) -> list[tuple[Gate, ...]]:
   """The gates of each probe where edits of a whole frame are taken as they are."""
   measured: list[tuple[Gate, ...]] = [()] * len(probes)
-  for i, _ in _edited(ctx, probes):
+  for i, *_ in _edited(ctx, probes):
     why = "images.client.local_edits is off"
     measured[i] = tuple(Gate.unmeasured(name, why) for name in gates.EDITS)
   return measured

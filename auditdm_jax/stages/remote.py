@@ -22,7 +22,7 @@ from auditdm_jax.endpoints.config import EndpointConfig, LimitConfig
 from auditdm_jax.endpoints.endpoint import Endpoint
 from auditdm_jax.endpoints.fingerprint import Fingerprint, changes, fingerprint
 from auditdm_jax.endpoints.replies import Reply
-from auditdm_jax.endpoints.sight import Sight, prove_sight
+from auditdm_jax.endpoints.sight import SightCheck, prove_sight
 from auditdm_jax.text import styles
 from auditdm_jax.text.styles import Style
 
@@ -98,7 +98,7 @@ class Proof:
     changes: from what an earlier run of the same folder found under the same name.
   """
 
-  sight: Sight | None
+  sight: SightCheck | None
   fingerprint: Fingerprint
   changes: tuple[str, ...] = ()
 
