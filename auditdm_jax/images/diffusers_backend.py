@@ -216,7 +216,7 @@ class PatchCodec(ModelMixin, ConfigMixin):
     self.scale = torch.nn.Parameter(torch.ones(4 * latent_channels), requires_grad=False)
 
   def encode(self, x: torch.Tensor) -> AutoencoderTinyOutput:
-    """Returns f32[B,3,H,W] -> f32[B,C,H/8,W/8]."""
+    """Maps f32[B,3,H,W] to f32[B,C,H/8,W/8]."""
     patches = functional.pixel_unshuffle(x, 16) - self.mean[:, None, None]
     tokens = torch.einsum("cp,bphw->bchw", self.basis, patches) * self.scale[:, None, None]
     return AutoencoderTinyOutput(functional.pixel_shuffle(tokens, 2))
