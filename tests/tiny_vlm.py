@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """An untrained Vlm of a few words and 8 x 8 pixels, of either kind."""
 
+import jax
+
 from auditdm_jax.models import gemma, siglip
 from auditdm_jax.models import multimodal as mm
 from auditdm_jax.text import prompts
 from auditdm_jax.text.tokenizer import Tokenizer
 from auditdm_jax.vlm import Vlm
-from tests import drawn
 
 WORDS = "what is where the red blue round thing cup dish ? a b c d e".split()
 TOKENIZER = Tokenizer.word_level(WORDS)
@@ -29,7 +30,7 @@ TEMPLATES = {"paligemma": prompts.PALIGEMMA.strip(), "gemma3": prompts.GEMMA3_PL
 
 def make(kind, *, seed=0):
   config = mm.VlmConfig(kind, TEXT, VISION, TOKENIZER.image_id)
-  params = drawn.params(config, seed)
+  params = jax.jit(mm.init, static_argnums=0)(config, jax.random.key(seed))
   return Vlm(
     "tiny", config, params, TOKENIZER, TEMPLATES[kind], (TOKENIZER.id("<eos>"), TOKENIZER.id("a"))
   )

@@ -306,7 +306,7 @@ def _check_tokenizers(pipe: Pipe) -> None:
 
 
 def _digests(folder: pathlib.Path) -> dict[str, str]:
-  """Part of the pipeline -> hash of its files; whatever else lies there is not loaded."""
+  """Returns the hash of its files by part of the pipeline; other files there are not loaded."""
   parts = [folder / name for name in _PARTS]
   files = [f for part in parts for f in sorted(part.rglob("*")) if f.is_file()]
 
