@@ -8,6 +8,7 @@ import io
 import threading
 import time
 
+import jax
 import numpy as np
 from PIL import Image
 import uvicorn
@@ -21,7 +22,6 @@ from auditdm_jax.serving.intake import Intake, Limits
 from auditdm_jax.text import prompts
 from auditdm_jax.text.tokenizer import Tokenizer
 from auditdm_jax.vlm import Vlm
-from tests import drawn
 
 WORDS = "user model what is where the red blue round thing cup dish ? a b c d e".split()
 TOKENIZER = Tokenizer.word_level(WORDS)
@@ -49,7 +49,7 @@ def make(template: str = prompts.GEMMA3, *, sees: bool = True) -> Vlm:
   )
   kind = "paligemma" if template == prompts.PALIGEMMA else "gemma3"
   config = mm.VlmConfig(kind, text, vision if sees else None, TOKENIZER.image_id)
-  params = drawn.params(config)
+  params = jax.jit(mm.init, static_argnums=0)(config, jax.random.key(0))
   # Nothing but words is likely.
   table = params["llm"]["embedder"]["input_embedding"]
   params["llm"]["embedder"]["input_embedding"] = table.at[: TOKENIZER.id("\n") + 1].multiply(0.1)
