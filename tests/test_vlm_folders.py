@@ -18,6 +18,7 @@ from auditdm_jax.models import preprocess
 from auditdm_jax.models.preprocess import Pixels
 from auditdm_jax.text import prompts
 from auditdm_jax.vlm import load_vlm, save_vlm
+from tests import drawn
 from tests.tiny_vlm import TEXT, VISION, WORDS, make
 
 RNG = np.random.default_rng(0)
@@ -61,7 +62,7 @@ def test_big_vision_npz(tmp_path):
   text = dataclasses.replace(TEXT, window=None, layer_is_local=(), vocab_size=40)
   text = dataclasses.replace(text, query_scale=6**-0.5, attn_softcap=50.0, final_softcap=30.0)
   config = mm.VlmConfig("paligemma", text, VISION, image_token_id=40)
-  params = jax.jit(mm.init, static_argnums=0)(config, jax.random.key(2))
+  params = drawn.params(config, 2)
   np.savez(tmp_path / "x.npz", **{f"params/{k}": v for k, v in tree.flatten(params).items()})
   vlm = load_vlm(tmp_path / "x.npz")
   # What training began with is not in a checkpoint.

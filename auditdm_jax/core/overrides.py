@@ -53,7 +53,7 @@ def take(argv: Sequence[str]) -> list[str]:
   """Returns all arguments, those of overrides in ml_collections' form.
 
   Raises:
-    UserError: an override is about a key of what is no section.
+    UserError: an override names a key of something that is not a section.
   """
   parsed = [(arg, _parse(arg)) for arg in argv]
   if any(override for _, override in parsed):
@@ -146,7 +146,7 @@ def _read(argv: Sequence[str]) -> ml_collections.ConfigDict:
 
 
 def _parse(arg: str) -> _Override | None:
-  """Returns the override that an argument is; None if it is none, or one of another form."""
+  """Returns the override in an argument; None for other arguments and other forms."""
   match = _FLAG.fullmatch(arg)
   parts = list(_PART.finditer(match[1])) if match else []
   if not match or "".join(part[0] for part in parts) != match[1]:
@@ -158,7 +158,7 @@ def _respell(override: _Override, config: _Section) -> _Override:
   """Returns the override with its keys in the file's spelling.
 
   Raises:
-    UserError: it is about a key of what is no section.
+    UserError: it names a key of something that is not a section.
   """
   keys: list[str] = []
   section: Any = config

@@ -216,7 +216,7 @@ class PatchCodec(ModelMixin, ConfigMixin):
     self.scale = torch.nn.Parameter(torch.ones(4 * latent_channels), requires_grad=False)
 
   def encode(self, x: torch.Tensor) -> AutoencoderTinyOutput:
-    """Returns f32[B,3,H,W] -> f32[B,C,H/8,W/8]."""
+    """Maps f32[B,3,H,W] to f32[B,C,H/8,W/8]."""
     patches = functional.pixel_unshuffle(x, 16) - self.mean[:, None, None]
     tokens = torch.einsum("cp,bphw->bchw", self.basis, patches) * self.scale[:, None, None]
     return AutoencoderTinyOutput(functional.pixel_shuffle(tokens, 2))
@@ -306,7 +306,7 @@ def _check_tokenizers(pipe: Pipe) -> None:
 
 
 def _digests(folder: pathlib.Path) -> dict[str, str]:
-  """Part of the pipeline -> hash of its files; whatever else lies there is not loaded."""
+  """Returns the hash of its files by part of the pipeline; other files there are not loaded."""
   parts = [folder / name for name in _PARTS]
   files = [f for part in parts for f in sorted(part.rglob("*")) if f.is_file()]
 

@@ -100,7 +100,7 @@ def fit(info: Info, source: Size) -> Fit:
     source: (width, height), both at least 1.
 
   Raises:
-    Refused: they cannot be asked: they may not be scaled, or no size at all is taken.
+    Refused: no request can have them: they may not be scaled, or the service takes no size at all.
   """
   if min(source) < 1:
     raise Refused(NoImageReason.INVALID_REQUEST, f"an image of {_said(source)} has no pixels")

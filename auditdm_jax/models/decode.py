@@ -127,7 +127,7 @@ def sample(
   )
 
   def over(s: _State) -> Array:
-    """Returns bool[P,G]: a sample gets no more tokens."""
+    """Returns bool[P,G]: whether a sample gets no more tokens."""
     return s.done if limits is None else s.done | (s.t >= limits[:, None])
 
   def advance(s: _State) -> _State:

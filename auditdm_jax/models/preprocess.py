@@ -78,7 +78,7 @@ def preprocess(images: Sequence[Picture], *, size: int, how: Pixels | None = Non
     how: the origin's way; None is the native one.
 
   Raises:
-    UserError: one that is no image, or damaged, empty or too large; it says which.
+    UserError: an image is invalid, damaged, empty or too large; the error says which.
   """
   how = how or Pixels()
   out = np.zeros((len(images), size, size, 3), np.float32)

@@ -251,7 +251,7 @@ def _collective(instruction: Instruction, kind: str, times: int) -> Collective:
 
 
 def _group(rest: str) -> int:
-  """Returns how many chips take part, of the three ways to write it."""
+  """Returns how many chips take part, written in any of three ways."""
   if named := re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", rest):
     sizes = dict(re.findall(r"'([\w:()]+)'=(\d+)", named[1]))
     return math.prod(int(sizes[name]) for name in re.findall(r"'([\w:()]+)'", named[2]))

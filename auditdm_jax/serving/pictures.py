@@ -48,7 +48,7 @@ class Squarer:
     """Returns the image in a data URL.
 
     Raises:
-      ApiError: it is none, or too large; it is called `name`.
+      ApiError: the image, which is called `name`, is invalid or too large.
     """
     data = _payload(url, name)
     try:

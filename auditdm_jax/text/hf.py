@@ -60,7 +60,7 @@ def stop_ids(
     template: how its prompts are made, see `template`.
 
   Raises:
-    UserError: a file that is not JSON, or ids that are none.
+    UserError: a file that is not JSON, or invalid ids.
   """
   ids = _eos_ids(pathlib.Path(folder))
   if _END in template and tokenizer is not None and _END in tokenizer:

@@ -12,6 +12,7 @@ import pytest
 
 from auditdm_jax.models import decode, gemma, siglip
 from auditdm_jax.models import multimodal as mm
+from tests import drawn
 
 IMAGE, P, G, T, C = 8, 3, 2, 9, 6
 TEXT = gemma.GemmaConfig(
@@ -35,7 +36,6 @@ BOTH = pytest.mark.parametrize("config", [PALIGEMMA, GEMMA3], ids=["paligemma", 
 BIASED = dataclasses.replace(GEMMA3, text=dataclasses.replace(GEMMA3.text, attn_bias=True))
 BANNED = (0, 2, IMAGE)
 
-init = jax.jit(mm.init, static_argnums=0)
 sample = jax.jit(decode.sample, static_argnums=(0, 1), static_argnames="group")
 
 
@@ -95,24 +95,16 @@ def teacher_forced(config, sc, params, out):
 def check_logprobs(config, sc, params, out):
   """Every drawn token has the log-prob that the full pass over its own row gives it."""
   want, _ = teacher_forced(config, sc, params, out)
-  drawn = np.arange(C) < out.length[..., None]
-  np.testing.assert_allclose(out.logprobs, np.where(drawn, want, 0.0), atol=2e-5)
-  assert not out.tokens[~drawn].any()
-
-
-def noisy(params):
-  """Moves all parameters, those that start at zero too."""
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(9), len(leaves))
-  leaves = [w + 0.2 * jax.random.normal(k, w.shape, w.dtype) for k, w in zip(keys, leaves)]
-  return jax.tree.unflatten(tree, leaves)
+  said = np.arange(C) < out.length[..., None]
+  np.testing.assert_allclose(out.logprobs, np.where(said, want, 0.0), atol=2e-5)
+  assert not out.tokens[~said].any()
 
 
 @pytest.mark.parametrize(
   "config", [PALIGEMMA, GEMMA3, BIASED], ids=["paligemma", "gemma3", "biased"]
 )
 def test_sampled_logprob_is_teacher_forced_logprob(config):
-  params = noisy(init(config, jax.random.key(0)))
+  params = drawn.params(config)
   sc = decode.SampleConfig(C, 0.8, stop_ids=(), banned_ids=BANNED)
   out = draw(config, sc, params)
   assert (out.length == C).all() and out.truncated.all()
@@ -126,7 +118,7 @@ def test_sampled_logprob_is_teacher_forced_logprob(config):
 
 @BOTH
 def test_greedy_takes_the_likeliest_token_of_the_full_forward(config):
-  params = init(config, jax.random.key(1))
+  params = drawn.params(config, 1)
   sc = decode.SampleConfig(C, 0.0, banned_ids=(IMAGE,))
   out = draw(config, sc, params)
   np.testing.assert_array_equal(out.tokens[:, 0], out.tokens[:, 1])
@@ -138,7 +130,7 @@ def test_greedy_takes_the_likeliest_token_of_the_full_forward(config):
 def test_terminators_lengths_and_truncation():
   """Several terminators, one of them the pad id: the lengths come from the sampler."""
   config = GEMMA3
-  params = init(config, jax.random.key(0))
+  params = drawn.params(config)
   stops, words = (0, 3, 7), tuple(range(9, 19))
   banned = tuple(i for i in range(19) if i not in stops + words)
   sc = decode.SampleConfig(C, 3.0, stop_ids=stops, banned_ids=banned)
@@ -158,7 +150,7 @@ def test_terminators_lengths_and_truncation():
 
 def test_stopping_early_draws_the_same():
   """Until its terminator, a row is what it is without terminators."""
-  params = init(GEMMA3, jax.random.key(0))
+  params = drawn.params(GEMMA3)
   free = draw(GEMMA3, decode.SampleConfig(C, 1.0), params)
   stop = int(free.tokens[0, 0, 1])
   out = draw(GEMMA3, decode.SampleConfig(C, 1.0, stop_ids=(stop,)), params)
@@ -171,7 +163,7 @@ def test_stopping_early_draws_the_same():
 
 def test_prompts_with_limits_of_their_own():
   """Until its limit a sample is what it is without; a terminator as the last token ends it."""
-  params = init(GEMMA3, jax.random.key(0))
+  params = drawn.params(GEMMA3)
   free = draw(GEMMA3, decode.SampleConfig(C, 1.0), params)
   stop = int(free.tokens[0, 0, 1])
   limits = np.array([2, 4, C], np.int32)
@@ -186,7 +178,7 @@ def test_prompts_with_limits_of_their_own():
 
 
 def test_prompts_with_temperatures_of_their_own():
-  params = noisy(init(GEMMA3, jax.random.key(1)))
+  params = drawn.params(GEMMA3, 1)
   own = np.array([0.0, 0.7, 2.0], np.float32)
   got = draw(GEMMA3, decode.SampleConfig(C, 1.0), params, temperatures=own)
   for p, temperature in enumerate(own.tolist()):
@@ -196,7 +188,7 @@ def test_prompts_with_temperatures_of_their_own():
 
 
 def test_a_sample_does_not_depend_on_its_place_in_the_batch():
-  params = init(PALIGEMMA, jax.random.key(0))
+  params = drawn.params(PALIGEMMA)
   sc = decode.SampleConfig(C, 1.0, stop_ids=(3,))
   straight, turned = draw(PALIGEMMA, sc, params), draw(PALIGEMMA, sc, params, order=(2, 0, 1))
   back = np.argsort([2, 0, 1])
@@ -206,7 +198,7 @@ def test_a_sample_does_not_depend_on_its_place_in_the_batch():
 
 
 def test_split_parameters_draw_the_same():
-  params = noisy(init(BIASED, jax.random.key(0)))
+  params = drawn.params(BIASED)
   sc = decode.SampleConfig(C, 1.0, stop_ids=(3,))
   whole, split = draw(BIASED, sc, params), draw(BIASED, sc, mm.split_layers(params))
   np.testing.assert_array_equal(whole.tokens, split.tokens)
@@ -218,7 +210,7 @@ def test_a_step_does_not_copy_the_cache(split):
   """Copied at each step, it took a sixth of the time of 32 rows and 98 M parameters."""
   wide = dataclasses.replace(TEXT, width=64, mlp_dim=128, head_dim=64, num_kv_heads=1)
   config, room = dataclasses.replace(GEMMA3, text=wide, vision=None), 41
-  params = init(config, jax.random.key(0))
+  params = drawn.params(config)
   program = sample.lower(
     config,
     decode.SampleConfig(room + 1, stop_ids=(3,)),
@@ -238,7 +230,7 @@ def test_a_step_does_not_copy_the_cache(split):
 
 def test_samples_of_one_prompt_are_those_of_as_many_prompts():
   """A shared prefix = plain rows, and the prefix is kept once."""
-  params = init(GEMMA3, jax.random.key(0))
+  params = drawn.params(GEMMA3)
   sc = decode.SampleConfig(C, 1.0, stop_ids=(3,))
   features, tokens, valid, _ = prompts()
   keys = jax.random.split(jax.random.key(0), (P, G))
@@ -264,8 +256,8 @@ def test_a_draw_is_where_the_running_sum_passes():
   logits = jnp.where(p > 0, jnp.log(jnp.maximum(p, 1e-9)), gemma.MASKED)
   ends = np.array([0.0, 0.5, 1.0])  # 1 as rounding may have it.
   u = np.stack(np.meshgrid(ends, ends), axis=-1).reshape(-1, 2).astype(np.float32)
-  drawn = decode.draw_token(jnp.broadcast_to(logits, (len(u), vocab)), u)
-  assert set(drawn.tolist()) == {5, 255, 256, 599}
+  tokens = decode.draw_token(jnp.broadcast_to(logits, (len(u), vocab)), u)
+  assert set(tokens.tolist()) == {5, 255, 256, 599}
   assert decode.draw_token(logits, jnp.array([0.0, 0.0])) == 5
   assert decode.draw_token(logits, jnp.array([0.0, 0.5])) == 255
   assert decode.draw_token(logits, jnp.array([0.5, 0.9])) == 256
@@ -279,27 +271,27 @@ def test_the_likeliest_token_is_the_first_of_equals():
 
 def test_draws_follow_the_distribution():
   """5,000 first tokens of one prompt against the probabilities of the full pass."""
-  params = init(GEMMA3, jax.random.key(0))
+  params = drawn.params(GEMMA3)
   features, tokens, valid, _ = prompts()
   sc = decode.SampleConfig(1, 0.7, banned_ids=BANNED)
   keys = jax.random.split(jax.random.key(0), (1, 5000))
   out = sample(
     GEMMA3, sc, params, features[:1], tokens[:1], valid=valid[:1], group=5000, row_keys=keys
   )
-  drawn = np.bincount(np.asarray(out.tokens).ravel(), minlength=19) / 5000
+  shares = np.bincount(np.asarray(out.tokens).ravel(), minlength=19) / 5000
   x = jax.jit(mm.hidden, static_argnums=0)(
     GEMMA3, params, features[:1], tokens[:1], valid=valid[:1]
   )[0, -1]
   probs = jax.nn.softmax(
     mm.sampling_logits(GEMMA3, params, x, banned=BANNED, temperature=0.7), axis=-1
   )
-  np.testing.assert_allclose(drawn, probs, atol=0.03)
+  np.testing.assert_allclose(shares, probs, atol=0.03)
 
 
 @pytest.mark.parametrize("temperature", [1e-10, 1e-40])
 def test_next_to_no_temperature_is_greedy(temperature):
   """Logits that are divided by it overflow."""
-  params = noisy(init(GEMMA3, jax.random.key(1)))
+  params = drawn.params(GEMMA3, 1)
   want = draw(GEMMA3, decode.SampleConfig(C, 0.0), params)
   got = draw(GEMMA3, decode.SampleConfig(C, temperature), params)
   np.testing.assert_array_equal(got.tokens, want.tokens)
@@ -329,7 +321,7 @@ def test_impossible_settings_are_refused(change, message):
 
 
 def test_keys_must_fit_the_group():
-  params = init(GEMMA3, jax.random.key(0))
+  params = drawn.params(GEMMA3)
   features, tokens, valid, _ = prompts()
   with pytest.raises(ValueError, match=r"expected \(3, 2\)"):
     keys = jax.random.split(jax.random.key(0), (P, 3))

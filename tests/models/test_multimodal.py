@@ -12,6 +12,7 @@ import pytest
 from auditdm_jax.core import tree
 from auditdm_jax.models import gemma, siglip
 from auditdm_jax.models import multimodal as mm
+from tests import drawn
 
 IMAGE = 8
 TEXT = gemma.GemmaConfig(
@@ -38,8 +39,9 @@ GEMMA3 = mm.VlmConfig(
 BOTH = pytest.mark.parametrize("config", [PALIGEMMA, GEMMA3], ids=["paligemma", "gemma3"])
 
 
-init = jax.jit(mm.init, static_argnums=0)
 hidden = jax.jit(mm.hidden, static_argnums=0)
+prefill = jax.jit(mm.prefill, static_argnums=0)
+step = jax.jit(mm.step, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
@@ -64,7 +66,7 @@ def test_attention_masks_as_drawn():
 
 def test_image_block_sees_itself_and_text_is_causal():
   """By effect: which positions of the output move when one input token or patch does."""
-  params = init(GEMMA3, jax.random.key(0))
+  params = drawn.params(GEMMA3)
   features = features_of(GEMMA3, params, 1)
   tokens = np.array([[2, IMAGE, IMAGE, IMAGE, IMAGE, 10, 11]])
   valid = np.ones_like(tokens, bool)
@@ -79,7 +81,7 @@ def test_image_block_sees_itself_and_text_is_causal():
 
 
 def test_prefix_sees_all_of_itself_and_suffix_is_causal():
-  params = init(PALIGEMMA, jax.random.key(0))
+  params = drawn.params(PALIGEMMA)
   features = features_of(PALIGEMMA, params, 1)
   tokens = np.array([[IMAGE] * 16 + [2, 10, 11, 12]])
   valid, ar = np.ones_like(tokens, bool), np.array([[0] * 18 + [1, 1]])
@@ -100,7 +102,7 @@ def test_prefix_sees_all_of_itself_and_suffix_is_causal():
 
 @BOTH
 def test_left_padding_equals_right_padding(config):
-  params = init(config, jax.random.key(0))
+  params = drawn.params(config)
   features, m = features_of(config, params, 2), config.num_image_tokens
   rows = [[2] + [IMAGE] * m + [10, 11, 12, 13], [2] + [IMAGE] * m + [14]]
   length = max(map(len, rows)) + 2
@@ -122,7 +124,7 @@ def test_left_padding_equals_right_padding(config):
 
 @BOTH
 def test_cached_decoding_is_the_full_forward_beyond_the_window(config):
-  params, m, t, rest = init(config, jax.random.key(0)), config.num_image_tokens, 6, 9
+  params, m, t, rest = drawn.params(config), config.num_image_tokens, 6, 9
   features = features_of(config, params, 2)
   text = jax.random.randint(jax.random.key(1), (2, t + rest), 9, 19)
   tokens = jnp.concatenate([jnp.full((2, m), IMAGE), text], axis=1)
@@ -131,9 +133,9 @@ def test_cached_decoding_is_the_full_forward_beyond_the_window(config):
   ar = jnp.zeros_like(tokens).at[:, start:].set(1) if config.kind == "paligemma" else None
   want = hidden(config, params, features, tokens, valid=valid, ar=ar)[:, start:]
 
-  _, kv = mm.prefill(config, params, features, tokens[:, :start], valid=valid[:, :start])
+  _, kv = prefill(config, params, features, tokens[:, :start], valid=valid[:, :start])
   past = gemma.Past.start(kv, samples=1, room=rest)
-  positions, step = mm.positions_of(valid), jax.jit(mm.step, static_argnums=0)
+  positions, write = mm.positions_of(valid), jax.jit(gemma.Past.write)
   for i in range(start, start + rest):
     written = valid & (jnp.arange(start + rest) < i)
     x, kv = step(
@@ -145,7 +147,7 @@ def test_cached_decoding_is_the_full_forward_beyond_the_window(config):
       past_positions=positions,
       past_valid=written,
     )
-    past = past.write(kv, i - start)
+    past = write(past, kv, i - start)
     np.testing.assert_allclose(x[:, 0], want[:, i - start], atol=2e-5)
 
 
@@ -156,7 +158,7 @@ def test_windows_of_a_prefix_and_of_an_image_block():
     """Which outputs of one local layer move with the input at `at`."""
     text = dataclasses.replace(config.text, layer_is_local=(True,), depth=1)
     config = dataclasses.replace(config, text=text)
-    params = init(config, jax.random.key(0))
+    params = drawn.params(config)
     valid, m = np.ones_like(tokens, bool), config.num_image_tokens
     features = features_of(config, params, 1)
     slot = np.flatnonzero(tokens[0, : at + 1] == IMAGE).size - 1
@@ -177,7 +179,7 @@ def test_windows_of_a_prefix_and_of_an_image_block():
 
 def test_rows_with_several_images():
   """Two images in a row are those of two rows with one, and a row without has no use for one."""
-  params = init(GEMMA3, jax.random.key(0))
+  params = drawn.params(GEMMA3)
   features = features_of(GEMMA3, params, 4)
   block = [IMAGE] * 4
   tokens = np.array([block + [2] + block + [3], [2, *block] + [3] * 5, [2] * 10])
@@ -193,7 +195,7 @@ def test_rows_with_several_images():
 
 def test_an_image_token_outside_of_the_vocabulary():
   far = dataclasses.replace(PALIGEMMA, image_token_id=500)
-  params = init(PALIGEMMA, jax.random.key(0))
+  params = drawn.params(PALIGEMMA)
   features = features_of(PALIGEMMA, params, 1)
   tokens = np.array([[IMAGE] * 16 + [2, 10]])
   moved = np.where(tokens == IMAGE, 500, tokens)
@@ -209,7 +211,7 @@ def test_an_untied_head_is_read_by_unembed_alone():
   config = dataclasses.replace(
     PALIGEMMA, text=dataclasses.replace(PALIGEMMA.text, tied_head=False, final_softcap=0.0)
   )
-  params = init(config, jax.random.key(0))
+  params = drawn.params(config)
   head = params["llm"]["embedder"]["output_embedding"]
   x = jax.random.normal(jax.random.key(1), (3, 12))
   np.testing.assert_allclose(mm.unembed(config, params, x), x @ head.T, atol=1e-5)
@@ -217,7 +219,7 @@ def test_an_untied_head_is_read_by_unembed_alone():
 
 @BOTH
 def test_image_slots_take_projected_features_unscaled(config):
-  params, m = init(config, jax.random.key(0)), config.num_image_tokens
+  params, m = drawn.params(config), config.num_image_tokens
   params["llm"]["embedder"]["input_embedding"] = (
     params["llm"]["embedder"]["input_embedding"].at[IMAGE].set(jnp.nan)  # Never read.
   )
@@ -232,19 +234,19 @@ def test_image_slots_take_projected_features_unscaled(config):
 
 
 def test_projectors():
-  params = init(PALIGEMMA, jax.random.key(0))
+  params = drawn.params(PALIGEMMA)
   f = features_of(PALIGEMMA, params, 2)
   head = params["img"]["head"]
   np.testing.assert_allclose(
     mm.project(PALIGEMMA, params, f), f @ head["kernel"] + head["bias"], atol=1e-5
   )
-  params = init(GEMMA3, jax.random.key(0))
+  params = drawn.params(GEMMA3)
   head = params["img"]["head"]
-  head["soft_embedding_norm"]["scale"] += 0.5
   grid = np.asarray(f).reshape(2, 4, 4, 10)
   cells = [grid[:, i : i + 2, j : j + 2].mean((1, 2)) for i in (0, 2) for j in (0, 2)]
   x = np.stack(cells, 1)
-  x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * 1.5
+  x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
+  x = x * (1 + head["soft_embedding_norm"]["scale"])
   np.testing.assert_allclose(
     mm.project(GEMMA3, params, f), x @ head["input_projection"]["w"], atol=1e-5
   )
@@ -252,7 +254,7 @@ def test_projectors():
 
 @pytest.mark.parametrize("chunk", [None, 1, 4, 100])
 def test_token_logprobs_equal_plain_log_softmax(chunk):
-  params = init(PALIGEMMA, jax.random.key(0))
+  params = drawn.params(PALIGEMMA)
   x = jax.random.normal(jax.random.key(1), (2, 5, 12))
   targets = jax.random.randint(jax.random.key(2), (2, 5), 9, 19)
 
@@ -279,7 +281,7 @@ def test_token_logprobs_equal_plain_log_softmax(chunk):
 
 
 def test_banned_target_is_finite():
-  params = init(PALIGEMMA, jax.random.key(0))
+  params = drawn.params(PALIGEMMA)
   x = jnp.ones((1, 1, 12))
   logp, entropy = mm.token_logprobs(PALIGEMMA, params, x, jnp.zeros((1, 1), int), banned=(0,))
   assert logp[0, 0] < -1e29 and np.isfinite(logp).all() and np.isfinite(entropy).all()

@@ -18,6 +18,7 @@ from auditdm_jax.core.config import UserError
 from auditdm_jax.models import gemma, leaves, siglip, tensor_files, weights
 from auditdm_jax.models import multimodal as mm
 from auditdm_jax.text.tokenizer import Tokenizer
+from tests import drawn
 
 CFG = mm.VlmConfig(
   "gemma3",
@@ -43,7 +44,7 @@ EXTRAS = {"template": "{image}<bos>{text}\n", "stop": ["<eos>"], "seed": 3}
 
 @pytest.fixture(scope="module")
 def params():
-  return jax.jit(mm.init, static_argnums=0)(CFG, jax.random.key(0))
+  return drawn.params(CFG)
 
 
 @pytest.fixture

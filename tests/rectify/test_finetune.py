@@ -12,6 +12,7 @@ from auditdm_jax.core import tree
 from auditdm_jax.models import gemma, multimodal, siglip
 from auditdm_jax.rectify import finetune, recipes, supervised
 from auditdm_jax.text import tokenizer as tokenizer_lib
+from tests import drawn
 
 _WORDS = "color shape of a b c d red blue".split()
 _RECIPE = recipes.Recipe(steps=8, batch_size=8, lr=3e-3, replay=0.5, warmup=0.1)
@@ -41,7 +42,7 @@ def make_model():
   config = multimodal.VlmConfig(
     kind="paligemma", text=text, vision=vision, image_token_id=words.id("<image_soft_token>")
   )
-  params = jax.jit(multimodal.init, static_argnums=0)(config, jax.random.key(0))
+  params = drawn.params(config)
   layout = supervised.RowLayout(
     words, "{image}<bos>{text}\n", 4, words.id("<eos>"), length=12, suffix=2
   )

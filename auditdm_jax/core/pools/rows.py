@@ -213,7 +213,7 @@ def answers(value: Any) -> tuple[str, ...]:
 
 
 def _answer(value: Any) -> str:
-  """Returns one answer as text; "" if it is none."""
+  """Returns one answer as text; "" for what is no answer."""
   if value is None:
     return ""
   if isinstance(value, bool):
