@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The public names of the package."""
 
+import contextlib
 import subprocess
 import sys
 
@@ -58,11 +59,13 @@ def test_a_mistake_in_a_config_is_one_line(file, path, given, message):
 def test_a_loop_runs_in_a_folder_that_is_made(file, tmp_path, monkeypatch):
   seen = []
 
-  def complete(config, workdir) -> Summary:
+  @contextlib.contextmanager
+  def opened(config, workdir, stage):
     seen.append((config.arg, workdir, workdir.is_dir()))
-    return Summary.__new__(Summary)
+    yield stage
 
-  monkeypatch.setattr(loop, "_complete", complete)
+  monkeypatch.setattr(loop, "Context", opened)
+  monkeypatch.setattr(loop, "run", lambda ctx: Summary.__new__(Summary))
   found = auditdm_jax.run_loop(auditdm_jax.load_config(file), tmp_path / "a/run")
   assert isinstance(found, Summary) and seen == [("easy", tmp_path / "a/run", True)]
   with pytest.raises(UserError, match="no folder can be made"):
