@@ -57,6 +57,7 @@ class PlannedRun:
     optim: optimiser of the auditor.
     rollout: prompts per step and lengths.
     bank: how target and references are asked.
+    answer_tokens: longest reply of each answering model, in tokens.
     int8: the references' decoders have int8 weights.
     paged: the answering models take turns in the devices' memory.
     recipe: recipe of the target's repair; None = not planned.
@@ -73,6 +74,7 @@ class PlannedRun:
   optim: OptimConfig
   rollout: RolloutConfig
   bank: BankConfig
+  answer_tokens: Mapping[str, int]
   int8: bool = False
   paged: bool = False
   recipe: recipes.Recipe | None = None
@@ -187,7 +189,7 @@ def _answers(run: PlannedRun, calls: shapes.Calls, name: str, devices: int) -> l
   model, is_target = run.answering[name], name == run.target
   longest = model.num_image_tokens + run.plan.question_tokens
   width = batching.padded_length(longest)
-  new, most = run.bank.max_new_tokens, batching.MAX_BATCH * devices
+  new, most = run.answer_tokens[name], batching.MAX_BATCH * devices
   most = batching.rows_per_call(model, longest, new=new, images=1, devices=devices, most=most)
   asked = [a.probes for a in calls.asked]
   if run.asks_again and not is_target:

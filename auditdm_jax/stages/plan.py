@@ -9,7 +9,6 @@ the compiler: pip install "jax[tpu]==0.10.2". For gpu:h200x8, gpu:h100x8 and cpu
 splits the programs, and their memory is an upper bound.
 """
 
-import dataclasses
 import functools
 import json
 import pathlib
@@ -88,7 +87,8 @@ def read(config: ConfigDict) -> steps.PlannedRun:
     grpo=settings.grpo,
     optim=settings.optim,
     rollout=settings.rollout,
-    bank=dataclasses.replace(settings.bank, max_new_tokens=_answer_tokens(settings)),
+    bank=settings.bank,
+    answer_tokens=_answer_tokens(settings),
     int8=models.int8,
     paged=models.paged,
     recipe=settings.rectify.recipe,
@@ -110,16 +110,17 @@ def _endpoints(settings: AuditConfig) -> list[str]:
   return [s for s in (models.target, *models.references) if s in settings.endpoints]
 
 
-def _answer_tokens(settings: AuditConfig) -> int:
-  """Returns the longest reply of all models; a style may allow more than the bank."""
-  longest, known = [settings.bank.max_new_tokens], settings.plan.architectures
+def _answer_tokens(settings: AuditConfig) -> dict[str, int]:
+  """Returns the longest reply of each answering model; its style may say another than the bank."""
+  longest, known = {}, settings.plan.architectures
   for folder in _folders(settings):
     style, name = styles.PLAIN, pathlib.Path(folder).name
     if folder in known:
       paligemma = known[folder].startswith("paligemma")
       style = styles.style_for(name, paligemma=paligemma, has_turns=True)
-    longest.append(settings.bank.style_of(name, style).max_new_tokens or 0)
-  return max(longest)
+    own = settings.bank.style_of(name, style).max_new_tokens
+    longest[name] = own or settings.bank.max_new_tokens
+  return longest
 
 
 def architecture(folder: str, *, settings: steps.PlanConfig, dtype: str) -> VlmConfig:

@@ -121,6 +121,7 @@ def plan_a_step(config, *, optim, bank_config):
     optim=optim,
     rollout=config,
     bank=bank_config,
+    answer_tokens=dict.fromkeys(("target", "a", "b"), bank_config.max_new_tokens),
     plan=steps.PlanConfig(
       task_tokens=ask - model.num_image_tokens,
       question_tokens=ask - model.num_image_tokens + longest - 1,

@@ -36,6 +36,7 @@ def run(**changes):
       prompts=fakes.MIXED, max_new_tokens={"question": 5, "caption": 7, "instruction": 6}
     ),
     bank=BankConfig(max_new_tokens=3),
+    answer_tokens={"target": 3, "reference": 3},
     recipe=Recipe(steps=5, batch_size=8, lr=1e-3),
     suffix=3,
     plan=steps.PlanConfig(task_tokens=6, question_tokens=8),
@@ -228,3 +229,9 @@ def test_the_train_step_compiles_for_eight_devices():
   done = compiling.compile_program(named(steps.steps(run(), 8), "train").build, where)
   assert done.traffic.collectives["all-gather"].runs > 2  # each layer, forward and backward
   assert done.flops > 1e5
+
+
+def test_each_model_answers_in_the_length_of_its_style(monkeypatch):
+  asked = configured(monkeypatch, "--config=configs/paligemma2.py")
+  assert asked.answer_tokens["paligemma2-3b-mix-448"] == asked.bank.max_new_tokens == 16
+  assert asked.answer_tokens["gemma-3-12b-it"] == 32
