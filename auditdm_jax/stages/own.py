@@ -167,9 +167,14 @@ def make() -> ConfigDict:
     dtype="bfloat16" if max(map(_weight, models)) > _LARGE else "float32",
   )
   c.pool = dict(
-    builder="", data_dir="", dataset=_place(_text(_IMAGES)), images="train", heldout="heldout",
-    fresh="fresh", questions=_place(_QUESTIONS.value) if _QUESTIONS.value else "",
-  )  # fmt: skip
+    builder="",
+    data_dir="",
+    dataset=_place(_text(_IMAGES)),
+    images="train",
+    heldout="heldout",
+    fresh="fresh",
+    questions=_place(_QUESTIONS.value) if _QUESTIONS.value else "",
+  )
   c.images = dict(address=_IMAGE_SERVICE.value or "", client=dict(local_edits=True))
   c.bank = dict(max_new_tokens=16, batch_size=128, cascade=True, abstentions=("unanswerable",))
   c.judge = dict()

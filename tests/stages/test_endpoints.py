@@ -167,11 +167,20 @@ def test_killed_and_resumed_it_asks_nothing_twice(servers, tmp_path):
   target.latency_s = reference.latency_s = 0.03
   config = _config(tmp_path, servers, images=40, concurrency=2)
   flags = [
-    "world.name=", "world.gaps=", "pool.builder=", f"pool.data_dir={tmp_path}/data",
-    "pool.dataset=own", "pool.images=train", "pool.heldout=heldout", "pool.fresh=fresh",
-    "taxonomy.skills=", "models.target=far", "models.references=('ref',)", "models.sibling=",
+    "world.name=",
+    "world.gaps=",
+    "pool.builder=",
+    f"pool.data_dir={tmp_path}/data",
+    "pool.dataset=own",
+    "pool.images=train",
+    "pool.heldout=heldout",
+    "pool.fresh=fresh",
+    "taxonomy.skills=",
+    "models.target=far",
+    "models.references=('ref',)",
+    "models.sibling=",
     f"endpoints={config.endpoints.to_dict()}",
-  ]  # fmt: skip
+  ]
   command = [sys.executable, "-m", "auditdm_jax", "evaluate", "--config=configs/scenes.py"]
   command += [f"--workdir={tmp_path}/run", *(f"--config.{flag}" for flag in flags)]
   with subprocess.Popen(command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}) as first:

@@ -85,14 +85,31 @@ def _rows(workdir: pathlib.Path) -> list[dict]:
 
 def _command(tmp_path: pathlib.Path, endpoints: dict) -> list[str]:
   flags = [
-    "models.target=far", "models.references=('ref',)", "models.sibling=", "judge.model=judge",
-    f"endpoints={endpoints!r}", "pool.builder=", f"pool.data_dir={tmp_path}/data",
-    "pool.dataset=own", "pool.images=train", "pool.heldout=heldout", "pool.fresh=fresh",
-    "rollout.prompts.question=1", "rollout.prompts.edit=0", "rollout.prompts.generate=0",
-    "rollout.prompts.edit-only=0", "grpo.group_size=4", "optim.steps=2", "checkpoints.harvest=(1,)",
-    "bank.max_new_tokens=8", "discover.probes=16", "discover.batch=8",
-    "discover.search_probes=8", "verify.limit=2", "round2.enabled=False",
-  ]  # fmt: skip
+    "models.target=far",
+    "models.references=('ref',)",
+    "models.sibling=",
+    "judge.model=judge",
+    f"endpoints={endpoints!r}",
+    "pool.builder=",
+    f"pool.data_dir={tmp_path}/data",
+    "pool.dataset=own",
+    "pool.images=train",
+    "pool.heldout=heldout",
+    "pool.fresh=fresh",
+    "rollout.prompts.question=1",
+    "rollout.prompts.edit=0",
+    "rollout.prompts.generate=0",
+    "rollout.prompts.edit-only=0",
+    "grpo.group_size=4",
+    "optim.steps=2",
+    "checkpoints.harvest=(1,)",
+    "bank.max_new_tokens=8",
+    "discover.probes=16",
+    "discover.batch=8",
+    "discover.search_probes=8",
+    "verify.limit=2",
+    "round2.enabled=False",
+  ]
   command = [sys.executable, "-m", "auditdm_jax", "loop", "--config=configs/scenes.py"]
   return [*command, f"--workdir={tmp_path}/run", *(f"--config.{flag}" for flag in flags)]
 
@@ -129,11 +146,13 @@ def test_an_audit_of_transformers_serve_that_is_killed_and_whose_server_is_kille
     limits = {"concurrency": 4, "timeout_s": 30.0, "outage_s": 300.0}
     endpoints = {
       name: {
-        "base_url": f"http://127.0.0.1:{ports[name]}/v1", "model": str(tmp_path / name),
-        "style": "bare", "limits": limits,
+        "base_url": f"http://127.0.0.1:{ports[name]}/v1",
+        "model": str(tmp_path / name),
+        "style": "bare",
+        "limits": limits,
       }
       for name in NAMES
-    }  # fmt: skip
+    }
     endpoints["judge"] = {"base_url": ready["base_url"], "model": ready["model"]}
     command = _command(tmp_path, endpoints)
     with subprocess.Popen(command, cwd=ROOT) as first:
