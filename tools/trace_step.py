@@ -19,7 +19,7 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from auditdm_jax.core.store import Images  # noqa: E402
+from auditdm_jax.core.image_store import Images  # noqa: E402
 import numpy as np  # noqa: E402
 
 from auditdm_jax import scenes  # noqa: E402
