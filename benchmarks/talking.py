@@ -44,7 +44,7 @@ from auditdm_jax.audit.verdict import verdict
 from auditdm_jax.stages import train
 from auditdm_jax.stages.context import Context
 from auditdm_jax.text import styles
-from auditdm_jax.text.styles import Reply
+from auditdm_jax.text.styles import RawReply
 from configs import scenes
 
 ARMS = ("words", "styled", "raw")
@@ -94,7 +94,7 @@ def shortened(said: Verdict, question: str, abstentions: Sequence[str]) -> Verdi
   """Returns the verdict on the short answers in what the models said."""
   answers = {}
   for name, answer in said.answers.items():
-    short = styles.BARE.short(Reply(said.raw.get(name, answer or ""), "stop"), question)
+    short = styles.BARE.short(RawReply(said.raw.get(name, answer or ""), "stop"), question)
     answers[name] = abstentions[0] if short.kind == "abstention" else short.text or ""
   return verdict(
     said.probe_id,
