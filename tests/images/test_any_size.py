@@ -225,8 +225,8 @@ class Bank:
 
   judge = Judge()
 
-  def answers(self, images, questions, *, cascade):
-    assert not cascade and len(images) == len(questions)
+  def answers(self, images, questions):
+    assert len(images) == len(questions)
     far = [np.abs(image.astype(int) - (255, 0, 255)).max(-1).min() for image in images]
     return {"target": ["yes" if f < 20 else "no" for f in far]}
 

@@ -24,8 +24,8 @@ class Bank:
 
   judge = Judge()
 
-  def answers(self, images, questions, *, cascade):
-    assert not cascade and len(images) == len(questions)
+  def answers(self, images, questions):
+    assert len(images) == len(questions)
     red = ["yes" if (image == (250, 10, 10)).all(-1).any() else "no" for image in images]
     shy = ["blur" if (image == 119).any() else "sharp" for image in images]
     return {"target": shy, "reference": red}

@@ -10,12 +10,15 @@ import pytest
 
 from auditdm_jax.audit.paraphrase import keeps
 from auditdm_jax.core.config import UserError, build
+from auditdm_jax.models.weights import content_hash
 from auditdm_jax.stages import outsiders, verify, wordings
 from auditdm_jax.stages.sections import AuditConfig, LimitedVerifyConfig
 from auditdm_jax.stages.worlds import World
+from auditdm_jax.vlm import load_vlm
 
 ROOT = pathlib.Path(__file__).parents[2]
 WEIGHTS = ROOT / "data/scenes/weights"
+OPENED = types.SimpleNamespace(identity=content_hash)  # Of folders.
 
 
 def _settings(**verify_config):
@@ -37,14 +40,14 @@ def _settings(**verify_config):
 def test_a_copy_of_an_audited_model_is_not_outside(tmp_path, name, role):
   shutil.copytree(WEIGHTS / "siglip", tmp_path / "siglip")
   shutil.copytree(WEIGHTS / name, tmp_path / "copy")
-  with pytest.raises(UserError, match=rf"verify.model: .*copy has the weights of the {role}"):
-    outsiders.check(_settings(model=f"{tmp_path}/copy"))
-  outsiders.check(_settings(model=f"{tmp_path}/copy", allow_same=True))
+  with pytest.raises(UserError, match=rf"verify.model: .*copy is the same model as the {role}"):
+    outsiders.check(_settings(model=f"{tmp_path}/copy"), OPENED)
+  outsiders.check(_settings(model=f"{tmp_path}/copy", allow_same=True), OPENED)
 
 
 def test_a_model_of_its_own_is_outside_and_needs_a_name_of_its_own():
-  outsiders.check(_settings(model=f"{WEIGHTS}/sibling"))
-  outsiders.check(_settings())
+  outsiders.check(_settings(model=f"{WEIGHTS}/sibling"), OPENED)
+  outsiders.check(_settings(), OPENED)
   with pytest.raises(UserError, match="has the name of the target or of a reference"):
     _settings(model="elsewhere/ref_gemma3", allow_same=True)
 
@@ -88,44 +91,42 @@ class Rewords:
 
 
 @pytest.fixture
-def loaded(monkeypatch):
-  """The folders that are loaded to reword questions."""
-  folders = []
-  monkeypatch.setattr(
-    wordings, "load_vlm", lambda path, **options: folders.append(path) or Rewords()
-  )
-  return folders
+def loaded():
+  """The models that are opened to reword questions."""
+  return []
 
 
-def _context(section, world):
+def _context(section, world, loaded):
   models = types.SimpleNamespace(
-    config=types.SimpleNamespace(auditor="the/auditor", dtype="float32"), rollout_mesh=None
+    config=types.SimpleNamespace(auditor="the/auditor"),
+    text_model=lambda spec: loaded.append(spec) or Rewords(),
   )
   settings = types.SimpleNamespace(verify=section, seed=0)
   return types.SimpleNamespace(settings=settings, world=world, models=models)
 
 
 def test_without_a_grammar_the_auditor_rewords(loaded):
-  reword = wordings.paraphrase(_context(LimitedVerifyConfig(), World()), ["What is it?"])
+  reword = wordings.paraphrase(_context(LimitedVerifyConfig(), World(), loaded), ["What is it?"])
   assert loaded == ["the/auditor"]
   assert reword("What is it?", 1) == "Can you say what is it?"
   assert reword("What is it?", 2) is None is reword("What is that?", 1)
   wordings.paraphrase(
-    _context(LimitedVerifyConfig(paraphraser="another"), World()), ["What is it?"]
+    _context(LimitedVerifyConfig(paraphraser="another"), World(), loaded), ["What is it?"]
   )
   assert loaded == ["the/auditor", "another"]
 
 
 def test_nobody_is_loaded_where_nobody_is_needed(loaded):
   own = World(paraphrase=lambda question, k: f"{question} {k}")
-  assert wordings.paraphrase(_context(LimitedVerifyConfig(), own), ["q"])("q", 2) == "q 2"
+  assert wordings.paraphrase(_context(LimitedVerifyConfig(), own, loaded), ["q"])("q", 2) == "q 2"
   for section in (LimitedVerifyConfig(paraphraser=""), LimitedVerifyConfig(paraphrases=0)):
-    assert wordings.paraphrase(_context(section, World()), ["q"]) is None
+    assert wordings.paraphrase(_context(section, World(), loaded), ["q"]) is None
   assert not loaded
 
 
 def test_the_shipped_auditor_may_be_asked_though_it_knows_three_words():
-  context = _context(LimitedVerifyConfig(paraphraser=f"{WEIGHTS}/auditor"), World())
+  context = _context(LimitedVerifyConfig(paraphraser=f"{WEIGHTS}/auditor"), World(), [])
+  context.models.text_model = load_vlm
   asked = ["what color is the circle", "Quelle heure?"]
   reword = wordings.paraphrase(context, asked)
   found = {question: reword(question, 1) for question in asked}

@@ -56,7 +56,7 @@ class Run:
   """What `summarise` and `report.run` read of a context; its world has no oracle."""
 
   models = types.SimpleNamespace(
-    target=types.SimpleNamespace(name="t"), sibling=None, references={"a": None, "b": None}
+    target_name="t", sibling_name="", references={"a": None, "b": None}
   )
   world, judge = World(), judge_lib.Judge()
   oracle = Oracle(world, images={}.__getitem__, judge=judge)
