@@ -42,7 +42,7 @@ class PreflightConfig:
   The values are ours, between what works and what was seen to fail. In the scenes world the
   references agree about nine questions in ten, with and without sentences, and no model is cut or
   refuses more than one in a hundred. With a reference that answers in sentences and is taken at its
-  word, 4 % of the questions had a consensus.
+  word, 4 % of the questions had a consensus. What the target alone breaks is a warning.
 
   Attributes:
     enabled: whether anything is checked at all.
@@ -51,7 +51,7 @@ class PreflightConfig:
     least_agreement: share of their answers that two references agree about, for each two.
     copies_from: equal replies that tell (see `Pair`) from which two models count as copies, if all
       other replies are equal too; 0 = never.
-    most_refused: share of refusals, for each model; of the target it warns, as the next ones do.
+    most_refused: share of refusals, for each model.
     most_abstained: share of questions that a reference says it cannot answer.
     most_truncated: share of replies that were cut, or did not leave their thinking.
     most_silent: share of empty replies, and of those that did not come.
@@ -191,8 +191,8 @@ def measure(
 
 
 def _agree(question: str, verdict: Verdict, judge: Judge) -> bool:
-  """Whether the references agree; a verdict does not say so where the target gives no answer."""
-  if verdict.reason != "no answer":
+  """Whether the references agree, which a verdict does not say where it is the target's fault."""
+  if verdict.reason not in ("no answer", "undecided"):
     return verdict.agree
   if not all(_says(name, verdict) for name in verdict.references):
     return False

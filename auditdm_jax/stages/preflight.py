@@ -11,7 +11,6 @@ target answers is a warning, which does not end it.
 """
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 import itertools
 import pathlib
 import time
@@ -72,8 +71,7 @@ def check(ctx: Context) -> Preflight:
     [question for _, question in asked], verdicts, ctx.judge, labels=_labels(pool, asked)
   )
   speeds = {name: len(asked) / max(seconds[name], 1e-9) for name in ensemble.models}
-  found = _with_costs(ctx, ensemble, speeds, service)
-  found = dataclasses.replace(found, warnings=preflight.warnings(ensemble, config))
+  found = _judged(ctx, ensemble, speeds, service)
   if runtime.is_main():
     show(found)
   _stop_at(preflight.problems(ensemble, config))
@@ -231,10 +229,10 @@ def _seconds(
   return seconds
 
 
-# ------------------------------------------------------------------------------- cost and table
+# ------------------------------------------------------------------------------ judgement and table
 
 
-def _with_costs(
+def _judged(
   ctx: Context, ensemble: Ensemble, speeds: Mapping[str, float], service: str
 ) -> Preflight:
   settings = ctx.settings
@@ -251,7 +249,7 @@ def _with_costs(
     step=cost(completions),
     training=cost(completions * settings.optim.steps),
     sweep=cost(settings.discover.probes),
-    warnings=(),
+    warnings=preflight.warnings(ensemble, settings.preflight),
   )
 
 

@@ -160,6 +160,9 @@ def test_a_judge_that_cannot_decide_is_the_cause_before_the_references_are():
   pair = next(p for p in found.pairs if p.models == ("a", "b"))
   assert pair.undecided.k == 100 and (pair.agreement.k, pair.agreement.n) == (100, 100)
   assert said(found, most_undecided=1.0) == []
+  dogs = {name: lambda i: "dog" if i % 2 else right(i) for name in "ab"}
+  found = measured(t=kinds, **dogs)
+  assert found.undecided.k == 100 and found.consensus.k == 200, "the references all agree"
 
 
 @pytest.mark.parametrize(
