@@ -239,7 +239,7 @@ def _judged(
   probe = sum(1 / speed for speed in speeds.values())
 
   def cost(probes: int) -> Cost:
-    return Cost(probes, probes * len(speeds), round(probes * probe, 1))
+    return Cost(probes, probes * len(speeds), round(probes * probe, 3))
 
   completions = sum(settings.rollout.counts().values()) * settings.grpo.group_size
   return Preflight(
