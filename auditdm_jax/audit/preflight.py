@@ -15,6 +15,9 @@ The models together, looked at once none of them is to blame alone:
 
 A floor is broken where the whole 95 % interval lies beyond it. A few questions therefore stop a run
 only where the result leaves no doubt.
+
+How a target answers stops nothing: that it cannot answer is what an audit is to find out, and a
+warning says what to change if it could. Only a target without a single answer stops the run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,14 +42,14 @@ class PreflightConfig:
   The values are ours, between what works and what was seen to fail. In the scenes world the
   references agree about nine questions in ten, with and without sentences, and no model is cut or
   refuses more than one in a hundred. With a reference that answers in sentences and is taken at its
-  word, 4 % of the questions had a consensus.
+  word, 4 % of the questions had a consensus. What the target alone breaks is a warning.
 
   Attributes:
     enabled: whether anything is checked at all.
     questions: put to every model.
     least_consensus: share of questions about which all references agree.
     least_agreement: share of their answers that two references agree about, for each two.
-    copies_from: equal replies that tell (see `Pair`) from which two models count as copies, if all
+    copies_from: equal replies that tell (see `ModelPair`) from which two models count as copies, if all
       other replies are equal too; 0 = never.
     most_refused: share of refusals, for each model.
     most_abstained: share of questions that a reference says it cannot answer.
@@ -99,7 +102,7 @@ class Heard:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
+class ModelPair:
   """Two models side by side.
 
   Attributes:
@@ -126,14 +129,14 @@ class Ensemble:
     target: name of the target.
     models: by name.
     pairs: each two models, target included.
-    consensus: share of questions about which all references agree.
-    disagreement: share of these on which the target says something else: a find.
+    consensus: share of questions about which all references agree, whatever the target says.
+    disagreement: share of those with a verdict on which the target says something else: a find.
     undecided: share of questions about which the judge cannot decide.
   """
 
   target: str
   models: Mapping[str, Heard]
-  pairs: tuple[Pair, ...]
+  pairs: tuple[ModelPair, ...]
   consensus: Rate
   disagreement: Rate
   undecided: Rate
@@ -141,7 +144,7 @@ class Ensemble:
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-  """Why a run should not start.
+  """Why a run should not start, or what it should not overlook.
 
   Attributes:
     cause: what is wrong, with the numbers.
@@ -174,17 +177,27 @@ def measure(
     labels: right answers to each question, as far as they are known.
   """
   names = (verdicts[0].target, *verdicts[0].references)
-  agree = sum(v.agree for v in verdicts)
+  agree = [_agree(q, v, judge) for q, v in zip(questions, verdicts, strict=True)]
   return Ensemble(
     target=names[0],
     models={name: _heard(name, questions, verdicts) for name in names},
     pairs=tuple(
       _pair(a, b, questions, verdicts, judge, labels) for a, b in itertools.combinations(names, 2)
     ),
-    consensus=rate(agree, len(verdicts)),
-    disagreement=rate(sum(v.disagreement for v in verdicts), agree),
+    consensus=rate(sum(agree), len(verdicts)),
+    disagreement=rate(sum(v.disagreement for v in verdicts), sum(v.agree for v in verdicts)),
     undecided=rate(sum(v.reason == "undecided" for v in verdicts), len(verdicts)),
   )
+
+
+def _agree(question: str, verdict: Verdict, judge: Judge) -> bool:
+  """Whether the references agree, which a verdict does not say where it is the target's fault."""
+  if verdict.reason not in ("no answer", "undecided"):
+    return verdict.agree
+  if not all(_says(name, verdict) for name in verdict.references):
+    return False
+  first, *others = (verdict.answers[name] or "" for name in verdict.references)
+  return all(judge.compare(first, other, question=question) is Same.SAME for other in others)
 
 
 def _heard(name: str, questions: Sequence[str], verdicts: Sequence[Verdict]) -> Heard:
@@ -221,7 +234,7 @@ def _pair(
   verdicts: Sequence[Verdict],
   judge: Judge,
   labels: Sequence[Sequence[str]],
-) -> Pair:
+) -> ModelPair:
   both = [(q, v) for q, v in zip(questions, verdicts) if _says(a, v) and _says(b, v)]
   found = judge.compare_all((q, v.answers[a] or "", v.answers[b] or "") for q, v in both)
   undecided = found.count(Same.UNDECIDED)
@@ -231,7 +244,7 @@ def _pair(
     or _is_wrong(verdicts[i].answers[a] or "", labels[i], judge, questions[i])
     for i in equal
   ]
-  return Pair(
+  return ModelPair(
     models=(a, b),
     agreement=rate(found.count(Same.SAME), len(found) - undecided),
     undecided=rate(undecided, len(found)),
@@ -262,9 +275,21 @@ def _raw(name: str, verdict: Verdict) -> str:
 
 
 def problems(found: Ensemble, config: PreflightConfig) -> tuple[Problem, ...]:
-  """Returns what is wrong; of the ensemble only where no model is to blame alone."""
-  single = [p for name in found.models for p in _of_model(name, found, config)]
+  """Returns why a run should not start; of the ensemble only where no model is to blame alone."""
+  blamed = [name for name in found.models if name != found.target or not _answers(found)]
+  single = [p for name in blamed for p in _of_model(name, found, config)]
   return tuple(single or _of_ensemble(found, config))
+
+
+def warnings(found: Ensemble, config: PreflightConfig) -> tuple[Problem, ...]:
+  """Returns what a target does instead of answering that it might not do, asked otherwise."""
+  return tuple(_of_model(found.target, found, config)) if _answers(found) else ()
+
+
+def _answers(found: Ensemble) -> bool:
+  """Whether the target ever says what can be compared; that it cannot tell can be."""
+  heard = found.models[found.target]
+  return heard.answered.k + heard.abstained.k > 0
 
 
 def _of_model(name: str, found: Ensemble, config: PreflightConfig) -> list[Problem]:
@@ -289,7 +314,8 @@ def _of_model(name: str, found: Ensemble, config: PreflightConfig) -> list[Probl
     config.most_refused,
     "most_refused",
     "refuses to answer:",
-    f"ask it otherwise by config.bank.styles=(({name!r}, …),), or leave it out of config.models",
+    f"ask it otherwise by config.bank.styles=(({name!r}, …),)"
+    + ("" if name == found.target else ", or leave it out of config.models.references"),
   )
   look(
     heard.silent,
@@ -327,7 +353,10 @@ def _of_ensemble(found: Ensemble, config: PreflightConfig) -> list[Problem]:
       f"the judge cannot decide about {_said(found.undecided)} of the questions,"
       f" config.preflight.most_undecided={config.most_undecided:g}"
     )
-    return [Problem(cause, "take another model as config.judge.model, or '' for the rules alone")]
+    remedy = (
+      "name a model that can as config.judge.model, or ask for other words by config.bank.styles"
+    )
+    return [Problem(cause, remedy)]
   apart = [
     pair
     for pair in found.pairs
@@ -348,7 +377,7 @@ def _of_ensemble(found: Ensemble, config: PreflightConfig) -> list[Problem]:
   return []
 
 
-def _is_copy(pair: Pair, config: PreflightConfig) -> bool:
+def _is_copy(pair: ModelPair, config: PreflightConfig) -> bool:
   same = pair.equal.k == pair.equal.n
   return same and bool(config.copies_from) and pair.telling >= config.copies_from
 
@@ -358,7 +387,7 @@ def copied_weights(models: tuple[str, str], target: str) -> Problem:
   return _copied(models, target, "their weights are equal")
 
 
-def _copy(pair: Pair, target: str) -> Problem:
+def _copy(pair: ModelPair, target: str) -> Problem:
   why = (
     f"all {pair.equal.n} replies are equal word for word, and {pair.telling} of them are wrong by"
     f" the labels or have {_TELLING} words and more"
@@ -383,7 +412,7 @@ def _copied(models: tuple[str, str], target: str, why: str) -> Problem:
   )
 
 
-def _apart(pair: Pair, config: PreflightConfig) -> Problem:
+def _apart(pair: ModelPair, config: PreflightConfig) -> Problem:
   a, b = pair.models
   cause = (
     f"the references {a} and {b} agree about {_said(pair.agreement)} of their answers,"

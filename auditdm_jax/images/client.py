@@ -170,7 +170,7 @@ class ImageClient:
       while state != "SERVING":
         if (left := until - time.monotonic()) <= 0:
           raise TimeoutError(
-            f"no image service at {replica.address} after {timeout_s:.0f} s: {state}"
+            f"no image service at {replica.address} after {timeout_s:g} s: {state}"
             " (or does one side use TLS and the other not?)"
           )
         try:

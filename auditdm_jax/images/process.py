@@ -24,7 +24,7 @@ from typing import Any
 
 _PARENT = "AUDITDM_IMAGES_PARENT"  # Set for a child whose stdin is its parent's pipe.
 _ORPHAN_GRACE_S = 15.0
-_LOG_TAIL = 2000  # bytes
+_LOG_TAIL, _LINE = 2000, 300  # bytes that are read, characters of the last line
 _LOOK_S = 0.2  # between two looks at a kept child
 _PAUSE_S, _MAX_PAUSE_S = 0.1, 30.0  # before it is started again, longer each time
 _SETTLED_S = 60.0  # A child that lived so long is given the short pause again.
@@ -32,7 +32,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class NotStarted(RuntimeError):
-  """The service ended or was not ready in time; the message has the end of its log."""
+  """The service ended or was not ready in time; the message has the last line of its log."""
 
 
 class Handle:
@@ -179,8 +179,8 @@ def start(command: Sequence[str], *, log: str | os.PathLike, ready_s: float = 12
   if address is None:
     alive = process.poll() is None
     code = _end(process, grace_s=1.0)
-    what = f"was not ready in {ready_s:.0f} s" if alive else f"ended with exit code {code}"
-    raise NotStarted(f"the image service {what}; the end of {log}:\n{_tail(log)}")
+    what = f"was not ready in {ready_s:g} s" if alive else f"ended with exit code {code}"
+    raise NotStarted(f"the image service {what} and last said {_last_line(log)!r}; see {log}")
   return Handle(process, address, log)
 
 
@@ -228,5 +228,7 @@ def _end(process: subprocess.Popen, grace_s: float) -> int:
   return process.returncode
 
 
-def _tail(log: pathlib.Path) -> str:
-  return log.read_bytes()[-_LOG_TAIL:].decode(errors="replace").strip() or "(empty)"
+def _last_line(log: pathlib.Path) -> str:
+  """Returns the last line with text in a log."""
+  lines = log.read_bytes()[-_LOG_TAIL:].decode(errors="replace").strip().splitlines()
+  return lines[-1].strip()[:_LINE] if lines else "nothing"

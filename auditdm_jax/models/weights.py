@@ -200,6 +200,14 @@ def content_hash(path: str | os.PathLike) -> str:
   return digest.hexdigest()
 
 
+def not_finite(path: str | os.PathLike) -> str:
+  """Returns the first parameter of a model with a NaN or an infinity; "" if all are numbers."""
+  for name, leaf in sorted(open_model(path, dtype="bfloat16").tree.items()):
+    if not all(np.isfinite(piece).all() for piece in leaf.pieces()):
+      return name
+  return ""
+
+
 def load_tower(folder: str | os.PathLike) -> tuple[siglip.SiglipConfig, Params]:
   """Reads the folder of a tower; the parameters are {"img": …} without a head, fp32."""
   vision, flat = _open_tower(pathlib.Path(folder))

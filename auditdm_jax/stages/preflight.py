@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Before a run spends anything: what its models, its image service and its questions are worth.
 
-1. The weights: no two of target and references are copies, and every model gives numbers.
+1. The models: endpoints answer and see, no two of target and references have the same weights, and
+   every model gives numbers. Of models that judge or verify only the weights are read.
 2. The image service, if the run makes images: it is up, and it takes images of the pool's sizes.
 3. Some questions of the pool go to all models: what they do with them, and how fast.
 
-What is wrong ends the run with one line for each cause; what is wrong in 1 ends it at once.
+What is wrong ends the run with one line for each cause; what is wrong in 1 ends it at once. How the
+target answers is a warning, which does not end it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,8 +58,9 @@ def check(ctx: Context) -> Preflight:
     UserError: something is wrong; one line for each cause.
   """
   config = ctx.settings.preflight
+  ctx.models.prepare()
   bank, pool = ctx.models.bank(), ctx.pool("images")
-  _stop_at([*_copies(ctx, bank), *_not_finite(ctx, bank, pool)])
+  _stop_at([*_copies(ctx, bank), *_not_finite(ctx, bank, pool), *_damaged(ctx)])
   service = _service(ctx, pool)
   asked = _questions(ctx, bank, pool, config.questions)
   seconds = _seconds(ctx, bank, pool, asked, takes="pixels")
@@ -68,7 +71,7 @@ def check(ctx: Context) -> Preflight:
     [question for _, question in asked], verdicts, ctx.judge, labels=_labels(pool, asked)
   )
   speeds = {name: len(asked) / max(seconds[name], 1e-9) for name in ensemble.models}
-  found = _with_costs(ctx, ensemble, speeds, service)
+  found = _judged(ctx, ensemble, speeds, service)
   if runtime.is_main():
     show(found)
   _stop_at(preflight.problems(ensemble, config))
@@ -120,6 +123,25 @@ def _not_finite(ctx: Context, bank: ModelBank, pool: InMemoryPool) -> list[Probl
   auditor = models.auditor.with_params(models.place(models.auditor.params))
   strategy, _ = ctx.settings.rollout.active()[0]
   look(auditor, auditor.name, "auditor", ctx.settings.rollout.task_text(strategy, 0))
+  return found
+
+
+def _damaged(ctx: Context) -> list[Problem]:
+  """Looks at the weights of the models that are asked later, which need not be loaded for it."""
+  settings = ctx.settings
+  later = {
+    "sibling": settings.models.sibling,
+    "held-out model of config.rollout.gauges": settings.rollout.gauges.heldout,
+    "model of config.judge": settings.judge.model,
+    "model of config.verify": settings.verify.model,
+    "paraphraser of config.verify": settings.verify.paraphraser,
+  }
+  elsewhere = {"", "auditor", *settings.endpoints}  # Nothing to read, or looked at already.
+  found = []
+  for role, spec in later.items():
+    if spec not in elsewhere and (parameter := weights.not_finite(spec)):
+      cause = f"the {role} {spec} has NaN or infinite weights in {parameter}"
+      found.append(Problem(cause, "its file is damaged; take another checkpoint"))
   return found
 
 
@@ -207,17 +229,17 @@ def _seconds(
   return seconds
 
 
-# ------------------------------------------------------------------------------- cost and table
+# ------------------------------------------------------------------------------ judgement and table
 
 
-def _with_costs(
+def _judged(
   ctx: Context, ensemble: Ensemble, speeds: Mapping[str, float], service: str
 ) -> Preflight:
   settings = ctx.settings
   probe = sum(1 / speed for speed in speeds.values())
 
   def cost(probes: int) -> Cost:
-    return Cost(probes, probes * len(speeds), round(probes * probe, 1))
+    return Cost(probes, probes * len(speeds), round(probes * probe, 3))
 
   completions = sum(settings.rollout.counts().values()) * settings.grpo.group_size
   return Preflight(
@@ -227,6 +249,7 @@ def _with_costs(
     step=cost(completions),
     training=cost(completions * settings.optim.steps),
     sweep=cost(settings.discover.probes),
+    warnings=preflight.warnings(ensemble, settings.preflight),
   )
 
 
@@ -260,6 +283,8 @@ def show(found: Preflight) -> None:
   row("the judge cannot decide", ensemble.undecided, always=False)
   console = rich.console.Console(highlight=False, width=110)
   console.print(table)
+  for warning in found.warnings:
+    console.print(f"warning: {warning}", markup=False, soft_wrap=True)
   if found.service:
     console.print(f"image service {found.service}", markup=False)
   for name, cost in (("step", found.step), ("all steps", found.training), ("sweep", found.sweep)):

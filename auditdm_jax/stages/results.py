@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from auditdm_jax.audit.health import Health
-from auditdm_jax.audit.preflight import Ensemble
+from auditdm_jax.audit.preflight import Ensemble, Problem
 from auditdm_jax.audit.rates import NOTHING, Rate
 from auditdm_jax.audit.summary import Accuracy, Kinds
 from auditdm_jax.audit.taxonomy import Taxonomy
@@ -47,6 +47,7 @@ class Preflight:
     step: cost of a step of GRPO.
     training: cost of all steps.
     sweep: cost of discovery.
+    warnings: what the target does instead of answering, and what to change.
   """
 
   ensemble: Ensemble
@@ -55,6 +56,7 @@ class Preflight:
   step: Cost
   training: Cost
   sweep: Cost
+  warnings: tuple[Problem, ...]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,7 +54,7 @@ def _own_service(
   try:
     running = process.keep(str(path), log=local / f"images{suffix}.log", ready_s=config.ready_s)
   except process.NotStarted as error:
-    raise UserError(str(error)) from error
+    raise UserError(f"config.images: {error}") from error
   try:
     yield running.address
   finally:

@@ -62,6 +62,10 @@ def said(found, **config):
   return [str(p) for p in preflight.problems(found, dataclasses.replace(CONFIG, **config))]
 
 
+def warned(found, **config):
+  return [str(p) for p in preflight.warnings(found, dataclasses.replace(CONFIG, **config))]
+
+
 def only(found, **config):
   lines = said(found, **config)
   assert len(lines) == 1 and "\n" not in lines[0], lines
@@ -97,13 +101,32 @@ def test_an_ensemble_that_can_be_audited_has_no_problem():
   ],
 )
 @pytest.mark.parametrize(("model", "role"), [("t", "target t"), ("a", "reference a")])
-def test_a_model_that_gives_no_answers_is_the_only_cause(kind, cause, key, model, role):
+def test_a_reference_without_answers_stops_a_run_and_a_target_warns(kind, cause, key, model, role):
+  lines = warned if model == "t" else said
   found = measured(**silent(model, kind, 0.5))
-  line = only(found)
+  (line,) = lines(found)
+  assert not (said if model == "t" else warned)(found), "only one of both"
   assert role in line and cause in line and f"config.preflight.{key}=0.25" in line
   assert "100 of 200 (50%, 95 % interval 43% to 57%)" in line
-  assert said(found, **{key: 1.0}) == [], "a ceiling of 1 checks nothing"
-  assert said(measured(**silent(model, kind, 0.25))) == [], "the interval must lie beyond it"
+  assert lines(found, **{key: 1.0}) == [], "a ceiling of 1 checks nothing"
+  few = measured(**silent(model, kind, 0.25))
+  assert lines(few) == [], "the interval must lie beyond it"
+
+
+@pytest.mark.parametrize("kind", ["truncated", "thinking", "refusal", "empty", "failed"])
+def test_a_target_stops_a_run_only_if_it_never_answers(kind):
+  hardly = measured(**silent("t", kind, 1 - 1 / N))
+  assert said(hardly) == [] and len(warned(hardly)) == 1
+  assert hardly.consensus.k == 190, "the references agree, whatever the target says"
+  assert (hardly.disagreement.k, hardly.disagreement.n) == (0, 1)
+  never = measured(**silent("t", kind, 1.0))
+  assert "200 of 200" in only(never) and warned(never) == []
+
+
+def test_a_target_without_answers_hides_no_references_that_never_agree():
+  found = measured(**silent("t", "truncated", 0.9), a=wrong)
+  assert "references a and b agree about 0 of 200" in only(found) and len(warned(found)) == 1
+  assert found.consensus.k == 0
 
 
 def test_a_reference_may_not_abstain_throughout_and_a_target_may():
@@ -122,6 +145,24 @@ def test_sentences_that_are_taken_as_they_are_have_a_line_of_their_own():
   line = only(found)
   assert "reference b answers in sentences" in line and "config.bank.styles=(('b', 'chat')" in line
   assert found.models["b"].words == 4.0
+  found = measured(t=lambda i: f"The answer is {right(i)}.")
+  assert said(found) == [] and "target t answers in sentences" in warned(found)[0]
+
+
+def test_a_judge_that_cannot_decide_is_the_cause_before_the_references_are():
+  def kinds(i):  # Of the rules' table: a dog may be a poodle, or not.
+    return "poodle" if i % 2 else right(i)
+
+  found = measured(a=kinds, b=lambda i: "dog" if i % 2 else right(i))
+  assert (found.undecided.k, found.undecided.n) == (100, 200)
+  line = only(found)
+  assert "the judge cannot decide about 100 of 200" in line and "config.judge.model" in line
+  pair = next(p for p in found.pairs if p.models == ("a", "b"))
+  assert pair.undecided.k == 100 and (pair.agreement.k, pair.agreement.n) == (100, 100)
+  assert said(found, most_undecided=1.0) == []
+  dogs = {name: lambda i: "dog" if i % 2 else right(i) for name in "ab"}
+  found = measured(t=kinds, **dogs)
+  assert found.undecided.k == 100 and found.consensus.k == 200, "the references all agree"
 
 
 @pytest.mark.parametrize(

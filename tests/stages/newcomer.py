@@ -3,15 +3,16 @@
 
 import json
 import pathlib
-import shutil
 
+import jax
 import numpy as np
 from PIL import Image
 
-from auditdm_jax.vlm import save_vlm
+from auditdm_jax.vlm import Vlm, save_vlm
 from tests.rl import tiny
 
 KINDS = ("jpg", "png", "palette", "16 bit", "cmyk", "alpha", "grey")
+_APART = 0.005  # Noise on weights of 0.2 that changes some of the answers.
 
 
 def photographs(folder: pathlib.Path, n: int, *, least: int = 33, most: int = 190) -> None:
@@ -52,15 +53,15 @@ def questions(folder: pathlib.Path, *, each: int = 2) -> None:
 
 
 def checkpoints(folder: pathlib.Path, *, alike: bool = False) -> dict[str, str]:
-  """Writes an untrained auditor, two equal references and a target; returns the flags.
+  """Writes an untrained auditor, two references that mostly agree and a target; returns the flags.
 
-  With `alike`, the target is as the references, and has no failure.
+  With `alike`, the three say the same, and there is no failure. No two have the same weights.
   """
   save_vlm(folder / "auditor", tiny.auditor(1))
   save_vlm(folder / "ref_a", tiny.auditor(7))
-  shutil.copytree(folder / "ref_a", folder / "ref_b")
+  save_vlm(folder / "ref_b", _near(tiny.auditor(7), 1e-4 if alike else _APART))
   if alike:
-    shutil.copytree(folder / "ref_a", folder / "target")
+    save_vlm(folder / "target", _near(tiny.auditor(7), 1e-4, seed=1))
   else:
     released(folder / "target")
   return {
@@ -68,6 +69,14 @@ def checkpoints(folder: pathlib.Path, *, alike: bool = False) -> dict[str, str]:
     "target": str(folder / "target"),
     "references": f"{folder / 'ref_a'},{folder / 'ref_b'}",
   }
+
+
+def _near(vlm: Vlm, scale: float, *, seed: int = 0) -> Vlm:
+  """The same model with some noise on its weights."""
+  rng = np.random.default_rng(seed)
+  return vlm.with_params(
+    jax.tree.map(lambda x: x + rng.normal(0, scale, x.shape).astype(x.dtype), vlm.params)
+  )
 
 
 def released(folder: pathlib.Path) -> None:

@@ -8,12 +8,11 @@ import pathlib
 import subprocess
 import sys
 
-from PIL import Image
 import pytest
 
 from auditdm_jax.core.config import build
-from auditdm_jax.scenes.mix import Mix
 from auditdm_jax.stages.sections import AuditConfig
+from tests.stages.folders import images_of_scenes
 
 ROOT = pathlib.Path(__file__).parents[2]
 WEIGHTS = "data/scenes/weights"
@@ -70,24 +69,11 @@ def test_every_config_has_all_sections(name):
   build(AuditConfig, module.get_config(arg), name="config")
 
 
-def _folder(path: pathlib.Path, *, images: int, seed: int) -> None:
-  mix = Mix(seed=seed, scenes=1000, images=images, per_image=3)
-  draw = mix.draw(0)
-  path.mkdir(parents=True)
-  for i in set(draw.image.tolist()):
-    Image.fromarray(mix.pixels(i, i + 1)[0]).save(path / f"{i:03d}.png")
-  rows = [
-    {"image": f"{i:03d}.png", "question": q, "answer": a}
-    for i, q, a in zip(draw.image, draw.texts, draw.answers, strict=True)
-  ]
-  (path / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 @pytest.mark.parametrize("paper", ["paligemma2", pytest.param("gemma3", marks=pytest.mark.slow)])
 def test_the_papers_config_runs_the_loop_on_a_folder_of_images(tmp_path, paper):
   """Models take turns and answer in a cascade, no oracle, no replay, epochs in place of steps."""
   for seed, (split, images) in enumerate({"train": 60, "heldout": 20, "fresh": 30}.items()):
-    _folder(tmp_path / "data/own" / split, images=images, seed=seed)
+    images_of_scenes(tmp_path / "data/own" / split, images=images, seed=seed)
   config = tmp_path / "config.py"
   path = str(ROOT / f"configs/{paper}.py")
   config.write_text(CONFIG.format(path=path, weights=WEIGHTS, data=str(tmp_path / "data")))
