@@ -19,13 +19,13 @@ from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-from auditdm_jax.core.image_store import Images  # noqa: E402
 import numpy as np  # noqa: E402
 
 from auditdm_jax import scenes  # noqa: E402
 from auditdm_jax.audit.answer import FeatureCache, ModelBank  # noqa: E402
 from auditdm_jax.audit.ask import BankConfig  # noqa: E402
 from auditdm_jax.core import mesh  # noqa: E402
+from auditdm_jax.core.image_store import Images  # noqa: E402
 from auditdm_jax.rl import build, trainer  # noqa: E402
 from auditdm_jax.rl.draws import RolloutConfig  # noqa: E402
 from auditdm_jax.rl.grpo import GrpoConfig  # noqa: E402
