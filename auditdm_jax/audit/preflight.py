@@ -49,8 +49,8 @@ class PreflightConfig:
     questions: put to every model.
     least_consensus: share of questions about which all references agree.
     least_agreement: share of their answers that two references agree about, for each two.
-    copies_from: equal replies that tell (see `ModelPair`) from which two models count as copies, if all
-      other replies are equal too; 0 = never.
+    copies_from: equal replies that tell (see `ModelPair`) from which two models count as copies, if
+      all other replies are equal too; 0 = never.
     most_refused: share of refusals, for each model.
     most_abstained: share of questions that a reference says it cannot answer.
     most_truncated: share of replies that were cut, or did not leave their thinking.
