@@ -25,6 +25,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 from collections.abc import Callable  # noqa: E402
 import gc  # noqa: E402
 import pathlib  # noqa: E402
+import signal  # noqa: E402
 import subprocess  # noqa: E402
 import sys  # noqa: E402
 import textwrap  # noqa: E402
@@ -32,6 +33,9 @@ import textwrap  # noqa: E402
 import pytest  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parent.parent
+# A shell's background job is started with SIGINT ignored, which the tests' processes would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 # Each compiled program takes some memory maps. Linux gives a process 65,530 of them by default, and
 # LLVM crashes when they run out.
 _MANY_MAPS = 30_000
