@@ -61,28 +61,33 @@ _ALIKE = str.maketrans(
 _MARKS = str.maketrans(dict.fromkeys("™®©℠", " "))
 _SUPERSCRIPT = regex.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
-_VULGAR = regex.compile("(\\d?)\\s?([¼½¾⅐-⅞])")
-_NUMBER_NEXT = regex.compile(r"[$€£¥₹]?\.?\d")
-_NUMBER_SOON = regex.compile(r"\s+[$€£¥₹]?\d")
-_SPACED = regex.compile(r"(?<=\d) ([:/]) (?=\d)")
+_VULGAR = regex.compile("([0-9]?)\\s?([¼½¾⅐-⅞])")
+_NUMBER_NEXT = regex.compile(r"[$€£¥₹]?\.?[0-9]")
+_NUMBER_SOON = regex.compile(r"\s+[$€£¥₹]?[0-9]")
+_SPACED = regex.compile(r"(?<=[0-9]) ([:/]) (?=[0-9])")
 _STARRED = regex.compile(r"(\*{1,3}|_{1,2})([^*_]+)\1")  # Emphasis of Markdown.
 _ARROWS = {"->": "→", "-->": "→", "=>": "⇒", "<-": "←", "<--": "←"}
 _COMPARISONS = {"<=": "≤", ">=": "≥", "!=": "≠"}
 
+# Digits are ASCII here: `clean` has made them so, as far as Python knows them; regex knows more.
 _PIECE = regex.compile(
   r"""
   (?P<code>
-    \d+(?:[.:/]\d+){2,} | \d+(?:-\d+){2,}         # a date, a version, a phone number
-  | (?<!\d,)\d+,\d+(?!,?\d)(?<!(?<!\d)\d{1,3},\d{3})  # 1,5 may be a decimal or a list
-  | \d+:\d(?!\d) | \d{3,}:\d+ | \d+:\d{3,}        # a ratio
+    [0-9]+(?:[.:/][0-9]+){2,} | [0-9]+(?:-[0-9]+){2,}         # a date, a version, a phone number
+  | (?<![0-9],)[0-9]+,[0-9]+(?!,?[0-9])           # 1,5 may be a decimal or a list
+    (?<!(?<![0-9])[0-9]{1,3},[0-9]{3})
+  | [0-9]+:[0-9](?![0-9]) | [0-9]{3,}:[0-9]+ | [0-9]+:[0-9]{3,}        # a ratio
   )
-| (?P<clock> \d{1,2}:\d\d(?!\d) )
-| (?P<fraction> \d+\ ?/\ ?\d+ )
-| (?P<number> \d{1,3}(?:,\d{3})+(?!,?\d)(?:\.\d+)? | \d+\.\d+ | (?<![\p{L}\p{N}.])\.\d+ | \d+ )
+| (?P<clock> [0-9]{1,2}:[0-9][0-9](?![0-9]) )
+| (?P<fraction> [0-9]+\ ?/\ ?[0-9]+ )
+| (?P<number>
+    [0-9]{1,3}(?:,[0-9]{3})+(?!,?[0-9])(?:\.[0-9]+)?
+  | [0-9]+\.[0-9]+ | (?<![\p{L}\p{N}.])\.[0-9]+ | [0-9]+
+  )
 | (?P<word>
     (?<![\p{L}\p{M}\p{N}])\p{L}(?:\.\p{L})+(?![\p{L}\p{M}\p{N}])\.?      # U.S.A.
-  | (?<=\d\s?)(?:km|mi|m|ft)/(?:hr?|s|sec)(?!\p{L})
-  | (?<=\d\s?)(?:[mck]?m|in|ft)\^[23](?!\d)
+  | (?<=[0-9]\s?)(?:km|mi|m|ft)/(?:hr?|s|sec)(?!\p{L})
+  | (?<=[0-9]\s?)(?:[mck]?m|in|ft)\^[23](?![0-9])
   | [\p{L}\p{M}](?:[\p{L}\p{M}\u200c\u200d]|'(?=\p{L}))*
   )
 | (?P<sign> <?-{1,2}>|<-{1,2}|=>|[<>!]=|\p{S}|\p{N} )
@@ -145,7 +150,7 @@ def _token(kind: str, piece: str, cut: str, glued: bool) -> Token:
   """A token that begins with a letter or a digit."""
   if kind == "number":
     whole = piece.replace(",", "")
-    if regex.match(r"0\d", whole):  # 007 is no 7.
+    if regex.match(r"0[0-9]", whole):  # 007 is no 7.
       return Token("word", whole, piece, cut, glued)
     return Token("number", whole, piece, cut, glued, Fraction(whole))
   if kind == "fraction":
