@@ -77,7 +77,7 @@ class Judge:
 
   def __post_init__(self):
     if self.config.model and self.model is None:
-      raise UserError(f"judge.model: {self.config.model} was not opened")
+      raise UserError(f"config.judge.model: {self.config.model} was not opened")
 
   def normalize(self, text: str) -> str:
     """The normal form: case, punctuation, articles, numbers, units; "" says nothing."""
@@ -174,8 +174,8 @@ def open_judge(
   roles = [role for role, other in (audited or {}).items() if other == identity]
   if roles and not config.allow_same:
     raise UserError(
-      f"judge.model: {config.model} has the weights of the {' and the '.join(roles)}, and a model"
-      " must not judge its own answers; choose another one, or set judge.allow_same=True"
+      f"config.judge.model: {config.model} has the weights of the {' and the '.join(roles)}, and a"
+      " model must not judge its own answers; choose another one, or set config.judge.allow_same=True"
     )
   lines = None if kept is None else jsonl.json_lines(kept)
   return Judge(config, ModelJudge(model, identity, config.max_new_tokens, lines))

@@ -60,6 +60,7 @@ class Models:
     self._banks: list[ModelBank] = []
     self._remotes, self._heldout = remotes, settings.rollout.gauges.heldout
     self._outside = settings.verify.model
+    self._named_by = _named_by(settings)
     self.judge = self._open_judge(settings, replies)
 
   @functools.cached_property
@@ -140,7 +141,7 @@ class Models:
     """Returns what tells models apart: of weights, or of an endpoint, its model and revision."""
     if spec in self._remotes:
       return self._remotes.identity(spec)
-    self._check_is_there(spec)
+    self.check_is_there(spec)
     return content_hash(spec)
 
   def prepare(self) -> None:
@@ -186,10 +187,10 @@ class Models:
     """Opens a model that answers prompts without images: a folder, or the name of an endpoint."""
     if spec in self._remotes:
       return RemoteText(self._remotes.open(spec))
-    self._check_is_there(spec)
+    self.check_is_there(spec)
     return load_vlm(spec, mesh=self.rollout_mesh, dtype=self.config.dtype)
 
-  def _check_is_there(self, spec: str | os.PathLike) -> None:
+  def check_is_there(self, spec: str | os.PathLike) -> None:
     """Checks that a folder is there.
 
     Raises:
@@ -198,14 +199,15 @@ class Models:
     if not paths.as_path(spec).exists():
       names = self._remotes.names()
       known = f"the endpoints are {', '.join(names)}" if names else "there are no endpoints"
+      keys = ", ".join(self._named_by.get(os.fspath(spec), ())) or "config"
       raise UserError(
-        f"config: the model {os.fspath(spec)!r} is neither a folder nor an endpoint of"
+        f"{keys}: the model {os.fspath(spec)!r} is neither a folder nor an endpoint of"
         f" config.endpoints{did_you_mean(os.fspath(spec), names)}; {known}"
       )
 
   def load(self, path: str | os.PathLike, *, int8: bool = False) -> Vlm:
     """Loads a folder's model that answers: on the devices, or on the host if models take turns."""
-    self._check_is_there(path)
+    self.check_is_there(path)
     vlm = load_vlm(path, mesh=self.rollout_mesh, dtype=self.config.dtype)
     vlm = dataclasses.replace(vlm, style=self._bank.style_of(vlm.name, vlm.style))
     vlm = vlm.with_int8() if int8 else vlm
@@ -280,6 +282,25 @@ class Models:
       return jax.device_put(params)
     whole = mesh_lib.row_axes(mesh) if mesh is not self.mesh else ()
     return runtime.place(params, sharding.shardings(mesh, params, whole=whole))
+
+
+def _named_by(settings: AuditConfig) -> dict[str, list[str]]:
+  """Returns the keys of the config that name each model."""
+  models, verify = settings.models, settings.verify
+  named = [
+    ("models.auditor", models.auditor),
+    ("models.target", models.target),
+    *(("models.references", spec) for spec in models.references),
+    ("models.sibling", models.sibling),
+    ("rollout.gauges.heldout", settings.rollout.gauges.heldout),
+    ("judge.model", settings.judge.model),
+    ("verify.model", verify.model),
+    ("verify.paraphraser", verify.paraphraser),
+  ]
+  keys: dict[str, list[str]] = {}
+  for key, spec in named:
+    keys.setdefault(spec, []).append(f"config.{key}")
+  return keys
 
 
 def _name(spec: str) -> str:

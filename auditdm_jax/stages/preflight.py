@@ -139,7 +139,10 @@ def _damaged(ctx: Context) -> list[Problem]:
   elsewhere = {"", "auditor", *settings.endpoints}  # Nothing to read, or looked at already.
   found = []
   for role, spec in later.items():
-    if spec not in elsewhere and (parameter := weights.not_finite(spec)):
+    if spec in elsewhere:
+      continue
+    ctx.models.check_is_there(spec)
+    if parameter := weights.not_finite(spec):
       cause = f"the {role} {spec} has NaN or infinite weights in {parameter}"
       found.append(Problem(cause, "its file is damaged; take another checkpoint"))
   return found

@@ -58,9 +58,15 @@ class ModelsConfig:
   def __post_init__(self):
     if not self.references:
       raise UserError("config.models.references is empty: name one folder at least")
+    for key in ("auditor", "target", "references"):
+      specs = vars(self)[key]
+      if not all(spec.strip() for spec in ([specs] if isinstance(specs, str) else specs)):
+        raise UserError(f"config.models.{key}: a name is empty in {specs!r}; a comma too many?")
     by_name: dict[str, str] = {}
     for folder in (self.target, *self.references):
       name = pathlib.Path(folder).resolve().name
+      if by_name.get(name) == folder:
+        raise UserError(f"config.models: {folder} is named twice among target and references")
       if name in by_name:
         raise UserError(
           f"config.models: {by_name[name]} and {folder} have one name, {name}; target and"
@@ -180,11 +186,11 @@ class LimitedVerifyConfig(VerifyConfig):
 
   Attributes:
     limit: most finds that are looked at, evenly over families of modes.
-    model: folder of a model outside the ensemble that answers the questions itself, for V2; "" =
-      none. A world's oracle is asked where there is none.
+    model: a model outside the ensemble, folder or endpoint, that answers the questions itself, for
+      V2; "" = none. A world's oracle is asked where there is none.
     allow_same: the model may be a copy of the target, a reference or the auditor, by another name.
-    paraphraser: folder of a model that words questions otherwise, "auditor" for the auditor before
-      its training, or "" for none. A world that has paraphrases uses its own.
+    paraphraser: a model that words questions otherwise, folder or endpoint; "auditor" for the
+      auditor before its training, or "" for none. A world that has paraphrases uses its own.
   """
 
   limit: int = 4_000

@@ -273,7 +273,10 @@ def test_an_endpoint_judges(servers, tmp_path):
     ({"models.int8": True}, "config.models.int8: the references are endpoints"),
     ({"models.paged": True}, "config.models.paged: target and references are endpoints"),
     ({"judge.model": "ref"}, "judge.model: ref has the weights of the reference ref"),
-    ({"judge.model": "nobody"}, "'nobody' is neither a folder nor an endpoint"),
+    (
+      {"judge.model": "nobody"},
+      "config.judge.model: the model 'nobody' is neither a folder nor an endpoint",
+    ),
     ({"endpoints.far.style": "caht"}, "no style 'caht'.*did you mean 'chat'"),
     ({"endpoints.a/b": {"base_url": "http://x/v1", "model": "m"}}, "'a/b' is no name"),
   ],
