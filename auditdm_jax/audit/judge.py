@@ -175,7 +175,8 @@ def open_judge(
   if roles and not config.allow_same:
     raise UserError(
       f"config.judge.model: {config.model} has the weights of the {' and the '.join(roles)}, and a"
-      " model must not judge its own answers; choose another one, or set config.judge.allow_same=True"
+      " model must not judge its own answers; choose another one, or set"
+      " config.judge.allow_same=True"
     )
   lines = None if kept is None else jsonl.json_lines(kept)
   return Judge(config, ModelJudge(model, identity, config.max_new_tokens, lines))
