@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Search success of attempts that are not the sweep's: those of a search, or of a second round."""
+"""How finds are graded in a run: those of the sweep, of a search, and of a second round."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from auditdm_jax.audit import verify as verify_lib
 from auditdm_jax.audit.answer import ModelBank
-from auditdm_jax.audit.attempt import Attempt, unique_finds
+from auditdm_jax.audit.attempt import Attempt, Find, unique_finds
+from auditdm_jax.audit.outside import Outside
 from auditdm_jax.audit.rates import Rate
+from auditdm_jax.audit.verify import Verification
 from auditdm_jax.stages import edits, wordings
 from auditdm_jax.stages.context import Context
 
@@ -23,15 +25,36 @@ def success(ctx: Context, attempts: Sequence[Attempt], *, bank: ModelBank) -> Ra
   """
   if ctx.oracle.exists:
     return ctx.oracle.success(attempts)
-  finds = unique_finds(attempts)
+  graded = grade(ctx, unique_finds(attempts), bank).failures
+  return ctx.oracle.success(attempts, verified={f.probe.probe_id for f in graded if f.verified})
+
+
+def grade(
+  ctx: Context,
+  finds: Sequence[Find],
+  bank: ModelBank,
+  *,
+  outside: Sequence[Outside] = (),
+  progress: Callable[[int, int], None] | None = None,
+) -> Verification:
+  """Verifies finds with the gates, other wordings and limits of the config.
+
+  Args:
+    ctx: the run's config and images.
+    finds: what is graded.
+    bank: the models that were asked.
+    outside: who is asked for V2, in order.
+    progress: is told (done, of).
+  """
   probes = [f.probe for f in finds]
   local = ctx.settings.images.client.local_edits
-  graded = verify_lib.verify(
+  return verify_lib.verify(
     finds,
     bank,
     measured=edits.measure(ctx, bank, probes) if local else edits.unmeasured(ctx, probes),
     images=ctx.images,
-    paraphrase=wordings.paraphrase(ctx, [f.probe.question for f in finds]),
+    paraphrase=wordings.paraphrase(ctx, [p.question for p in probes]),
+    outside=outside,
     config=ctx.settings.verify,
-  ).failures
-  return ctx.oracle.success(attempts, verified={f.probe.probe_id for f in graded if f.verified})
+    progress=progress,
+  )

@@ -22,7 +22,7 @@ from auditdm_jax.audit.rates import Rate, rate
 from auditdm_jax.audit.taxonomy import Mode, Taxonomy
 from auditdm_jax.core import metrics, streams
 from auditdm_jax.core.config import UserError
-from auditdm_jax.stages import asking, edits, wordings
+from auditdm_jax.stages import asking, grading
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.pools import InMemoryPool
 from auditdm_jax.stages.results import Discovered, Found, ModeRow, Verified
@@ -73,24 +73,15 @@ def audit(
   Returns:
     Failures with mode ids, the funnel, the taxonomy.
   """
-  section, bank = ctx.settings.verify, ctx.models.bank()
+  bank = ctx.models.bank()
   finds = unique_finds(attempts)
   tax = taxonomy_lib.discover_modes(
     unique_attempts(attempts), ctx.seeds, config=ctx.settings.taxonomy.modes
   )
-  chosen = choose(finds, tax, limit=section.limit, seed=ctx.settings.seed)
-  probes = [f.probe for f in chosen]
+  chosen = choose(finds, tax, limit=ctx.settings.verify.limit, seed=ctx.settings.seed)
   progress = metrics.Progress(len(chosen), "verify")
-  local = ctx.settings.images.client.local_edits
-  verification = verify_lib.verify(
-    chosen,
-    bank,
-    measured=edits.measure(ctx, bank, probes) if local else edits.unmeasured(ctx, probes),
-    images=ctx.images,
-    paraphrase=wordings.paraphrase(ctx, [f.probe.question for f in chosen]),
-    outside=_outside(ctx),
-    config=section,
-    progress=lambda done, _: progress.update(done),
+  verification = grading.grade(
+    ctx, chosen, bank, outside=_outside(ctx), progress=lambda done, _: progress.update(done)
   )
   progress.close()
   modes = _match(tax, verification.failures)
