@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation asks once, scores what was stored, and groups scenes questions by skill and gap."""
 
-
 import numpy as np
 import pytest
 
