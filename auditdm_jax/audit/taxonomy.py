@@ -12,7 +12,7 @@ The result is a `Taxonomy`: a frozen predicate that sorts fresh probes into mode
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import functools
 
@@ -59,7 +59,7 @@ class _Judged:
   failed: bool
 
 
-def _judged(attempts: Sequence[Attempt]) -> list[_Judged]:
+def _judged(attempts: Iterable[Attempt]) -> list[_Judged]:
   return [
     _Judged(a.probe.question, a.consensus, a.find is not None)
     for a in attempts
@@ -140,7 +140,7 @@ class Taxonomy:
       found.append(next((m for r, m in rules if r.matches(skill, have)), None))
     return found
 
-  def fresh_rates(self, attempts: Sequence[Attempt]) -> dict[str, rates.Rate]:
+  def fresh_rates(self, attempts: Iterable[Attempt]) -> dict[str, rates.Rate]:
     """Returns the failure rate of every mode, by id, on probes it was not discovered on."""
     judged = _judged(attempts)
     matched = self.match([a.question for a in judged], [a.consensus for a in judged])
@@ -188,7 +188,7 @@ class _Slice:
 
 
 def discover_modes(
-  attempts: Sequence[Attempt], seeds: Seeds, *, config: TaxonomyConfig = TaxonomyConfig()
+  attempts: Iterable[Attempt], seeds: Seeds, *, config: TaxonomyConfig = TaxonomyConfig()
 ) -> Taxonomy:
   """Failure modes of attempted probes, most failures first.
 

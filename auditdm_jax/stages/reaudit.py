@@ -57,7 +57,7 @@ def run(ctx: Context) -> SecondRound:
   modes = ledger(ctx, known, repaired)
   start = ctx.models.auditor_params(ctx.folder.auditors()[trained] if trained else None)
   asking.train_auditor(ctx, bank, name=NAME, steps=steps, start=start)
-  attempts = ctx.folder.completions(NAME)
+  attempts = list(ctx.folder.completions(NAME))
   found_now = discover_modes(
     unique_attempts(attempts), ctx.seeds, config=ctx.settings.taxonomy.modes
   )

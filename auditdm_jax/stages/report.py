@@ -314,8 +314,8 @@ def _arms(
       # Finds of the control are not verified.
       modes_found=None if name.startswith("control") else len(modes.get(name, ())),
       gaps_found=row.gaps_found if oracle else None,
-      effective_modes=row.effective_modes if oracle else None,
-      unseen_mass=row.unseen_mass,
+      gaps_after=row.queries_to_gaps or (),
+      varied=row.modes,
     )
     for name, row in summary.arms.items()
   ]

@@ -5,13 +5,12 @@ A stage that did not run, and what only an oracle could tell, is None: not measu
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 import dataclasses
-import functools
-from typing import Any
+import sys
 
-from auditdm_jax.audit import rates, summary
-from auditdm_jax.audit.attempt import Attempt, Failure, Find, unique_attempts
+from auditdm_jax.audit import diversity, rates, summary
+from auditdm_jax.audit.attempt import Attempt, Failure, Find
 from auditdm_jax.core.config import UserError
 from auditdm_jax.stages.asking import CONTROL as CONTROL_STAGE
 from auditdm_jax.stages.context import Context
@@ -25,7 +24,7 @@ from auditdm_jax.stages.results import (
   accuracy_of,
 )
 from auditdm_jax.stages.run import RunFolder
-from auditdm_jax.stages.truth import ModeKey
+from auditdm_jax.stages.truth import Confirmed, Truth, confirmed, coverage, modes_of
 
 CONTROL = "control: random, equal queries"
 _FAITHFUL = 500  # Made images per strategy whose content is checked.
@@ -63,34 +62,92 @@ class Round:
     )
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Row:
+  """What the summary needs of an attempt, of which there may be a million.
+
+  Attributes:
+    find: whether it is one.
+    real: whether it is a real failure: by the oracle, without one by verification.
+    exposed: the gap of a confirmed find that took a made image.
+  """
+
+  arm: str
+  strategy: str
+  step: int
+  probe_id: str
+  origin_id: str
+  find: bool
+  real: bool
+  truth: Truth
+  exposed: str | None
+
+  @property
+  def told(self) -> tuple[str | None, str, Truth]:
+    """What `truth.confirmed` takes."""
+    return self.probe_id if self.find else None, self.origin_id, self.truth
+
+
 @dataclasses.dataclass(frozen=True)
-class _Real:
-  """Says which attempts are real failures: by the oracle, without one by verification."""
+class _Reader:
+  """Makes rows of attempts, and keeps a few made images of each strategy, whose content is told."""
 
   ctx: Context
   verified: Collection[str]
+  made: dict[str, list[Attempt]] = dataclasses.field(default_factory=dict)
 
-  @classmethod
-  def of(cls, ctx: Context, failures: Sequence[Failure]) -> "_Real":
-    return cls(ctx, {f.probe.probe_id for f in failures if f.verified})
+  def rows(self, attempts: Iterable[Attempt]) -> list[_Row]:
+    """Returns the row of each attempt."""
+    return [self._row(a) for a in attempts]
 
-  def rate(self, attempts: Sequence[Attempt]) -> rates.Rate:
-    return self.ctx.oracle.success(attempts, verified=self.verified)
+  def _row(self, a: Attempt) -> _Row:
+    ctx, probe, find = self.ctx, a.probe, a.find
+    truth, real, exposed = ctx.oracle.truth(find), False, None
+    if ctx.oracle.exists:
+      real = truth.confirmed
+    elif a.verdict is not None:
+      real = probe.probe_id in self.verified
+    if _is_made(a) and ctx.oracle.exists:
+      made = self.made.setdefault(probe.strategy, [])
+      if len(made) < _FAITHFUL:
+        made.append(a)
+      if find and truth.gap and _exposed(ctx, find):
+        exposed = truth.gap
+    return _Row(
+      arm=sys.intern(probe.arm),
+      strategy=sys.intern(probe.strategy),
+      step=probe.step,
+      probe_id=probe.probe_id,
+      origin_id=sys.intern(probe.origin_id),
+      find=find is not None,
+      real=real,
+      truth=truth,
+      exposed=exposed,
+    )
+
+
+def _rate(rows: Sequence[_Row]) -> rates.Rate:
+  return rates.rate_by_image([r.real for r in rows], [r.origin_id for r in rows])
+
+
+def _confirmed(rows: Iterable[_Row]) -> list[Confirmed]:
+  return confirmed(r.told for r in rows)
 
 
 def summarise(ctx: Context, done: Round) -> summary.Summary:
   """Returns what summary.json holds."""
   ctx.pool("images")  # So that their images are found by id.
-  found, trained = ctx.folder.attempts(), ctx.folder.completions()
-  random = ctx.folder.control() if done.controlled else None
   auditable = done.evaluated.auditable if done.evaluated else ()
-  cover, searched = ctx.oracle.coverage(found, auditable), done.searched
-  failures = ctx.folder.failures()
-  real = _Real.of(ctx, failures)
+  reader = _Reader(ctx, {f.probe.probe_id for f in ctx.folder.failures() if f.verified})
+  trained = reader.rows(ctx.folder.completions())
+  found = [*trained, *reader.rows(ctx.folder.swept())]
+  random = _Reader(ctx, reader.verified).rows(ctx.folder.control()) if done.controlled else None
+  searched, oracle = done.searched, ctx.oracle.exists
+  cover = coverage(_confirmed(found), auditable) if oracle else None
   seconds = ctx.folder.seconds()
   return summary.Summary(
     target=ctx.models.target_name,
-    compared=compared(found, failures),
+    compared=compared(ctx.folder.attempts(), ctx.folder.failures()),
     search=searched and summary.Search(searched.prompt_only, searched.trained),
     search_modes=searched
     and summary.SearchModes(searched.prompt_only_modes, searched.trained_modes),
@@ -101,18 +158,18 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
       done.verified.modes,
       auditable,
       threshold=ctx.settings.taxonomy.modes.threshold,
-      oracle=ctx.oracle.exists,
+      oracle=oracle,
     ),
     rectify=_accuracies(ctx, done.evaluated, done.repairs) if done.evaluated else {},
     reaudit=done.second.success if done.second else None,
     second_round=done.second,
-    arms=_arms(real, trained, found, random, auditable),
-    strategies=strategies(real, found),
-    curve=curve(real, trained),
+    arms=_arms(trained, found, random, auditable, oracle=oracle),
+    strategies=_strategies(ctx, found, reader.made),
+    curve=_curve(trained, oracle=oracle),
     queries=summary.Queries(
       grpo=len(trained),
       # A question that the group repeats is put to the models once.
-      grpo_distinct=len({(a.probe.step, a.probe.probe_id) for a in trained}),
+      grpo_distinct=len({(r.step, r.probe_id) for r in trained}),
       discover=len(found) - len(trained),
       total=len(found),
       control_random=None if random is None else len(random),
@@ -122,21 +179,29 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
   )
 
 
-def compared(attempts: Sequence[Attempt], failures: Sequence[Failure]) -> summary.Compared:
+def compared(attempts: Iterable[Attempt], failures: Iterable[Failure]) -> summary.Compared:
   """Counts the distinct questions: those that can tell, and those that say nothing."""
-  asked = unique_attempts(attempts)
-  finds = {a.probe.probe_id: a.probe.origin_id for a in attempts if a.find}
-  looked_at = {f.probe.probe_id for f in failures}
-  agreed = {a.probe.probe_id: a.probe.origin_id for a in asked if a.consensus is not None} | finds
-  left_out = Counter(
-    a.verdict.reason for a in asked if a.verdict and a.probe.probe_id not in agreed
-  )
-  verified = {f.probe.probe_id for f in failures if f.verified}
+  finds: set[str] = set()
+  last: dict[str, tuple[str, str | None]] = {}  # Image and, if nothing can be told, the reason.
+  for a in attempts:
+    if a.verdict is not None:
+      reason = None if a.consensus is not None else sys.intern(a.verdict.reason)
+      last[a.probe.probe_id] = sys.intern(a.probe.origin_id), reason
+      if a.find:
+        finds.add(a.probe.probe_id)
+  verified: set[str] = set()
+  looked_at: set[str] = set()
+  for f in failures:
+    looked_at.add(f.probe.probe_id)
+    if f.verified:
+      verified.add(f.probe.probe_id)
+  agreed = [p for p, (_, reason) in last.items() if reason is None or p in finds]
+  left_out = Counter(r for p, (_, r) in last.items() if r is not None and p not in finds)
   return summary.Compared(
-    asked=len(asked),
-    failures=rates.rate_by_image([p in verified for p in agreed], list(agreed.values())),
+    asked=len(last),
+    failures=rates.rate_by_image([p in verified for p in agreed], [last[p][0] for p in agreed]),
     left_out=dict(sorted(left_out.items())),
-    not_looked_at=len(finds.keys() - looked_at),
+    not_looked_at=len(finds - looked_at),
   )
 
 
@@ -164,40 +229,36 @@ def _accuracies(
 
 
 def _arms(
-  real: _Real,
-  trained: Sequence[Attempt],
-  found: Sequence[Attempt],
-  random: Sequence[Attempt] | None,
+  trained: Sequence[_Row],
+  found: Sequence[_Row],
+  random: Sequence[_Row] | None,
   auditable: Sequence[str],
+  *,
+  oracle: bool,
 ) -> dict[str, summary.Arm]:
   """Returns a row for each source of probes, for their sum and for the control."""
-  groups: dict[str, list[Attempt]] = {"grpo": list(trained)} if trained else {}
-  for a in found[len(trained) :]:
-    groups.setdefault(a.probe.arm, []).append(a)
-  groups[summary.ALL_ARMS] = list(found)
-  arm = functools.partial(_arm, real, key=ModeKey(real.ctx.seeds), auditable=auditable)
-  rows = {name: arm(own) for name, own in groups.items()}
+  groups: dict[str, Sequence[_Row]] = {"grpo": trained} if trained else {}
+  swept: dict[str, list[_Row]] = {}
+  for row in found[len(trained) :]:
+    swept.setdefault(row.arm, []).append(row)
+  groups |= swept | {summary.ALL_ARMS: found}
   if random is not None:
-    rows[CONTROL] = arm(random)
-    if not real.ctx.oracle.exists:  # Its finds were not verified.
-      rows[CONTROL] = dataclasses.replace(rows[CONTROL], verified=None)
-  return rows
-
-
-def _arm(
-  real: _Real, attempts: Sequence[Attempt], *, key: ModeKey, auditable: Sequence[str]
-) -> summary.Arm:
-  kinds = Counter(k for k in map(key, attempts) if k)
-  cover = real.ctx.oracle.coverage(attempts, auditable)
-  return summary.Arm(
-    queries=len(attempts),
-    verified=real.rate(attempts),
-    confirmed_unique=cover and cover.confirmed,
-    gaps_found=cover and cover.gaps_found,
-    effective_modes=cover and cover.effective_modes,
-    effective_skills=cover and cover.effective_skills,
-    unseen_mass=rates.good_turing(kinds.values()) if kinds else None,
-  )
+    groups[CONTROL] = random
+  reached = {name: _confirmed(own) for name, own in groups.items()} if oracle else {}
+  varied = diversity.compared({name: modes_of(own) for name, own in reached.items()})
+  arms = {}
+  for name, own in groups.items():
+    cover = coverage(reached[name], auditable) if oracle else None
+    arms[name] = summary.Arm(
+      queries=len(own),
+      # Finds of the control are not verified.
+      verified=None if name == CONTROL and not oracle else _rate(own),
+      confirmed_unique=cover and cover.confirmed,
+      gaps_found=cover and cover.gaps_found,
+      queries_to_gaps=cover and cover.queries_to_gaps,
+      modes=varied.get(name),
+    )
+  return arms
 
 
 def mode_scores(
@@ -222,23 +283,22 @@ def mode_scores(
   )
 
 
-def strategies(real: _Real, attempts: Sequence[Attempt]) -> dict[str, summary.StrategyRow]:
+def _strategies(
+  ctx: Context, rows: Sequence[_Row], made: Mapping[str, Sequence[Attempt]]
+) -> dict[str, summary.StrategyRow]:
   """Returns, by strategy, real failures, faithful images, and kinds of failure it alone found."""
-  ctx = real.ctx
-  by: dict[str, list[Attempt]] = {}
-  for a in attempts:
-    by.setdefault(a.probe.strategy, []).append(a)
-  modes = {
-    name: {t.mode for t in (ctx.oracle.truth(a.find) for a in own) if t.confirmed}
-    for name, own in by.items()
-  }
+  by: dict[str, list[_Row]] = {}
+  for row in rows:
+    by.setdefault(row.strategy, []).append(row)
+  modes = {name: {r.truth.mode for r in own if r.truth.confirmed} for name, own in by.items()}
   return {
     name: summary.StrategyRow(
-      verified=real.rate(own),
+      verified=_rate(own),
       only_here=len(modes[name] - set().union(*(m for s, m in modes.items() if s != name)))
       if ctx.oracle.exists
       else None,
-      **_images(ctx, [a for a in own if _is_made(a)]),
+      exposed_by_image=dict(Counter(r.exposed for r in own if r.exposed)) if name in made else None,
+      faithful=_faithful_share(ctx, made[name]) if name in made and ctx.world.faithful else None,
     )
     for name, own in by.items()
   }
@@ -249,21 +309,10 @@ def _is_made(a: Attempt) -> bool:
   return probe.image_id != probe.source_image_id and bool(probe.caption or probe.instruction)
 
 
-def _images(ctx: Context, made: Sequence[Attempt]) -> dict[str, Any]:
-  """Returns what a strategy's row says of the images that it made, if it made any."""
-  if not made or not ctx.oracle.exists:
-    return {}
-  exposed = Counter()
-  for a in made:
-    truth = ctx.oracle.truth(a.find)
-    if a.find and truth.gap and _exposed(ctx, a.find):
-      exposed[truth.gap] += 1
-  row: dict[str, Any] = {"exposed_by_image": dict(exposed)}
-  if ctx.world.faithful:
-    judged = [(_faithful(ctx, a), a.probe.origin_id) for a in made[:_FAITHFUL]]
-    told = [(faithful, origin) for faithful, origin in judged if faithful is not None]
-    row["faithful"] = rates.rate_by_image([f for f, _ in told], [origin for _, origin in told])
-  return row
+def _faithful_share(ctx: Context, made: Sequence[Attempt]) -> rates.Rate:
+  judged = [(_faithful(ctx, a), a.probe.origin_id) for a in made]
+  told = [(faithful, origin) for faithful, origin in judged if faithful is not None]
+  return rates.rate_by_image([f for f, _ in told], [origin for _, origin in told])
 
 
 def _faithful(ctx: Context, a: Attempt) -> bool | None:
@@ -283,24 +332,25 @@ def _exposed(ctx: Context, find: Find) -> bool:
   return before is None or not ctx.judge.same(before, find.consensus, question=question)
 
 
-def curve(real: _Real, attempts: Sequence[Attempt]) -> tuple[summary.CurvePoint, ...]:
+def _curve(rows: Sequence[_Row], *, oracle: bool) -> tuple[summary.CurvePoint, ...]:
   """Returns search success and effective modes over the steps of GRPO."""
-  if not attempts:
+  if not rows:
     return ()
-  last = max(a.probe.step for a in attempts) + 1
+  last = max(r.step for r in rows) + 1
   width = max(last // _BINS, 1)
+  bins: list[list[_Row]] = [[] for _ in range(0, last, width)]
+  for row in rows:
+    bins[row.step // width].append(row)
+  samples = [modes_of(_confirmed(own)) if oracle else None for own in bins]
+  sizes = [s.total for s in samples if s and s.total >= diversity.LEAST]
   points = []
-  for start in range(0, last, width):
-    own = [a for a in attempts if start <= a.probe.step < start + width]
-    cover, r = real.ctx.oracle.coverage(own), real.rate(own)
+  for i, (own, sample) in enumerate(zip(bins, samples, strict=True)):
+    r, common = _rate(own), None
+    if sizes and sample and sample.total >= min(sizes):
+      _, common, _ = diversity.hill(sample.counts, min(sizes))
     points.append(
       summary.CurvePoint(
-        step=start + width,
-        success=r.rate,
-        n=r.n,
-        ci95=r.ci95,
-        effective_modes=cover and cover.effective_modes,
-        effective_skills=cover and cover.effective_skills,
+        step=(i + 1) * width, success=r.rate, n=r.n, ci95=r.ci95, effective_modes=common
       )
     )
   return tuple(points)
