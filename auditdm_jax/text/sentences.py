@@ -287,7 +287,7 @@ def _role(sentence: str, i: int, question: Question) -> Literal["echo", "filler"
 
 
 def _is_half(roles: Sequence[str], plain: Sequence[str], first: int, last: int) -> bool:
-  """Returns whether words [first, last) were cut from words of the question: "near the blue" car."""
+  """Returns whether words [first, last) leave out words of the question: "near the blue" car."""
   return roles[last : last + 1] == ["echo"] and bool(english.TIES & set(plain[first:last]))
 
 
