@@ -308,10 +308,15 @@ def _covered(done: Audit, modes: Sequence[int], failed: np.ndarray) -> float:
 
 def null_table(runs: int, go: Callable) -> list[str]:
   cells = list(itertools.product((0.05, 0.1, 0.2, 0.3, 0.45), (500, 4_000), (0.0, 0.5)))
-  lines = ["| p0 | n | ICC | audits with a named mode | with a confirmed one |", "|---|---|---|---|---|"]
+  lines = [
+    "| p0 | n | ICC | audits with a named mode | with a confirmed one |",
+    "|---|---|---|---|---|",
+  ]
   for cell, done in go(null_run, cells, runs):
     named, held = (sum(r[k] > 0 for r in done) for k in ("named", "confirmed"))
-    lines.append(f"| {cell[0]} | {cell[1]:,} | {cell[2]} | {_share(named, runs)} | {_share(held, runs)} |")
+    lines.append(
+      f"| {cell[0]} | {cell[1]:,} | {cell[2]} | {_share(named, runs)} | {_share(held, runs)} |"
+    )
   return lines
 
 

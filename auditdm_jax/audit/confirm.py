@@ -54,6 +54,7 @@ class FreshProbe:
     possible: ids of the modes that its question may fall under.
     failed: whether the target failed; None without a consensus.
     for_all: whether it was asked whatever it is.
+    probe_id: of the probe, where it is needed.
   """
 
   image_id: str
@@ -61,6 +62,7 @@ class FreshProbe:
   possible: frozenset[str]
   failed: bool | None
   for_all: bool = True
+  probe_id: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an image looks like, as terms of failure modes: `img:brightness < 0.2`, `img:cell 3`.
 
-  1. A few numbers are measured of each image: brightness, contrast, sharpness, edges, size, aspect.
-     Edges stand for clutter, since nobody counts the objects of a photograph.
-  2. `Looks` are cut points at their quantiles, and the centres of k-means cells of the features of
-     a frozen tower. They are fixed on the images of discovery, so that fresh images fall under the
-     same rules.
-  3. `Gallery` reads images when it first needs them, at most `limit` of them. An image of which
-     nothing is known has no term, so that it falls under no rule about images.
+1. A few numbers are measured of each image: brightness, contrast, sharpness, edges, size, aspect.
+   Edges stand for clutter, since nobody counts the objects of a photograph.
+2. `Looks` are cut points at their quantiles, and the centres of k-means cells of the features of
+   a frozen tower. They are fixed on the images of discovery, so that fresh images fall under the
+   same rules.
+3. `Gallery` reads images when it first needs them, at most `limit` of them. An image of which
+   nothing is known has no term, so that it falls under no rule about images.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -80,9 +80,7 @@ def _descent(
       relation = "split"
     else:
       relation = "same"
-  return Descent(
-    mode.mode_id, tuple(first.modes[i].mode_id for i in parents), covered, relation
-  )
+  return Descent(mode.mode_id, tuple(first.modes[i].mode_id for i in parents), covered, relation)
 
 
 def relation(found: Descent, test: ModeTest, *, before: ModeTest) -> Relation:

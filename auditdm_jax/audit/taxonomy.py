@@ -361,9 +361,7 @@ def _shared_words(slices: Sequence[_Slice], config: TaxonomyConfig) -> frozenset
 def _merge(groups: list[list[_Slice]], evidence: Evidence) -> list[list[_Slice]]:
   """Merges siblings whose failure rates are shown to differ by less than the margin, both ways."""
   done: list[tuple[list[_Slice], float, float]] = []
-  for group, k, n in sorted(
-    ((g, *_count(g, evidence.table)) for g in groups), key=lambda x: -x[1]
-  ):
+  for group, k, n in sorted(((g, *_count(g, evidence.table)) for g in groups), key=lambda x: -x[1]):
     for i, (other, other_k, other_n) in enumerate(done):
       margin = evidence.config.margin
       if (

@@ -63,7 +63,7 @@ def number_terms(text: str) -> list[str]:
 
 
 def kind_term(kind: str) -> str:
-  """The term of texts that name a thing of a kind; no text has it, since tokens have no brackets."""
+  """The term of texts that name a thing of a kind; no token has brackets."""
   return f"[{kind}]"
 
 
