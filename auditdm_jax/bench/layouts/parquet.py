@@ -64,7 +64,9 @@ class Parquet:
     return ParquetItems(table, self.columns, self.where)
 
   def _files(self, root: pathlib.Path, config: str, split: str) -> list[pathlib.Path]:
-    folder = root / config if config and (root / config).is_dir() else root
+    folder = root / config if config and root.name != config else root
+    if not folder.is_dir() and (root.is_file() or any(root.glob("*.parquet"))):
+      folder = root  # The files of the config themselves.
     found = tables.find(folder) if folder.exists() else None
     files = found.files if found else ()
     wanted = self.splits[split]
@@ -72,7 +74,8 @@ class Parquet:
     if not chosen and len({name for _, name in files}) == 1 and not files[0][1]:
       chosen = [file for file, _ in files]  # One table whose name says no split.
     if not chosen:
-      raise wrong_layout(folder, [f"{wanted}-*.parquet"], self.expected(split))
+      missing = f"{config}/{wanted}-*.parquet" if config else f"{wanted}-*.parquet"
+      raise wrong_layout(root, [missing], self.expected(split))
     return chosen
 
 

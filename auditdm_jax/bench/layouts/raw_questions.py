@@ -68,9 +68,9 @@ def okvqa(root: pathlib.Path, split: str) -> raw.RawItems[RawQuestion]:
 def _coco_questions(
   root: pathlib.Path, part: str, names: tuple[str, str], other: str
 ) -> tuple[list[RawQuestion], pathlib.Path]:
-  folder = raw.folder_of(root, part)
   asked = raw.listed(raw.read_json(root, names[0]), "questions", names[0])
   content = raw.read_json(root, names[1], hook=_compact(other))
+  folder = raw.folder_of(root, part)
   said = {row["question_id"]: row for row in raw.listed(content, "annotations", names[1])}
   rows = []
   for row in asked:

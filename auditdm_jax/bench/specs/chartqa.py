@@ -13,13 +13,13 @@ from auditdm_jax.bench.specs.common import WORD, lmms_eval, mix, transfer, vlmev
 _HUMAN, _AUGMENTED = "test_human", "test_augmented"
 
 
-def _parquet(split: str) -> Parquet:
+def _parquet(split: str, kind: str = "") -> Parquet:
   """One of the two kinds of questions, or both."""
   return Parquet(
     repo="lmms-lab-encoder/ChartQA",
     splits={split: "test"},
     columns=Columns(item_id="", category="type", hashed=True),
-    where=None if split == "test" else lambda row: row["type"] == split,
+    where=(lambda row: row["type"] == kind) if kind else None,
   )
 
 
@@ -47,8 +47,8 @@ SPEC = BenchmarkSpec(
         item_id="index", adapt=adapt.listed_answers, category="split", keep=("split",)
       ),
     ),
-    _parquet(_HUMAN),
-    _parquet(_AUGMENTED),
+    _parquet(_HUMAN, "human_test"),
+    _parquet(_AUGMENTED, "augmented_test"),
     _parquet("test"),
     Raw(
       read=raw_documents.chartqa,
