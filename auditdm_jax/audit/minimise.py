@@ -49,7 +49,7 @@ class SmallestEdit:
 
   Attributes:
     image: u8[H,W,3].
-    tiles: of the grid that still differ from the source.
+    tiles: of the grid that still differ from the source; 0 if the source fails as well.
     tiles_before: that the edit changed.
     strength: share of the edit's change that is left in them.
     tried: candidates.
@@ -74,8 +74,8 @@ class Minimised:
     words: how many it has.
     words_before: how many the failure's has.
     image_id: of the smallest edit, or the failure's where nothing was edited or made smaller.
-    tiles: of the edit that are left; 0 if its image was not edited.
-    tiles_before: tiles that it changed.
+    tiles: of the edit that are left; 0 if none is needed.
+    tiles_before: tiles that it changed; 0 if the image was not edited.
     strength: share of the change that is left in them.
     k: trials in which question and image together still fail.
     n: trials.
@@ -166,11 +166,15 @@ def smallest_edit(
     return made
 
   spent = _Budget(budget)
-  kept, is_minimal = _ddmin(
-    tuple(range(len(tiles))), lambda rows: fails([image(parts) for parts in rows]), spent
-  )
+
+  def all_fail(rows: Sequence[Parts]) -> Sequence[bool]:
+    return fails([image(parts) for parts in rows])
+
+  if spent.first([()], all_fail) is not None:
+    return SmallestEdit(source.copy(), 0, len(tiles), 0.0, spent.tried, is_minimal=True)
+  kept, is_minimal = _ddmin(tuple(range(len(tiles))), all_fail, spent)
   # A strength need not fail wherever a lower one does, so all are tried.
-  tried = _STRENGTHS[: spent.left] if kept else ()
+  tried = _STRENGTHS[: spent.left]
   outcomes = fails([image(kept, s) for s in tried]) if tried else ()
   strength = next((s for s, failed in zip(tried, outcomes) if failed), 1.0)
   return SmallestEdit(

@@ -18,7 +18,6 @@ import numpy as np
 from auditdm_jax.audit import gates
 from auditdm_jax.audit import minimise as minimise_lib
 from auditdm_jax.audit import verify as verify_lib
-from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.audit.attempt import Failure, Find, Stability
 from auditdm_jax.audit.ledger import shown
 from auditdm_jax.audit.minimise import Minimised, SmallestEdit
@@ -71,18 +70,17 @@ class _Trier:
     self._failure, self._bank = failure, ctx.models.bank()
     # Without other wordings, which a shorter question has not, and without the grey image.
     self._config = dataclasses.replace(ctx.settings.verify, paraphrases=0, blank_image=False)
-    self._well_formed = ctx.world.well_formed
     self.queries, self.last = 0, Stability(k=0, n=0)
-
-  @property
-  def bank(self) -> ModelBank:
-    """Who is asked."""
-    return self._bank
 
   def fails(self, candidates: Sequence[tuple[str, np.ndarray]]) -> list[bool]:
     """Whether each (question, u8[H,W,3]) still shows the same failure."""
     images = {Images.id_of(image): image for _, image in candidates}
-    asked = [i for i, (question, _) in enumerate(candidates) if self._is_question(question)]
+    longest = self._config.max_words
+    asked = [
+      i
+      for i, (question, _) in enumerate(candidates)
+      if gates.well_formed(question, max_words=longest).passed
+    ]
     finds = [self._find(*candidates[i]) for i in asked]
     failed = [False] * len(candidates)
     tried = verify_lib.retry(finds, self._bank, images=images.__getitem__, config=self._config)
@@ -91,10 +89,6 @@ class _Trier:
       self.queries += one.stability.n
       failed[i] = one.stability.share >= self._config.stable_share
     return failed
-
-  def _is_question(self, question: str) -> bool:
-    gate = gates.well_formed(question, max_words=self._config.max_words)
-    return bool(gate.passed) and (self._well_formed is None or self._well_formed(question))
 
   def _find(self, question: str, image: np.ndarray) -> Find:
     f = self._failure
@@ -155,7 +149,9 @@ def _told(ctx: Context, failure: Failure, result: Minimised) -> str:
     f"question  {shown(failure.probe.question)}",
     f"shortest  {shown(result.question)}  ({result.words} of {result.words_before} words)",
   ]
-  if result.tiles_before:
+  if result.tiles_before and not result.tiles:
+    lines.append("edit      not needed: the question fails on the source, too")
+  elif result.tiles_before:
     lines.append(
       f"edit      {result.tiles} of {result.tiles_before} changed tiles at"
       f" {result.strength:.0%} of the change: {ctx.images.made.path(result.image_id)}"

@@ -107,7 +107,7 @@ def _packed(attempt: Attempt, consensus: str) -> PackedProbe:
     role="control",
     expected=consensus,
     said=answers.get(verdict.target) or "" if verdict else "",
-    references={n: answers[n] or "" for n in verdict.references} if verdict else {},
+    references={n: a for n, a in answers.items() if a and verdict and n != verdict.target},
     source=probe.source,
     made=probe.source_image_id not in (None, probe.image_id),
   )
