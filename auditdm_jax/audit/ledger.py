@@ -23,6 +23,7 @@ _SHOWN = 160  # Characters of a text that came from elsewhere.
 _LISTED = 20  # Changed probes of a line that are listed; ledger.json has all of them.
 _MARKUP = re.compile(r"[\\`*_\[\]|#~]")
 _WORSE = ("new", "regressed")
+_MOST_LEFT_OUT = 0.1  # Of the probes; if there are more, the rest is no comparison of the models.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +81,17 @@ class Ledger:
   left_out: int
   notes: Sequence[str]
 
+  @property
+  def is_thin(self) -> bool:
+    """Whether so many probes were left out that the others may tell another story."""
+    compared = sum(line.new.n for line in self.comparison.entries)
+    return self.left_out > _MOST_LEFT_OUT * (compared + self.left_out)
+
+  def exit_code(self, *, strict: bool) -> int:
+    """Returns 0, 1 or 3 as `Comparison.exit_code`; a thin comparison is unsure."""
+    code = self.comparison.exit_code(strict=strict)
+    return 3 if strict and not code and self.is_thin else code
+
   def name(self, mode_id: str) -> str:
     """What a line is called."""
     return line_name(mode_id, self.names)
@@ -110,7 +122,7 @@ def as_dict(ledger: Ledger, *, strict: bool) -> dict[str, Any]:
   """Returns the whole ledger for JSON."""
   return {
     "version": 1,
-    "exit_code": ledger.comparison.exit_code(strict=strict),
+    "exit_code": ledger.exit_code(strict=strict),
     "old": ledger.old,
     "new": ledger.new,
     "probes": ledger.probes,
@@ -133,6 +145,7 @@ def text(ledger: Ledger) -> str:
   lines = [
     "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths)), row[-1]]).rstrip() for row in rows
   ]
+  lines += [_left_out(ledger)] if ledger.left_out else []
   return "\n".join([*lines, *(f"note: {shown(n, limit=400)}" for n in ledger.notes)])
 
 
@@ -150,13 +163,13 @@ def _rate(rate: Rate) -> str:
 
 def markdown(ledger: Ledger, *, strict: bool) -> str:
   """Returns ledger.md."""
-  code = ledger.comparison.exit_code(strict=strict)
+  code = ledger.exit_code(strict=strict)
   verdict = {0: "no regression", 1: "regression", 3: "unsure"}[code]
   lines = [
     f"# {_md(ledger.new.name)} compared with {_md(ledger.old.name)}: {verdict}",
     "",
     f"{compare.summary_counts(ledger.comparison.counts())}. Probes: {_md(ledger.probes)}."
-    f" {ledger.left_out} could not be compared and are in no line.",
+    f" {_left_out(ledger)}; these are in no line.",
     "",
     "| status | failures of old | of new | change in points, 95 % | q | mode |",
     "|---|---|---|---|---|---|",
@@ -167,8 +180,7 @@ def markdown(ledger: Ledger, *, strict: bool) -> str:
     lines.append(f"| {' | '.join(cells)} |")
   for side, who in (("Old", ledger.old), ("New", ledger.new)):
     how = "asked now" if who.asked else "answers recorded by the audit"
-    lines += ["", f"{side}: {_md(who.name)}, {_md(who.identity)}, {how}, "
-              f"{who.unanswered} questions without an answer."]  # fmt: skip
+    lines += ["", f"{side}: {_md(who.name)}, {_md(who.identity)}, {how}."]
   lines += [f"\n{_md(note, limit=400)}" for note in ledger.notes]
   for worse, title in ((True, "Only the new model fails"), (False, "Only the old model fails")):
     own = [c for c in ledger.changes if c.worse == worse]
@@ -201,7 +213,13 @@ def junit(ledger: Ledger, *, strict: bool) -> bytes:
   entries = ledger.comparison.entries
   failed = {line.mode_id for line in entries if _fails(line, strict=strict)}
   unsure = {line.mode_id for line in entries if line.status == "unsure"} - failed
-  counts = {"tests": len(entries), "failures": len(failed), "errors": 0, "skipped": len(unsure)}
+  thin = ledger.is_thin and strict
+  counts = {
+    "tests": len(entries) + thin,
+    "failures": len(failed) + thin,
+    "errors": 0,
+    "skipped": len(unsure),
+  }
   totals = {key: str(n) for key, n in counts.items()}
   root = ET.Element("testsuites", totals)
   suite = ET.SubElement(
@@ -220,8 +238,18 @@ def junit(ledger: Ledger, *, strict: bool) -> bytes:
       ET.SubElement(case, "skipped", {"message": _xml(said)})
     else:
       ET.SubElement(case, "system-out").text = _xml(said)
+  if thin:
+    case = ET.SubElement(suite, "testcase", {"classname": "auditdm.compare", "name": "left out"})
+    ET.SubElement(case, "failure", {"type": "unsure", "message": _left_out(ledger)})
   ET.indent(root)
   return ET.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n"
+
+
+def _left_out(ledger: Ledger) -> str:
+  return (
+    f"{ledger.left_out} probes could not be compared: {ledger.new.unanswered} without an answer of"
+    f" the new model, {ledger.old.unanswered} of the old one"
+  )
 
 
 def _fails(line: LedgerLine, *, strict: bool) -> bool:

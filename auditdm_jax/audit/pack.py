@@ -12,7 +12,7 @@ too large or outside the folder is refused in one line.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import hashlib
 import json
@@ -67,7 +67,8 @@ class PackedProbe:
   """A question about an image, and what was said to it.
 
   Attributes:
-    role: "failure", verified; or "control", outside all modes, whatever the target said.
+    role: "failure", verified; or "control", drawn outside all modes whatever the target said.
+    is_control: a failure of no mode that was drawn as a control, too.
     expected: the consensus of the references.
     said: the audited target's answer.
     references: the answers of the references, by name.
@@ -84,6 +85,7 @@ class PackedProbe:
   role: Literal["failure", "control"]
   expected: str
   said: str
+  is_control: bool = False
   references: dict[str, str] = dataclasses.field(default_factory=dict)
   mode_id: str = ""
   grade: str = ""
@@ -93,9 +95,11 @@ class PackedProbe:
   made: bool = False
 
   @property
-  def group(self) -> str:
-    """The line of a ledger that it belongs to."""
-    return CONTROLS if self.role == "control" else self.mode_id or NO_MODE
+  def groups(self) -> tuple[str, ...]:
+    """The lines of a ledger that it belongs to."""
+    if self.role == "control":
+      return (CONTROLS,)
+    return (self.mode_id or NO_MODE, *((CONTROLS,) if self.is_control else ()))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -181,10 +185,17 @@ def write(folder: str | os.PathLike, pack: Pack) -> pathlib.Path:
   (root / _PROBES).write_bytes(lines)
   digest = hashlib.sha256(lines).hexdigest()
   header = dataclasses.replace(header, probes=len(pack.probes), sha256=digest)
-  roles = Counter(p.role for p in pack.probes)
+  roles = roles_of(pack.probes)
   (root / "README.md").write_text(_readme(header, roles), encoding="utf-8")
   jsonio.write_json(root / _HEADER, header)  # Last: a folder without it is no pack.
   return root
+
+
+def roles_of(probes: Sequence[PackedProbe]) -> Counter[str]:
+  """How many failures and how many controls there are; a failure may be both."""
+  counts = Counter(p.role for p in probes)
+  counts["control"] += sum(p.is_control for p in probes)
+  return counts
 
 
 def read(folder: str | os.PathLike) -> Pack:
@@ -275,7 +286,7 @@ def _check(probe: PackedProbe, where: str, modes: set[str]) -> None:
     raise UserError(f"{where}.probe_id: {probe.probe_id!r:.80} is not that of image and question")
   if probe.mode_id and probe.mode_id not in modes:
     raise UserError(f"{where}.mode_id: {probe.mode_id!r:.80} is none of the modes of {_HEADER}")
-  if probe.mode_id and probe.role == "control":
+  if probe.mode_id and (probe.role == "control" or probe.is_control):
     raise UserError(f"{where}: a control is of no mode, and this one of {probe.mode_id!r:.80}")
 
 

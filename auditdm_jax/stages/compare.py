@@ -98,7 +98,7 @@ def main(words: Sequence[str]) -> int:
   print(ledger_lib.text(ledger))
   counts = compare_lib.summary_counts(ledger.comparison.counts())
   print(f"{counts}; {_OUTPUT.value}/ledger.md, ledger.json, junit.xml")
-  return ledger.comparison.exit_code(strict=_STRICT.value)
+  return ledger.exit_code(strict=_STRICT.value)
 
 
 def _check(words: Sequence[str]) -> None:
@@ -140,8 +140,9 @@ def _notes(packed: Pack | None) -> list[str]:
         " decide, which take synonyms for other answers; --judge=MODEL"
       )
     notes.append(
-      "the failures were chosen because the audited model fails them, so against it a model can"
-      " only gain in their modes; the controls were chosen whatever it said"
+      "the failures were chosen because the audited model fails them: against it a model can only"
+      " gain in their modes, and one that was repaired with them has seen them before; the controls"
+      " were chosen whatever it said"
     )
   if _ITSELF.value:
     notes.append("one model, asked twice about images that were shifted or dimmed a little")
@@ -167,17 +168,12 @@ def _ledger(probes: Probes, models: Sequence[Opened], notes: Sequence[str]) -> L
     Side(*side, unanswered=sum(not text for text in said))
     for side, said in zip(sides, (before, now), strict=True)
   )
-  rows = probes.rows
-  outcomes = compare_lib.pairs(
-    [r.group for r in rows],
-    [r.probe_id for r in rows],
-    [r.image_id for r in rows],
-    [r.expected for r in rows],
-    before,
-    now,
-    judge=probes.judge,
-    questions=[r.question for r in rows],
-  )
+  outcomes = _outcomes(probes, before, now)
+  if not outcomes:
+    raise UserError(
+      f"none of the {len(probes.rows)} questions can be compared: {new_side.name} gave no answer to"
+      f" {new_side.unanswered}, {old_side.name} to {old_side.unanswered}"
+    )
   config = dataclasses.replace(CompareConfig(), margin=_MARGIN.value)
   return Ledger(
     old=old_side,
@@ -186,8 +182,27 @@ def _ledger(probes: Probes, models: Sequence[Opened], notes: Sequence[str]) -> L
     names=probes.names,
     changes=_changes(probes, outcomes, before, now),
     probes=probes.where,
-    left_out=len(rows) - len(outcomes),
+    left_out=len(probes.rows) - len({o.probe_id for o in outcomes}),
     notes=notes,
+  )
+
+
+def _outcomes(probes: Probes, before: Sequence[str], now: Sequence[str]) -> list[PairedOutcome]:
+  """Who failed what, in each line of the ledger that a probe belongs to."""
+  rows = [
+    (group, row, a, b)
+    for row, a, b in zip(probes.rows, before, now, strict=True)
+    for group in row.groups
+  ]
+  return compare_lib.pairs(
+    [group for group, *_ in rows],
+    [row.probe_id for _, row, *_ in rows],
+    [row.image_id for _, row, *_ in rows],
+    [row.expected for _, row, *_ in rows],
+    [a for *_, a, _ in rows],
+    [b for *_, b in rows],
+    judge=probes.judge,
+    questions=[row.question for _, row, *_ in rows],
   )
 
 
@@ -202,7 +217,7 @@ def _changes(
       row, a, b = rows[outcome.probe_id]
       found.append(
         Change(
-          mode_id=row.group,
+          mode_id=outcome.mode_id,
           probe_id=row.probe_id,
           image_id=row.image_id,
           question=row.question,

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a run to a regression pack: which failures and which controls it holds."""
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 import dataclasses
 import datetime
 import shlex
@@ -45,8 +44,12 @@ def collect(ctx: Context, *, controls: int, licence: str) -> Pack:
   drawn = _controls(ctx, tax, failures, controls)
   taken = {c.probe_id for c in drawn}
   modes = {mode.mode_id for mode in tax.modes}
-  failed = [_failure(f, modes) for f in failures]
-  probes = [p for p in failed if p.probe_id not in taken] + drawn
+  failed = [
+    dataclasses.replace(p, is_control=not p.mode_id and p.probe_id in taken)
+    for p in (_failure(f, modes) for f in failures)
+  ]
+  known = {p.probe_id for p in failed}
+  probes = failed + [p for p in drawn if p.probe_id not in known]
   used = {p.mode_id for p in probes}
   header = dataclasses.replace(
     header_of(ctx),
@@ -135,7 +138,7 @@ def _controls(
   return [_packed(*outside[i]) for i in sorted(order, key=near)[:n]]
 
 
-def told(probes: Iterable[PackedProbe]) -> str:
+def told(probes: Sequence[PackedProbe]) -> str:
   """One line about probes for the screen."""
-  roles = Counter(p.role for p in probes)
+  roles = pack_lib.roles_of(probes)
   return f"{roles['failure']} verified failures and {roles['control']} controls"

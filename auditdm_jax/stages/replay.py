@@ -36,9 +36,9 @@ _MAX_YAML = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A probe of a comparison; `said` is what was recorded of the old model, `group` its line."""
+  """A probe of a comparison; `groups` are its lines, `said` what the old model is known to say."""
 
-  group: str
+  groups: tuple[str, ...]
   probe_id: str
   image_id: str
   question: str
@@ -210,7 +210,7 @@ def from_pack(pack: Pack, judge: Judge, *, where: str) -> Probes:
   header = pack.header
   return Probes(
     rows=[
-      Row(p.group, p.probe_id, p.image_id, p.question, p.expected, p.said) for p in pack.probes
+      Row(p.groups, p.probe_id, p.image_id, p.question, p.expected, p.said) for p in pack.probes
     ],
     load=pack.load,
     names=pack.names,
@@ -257,7 +257,7 @@ def from_runs(old: Context, new: Context | None) -> Probes:
     if run is old:
       known += [m.mode_id for m in verified.taxonomy.modes]
   rows = [
-    Row(group, a.probe.probe_id, a.probe.image_id, a.probe.question, c, _said(a))
+    Row((group,), a.probe.probe_id, a.probe.image_id, a.probe.question, c, _said(a))
     for group, (a, c) in zip(groups, told, strict=True)
   ]
   models = old.models
