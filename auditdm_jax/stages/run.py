@@ -8,6 +8,7 @@
   discover/ control/         attempts of the sweep, and of the random questions
   fresh/ fresh-round2/       attempts that modes are measured on, by batch
   verify/                    failures
+  minimised/                 what is left of single failures
   images/                    made images by the hash of their content
   summary.json  seconds.json what was found so far, and how long stages took
 
@@ -25,6 +26,7 @@ import pathlib
 from typing import Any, TypeVar
 
 from auditdm_jax.audit.attempt import Attempt, Failure
+from auditdm_jax.audit.minimise import Minimised
 from auditdm_jax.audit.summary import Summary
 from auditdm_jax.core import jsonio, paths, records, runtime, typed
 from auditdm_jax.core.config import UserError
@@ -160,6 +162,17 @@ class RunFolder:
     known = files.keys(_FAILURES, "key")
     rows = [{"key": f.probe.probe_id, **f.to_dict()} for f in failures]
     files.append(_FAILURES, [r for r in rows if r["key"] not in known])
+
+  def minimised(self, probe_id: str) -> Minimised | None:
+    """Returns what is left of a failure, if that was looked for."""
+    data = read_json(self._minimised(probe_id))
+    return None if data is None else typed.load(Minimised, data)
+
+  def write_minimised(self, result: Minimised) -> None:
+    write_json(self._minimised(result.probe_id), result)
+
+  def _minimised(self, probe_id: str) -> pathlib.Path:
+    return self.path / "minimised" / f"{probe_id}.json"
 
   def records(self, name: str) -> "SharedRecords":
     """Returns the records in a folder of the run."""
