@@ -76,6 +76,13 @@ class Rate:
     """The number of independent trials that would say as much."""
     return self.n / self.design
 
+  @property
+  def complement(self) -> "Rate":
+    """The rate of what did not succeed."""
+    low, high = self.ci95
+    rest = None if self.rate is None else 1 - self.rate
+    return dataclasses.replace(self, k=self.n - self.k, rate=rest, ci95=(1 - high, 1 - low))
+
 
 NOTHING = Rate(0, 0, None, (0.0, 1.0))
 
