@@ -31,6 +31,13 @@ class Stored(Iterable[T], Generic[T]):
     return self._rows()
 
 
+def chunks(rows: Iterable[T], size: int) -> Iterator[list[T]]:
+  """Yields the rows in lists of `size`, of which the last may be shorter."""
+  left = iter(rows)
+  while chunk := list(itertools.islice(left, size)):
+    yield chunk
+
+
 class Records:
   """Append-only shards `<dir>/<name>-<process>.jsonl`, one per kind of record and process."""
 

@@ -33,7 +33,7 @@ from auditdm_jax.core import jsonio, paths, records, runtime, typed
 from auditdm_jax.core.config import UserError
 from auditdm_jax.core.image_store import Images
 from auditdm_jax.core.manifest import Manifest
-from auditdm_jax.core.records import Stored
+from auditdm_jax.core.records import Stored, chunks
 
 T = TypeVar("T")
 
@@ -174,7 +174,7 @@ class RunFolder:
     """Writes them all, instead of what is there."""
     files = self.records("control")
     files.rewind(_ATTEMPTS, -1, field="row")
-    for chunk in itertools.batched(enumerate(attempts), _CHUNK):
+    for chunk in chunks(enumerate(attempts), _CHUNK):
       files.append(_ATTEMPTS, [{"row": i, **a.to_dict()} for i, a in chunk])
 
   def failures(self) -> Stored[Failure]:
@@ -187,7 +187,7 @@ class RunFolder:
     files = self.records("verify")
     known = files.keys(_FAILURES, "key")
     new = (f for f in failures if f.probe.probe_id not in known)
-    for chunk in itertools.batched(new, _CHUNK):
+    for chunk in chunks(new, _CHUNK):
       files.append(_FAILURES, [{"key": f.probe.probe_id, **f.to_dict()} for f in chunk])
 
   def minimised(self, probe_id: str) -> Minimised | None:
