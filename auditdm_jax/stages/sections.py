@@ -286,6 +286,13 @@ class AuditConfig:
         f"config.verify.model: {outside} has the name of the target or of a reference; name a model"
         " outside the ensemble"
       )
+    references = [_name(folder) for folder in models.references]
+    for name, _ in self.bank.weights:
+      if name not in references:
+        raise UserError(
+          f"config.bank.weights: no reference {name!r}{did_you_mean(name, references)};"
+          f" {', '.join(references)}"
+        )
     folders = (*ensemble, models.sibling, self.rollout.gauges.heldout, outside)
     known = [_name(folder) for folder in folders if folder]
     for name, _ in self.bank.styles:
