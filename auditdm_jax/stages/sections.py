@@ -28,6 +28,7 @@ from auditdm_jax.rl.reward import RewardConfig
 from auditdm_jax.rl.step import OptimConfig
 from auditdm_jax.rl.stopping import StopConfig
 from auditdm_jax.rl.trainer import TrainConfig
+from auditdm_jax.scenes.noise import Noise
 from auditdm_jax.scenes.talk import Voice
 from auditdm_jax.stages.remote import RemoteConfig, check_names
 
@@ -138,11 +139,19 @@ class WorldConfig:
     name: "scenes" for the drawn world, which has an oracle; "" for real images.
     gaps: planted gaps of the target: "", "easy", "rare", "half" or "seed:N".
     talk: how the models of the scenes world say their answers, to try `text.styles` on.
+    noise: how often its references are wrong on purpose, to try what an audit is worth then.
   """
 
   name: str = ""
   gaps: str = ""
   talk: Voice = Voice()
+  noise: Noise = Noise()
+
+  def __post_init__(self):
+    if self.noise.errs and self.talk.talks:
+      raise UserError("config.world: its models either talk or err on purpose; leave one out")
+    if self.noise.errs and not self.name:
+      raise UserError("config.world.noise: only the models of a drawn world can err on purpose")
 
 
 @dataclasses.dataclass(frozen=True)
