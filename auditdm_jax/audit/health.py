@@ -18,19 +18,21 @@ class Health:
     error: error rate per model.
     co_error: share of questions on which both of a pair of models err, target included; the
       diagonal is `error`.
-    phi: correlation of the errors of each pair; 1 on the diagonal of a model that sometimes errs.
+    phi: correlation of the errors of each pair; 1 on the diagonal of a model that sometimes errs,
+      None where one of them never or always errs, which says nothing.
     all_wrong: share of questions on which every reference errs.
     same_wrong: share of those on which they also agree: false consensus.
-    effective_references: R / (1 + (R - 1)·mean phi): how many independent references they equal.
+    effective_references: R / (1 + (R - 1)·mean phi): how many independent references they equal;
+      None where no pair's phi is known.
     warnings: sentences for the report.
   """
 
   error: dict[str, Rate]
   co_error: dict[str, dict[str, Rate]]
-  phi: dict[str, dict[str, float]]
+  phi: dict[str, dict[str, float | None]]
   all_wrong: Rate
   same_wrong: Rate
-  effective_references: float
+  effective_references: float | None
   warnings: tuple[str, ...]
 
 
@@ -70,13 +72,14 @@ def health(
   alike = [
     all(judge.same(first[i], other[i], question=asked[i]) for other in others) for i in shared
   ]
-  pairs = [phi[a][b] for i, a in enumerate(references) for b in references[:i]]
+  both = [phi[a][b] for i, a in enumerate(references) for b in references[:i]]
+  pairs = [x for x in both if x is not None]
   mean_phi = max(0.0, float(np.mean(pairs))) if pairs else 0.0
   warnings = [
-    f"{a} and {b} err together (phi {phi[a][b]:.2f}): they count as one opinion"
+    f"{a} and {b} err together (phi {x:.2f}): they count as one opinion"
     for i, a in enumerate(names)
     for b in names[i + 1 :]
-    if phi[a][b] >= twin
+    if (x := phi[a][b]) is not None and x >= twin
   ]
   return Health(
     error={n: rate(int(w.sum()), len(w)) for n, w in wrong.items()},
@@ -86,13 +89,15 @@ def health(
     phi=phi,
     all_wrong=rate(int(together.sum()), len(together)),
     same_wrong=rate(sum(alike), len(alike)),
-    effective_references=len(references) / (1 + (len(references) - 1) * mean_phi),
+    effective_references=len(references) / (1 + (len(references) - 1) * mean_phi)
+    if pairs or len(references) == 1
+    else None,
     warnings=tuple(warnings),
   )
 
 
-def _phi(a: np.ndarray, b: np.ndarray) -> float:
-  """Correlation of two error vectors; 0 where one of them never or always errs."""
+def _phi(a: np.ndarray, b: np.ndarray) -> float | None:
+  """Correlation of two error vectors; None where one of them never or always errs."""
   if len(a) == 0 or a.std() == 0 or b.std() == 0:
-    return 0.0
+    return None
   return float(np.corrcoef(a, b)[0, 1])

@@ -29,6 +29,7 @@ from auditdm_jax.rl.stopping import NEVER, StopConfig
 from auditdm_jax.stages import remote
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.pools import InMemoryPool
+from auditdm_jax.stages.results import Empty
 from auditdm_jax.stages.truth import ModeKey
 
 SEARCH: draws.Walk = ("search",)  # The walk that measures search success.
@@ -380,11 +381,18 @@ def random_control(ctx: Context, n: int) -> list[Attempt]:
 def fresh_attempts(ctx: Context) -> list[Attempt]:
   """Puts questions about the fresh split to the audited target and all references.
 
-  They are all of the data set's, or if it has none, `discover.search_probes` of the auditor's.
+  They are all of the data set's, or if it has none, `discover.search_probes` of the auditor's. A
+  run asks them once.
   """
   pool, bank, arm = ctx.pool("fresh"), ctx.models.bank(), "fresh"
+  if ctx.folder.done(arm, Empty) is not None:
+    return ctx.folder.answered(arm)
   if asked := pool.asked():
-    return ask_questions(ctx, bank, pool, asked, arm=arm, label="fresh probes", cascade=False)
-  asker = Asker(ctx, bank, pool=pool, prompts={"question": _SEARCH_ROWS}, full=True)
-  n, step = ctx.settings.discover.search_probes, ctx.settings.optim.steps or None
-  return [a for a in asker.ask(step, n, arm=arm, walk=(arm,), asked=()) if a.verdict]
+    found = ask_questions(ctx, bank, pool, asked, arm=arm, label="fresh probes", cascade=False)
+  else:
+    asker = Asker(ctx, bank, pool=pool, prompts={"question": _SEARCH_ROWS}, full=True)
+    n, step = ctx.settings.discover.search_probes, ctx.settings.optim.steps or None
+    found = [a for a in asker.ask(step, n, arm=arm, walk=(arm,), asked=()) if a.verdict]
+  ctx.folder.write_answered(arm, found)
+  ctx.folder.finish(arm, Empty())
+  return found

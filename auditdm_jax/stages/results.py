@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from auditdm_jax.audit.health import Health
+from auditdm_jax.audit.precision import FindPrecision
 from auditdm_jax.audit.preflight import Ensemble, Problem
 from auditdm_jax.audit.rates import NOTHING, Rate
 from auditdm_jax.audit.summary import Accuracy, Kinds
@@ -143,17 +144,17 @@ class Verified:
 
   Attributes:
     funnel: finds left after each gate and trial.
-    precision: verified failures that the oracle confirms; None without an oracle.
     taxonomy: the frozen modes.
     modes: the same with their rates.
+    labelled: how many finds are real, on questions with labels; None if there are no labels.
     gates: by gate, what became of it.
     sides: by who was asked outside the ensemble, whose side was taken on verified failures.
   """
 
   funnel: Mapping[str, int]
-  precision: Rate | None
   taxonomy: Taxonomy
   modes: tuple[ModeRow, ...]
+  labelled: FindPrecision | None = None
   gates: Mapping[str, Tally] = dataclasses.field(default_factory=dict)
   sides: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
 

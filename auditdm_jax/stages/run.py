@@ -6,6 +6,7 @@
   auditors/train/UPDATES/    trained auditors
   records/train/             GRPO's completions, each an attempt
   discover/ control/         attempts of the sweep, and of the random questions
+  heldout/ fresh/            attempts of questions that were put to all models
   verify/                    failures
   images/                    made images by the hash of their content
   summary.json  seconds.json what was found so far, and how long stages took
@@ -133,11 +134,19 @@ class RunFolder:
 
   def control(self) -> list[Attempt]:
     """Returns the random questions that were asked at the audit's queries."""
-    return [Attempt.from_dict(r) for r in self.records("control").read(_ATTEMPTS)]
+    return self.answered("control")
 
   def write_control(self, attempts: Sequence[Attempt]) -> None:
     """Writes them all, instead of what is there."""
-    files = self.records("control")
+    self.write_answered("control", attempts)
+
+  def answered(self, name: str) -> list[Attempt]:
+    """Returns the questions of a kind that were put to all models; [] if none were."""
+    return [Attempt.from_dict(r) for r in self.records(name).read(_ATTEMPTS)]
+
+  def write_answered(self, name: str, attempts: Sequence[Attempt]) -> None:
+    """Writes them all, instead of what is there."""
+    files = self.records(name)
     files.rewind(_ATTEMPTS, -1, field="row")
     files.append(_ATTEMPTS, [{"row": i, **a.to_dict()} for i, a in enumerate(attempts)])
 

@@ -195,6 +195,8 @@ class LimitedVerifyConfig(VerifyConfig):
 
   Attributes:
     limit: most finds that are looked at, evenly over families of modes.
+    labelled: most held-out questions with a label that are put to all models, to measure how many
+      finds are real; 0 = none, and no rate is corrected.
     model: a model outside the ensemble, folder or endpoint, that answers the questions itself, for
       V2; "" = none. A world's oracle is asked where there is none.
     allow_same: the model may be a copy of the target, a reference or the auditor, by another name.
@@ -203,6 +205,7 @@ class LimitedVerifyConfig(VerifyConfig):
   """
 
   limit: int = 4_000
+  labelled: int = 2_000
   model: str = ""
   allow_same: bool = False
   paraphraser: str = "auditor"
