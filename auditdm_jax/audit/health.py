@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from auditdm_jax.audit.judge import Judge, Same
-from auditdm_jax.audit.rates import Rate, rate
+from auditdm_jax.audit.rates import Rate, rate_by_image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +44,7 @@ def health(
   target: str,
   references: Sequence[str],
   questions: Sequence[str] = (),
+  images: Sequence[str] = (),
   twin: float = 0.6,
 ) -> Health:
   """Measures the ensemble, on the questions on which the judge is undecided about none of them.
@@ -55,6 +56,7 @@ def health(
     target: name of the target.
     references: names of the references.
     questions: what was asked, for a judge that asks a model.
+    images: what each question is about; by default each is about another one.
     twin: error correlation from which two models count as one.
   """
   names = (target, *references)
@@ -63,6 +65,7 @@ def health(
   decided = [
     i for i in range(len(truth)) if all(f[i] is not Same.UNDECIDED for f in found.values())
   ]
+  shown = [images[i] if images else str(i) for i in decided]
   wrong = {n: np.array([f[i] is Same.DIFFERENT for i in decided], bool) for n, f in found.items()}
   phi = {a: {b: _phi(wrong[a], wrong[b]) for b in names} for a in names}
   together = np.logical_and.reduce([wrong[n] for n in references])
@@ -82,13 +85,11 @@ def health(
     if (x := phi[a][b]) is not None and x >= twin
   ]
   return Health(
-    error={n: rate(int(w.sum()), len(w)) for n, w in wrong.items()},
-    co_error={
-      a: {b: rate(int((wrong[a] & wrong[b]).sum()), len(decided)) for b in names} for a in names
-    },
+    error={n: rate_by_image(w, shown) for n, w in wrong.items()},
+    co_error={a: {b: rate_by_image(wrong[a] & wrong[b], shown) for b in names} for a in names},
     phi=phi,
-    all_wrong=rate(int(together.sum()), len(together)),
-    same_wrong=rate(sum(alike), len(alike)),
+    all_wrong=rate_by_image(together, shown),
+    same_wrong=rate_by_image(alike, [shown[k] for k in np.flatnonzero(together)]),
     effective_references=len(references) / (1 + (len(references) - 1) * mean_phi)
     if pairs or len(references) == 1
     else None,

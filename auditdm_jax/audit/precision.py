@@ -21,7 +21,6 @@ from auditdm_jax.audit import rates
 from auditdm_jax.audit.attempt import Attempt, Failure, Find, Side
 from auditdm_jax.audit.judge import Judge
 from auditdm_jax.audit.outside import Outside
-from auditdm_jax.audit.probe import Probe
 from auditdm_jax.audit.rates import Corrected, Labelled, Rate
 
 # Whose answer the truth shares → (the target is wrong, the consensus is right).
@@ -128,7 +127,7 @@ def known_probes(
   for find, opinion in zip(compared, who.opinions(compared, judge), strict=True):
     if opinion.side in _MEANS:
       flagged = find.verdict.disagreement
-      found.append(KnownProbe(image_of(find.probe), flagged, *_MEANS[opinion.side]))
+      found.append(KnownProbe(find.probe.origin_id, flagged, *_MEANS[opinion.side]))
   return found, len(compared) - len(found)
 
 
@@ -139,11 +138,6 @@ def _compared(attempt: Attempt) -> Find | None:
     return None
   said = verdict.answers[verdict.target]
   return said and Find(probe=attempt.probe, verdict=verdict, consensus=verdict.consensus, said=said)
-
-
-def image_of(probe: Probe) -> str:
-  """The image of a probe, or the one that its image was made from: the unit of all rates."""
-  return probe.source_image_id or probe.image_id
 
 
 def of_probes(probes: Sequence[KnownProbe], *, by: str, unknown: int = 0) -> FindPrecision | None:
@@ -217,7 +211,7 @@ def of_finds(
     own = [(f, said) for f, said in known if among(f, said)]
     return rates.rate_by_image(
       [of(f, said) for f, said in own],
-      [image_of(f.probe) for f, _ in own],
+      [f.probe.origin_id for f, _ in own],
       weights=[f.weight for f, _ in own],
     )
 

@@ -71,6 +71,7 @@ def check(ctx: Context) -> Preflight:
     [question for _, question in asked],
     verdicts,
     ctx.judge,
+    images=[pool.image_id(i) for i, _ in asked],
     labels=_labels(pool, asked),
     rule=bank.config.rule,
   )
