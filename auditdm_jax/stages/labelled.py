@@ -17,7 +17,6 @@ from auditdm_jax.core.pool import NoSplit
 from auditdm_jax.stages import asking
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.pools import InMemoryPool
-from auditdm_jax.stages.results import Empty
 
 NAME = "heldout"
 
@@ -32,8 +31,8 @@ def heldout_attempts(ctx: Context) -> list[Attempt]:
     pool = ctx.pool("heldout")
   except NoSplit:
     return []
-  if ctx.folder.done(NAME, Empty) is not None:
-    return ctx.folder.answered(NAME)
+  if found := ctx.folder.batches(NAME):
+    return found[0]
   known = [
     (i, question)
     for i in range(len(pool))
@@ -47,18 +46,18 @@ def heldout_attempts(ctx: Context) -> list[Attempt]:
     bank = ctx.models.bank()
     label = "labelled questions"
     attempts = asking.ask_questions(ctx, bank, pool, chosen, arm=NAME, label=label, cascade=False)
-  ctx.folder.write_answered(NAME, attempts)
-  ctx.folder.finish(NAME, Empty())
+  ctx.folder.append_batch(NAME, 0, attempts)
   return attempts
 
 
 def find_precision(ctx: Context) -> FindPrecision | None:
   """Measures how many finds are real by the data set's labels; None if it has none."""
   rows = [(a, NAME) for a in heldout_attempts(ctx)]
-  if ctx.settings.pool.fresh:
-    rows += [(a, "fresh") for a in ctx.folder.answered("fresh")]
+  if ctx.settings.pool.fresh and asking.asks_data_set(ctx):
+    # Those of the first batch were asked whatever they are about.
+    rows += [(a, asking.FRESH) for a in ctx.folder.batches(asking.FRESH).get(0, [])]
   found, unknown, seen = [], 0, set()
-  for split in (NAME, "fresh"):
+  for split in (NAME, asking.FRESH):
     own = unique_attempts(a for a, of in rows if of == split and a.probe.probe_id not in seen)
     seen |= {a.probe.probe_id for a in own}
     if own:
