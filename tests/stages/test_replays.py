@@ -15,6 +15,7 @@ import pytest
 from auditdm_jax import __main__ as main_lib
 from auditdm_jax.audit import pack as pack_lib
 from auditdm_jax.core.config import UserError
+from auditdm_jax.endpoints import endpoint as endpoint_lib
 from auditdm_jax.stages import asking, past, verify
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import Discovered
@@ -22,9 +23,9 @@ from tests.endpoints.fake_server import Answer, Asked, FakeServer, completion
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Words of the questions; the target is wrong about hats.
-THINGS = ("hat", "shoe", "coat", "glove")
+THINGS = ("hat", "shoe", "coat")
 PROVING = ("color", "picture", "white squares", "Say yes")
-IMAGES = 24
+IMAGES = 16
 
 
 def talks(server: FakeServer, *wrong: str) -> Callable[[Asked], Answer]:
@@ -50,6 +51,11 @@ def _folder(folder: pathlib.Path) -> None:
       for thing in THINGS
     ]
   (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+  monkeypatch.setattr(endpoint_lib, "_BACKOFF_S", 0.02)
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +129,14 @@ def _yaml(path: pathlib.Path, server: FakeServer) -> str:
   return f"endpoint:{path}"
 
 
+def _statuses(folder: pathlib.Path) -> set[str]:
+  """Of the modes; nothing changes outside them."""
+  entries = json.loads((folder / "ledger.json").read_text())["entries"]
+  status = {e["mode_id"]: e["status"] for e in entries}
+  assert status.pop(pack_lib.CONTROLS) in ("unchanged", "unsure")
+  return set(status.values())
+
+
 def test_a_pack_holds_failures_and_controls(packed, run):
   pack = pack_lib.read(packed)
   failures = [p for p in pack.probes if p.role == "failure"]
@@ -148,14 +162,13 @@ def test_a_pack_in_ci(packed, servers, call, tmp_path):
   asked = [a for a in target.asked[before:] if not any(w in a.text for w in PROVING)]
   assert code == 0 and len(asked) == IMAGES * len(THINGS)
   ledger = json.loads((tmp_path / "compared/ledger.json").read_text())
-  assert {e["status"] for e in ledger["entries"]} <= {"unchanged", "unsure"}
+  assert _statuses(tmp_path / "compared") == {"unsure"}
   assert not ledger["changes"] and not ledger["old"]["asked"]
   target.respond = talks(target)
-  code, out, _ = call("compare", model, f"--pack={packed}", "--strict", "--output=repaired")
-  entries = json.loads((tmp_path / "repaired/ledger.json").read_text())["entries"]
-  status = {e["mode_id"]: e["status"] for e in entries}
-  assert status.pop(pack_lib.CONTROLS) == "unchanged" and set(status.values()) == {"fixed"}
-  assert code == 0 and "fixed" in out
+  code, out, _ = call("compare", model, f"--pack={packed}", "--output=repaired")
+  assert code == 0 and _statuses(tmp_path / "repaired") == {"improved"}
+  # So few controls leave open whether something was forgotten.
+  assert call("compare", model, f"--pack={packed}", "--strict")[0] == 3
   target.respond = talks(target, "hat", "shoe")
   code, out, _ = call("compare", model, f"--pack={packed}", "--output=forgot")
   assert code == 1 and "regressed" in out
@@ -165,7 +178,7 @@ def test_a_pack_in_ci(packed, servers, call, tmp_path):
     target._right(asked) if any(w in asked.text for w in PROVING) else completion("")
   )
   code, _, err = call("compare", model, f"--pack={packed}", "--output=silent")
-  assert code == 2 and "none of the 96 questions can be compared" in err
+  assert code == 2 and "none of the 48 questions can be compared" in err
   assert not (tmp_path / "silent").exists()
 
 
@@ -178,7 +191,7 @@ def test_two_models_on_a_pack(packed, servers, call, tmp_path):
   assert (ledger["old"]["name"], ledger["new"]["name"]) == ("old", "new") and ledger["old"]["asked"]
   assert call("compare", new, old, f"--pack={packed}")[0] == 0
   code, out, _ = call("compare", old, f"--pack={packed}", "--against_itself")
-  assert code == 0 and "new" not in out.split() and "regressed" not in out
+  assert code == 0 and "2 unsure" in out
   shown = {a.url for a in reference.asked[-2 * IMAGES * len(THINGS) :]}
   assert len(shown) == 2 * IMAGES  # Two changes of each image.
 
@@ -189,8 +202,7 @@ def test_runs_are_compared_on_fresh_questions(run, servers, call, tmp_path):
   code, out, _ = call("compare", run, model)
   ledger = json.loads((tmp_path / "compared/ledger.json").read_text())
   assert code == 0 and "fresh questions of run" in ledger["probes"]
-  status = {e["mode_id"]: e["status"] for e in ledger["entries"]}
-  assert status.pop(pack_lib.CONTROLS) == "unchanged" and set(status.values()) == {"fixed"}
+  assert _statuses(tmp_path / "compared") == {"improved"}
   assert call("compare", run, run)[0] == 0
   # The endpoint by its name in the run's config.
   assert call("compare", run, "endpoint:ref")[0] == 0
