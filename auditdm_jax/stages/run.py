@@ -6,6 +6,7 @@
   auditors/train/UPDATES/    trained auditors
   records/train/             GRPO's completions, each an attempt
   discover/ control/         attempts of the sweep, and of the random questions
+  fresh/ fresh-round2/       attempts that modes are measured on, by batch
   verify/                    failures
   minimised/                 what is left of single failures
   images/                    made images by the hash of their content
@@ -109,24 +110,32 @@ class RunFolder:
 
   def sweep(self) -> dict[int, list[Attempt]]:
     """Returns the attempts of discovery by batch; a batch that was cut short is left out."""
+    return self.batches("discover")
+
+  def append_sweep(self, batch: int, attempts: Sequence[Attempt]) -> None:
+    """Appends a batch of discovery; what is there of it, cut short, is completed."""
+    self.append_batch("discover", batch, attempts)
+
+  def batches(self, name: str) -> dict[int, list[Attempt]]:
+    """Returns attempts by batch; a batch that was cut short is left out."""
     found: dict[int, list[Attempt]] = {}
     whole: set[int] = set()
-    for row in self.records("discover").read(_ATTEMPTS):
+    for row in self.records(name).read(_ATTEMPTS):
       found.setdefault(row["batch"], []).append(Attempt.from_dict(row))
       if row.get("last"):
         whole.add(row["batch"])
     return {batch: attempts for batch, attempts in found.items() if batch in whole}
 
-  def append_sweep(self, batch: int, attempts: Sequence[Attempt]) -> None:
-    """Appends a batch of discovery; what is there of it, cut short, is completed."""
-    known = self.records("discover").keys(_ATTEMPTS, "key")
+  def append_batch(self, name: str, batch: int, attempts: Sequence[Attempt]) -> None:
+    """Appends a batch of attempts; what is there of it, cut short, is completed."""
+    known = self.records(name).keys(_ATTEMPTS, "key")
     rows: list[dict[str, Any]] = [
       {"batch": batch, "key": f"{batch}/{i}", **a.to_dict()} for i, a in enumerate(attempts)
     ]
     if not rows:  # It is asked again on resume, for the same nothing.
       return
     rows[-1]["last"] = True
-    self.records("discover").append(_ATTEMPTS, [r for r in rows if r["key"] not in known])
+    self.records(name).append(_ATTEMPTS, [r for r in rows if r["key"] not in known])
 
   def attempts(self) -> list[Attempt]:
     """Returns every attempted probe: GRPO's completions, then discovery's."""
