@@ -318,16 +318,9 @@ def _arm(f: Failure) -> str:
 
 
 def _reproduce(ctx: Context, f: Failure) -> str:
-  """A shell line that asks the target this question again; "" if it is an endpoint."""
-  if ctx.models.target_is_remote:
-    return ""
-  code = (
-    "import numpy, PIL.Image, auditdm_jax; print(auditdm_jax.load_vlm("
-    f"{ctx.models.config.target!r}).answer([numpy.array(PIL.Image.open("
-    f"{str(ctx.images.made.path(f.probe.image_id))!r}))], [{f.probe.question!r}],"
-    f" max_new_tokens={ctx.settings.bank.max_new_tokens}))"
-  )
-  return f"python -c {shlex.quote(code)}"
+  """A shell line that asks about this failure again."""
+  command = ["python", "-m", "auditdm_jax", "repro", f.probe.probe_id, "--workdir"]
+  return shlex.join([*command, str(ctx.folder.path)])
 
 
 def _path(ctx: Context, image_id: str) -> pathlib.Path:

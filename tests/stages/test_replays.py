@@ -66,11 +66,20 @@ def servers():
 
 
 @pytest.fixture(scope="module")
-def run(servers, tmp_path_factory):
-  """The folder of an audit whose failures are verified."""
+def runs(servers, tmp_path_factory):
+  """The folders of two audits whose failures are verified: first of hats, then of shoes as well."""
   root = tmp_path_factory.mktemp("replays")
   for split in ("train", "heldout", "fresh"):
     _folder(root / "data/own" / split)
+  return _audit(root, servers, "run", "hat"), _audit(root, servers, "later", "hat", "shoe")
+
+
+@pytest.fixture(scope="module")
+def run(runs):
+  return runs[0]
+
+
+def _audit(root: pathlib.Path, servers, name: str, *wrong: str) -> pathlib.Path:
   spec = importlib.util.spec_from_file_location("scenes", ROOT / "configs/scenes.py")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
@@ -83,18 +92,18 @@ def run(servers, tmp_path_factory):
   config.models.auditor = str(ROOT / config.models.auditor)
   config.bank.abstentions = ()
   config.endpoints = {
-    name: {"base_url": server.url, "model": "fake", "style": "plain"}
-    for name, server in zip(("far", "ref"), servers)
+    role: {"base_url": server.url, "model": "fake", "style": "plain", "revision": name}
+    for role, server in zip(("far", "ref"), servers)
   }
   target, reference = servers
-  target.respond, reference.respond = talks(target, "hat"), talks(reference)
-  with Context(config, root / "run", "verify") as ctx:
+  target.respond, reference.respond = talks(target, *wrong), talks(reference)
+  with Context(config, root / name, "verify") as ctx:
     pool = ctx.pool("images")
     attempts = asking.ask_questions(ctx, ctx.models.bank(), pool, pool.asked(), arm="random")
     ctx.folder.append_sweep(0, attempts)
     ctx.folder.finish("discover", Discovered(arms={}, probes=len(attempts)))
     verify.run(ctx)
-  return root / "run"
+  return root / name
 
 
 @pytest.fixture
@@ -206,6 +215,24 @@ def test_runs_are_compared_on_fresh_questions(run, servers, call, tmp_path):
   assert call("compare", run, run)[0] == 0
   # The endpoint by its name in the run's config.
   assert call("compare", run, "endpoint:ref")[0] == 0
+
+
+def test_what_a_second_audit_found_is_new(runs, servers, call, tmp_path):
+  """One server is both targets: from when the second one is asked, it is wrong about shoes."""
+  target, reference = servers
+  first, second = runs
+  asked = []
+
+  def respond(asked_now):
+    asked.append(asked_now.text)
+    later = sum("shoe" in text for text in asked) > IMAGES
+    return talks(target, "hat", *(["shoe"] if later else []))(asked_now)
+
+  target.respond = respond
+  code, out, _ = call("compare", first, second)
+  entries = json.loads((tmp_path / "compared/ledger.json").read_text())["entries"]
+  assert code == 1 and [e["status"] for e in entries if "shoe" in e["name"]] == ["new"], out
+  assert [e["status"] for e in entries if "hat" in e["name"]] == ["unsure"]
 
 
 def _id(run: pathlib.Path) -> str:
