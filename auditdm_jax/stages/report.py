@@ -292,6 +292,8 @@ def _card(ctx: Context, f: Failure) -> report_data.Card:
     lineage["instruction"] = f.probe.instruction
   if f.probe.caption:
     lineage["caption"] = f.probe.caption
+  if (smaller := ctx.folder.minimised(f.probe.probe_id)) is not None:
+    lineage["shortest question that fails"] = smaller.question
   by, truth = _opinion(f)
   return report_data.Card(
     probe_id=f.probe.probe_id, question=f.probe.question, target=f.verdict.target,
