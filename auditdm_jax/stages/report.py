@@ -229,6 +229,8 @@ def _card(ctx: Context, f: Failure) -> report_data.Card:
     lineage["instruction"] = f.probe.instruction
   if f.probe.caption:
     lineage["caption"] = f.probe.caption
+  if (smaller := ctx.folder.minimised(f.probe.probe_id)) is not None:
+    lineage["shortest question that fails"] = smaller.question
   by, truth = _opinion(f)
   return report_data.Card(
     probe_id=f.probe.probe_id, question=f.probe.question, target=f.verdict.target,
@@ -255,16 +257,9 @@ def _arm(f: Failure) -> str:
 
 
 def _reproduce(ctx: Context, f: Failure) -> str:
-  """A shell line that asks the target this question again; "" if it is an endpoint."""
-  if ctx.models.target_is_remote:
-    return ""
-  code = (
-    "import numpy, PIL.Image, auditdm_jax; print(auditdm_jax.load_vlm("
-    f"{ctx.models.config.target!r}).answer([numpy.array(PIL.Image.open("
-    f"{str(ctx.images.made.path(f.probe.image_id))!r}))], [{f.probe.question!r}],"
-    f" max_new_tokens={ctx.settings.bank.max_new_tokens}))"
-  )
-  return f"python -c {shlex.quote(code)}"
+  """A shell line that asks about this failure again."""
+  command = ["python", "-m", "auditdm_jax", "repro", f.probe.probe_id, "--workdir"]
+  return shlex.join([*command, str(ctx.folder.path)])
 
 
 def _path(ctx: Context, image_id: str) -> pathlib.Path:
