@@ -125,18 +125,18 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
 def compared(attempts: Sequence[Attempt], failures: Sequence[Failure]) -> summary.Compared:
   """Counts the distinct questions: those that can tell, and those that say nothing."""
   asked = unique_attempts(attempts)
-  finds = {a.probe.probe_id for a in attempts if a.find}
+  finds = {a.probe.probe_id: a.probe.origin_id for a in attempts if a.find}
   looked_at = {f.probe.probe_id for f in failures}
-  agreed = {a.probe.probe_id for a in asked if a.consensus is not None} | finds
+  agreed = {a.probe.probe_id: a.probe.origin_id for a in asked if a.consensus is not None} | finds
   left_out = Counter(
     a.verdict.reason for a in asked if a.verdict and a.probe.probe_id not in agreed
   )
-  verified = sum(f.verified for f in failures)
+  verified = {f.probe.probe_id for f in failures if f.verified}
   return summary.Compared(
     asked=len(asked),
-    failures=rates.rate(verified, len(agreed)),
+    failures=rates.rate_by_image([p in verified for p in agreed], list(agreed.values())),
     left_out=dict(sorted(left_out.items())),
-    not_looked_at=len(finds - looked_at),
+    not_looked_at=len(finds.keys() - looked_at),
   )
 
 
@@ -233,7 +233,9 @@ def mode_scores(
 def _borne_out(mode: ModeRow) -> bool:
   if not mode.fresh or not mode.base or not mode.base.n:
     return False
-  return rates.rate(mode.confirmed, mode.fresh.n).ci95[0] > mode.base.value
+  fresh = mode.fresh
+  shown = rates.rate(int(mode.confirmed / fresh.design), int(fresh.effective))
+  return shown.ci95[0] > mode.base.value
 
 
 def round_rows(
@@ -249,14 +251,15 @@ def round_rows(
   """
   finds, fresh = unique_finds(found), done.verified.fresh
   held = {m.mode_id for m in done.verified.modes if m.status == "confirmed"}
-  wrong = len(finds) - sum(ctx.oracle.truth(f).confirmed for f in finds)
+  wrong = [not ctx.oracle.truth(f).confirmed for f in finds]
+  images = [f.probe.image_id for f in finds]
   spent = sum(x for stage, x in seconds.items() if stage != "re-audit")
   first = summary.RoundRow(
     round=1,
     confirmed=len(held),
     new=len(held),
     repaired=None,
-    false_positive=rates.rate(wrong, len(finds)) if ctx.oracle.exists else None,
+    false_positive=rates.rate_by_image(wrong, images) if ctx.oracle.exists else None,
     rest=None,
     queries=len(found) + (fresh.for_all + fresh.for_modes if fresh else 0),
     seconds=round(spent, 1) if seconds else None,
@@ -271,11 +274,18 @@ def round_rows(
     confirmed=sum(m.status == "confirmed" for m in second.found),
     new=len(second.new),
     repaired=rates.rate(mended, len(known)),
-    false_positive=rates.rate(int(right.n - right.k), right.n) if right else None,
+    false_positive=right and _complement(right),
     rest=second.rest,
     queries=second.queries,
     seconds=seconds.get("re-audit"),
   )
+
+
+def _complement(rate: rates.Rate) -> rates.Rate:
+  """The rate of what is not counted."""
+  low, high = rate.ci95
+  share = None if rate.rate is None else 1 - rate.rate
+  return dataclasses.replace(rate, k=rate.n - rate.k, rate=share, ci95=(1 - high, 1 - low))
 
 
 def strategies(real: _Real, attempts: Sequence[Attempt]) -> dict[str, summary.StrategyRow]:
@@ -316,8 +326,9 @@ def _images(ctx: Context, made: Sequence[Attempt]) -> dict[str, Any]:
       exposed[truth.gap] += 1
   row: dict[str, Any] = {"exposed_by_image": dict(exposed)}
   if ctx.world.faithful:
-    judged = [f for f in (_faithful(ctx, a) for a in made[:_FAITHFUL]) if f is not None]
-    row["faithful"] = rates.rate(sum(judged), len(judged))
+    judged = [(_faithful(ctx, a), a.probe.origin_id) for a in made[:_FAITHFUL]]
+    told = [(faithful, origin) for faithful, origin in judged if faithful is not None]
+    row["faithful"] = rates.rate_by_image([f for f, _ in told], [origin for _, origin in told])
   return row
 
 

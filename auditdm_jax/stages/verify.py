@@ -23,7 +23,7 @@ from auditdm_jax.audit.attempt import Attempt, Failure, Find, unique_attempts, u
 from auditdm_jax.audit.confirm import ModeTest
 from auditdm_jax.audit.mode import Mode
 from auditdm_jax.audit.outside import Labels, Outside, Outsider, TrueAnswers
-from auditdm_jax.audit.rates import Rate, rate
+from auditdm_jax.audit.rates import Rate, rate_by_image
 from auditdm_jax.audit.taxonomy import Taxonomy
 from auditdm_jax.core import metrics, streams
 from auditdm_jax.core.config import UserError
@@ -71,7 +71,8 @@ def run(ctx: Context) -> Verified:
 def _precision(ctx: Context, failures: Sequence[Failure]) -> Rate:
   """Returns the share of verified failures that the oracle confirms, whoever gave their V2."""
   verified = [f for f in failures if f.verified]
-  return rate(sum(ctx.oracle.truth(f).confirmed for f in verified), len(verified))
+  confirmed = [ctx.oracle.truth(f).confirmed for f in verified]
+  return rate_by_image(confirmed, [f.probe.origin_id for f in verified])
 
 
 def audit(
