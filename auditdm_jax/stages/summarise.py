@@ -270,7 +270,9 @@ def mode_scores(
 def _borne_out(mode: ModeRow) -> bool:
   if not mode.fresh or not mode.base or not mode.base.n:
     return False
-  return rates.rate(mode.confirmed, mode.fresh.n).ci95[0] > mode.base.value
+  fresh = mode.fresh
+  shown = rates.rate(int(mode.confirmed / fresh.design), int(fresh.effective))
+  return shown.ci95[0] > mode.base.value
 
 
 def round_rows(
@@ -286,14 +288,15 @@ def round_rows(
   """
   finds, fresh = unique_finds(found), done.verified.fresh
   held = {m.mode_id for m in done.verified.modes if m.status == "confirmed"}
-  wrong = len(finds) - sum(ctx.oracle.truth(f).confirmed for f in finds)
+  wrong = [not ctx.oracle.truth(f).confirmed for f in finds]
+  images = [f.probe.image_id for f in finds]
   spent = sum(x for stage, x in seconds.items() if stage != "re-audit")
   first = summary.RoundRow(
     round=1,
     confirmed=len(held),
     new=len(held),
     repaired=None,
-    false_positive=rates.rate(wrong, len(finds)) if ctx.oracle.exists else None,
+    false_positive=rates.rate_by_image(wrong, images) if ctx.oracle.exists else None,
     rest=None,
     queries=len(found) + (fresh.for_all + fresh.for_modes if fresh else 0),
     seconds=round(spent, 1) if seconds else None,
@@ -308,11 +311,18 @@ def round_rows(
     confirmed=sum(m.status == "confirmed" for m in second.found),
     new=len(second.new),
     repaired=rates.rate(mended, len(known)),
-    false_positive=rates.rate(int(right.n - right.k), right.n) if right else None,
+    false_positive=right and _complement(right),
     rest=second.rest,
     queries=second.queries,
     seconds=seconds.get("re-audit"),
   )
+
+
+def _complement(rate: rates.Rate) -> rates.Rate:
+  """The rate of what is not counted."""
+  low, high = rate.ci95
+  share = None if rate.rate is None else 1 - rate.rate
+  return dataclasses.replace(rate, k=rate.n - rate.k, rate=share, ci95=(1 - high, 1 - low))
 
 
 def strategies(real: _Real, attempts: Sequence[Attempt]) -> dict[str, summary.StrategyRow]:
