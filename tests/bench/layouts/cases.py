@@ -66,7 +66,7 @@ def _want(ids: Sequence[Any], **columns: Sequence[Any]) -> list[dict[str, Any]]:
 
 def _tfds(name: str, features: Mapping[str, Any], split: str, rows: Expected, **more: Any):
   def make(root: pathlib.Path, form: str = "array_record") -> None:
-    found = {split: list(enumerate(rows))}
+    found = {split: [(row.get("question_id", k), row) for k, row in enumerate(rows)]}
     fakes.prepare(root, name, features, found, file_format=form, **more)
 
   return make
