@@ -124,3 +124,9 @@ def test_an_outsiders_benchmark_takes_no_line_of_the_package(tmp_path, monkeypat
   with pytest.raises(UserError, match="expected a BenchmarkSpec, got int"):
     find("my_birds:OTHER", where="config.b")
   sys.modules.pop("my_birds")
+
+
+def test_the_page_has_every_benchmark():
+  page = pathlib.Path(__file__).parents[2].joinpath("docs/benchmarks.md").read_text()
+  for spec in SPECS:
+    assert f"`{spec.name}`" in page and spec.licence in page and spec.source.split(" ")[0] in page
