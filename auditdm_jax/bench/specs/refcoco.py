@@ -46,11 +46,11 @@ def _spec(
       Tsv(
         files=dict.fromkeys(_SPLITS, "RefCOCO.tsv"),
         only={name: f"RefCOCO_{name}" for name in _SPLITS},
+        part=adapt.refcoco_part,
         columns=Columns(
           item_id="index",
           answers="",
           adapt=adapt.refcoco_kit,
-          reads=("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "width", "height"),
           keep=("split", "category"),
         ),
       ),

@@ -133,6 +133,26 @@ def test_cells_that_pandas_takes_for_nothing_are_text(tmp_path):
   assert (item.question, item.options, item.references) == ("NA", ("None", "null"), ("None",))
 
 
+def test_rows_of_other_splits_are_left_out(tmp_path):
+  rows = [
+    {"index": k, "image": fakes.base64_of(40), "question": "q", "category": f"RefCOCO{kind} val"}
+    | {"bbox_x1_norm": 0.25, "bbox_y1_norm": 0.0, "bbox_x2_norm": 0.75, "bbox_y2_norm": 0.5}
+    for k, kind in enumerate(("", "+", "g", ""))
+  ]
+  fakes.write_tsv(tmp_path / "RefCOCO.tsv", rows)
+  items = find("refcoco-boxes", where="test").open(tmp_path)
+  assert [(item.item_id, item.box) for item in items] == [("0", cases.BOX), ("3", cases.BOX)]
+  with pytest.raises(
+    UserError, match=r"no row of 'RefCOCO_testA'; its rows are of RefCOCO\+_val, "
+  ):
+    find("refcoco-boxes", where="test").open(tmp_path, "testA")
+  for row in rows:
+    del row["bbox_x1_norm"]
+  fakes.write_tsv(tmp_path / "RefCOCO.tsv", rows)
+  with pytest.raises(UserError, match="RefCOCO.tsv: row 0: a row without 'bbox_y1'"):
+    find("refcoco-boxes", where="test").open(tmp_path)[0]
+
+
 def test_a_tsv_may_name_its_pictures(tmp_path):
   fakes.write_picture(tmp_path / "images/1.png", 40)
   row = {"index": 1, "image_path": "images/1.png", "question": "q", "answer": "no", "category": "x"}
