@@ -135,6 +135,7 @@ class Failure(Find):
     opinion: of a judge outside the ensemble; None if there was no such judge.
     label: a person's decision (V3).
     mode_id: the failure mode that it is of.
+    weight: how many finds it stands for: the inverse of its chance to be looked at.
   """
 
   grade: str
@@ -144,6 +145,7 @@ class Failure(Find):
   opinion: Opinion | None = None
   label: str | None = None
   mode_id: str | None = None
+  weight: float = 1.0
 
   @classmethod
   def of(cls, find: Find, **learned: Any) -> Self:
