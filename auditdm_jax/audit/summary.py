@@ -79,11 +79,23 @@ class GapScore:
 
 @dataclasses.dataclass(frozen=True)
 class ModeScores:
-  """Modes against the oracle: auditable gaps that have a mode, and modes that are borne out."""
+  """How many modes there are, and what the oracle says of them.
+
+  Attributes:
+    recall: auditable gaps that have a confirmed mode; None without an oracle.
+    precision: confirmed modes that the oracle bears out; None without an oracle.
+    found: all modes.
+    confirmed: those that fresh probes confirm.
+    families: families of these: modes that share a word are one.
+    per_gap: confirmed modes for each gap that has any; None without an oracle.
+  """
 
   recall: Rate | None
   precision: Rate | None
   found: int
+  confirmed: int = 0
+  families: int = 0
+  per_gap: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,13 +208,64 @@ class ModeChange:
 
 
 @dataclasses.dataclass(frozen=True)
-class NewMode:
-  """A mode that the first round did not have, with the counts of its discovery."""
+class TracedMode:
+  """A mode of the second round, and what it is to those of the first, see `audit.rounds`.
 
+  Attributes:
+    relation: same, split, merged, new, missed, not confirmed, or too few.
+    status: what fresh probes say: confirmed, not confirmed, or too few.
+    parents: names of the earlier modes with a part in it.
+    covered: its members that fall under any earlier mode.
+    before: failure rate of the first target on its fresh probes; None without any.
+    after: the same of the repaired target.
+    k: failures of its discovery.
+    n: attempts of its discovery.
+  """
+
+  mode_id: str
   name: str
   definition: str
+  relation: str
+  status: str
+  parents: tuple[str, ...]
+  covered: Rate
+  before: Rate | None
+  after: Rate | None
   k: int
   n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RestChange:
+  """Failure rates on fresh probes outside all modes: what a repair made worse."""
+
+  before: Rate
+  after: Rate
+  change_ci95: tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundRow:
+  """One round in numbers; None is what was not measured.
+
+  Attributes:
+    confirmed: modes that fresh probes confirm.
+    new: those of them that the round before did not have.
+    repaired: confirmed modes of the round before that are fixed or improved.
+    false_positive: unique finds that the oracle does not confirm.
+    rest: outside all modes of the round before.
+    queries: probes that were put to the models.
+    seconds: of its stages.
+  """
+
+  round: int
+  confirmed: int
+  new: int
+  repaired: Rate | None
+  false_positive: Rate | None
+  rest: RestChange | None
+  queries: int
+  seconds: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +278,10 @@ class SecondRound:
     first_steps: search success of the first steps of GRPO against the repaired target.
     last_steps: the same of the last steps.
     finds_by_gap: confirmed unique finds.
-    new_modes: modes by name that the first round did not have.
+    found: modes of the second round.
+    rest: fresh probes outside all known modes; None if there are none.
+    queries: probes of the round.
+    finds: unique finds that the oracle confirms; None without one.
   """
 
   success: Rate
@@ -223,7 +289,15 @@ class SecondRound:
   first_steps: Rate
   last_steps: Rate
   finds_by_gap: Mapping[str, int]
-  new_modes: tuple[NewMode, ...]
+  found: tuple[TracedMode, ...] = ()
+  rest: RestChange | None = None
+  queries: int = 0
+  finds: Rate | None = None
+
+  @property
+  def new(self) -> tuple[TracedMode, ...]:
+    """Modes that the first round did not have, and that hold."""
+    return tuple(m for m in self.found if m.relation == "new")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,6 +315,7 @@ class Summary:
     reaudit: `second_round.success`.
     arms: by arm, with their sum, and the control if there was one.
     seconds: by stage.
+    rounds: a row for each round.
   """
 
   target: str
@@ -259,3 +334,4 @@ class Summary:
   curve: tuple[CurvePoint, ...]
   queries: Queries
   seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  rounds: tuple[RoundRow, ...] = ()

@@ -161,6 +161,35 @@ def verify(
   return Verification(tuple(failures), _funnel(failures, config))
 
 
+@dataclasses.dataclass(frozen=True)
+class Retried:
+  """A find that was asked again, and what the models said.
+
+  Attributes:
+    trials: for each trial its label, its question and all answers by model.
+    stability: in how many of them the same disagreement showed.
+  """
+
+  trials: tuple[tuple[str, str, dict[str, str]], ...]
+  stability: Stability
+
+
+def retry(
+  finds: Sequence[Find],
+  bank: ModelBank,
+  *,
+  images: Callable[[str], np.ndarray],
+  paraphrase: Paraphrase | None = None,
+  config: VerifyConfig,
+) -> list[Retried]:
+  """Asks finds again by the trials of `verify`, without grading them; arguments as there."""
+  tried = _try(finds, bank, images, paraphrase, default_jitter, config)
+  return [
+    Retried(tuple((t.label, t.question, a) for t, a in own), _stability(find, own, bank))
+    for find, own in zip(finds, tried, strict=True)
+  ]
+
+
 def _try(
   finds: Sequence[Find],
   bank: ModelBank,

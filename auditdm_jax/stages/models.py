@@ -96,7 +96,11 @@ class Models:
   @property
   def target_name(self) -> str:
     """What records and tables call the target."""
-    return _name(self.config.target)
+    return self.name_of(self.config.target)
+
+  def name_of(self, spec: str) -> str:
+    """Returns what a model is called: an endpoint by its name, a folder by its last part."""
+    return _name(spec)
 
   @property
   def sibling_name(self) -> str:

@@ -16,9 +16,10 @@ from ml_collections import ConfigDict
 
 from auditdm_jax.audit import rates
 from auditdm_jax.audit.attempt import Failure
+from auditdm_jax.audit.report import charts
 from auditdm_jax.audit.report import data as report_data
 from auditdm_jax.audit.report.write import write_report
-from auditdm_jax.audit.summary import ALL_ARMS, Summary
+from auditdm_jax.audit.summary import ALL_ARMS, RestChange, Summary
 from auditdm_jax.core import paths, runtime
 from auditdm_jax.stages import screen
 from auditdm_jax.stages.context import Context
@@ -56,8 +57,13 @@ METHODS = (
    "and the target wrong. Where there is no oracle, verified failures take their place."),
   ("Search success", "Confirmed finds or verified failures among all probes sent, malformed ones "
    "included."),
-  ("Modes", "Rules over question and consensus whose failure rate among all attempted probes is "
-   "significantly raised; their rates are measured on fresh images and questions."),
+  ("Modes", "Rules over question, consensus and image whose failure rate among all attempted "
+   "probes is raised. Each is tested again on fresh images and questions against those outside all "
+   "modes; one false discovery rate holds over the audit. Confirmed modes pass. Others have too "
+   "few fresh probes, or do not pass."),
+  ("Stability of a mode", "Modes are found again on 20 bootstrap samples of the images: the mean "
+   "Jaccard index of a mode's members with those of the most similar mode. A mode below 0.5 is "
+   "folded."),
   ("Controls", "prompt-only auditor; random questions at equal total queries (GRPO's included); "
    "random questions with consensus at equal training examples; mined random failures at equal "
    "queries."),
@@ -102,6 +108,7 @@ def _write(ctx: Context, done: Round, summary: Summary) -> None:
     strategies=_strategies(summary, oracle=oracle),
     rectify=_rectify(summary),
     second_round=_second_round(summary),
+    rounds=_rounds(summary) if summary.second_round else (),
     health=done.evaluated.health if done.evaluated else None,
     not_measured=_not_measured(ctx, done, summary, failures),
     methods=[row for row in METHODS if row[0] != "Controls" or done.controlled],
@@ -148,6 +155,11 @@ def _not_measured(
       unknown > 0,
       "Fresh rates of modes",
       f"no fresh probe falls under {unknown} of {len(modes)} modes",
+    ),
+    (
+      done.verified.fresh is not None and done.verified.fresh.proposer == "nobody",
+      "Whether modes hold",
+      "there is no fresh split (config.pool.fresh), so that no mode is confirmed",
     ),
     (
       done.searched is None,
@@ -215,11 +227,8 @@ def _modes(
     if f.verified and f.mode_id:
       by_mode.setdefault(f.mode_id, []).append(f)
   views = []
-  for row in sorted(rows, key=lambda r: -len(by_mode.get(r.mode_id, ()))):
+  for row in sorted(rows, key=lambda r: (not r.holds, -len(by_mode.get(r.mode_id, ())))):
     members = by_mode.get(row.mode_id, [])
-    notes = (
-      {"planted gap (oracle)": f"{row.gap} ({row.gap_share:.0%} of confirmed)"} if row.gap else {}
-    )
     views.append(
       report_data.ModeView(
         mode_id=row.mode_id,
@@ -228,11 +237,43 @@ def _modes(
         definition=row.definition,
         members=len(members),
         rate=row.fresh,
+        base=row.base,
+        ratio="" if row.ratio is None else f"{row.ratio:.1f}",
+        status=_status(row),
+        holds=row.holds,
         cards=[_card(ctx, f) for f in _varied(members)],
-        notes=notes,
+        notes=_mode_notes(row),
       )
     )
   return views
+
+
+def _status(row: ModeRow) -> str:
+  """What became of a mode, in words."""
+  if row.status == "too few":
+    return f"too few: needs {row.needs} more fresh probes"
+  if row.status == "confirmed" and not row.holds:
+    return "confirmed, but not stable"
+  return row.status
+
+
+def _mode_notes(row: ModeRow) -> dict[str, str]:
+  """Facts on the page of a mode."""
+  notes = {"status": _status(row), "found with": f"{row.found.k} of {row.found.n} failed"}
+  if row.ratio is not None:
+    low, high = row.ratio_ci95
+    end = "∞" if high is None else f"{high:.1f}"
+    notes["ratio to the rate outside all modes"] = f"{row.ratio:.1f} [{low:.1f}, {end}]"
+  if row.fresh:
+    notes["images of the fresh probes"] = f"{row.images:,}"
+    notes["q over all modes"] = f"{row.q:.2g}"
+  if row.consensus:
+    notes["fresh questions with a consensus"] = charts.rate_text(row.consensus)
+  if row.stability is not None:
+    notes["stability (Jaccard, 20 bootstraps over images)"] = f"{row.stability:.2f}"
+  if row.gap:
+    notes["planted gap (oracle)"] = f"{row.gap} ({row.gap_share:.0%} of confirmed)"
+  return notes
 
 
 def _varied(members: Sequence[Failure]) -> list[Failure]:
@@ -367,8 +408,47 @@ def _rectify(summary: Summary) -> list[report_data.RectifyRow]:
 
 
 def _second_round(summary: Summary) -> list[report_data.SecondRoundRow]:
-  modes = summary.second_round.modes if summary.second_round else ()
-  return [
+  """The known modes, then those of the second round."""
+  second = summary.second_round
+  if second is None:
+    return []
+  known = [
     report_data.SecondRoundRow(name=m.name, before=m.before, after=m.after, status=m.status)
-    for m in modes
+    for m in second.modes
   ]
+  order = {"new": 0, "missed": 1, "merged": 2, "split": 3, "same": 4}
+  found = sorted(second.found, key=lambda m: order.get(m.relation, 5))
+  return known + [
+    report_data.SecondRoundRow(
+      name=m.name,
+      before=m.before,
+      after=m.after,
+      status=m.relation,
+      origin="found in the second round" + (f"; of {', '.join(m.parents)}" if m.parents else ""),
+    )
+    for m in found
+  ]
+
+
+def _rounds(summary: Summary) -> list[report_data.RoundView]:
+  return [
+    report_data.RoundView(
+      name=str(r.round),
+      confirmed=r.confirmed,
+      new=r.new,
+      repaired=r.repaired,
+      false_positive=r.false_positive,
+      rest=_change(r.rest),
+      queries=r.queries,
+      seconds=r.seconds,
+    )
+    for r in summary.rounds
+  ]
+
+
+def _change(rest: RestChange | None) -> str:
+  if rest is None or not rest.before.n:
+    return ""
+  low, high = rest.change_ci95
+  points = 100 * (rest.after.value - rest.before.value)
+  return f"{points:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}], n = {rest.before.n:,}"

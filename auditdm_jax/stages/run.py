@@ -6,7 +6,9 @@
   auditors/train/UPDATES/    trained auditors
   records/train/             GRPO's completions, each an attempt
   discover/ control/         attempts of the sweep, and of the random questions
+  fresh/ fresh-round2/       attempts that modes are measured on, by batch
   verify/                    failures
+  minimised/                 what is left of single failures
   images/                    made images by the hash of their content
   summary.json  seconds.json what was found so far, and how long stages took
 
@@ -24,6 +26,7 @@ import pathlib
 from typing import Any, TypeVar
 
 from auditdm_jax.audit.attempt import Attempt, Failure
+from auditdm_jax.audit.minimise import Minimised
 from auditdm_jax.audit.summary import Summary
 from auditdm_jax.core import jsonio, paths, records, runtime, typed
 from auditdm_jax.core.config import UserError
@@ -107,24 +110,32 @@ class RunFolder:
 
   def sweep(self) -> dict[int, list[Attempt]]:
     """Returns the attempts of discovery by batch; a batch that was cut short is left out."""
+    return self.batches("discover")
+
+  def append_sweep(self, batch: int, attempts: Sequence[Attempt]) -> None:
+    """Appends a batch of discovery; what is there of it, cut short, is completed."""
+    self.append_batch("discover", batch, attempts)
+
+  def batches(self, name: str) -> dict[int, list[Attempt]]:
+    """Returns attempts by batch; a batch that was cut short is left out."""
     found: dict[int, list[Attempt]] = {}
     whole: set[int] = set()
-    for row in self.records("discover").read(_ATTEMPTS):
+    for row in self.records(name).read(_ATTEMPTS):
       found.setdefault(row["batch"], []).append(Attempt.from_dict(row))
       if row.get("last"):
         whole.add(row["batch"])
     return {batch: attempts for batch, attempts in found.items() if batch in whole}
 
-  def append_sweep(self, batch: int, attempts: Sequence[Attempt]) -> None:
-    """Appends a batch of discovery; what is there of it, cut short, is completed."""
-    known = self.records("discover").keys(_ATTEMPTS, "key")
+  def append_batch(self, name: str, batch: int, attempts: Sequence[Attempt]) -> None:
+    """Appends a batch of attempts; what is there of it, cut short, is completed."""
+    known = self.records(name).keys(_ATTEMPTS, "key")
     rows: list[dict[str, Any]] = [
       {"batch": batch, "key": f"{batch}/{i}", **a.to_dict()} for i, a in enumerate(attempts)
     ]
     if not rows:  # It is asked again on resume, for the same nothing.
       return
     rows[-1]["last"] = True
-    self.records("discover").append(_ATTEMPTS, [r for r in rows if r["key"] not in known])
+    self.records(name).append(_ATTEMPTS, [r for r in rows if r["key"] not in known])
 
   def attempts(self) -> list[Attempt]:
     """Returns every attempted probe: GRPO's completions, then discovery's."""
@@ -151,6 +162,17 @@ class RunFolder:
     known = files.keys(_FAILURES, "key")
     rows = [{"key": f.probe.probe_id, **f.to_dict()} for f in failures]
     files.append(_FAILURES, [r for r in rows if r["key"] not in known])
+
+  def minimised(self, probe_id: str) -> Minimised | None:
+    """Returns what is left of a failure, if that was looked for."""
+    data = read_json(self._minimised(probe_id))
+    return None if data is None else typed.load(Minimised, data)
+
+  def write_minimised(self, result: Minimised) -> None:
+    write_json(self._minimised(result.probe_id), result)
+
+  def _minimised(self, probe_id: str) -> pathlib.Path:
+    return self.path / "minimised" / f"{probe_id}.json"
 
   def records(self, name: str) -> "SharedRecords":
     """Returns the records in a folder of the run."""

@@ -23,6 +23,11 @@ def show(summary: Summary, folder: os.PathLike) -> None:
       f" {cover.effective_modes} (skills {cover.effective_skills})"
     )
   seconds = f" · {summary.seconds['total']:.0f} s" if summary.seconds else ""
+  modes = summary.modes
+  console.print(
+    f"failure modes: {modes.confirmed} confirmed of {modes.found} named, in {modes.families}"
+    " families"
+  )
   console.print(f"queries {summary.queries.total}{seconds}")
   console.print(summary.compared.verdict, markup=False)
   root = paths.as_path(folder)

@@ -12,7 +12,9 @@ from typing import Any
 from auditdm_jax.audit.arms import ArmsConfig
 from auditdm_jax.audit.ask import BankConfig
 from auditdm_jax.audit.compare import CompareConfig
+from auditdm_jax.audit.confirm import ConfirmConfig
 from auditdm_jax.audit.judge import JudgeConfig
+from auditdm_jax.audit.looks import LooksConfig
 from auditdm_jax.audit.preflight import PreflightConfig
 from auditdm_jax.audit.taxonomy import TaxonomyConfig
 from auditdm_jax.audit.verify import VerifyConfig
@@ -117,17 +119,51 @@ class PoolConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class FreshConfig(ConfirmConfig):
+  """The probes that modes are measured and confirmed on.
+
+  Attributes:
+    proposer: "questions" or "auditor", who asks about the fresh images; "" = the data set's
+      questions if it has any, else the auditor.
+    rest: probes that are asked whatever they are; an auditor asks at most
+      `discover.search_probes` of them.
+    asks: most probes beyond these, about modes that have fewer than are planned.
+    draws: most questions that are looked at for them.
+  """
+
+  proposer: str = ""
+  rest: int = 4_000
+  asks: int = 4_000
+  draws: int = 20_000
+
+  def __post_init__(self):
+    if self.proposer not in ("", "questions", "auditor"):
+      raise UserError(
+        f"config.taxonomy.fresh.proposer: {self.proposer!r} is neither 'questions' nor 'auditor'"
+      )
+    check(vars(self), "taxonomy.fresh", "rest", least=1)
+    check(vars(self), "taxonomy.fresh", "asks", "draws", least=0)
+
+
+@dataclasses.dataclass(frozen=True)
 class NamingConfig:
   """How failures get their names.
 
   Attributes:
     skills: YAML file of named skills, see `audit.skills`; "" = none, so that modes are named by
       their words alone.
+    kinds: YAML file of words by kind of thing (`vehicle: [bus, car]`), which a mode may be about;
+      "" = none but the categories of the skills file.
     modes: when a slice of the probes is a mode.
+    looks: modes about what images look like.
+    fresh: how modes are confirmed.
   """
 
   skills: str = ""
+  kinds: str = ""
   modes: TaxonomyConfig = TaxonomyConfig()
+  looks: LooksConfig = LooksConfig()
+  fresh: FreshConfig = FreshConfig()
 
 
 @dataclasses.dataclass(frozen=True)

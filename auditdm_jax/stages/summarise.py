@@ -5,13 +5,13 @@ A stage that did not run, and what only an oracle could tell, is None: not measu
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
 
 from auditdm_jax.audit import rates, summary
-from auditdm_jax.audit.attempt import Attempt, Failure, Find, unique_attempts
+from auditdm_jax.audit.attempt import Attempt, Failure, Find, unique_attempts, unique_finds
 from auditdm_jax.core.config import UserError
 from auditdm_jax.stages.asking import CONTROL as CONTROL_STAGE
 from auditdm_jax.stages.context import Context
@@ -100,7 +100,6 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
     modes=mode_scores(
       done.verified.modes,
       auditable,
-      threshold=ctx.settings.taxonomy.modes.threshold,
       oracle=ctx.oracle.exists,
     ),
     rectify=_accuracies(ctx, done.evaluated, done.repairs) if done.evaluated else {},
@@ -119,6 +118,7 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
       verify_looked_at=done.verified.funnel["looked_at"],
     ),
     seconds=seconds | {"total": round(sum(seconds.values()), 1)} if seconds else {},
+    rounds=round_rows(ctx, done, found, seconds),
   )
 
 
@@ -201,24 +201,80 @@ def _arm(
 
 
 def mode_scores(
-  modes: Sequence[ModeRow], auditable: Sequence[str], *, threshold: float, oracle: bool
+  modes: Sequence[ModeRow], auditable: Sequence[str], *, oracle: bool
 ) -> summary.ModeScores:
-  """Scores modes by the oracle.
+  """Counts modes, and scores those that fresh probes confirm by the oracle.
 
   Recall: auditable gaps that some mode is about. Precision: modes the oracle bears out. A mode is
-  about a gap if most of its oracle-confirmed fresh failures lie in it. It is borne out if the
-  oracle confirms failures on at least the taxonomy's `threshold` of its fresh probes. Without an
-  oracle neither can be measured.
+  about a gap if most of its oracle-confirmed fresh failures lie in it. It is borne out if the rate
+  of failures that the oracle confirms is shown to be above the failure rate outside all modes.
+  Without an oracle neither can be measured.
   """
-  if not oracle:
-    return summary.ModeScores(recall=None, precision=None, found=len(modes))
-  measured = [(m, m.fresh) for m in modes if m.fresh and m.fresh.n > 0]
-  right = [m for m, fresh in measured if m.confirmed / fresh.n >= threshold]
-  hit = {m.gap for m in right if m.gap and m.gap_share >= 0.5}
-  return summary.ModeScores(
-    recall=rates.rate(sum(g in hit for g in auditable), len(auditable)),
-    precision=rates.rate(len(right), len(measured)),
+  held = [m for m in modes if m.status == "confirmed"]
+  counts = summary.ModeScores(
+    recall=None,
+    precision=None,
     found=len(modes),
+    confirmed=len(held),
+    families=len({m.family or m.name for m in held}),
+  )
+  if not oracle:
+    return counts
+  right = [m for m in held if _borne_out(m)]
+  about = Counter(m.gap for m in right if m.gap and m.gap_share >= 0.5)
+  return dataclasses.replace(
+    counts,
+    recall=rates.rate(sum(g in about for g in auditable), len(auditable)),
+    precision=rates.rate(len(right), len(held)),
+    per_gap=round(about.total() / len(about), 2) if about else None,
+  )
+
+
+def _borne_out(mode: ModeRow) -> bool:
+  if not mode.fresh or not mode.base or not mode.base.n:
+    return False
+  return rates.rate(mode.confirmed, mode.fresh.n).ci95[0] > mode.base.value
+
+
+def round_rows(
+  ctx: Context, done: Round, found: Sequence[Attempt], seconds: Mapping[str, float]
+) -> tuple[summary.RoundRow, ...]:
+  """Returns a row for each round.
+
+  Args:
+    ctx: the run's oracle.
+    done: its results.
+    found: attempts of the first round.
+    seconds: by stage.
+  """
+  finds, fresh = unique_finds(found), done.verified.fresh
+  held = {m.mode_id for m in done.verified.modes if m.status == "confirmed"}
+  wrong = len(finds) - sum(ctx.oracle.truth(f).confirmed for f in finds)
+  spent = sum(x for stage, x in seconds.items() if stage != "re-audit")
+  first = summary.RoundRow(
+    round=1,
+    confirmed=len(held),
+    new=len(held),
+    repaired=None,
+    false_positive=rates.rate(wrong, len(finds)) if ctx.oracle.exists else None,
+    rest=None,
+    queries=len(found) + (fresh.for_all + fresh.for_modes if fresh else 0),
+    seconds=round(spent, 1) if seconds else None,
+  )
+  if (second := done.second) is None:
+    return (first,)
+  known = [m for m in second.modes if m.mode_id in held]
+  mended = sum(m.status in ("fixed", "improved") for m in known)
+  right = second.finds
+  return first, summary.RoundRow(
+    round=2,
+    confirmed=sum(m.status == "confirmed" for m in second.found),
+    new=len(second.new),
+    repaired=rates.rate(mended, len(known)),
+    false_positive=rates.rate(int(right.n - right.k), right.n) if right else None,
+    rest=second.rest,
+    queries=second.queries,
+    seconds=seconds.get("re-audit"),
   )
 
 

@@ -109,7 +109,11 @@ class Card:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModeView:
-  """A failure mode: its frozen definition, its rate on fresh probes and some of its members."""
+  """A failure mode: its frozen definition, its rate on fresh probes and some of its members.
+
+  `base` is the failure rate outside all modes, `ratio` that of both in words. A mode that does not
+  hold (`holds`) is folded below the others; `status` says why.
+  """
 
   mode_id: str
   name: str
@@ -117,6 +121,10 @@ class ModeView:
   definition: str
   members: int
   rate: Rate | None = None
+  base: Rate | None = None
+  ratio: str = ""
+  status: str = ""
+  holds: bool = True
   cards: Sequence[Card] = ()
   notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -172,12 +180,27 @@ class RectifyRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SecondRoundRow:
-  """One mode before and after the repair; one that is new has no `before`."""
+  """One mode before and after the repair; `origin` says which earlier modes it comes from."""
 
   name: str
   before: Rate | None
   after: Rate | None
   status: str
+  origin: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RoundView:
+  """One round in numbers; None is what was not measured."""
+
+  name: str
+  confirmed: int
+  new: int
+  repaired: Rate | None
+  false_positive: Rate | None
+  rest: str
+  queries: int
+  seconds: float | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -201,6 +224,7 @@ class ReportData:
   strategies: Sequence[StrategyView] = ()
   rectify: Sequence[RectifyRow] = ()
   second_round: Sequence[SecondRoundRow] = ()
+  rounds: Sequence[RoundView] = ()
   health: Health | None = None
   not_measured: Sequence[tuple[str, str]] = ()
   methods: Sequence[tuple[str, str]] = ()

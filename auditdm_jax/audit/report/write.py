@@ -225,7 +225,8 @@ def _tiles(data: data_lib.ReportData) -> list[_Tile]:
     found = f"{coverage.gaps_found} of {coverage.gaps_auditable}"
     tiles.append(_Tile("Planted gaps found", found, spread))
   elif data.modes:
-    tiles.append(_Tile("Failure modes", str(len(data.modes)), "with a written definition"))
+    held = sum(mode.holds for mode in data.modes)
+    tiles.append(_Tile("Failure modes", str(held), f"confirmed, of {len(data.modes)} named"))
   if {"baseline", "repaired"} <= summary.rectify.keys():
     tiles.append(_repair_tile(summary.rectify["baseline"], summary.rectify["repaired"]))
   return tiles
