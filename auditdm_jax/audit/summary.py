@@ -7,6 +7,7 @@ What was not measured is None: a stage that did not run, or a count that only an
 from collections.abc import Mapping
 import dataclasses
 
+from auditdm_jax.audit.labels import LabelScores
 from auditdm_jax.audit.rates import Rate
 
 ALL_ARMS = "all of the above"  # Their sum, among the arms.
@@ -315,6 +316,7 @@ class Summary:
     reaudit: `second_round.success`.
     arms: by arm, with their sum, and the control if there was one.
     seconds: by stage.
+    labels: what people say of a random sample of finds; None without labels.
     rounds: a row for each round.
   """
 
@@ -334,4 +336,5 @@ class Summary:
   curve: tuple[CurvePoint, ...]
   queries: Queries
   seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  labels: LabelScores | None = None
   rounds: tuple[RoundRow, ...] = ()

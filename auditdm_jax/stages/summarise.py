@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from typing import Any
 
-from auditdm_jax.audit import rates, summary
+from auditdm_jax.audit import labels, rates, summary
 from auditdm_jax.audit.attempt import Attempt, Failure, Find, unique_attempts, unique_finds
 from auditdm_jax.core.config import UserError
 from auditdm_jax.stages.asking import CONTROL as CONTROL_STAGE
@@ -118,6 +118,7 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
       verify_looked_at=done.verified.funnel["looked_at"],
     ),
     seconds=seconds | {"total": round(sum(seconds.values()), 1)} if seconds else {},
+    labels=labels.score(ctx.folder.graded(), ctx.folder.sample(), ctx.folder.labels()),
     rounds=round_rows(ctx, done, found, seconds),
   )
 
