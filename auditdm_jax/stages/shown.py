@@ -32,7 +32,9 @@ def cost(manifest: Mapping[str, Any], seconds: Mapping[str, float]) -> list[repo
     if kind in units
   ]
   return rows + [
-    report_data.CostRow(name=f"stage {name}" if name != "total" else "all stages", amount=s, unit="s")
+    report_data.CostRow(
+      name=f"stage {name}" if name != "total" else "all stages", amount=s, unit="s"
+    )
     for name, s in seconds.items()
   ]
 
@@ -50,7 +52,10 @@ def too_small(summary: Summary, verified: Verified) -> list[str]:
   search = summary.search and summary.search.trained
   rows = (
     (found.n < 10 * _FEW, f"Only {found.n:,} distinct questions could be compared."),
-    (0 < found.k < _FEW, f"Only {found.k:,.0f} failures are verified: shares among them say little."),
+    (
+      0 < found.k < _FEW,
+      f"Only {found.k:,.0f} failures are verified: shares among them say little.",
+    ),
     (
       bool(few),
       f"Rates of {len(few)} of {len(verified.modes)} modes rest on fewer than {_FEW} fresh probes.",
@@ -100,4 +105,6 @@ def ledger(workdir: pathlib.Path) -> report_data.LedgerView | None:
       notes=[str(note) for note in data["notes"]],
     )
   except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
-    raise UserError(f"{path}: no ledger of `compare` ({e!r:.80}); remove it, or compare again") from e
+    raise UserError(
+      f"{path}: no ledger of `compare` ({e!r:.80}); remove it, or compare again"
+    ) from e

@@ -95,8 +95,10 @@ def write_downloads(root: pathlib.Path, finds: data_lib.FindList) -> None:
       writer.writerow([_cell(value) for value in _values(failure, finds)])
 
 
-def _cell(value: object) -> str:
-  return csv_cell(text.visible(text.clip("" if value is None else str(value), _MOST_CELL)))
+def _cell(value: object) -> object:
+  if not isinstance(value, str):
+    return value
+  return csv_cell(text.visible(text.clip(value, _MOST_CELL)))
 
 
 def _values(failure: Failure, finds: data_lib.FindList) -> tuple[object, ...]:

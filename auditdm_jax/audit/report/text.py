@@ -7,7 +7,9 @@ LONGEST = 2_000  # Characters of one text that a page shows.
 LINES = 40
 NAME = 160  # Characters of a name.
 _JOINERS = "\u200c\u200d"
-_BLANKS = "\u115f\u1160\u3164\uffa0\u2800"  # They show nothing, though Unicode counts them as letters.
+_BLANKS = (
+  "\u115f\u1160\u3164\uffa0\u2800"  # They show nothing, though Unicode counts them as letters.
+)
 _MARKS = 4  # Combining marks on one letter.
 
 
