@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from typing import Any
 
-from auditdm_jax.audit import precision, rates, summary
+from auditdm_jax.audit import labels, precision, rates, summary
 from auditdm_jax.audit.attempt import Attempt, Failure, Find, unique_attempts, unique_finds
 from auditdm_jax.core.config import UserError
 from auditdm_jax.stages.asking import CONTROL as CONTROL_STAGE
@@ -123,6 +123,7 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
     corrected=_corrected(labelled, found),
     grades=grades,
     seconds=seconds | {"total": round(sum(seconds.values()), 1)} if seconds else {},
+    labels=labels.score(ctx.folder.graded(), ctx.folder.sample(), ctx.folder.labels()),
     rounds=round_rows(ctx, done, found, seconds),
   )
 
