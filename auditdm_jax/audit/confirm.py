@@ -162,16 +162,15 @@ def _test(
 
 
 def _rate(probes: Sequence[FreshProbe]) -> Rate:
-  return rates.rate_by_image([bool(p.failed) for p in probes], [p.image_id for p in probes])
+  return rates.rate_by_image(*_columns(probes))
 
 
 def _p_value(own: Sequence[FreshProbe], rest: Sequence[FreshProbe]) -> float:
-  return rates.enriched_by_image(
-    [bool(p.failed) for p in own],
-    [p.image_id for p in own],
-    [bool(p.failed) for p in rest],
-    [p.image_id for p in rest],
-  )
+  return rates.enriched_by_image(*_columns(own), *_columns(rest)) if own and rest else 1.0
+
+
+def _columns(probes: Sequence[FreshProbe]) -> tuple[list[bool], list[str]]:
+  return [bool(p.failed) for p in probes], [p.image_id for p in probes]
 
 
 def _consensus(mode_id: str, probes: Sequence[FreshProbe]) -> Rate:

@@ -12,6 +12,7 @@ import numpy as np
 from auditdm_jax.audit.attempt import Gate
 from auditdm_jax.audit.duplicates import DuplicateIndex, Fingerprint
 from auditdm_jax.audit.judge import Judge, Same
+from auditdm_jax.audit.verdict import UNANIMOUS, ConsensusRule, consensus_of
 from auditdm_jax.audit.words import tokens
 
 EDITS = ("edit_outside", "edit_fraction", "sham_control")  # About edited images only.
@@ -36,9 +37,10 @@ def well_formed(question: str, *, max_words: int = 40) -> Gate:
 
 def answerable(
   consensus: str,
-  paraphrased: Sequence[Sequence[str]],
+  paraphrased: Sequence[Mapping[str, str]],
   judge: Judge,
   *,
+  rule: ConsensusRule = UNANIMOUS,
   question: str = "",
   least: float = 1.0,
 ) -> Gate:
@@ -46,16 +48,16 @@ def answerable(
 
   Args:
     consensus: the consensus on the original wording.
-    paraphrased: per paraphrase the references' answers; without any it is not measured.
+    paraphrased: per paraphrase the answers by reference; without any it is not measured.
     judge: decides sameness.
+    rule: what makes a consensus.
     question: in its original wording.
     least: share of paraphrases that must keep it.
   """
   if not paraphrased:
     return Gate.unmeasured("answerable", "no other wording of the question")
-  kept = [
-    all(judge.same(consensus, a, question=question) for a in answers) for answers in paraphrased
-  ]
+  again = [consensus_of(answers, judge, rule=rule, question=question) for answers in paraphrased]
+  kept = [a is not None and judge.same(consensus, a, question=question) for a in again]
   share = sum(kept) / len(kept)
   return Gate(name="answerable", passed=share >= least, value=share, limit=f">= {least}")
 
@@ -68,16 +70,27 @@ def both_ways(target_answer: str, consensus: str, judge: Judge, *, question: str
 
 
 def language_prior(
-  with_image: Sequence[str], without_image: Sequence[str], judge: Judge, *, question: str = ""
+  with_image: Mapping[str, str],
+  without_image: Mapping[str, str],
+  judge: Judge,
+  *,
+  rule: ConsensusRule = UNANIMOUS,
+  question: str = "",
 ) -> Gate:
-  """Not all references give their image answer to a blank image as well; value = share that do.
+  """Too few references for a consensus give their image answer to a blank image as well.
 
-  A question that any image answers the same way does not test sight. Questions about absent
-  things legitimately keep their answer on a blank image: leave the gate out of `required` there.
+  The value is the share of the references' weight that does. A question that any image answers the
+  same way does not test sight. Questions about absent things legitimately keep their answer on a
+  blank image: leave the gate out of `required` there.
   """
-  pairs = list(zip(with_image, without_image, strict=True))
-  share = sum(judge.same(a, b, question=question) for a, b in pairs) / len(pairs)
-  return Gate(name="language_prior", passed=share < 1, value=share, limit="< 1")
+  kept = sum(
+    rule.weight(name)
+    for name, said in with_image.items()
+    if judge.same(said, without_image[name], question=question)
+  )
+  enough, all_of_them = rule.needs(with_image), sum(map(rule.weight, with_image))
+  limit = f"< {rule.share:g}"
+  return Gate(name="language_prior", passed=kept < enough, value=kept / all_of_them, limit=limit)
 
 
 def image_sane(image: np.ndarray, *, least_std: float = 4.0, least_side: int = 16) -> Gate:

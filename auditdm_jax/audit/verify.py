@@ -284,7 +284,7 @@ def _stability(
       answers[bank.target],
       {name: answers[name] for name in bank.references},
       bank.judge,
-      abstentions=bank.config.abstentions,
+      rule=bank.config.rule,
       question=trial.question,
     )
     again = decision.disagreement and bank.judge.same(
@@ -312,14 +312,15 @@ def _gates(
   probe, looks = find.probe, fingerprint(image)
   answers = {trial.label: a for trial, a in tried}
 
-  def references(label: str) -> list[str]:
-    return [answers[label][name] for name in bank.references]
+  def references(label: str) -> dict[str, str]:
+    return {name: answers[label][name] for name in bank.references}
 
+  rule = bank.config.rule
   wordings = [references(label) for label in answers if label.startswith("paraphrase")]
   prior = Gate.unmeasured("language_prior", "no blank image was shown")
   if config.blank_image:
     seen_and_blank = references("greedy:0"), references("blank:0")
-    prior = gates.language_prior(*seen_and_blank, bank.judge, question=probe.question)
+    prior = gates.language_prior(*seen_and_blank, bank.judge, rule=rule, question=probe.question)
   leak = Gate.unmeasured("benchmark_leak", "no benchmark to compare with")
   if benchmark is not None:
     leak = gates.near_duplicate(looks, probe.question, benchmark, name="benchmark_leak")
@@ -327,7 +328,7 @@ def _gates(
   seen.add(looks, probe.question)
   return (
     gates.well_formed(probe.question, max_words=config.max_words),
-    gates.answerable(find.consensus, wordings, bank.judge, question=probe.question),
+    gates.answerable(find.consensus, wordings, bank.judge, rule=rule, question=probe.question),
     gates.both_ways(find.said, find.consensus, bank.judge, question=probe.question),
     duplicate,
     gates.image_sane(image),

@@ -30,6 +30,9 @@ class Stored(Iterable[T], Generic[T]):
   def __iter__(self) -> Iterator[T]:
     return self._rows()
 
+  def __bool__(self) -> bool:
+    return any(True for _ in self)
+
 
 def chunks(rows: Iterable[T], size: int) -> Iterator[list[T]]:
   """Yields the rows in lists of `size`, of which the last may be shorter."""

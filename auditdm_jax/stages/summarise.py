@@ -5,11 +5,11 @@ A stage that did not run, and what only an oracle could tell, is None: not measu
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import dataclasses
 import sys
 
-from auditdm_jax.audit import diversity, rates, summary
+from auditdm_jax.audit import diversity, labels, precision, rates, summary
 from auditdm_jax.audit.attempt import Attempt, Failure, Find
 from auditdm_jax.core.config import UserError
 from auditdm_jax.stages.asking import CONTROL as CONTROL_STAGE
@@ -27,6 +27,7 @@ from auditdm_jax.stages.run import RunFolder
 from auditdm_jax.stages.truth import Confirmed, Truth, confirmed, coverage, modes_of
 
 CONTROL = "control: random, equal queries"
+FEWER = "control: random, fewer queries"  # The data set has no more questions.
 _FAITHFUL = 500  # Made images per strategy whose content is checked.
 _BINS = 15  # Points of the learning curve.
 
@@ -67,6 +68,8 @@ class _Row:
   """What the summary needs of an attempt, of which there may be a million.
 
   Attributes:
+    asked: whether the auditor's reply held a question.
+    agreed: whether the references did, as far as they were asked.
     find: whether it is one.
     real: whether it is a real failure: by the oracle, without one by verification.
     exposed: the gap of a confirmed find that took a made image.
@@ -77,6 +80,8 @@ class _Row:
   step: int
   probe_id: str
   origin_id: str
+  asked: bool
+  agreed: bool
   find: bool
   real: bool
   truth: Truth
@@ -119,6 +124,8 @@ class _Reader:
       step=probe.step,
       probe_id=probe.probe_id,
       origin_id=sys.intern(probe.origin_id),
+      asked=a.verdict is not None,
+      agreed=a.consensus is not None,
       find=find is not None,
       real=real,
       truth=truth,
@@ -138,12 +145,14 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
   """Returns what summary.json holds."""
   ctx.pool("images")  # So that their images are found by id.
   auditable = done.evaluated.auditable if done.evaluated else ()
-  reader = _Reader(ctx, {f.probe.probe_id for f in ctx.folder.failures() if f.verified})
+  failures = ctx.folder.failures()
+  reader = _Reader(ctx, {f.probe.probe_id for f in failures if f.verified})
   trained = reader.rows(ctx.folder.completions())
   found = [*trained, *reader.rows(ctx.folder.swept())]
   random = _Reader(ctx, reader.verified).rows(ctx.folder.control()) if done.controlled else None
   searched, oracle = done.searched, ctx.oracle.exists
   cover = coverage(_confirmed(found), auditable) if oracle else None
+  grades, labelled = _grades(ctx, failures), done.verified.labelled
   seconds = ctx.folder.seconds()
   return summary.Summary(
     target=ctx.models.target_name,
@@ -151,7 +160,7 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
     search=searched and summary.Search(searched.prompt_only, searched.trained),
     search_modes=searched
     and summary.SearchModes(searched.prompt_only_modes, searched.trained_modes),
-    precision=done.verified.precision,
+    precision=next((g.verified for g in grades if g.by == "oracle"), None),
     coverage=cover,
     gaps=_gaps(ctx, done.evaluated, cover) if done.evaluated and cover else {},
     modes=mode_scores(
@@ -162,7 +171,7 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
     rectify=_accuracies(ctx, done.evaluated, done.repairs) if done.evaluated else {},
     reaudit=done.second.success if done.second else None,
     second_round=done.second,
-    arms=_arms(trained, found, random, auditable, oracle=oracle),
+    arms=_arms(trained, found, random, auditable, labelled, oracle=oracle),
     strategies=_strategies(ctx, found, reader.made),
     curve=_curve(trained, oracle=oracle),
     queries=summary.Queries(
@@ -174,7 +183,11 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
       control_random=None if random is None else len(random),
       verify_looked_at=done.verified.funnel["looked_at"],
     ),
+    find_precision=precision.best(labelled, grades),
+    corrected=_corrected(labelled, found),
+    grades=grades,
     seconds=seconds | {"total": round(sum(seconds.values()), 1)} if seconds else {},
+    labels=labels.score(ctx.folder.graded(), ctx.folder.sample(), ctx.folder.labels()),
     rounds=round_rows(done, found, seconds, oracle=oracle),
   )
 
@@ -205,6 +218,30 @@ def compared(attempts: Iterable[Attempt], failures: Iterable[Failure]) -> summar
   )
 
 
+def _grades(ctx: Context, failures: Sequence[Failure]) -> tuple[precision.GradePrecision, ...]:
+  """Returns how many finds are real: by people, by the oracle and by labels, where they know."""
+  knows: dict[str, Callable[[Failure], bool | None]] = {
+    "people": precision.by_people,
+    "labels": precision.by_labels,
+  }
+  if ctx.oracle.exists:
+    knows["oracle"] = lambda f: ctx.oracle.truth(f).confirmed
+  required = ctx.settings.verify.required
+  rows = (precision.of_finds(failures, own, by=by, required=required) for by, own in knows.items())
+  return tuple(row for row in rows if row)
+
+
+def _corrected(
+  labelled: precision.FindPrecision | None, rows: Iterable[_Row]
+) -> rates.Corrected | None:
+  """Returns on how many of the distinct questions with a consensus the target is wrong."""
+  if labelled is None:
+    return None
+  last = {r.probe_id: r for r in rows if r.asked}
+  own = [r for r in last.values() if r.agreed]
+  return labelled.correct(rates.rate_by_image([r.find for r in own], [r.origin_id for r in own]))
+
+
 def _gaps(
   ctx: Context, evaluated: Evaluated, cover: summary.Coverage
 ) -> dict[str, summary.GapScore]:
@@ -233,6 +270,7 @@ def _arms(
   found: Sequence[_Row],
   random: Sequence[_Row] | None,
   auditable: Sequence[str],
+  labelled: precision.FindPrecision | None,
   *,
   oracle: bool,
 ) -> dict[str, summary.Arm]:
@@ -243,7 +281,7 @@ def _arms(
     swept.setdefault(row.arm, []).append(row)
   groups |= swept | {summary.ALL_ARMS: found}
   if random is not None:
-    groups[CONTROL] = random
+    groups[CONTROL if len(random) >= len(found) else FEWER] = random
   reached = {name: _confirmed(own) for name, own in groups.items()} if oracle else {}
   varied = diversity.compared({name: modes_of(own) for name, own in reached.items()})
   arms = {}
@@ -251,12 +289,13 @@ def _arms(
     cover = coverage(reached[name], auditable) if oracle else None
     arms[name] = summary.Arm(
       queries=len(own),
-      # Finds of the control are not verified.
-      verified=None if name == CONTROL and not oracle else _rate(own),
+      # Without an oracle nobody verified the finds of the control.
+      verified=None if name in (CONTROL, FEWER) and not oracle else _rate(own),
       confirmed_unique=cover and cover.confirmed,
       gaps_found=cover and cover.gaps_found,
       queries_to_gaps=cover and cover.queries_to_gaps,
       modes=varied.get(name),
+      corrected=_corrected(labelled, own),
     )
   return arms
 
@@ -294,7 +333,9 @@ def mode_scores(
 def _borne_out(mode: ModeRow) -> bool:
   if not mode.fresh or not mode.base or not mode.base.n:
     return False
-  return rates.rate(mode.confirmed, mode.fresh.n).ci95[0] > mode.base.value
+  fresh = mode.fresh
+  shown = rates.rate(int(mode.confirmed / fresh.design), int(fresh.effective))
+  return shown.ci95[0] > mode.base.value
 
 
 def round_rows(
