@@ -52,7 +52,7 @@ class Folder:
   def write_summary(self, summary):
     jsonio.write_json(self.path / "summary.json", summary)
 
-  control = failures = completions
+  control = failures = graded = completions
 
 
 class Run:
