@@ -134,8 +134,8 @@ class FindRow:
 class FindList:
   """All finds that were looked at, which are read anew each time and are `total`.
 
-  `shown` is what fits a page, the downloads have the rest. `required` are the gates that V1 needs, `modes` the names by id, `not_looked_at` finds that are
-  beyond the limit of verification.
+  `shown` is what fits a page, the downloads have the rest. `required` are the gates that V1 needs,
+  `modes` the names by id, `not_looked_at` finds that are beyond the limit of verification.
   """
 
   failures: Iterable[Failure]
