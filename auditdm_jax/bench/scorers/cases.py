@@ -101,15 +101,21 @@ def _big_vision_vqa(case: Case) -> float:
   return _answers(vqa.vote_accuracy, case)
 
 
-def _choice_item(case: Case, **fields: Any) -> Item:
+def _choice_item(case: Case) -> Item:
   args, references = case.get("args") or {}, case["references"]
   return Item(
     key=str(case.get("id", "")),
     prediction=_text(case["prediction"]),
     references=(references,) if isinstance(references, str) else tuple(references),
-    options=tuple(args.get("options", ())),
-    **fields,
+    options=_options(args.get("options", ())),
   )
+
+
+def _options(options: Sequence[str] | Mapping[str, str]) -> tuple[str, ...]:
+  """Texts in the order of their letters."""
+  if isinstance(options, Mapping):
+    return tuple(options[letter] for letter in sorted(options))
+  return tuple(options)
 
 
 def _text(prediction: Any) -> str:
@@ -133,7 +139,7 @@ def _choice(metric: Metric, case: Case) -> float:
 def _circular(metric: Metric, case: Case) -> float:
   """One group; the options of rotation k are those of rotation 0, moved to the left by k."""
   args = case.get("args") or {}
-  options = tuple(args.get("options_rotation_0", args.get("options", ())))
+  options = _options(args.get("options_rotation_0", args.get("options", ())))
   if args.get("rotation", "left by k") != "left by k":
     raise ValueError(f"no rotation {args['rotation']!r}; known: 'left by k'")
   pairs = zip(case["prediction"], case["references"], strict=True)
