@@ -53,6 +53,11 @@ class Probe(Record):
   fit: str = ""  # how its image was brought to a size that the service takes
   step: int = -1  # training step of the auditor, -1 outside training
 
+  @property
+  def origin_id(self) -> str:
+    """The image that it goes back to, itself if it was not made: the unit of the statistics."""
+    return self.source_image_id or self.image_id
+
   @classmethod
   def make(cls, image_id: str, question: str, **fields: Any) -> Self:
     """A probe with its id: the hash of image and question."""
@@ -72,8 +77,12 @@ class Verdict(Record):
   `answers[name]` is the short answer, which was judged: None where a cascade did not need to ask,
   "" where the model gave none. `raw[name]` is what it said, where that is something else, and
   `kinds[name]` what the reply was, where it was no plain answer (`text.short.Short`). `consensus`
-  is the first reference's own wording (a label to train on), not its normalised form.
+  is the wording of the first reference that agrees (a label to train on), not its normalised form.
+  From version 2 on, a "skipped" verdict has the answer there that the target shares.
   """
+
+  VERSION: ClassVar[int] = 2
+  version: int = 2
 
   probe_id: str
   answers: dict[str, str | None]

@@ -27,7 +27,7 @@ _CONTROL = ("<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_ima
 
 
 class TokenizerFile(Protocol):
-  """What a tokenizer file does.
+  """Reads one kind of tokenizer file.
 
   Attributes:
     filename: what the file is called in a model's folder.
@@ -48,7 +48,7 @@ class TokenizerFile(Protocol):
     ...
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Returns the text of ids without the specials; ids outside the vocabulary are nothing."""
+    """Returns the text of ids without the specials. Ids outside the vocabulary are left out."""
     ...
 
   def id(self, token: str) -> int | None:
@@ -165,11 +165,11 @@ class PieceBackend:
     return self._pieces.id_to_piece(i) if 0 <= i < self.size else None
 
   def append(self, tokens: Sequence[str], *, special: Set[str] = frozenset()) -> "PieceBackend":
-    """As big_vision appends its token sets (pp/ops_text.py): user-defined, with score 0.
+    """Appends tokens as big_vision does (pp/ops_text.py): user-defined, with score 0.
 
     Args:
       tokens: in the order of their ids.
-      special: those of them that text can never spell.
+      special: which of them text can never spell.
     """
     proto = sentencepiece_model_pb2.ModelProto.FromString(self._model)
     kinds = proto.SentencePiece.Type

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Replies that give no answer: refusals, and abstentions of models that cannot tell.
+"""Recognises replies that give no answer: refusals, and abstentions.
 
   refusal      the model will not, or says that it is not made for it: "I'm sorry, I can't help …"
   abstention   the model says that the image does not tell: "I cannot tell", "not visible"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a Hugging Face folder says about prompts and answers: the template and the terminators.
+"""Reads the prompt template and the terminators of a Hugging Face folder.
 
 Such a folder has no template of ours. It follows from the architecture and the tokenizer:
 
@@ -100,7 +100,7 @@ def _chat_template(folder: pathlib.Path) -> str:
 
 
 def _joined(templates: Any) -> str:
-  """Returns the text of a template, or of several with names, as some files have them."""
+  """Returns the text of a template. Some files have several, with names: these are joined."""
   if isinstance(templates, list):
     return "\n".join(str(x.get("template", "")) for x in templates if isinstance(x, dict))
   return templates if isinstance(templates, str) else ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What chat models wrap around an answer: thinking, tags, JSON, LaTeX and Markdown.
+"""Takes off what chat models wrap around an answer: thinking, tags, JSON, LaTeX, Markdown.
 
 Every function is linear in its text, and the caller bounds it: what a model says is hostile.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The short answer in an English sentence: what it says beyond the words of its question.
+"""Takes the short answer from an English sentence: what it adds to the words of its question.
 
     what is the man holding?    The man is holding a [phone].
     how many cats are there?    There are [three] cats in the image.
@@ -51,14 +51,14 @@ _ACTIONS = frozenset("doing happening activity action weather feel feeling playi
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-  """What of a question matters for finding its answer.
+  """The parts of a question that matter for finding its answer.
 
   Attributes:
     text: as it was asked.
     kind: what it asks for.
     echo: stems of its content words, in order.
     plain: its words.
-    choices: of "a dog or a cat", the two alternatives.
+    choices: the two alternatives in "a dog or a cat".
   """
 
   text: str
@@ -73,7 +73,7 @@ class Question:
 
   @property
   def degree(self) -> str | None:
-    """The stem of the adjective in "how full is …"."""
+    """Returns the stem of the adjective in "how full is …"."""
     asked = words(self.text)
     after = (b.stem for a, b in zip(asked, asked[1:]) if a.plain == "how")
     return next(after, None)
@@ -182,7 +182,7 @@ def counted(sentence: str, question: Question) -> str | None:
 
 
 def _numbers(said: Sequence[Word]) -> list[tuple[int, int]]:
-  """Returns [start, end) of the runs of number words; "the one on the left" is none."""
+  """Returns [start, end) of the runs of number words. "the one on the left" does not count."""
   runs: list[tuple[int, int]] = []
   for i, word in enumerate(said):
     is_number = (
@@ -201,7 +201,7 @@ def _numbers(said: Sequence[Word]) -> list[tuple[int, int]]:
 def answer_in(sentence: str, question: Question) -> str | None:
   """Returns what a sentence says beyond its question.
 
-  None where that does not stand together, or where the sentence is not sure.
+  None if these words are not next to each other, or if the sentence is not certain.
   """
   sentence = english.without_lead_in(sentence)
   quoted = ["".join(groups) for groups in _QUOTED.findall(sentence)]
@@ -287,12 +287,12 @@ def _role(sentence: str, i: int, question: Question) -> Literal["echo", "filler"
 
 
 def _is_half(roles: Sequence[str], plain: Sequence[str], first: int, last: int) -> bool:
-  """Whether words [first, last) are cut off from a word of the question: "near the blue" car."""
+  """Returns whether words [first, last) leave out words of the question: "near the blue" car."""
   return roles[last : last + 1] == ["echo"] and bool(english.TIES & set(plain[first:last]))
 
 
 def _is_other_verb(plain: Sequence[str], first: int, question: Question) -> bool:
-  """Whether an answer would begin with a verb that was not asked about: "is [enjoying] pizza"."""
+  """Returns whether an answer begins with a verb not asked about: "is [enjoying] pizza"."""
   if question.is_about_action or question.kind == "place":
     return False
   if "how" in question.plain and question.plain & {"do", "does", "did"}:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The short answer in what a model said, so that models that talk can be compared with others.
+"""Takes the short answer from what a model said, so that models that talk can be compared.
 
 1. A reply that was cut, or that never left its thinking, has no answer.
 2. Marks around the answer are taken off: tags, JSON, LaTeX boxes, fences, Markdown.
@@ -74,7 +74,7 @@ _QUOTES = {'"': '"', "“": "”", "'": "'", "`": "`"}
 
 @dataclasses.dataclass(frozen=True)
 class Short:
-  """What a reply amounts to.
+  """The answer in a reply, and what kind of reply it was.
 
   Attributes:
     text: the answer; None unless the kind is "answer" or "whole".
@@ -120,7 +120,7 @@ def is_cut(finish: str | None) -> bool:
 
 
 def options_of(question: str) -> dict[str, str]:
-  """Returns the options of a question by letter, {} if it gives none: A and B at the least."""
+  """Returns the options of a question by letter; {} unless A and B are among them."""
   found = list(_OPTION.finditer(question))
   start = next((i for i, m in enumerate(found) if m[1] == "A"), len(found))
   found = found[start:]
@@ -131,7 +131,7 @@ def options_of(question: str) -> dict[str, str]:
 
 
 def _read(text: str, question: str) -> Short:
-  """`short_answer` of a text without marks, not empty."""
+  """Returns the short answer in a text that has no marks and is not empty."""
   options = options_of(question)
   asked = sentences.read(question.partition("\n")[0] if options else question)
   text = _without_question(text, question)
@@ -168,7 +168,7 @@ def _without_question(text: str, question: str) -> str:
 
 
 def _labelled(text: str) -> str | None:
-  """Returns what stands behind the last "Answer:" or "the answer is", to the end of its line."""
+  """Returns what follows the last "Answer:" or "the answer is", to the end of its line."""
   ends = [match.end() for pattern in _LABELS for match in pattern.finditer(text)]
   if not ends:
     return None
@@ -257,7 +257,7 @@ def _fragment(text: str) -> str:
 
 
 def _is_fragment(text: str, *, most: int, asked: Question) -> bool:
-  """Whether a text is no sentence: few words, and neither a subject nor a verb that we know.
+  """Returns whether a text is no sentence: it has few words and no known subject or verb.
 
   What is to be read out may begin with any word.
   """
@@ -270,7 +270,7 @@ def _is_fragment(text: str, *, most: int, asked: Question) -> bool:
 
 
 def _clean(text: str) -> str:
-  """Returns a text without the quotes around it and the full stop behind it."""
+  """Returns a text without the quotes around it and the full stop at its end."""
   text = text.strip()
   for _ in range(2):
     text = text.rstrip(".;,。!！ ") or text

@@ -21,7 +21,7 @@ from auditdm_jax.text.short import MAX_CHARS, Kind, Short, is_cut, options_of, s
 
 
 class Said(Protocol):
-  """What a model gave back: a `RawReply`, or an endpoint's own type."""
+  """The reply of a model: a `RawReply`, or an endpoint's own type."""
 
   @property
   def text(self) -> str | None: ...
@@ -35,7 +35,7 @@ class Said(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class RawReply:
-  """What a model gave back.
+  """The reply of a model.
 
   Attributes:
     text: what it said; None where no reply came.
@@ -55,7 +55,7 @@ class Style:
   Attributes:
     name: what records and reports call it.
     prefix: text before the question.
-    suffix: text behind the question.
+    suffix: text after the question.
     option_suffix: the suffix where the question gives options A, B, …; "" = `suffix`.
     system: a request for a turn of its own before the question. Where a model's template has no
       such turn, it goes before the question, as in Gemma's own chat template.

@@ -40,7 +40,7 @@ _WORD = r"\n|[?.,;<>]|[^\s?.,;<>]+"
 
 
 class Tokenizer:
-  """Text to ids and back over a tokenizer file.
+  """Converts text to ids and back, by a tokenizer file.
 
   Args:
     backend: the file.
@@ -192,7 +192,7 @@ class Tokenizer:
     return [i for part in parts for i in part if i not in self.special_ids]
 
   def unsampled_ids(self, stop_ids: Sequence[int]) -> tuple[int, ...]:
-    """Returns the ids a sampler should be banned from: <unk> and the specials but `stop_ids`."""
+    """Returns the ids that a sampler must not draw: <unk> and all specials except `stop_ids`."""
     unk = self._backend.id("<unk>")
     ids = self.special_ids | ({unk} if unk is not None else set())
     return tuple(sorted(ids - set(stop_ids)))

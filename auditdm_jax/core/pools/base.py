@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every source of images can tell, and what all of them do alike: decoding and image ids."""
+"""The protocol of an image source, and what all sources share: decoding and image ids."""
 
 import abc
 from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +25,7 @@ Stored = str | os.PathLike | bytes | np.ndarray
 
 
 class ImagePool(Protocol):
-  """What a source of images can tell about its i-th image."""
+  """A source of images, asked about its i-th image."""
 
   split: str
 
@@ -36,7 +36,7 @@ class ImagePool(Protocol):
     ...
 
   def image_id(self, i: int) -> str:
-    """Hash of the pixels; the same for the same pixels anywhere."""
+    """Returns the hash of the pixels; equal pixels have equal ids, whatever their source."""
     ...
 
   def image_ids(self, rows: Sequence[int]) -> list[str]:
@@ -46,11 +46,11 @@ class ImagePool(Protocol):
   def questions(self, i: int) -> tuple[str, ...]: ...
 
   def answers(self, i: int) -> tuple[tuple[str, ...], ...]:
-    """For each question what was given as right; () where the source has nothing."""
+    """Returns the accepted answers per question; () where the source has none."""
     ...
 
   def question_ids(self, i: int) -> tuple[str, ...]:
-    """For each question the id that the source gives it, or its split and place."""
+    """Returns an id per question: the source's own, or the split and the place."""
     ...
 
 
@@ -85,11 +85,11 @@ class Pool(abc.ABC):
 
   @abc.abstractmethod
   def _name(self, i: int) -> str:
-    """Returns what errors call it: file and row."""
+    """Returns its name in errors: file and row."""
 
   @abc.abstractmethod
   def _version(self, i: int) -> str:
-    """Returns what changes when the stored picture does; "" if that is not known."""
+    """Returns a tag that changes when the stored picture does; "" if it has none."""
 
   def image(self, i: int) -> np.ndarray:
     """Returns u8[H,W,3], read-only.
@@ -105,10 +105,10 @@ class Pool(abc.ABC):
     return self.image_ids([i])[0]
 
   def image_ids(self, rows: Sequence[int]) -> list[str]:
-    """Returns the hashes of the pixels of these images, of which only unknown ones are decoded.
+    """Returns the hashes of the pixels of these images. Only unknown ones are decoded.
 
     Raises:
-      UserError: pictures that cannot be read, the first of them by name.
+      UserError: some pictures cannot be read; the first is named.
     """
     for i in rows:
       self._check(i)
