@@ -18,7 +18,6 @@ from auditdm_jax.bench.scorers import (
   captions,
   masks,
   matches,
-  mmmu,
   ptb,
   table,
   vqa,
@@ -128,12 +127,10 @@ def _single(metric: Metric, case: Case) -> float:
   return metric.score([_choice_item(case)])[0].score
 
 
-def _choice(metric: Metric, case: Case) -> float:
-  """A metric of choices, that of MMMU for open questions."""
-  if case["metric"] == "open":
-    variant = Variant.VLMEVALKIT if metric is _VLMK_CHOICE else Variant.OFFICIAL
-    return _single(mmmu.metric(variant), case)
-  return _single(metric, case)
+def _vlmk_choice(case: Case) -> float:
+  """VLMEvalKit's choices; it makes a choice of MMMU's open questions."""
+  name = "mmmu_accuracy" if case["metric"] == "open" else "choice_accuracy"
+  return _single(table.METRICS[name, Variant.VLMEVALKIT], case)
 
 
 def _circular(metric: Metric, case: Case) -> float:
@@ -278,7 +275,6 @@ _LMMS_POPE = {
 _OFFICIAL_POPE = _LMMS_POPE | {"yes_ratio": "yes_ratio"}
 _BV_POPE = {"acc": "accuracy", "valid_percent": "readable", "num": "num"}
 _VLMK_POPE = {"f1": "f1", "acc": "accuracy", "precision": "precision", "recall": "recall"}
-_VLMK_CHOICE = table.METRICS["choice_accuracy", Variant.VLMEVALKIT]
 _LMMS_MMMU = table.METRICS["mmmu_accuracy", Variant.LMMS_EVAL]
 _OFFICIAL_MMMU = table.METRICS["mmmu_accuracy", Variant.OFFICIAL]
 
@@ -309,9 +305,9 @@ IMPLEMENTATIONS: Mapping[str, CaseScorer] = {
   "lmms_mmb_static": functools.partial(
     _circular, table.METRICS["circular_accuracy", Variant.LMMS_EVAL]
   ),
-  "vlmk_mcq": functools.partial(_choice, _VLMK_CHOICE),
+  "vlmk_mcq": _vlmk_choice,
   "lmms_mcq_extract": functools.partial(
-    _choice, table.METRICS["choice_accuracy", Variant.LMMS_EVAL]
+    _single, table.METRICS["choice_accuracy", Variant.LMMS_EVAL]
   ),
   "lmms_mmt": functools.partial(_single, table.METRICS["mmt_accuracy", Variant.LMMS_EVAL]),
   "lmms_seed": functools.partial(_single, table.METRICS["seed_accuracy", Variant.LMMS_EVAL]),
