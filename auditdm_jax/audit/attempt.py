@@ -32,12 +32,12 @@ class Attempt(Record):
   def consensus(self) -> str | None:
     """What the references agree on, as far as they were asked.
 
-    A cascade stops where the target agrees with the first reference. Its answer stands for the
-    consensus then: whatever the others say, this is not a find.
+    A cascade stops where the target agrees with what could become the consensus, which stands for
+    it then: whatever the others say, this is not a find.
     """
     if self.verdict is None:
       return None
-    if self.verdict.reason == "skipped":
+    if self.verdict.reason == "skipped" and self.verdict.version < 2:
       return self.verdict.answers[self.verdict.references[0]]
     return self.verdict.consensus
 

@@ -6,7 +6,7 @@
   auditors/train/UPDATES/    trained auditors
   records/train/             GRPO's completions, each an attempt
   discover/ control/         attempts of the sweep, and of the random questions
-  fresh/ fresh-round2/       attempts that modes are measured on, by batch
+  heldout/ fresh/ fresh-round2/  attempts that all models answered, by batch
   verify/                    failures
   labels/                    finds that were drawn for people to label, and their labels
   minimised/                 what is left of single failures

@@ -84,6 +84,16 @@ class OutsideRow:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class WorthRow:
+  """Some finds, how many of them are real, and who knows."""
+
+  name: str
+  rate: Rate
+  by: str
+  note: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Card:
   """One failure, with all that is needed to believe or to doubt it.
 
@@ -293,6 +303,7 @@ class ReportData:
   funnel: Sequence[FunnelRow] = ()
   gates: Sequence[GateRow] = ()
   outside: Sequence[OutsideRow] = ()
+  worth: Sequence[WorthRow] = ()
   modes: Sequence[ModeView] = ()
   arms: Sequence[ArmRow] = ()
   curves: Sequence[Curve] = ()

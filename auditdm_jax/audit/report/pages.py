@@ -71,7 +71,7 @@ def _environment() -> jinja2.Environment:
     lstrip_blocks=True,
     finalize=_finalize,
   )
-  env.filters.update(slug=slug, short=_short, heat=_heat, name=_name)
+  env.filters.update(slug=slug, short=_short, heat=_heat, name=_name, count=charts.count)
   env.globals.update(
     percent=charts.percent,
     rate_text=charts.rate_text,

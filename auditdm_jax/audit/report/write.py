@@ -44,6 +44,7 @@ class _Tile:
   label: str
   value: str
   note: str
+  alarm: bool = False
 
 
 def write_report(directory: str | os.PathLike, data: data_lib.ReportData) -> pathlib.Path:
@@ -100,6 +101,7 @@ def _write_pages(root: pathlib.Path, data: data_lib.ReportData) -> None:
     modes=modes,
     tiles=_tiles(data),
     verdict=_sentence(data.summary.compared.verdict) if data.summary else "",
+    corrected=_corrected(data.summary) if data.summary else "",
     finds=_finds_word(data.summary),
     funnel_top=max((row.count for row in data.funnel), default=0),
     success_chart=charts.line_chart(
@@ -183,7 +185,7 @@ def _tiles(data: data_lib.ReportData) -> list[_Tile]:
   summary = data.summary
   if summary is None:
     return []
-  tiles = [_search_tile(summary)]
+  tiles = [_finds_tile(summary), _search_tile(summary)]
   if precision := summary.precision:
     note = f"of verified failures are real, by the oracle (n = {precision.n:,})"
     tiles.append(_rate_tile("Precision", precision, note))
@@ -198,6 +200,19 @@ def _tiles(data: data_lib.ReportData) -> list[_Tile]:
   if {"baseline", "repaired"} <= summary.rectify.keys():
     tiles.append(_repair_tile(summary.rectify["baseline"], summary.rectify["repaired"]))
   return tiles
+
+
+def _finds_tile(summary: Summary) -> _Tile:
+  """How many finds are real, which every other number depends on."""
+  known, label = summary.find_precision, "Finds that are real"
+  if known is None or not known.real.n:
+    return _Tile(label, "not known", "all numbers are conditional on the references", alarm=True)
+  low, high = (100 * x for x in known.real.ci95)
+  note = f"[{low:.1f}, {high:.1f}] of {known.real.n:,} finds, by {known.by}"
+  if known.cannot_judge:
+    note += "; this ensemble cannot judge"
+  alarm = known.mostly_wrong or known.cannot_judge
+  return _Tile(label, charts.percent(known.real.rate), note, alarm)
 
 
 def _finds_word(summary: Summary | None) -> str:
@@ -218,6 +233,19 @@ def _search_tile(summary: Summary) -> _Tile:
   if after is not None and before:
     note += f"; {charts.percent(before)} before training (×{after / before:.1f})"
   return _rate_tile("Search success", search.trained, note)
+
+
+def _corrected(summary: Summary) -> str:
+  """Returns what is left of the conflicts once the references' errors are taken out."""
+  found = summary.corrected
+  if found is None or found.rate is None:
+    return ""
+  low, high = (100 * x for x in found.ci95)
+  return (
+    f"The target conflicts with the references on {charts.percent(found.flagged.rate)} of these"
+    f" questions. Corrected for the references' errors, it is wrong on {charts.percent(found.rate)}"
+    f" [{low:.1f}, {high:.1f}], if they err on the audit's questions as on the labelled ones."
+  )
 
 
 def _sentence(text: str) -> str:
