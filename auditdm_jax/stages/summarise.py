@@ -86,9 +86,10 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
   random = ctx.folder.control() if done.controlled else None
   auditable = done.evaluated.auditable if done.evaluated else ()
   cover, searched = ctx.oracle.coverage(found, auditable), done.searched
-  failures = ctx.folder.failures()
+  failures = ctx.folder.graded()  # So that the share of verified ones is the same with labels.
+  people = labels.score(failures, ctx.folder.sample(), ctx.folder.labels())
   real = _Real.of(ctx, failures)
-  grades, labelled = _grades(ctx, failures), done.verified.labelled
+  grades, labelled = _grades(ctx, failures, people), done.verified.labelled
   seconds = ctx.folder.seconds()
   return summary.Summary(
     target=ctx.models.target_name,
@@ -123,7 +124,7 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
     corrected=_corrected(labelled, found),
     grades=grades,
     seconds=seconds | {"total": round(sum(seconds.values()), 1)} if seconds else {},
-    labels=labels.score(ctx.folder.graded(), ctx.folder.sample(), ctx.folder.labels()),
+    labels=people,
     rounds=round_rows(ctx, done, found, seconds),
   )
 
@@ -146,16 +147,20 @@ def compared(attempts: Sequence[Attempt], failures: Sequence[Failure]) -> summar
   )
 
 
-def _grades(ctx: Context, failures: Sequence[Failure]) -> tuple[precision.GradePrecision, ...]:
+def _grades(
+  ctx: Context, failures: Sequence[Failure], people: labels.LabelScores | None
+) -> tuple[precision.GradePrecision, ...]:
   """Returns how many finds are real: by people, by the oracle and by labels, where they know."""
-  knows: dict[str, Callable[[Failure], bool | None]] = {
-    "people": precision.by_people,
-    "labels": precision.by_labels,
-  }
+  knows: dict[str, Callable[[Failure], bool | None]] = {"labels": precision.by_labels}
   if ctx.oracle.exists:
     knows["oracle"] = lambda f: ctx.oracle.truth(f).confirmed
   required = ctx.settings.verify.required
-  rows = (precision.of_finds(failures, own, by=by, required=required) for by, own in knows.items())
+  rows = [precision.of_finds(failures, own, by=by, required=required) for by, own in knows.items()]
+  if people:
+    drawn = labels.labelled(failures, ctx.folder.sample(), ctx.folder.labels())
+    row = precision.of_finds(drawn, precision.by_people, by="people", required=required)
+    corrected = dict(finds=people.finds, verified=people.verified, rejected=people.rejected)
+    rows.insert(0, row and dataclasses.replace(row, **corrected))
   return tuple(row for row in rows if row)
 
 
