@@ -7,7 +7,9 @@ What was not measured is None: a stage that did not run, or a count that only an
 from collections.abc import Mapping
 import dataclasses
 
-from auditdm_jax.audit.rates import Rate
+from auditdm_jax.audit.labels import LabelScores
+from auditdm_jax.audit.precision import FindPrecision, GradePrecision
+from auditdm_jax.audit.rates import Corrected, Rate
 
 ALL_ARMS = "all of the above"  # Their sum, among the arms.
 
@@ -105,6 +107,7 @@ class Arm:
   Attributes:
     queries: probes that it sent.
     verified: the share of real failures among them, see `Summary`; None where nobody checked.
+    corrected: its distinct questions on which the target is wrong, see `Summary`.
   """
 
   queries: int
@@ -114,6 +117,7 @@ class Arm:
   effective_modes: float | None
   effective_skills: float | None
   unseen_mass: float | None
+  corrected: Corrected | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,11 +314,17 @@ class Summary:
     compared: distinct questions, and how many of them are verified failures.
     search: shares of real failures among the probes of one auditor on fresh images.
     precision: verified failures that the oracle confirms; None without an oracle.
+    find_precision: how many finds are real, by who knows best; None = nobody knows, and every
+      number is conditional on the references.
+    corrected: share of the distinct questions that can be compared on which the target is wrong,
+      after correction for the references' errors; None without labelled questions.
+    grades: how many finds are real grade by grade, by each who knows.
     coverage: by the oracle.
     rectify: accuracy by model: baseline, larger sibling, repaired, controls.
     reaudit: `second_round.success`.
     arms: by arm, with their sum, and the control if there was one.
     seconds: by stage.
+    labels: what people say of a random sample of finds; None without labels.
     rounds: a row for each round.
   """
 
@@ -333,5 +343,26 @@ class Summary:
   strategies: Mapping[str, StrategyRow]
   curve: tuple[CurvePoint, ...]
   queries: Queries
+  find_precision: FindPrecision | None = None
+  corrected: Corrected | None = None
+  grades: tuple[GradePrecision, ...] = ()
   seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  labels: LabelScores | None = None
   rounds: tuple[RoundRow, ...] = ()
+
+  @property
+  def alarms(self) -> tuple[str, ...]:
+    """What a reader must know before any number, in sentences."""
+    known = self.find_precision
+    if known is None or not known.real.n:
+      return (
+        "No label, no person and no oracle says which finds are real: every number is conditional"
+        " on the references being right.",
+      )
+    alarms = [known.sentence] if known.mostly_wrong or known.cannot_judge else []
+    if self.corrected and self.corrected.rate is None:
+      alarms.append(
+        "This ensemble cannot judge: by the labels it flags a right target nearly as often as a"
+        " wrong one, so no corrected rate is given."
+      )
+    return tuple(f"{text[:1].upper()}{text[1:].rstrip('.')}." for text in alarms)

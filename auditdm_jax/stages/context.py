@@ -34,7 +34,22 @@ T = TypeVar("T")
 class Context:
   """A run as a stage sees it: its folder, models, pools, world, judge and image service."""
 
-  def __init__(self, config: ConfigDict, workdir: str | os.PathLike, stage: str):
+  def __init__(
+    self,
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    stage: str,
+    *,
+    answers: str | os.PathLike | None = None,
+  ):
+    """Opens a run.
+
+    Args:
+      config: all of it.
+      workdir: the folder of the run.
+      stage: what opens it, for the manifest.
+      answers: folder of what endpoints answer; None = the run's, where nothing is asked twice.
+    """
     self.config, self._stage = config, stage
     self.settings = build(sections.AuditConfig, config, name="config")
     decides = without_limits(config.to_dict())
@@ -42,7 +57,7 @@ class Context:
     self.world: World = open_world(self.settings.world.name, self.settings.world.gaps)
     self.remotes = Remotes(
       self.settings.endpoints,
-      cache=self.folder.path / "endpoints",
+      cache=self.folder.path / "endpoints" if answers is None else answers,
       known=_endpoints_of(self.folder.manifest.read()),
     )
     self.models = Models(

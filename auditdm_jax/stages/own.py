@@ -198,7 +198,7 @@ def make() -> ConfigDict:
     arms=dict(floor=0.06),
   )
   # A find is asked about six times: again, in two other wordings, on two changed images, on none.
-  c.verify = dict(limit=max(budget // 3, 1), paraphrases=2, jitters=2)
+  c.verify = dict(limit=max(budget // 3, 1), labelled=max(budget // 4, 1), paraphrases=2, jitters=2)
   c.taxonomy = dict(
     skills=str(_SKILLS) if _SKILLS.is_file() else "",
     kinds=str(_KINDS) if _KINDS.is_file() else "",

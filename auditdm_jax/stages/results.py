@@ -7,6 +7,7 @@ from typing import Any
 
 from auditdm_jax.audit.confirm import Status
 from auditdm_jax.audit.health import Health
+from auditdm_jax.audit.precision import FindPrecision
 from auditdm_jax.audit.preflight import Ensemble, Problem
 from auditdm_jax.audit.rates import NOTHING, Rate
 from auditdm_jax.audit.stability import UNSTABLE
@@ -188,18 +189,18 @@ class Verified:
 
   Attributes:
     funnel: finds left after each gate and trial.
-    precision: verified failures that the oracle confirms; None without an oracle.
     taxonomy: the frozen modes.
     modes: the same with their rates.
+    labelled: how many finds are real, on questions with labels; None if there are no labels.
     gates: by gate, what became of it.
     sides: by who was asked outside the ensemble, whose side was taken on verified failures.
     fresh: who proposed the probes that modes are confirmed on; None if no mode was named.
   """
 
   funnel: Mapping[str, int]
-  precision: Rate | None
   taxonomy: Taxonomy
   modes: tuple[ModeRow, ...]
+  labelled: FindPrecision | None = None
   gates: Mapping[str, Tally] = dataclasses.field(default_factory=dict)
   sides: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
   fresh: FreshDraw | None = None

@@ -30,6 +30,7 @@ from auditdm_jax.rl.reward import RewardConfig
 from auditdm_jax.rl.step import OptimConfig
 from auditdm_jax.rl.stopping import StopConfig
 from auditdm_jax.rl.trainer import TrainConfig
+from auditdm_jax.scenes.noise import Noise
 from auditdm_jax.scenes.talk import Voice
 from auditdm_jax.stages.remote import RemoteConfig, check_names
 
@@ -174,11 +175,19 @@ class WorldConfig:
     name: "scenes" for the drawn world, which has an oracle; "" for real images.
     gaps: planted gaps of the target: "", "easy", "rare", "half" or "seed:N".
     talk: how the models of the scenes world say their answers, to try `text.styles` on.
+    noise: how often its references are wrong on purpose, to try what an audit is worth then.
   """
 
   name: str = ""
   gaps: str = ""
   talk: Voice = Voice()
+  noise: Noise = Noise()
+
+  def __post_init__(self):
+    if self.noise.errs and self.talk.talks:
+      raise UserError("config.world: its models either talk or err on purpose; leave one out")
+    if self.noise.errs and not self.name:
+      raise UserError("config.world.noise: only the models of a drawn world can err on purpose")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,10 +198,12 @@ class BenchmarkConfig:
     scorer: import path of a function (prediction, references) -> [0, 1].
     groups: import path of a function `bench.evaluate.Example` -> names of groups; "" = those of the
       world.
+    leaks: files that the stage leaks made; a find that repeats one of their items is not verified.
   """
 
   scorer: str = "auditdm_jax.bench.scorers:normalized_match"
   groups: str = ""
+  leaks: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +233,8 @@ class LimitedVerifyConfig(VerifyConfig):
 
   Attributes:
     limit: most finds that are looked at, evenly over families of modes.
+    labelled: most held-out questions with a label that are put to all models, to measure how many
+      finds are real; 0 = none, and no rate is corrected.
     model: a model outside the ensemble, folder or endpoint, that answers the questions itself, for
       V2; "" = none. A world's oracle is asked where there is none.
     allow_same: the model may be a copy of the target, a reference or the auditor, by another name.
@@ -230,6 +243,7 @@ class LimitedVerifyConfig(VerifyConfig):
   """
 
   limit: int = 4_000
+  labelled: int = 2_000
   model: str = ""
   allow_same: bool = False
   paraphraser: str = "auditor"
@@ -322,6 +336,13 @@ class AuditConfig:
         f"config.verify.model: {outside} has the name of the target or of a reference; name a model"
         " outside the ensemble"
       )
+    references = [_name(folder) for folder in models.references]
+    for name, _ in self.bank.weights:
+      if name not in references:
+        raise UserError(
+          f"config.bank.weights: no reference {name!r}{did_you_mean(name, references)};"
+          f" {', '.join(references)}"
+        )
     folders = (*ensemble, models.sibling, self.rollout.gauges.heldout, outside)
     known = [_name(folder) for folder in folders if folder]
     for name, _ in self.bank.styles:

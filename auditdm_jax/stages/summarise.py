@@ -5,12 +5,12 @@ A stage that did not run, and what only an oracle could tell, is None: not measu
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
 
-from auditdm_jax.audit import rates, summary
+from auditdm_jax.audit import labels, precision, rates, summary
 from auditdm_jax.audit.attempt import Attempt, Failure, Find, unique_attempts, unique_finds
 from auditdm_jax.core.config import UserError
 from auditdm_jax.stages.asking import CONTROL as CONTROL_STAGE
@@ -28,6 +28,7 @@ from auditdm_jax.stages.run import RunFolder
 from auditdm_jax.stages.truth import ModeKey
 
 CONTROL = "control: random, equal queries"
+FEWER = "control: random, fewer queries"  # The data set has no more questions.
 _FAITHFUL = 500  # Made images per strategy whose content is checked.
 _BINS = 15  # Points of the learning curve.
 
@@ -87,6 +88,7 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
   cover, searched = ctx.oracle.coverage(found, auditable), done.searched
   failures = ctx.folder.failures()
   real = _Real.of(ctx, failures)
+  grades, labelled = _grades(ctx, failures), done.verified.labelled
   seconds = ctx.folder.seconds()
   return summary.Summary(
     target=ctx.models.target_name,
@@ -94,7 +96,7 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
     search=searched and summary.Search(searched.prompt_only, searched.trained),
     search_modes=searched
     and summary.SearchModes(searched.prompt_only_modes, searched.trained_modes),
-    precision=done.verified.precision,
+    precision=next((g.verified for g in grades if g.by == "oracle"), None),
     coverage=cover,
     gaps=_gaps(ctx, done.evaluated, cover) if done.evaluated and cover else {},
     modes=mode_scores(
@@ -105,7 +107,7 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
     rectify=_accuracies(ctx, done.evaluated, done.repairs) if done.evaluated else {},
     reaudit=done.second.success if done.second else None,
     second_round=done.second,
-    arms=_arms(real, trained, found, random, auditable),
+    arms=_arms(real, trained, found, random, auditable, labelled),
     strategies=strategies(real, found),
     curve=curve(real, trained),
     queries=summary.Queries(
@@ -117,7 +119,11 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
       control_random=None if random is None else len(random),
       verify_looked_at=done.verified.funnel["looked_at"],
     ),
+    find_precision=precision.best(labelled, grades),
+    corrected=_corrected(labelled, found),
+    grades=grades,
     seconds=seconds | {"total": round(sum(seconds.values()), 1)} if seconds else {},
+    labels=labels.score(ctx.folder.graded(), ctx.folder.sample(), ctx.folder.labels()),
     rounds=round_rows(ctx, done, found, seconds),
   )
 
@@ -138,6 +144,29 @@ def compared(attempts: Sequence[Attempt], failures: Sequence[Failure]) -> summar
     left_out=dict(sorted(left_out.items())),
     not_looked_at=len(finds.keys() - looked_at),
   )
+
+
+def _grades(ctx: Context, failures: Sequence[Failure]) -> tuple[precision.GradePrecision, ...]:
+  """Returns how many finds are real: by people, by the oracle and by labels, where they know."""
+  knows: dict[str, Callable[[Failure], bool | None]] = {
+    "people": precision.by_people,
+    "labels": precision.by_labels,
+  }
+  if ctx.oracle.exists:
+    knows["oracle"] = lambda f: ctx.oracle.truth(f).confirmed
+  required = ctx.settings.verify.required
+  rows = (precision.of_finds(failures, own, by=by, required=required) for by, own in knows.items())
+  return tuple(row for row in rows if row)
+
+
+def _corrected(
+  labelled: precision.FindPrecision | None, attempts: Sequence[Attempt]
+) -> rates.Corrected | None:
+  """Returns on how many of the distinct questions with a consensus the target is wrong."""
+  own = [a for a in unique_attempts(attempts) if a.consensus is not None]
+  flagged = [a.find is not None for a in own]
+  images = [a.probe.origin_id for a in own]
+  return labelled and labelled.correct(rates.rate_by_image(flagged, images))
 
 
 def _gaps(
@@ -169,23 +198,31 @@ def _arms(
   found: Sequence[Attempt],
   random: Sequence[Attempt] | None,
   auditable: Sequence[str],
+  labelled: precision.FindPrecision | None,
 ) -> dict[str, summary.Arm]:
   """Returns a row for each source of probes, for their sum and for the control."""
   groups: dict[str, list[Attempt]] = {"grpo": list(trained)} if trained else {}
   for a in found[len(trained) :]:
     groups.setdefault(a.probe.arm, []).append(a)
   groups[summary.ALL_ARMS] = list(found)
-  arm = functools.partial(_arm, real, key=ModeKey(real.ctx.seeds), auditable=auditable)
+  key = ModeKey(real.ctx.seeds)
+  arm = functools.partial(_arm, real, key=key, auditable=auditable, labelled=labelled)
   rows = {name: arm(own) for name, own in groups.items()}
   if random is not None:
-    rows[CONTROL] = arm(random)
-    if not real.ctx.oracle.exists:  # Its finds were not verified.
-      rows[CONTROL] = dataclasses.replace(rows[CONTROL], verified=None)
+    row = arm(random)
+    # Without an oracle nobody verified its finds.
+    name = CONTROL if len(random) >= len(found) else FEWER
+    rows[name] = row if real.ctx.oracle.exists else dataclasses.replace(row, verified=None)
   return rows
 
 
 def _arm(
-  real: _Real, attempts: Sequence[Attempt], *, key: ModeKey, auditable: Sequence[str]
+  real: _Real,
+  attempts: Sequence[Attempt],
+  *,
+  key: ModeKey,
+  auditable: Sequence[str],
+  labelled: precision.FindPrecision | None,
 ) -> summary.Arm:
   kinds = Counter(k for k in map(key, attempts) if k)
   cover = real.ctx.oracle.coverage(attempts, auditable)
@@ -197,6 +234,7 @@ def _arm(
     effective_modes=cover and cover.effective_modes,
     effective_skills=cover and cover.effective_skills,
     unseen_mass=rates.good_turing(kinds.values()) if kinds else None,
+    corrected=_corrected(labelled, attempts),
   )
 
 

@@ -6,10 +6,11 @@
 2. The taxonomy is found on all attempted probes, failures or not, and then frozen.
 3. A mode's rate comes from fresh questions about fresh images, never from its discovery set, and
    tells whether the mode is confirmed. Bootstrap samples of the images tell how stable it is.
+4. Questions whose answers are known say how many finds are real (`audit.precision`).
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 import pathlib
@@ -23,15 +24,13 @@ from auditdm_jax.audit.attempt import Attempt, Failure, Find, unique_attempts, u
 from auditdm_jax.audit.confirm import ModeTest
 from auditdm_jax.audit.mode import Mode
 from auditdm_jax.audit.outside import Labels, Outside, Outsider, TrueAnswers
-from auditdm_jax.audit.rates import Rate, rate_by_image
 from auditdm_jax.audit.taxonomy import Taxonomy
 from auditdm_jax.core import metrics, streams
 from auditdm_jax.core.config import UserError
 from auditdm_jax.stages import fresh as fresh_lib
-from auditdm_jax.stages import grading
+from auditdm_jax.stages import grading, labelled
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.fresh import Fresh
-from auditdm_jax.stages.pools import InMemoryPool
 from auditdm_jax.stages.results import Discovered, Found, ModeRow, Verified
 from auditdm_jax.stages.truth import Truth
 
@@ -58,21 +57,14 @@ def run(ctx: Context) -> Verified:
     "verify",
     Verified(
       funnel={"attempted": len(attempts), "unique": unique, **funnel},
-      precision=_precision(ctx, failures) if ctx.oracle.exists else None,
       taxonomy=tax,
       modes=tuple(fresh_modes(ctx, tax, fresh, stable)),
+      labelled=labelled.find_precision(ctx),
       gates=verify_lib.tally(failures, ctx.settings.verify.required),
       sides=verify_lib.sides(failures),
       fresh=fresh.draw if tax.modes else None,
     ),
   )
-
-
-def _precision(ctx: Context, failures: Sequence[Failure]) -> Rate:
-  """Returns the share of verified failures that the oracle confirms, whoever gave their V2."""
-  verified = [f for f in failures if f.verified]
-  confirmed = [ctx.oracle.truth(f).confirmed for f in verified]
-  return rate_by_image(confirmed, [f.probe.origin_id for f in verified])
 
 
 def audit(
@@ -95,7 +87,8 @@ def audit(
   stable = stability.stability(evidence, tax, seed=ctx.settings.seed)
   matched = _match(ctx, tax, finds)
   limit, seed = ctx.settings.verify.limit, ctx.settings.seed
-  chosen = choose(finds, tax, matched, limit=limit, seed=seed)
+  weights = choose(finds, tax, matched, limit=limit, seed=seed)
+  chosen = [finds[i] for i in weights]
   progress = metrics.Progress(len(chosen), "verify")
   verification = grading.grade(
     ctx, chosen, bank, outside=_outside(ctx), progress=lambda done, _: progress.update(done)
@@ -103,41 +96,20 @@ def audit(
   progress.close()
   modes = _match(ctx, tax, verification.failures)
   failures = [
-    dataclasses.replace(f, mode_id=mode.mode_id if mode else None)
-    for f, mode in zip(verification.failures, modes, strict=True)
+    dataclasses.replace(f, mode_id=mode.mode_id if mode else None, weight=weight)
+    for f, mode, weight in zip(verification.failures, modes, weights.values(), strict=True)
   ]
   return failures, {"finds": len(finds), **verification.funnel}, tax, stable
 
 
 def _outside(ctx: Context) -> list[Outside]:
   """Who is asked for V2: first the labels, then the model of the config, or else the oracle."""
-  asked: list[Outside] = [Labels(_labels(ctx.pool("images")))]
+  asked: list[Outside] = [Labels(labelled.answers_of(ctx.pool("images")))]
   if spec := ctx.settings.verify.model:
     asked.append(Outsider(ctx.models.bank(ctx.models.open(spec)), ctx.images))
   elif ctx.oracle.exists:
     asked.append(TrueAnswers(ctx.oracle.answer))
   return asked
-
-
-def _labels(pool: InMemoryPool) -> Callable[[str, str], tuple[str, ...]]:
-  """Returns what the pool answers to a question of its own about one of its images."""
-  rows: dict[str, list[int]] = {}  # An image may be there twice.
-  for i in range(len(pool)):
-    rows.setdefault(pool.image_id(i), []).append(i)
-
-  def given(image_id: str, question: str) -> tuple[str, ...]:
-    found, wanted = [], _spelled(question)
-    for i in rows.get(image_id, ()):
-      for asked, answers in zip(pool.questions(i), pool.answers(i), strict=True):
-        found += answers if _spelled(asked) == wanted else ()
-    return tuple(found)
-
-  return given
-
-
-def _spelled(question: str) -> str:
-  """A question without case, double blanks and the sign at its end."""
-  return " ".join(question.casefold().split()).rstrip(" ?.")
 
 
 def choose(
@@ -147,8 +119,8 @@ def choose(
   *,
   limit: int,
   seed: int,
-) -> list[Find]:
-  """Returns at most `limit` finds, evenly over families of modes: one with few keeps them all.
+) -> dict[int, float]:
+  """Chooses at most `limit` finds, evenly over families of modes: one with few keeps them all.
 
   Args:
     finds: all of them.
@@ -156,19 +128,24 @@ def choose(
     modes: the mode of each find.
     limit: how many are wanted at most.
     seed: of the run.
+
+  Returns:
+    By row of `finds`, in order, how many finds of its family it stands for.
   """
   if len(finds) <= limit:
-    return list(finds)
+    return dict.fromkeys(range(len(finds)), 1.0)
   groups: dict[str, list[int]] = {}
   for i in streams.rng(seed, "verify").permutation(len(finds)):
     mode = modes[int(i)]
     groups.setdefault(tax.families[mode.mode_id] if mode else "", []).append(int(i))
-  taken: list[int] = []
+  taken: list[tuple[int, str]] = []
   turn = 0
   while len(taken) < limit:
-    taken += [g[turn] for g in groups.values() if turn < len(g)]
+    taken += [(g[turn], family) for family, g in groups.items() if turn < len(g)]
     turn += 1
-  return [finds[i] for i in sorted(taken[:limit])]
+  taken = sorted(taken[:limit])
+  chosen = Counter(family for _, family in taken)
+  return {i: len(groups[family]) / chosen[family] for i, family in taken}
 
 
 def _match(ctx: Context, tax: Taxonomy, finds: Sequence[Find]) -> list[Mode | None]:

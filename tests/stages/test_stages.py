@@ -130,7 +130,9 @@ def test_choose_keeps_small_modes_whole():
   modes = tax.match([f.probe.question for f in finds], [f.consensus for f in finds])
   chosen = verify.choose(finds, tax, modes, limit=40, seed=0)
   assert len(chosen) == 40
-  assert sum(a.probe.question == "how full is the gauge" for a in chosen) == 12
+  gauges = [i for i in chosen if finds[i].probe.question == "how full is the gauge"]
+  assert len(gauges) == 12 and {chosen[i] for i in gauges} == {1.0}
+  assert sum(chosen.values()) == pytest.approx(412), "each stands for others of its family"
   assert chosen == verify.choose(finds, tax, modes, limit=40, seed=0)
 
 
