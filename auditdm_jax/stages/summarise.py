@@ -146,11 +146,8 @@ def compared(attempts: Sequence[Attempt], failures: Sequence[Failure]) -> summar
 
 
 def _grades(ctx: Context, failures: Sequence[Failure]) -> tuple[precision.GradePrecision, ...]:
-  """Returns how many finds are real: by people, by the oracle and by labels, where they know."""
-  knows: dict[str, Callable[[Failure], bool | None]] = {
-    "people": precision.by_people,
-    "labels": precision.by_labels,
-  }
+  """Returns how many finds are real by labels and by the oracle, where they know."""
+  knows: dict[str, Callable[[Failure], bool | None]] = {"labels": precision.by_labels}
   if ctx.oracle.exists:
     knows["oracle"] = lambda f: ctx.oracle.truth(f).confirmed
   required = ctx.settings.verify.required
