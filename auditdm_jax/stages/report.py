@@ -294,6 +294,7 @@ def _arms(
       gaps_found=row.gaps_found if oracle else None,
       effective_modes=row.effective_modes if oracle else None,
       unseen_mass=row.unseen_mass,
+      corrected=row.corrected,
     )
     for name, row in summary.arms.items()
   ]
