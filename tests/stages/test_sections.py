@@ -50,8 +50,6 @@ WRONG = {
   "bank.batch_size": (0,),
   "bank.feature_bytes": (0,),
   "bank.agree": (0.5, 1.01, NAN),
-  "world.noise.accuracy": (-0.1, 1.1, NAN),
-  "world.noise.phi": (-0.1, 1.1),
   "discover.arms.floor": (-0.1, 1.1, NAN),
   "discover.arms.yield_weight": (-1.0, NAN),
   "discover.arms.power": (NAN,),
