@@ -259,7 +259,6 @@ class RoundRow:
     false_positive: unique finds that the oracle does not confirm.
     rest: outside all modes of the round before.
     queries: probes that were put to the models.
-    seconds: of its stages.
   """
 
   round: int
@@ -269,7 +268,6 @@ class RoundRow:
   false_positive: Rate | None
   rest: RestChange | None
   queries: int
-  seconds: float | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -325,6 +325,7 @@ def _arms(
       gaps_found=row.gaps_found if oracle else None,
       effective_modes=row.effective_modes if oracle else None,
       unseen_mass=row.unseen_mass,
+      corrected=row.corrected,
     )
     for name, row in summary.arms.items()
   ]
@@ -399,6 +400,9 @@ def _second_round(summary: Summary) -> list[report_data.SecondRoundRow]:
 
 
 def _rounds(summary: Summary) -> list[report_data.RoundView]:
+  spent = {stage: x for stage, x in summary.seconds.items() if stage != "total"}
+  second = spent.pop("re-audit", None)
+  seconds = (sum(spent.values()) if spent else None, second)
   return [
     report_data.RoundView(
       name=str(r.round),
@@ -408,9 +412,9 @@ def _rounds(summary: Summary) -> list[report_data.RoundView]:
       false_positive=r.false_positive,
       rest=_change(r.rest),
       queries=r.queries,
-      seconds=r.seconds,
+      seconds=took,
     )
-    for r in summary.rounds
+    for r, took in zip(summary.rounds, seconds)
   ]
 
 

@@ -5,7 +5,7 @@ A stage that did not run, and what only an oracle could tell, is None: not measu
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -125,7 +125,7 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
     grades=grades,
     seconds=seconds | {"total": round(sum(seconds.values()), 1)} if seconds else {},
     labels=people,
-    rounds=round_rows(ctx, done, found, seconds),
+    rounds=round_rows(ctx, done, found),
   )
 
 
@@ -281,22 +281,18 @@ def _borne_out(mode: ModeRow) -> bool:
   return shown.ci95[0] > mode.base.value
 
 
-def round_rows(
-  ctx: Context, done: Round, found: Sequence[Attempt], seconds: Mapping[str, float]
-) -> tuple[summary.RoundRow, ...]:
+def round_rows(ctx: Context, done: Round, found: Sequence[Attempt]) -> tuple[summary.RoundRow, ...]:
   """Returns a row for each round.
 
   Args:
     ctx: the run's oracle.
     done: its results.
     found: attempts of the first round.
-    seconds: by stage.
   """
   finds, fresh = unique_finds(found), done.verified.fresh
   held = {m.mode_id for m in done.verified.modes if m.status == "confirmed"}
   wrong = [not ctx.oracle.truth(f).confirmed for f in finds]
   images = [f.probe.image_id for f in finds]
-  spent = sum(x for stage, x in seconds.items() if stage != "re-audit")
   first = summary.RoundRow(
     round=1,
     confirmed=len(held),
@@ -305,7 +301,6 @@ def round_rows(
     false_positive=rates.rate_by_image(wrong, images) if ctx.oracle.exists else None,
     rest=None,
     queries=len(found) + (fresh.for_all + fresh.for_modes if fresh else 0),
-    seconds=round(spent, 1) if seconds else None,
   )
   if (second := done.second) is None:
     return (first,)
@@ -320,7 +315,6 @@ def round_rows(
     false_positive=right and _complement(right),
     rest=second.rest,
     queries=second.queries,
-    seconds=seconds.get("re-audit"),
   )
 
 

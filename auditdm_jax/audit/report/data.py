@@ -10,7 +10,7 @@ import pathlib
 
 from auditdm_jax.audit.attempt import Failure, Gate
 from auditdm_jax.audit.health import Health
-from auditdm_jax.audit.rates import Rate
+from auditdm_jax.audit.rates import Corrected, Rate
 from auditdm_jax.audit.summary import Summary
 
 LIMITS = (
@@ -224,6 +224,7 @@ class ArmRow:
   modes_found: int | None = None
   effective_modes: float | None = None
   unseen_mass: float | None = None
+  corrected: Corrected | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
