@@ -214,7 +214,7 @@ def pope_tfds(root: pathlib.Path, form: str = "array_record") -> Expected:
   return _documents([("yes",), ("no",), ("no",)])
 
 
-BOX = (0.0, 0.25, 0.5, 0.75)  # ymin, xmin, ymax, xmax.
+BOX = (0.25, 0.125, 0.75, 0.625)  # ymin, xmin, ymax, xmax.
 
 
 def outline() -> np.ndarray:
@@ -387,7 +387,7 @@ def refcoco_tsv(root: pathlib.Path) -> Expected:
     answer=["[2, 0, 6, 3]"] * 3,
     category=["RefCOCO_val"] * 3,
     split=["RefCOCO_testA", "RefCOCO_val", "RefCOCO_val"],
-    **{"bbox_x1": [2] * 3, "bbox_y1": [0] * 3, "bbox_x2": [6] * 3, "bbox_y2": [3] * 3},
+    **{"bbox_x1": [1] * 3, "bbox_y1": [1.5] * 3, "bbox_x2": [5] * 3, "bbox_y2": [4.5] * 3},
     **{"width": [8] * 3, "height": [6] * 3},
   )
   return _want((1, 2), values=[[80]] * 2, question=ASKED[1:], box=[BOX] * 2)
@@ -513,7 +513,7 @@ def refcoco_parquet(root: pathlib.Path) -> Expected:
     {
       **{"question_id": f"r{k}", "image": cell(VALUES[k]), "question": "Describe the region."},
       **{"answer": SENTENCES[:1] if k == 0 else SENTENCES[1:], "segmentation": polygon},
-      **{"bbox": [2.0, 0.0, 4.0, 3.0], "iscrowd": 0},
+      **{"bbox": [1.0, 1.5, 4.0, 3.0], "iscrowd": 0},
       "file_name": f"COCO_train2014_{IMAGES[k]:012d}_{k}.jpg",
     }
     for k in range(2)
@@ -780,7 +780,7 @@ def _refs(root: pathlib.Path) -> list[dict[str, Any]]:
     name = f"COCO_train2014_{image:012d}.jpg"
     fakes.write_picture(root / "train2014" / name, (40, 80)[k])
     images.append({"id": image, "file_name": name, "height": 6, "width": 8})
-    objects.append({"id": k, "image_id": image, "bbox": [2.0, 0.0, 4.0, 3.0]})
+    objects.append({"id": k, "image_id": image, "bbox": [1.0, 1.5, 4.0, 3.0]})
     objects[-1] |= {"segmentation": (polygon, runs)[k], "category_id": 1, "iscrowd": k}
   content = {"images": images, "annotations": objects, "categories": []}
   fakes.write_json(root / "refcoco/instances.json", content)

@@ -136,7 +136,7 @@ def test_cells_that_pandas_takes_for_nothing_are_text(tmp_path):
 def test_rows_of_other_splits_are_left_out(tmp_path):
   rows = [
     {"index": k, "image": fakes.base64_of(40), "question": "q", "category": f"RefCOCO{kind} val"}
-    | {"bbox_x1_norm": 0.25, "bbox_y1_norm": 0.0, "bbox_x2_norm": 0.75, "bbox_y2_norm": 0.5}
+    | {"bbox_x1_norm": 0.125, "bbox_y1_norm": 0.25, "bbox_x2_norm": 0.625, "bbox_y2_norm": 0.75}
     for k, kind in enumerate(("", "+", "g", ""))
   ]
   fakes.write_tsv(tmp_path / "RefCOCO.tsv", rows)
