@@ -49,7 +49,7 @@ class FreshProbe:
   """A fresh probe as the modes see it.
 
   Attributes:
-    image_id: its image.
+    image_id: its image, or the one that this was made from.
     mode_id: of the mode that it falls under.
     possible: ids of the modes that its question may fall under.
     failed: whether the target failed; None without a consensus.

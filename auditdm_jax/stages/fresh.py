@@ -111,7 +111,7 @@ class _View:
       self.matched.append(mode)
       probe, mode_id = attempt.probe, mode.mode_id if mode else None
       self.probes.append(
-        FreshProbe(probe.image_id, mode_id, modes, failed, for_all, probe.probe_id)
+        FreshProbe(probe.origin_id, mode_id, modes, failed, for_all, probe.probe_id)
       )
 
   def _is_known(self, attempt: Attempt) -> bool:

@@ -70,7 +70,7 @@ def run(ctx: Context) -> SecondRound:
   found, asked = traced(ctx, known, attempts, bank)
   finds = unique_finds(attempts)
   truths = [ctx.oracle.truth(find) for find in finds]
-  images = [find.probe.image_id for find in finds]
+  images = [find.probe.origin_id for find in finds]
   return ctx.folder.finish(
     "reaudit",
     SecondRound(

@@ -290,14 +290,17 @@ def round_rows(
   finds, fresh = unique_finds(found), done.verified.fresh
   held = {m.mode_id for m in done.verified.modes if m.status == "confirmed"}
   wrong = [not ctx.oracle.truth(f).confirmed for f in finds]
-  images = [f.probe.image_id for f in finds]
+  images = [f.probe.origin_id for f in finds]
+  labelled = done.verified.labelled
   spent = sum(x for stage, x in seconds.items() if stage != "re-audit")
   first = summary.RoundRow(
     round=1,
     confirmed=len(held),
     new=len(held),
     repaired=None,
-    false_positive=rates.rate_by_image(wrong, images) if ctx.oracle.exists else None,
+    false_positive=rates.rate_by_image(wrong, images)
+    if ctx.oracle.exists
+    else labelled and _complement(labelled.real),
     rest=None,
     queries=len(found) + (fresh.for_all + fresh.for_modes if fresh else 0),
     seconds=round(spent, 1) if seconds else None,
