@@ -2,8 +2,8 @@
 """Runs one stage: `python -m auditdm_jax STAGE --config=configs/X.py[:args] --workdir=DIR`.
 
 Any value of the config can be overridden: `--config.a.b=c`. The same command run again resumes.
-`answer`, `compare`, `convert`, `minimise`, `pack`, `plan`, `repro` and `serve` take flags of their
-own, which --help after the stage lists; `audit` makes a config of its flags.
+`answer`, `compare`, `convert`, `label`, `minimise`, `pack`, `plan`, `repro` and `serve` take flags
+of their own, which --help after the stage lists; `audit` makes a config of its flags.
 """
 
 import ast
@@ -28,9 +28,20 @@ from auditdm_jax.core.config import OVERRIDES, UserError, did_you_mean
 # Runs in an environment of its own, which need not have jax, and leaves nothing behind.
 _SERVERS = {"serve_images"}
 # Run once and from flags of their own, `FLAGS`, instead of a config and a folder of results.
-_TOOLS = {"answer", "compare", "convert", "minimise", "pack", "plan", "repro", "serve"}
+_TOOLS = {
+  "answer",
+  "compare",
+  "convert",
+  "label",
+  "leaks",
+  "minimise",
+  "pack",
+  "plan",
+  "repro",
+  "serve",
+}
 # Those of them that take arguments without names: `main` gets them.
-_WORDS = {"compare", "minimise", "repro"}
+_WORDS = {"compare", "leaks", "minimise", "repro"}
 # Look at what a run would need, in a temporary folder if none is given.
 _LOOKS = {"doctor"}
 # Stages that take flags in place of a config, and the module of these.

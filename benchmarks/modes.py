@@ -16,7 +16,7 @@ as fresh probes, and failures.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 import functools
 import itertools
@@ -36,6 +36,9 @@ from auditdm_jax.audit.taxonomy import Evidence, Taxonomy, gather, members, name
 from auditdm_jax.core import streams
 from auditdm_jax.scenes import gaps, questions, world
 from benchmarks import photographs
+
+# (a run, cells, runs of each) -> (cell, what its runs gave)
+Go = Callable[[Callable[..., dict], Sequence[tuple], int], Iterable[tuple[tuple, list[dict]]]]
 
 ROOT = pathlib.Path(__file__).parents[1]
 BASE = 0.05
@@ -306,68 +309,60 @@ def _covered(done: Audit, modes: Sequence[int], failed: np.ndarray) -> float:
 # ---------------------------------------------------------------------------------------- tables
 
 
-def null_table(runs: int, go: Callable) -> list[str]:
+def null_table(runs: int, go: Go) -> Iterator[str]:
+  """Audits of a target without weakness that name or confirm a mode."""
   cells = list(itertools.product((0.05, 0.1, 0.2, 0.3, 0.45), (500, 4_000), (0.0, 0.5)))
-  lines = [
-    "| p0 | n | ICC | audits with a named mode | with a confirmed one |",
-    "|---|---|---|---|---|",
-  ]
-  for cell, done in go(null_run, cells, runs):
-    named, held = (sum(r[k] > 0 for r in done) for k in ("named", "confirmed"))
-    lines.append(
-      f"| {cell[0]} | {cell[1]:,} | {cell[2]} | {_share(named, runs)} | {_share(held, runs)} |"
-    )
-  return lines
+  yield "| p0 | n | ICC | audits with a named mode | with a confirmed one |"
+  yield "|---|---|---|---|---|"
+  for (p0, n, icc), done in go(null_run, cells, runs):
+    named, held = (_share(sum(r[k] > 0 for r in done), runs) for k in ("named", "confirmed"))
+    yield f"| {p0} | {n:,} | {icc} | {named} | {held} |"
 
 
-def power_table(runs: int, go: Callable) -> list[str]:
+def power_table(runs: int, go: Go) -> Iterator[str]:
+  """Planted gaps that are found."""
   runs = max(runs // 5, 1)
   cells = list(itertools.product(GAPS, (0.9, 0.5), (1_000, 4_000)))
-  lines = [
-    "| gap | depth | n | named | confirmed | covered | modes | false modes |",
-    "|---|---|---|---|---|---|---|---|",
-  ]
+  yield "| gap | depth | n | named | confirmed | covered | modes | false modes |"
+  yield "|---|---|---|---|---|---|---|---|"
   for (gap, depth, n), done in go(power_run, cells, runs):
     hit = [r for r in done if r["found"]]
-    lines.append(
+    yield (
       f"| {gap} | {depth} | {n:,} | {sum(r['named'] for r in done)}/{runs} "
       f"| {_share(len(hit), runs)} | {_mean(r['covered'] for r in hit)} "
       f"| {_mean(r['modes'] for r in hit)} | {_mean(r['false'] for r in done)} |"
     )
-  return lines
 
 
-def text_table(runs: int, go: Callable) -> list[str]:
+def text_table(runs: int, go: Go) -> Iterator[str]:
+  """Planted weaknesses of every kind."""
   runs = max(runs // 2, 1)
   ((_, done),) = go(text_run, [()], runs)
-  lines = ["| planted | found | modes of it |", "|---|---|---|"]
+  yield "| planted | found | modes of it |"
+  yield "|---|---|---|"
   for kind in sorted({k for r in done for k in r["planted"]}):
     own = [r["planted"][kind] for r in done if kind in r["planted"]]
     hit = [x for x in own if x["covered"] >= 0.5]
-    lines.append(f"| {kind} | {_share(len(hit), len(own))} | {_mean(x['modes'] for x in hit)} |")
+    yield f"| {kind} | {_share(len(hit), len(own))} | {_mean(x['modes'] for x in hit)} |"
   pure, held = sum(r["pure"] for r in done), sum(r["confirmed"] for r in done)
   stable = [x for r in done for x in r["stable"]]
-  steady = sum(x >= 0.5 for x in stable)
-  lines += [
-    "",
-    f"Confirmed modes mostly inside a planted weakness: {_share(pure, held)}.",
-    f"Named modes with a mean Jaccard index of .5 or more: {_share(steady, len(stable))}.",
-  ]
-  return lines
+  steady = sum(x >= stability.UNSTABLE for x in stable)
+  yield ""
+  yield f"Confirmed modes mostly inside a planted weakness: {_share(pure, held)}."
+  yield f"Named modes with a mean Jaccard index of .5 or more: {_share(steady, len(stable))}."
 
 
-def pair_table(runs: int, go: Callable) -> list[str]:
-  lines = [
-    "| n | by name | not covered | not covered and confirmed | new | modes |",
-    "|---|---|---|---|---|---|",
-  ]
-  for (n,), done in go(pair_run, [(2_000,), (8_000,)], runs):
+def pair_table(runs: int, go: Go) -> Iterator[str]:
+  """Pairs of audits of one target in which a mode of the second is called new."""
+  yield "| n | by name | not covered | not covered and confirmed | new | modes |"
+  yield "|---|---|---|---|---|---|"
+  for n, own in ((2_000, runs), (8_000, max(runs // 2, 1))):
+    ((_, done),) = go(pair_run, [(n,)], own)
     shares = [
-      _share(sum(r[k] > 0 for r in done), runs)
+      _share(sum(r[k] > 0 for r in done), own)
       for k in ("by_name", "uncovered", "uncovered_confirmed", "new")
     ]
-    lines.append(f"| {n:,} | {' | '.join(shares)} | {_mean(r['modes'] for r in done)} |")
-  return lines
+    yield f"| {n:,} | {' | '.join(shares)} | {_mean(r['modes'] for r in done)} |"
 
 
 TABLES = {"null": null_table, "power": power_table, "text": text_table, "pairs": pair_table}

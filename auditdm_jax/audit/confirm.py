@@ -162,17 +162,20 @@ def _test(
 
 
 def _rate(probes: Sequence[FreshProbe]) -> Rate:
-  return rates.rate(sum(bool(p.failed) for p in probes), len(probes))
+  return rates.rate_by_image(*_columns(probes))
 
 
 def _p_value(own: Sequence[FreshProbe], rest: Sequence[FreshProbe]) -> float:
-  k, rest_k = (sum(bool(p.failed) for p in x) for x in (own, rest))
-  return rates.fisher_greater(k, len(own), rest_k, len(rest))
+  return rates.enriched_by_image(*_columns(own), *_columns(rest)) if own and rest else 1.0
+
+
+def _columns(probes: Sequence[FreshProbe]) -> tuple[list[bool], list[str]]:
+  return [bool(p.failed) for p in probes], [p.image_id for p in probes]
 
 
 def _consensus(mode_id: str, probes: Sequence[FreshProbe]) -> Rate:
   asked = [p for p in probes if mode_id in p.possible and p.for_all]
-  return rates.rate(sum(p.failed is not None for p in asked), len(asked))
+  return rates.rate_by_image([p.failed is not None for p in asked], [p.image_id for p in asked])
 
 
 def ratio_interval(above: Rate, below: Rate) -> tuple[float, float]:

@@ -5,16 +5,15 @@ A gate without anything to look at is not measured: it neither passes nor fails.
 """
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 import re
 
 import numpy as np
-from PIL import Image
 
 from auditdm_jax.audit.attempt import Gate
+from auditdm_jax.audit.duplicates import DuplicateIndex, Fingerprint
 from auditdm_jax.audit.judge import Judge, Same
 from auditdm_jax.audit.verdict import UNANIMOUS, ConsensusRule, consensus_of
-from auditdm_jax.audit.words import content_words, tokens
+from auditdm_jax.audit.words import tokens
 
 EDITS = ("edit_outside", "edit_fraction", "sham_control")  # About edited images only.
 _SEVERAL = re.compile(r"\?.*\?|[\n\r]")
@@ -107,57 +106,8 @@ def image_sane(image: np.ndarray, *, least_std: float = 4.0, least_side: int = 1
   )
 
 
-def fingerprint(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Perceptual fingerprint: difference hash bool[240] and colour thumbnail i16[8,8,3]."""
-  picture = Image.fromarray(image)
-  grey = np.asarray(picture.convert("L").resize((16, 16), Image.Resampling.BOX), np.int16)
-  thumb = np.asarray(picture.resize((8, 8), Image.Resampling.BOX), np.int16)
-  # A step counts from 5 levels on: in flat areas noise would toss the bits.
-  return (grey[:, 1:] > grey[:, :-1] + 4).ravel(), thumb
-
-
-@dataclasses.dataclass
-class DuplicateIndex:
-  """Probes seen so far; one index over the finds, others over benchmarks (leak test).
-
-  Attributes:
-    bits: largest Hamming distance of two difference hashes of "the same" image.
-    levels: largest difference of two colour thumbnails.
-    overlap: smallest Jaccard overlap of the questions' content words.
-  """
-
-  bits: int = 6
-  levels: int = 8
-  overlap: float = 0.9
-
-  def __post_init__(self) -> None:
-    self._by_words: dict[frozenset[str], list[tuple[np.ndarray, np.ndarray]]] = {}
-
-  def add(self, image: np.ndarray, question: str) -> None:
-    """Remembers a probe."""
-    self._by_words.setdefault(frozenset(content_words(question)), []).append(fingerprint(image))
-
-  def similarity(self, image: np.ndarray, question: str) -> float:
-    """Best text overlap among the remembered probes whose image is the same; 0 if none."""
-    words = frozenset(content_words(question))
-    best, mine = 0.0, None
-    for other, prints in self._by_words.items():
-      union = len(words | other)
-      overlap = len(words & other) / union if union else 1.0
-      if overlap < self.overlap or overlap <= best:
-        continue
-      mine = mine or fingerprint(image)
-      if any(self._close(mine, p) for p in prints):
-        best = overlap
-    return best
-
-  def _close(self, a: tuple, b: tuple) -> bool:
-    hashes_close = bool(np.count_nonzero(a[0] != b[0]) <= self.bits)
-    return hashes_close and int(np.abs(a[1] - b[1]).max()) <= self.levels
-
-
 def near_duplicate(
-  image: np.ndarray, question: str, index: DuplicateIndex, *, name: str = "near_duplicate"
+  image: Fingerprint, question: str, index: DuplicateIndex, *, name: str = "near_duplicate"
 ) -> Gate:
   """No remembered probe has the same image and (nearly) the same words."""
   value = index.similarity(image, question)

@@ -7,6 +7,7 @@ What was not measured is None: a stage that did not run, or a count that only an
 from collections.abc import Mapping
 import dataclasses
 
+from auditdm_jax.audit.labels import LabelScores
 from auditdm_jax.audit.precision import FindPrecision, GradePrecision
 from auditdm_jax.audit.rates import Corrected, Rate
 
@@ -323,6 +324,7 @@ class Summary:
     reaudit: `second_round.success`.
     arms: by arm, with their sum, and the control if there was one.
     seconds: by stage.
+    labels: what people say of a random sample of finds; None without labels.
     rounds: a row for each round.
   """
 
@@ -345,6 +347,7 @@ class Summary:
   corrected: Corrected | None = None
   grades: tuple[GradePrecision, ...] = ()
   seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  labels: LabelScores | None = None
   rounds: tuple[RoundRow, ...] = ()
 
   @property

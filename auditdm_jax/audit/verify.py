@@ -29,6 +29,7 @@ from auditdm_jax.audit import gates
 from auditdm_jax.audit import outside as outside_lib
 from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.audit.attempt import Failure, Find, Gate, Opinion, Stability
+from auditdm_jax.audit.duplicates import DuplicateIndex, fingerprint
 from auditdm_jax.audit.outside import Outside
 from auditdm_jax.audit.verdict import decide
 
@@ -116,7 +117,7 @@ def verify(
   jitter: Jitter | None = None,
   outside: Sequence[Outside] = (),
   config: VerifyConfig = VerifyConfig(),
-  benchmark: gates.DuplicateIndex | None = None,
+  benchmark: DuplicateIndex | None = None,
   progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
   """Grades finds.
@@ -138,17 +139,17 @@ def verify(
     One Failure per find, in order, and the funnel.
   """
   made = measured or [()] * len(finds)
-  seen, failures = gates.DuplicateIndex(), []
+  seen, failures = DuplicateIndex(), []
   change = jitter or default_jitter
   # In chunks: the trials' images exist only while their finds are looked at.
   for start in range(0, len(finds), config.chunk):
     chunk = finds[start : start + config.chunk]
     tries = _try(chunk, bank, images, paraphrase, change, config)
     opinions = outside_lib.ask(outside, chunk, bank.judge)
-    for find, own, tried, opinion in zip(chunk, made[start:], tries, opinions):
+    own_gates = made[start : start + config.chunk]
+    for find, own, tried, opinion in zip(chunk, own_gates, tries, opinions, strict=True):
       image = images(find.probe.image_id)
       here = _gates(find, tried, bank, image, seen=seen, benchmark=benchmark, config=config)
-      seen.add(image, find.probe.question)
       learned = _Learned(
         gates=(*here, *own),
         stability=_stability(find, tried, bank),
@@ -303,11 +304,12 @@ def _gates(
   bank: ModelBank,
   image: np.ndarray,
   *,
-  seen: gates.DuplicateIndex,
-  benchmark: gates.DuplicateIndex | None,
+  seen: DuplicateIndex,
+  benchmark: DuplicateIndex | None,
   config: VerifyConfig,
 ) -> tuple[Gate, ...]:
-  probe = find.probe
+  """The gates of a find, which is `seen` from then on."""
+  probe, looks = find.probe, fingerprint(image)
   answers = {trial.label: a for trial, a in tried}
 
   def references(label: str) -> dict[str, str]:
@@ -321,12 +323,14 @@ def _gates(
     prior = gates.language_prior(*seen_and_blank, bank.judge, rule=rule, question=probe.question)
   leak = Gate.unmeasured("benchmark_leak", "no benchmark to compare with")
   if benchmark is not None:
-    leak = gates.near_duplicate(image, probe.question, benchmark, name="benchmark_leak")
+    leak = gates.near_duplicate(looks, probe.question, benchmark, name="benchmark_leak")
+  duplicate = gates.near_duplicate(looks, probe.question, seen)
+  seen.add(looks, probe.question)
   return (
     gates.well_formed(probe.question, max_words=config.max_words),
     gates.answerable(find.consensus, wordings, bank.judge, rule=rule, question=probe.question),
     gates.both_ways(find.said, find.consensus, bank.judge, question=probe.question),
-    gates.near_duplicate(image, probe.question, seen),
+    duplicate,
     gates.image_sane(image),
     prior,
     leak,

@@ -8,8 +8,8 @@
 
 MODEL, OLD and NEW are each a folder of weights, the folder of a run (its target), endpoint:NAME of
 a config's endpoints, or endpoint:FILE.yaml with the keys of config.endpoints.NAME. With one model
-and a pack, OLD is what the audit recorded. Without a pack, both answer the fresh questions of the
-run that comes first.
+and a pack, OLD is what the audit recorded. Without a pack OLD is a run, and both models answer its
+fresh questions, and those of NEW if that is a run.
 
 Writes ledger.md, ledger.json and junit.xml. Exits with 0 if nothing got worse, 1 if something is
 new or regressed, 2 if the command or a file is wrong, and with --strict 3 if something is unsure.
@@ -91,7 +91,7 @@ def main(words: Sequence[str]) -> int:
       opened = {word: opener.open(word, style=packed.header.style) for word in words}
       probes = _of_pack(packed, opener, opened)
     else:
-      probes = replay.from_runs(runs[words[0]], runs.get(words[-1]) if len(words) > 1 else None)
+      probes = replay.from_runs(runs[words[0]], runs.get(words[-1]))
       opened = {word: opener.open(word, as_in=runs[words[0]]) for word in words}
     ledger = _ledger(probes, [opened[word] for word in words], _notes(packed))
   ledger_lib.write(_OUTPUT.value, ledger, strict=_STRICT.value)
@@ -158,8 +158,8 @@ def _ledger(probes: Probes, models: Sequence[Opened], notes: Sequence[str]) -> L
     now = replay.answers(new.model, probes, jitter=second)
     sides = ((new.name, new.identity, True), (new.name, new.identity, True))
   else:
-    before, was = [row.said for row in probes.rows], (*probes.target, probes.asked)
-    if len(models) > 1 and not probes.asked:
+    before, was = [row.said for row in probes.rows], (*probes.target, False)
+    if len(models) > 1:
       before = replay.answers(models[0].model, probes)
       was = models[0].name, models[0].identity, True
     now = replay.answers(new.model, probes)

@@ -23,7 +23,7 @@ _OUTPUT = flags.DEFINE_string(
 )
 _CONTROLS = flags.DEFINE_integer(
   "controls",
-  300,
+  500,
   "Questions outside all modes, by which a model is seen to forget something.",
   lower_bound=0,
   flag_values=FLAGS,

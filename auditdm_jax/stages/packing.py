@@ -120,7 +120,7 @@ def _controls(
   ctx: Context, tax: Taxonomy, failures: Sequence[Failure], n: int
 ) -> list[PackedProbe]:
   attempts = unique_attempts([*ctx.folder.attempts(), *ctx.folder.control()])
-  modes = tax.match([a.probe.question for a in attempts], [a.consensus for a in attempts])
+  modes = tax.match_attempts(attempts, ctx.gallery)
   outside = [
     (a, consensus)
     for a, mode in zip(attempts, modes, strict=True)

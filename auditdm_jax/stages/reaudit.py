@@ -68,8 +68,9 @@ def run(ctx: Context) -> SecondRound:
   asking.train_auditor(ctx, bank, name=NAME, steps=steps, start=start)
   attempts = ctx.folder.completions(NAME)
   found, asked = traced(ctx, known, attempts, bank)
-  truths = [ctx.oracle.truth(find) for find in unique_finds(attempts)]
-  right = sum(t.confirmed for t in truths)
+  finds = unique_finds(attempts)
+  truths = [ctx.oracle.truth(find) for find in finds]
+  images = [find.probe.image_id for find in finds]
   return ctx.folder.finish(
     "reaudit",
     SecondRound(
@@ -83,7 +84,9 @@ def run(ctx: Context) -> SecondRound:
       found=found,
       rest=rest,
       queries=len(again) + len(attempts) + asked,
-      finds=rates.rate(right, len(truths)) if ctx.oracle.exists else None,
+      finds=rates.rate_by_image([t.confirmed for t in truths], images)
+      if ctx.oracle.exists
+      else None,
     ),
   )
 

@@ -16,13 +16,16 @@ import yaml
 from auditdm_jax.audit import pack as pack_lib
 from auditdm_jax.audit.answer import FeatureCache
 from auditdm_jax.audit.ask import BankConfig, Model, ask
+from auditdm_jax.audit.attempt import Attempt
 from auditdm_jax.audit.judge import Judge, JudgeConfig, open_judge
 from auditdm_jax.audit.pack import Pack
+from auditdm_jax.audit.taxonomy import Taxonomy
 from auditdm_jax.audit.verify import default_jitter
 from auditdm_jax.core import streams
 from auditdm_jax.core.config import UserError, build
 from auditdm_jax.models.weights import content_hash
 from auditdm_jax.stages import asking
+from auditdm_jax.stages import fresh as fresh_lib
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.remote import Remote, RemoteConfig, Remotes, RemoteText, check_names
 from auditdm_jax.stages.results import Verified
@@ -59,7 +62,6 @@ class Probes:
     bank: how models are asked.
     style: of models in folders; None = their own.
     target: name and identity of the model that `said` is of.
-    asked: `said` was asked now, and not recorded by an audit.
     where: the probes are from.
   """
 
@@ -71,7 +73,6 @@ class Probes:
   bank: BankConfig
   style: Style | None
   target: tuple[str, str]
-  asked: bool
   where: str
 
 
@@ -221,63 +222,94 @@ def from_pack(pack: Pack, judge: Judge, *, where: str) -> Probes:
     ),
     style=header.style,
     target=(header.target.name, header.target.identity),
-    asked=False,
     where=where,
   )
 
 
 def from_runs(old: Context, new: Context | None) -> Probes:
-  """Returns the fresh probes of a run, in its modes and in those that only another run has.
+  """Returns the fresh probes of runs, in the modes of the first and in new ones of the second.
 
-  No model was audited on them, so that neither is at an advantage.
+  They were drawn whatever the models say, so that neither is at an advantage. A mode of the second
+  run counts if that confirmed it, and where no mode of the first covers its probes.
 
   Args:
-    old: the run whose fresh questions and references are asked.
+    old: the run of the model that is compared with.
     new: a run of the other model; None = that model was not audited.
 
   Raises:
-    UserError: it has no fresh questions.
+    UserError: there are no fresh probes.
   """
-  attempts = asking.fresh_attempts(old) if old.settings.pool.fresh else []
-  told = [(a, c) for a in attempts if a.verdict and (c := a.consensus) is not None]
-  if not told:
-    raise UserError(
-      f"{old.folder.path}: config.pool.fresh names no images to compare models on; --pack=DIR"
-    )
-  questions, consensus = [a.probe.question for a, _ in told], [c for _, c in told]
-  groups = [pack_lib.CONTROLS] * len(told)
-  names: dict[str, str] = {}
-  known = [pack_lib.CONTROLS]
-  for run in (new, old):  # The old run's modes come last: what they cover is not new.
-    if run is None or (verified := run.folder.done("verify", Verified)) is None:
-      continue
-    found = verified.taxonomy.match(questions, consensus)
-    groups = [m.mode_id if m else group for m, group in zip(found, groups, strict=True)]
-    names |= {m.mode_id: m.name for m in verified.taxonomy.modes}
-    if run is old:
-      known += [m.mode_id for m in verified.taxonomy.modes]
-  rows = [
-    Row((group,), a.probe.probe_id, a.probe.image_id, a.probe.question, c, _said(a))
-    for group, (a, c) in zip(groups, told, strict=True)
+  runs = [old] if new is None or new is old else [old, new]
+  taxonomies = [_verified(run).taxonomy for run in runs]
+  counted = [{m.mode_id for m in taxonomies[0].modes}]
+  counted += [
+    {row.mode_id for row in _verified(run).modes if row.status == "confirmed"} for run in runs[1:]
   ]
+  rows: dict[str, Row] = {}
+  of: dict[str, Context] = {}  # The run that has an image.
+  for run, taxonomy in zip(runs, taxonomies, strict=True):
+    attempts, for_all = _fresh(run, taxonomy)
+    groups = [pack_lib.CONTROLS if whatever else "" for whatever in for_all]
+    for other, ids in [*zip(taxonomies, counted, strict=True)][::-1]:  # The first one's come last.
+      found = other.match_attempts(attempts, run.gallery)
+      groups = [m.mode_id if m and m.mode_id in ids else g for m, g in zip(found, groups)]
+    for attempt, group in zip(attempts, groups, strict=True):
+      if group and (row := _row(attempt, group)) is not None and row.probe_id not in rows:
+        rows[row.probe_id] = row
+        of.setdefault(row.image_id, run)
+  if not rows:
+    raise UserError(
+      f"{old.folder.path}: no fresh probes to compare models on; with images in config.pool.fresh"
+      " a run has them, and --pack=DIR needs none"
+    )
   models = old.models
   return Probes(
-    rows=rows,
-    load=old.images,
-    names=names,
-    known=known,
+    rows=list(rows.values()),
+    load=lambda image_id: of[image_id].images(image_id),
+    names={m.mode_id: m.name for taxonomy in taxonomies[::-1] for m in taxonomy.modes},
+    known=[pack_lib.CONTROLS, *counted[0]],
     judge=old.judge,
     bank=old.settings.bank,
     style=None,
     target=(models.target_name, models.identity(models.config.target)),
-    asked=True,
-    where=f"fresh questions of {old.folder.path.name}",
+    where=f"fresh questions of {', '.join(run.folder.path.name for run in runs)}",
   )
 
 
-def _said(attempt: asking.Attempt) -> str:
-  verdict = attempt.verdict
-  return (verdict.answers[verdict.target] or "") if verdict else ""
+def _verified(run: Context) -> Verified:
+  """What a run's stage verify found.
+
+  Raises:
+    UserError: nothing yet.
+  """
+  found = run.folder.done("verify", Verified)
+  if found is None:
+    raise UserError(f"{run.folder.path}: nothing is verified there yet")
+  return found
+
+
+def _fresh(run: Context, taxonomy: Taxonomy) -> tuple[list[Attempt], list[bool]]:
+  """Fresh probes of a run, and whether each was asked whatever it is.
+
+  They are asked now if the run asked none, as one without modes does.
+  """
+  if not run.settings.pool.fresh:
+    return [], []
+  bank = run.models.bank()
+  drawn = fresh_lib.draw(run, taxonomy, bank=bank)
+  if drawn.attempts:
+    return list(drawn.attempts), [p.for_all for p in drawn.probes]
+  attempts = [a for a in asking.fresh_attempts(run, bank=bank) if a.verdict]
+  return attempts, [True] * len(attempts)
+
+
+def _row(attempt: Attempt, group: str) -> Row | None:
+  """An attempt with a consensus as a probe of a line."""
+  verdict, consensus, probe = attempt.verdict, attempt.consensus, attempt.probe
+  if verdict is None or consensus is None:
+    return None
+  said = verdict.answers[verdict.target] or ""
+  return Row((group,), probe.probe_id, probe.image_id, probe.question, consensus, said)
 
 
 # ------------------------------------------------------------------------------------- the answers

@@ -5,7 +5,7 @@ It tells what is there once the stage verify is done, and names what was not mea
 after more stages, it has theirs too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 import datetime
 import importlib.metadata
 import pathlib
@@ -16,12 +16,12 @@ from ml_collections import ConfigDict
 
 from auditdm_jax.audit import rates
 from auditdm_jax.audit.attempt import Failure
-from auditdm_jax.audit.report import charts
+from auditdm_jax.audit.report import charts, listing
 from auditdm_jax.audit.report import data as report_data
 from auditdm_jax.audit.report.write import write_report
 from auditdm_jax.audit.summary import ALL_ARMS, RestChange, Summary
 from auditdm_jax.core import paths, runtime
-from auditdm_jax.stages import methods, screen
+from auditdm_jax.stages import methods, screen, shown
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import ModeRow, Verified
 from auditdm_jax.stages.run import TRAIN
@@ -67,6 +67,9 @@ def run(ctx: Context) -> Summary:
 
 def _write(ctx: Context, done: Round, summary: Summary) -> None:
   failures, verified = ctx.folder.failures(), done.verified
+  modes = _modes(ctx, verified.modes, failures)
+  linked = {card.probe_id for mode in modes for card in mode.cards}
+  manifest = ctx.folder.manifest.read()
   oracle = ctx.oracle.exists  # Without one, a count of what it confirmed says nothing.
   data = report_data.ReportData(
     title="Audit of " + ctx.models.target_name,
@@ -78,7 +81,7 @@ def _write(ctx: Context, done: Round, summary: Summary) -> None:
     gates=_gates(verified),
     outside=_outside(verified),
     worth=_worth(summary, verified),
-    modes=_modes(ctx, verified.modes, failures),
+    modes=modes,
     arms=_arms(summary, failures, oracle=oracle),
     curves=_curves(summary, oracle=oracle),
     strategies=_strategies(summary, oracle=oracle),
@@ -86,6 +89,11 @@ def _write(ctx: Context, done: Round, summary: Summary) -> None:
     second_round=_second_round(summary),
     rounds=_rounds(summary) if summary.second_round else (),
     health=done.evaluated.health if done.evaluated else None,
+    finds=_finds(ctx, verified, failures, linked, summary.compared.not_looked_at),
+    ledger=shown.ledger(ctx.folder.path),
+    cost=shown.cost(manifest, summary.seconds),
+    too_small=shown.too_small(summary, verified),
+    code=shown.code(manifest),
     not_measured=methods.not_measured(ctx, done, summary, failures),
     methods=methods.how(ctx, summary, failures),
     commands=["python -m auditdm_jax " + shlex.join(sys.argv[1:])],
@@ -213,6 +221,34 @@ def _mode_notes(row: ModeRow) -> dict[str, str]:
   return notes
 
 
+def _finds(
+  ctx: Context,
+  verified: Verified,
+  failures: Sequence[Failure],
+  linked: Collection[str],
+  not_looked_at: int,
+) -> report_data.FindList:
+  """The list of all finds; `linked` are those that pages of modes show."""
+  names, required = {m.mode_id: m.name for m in verified.modes}, ctx.settings.verify.required
+  return report_data.FindList(
+    failures=failures,
+    shown=[
+      report_data.FindRow(
+        card=_card(ctx, f),
+        mode_id=f.mode_id or "",
+        mode=names.get(f.mode_id or "", ""),
+        arm=_arm(f),
+        why="; ".join(listing.reasons(f, required)),
+        label=f.label or "",
+      )
+      for f in listing.shown(failures, linked)
+    ],
+    required=required,
+    modes=names,
+    not_looked_at=not_looked_at,
+  )
+
+
 def _varied(members: Sequence[Failure]) -> list[Failure]:
   """A few members: made images first (they show more), then by probe id."""
   return sorted(members, key=lambda f: (f.probe.source_image_id is None, f.probe.probe_id))[:CARDS]
@@ -229,6 +265,8 @@ def _card(ctx: Context, f: Failure) -> report_data.Card:
     lineage["instruction"] = f.probe.instruction
   if f.probe.caption:
     lineage["caption"] = f.probe.caption
+  if (smaller := ctx.folder.minimised(f.probe.probe_id)) is not None:
+    lineage["shortest question that fails"] = smaller.question
   by, truth = _opinion(f)
   return report_data.Card(
     probe_id=f.probe.probe_id, question=f.probe.question, target=f.verdict.target,
@@ -255,16 +293,9 @@ def _arm(f: Failure) -> str:
 
 
 def _reproduce(ctx: Context, f: Failure) -> str:
-  """A shell line that asks the target this question again; "" if it is an endpoint."""
-  if ctx.models.target_is_remote:
-    return ""
-  code = (
-    "import numpy, PIL.Image, auditdm_jax; print(auditdm_jax.load_vlm("
-    f"{ctx.models.config.target!r}).answer([numpy.array(PIL.Image.open("
-    f"{str(ctx.images.made.path(f.probe.image_id))!r}))], [{f.probe.question!r}],"
-    f" max_new_tokens={ctx.settings.bank.max_new_tokens}))"
-  )
-  return f"python -c {shlex.quote(code)}"
+  """A shell line that asks all models this question again."""
+  workdir = shlex.quote(f"--workdir={ctx.folder.path}")
+  return f"python -m auditdm_jax repro {f.probe.probe_id} {workdir}"
 
 
 def _path(ctx: Context, image_id: str) -> pathlib.Path:

@@ -8,6 +8,7 @@
   discover/ control/         attempts of the sweep, and of the random questions
   heldout/ fresh/ fresh-round2/  attempts that all models answered, by batch
   verify/                    failures
+  labels/                    finds that were drawn for people to label, and their labels
   minimised/                 what is left of single failures
   images/                    made images by the hash of their content
   summary.json  seconds.json what was found so far, and how long stages took
@@ -25,8 +26,11 @@ import os
 import pathlib
 from typing import Any, TypeVar
 
+from auditdm_jax.audit import labels as labels_lib
 from auditdm_jax.audit.attempt import Attempt, Failure
+from auditdm_jax.audit.labels import Label
 from auditdm_jax.audit.minimise import Minimised
+from auditdm_jax.audit.sampling import Sampled
 from auditdm_jax.audit.summary import Summary
 from auditdm_jax.core import jsonio, paths, records, runtime, typed
 from auditdm_jax.core.config import UserError
@@ -37,6 +41,7 @@ T = TypeVar("T")
 
 TRAIN = "train"  # The training run of the first round.
 _COMPLETIONS, _ATTEMPTS, _FAILURES = "completions", "attempts", "failures"
+_SAMPLE, _LABELS = "sample", "labels"
 
 
 class RunFolder:
@@ -153,7 +158,11 @@ class RunFolder:
     files.append(_ATTEMPTS, [{"row": i, **a.to_dict()} for i, a in enumerate(attempts)])
 
   def failures(self) -> list[Failure]:
-    """Returns the graded finds."""
+    """Returns the graded finds, with what people said of them since."""
+    return labels_lib.apply(self.graded(), self.labels())
+
+  def graded(self) -> list[Failure]:
+    """Returns the finds as verification graded them."""
     return [Failure.from_dict(r) for r in self.records("verify").read(_FAILURES)]
 
   def append_failures(self, failures: Sequence[Failure]) -> None:
@@ -162,6 +171,26 @@ class RunFolder:
     known = files.keys(_FAILURES, "key")
     rows = [{"key": f.probe.probe_id, **f.to_dict()} for f in failures]
     files.append(_FAILURES, [r for r in rows if r["key"] not in known])
+
+  def sample(self) -> list[Sampled]:
+    """Returns the finds that were drawn for people to label."""
+    return [Sampled.from_dict(r) for r in self._labels(_SAMPLE)]
+
+  def append_sample(self, rows: Sequence[Sampled]) -> None:
+    self.records("labels").append(_SAMPLE, [row.to_dict() for row in rows])
+
+  def labels(self) -> list[Label]:
+    """Returns what people said of them; the last one of a rater and a find counts."""
+    return labels_lib.latest(Label.from_dict(r) for r in self._labels(_LABELS))
+
+  def append_labels(self, labels: Sequence[Label]) -> None:
+    """Appends those that say something new."""
+    known = set(self.labels())
+    self.records("labels").append(_LABELS, [x.to_dict() for x in labels if x not in known])
+
+  def _labels(self, name: str) -> list[dict[str, Any]]:
+    """Rows about labels; most runs have none, and no folder for them."""
+    return self.records("labels").read(name) if (self.path / "labels").exists() else []
 
   def minimised(self, probe_id: str) -> Minimised | None:
     """Returns what is left of a failure, if that was looked for."""

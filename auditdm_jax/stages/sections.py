@@ -198,10 +198,12 @@ class BenchmarkConfig:
     scorer: import path of a function (prediction, references) -> [0, 1].
     groups: import path of a function `bench.evaluate.Example` -> names of groups; "" = those of the
       world.
+    leaks: files that the stage leaks made; a find that repeats one of their items is not verified.
   """
 
   scorer: str = "auditdm_jax.bench.scorers:normalized_match"
   groups: str = ""
+  leaks: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

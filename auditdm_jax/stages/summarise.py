@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from typing import Any
 
-from auditdm_jax.audit import precision, rates, summary
+from auditdm_jax.audit import labels, precision, rates, summary
 from auditdm_jax.audit.attempt import Attempt, Failure, Find, unique_attempts, unique_finds
 from auditdm_jax.core.config import UserError
 from auditdm_jax.stages.asking import CONTROL as CONTROL_STAGE
@@ -123,6 +123,7 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
     corrected=_corrected(labelled, found),
     grades=grades,
     seconds=seconds | {"total": round(sum(seconds.values()), 1)} if seconds else {},
+    labels=labels.score(ctx.folder.graded(), ctx.folder.sample(), ctx.folder.labels()),
     rounds=round_rows(ctx, done, found, seconds),
   )
 
@@ -146,8 +147,11 @@ def compared(attempts: Sequence[Attempt], failures: Sequence[Failure]) -> summar
 
 
 def _grades(ctx: Context, failures: Sequence[Failure]) -> tuple[precision.GradePrecision, ...]:
-  """Returns how many finds are real by labels and by the oracle, where they know."""
-  knows: dict[str, Callable[[Failure], bool | None]] = {"labels": precision.by_labels}
+  """Returns how many finds are real: by people, by the oracle and by labels, where they know."""
+  knows: dict[str, Callable[[Failure], bool | None]] = {
+    "people": precision.by_people,
+    "labels": precision.by_labels,
+  }
   if ctx.oracle.exists:
     knows["oracle"] = lambda f: ctx.oracle.truth(f).confirmed
   required = ctx.settings.verify.required
@@ -267,7 +271,9 @@ def mode_scores(
 def _borne_out(mode: ModeRow) -> bool:
   if not mode.fresh or not mode.base or not mode.base.n:
     return False
-  return rates.rate(mode.confirmed, mode.fresh.n).ci95[0] > mode.base.value
+  fresh = mode.fresh
+  shown = rates.rate(int(mode.confirmed / fresh.design), int(fresh.effective))
+  return shown.ci95[0] > mode.base.value
 
 
 def round_rows(
@@ -283,14 +289,15 @@ def round_rows(
   """
   finds, fresh = unique_finds(found), done.verified.fresh
   held = {m.mode_id for m in done.verified.modes if m.status == "confirmed"}
-  wrong = len(finds) - sum(ctx.oracle.truth(f).confirmed for f in finds)
+  wrong = [not ctx.oracle.truth(f).confirmed for f in finds]
+  images = [f.probe.image_id for f in finds]
   spent = sum(x for stage, x in seconds.items() if stage != "re-audit")
   first = summary.RoundRow(
     round=1,
     confirmed=len(held),
     new=len(held),
     repaired=None,
-    false_positive=rates.rate(wrong, len(finds)) if ctx.oracle.exists else None,
+    false_positive=rates.rate_by_image(wrong, images) if ctx.oracle.exists else None,
     rest=None,
     queries=len(found) + (fresh.for_all + fresh.for_modes if fresh else 0),
     seconds=round(spent, 1) if seconds else None,
@@ -305,11 +312,18 @@ def round_rows(
     confirmed=sum(m.status == "confirmed" for m in second.found),
     new=len(second.new),
     repaired=rates.rate(mended, len(known)),
-    false_positive=rates.rate(int(right.n - right.k), right.n) if right else None,
+    false_positive=right and _complement(right),
     rest=second.rest,
     queries=second.queries,
     seconds=seconds.get("re-audit"),
   )
+
+
+def _complement(rate: rates.Rate) -> rates.Rate:
+  """The rate of what is not counted."""
+  low, high = rate.ci95
+  share = None if rate.rate is None else 1 - rate.rate
+  return dataclasses.replace(rate, k=rate.n - rate.k, rate=share, ci95=(1 - high, 1 - low))
 
 
 def strategies(real: _Real, attempts: Sequence[Attempt]) -> dict[str, summary.StrategyRow]:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from auditdm_jax.audit import gates
+from auditdm_jax.audit.duplicates import DuplicateIndex, fingerprint
 from auditdm_jax.audit.judge import Judge
 from auditdm_jax.audit.verdict import ConsensusRule
 from auditdm_jax.images import locality
@@ -69,13 +70,15 @@ def _smooth(seed):
 
 
 def test_near_duplicate_needs_image_and_words():
-  image, index = _smooth(0), gates.DuplicateIndex()
-  assert gates.near_duplicate(image, "what color is the star", index).passed
-  index.add(image, "what color is the star")
+  image, index = _smooth(0), DuplicateIndex()
+  looks = fingerprint(image)
+  assert gates.near_duplicate(looks, "what color is the star", index).passed
+  index.add(looks, "what color is the star")
   noisy = np.clip(image.astype(int) + np.random.default_rng(1).integers(-2, 3, image.shape), 0, 255)
-  assert not gates.near_duplicate(noisy.astype(np.uint8), "What color is the star?", index).passed
-  assert gates.near_duplicate(image, "what color is the circle", index).passed
-  assert gates.near_duplicate(_smooth(5), "what color is the star", index).passed
+  again = fingerprint(noisy.astype(np.uint8))
+  assert not gates.near_duplicate(again, "What color is the star?", index).passed
+  assert gates.near_duplicate(looks, "what color is the circle", index).passed
+  assert gates.near_duplicate(fingerprint(_smooth(5)), "what color is the star", index).passed
 
 
 def test_composite_keeps_the_outside_and_the_gates_measure_it():

@@ -29,6 +29,8 @@ from auditdm_jax.stages.worlds import World
 class Folder:
   """A run's folder in memory."""
 
+  manifest = types.SimpleNamespace(read=lambda: {"version": 1, "stages": {}})
+
   def __init__(self, path, attempts, results):
     self.path, self._attempts, self._results = path, attempts, results
 
@@ -49,7 +51,7 @@ class Folder:
   def write_summary(self, summary):
     jsonio.write_json(self.path / "summary.json", summary)
 
-  control = failures = completions
+  control = failures = graded = sample = labels = completions
 
 
 class Run:

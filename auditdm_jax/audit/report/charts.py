@@ -5,28 +5,17 @@ No `style` attribute is used: the pages' content security policy forbids inline 
 """
 
 from collections.abc import Sequence
-import unicodedata
 
 import markupsafe
 
 from auditdm_jax.audit.report import data
+from auditdm_jax.audit.report import text as text_lib
 
-_JOINERS = "\u200c\u200d"
 _PLOT = dict(width=360, height=200, left=38, right=14, top=10, bottom=34)
 
 
-def visible(text: str) -> str:
-  """Shows control, direction and unpaired surrogate characters as ⟨U+XXXX⟩."""
-
-  def show(char):
-    hidden = unicodedata.category(char) in ("Cc", "Cf", "Cs") and char not in _JOINERS
-    return f"⟨U+{ord(char):04X}⟩" if hidden and char not in "\n\t" else char
-
-  return "".join(map(show, text))
-
-
 def escape(text: str) -> markupsafe.Markup:
-  return markupsafe.escape(visible(text))
+  return markupsafe.escape(text_lib.safe(text))
 
 
 def percent(value: float | None) -> str:

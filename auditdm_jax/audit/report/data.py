@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import pathlib
 
-from auditdm_jax.audit.attempt import Gate
+from auditdm_jax.audit.attempt import Failure, Gate
 from auditdm_jax.audit.health import Health
 from auditdm_jax.audit.rates import Corrected, Rate
 from auditdm_jax.audit.summary import Summary
@@ -118,6 +118,80 @@ class Card:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FindRow:
+  """A find in the list of all; `why` says what verification or a person had against it."""
+
+  card: Card
+  mode_id: str = ""
+  mode: str = ""
+  arm: str = ""
+  why: str = ""
+  label: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FindList:
+  """All finds that were looked at; `shown` is what fits a page, the downloads have the rest.
+
+  `required` are the gates that V1 needs, `modes` the names by id, `not_looked_at` finds that are
+  beyond the limit of verification.
+  """
+
+  failures: Sequence[Failure]
+  shown: Sequence[FindRow]
+  required: Sequence[str] = ()
+  modes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  not_looked_at: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CostRow:
+  """What a run spent on something: answers of a model, tokens, requests or seconds."""
+
+  name: str
+  amount: float
+  unit: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LedgerRow:
+  """A line of a comparison of two models; rates are failure rates."""
+
+  name: str
+  status: str
+  old: Rate
+  new: Rate
+  change_ci95: tuple[float, float]
+  needs_more: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LedgerChange:
+  """A question that only one of two models fails."""
+
+  mode: str
+  question: str
+  expected: str
+  old: str
+  new: str
+  worse: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LedgerView:
+  """A comparison of two models that was left in the folder of the run."""
+
+  old: str
+  new: str
+  verdict: str
+  probes: str
+  left_out: int
+  rows: Sequence[LedgerRow]
+  changes: Sequence[LedgerChange] = ()
+  notes: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModeView:
   """A failure mode: its frozen definition, its rate on fresh probes and some of its members.
 
@@ -218,7 +292,8 @@ class RoundView:
 class ReportData:
   """Everything that `write_report` needs.
 
-  `not_measured` are pairs of what a reader may look for, and why it is not there.
+  `not_measured` are pairs of what a reader may look for, and why it is not there. `too_small` says
+  which numbers rest on few. `code` is the version of the program.
   """
 
   title: str
@@ -238,6 +313,11 @@ class ReportData:
   second_round: Sequence[SecondRoundRow] = ()
   rounds: Sequence[RoundView] = ()
   health: Health | None = None
+  finds: FindList | None = None
+  ledger: LedgerView | None = None
+  cost: Sequence[CostRow] = ()
+  too_small: Sequence[str] = ()
+  code: str = ""
   not_measured: Sequence[tuple[str, str]] = ()
   methods: Sequence[tuple[str, str]] = ()
   limits: Sequence[tuple[str, str]] = LIMITS

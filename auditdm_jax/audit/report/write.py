@@ -2,34 +2,26 @@
 """`write_report`: turns `ReportData` into a folder of static pages.
 
 All text is hostile until proven otherwise: questions and answers come from models. Jinja2 escapes
-every value, control and direction characters are shown instead of obeyed, and the pages' content
-security policy allows images and the style sheet of the folder and nothing else, scripts
-included.
+every value, what it would obey is shown instead, all of it is bounded (`text`), and the pages'
+content security policy allows images and the style sheet of the folder, and of scripts only that
+of the list of failures (`pages`).
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import hashlib
 import json
-import math
 import os
 import pathlib
-import re
-import shutil
 import tempfile
 from typing import Any
 
-import jinja2
-import markupsafe
-
 from auditdm_jax.audit.rates import NOTHING, Rate
-from auditdm_jax.audit.report import charts, pictures
+from auditdm_jax.audit.report import charts, listing, pages, pictures
 from auditdm_jax.audit.report import data as data_lib
 from auditdm_jax.audit.report.pictures import Picture
 from auditdm_jax.audit.summary import ALL_ARMS, Accuracy, Summary
 from auditdm_jax.core import jsonio
 
-_TEMPLATES = pathlib.Path(__file__).parent / "templates"
 _MARKER = "report.json"
 _FORMAT = "auditdm-report-1"
 
@@ -89,26 +81,21 @@ def _write_pages(root: pathlib.Path, data: data_lib.ReportData) -> None:
   modes = [
     _ModePage(
       mode=mode,
-      path=f"modes/{_file_name(mode.mode_id)}.html",
+      path=f"modes/{pages.file_name(mode.mode_id)}.html",
       pictures=[album.card(card.original, card.edited) for card in mode.cards],
     )
     for mode in data.modes
   ]
-  pages = [dict(name="Summary", path="index.html")]
-  if data.second_round:
-    pages.append(dict(name="Second round", path="second-round.html"))
-  pages.append(dict(name="Methods", path="methods.html"))
-  env = _environment()
-
-  def write(path, template, **values):
-    text = env.get_template(template).render(
-      d=data, pages=pages, here=path, root="../" * path.count("/"), **values
-    )
-    target = root / path
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(text, encoding="utf-8")
-
-  write(
+  there = [
+    (True, "Summary", "index.html"),
+    (data.finds is not None, "All failures", "failures.html"),
+    (bool(data.second_round), "Second round", "second-round.html"),
+    (data.ledger is not None, "Compared", "compared.html"),
+    (True, "Methods", "methods.html"),
+  ]
+  tabs = [dict(name=name, path=path) for wanted, name, path in there if wanted]
+  out = pages.Pages(root, d=data, pages=tabs)
+  out.write(
     "index.html",
     "index.html",
     modes=modes,
@@ -131,58 +118,39 @@ def _write_pages(root: pathlib.Path, data: data_lib.ReportData) -> None:
   )
   for i, page in enumerate(modes):
     before, after = modes[i - 1] if i else None, modes[i + 1] if i + 1 < len(modes) else None
-    write(page.path, "mode.html", v=page, before=before, after=after)
+    out.write(page.path, "mode.html", v=page, before=before, after=after)
+  if data.finds is not None:
+    _write_finds(root, out, data.finds, album, {m.mode.mode_id: m.path for m in modes})
   if data.second_round:
-    write("second-round.html", "second-round.html")
+    out.write("second-round.html", "second-round.html")
+  if data.ledger is not None:
+    out.write("compared.html", "compared.html", ledger=data.ledger)
   summary = jsonio.plain(data.summary) if data.summary else {}
-  write("methods.html", "methods.html", summary_rows=list(_summary_rows(summary)))
-  shutil.copyfile(_TEMPLATES / "style.css", root / "style.css")
+  out.write("methods.html", "methods.html", summary_rows=list(_summary_rows(summary)))
   _write_json(root / "summary.json", summary)
   _write_json(root / _MARKER, dict(format=_FORMAT, title=data.title, created=data.created))
 
 
-def _environment() -> jinja2.Environment:
-  env = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(_TEMPLATES),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    finalize=_finalize,
+def _write_finds(
+  root: pathlib.Path,
+  out: pages.Pages,
+  finds: data_lib.FindList,
+  album: pictures.Album,
+  mode_pages: Mapping[str, str],
+) -> None:
+  """Writes the list of all finds and its downloads."""
+  asked = [row.card.edited or row.card.original for row in finds.shown]
+  shown = [album.store(path, caption="asked about") if path else None for path in asked]
+  out.write(
+    "failures.html",
+    "failures.html",
+    script="failures.js",
+    finds=finds,
+    rows=list(zip(finds.shown, shown, strict=True)),
+    fell_out=listing.tally(finds.failures, finds.required),
+    mode_pages=mode_pages,
   )
-  env.filters.update(slug=_slug, short=_short, heat=_heat, count=charts.count)
-  env.globals.update(
-    percent=charts.percent,
-    rate_text=charts.rate_text,
-    interval_bar=charts.interval_bar,
-    share_bar=charts.share_bar,
-  )
-  return env
-
-
-def _finalize(value: Any) -> Any:
-  plain = isinstance(value, str) and not isinstance(value, markupsafe.Markup)
-  return charts.visible(value) if plain else value
-
-
-def _slug(text: str) -> str:
-  return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48]
-
-
-def _file_name(mode_id: str) -> str:
-  """A safe file name that is distinct for distinct ids."""
-  digest = hashlib.sha256(mode_id.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-  slug = _slug(mode_id)
-  return mode_id if mode_id and mode_id == slug else f"{slug}-{digest}".lstrip("-")
-
-
-def _short(value: float | str) -> str:
-  return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _heat(share: float | None) -> int:
-  """Tint 0..4 of a share; 40 % and more is the darkest, none measured has none."""
-  return min(math.ceil(10 * share), 4) if share and share > 0.005 else 0
+  listing.write_downloads(root, finds)
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:

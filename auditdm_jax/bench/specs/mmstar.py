@@ -29,11 +29,11 @@ SPEC = BenchmarkSpec(
     ),
   ),
   prompts={
-    Family.MIX: mix_choice("mcq_accuracy", variant=VLMEVALKIT, chooses=True),
+    Family.MIX: mix_choice("choice_accuracy", variant=VLMEVALKIT, chooses=True),
     Family.LMMS_EVAL: lmms_eval(
       "{question}\nOptions: {options}"
       "\nAnswer with the option's letter from the given choices directly",
-      "mcq_accuracy",
+      "choice_macro",
       task="mmstar",
       plain="{question}\nAnswer with the option's letter from the given choices directly",
       options=OptionStyle(each="{letter}: {text}", between=", "),
@@ -41,7 +41,7 @@ SPEC = BenchmarkSpec(
       strip=True,
       chooses=True,
     ),
-    Family.VLMEVALKIT: vlmevalkit_choice("mcq_accuracy"),
+    Family.VLMEVALKIT: vlmevalkit_choice("choice_accuracy"),
   },
   paper=(
     PaperRow(

@@ -66,7 +66,7 @@ def _want(ids: Sequence[Any], **columns: Sequence[Any]) -> list[dict[str, Any]]:
 
 def _tfds(name: str, features: Mapping[str, Any], split: str, rows: Expected, **more: Any):
   def make(root: pathlib.Path, form: str = "array_record") -> None:
-    found = {split: list(enumerate(rows))}
+    found = {split: [(row.get("question_id", k), row) for k, row in enumerate(rows)]}
     fakes.prepare(root, name, features, found, file_format=form, **more)
 
   return make
@@ -545,12 +545,12 @@ def _chosen(ids: Sequence[Any], **more: Sequence[Any]) -> Expected:
 
 
 def mmbench_parquet(root: pathlib.Path) -> Expected:
-  more = {"L2-category": ["p"] * 3, "source": ["s"] * 3, "split": ["dev"] * 3, "D": [None] * 3}
+  more = {"L2-category": ["p"] * 3, "source": ["s"] * 3, "split": ["dev"] * 3, "D": ["nan"] * 3}
   rows = _choice_rows(hint=[None, "Look.", "nan"], **more)
   rows[2]["index"] = 1_000_001
   _parquet("en/dev-{}.parquet", rows)(root)
   _parquet("cn/dev-{}.parquet", rows[:1], shards=1)(root)
-  return _chosen((0, 1, 1_000_001), group=["0", "1", "1"])
+  return _chosen((0, 1, 1_000_001), group=["0", "1", "1"], hint=["", "Look.", ""])
 
 
 def mmt_parquet(root: pathlib.Path) -> Expected:

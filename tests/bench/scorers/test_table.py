@@ -98,7 +98,7 @@ def items_of(name):
   }
   if name in makers:
     return list(makers[name](40))
-  choice = name.startswith(("choice", "mmt", "seed", "mmmu", "letter", "realworld"))
+  choice = name.startswith(("choice", "mm", "seed", "letter", "realworld"))
   return list(text_items(made_cases.choice if choice else made_cases.votes, 40))
 
 
@@ -140,6 +140,38 @@ def test_chartqa_averages_its_parts():
   values = scorers.metric("relaxed_accuracy", Variant.BIG_VISION).reduce(scored)
   assert values["average"] == 0.375 and values["overall"] == 0.6
   assert values["human"] == 0.75 and values["augmented"] == 0.0
+
+
+def test_categories_are_values_of_their_own():
+  scored = [Scored(key="a", score=1.0, category="number"), Scored(key="b", score=0.0)]
+  values = scorers.metric("vqa_accuracy", Variant.OFFICIAL).reduce(scored)
+  assert values == {"mean": 0.5, "mean/number": 1.0, "invalid": 0}
+
+
+def test_a_group_counts_once_and_only_if_all_of_it_is_right():
+  def item(key, said, group, category):
+    return Item(key=key, prediction=said, references=("A",), group=group, category=category)
+
+  items = [
+    *(item("0/0", "A", "0", "x"), item("0/1", "A", "0", "x")),
+    *(item("1/0", "A", "1", "y"), item("1/1", "what?", "1", "y")),
+  ]
+  metric = scorers.metric("circular_accuracy", Variant.VLMEVALKIT)
+  assert metric.reduce(metric.score(items)) == {
+    "circular": 0.5,
+    "circular/x": 1.0,
+    "circular/y": 0.0,
+    "vanilla": 1.0,
+    "invalid": 1,
+  }
+
+
+def test_mmstar_is_macro_for_one_and_micro_for_the_other():
+  scored = [Scored(key=str(i), score=float(i < 2), category="aaab"[i]) for i in range(4)]
+  of = {v: scorers.metric("mmstar_accuracy", v) for v in (Variant.LMMS_EVAL, Variant.VLMEVALKIT)}
+  one = np.ones((1, 4))
+  assert of[Variant.LMMS_EVAL].resample(scored, one)[0] == pytest.approx(1 / 3)
+  assert of[Variant.VLMEVALKIT].resample(scored, one)[0] == 0.5
 
 
 def pope(variant, *pairs):
