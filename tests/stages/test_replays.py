@@ -199,7 +199,7 @@ def test_two_models_on_a_pack(packed, servers, call, tmp_path):
   ledger = json.loads((tmp_path / "compared/ledger.json").read_text())
   assert (ledger["old"]["name"], ledger["new"]["name"]) == ("old", "new") and ledger["old"]["asked"]
   assert call("compare", new, old, f"--pack={packed}")[0] == 0
-  code, out, _ = call("compare", old, f"--pack={packed}", "--against_itself")
+  code, out, _ = call("compare", old, f"--pack={packed}", "--against-itself")
   assert code == 0 and "2 unsure" in out
   shown = {a.url for a in reference.asked[-2 * IMAGES * len(THINGS) :]}
   assert len(shown) == 2 * IMAGES  # Two changes of each image.
