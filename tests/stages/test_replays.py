@@ -161,6 +161,14 @@ def test_a_pack_holds_failures_and_controls(packed, run):
   assert header.licence == "CC0" and "compare MODEL --pack=" in (packed / "README.md").read_text()
 
 
+def test_a_pack_may_be_small(run, call, tmp_path):
+  flags = ["--failures=3", "--controls=5", f"--output={tmp_path}/small"]
+  code, out, _ = call("pack", f"--workdir={run}", *flags)
+  assert code == 0 and "3 verified failures and 5 controls" in out
+  assert "licence is not stated" in out
+  assert len(pack_lib.read(tmp_path / "small").probes) == 8
+
+
 def test_a_pack_in_ci(packed, servers, call, tmp_path):
   """The same model, a repaired one, one that has forgotten something, and one that is silent."""
   target, _ = servers
