@@ -149,7 +149,7 @@ def test_finds_count_for_the_stratum_that_they_were_drawn_from():
   assert labels_lib.score(finds, rows, []) is None
 
 
-def _world(rng, *, share, repeated, shared, n=1_000):
+def _world(rng, *, share, repeated, shared, n=960):
   """Truth, strata and images of finds; `shared` is the correlation within an image."""
   images = np.repeat(np.arange(n // repeated), repeated)
   if 0 < share < 1 and shared:
