@@ -13,7 +13,7 @@ wrong if the answer of the target is right too, or if that of the consensus is n
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import itertools
 import math
@@ -159,13 +159,14 @@ def _decided(labels: Sequence[Label]) -> Decision:
   return "right" if n["right"] > n["wrong"] else "wrong"
 
 
-def apply(failures: Sequence[Failure], labels: Iterable[Label]) -> list[Failure]:
-  """Returns the failures with what people decided about them.
+def apply(failures: Iterable[Failure], labels: Iterable[Label]) -> Iterator[Failure]:
+  """Yields the failures with what people decided about them.
 
   A verified find that is right becomes V3. One that is wrong falls to V0, whatever its gates say.
   """
   said = {key: _decided(own) for key, own in _by_key(labels).items()}
-  return [_regraded(f, said[f.probe.probe_id]) if f.probe.probe_id in said else f for f in failures]
+  for f in failures:
+    yield _regraded(f, said[f.probe.probe_id]) if f.probe.probe_id in said else f
 
 
 def _regraded(failure: Failure, said: Decision) -> Failure:
@@ -178,7 +179,7 @@ def _regraded(failure: Failure, said: Decision) -> Failure:
 
 
 def labelled(
-  failures: Sequence[Failure], sample: Sequence[Sampled], labels: Iterable[Label]
+  failures: Iterable[Failure], sample: Sequence[Sampled], labels: Iterable[Label]
 ) -> list[Failure]:
   """Returns the labelled finds, each as verification graded it, with all that it stands for.
 
@@ -194,7 +195,7 @@ def labelled(
 
 
 def score(
-  failures: Sequence[Failure], sample: Sequence[Sampled], labels: Sequence[Label]
+  failures: Iterable[Failure], sample: Sequence[Sampled], labels: Sequence[Label]
 ) -> LabelScores | None:
   """Returns what labels say of the finds; None if there are no labels.
 

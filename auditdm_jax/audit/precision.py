@@ -14,7 +14,7 @@ Two kinds of knowledge:
 Rates are by image. From the first kind follow corrected rates (`rates.corrected`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 
 from auditdm_jax.audit import rates
@@ -113,7 +113,7 @@ class FindPrecision:
 
 
 def known_probes(
-  attempts: Sequence[Attempt], who: Outside, judge: Judge
+  attempts: Iterable[Attempt], who: Outside, judge: Judge
 ) -> tuple[list[KnownProbe], int]:
   """Returns the probes whose truth is known, and how many with a consensus are left out.
 
@@ -166,7 +166,7 @@ class GradePrecision:
   Each find counts as many times as it stands for finds that were not looked at.
 
   Attributes:
-    by: who knows the truth: "labels", "people" or "oracle".
+    by: who knows the truth: "labels" or "oracle".
     finds: share of all finds that are real (V0).
     verified: share of verified ones (V1 and above).
     outside: the same of those with V2, by who decided, unless that is who knows the truth.
@@ -187,7 +187,7 @@ class GradePrecision:
 
 
 def of_finds(
-  failures: Sequence[Failure],
+  failures: Iterable[Failure],
   real: Callable[[Failure], bool | None],
   *,
   by: str,
@@ -255,19 +255,20 @@ def by_labels(failure: Failure) -> bool | None:
   return opinion.side == "consensus"
 
 
-def by_people(failure: Failure) -> bool | None:
-  """Whether a find is real by a person's label; None where there is none, or it is unclear."""
-  return {"right": True, "wrong": False}.get(failure.label or "")
-
-
-def best(labelled: FindPrecision | None, grades: Sequence[GradePrecision]) -> FindPrecision | None:
+def best(
+  labelled: FindPrecision | None,
+  grades: Sequence[GradePrecision],
+  *,
+  people: Rate | None = None,
+) -> FindPrecision | None:
   """Returns what is known best of finds: by people, then by labelled questions, then by an oracle.
-
-  People and oracles look at the audit's own finds.
 
   Args:
     labelled: measured on questions with labels.
     grades: measured on the audit's finds.
+    people: share of the audit's finds that people call right; None if nobody looked.
   """
-  own = {g.by: FindPrecision(by=g.by, real=g.finds) for g in grades}
-  return own.get("people") or labelled or own.get("oracle")
+  if people is not None and people.n:
+    return FindPrecision(by="people", real=people)
+  oracle = (FindPrecision(by="oracle", real=g.finds) for g in grades if g.by == "oracle")
+  return labelled or next(oracle, None)

@@ -15,7 +15,7 @@ holds is decided on these (confirm.py).
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 import functools
 
@@ -104,7 +104,7 @@ class Taxonomy:
     return found
 
   def match_attempts(
-    self, attempts: Sequence[Attempt], gallery: Gallery | None = None
+    self, attempts: Iterable[Attempt], gallery: Gallery | None = None
   ) -> list[Mode | None]:
     """The mode of each attempt, whose image the gallery looks at."""
     images = gallery.terms(self.looks, [a.probe for a in attempts]) if gallery else ()
@@ -186,7 +186,7 @@ class Evidence:
 
 
 def gather(
-  attempts: Sequence[Attempt],
+  attempts: Iterable[Attempt],
   seeds: Seeds,
   *,
   config: TaxonomyConfig = TaxonomyConfig(),
@@ -200,8 +200,8 @@ def gather(
     config: thresholds.
     gallery: looks at the images; None: modes are about questions and answers alone.
   """
-  judged = [a for a in attempts if a.consensus is not None]
-  probes = [a.probe for a in judged]
+  judged = [(a.probe, a.consensus, a.find is not None) for a in attempts if a.consensus is not None]
+  probes = [probe for probe, _, _ in judged]
   questions = [p.question for p in probes]
   looks = gallery.fit(probes) if gallery else None
   assigner = Assigner(seeds, threshold=config.assign_threshold)
@@ -214,8 +214,8 @@ def gather(
     np.array([s or "" for s, _ in assigner(questions)]),
     make_table(
       questions,
-      [a.consensus for a in judged],
-      [a.find is not None for a in judged],
+      [consensus for _, consensus, _ in judged],
+      [failed for _, _, failed in judged],
       lexicon=seeds.lexicon,
       images=gallery.terms(looks, probes) if gallery else (),
     ),
@@ -223,7 +223,7 @@ def gather(
 
 
 def discover_modes(
-  attempts: Sequence[Attempt],
+  attempts: Iterable[Attempt],
   seeds: Seeds,
   *,
   config: TaxonomyConfig = TaxonomyConfig(),

@@ -60,10 +60,10 @@ def draw(ctx: Context, taxonomy: Taxonomy, *, bank: ModelBank, name: str = askin
   if not taxonomy.modes or not ctx.settings.pool.fresh:
     return Fresh(FreshDraw("nobody", 0, 0, 0))
   by_data_set = asking.asks_data_set(ctx)
-  done = ctx.folder.batches(name)
+  done = dict(ctx.folder.batches(name))
   if 0 not in done:
     ctx.folder.append_batch(name, 0, asking.fresh_attempts(ctx, bank=bank))
-    done = ctx.folder.batches(name)
+    done = dict(ctx.folder.batches(name))
   attempts, n, looked_at = list(done.get(0, ())), len(done.get(0, ())), 0
   view = _View(ctx, taxonomy, attempts)
   source = _questions if by_data_set else _auditor
@@ -75,7 +75,7 @@ def draw(ctx: Context, taxonomy: Taxonomy, *, bank: ModelBank, name: str = askin
     looked_at += size
     if batch not in done:
       ctx.folder.append_batch(name, batch, ask(view.wanting(lacking, left)))
-    view.add(done.get(batch) or ctx.folder.batches(name).get(batch, []))
+    view.add(done.get(batch) or dict(ctx.folder.batches(name)).get(batch, []))
   step = ctx.settings.optim.steps
   auditor = f"auditor@{step}" if step else "untrained auditor"
   who = "questions of the data set" if by_data_set else auditor

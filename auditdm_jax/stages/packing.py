@@ -119,7 +119,7 @@ def _packed(attempt: Attempt, consensus: str) -> PackedProbe:
 def _controls(
   ctx: Context, tax: Taxonomy, failures: Sequence[Failure], n: int
 ) -> list[PackedProbe]:
-  attempts = unique_attempts([*ctx.folder.attempts(), *ctx.folder.control()])
+  attempts = unique_attempts(ctx.folder.asked())
   modes = tax.match_attempts(attempts, ctx.gallery)
   outside = [
     (a, consensus)

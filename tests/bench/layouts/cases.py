@@ -498,7 +498,13 @@ def chartqa_parquet(root: pathlib.Path) -> Expected:
     for k in range(3)
   ]
   _parquet("data/test-{}.parquet", rows)(root)
-  return _want((0, 2), values=[[40], [80]], question=ASKED[::2], references=[("14",)] * 2)
+  return _want(
+    (0, 2),
+    values=[[40], [80]],
+    question=ASKED[::2],
+    references=[("14",)] * 2,
+    category=["human"] * 2,
+  )
 
 
 def refcoco_parquet(root: pathlib.Path) -> Expected:
@@ -623,8 +629,14 @@ def mmstar_parquet(root: pathlib.Path) -> Expected:
     for k in range(3)
   ]
   _parquet("data/val-{}.parquet", rows)(root)
-  kept = [{"l2_category": "geometry", "meta_info": {"source": "x"}}] * 3
-  return _want(range(3), question=ASKED, references=[("C",)] * 3, metadata=kept)
+  kept = [{"category": "math", "meta_info": {"source": "x"}}] * 3
+  return _want(
+    range(3),
+    question=ASKED,
+    references=[("C",)] * 3,
+    category=["geometry"] * 3,
+    metadata=kept,
+  )
 
 
 def realworldqa_parquet(root: pathlib.Path) -> Expected:
@@ -877,7 +889,7 @@ TSV = (
   Case("seedbench", "tsv", "image", _choices("SEEDBench_IMG.tsv")),
   Case("mme", "tsv", "test", mme_tsv),
   Case("mmmu", "tsv", "val", mmmu_tsv),
-  Case("mmstar", "tsv", "val", _choices("MMStar.tsv", l2_category=["p"] * 3)),
+  Case("mmstar", "tsv", "val", _choices("MMStar.tsv", l2_category=["x"] * 3)),
   Case(
     "realworldqa", "tsv", "test", lambda root: _without_category(_choices("RealWorldQA.tsv"), root)
   ),
