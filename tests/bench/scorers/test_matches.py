@@ -4,6 +4,7 @@
 import pytest
 
 from auditdm_jax.bench import scorers
+from auditdm_jax.bench.scorers import vqa
 from auditdm_jax.core.config import UserError
 
 
@@ -35,7 +36,7 @@ def test_vqa_accuracy_is_the_official_one(prediction, references, expected):
 
 
 def test_contractions_follow_the_official_table():
-  table = scorers._contractions()
+  table = vqa.contractions()
   assert table["youd've"] == table["you'dve"] == "you'd've"
   assert table["somebody'd"] == "somebodyd" and table["twas"] == "'twas"
   assert table["y'allll"] == "y'all'll" and "ive" not in table and "let's" not in table
