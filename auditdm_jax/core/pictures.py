@@ -49,6 +49,19 @@ def read(file: str | os.PathLike | bytes, *, name: str) -> np.ndarray:
   return np.asarray(load(file, name=name))
 
 
+def size(file: str | os.PathLike | bytes | np.ndarray, *, name: str) -> tuple[int, int]:
+  """Returns the width and height that a picture is stored with; only its head is read.
+
+  Raises:
+    UserError: it is damaged or no picture.
+  """
+  if isinstance(file, np.ndarray):
+    return file.shape[1], file.shape[0]
+  with errors(name):
+    with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_FORMATS) as f:
+      return f.size
+
+
 def load(
   file: str | os.PathLike | bytes | Image.Image, *, name: str, white: bool = True
 ) -> Image.Image:

@@ -2,6 +2,7 @@
 """A split of a prepared TFDS data set. Reading needs no TensorFlow."""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import functools
 import os
 import pathlib
@@ -11,6 +12,7 @@ from typing import Any
 from array_record.python import (
   array_record_module,  # pyright: ignore[reportAttributeAccessIssue]  Compiled, without stubs.
 )
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 from google.protobuf import json_format
 import numpy as np
 from PIL import Image
@@ -18,12 +20,12 @@ import tensorflow_datasets as tfds
 
 from auditdm_jax.core import jsonio, pictures
 from auditdm_jax.core.config import UserError, did_you_mean
-from auditdm_jax.core.pools import base, rows
+from auditdm_jax.core.pools import base, rows, tfrecords
 from auditdm_jax.core.pools.remembered import Remembered, version_of
 from auditdm_jax.core.pools.shares import NoSplit
 
 # What TFDS and its readers raise for files that are missing, torn or of something else.
-_BROKEN = (RuntimeError, ValueError, LookupError, OSError, json_format.Error)
+BROKEN = (RuntimeError, ValueError, LookupError, OSError, json_format.Error)
 _REMEDY = "the data set is not whole: remove its folder and prepare it again"
 
 
@@ -76,7 +78,7 @@ class PreparedPool(base.Pool):
     try:
       with self._lock:
         return self._source[i]
-    except _BROKEN as e:
+    except BROKEN as e:
       raise UserError(f"{self._name(i)} cannot be read ({_reason(e)}); {_REMEDY}") from e
 
   def _stored(self, i: int) -> base.Stored:
@@ -102,16 +104,7 @@ def open_prepared(directory: pathlib.Path, split: str, *, ids: Remembered) -> Pr
   Raises:
     UserError: there is no such split, or the data set is damaged or cannot be read here.
   """
-  try:
-    builder: Any = tfds.builder_from_directory(str(directory))
-    splits = builder.info.splits
-  except _BROKEN as e:
-    raise UserError(f"{directory}: {_reason(e)}; {_REMEDY}") from e
-  name = split.partition("[")[0]
-  if name not in splits:
-    raise NoSplit(
-      f"{directory}: no split {split!r}{did_you_mean(split, splits)}; splits: {', '.join(splits)}"
-    )
+  builder, version = _open(directory, split)
   features = builder.info.features
   if features is None or "image" not in features:
     known = ", ".join(features or ())
@@ -119,12 +112,61 @@ def open_prepared(directory: pathlib.Path, split: str, *, ids: Remembered) -> Pr
   # TFDS would give a palette's indices, and four channels of CMYK.
   raw = isinstance(features["image"], tfds.features.Image)
   decoders = {"image": tfds.decode.SkipDecoding()} if raw else None
-  version = _check_files(builder.info, name, directory)
   try:
     source = builder.as_data_source(split, decoders=decoders)
-  except (NotImplementedError, *_BROKEN) as e:
+  except (NotImplementedError, *BROKEN) as e:
     raise UserError(f"{directory}: {_reason(e)}") from e
   return PreparedPool(source, split, where=directory, version=version, ids=ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedRecords:
+  """A split of a prepared data set, its rows as they are stored.
+
+  Attributes:
+    features: what TFDS says about the features.
+    records: serialised tf.train.Example protos, by place.
+  """
+
+  features: Any
+  records: Sequence[bytes]
+
+
+def open_records(directory: pathlib.Path, split: str) -> PreparedRecords:
+  """Opens the records of a split, or of a slice of it, in array_record or tfrecord files.
+
+  Raises:
+    UserError: there is no such split, or the data set is damaged or of another kind.
+  """
+  builder, _ = _open(directory, split)
+  known = {tfds.core.FileFormat.TFRECORD, tfds.core.FileFormat.ARRAY_RECORD}
+  if builder.info.file_format not in known:
+    raise UserError(
+      f"{directory}: files are {builder.info.file_format}, not array_record or tfrecord"
+    )
+  try:
+    parts = builder.info.splits[split].file_instructions
+    if builder.info.file_format is tfds.core.FileFormat.ARRAY_RECORD:
+      return PreparedRecords(builder.info.features, ArrayRecordDataSource(parts))
+    parts = [tfrecords.RecordRange(os.fspath(x.filename), x.skip, x.take) for x in parts]
+    return PreparedRecords(builder.info.features, tfrecords.TfRecords(parts))
+  except BROKEN as e:
+    raise UserError(f"{directory}: {_reason(e)}; {_REMEDY}") from e
+
+
+def _open(directory: pathlib.Path, split: str) -> tuple[Any, str]:
+  """Returns the builder of a data set that has this split, and the version of the split's files."""
+  try:
+    builder: Any = tfds.builder_from_directory(str(directory))
+    splits = builder.info.splits
+  except BROKEN as e:
+    raise UserError(f"{directory}: {_reason(e)}; {_REMEDY}") from e
+  name = split.partition("[")[0]
+  if name not in splits:
+    raise NoSplit(
+      f"{directory}: no split {split!r}{did_you_mean(split, splits)}; splits: {', '.join(splits)}"
+    )
+  return builder, _check_files(builder.info, name, directory)
 
 
 def _check_files(info: tfds.core.DatasetInfo, split: str, directory: pathlib.Path) -> str:

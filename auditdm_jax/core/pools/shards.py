@@ -118,6 +118,28 @@ class Shard:
       start, array = self._batch_of(column, row)
       return _data(array)[row - start].as_py()
 
+  def texts(self, columns: Sequence[str]) -> pa.Table:
+    """Returns whole columns, in Arrow's memory."""
+    with errors(self.path):
+      if self._table is not None:
+        return self._table.select(list(columns))
+      return pq.read_table(self.path, columns=list(columns), partitioning=None)
+
+  def value(self, column: str, row: int) -> Any:
+    """Returns a cell in terms of Python, pictures as they are stored."""
+    with self._lock, errors(self.path):
+      if self._table is not None:
+        return self._table.column(column)[row].as_py()
+      start, array = self._batch_of(column, row)
+      return array[row - start].as_py()
+
+  def pictures_in(self, column: str, row: int, *, optional: bool) -> int:
+    """Returns how many pictures a cell has; it is read for a list, or if it may be null."""
+    kind = self._schema.field(column).type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+      return len(self.value(column, row) or ())
+    return int(not optional or self.value(column, row) is not None)
+
   def _batch_of(self, column: str, row: int) -> tuple[int, pa.Array]:
     """The first row and the pictures of the batch that has `row`, read on from the last one."""
     for start, array in self._recent:

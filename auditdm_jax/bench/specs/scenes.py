@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which questions a benchmark asks and how they are grouped."""
+"""Questions of a pool as a benchmark, and the groups of the scenes world."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from auditdm_jax.scenes import questions
 GAPS, REST = "gaps", "rest"
 
 
-def from_pool(pool: pool_lib.ImagePool, *, limit: int | None = None) -> list[evaluate.Example]:
+def from_pool(pool: pool_lib.ImagePool, *, limit: int | None = None) -> "list[evaluate.Example]":
   """Returns every answered question of the first `limit` images (all if None).
 
   What several people answered is in order of how many did, so that the first reference is the
@@ -35,10 +35,10 @@ def from_pool(pool: pool_lib.ImagePool, *, limit: int | None = None) -> list[eva
   return examples
 
 
-def scenes_groups(gaps: Sequence[gaps_lib.Gap]) -> evaluate.Groups:
+def scenes_groups(gaps: Sequence[gaps_lib.Gap]) -> "evaluate.Groups":
   """Groups of a scenes question: "skill: …", then "gaps" and "gap: …", or "rest"."""
 
-  def groups(example: evaluate.Example) -> list[str]:
+  def groups(example: "evaluate.Example") -> list[str]:
     program = questions.parse_question(example.question)
     if program is None:
       raise ValueError(f"not a question of the scenes world: {example.question!r}")
