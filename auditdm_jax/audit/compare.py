@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Paired comparison of two models over the same probes: what got worse, better, or stayed.
 
-Per mode: exact McNemar test, Newcombe's paired interval of the change of the failure rate,
-Benjamini-Hochberg over the modes. "Unchanged" means shown to be within the margin; a difference
+Per mode: the paired test and interval of `rates.change_by_image`, of which images are the units,
+and Benjamini-Hochberg over the modes. "Unchanged" means shown to be within the margin; a difference
 that is merely not significant is "unsure" and says how many more probes would settle it.
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import math
 from typing import Any
 
 from auditdm_jax.audit import rates
@@ -39,6 +40,7 @@ class PairedOutcome:
 
   mode_id: str
   probe_id: str
+  image_id: str
   old_failed: bool
   new_failed: bool
 
@@ -88,6 +90,7 @@ class Comparison:
 def pairs(
   mode_ids: Sequence[str | None],
   probe_ids: Sequence[str],
+  image_ids: Sequence[str],
   consensus: Sequence[str | None],
   old: Sequence[str],
   new: Sequence[str],
@@ -103,23 +106,25 @@ def pairs(
   Args:
     mode_ids: of the probes' modes.
     probe_ids: of the probes.
+    image_ids: of the probes.
     consensus: of the references.
     old: answers of the one model.
     new: answers of the other.
     judge: decides sameness.
     questions: of the probes, for a judge that asks a model.
   """
-  rows = zip(mode_ids, probe_ids, questions or [""] * len(old), consensus, old, new, strict=True)
+  asked = questions or [""] * len(old)
+  rows = zip(mode_ids, probe_ids, image_ids, asked, consensus, old, new, strict=True)
   told = [
-    (mode, probe, question, truth, a, b)
-    for mode, probe, question, truth, a, b in rows
+    (mode, probe, image, question, truth, a, b)
+    for mode, probe, image, question, truth, a, b in rows
     if mode is not None and truth is not None and a and b
   ]
-  was = judge.compare_all((question, a, truth) for _, _, question, truth, a, _ in told)
-  now = judge.compare_all((question, b, truth) for _, _, question, truth, _, b in told)
+  was = judge.compare_all((question, a, truth) for _, _, _, question, truth, a, _ in told)
+  now = judge.compare_all((question, b, truth) for _, _, _, question, truth, _, b in told)
   return [
-    PairedOutcome(mode, probe, x is Same.DIFFERENT, y is Same.DIFFERENT)
-    for (mode, probe, *_), x, y in zip(told, was, now)
+    PairedOutcome(mode, probe, image, x is Same.DIFFERENT, y is Same.DIFFERENT)
+    for (mode, probe, image, *_), x, y in zip(told, was, now)
     if Same.UNDECIDED not in (x, y)
   ]
 
@@ -138,59 +143,68 @@ def compare(
       rather than "regressed". None = all.
     config: what counts as a change.
   """
-  tables: dict[str, list[int]] = {}
+  by_mode: dict[str, list[PairedOutcome]] = {}
   for item in {(i.mode_id, i.probe_id): i for i in items}.values():
-    table = tables.setdefault(item.mode_id, [0, 0, 0, 0])
-    table[2 * (not item.old_failed) + (not item.new_failed)] += 1
-  modes = sorted(tables)
-  p_values = [rates.mcnemar_exact(tables[m][1], tables[m][2]) for m in modes]
-  q_values = rates.benjamini_hochberg(p_values)
+    by_mode.setdefault(item.mode_id, []).append(item)
+  modes = sorted(by_mode)
+  changes = [_change(by_mode[m]) for m in modes]
+  q_values = rates.benjamini_hochberg([c.p for c in changes])
   known = modes if known is None else known
   entries = [
-    _entry(mode, tables[mode], p, float(q), mode in known, config)
-    for mode, p, q in zip(modes, p_values, q_values)
+    _entry(mode, by_mode[mode], change, float(q), mode in known, config)
+    for mode, change, q in zip(modes, changes, q_values, strict=True)
   ]
   return Comparison(tuple(sorted(entries, key=lambda e: (-e.change, e.mode_id))))
 
 
+def _change(items: Sequence[PairedOutcome]) -> rates.Change:
+  return rates.change_by_image(
+    [i.old_failed for i in items], [i.new_failed for i in items], [i.image_id for i in items]
+  )
+
+
 def _entry(
-  mode: str, table: Sequence[int], p: float, q: float, known: bool, config: CompareConfig
+  mode: str,
+  items: Sequence[PairedOutcome],
+  change: rates.Change,
+  q: float,
+  known: bool,
+  config: CompareConfig,
 ) -> LedgerLine:
-  both, only_old, only_new, neither = table
-  n = sum(table)
-  low, high = rates.newcombe_paired(both, only_old, only_new, neither)
-  new = rates.rate(both + only_new, n)
-  change = (only_new - only_old) / n
+  images = [i.image_id for i in items]
+  new = rates.rate_by_image([i.new_failed for i in items], images)
+  low, high = change.ci95
   needs_more = 0
-  if q <= config.level and change > 0:
+  if q <= config.level and change.change > 0:
     status = "regressed" if known else "new"
   elif q <= config.level:
     status = "fixed" if new.ci95[1] < config.fixed_below else "improved"
   elif -config.margin < low and high < config.margin:
     status = "unchanged"
   else:
-    status, needs_more = "unsure", _needs_more(only_old, only_new, n, config)
+    moved = sum(i.old_failed != i.new_failed for i in items)
+    status, needs_more = "unsure", _needs_more(change, moved, config)
   return LedgerLine(
     mode_id=mode,
     status=status,
-    old=rates.rate(both + only_old, n),
+    old=rates.rate_by_image([i.old_failed for i in items], images),
     new=new,
-    change=change,
-    change_ci95=(low, high),
-    p=p,
+    change=change.change,
+    change_ci95=change.ci95,
+    p=change.p,
     q=q,
     needs_more=needs_more,
   )
 
 
-def _needs_more(only_old: int, only_new: int, n: int, config: CompareConfig) -> int:
+def _needs_more(change: rates.Change, moved: int, config: CompareConfig) -> int:
   """Probes still missing to see a change of at least the margin with the wanted power."""
   # One discordant pair each way is added: none seen does not mean that none exist.
-  discordant = (only_old + only_new + 2) / (n + 2)
-  gap = min(max(config.margin, abs(only_new - only_old) / n), discordant)
+  discordant = (moved + 2) / (change.n + 2)
+  gap = min(max(config.margin, abs(change.change)), discordant)
   worse, better = (discordant + gap) / 2, (discordant - gap) / 2
   wanted = rates.plan_paired(worse=worse, better=better, alpha=config.level, power=config.power)
-  return max(1, wanted - n)
+  return max(1, math.ceil(wanted * change.design) - change.n)
 
 
 def summary_counts(ledger: Mapping[str, int]) -> str:

@@ -26,7 +26,7 @@ import itertools
 
 from auditdm_jax.audit.judge import Judge, Same
 from auditdm_jax.audit.probe import Verdict
-from auditdm_jax.audit.rates import Rate, rate
+from auditdm_jax.audit.rates import Rate, rate_by_image
 from auditdm_jax.core.config import check
 from auditdm_jax.text.short import short_answer
 
@@ -166,6 +166,7 @@ def measure(
   verdicts: Sequence[Verdict],
   judge: Judge,
   *,
+  images: Sequence[str],
   labels: Sequence[Sequence[str]],
 ) -> Ensemble:
   """Measures an ensemble that was asked without a cascade.
@@ -174,19 +175,24 @@ def measure(
     questions: what was asked, at least one.
     verdicts: what came of each.
     judge: decides whether two answers are the same.
+    images: what each question is about.
     labels: right answers to each question, as far as they are known.
   """
   names = (verdicts[0].target, *verdicts[0].references)
   agree = [_agree(q, v, judge) for q, v in zip(questions, verdicts, strict=True)]
   return Ensemble(
     target=names[0],
-    models={name: _heard(name, questions, verdicts) for name in names},
+    models={name: _heard(name, questions, verdicts, images) for name in names},
     pairs=tuple(
-      _pair(a, b, questions, verdicts, judge, labels) for a, b in itertools.combinations(names, 2)
+      _pair(a, b, questions, verdicts, judge, images=images, labels=labels)
+      for a, b in itertools.combinations(names, 2)
     ),
-    consensus=rate(sum(agree), len(verdicts)),
-    disagreement=rate(sum(v.disagreement for v in verdicts), sum(v.agree for v in verdicts)),
-    undecided=rate(sum(v.reason == "undecided" for v in verdicts), len(verdicts)),
+    consensus=rate_by_image(agree, images),
+    disagreement=rate_by_image(
+      [v.disagreement for v in verdicts if v.agree],
+      [image for image, v in zip(images, verdicts, strict=True) if v.agree],
+    ),
+    undecided=rate_by_image([v.reason == "undecided" for v in verdicts], images),
   )
 
 
@@ -200,12 +206,15 @@ def _agree(question: str, verdict: Verdict, judge: Judge) -> bool:
   return all(judge.compare(first, other, question=question) is Same.SAME for other in others)
 
 
-def _heard(name: str, questions: Sequence[str], verdicts: Sequence[Verdict]) -> Heard:
+def _heard(
+  name: str, questions: Sequence[str], verdicts: Sequence[Verdict], images: Sequence[str]
+) -> Heard:
   kinds = [_kind(name, v) for v in verdicts]
-  said = [(q, v.answers[name] or "") for q, v in zip(questions, verdicts) if _says(name, v)]
+  told = [i for i, v in enumerate(verdicts) if _says(name, v)]
+  said = [verdicts[i].answers[name] or "" for i in told]
 
   def share(*of: str) -> Rate:
-    return rate(sum(kind in of for kind in kinds), len(kinds))
+    return rate_by_image([kind in of for kind in kinds], images)
 
   return Heard(
     answered=share(*_SAYS),
@@ -213,8 +222,11 @@ def _heard(name: str, questions: Sequence[str], verdicts: Sequence[Verdict]) -> 
     refused=share("refusal"),
     truncated=share("truncated", "thinking"),
     silent=share("empty", "failed"),
-    wordy=rate(sum(is_wordy(text, question) for question, text in said), len(said)),
-    words=sum(len(text.split()) for _, text in said) / len(said) if said else None,
+    wordy=rate_by_image(
+      [is_wordy(text, questions[i]) for i, text in zip(told, said, strict=True)],
+      [images[i] for i in told],
+    ),
+    words=sum(len(text.split()) for text in said) / len(said) if said else None,
   )
 
 
@@ -233,12 +245,17 @@ def _pair(
   questions: Sequence[str],
   verdicts: Sequence[Verdict],
   judge: Judge,
+  *,
+  images: Sequence[str],
   labels: Sequence[Sequence[str]],
 ) -> ModelPair:
-  both = [(q, v) for q, v in zip(questions, verdicts) if _says(a, v) and _says(b, v)]
-  found = judge.compare_all((q, v.answers[a] or "", v.answers[b] or "") for q, v in both)
-  undecided = found.count(Same.UNDECIDED)
-  equal = [i for i, v in enumerate(verdicts) if _raw(a, v) == _raw(b, v) != ""]
+  both = [i for i, v in enumerate(verdicts) if _says(a, v) and _says(b, v)]
+  found = judge.compare_all(
+    (questions[i], verdicts[i].answers[a] or "", verdicts[i].answers[b] or "") for i in both
+  )
+  told = [(same, images[i]) for same, i in zip(found, both) if same is not Same.UNDECIDED]
+  alike = [_raw(a, v) == _raw(b, v) != "" for v in verdicts]
+  equal = [i for i, same in enumerate(alike) if same]
   telling = [
     len(_raw(a, verdicts[i]).split()) >= _TELLING
     or _is_wrong(verdicts[i].answers[a] or "", labels[i], judge, questions[i])
@@ -246,9 +263,9 @@ def _pair(
   ]
   return ModelPair(
     models=(a, b),
-    agreement=rate(found.count(Same.SAME), len(found) - undecided),
-    undecided=rate(undecided, len(found)),
-    equal=rate(len(equal), len(verdicts)),
+    agreement=rate_by_image([same is Same.SAME for same, _ in told], [image for _, image in told]),
+    undecided=rate_by_image([same is Same.UNDECIDED for same in found], [images[i] for i in both]),
+    equal=rate_by_image(alike, images),
     telling=sum(telling),
   )
 

@@ -53,6 +53,11 @@ class Probe(Record):
   fit: str = ""  # how its image was brought to a size that the service takes
   step: int = -1  # training step of the auditor, -1 outside training
 
+  @property
+  def origin_id(self) -> str:
+    """The image that it goes back to, itself if it was not made: the unit of the statistics."""
+    return self.source_image_id or self.image_id
+
   @classmethod
   def make(cls, image_id: str, question: str, **fields: Any) -> Self:
     """A probe with its id: the hash of image and question."""

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rates and tests of an audit, in numpy and scipy: every number comes with its uncertainty."""
+"""Rates and tests of an audit: every number comes with its uncertainty.
 
-from collections.abc import Callable, Iterable, Sequence
+Probes of one image are not independent. The image is the unit wherever images repeat.
+"""
+
+from collections.abc import Hashable, Iterable, Sequence
 import dataclasses
 import math
 
@@ -9,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special, stats
 
-from auditdm_jax.core import streams
+from auditdm_jax.audit import by_image
 
 
 def _z(confidence: float) -> float:
@@ -17,10 +20,14 @@ def _z(confidence: float) -> float:
 
 
 def wilson(k: int, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
-  """Wilson score interval of k successes in n trials; (0, 1) when n is 0."""
-  if n == 0:
+  """Wilson score interval of k successes in n independent trials; (0, 1) when n is 0."""
+  return _wilson(k, n, _z(confidence))
+
+
+def _wilson(k: float, n: float, z: float) -> tuple[float, float]:
+  if n == 0 or not math.isfinite(z):
     return 0.0, 1.0
-  z2 = _z(confidence) ** 2
+  z2 = z * z
   p = k / n
   centre = (p + z2 / (2 * n)) / (1 + z2 / n)
   half = math.sqrt(z2 * (p * (1 - p) / n + z2 / (4 * n * n))) / (1 + z2 / n)
@@ -38,12 +45,20 @@ class Rate:
     n: trials.
     rate: k / n; None where n is 0.
     ci95: ends of the 95 % interval.
+    images: how many images the trials are of; n, which -1 stands for, if they are independent.
+    design: how many times the variance is that of n independent trials.
   """
 
   k: float
   n: int
   rate: float | None
   ci95: tuple[float, float]
+  images: int = -1
+  design: float = 1.0
+
+  def __post_init__(self) -> None:
+    if self.images < 0:
+      object.__setattr__(self, "images", self.n)
 
   @property
   def value(self) -> float:
@@ -56,13 +71,102 @@ class Rate:
       raise ValueError("a rate with n = 0 has no value")
     return self.rate
 
+  @property
+  def effective(self) -> float:
+    """The number of independent trials that would say as much."""
+    return self.n / self.design
+
 
 NOTHING = Rate(0, 0, None, (0.0, 1.0))
 
 
 def rate(k: int, n: int, *, confidence: float = 0.95) -> Rate:
-  """Returns the rate of k successes in n trials, with its Wilson interval."""
+  """Returns the rate of k successes in n independent trials, with Wilson's interval.
+
+  Probes are independent only if no image repeats; see `rate_by_image`.
+  """
   return Rate(int(k), int(n), k / n if n else None, wilson(k, n, confidence=confidence))
+
+
+def rate_by_image(failed: ArrayLike, images: Sequence[Hashable]) -> Rate:
+  """Returns the rate over probes of which several may be of one image.
+
+  The interval is Wilson's at the effective number of probes, n over the design effect, with
+  Student's quantile of images - 1 degrees of freedom (ours). It is Wilson's own where no image
+  repeats.
+
+  Args:
+    failed: whether each probe failed, or its score in [0, 1].
+    images: the image of each probe.
+  """
+  k, n = by_image.sums(failed, images)
+  if not len(n):
+    return NOTHING
+  sum_k, sum_n, design = float(k.sum()), int(n.sum()), by_image.design_effect(k, n)
+  z = by_image.quantile(len(n), sum_n)
+  return Rate(
+    k=int(sum_k) if sum_k.is_integer() else sum_k,
+    n=sum_n,
+    rate=sum_k / sum_n,
+    ci95=_wilson(sum_k / design, sum_n / design, z),
+    images=len(n),
+    design=design,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+  """A rate's change over the same probes.
+
+  Attributes:
+    change: new rate - old rate; 0 where n is 0.
+    ci95: ends of its 95 % interval.
+    p: two-sided, that nothing changed.
+    n: pairs.
+    images: how many images they are of.
+    design: how many times the variance is that of n independent pairs.
+  """
+
+  change: float
+  ci95: tuple[float, float]
+  p: float
+  n: int
+  images: int
+  design: float = 1.0
+
+
+def change_by_image(old: ArrayLike, new: ArrayLike, images: Sequence[Hashable]) -> Change:
+  """Returns new - old over the same probes, of which several may be of one image.
+
+  The test flips the sign of whole images' sums of differences; with one probe an image it is
+  McNemar's exact test. The interval is Tango's at the effective number of pairs, with the quantile
+  of `rate_by_image` (ours).
+
+  Args:
+    old: whether each probe failed before, or its score in [0, 1].
+    new: the same afterwards.
+    images: the image of each probe.
+  """
+  step = np.asarray(new, np.float64) - np.asarray(old, np.float64)
+  worse, n = by_image.sums(np.maximum(step, 0), images)
+  better, _ = by_image.sums(np.maximum(-step, 0), images)
+  if not len(n):
+    return Change(0.0, (-1.0, 1.0), 1.0, 0, 0)
+  total = int(n.sum())
+  design = by_image.change_design_effect(worse - better, worse + better, n)
+  return Change(
+    change=float((worse - better).sum()) / total,
+    ci95=by_image.tango(
+      float(worse.sum()) / design,
+      float(better.sum()) / design,
+      total / design,
+      by_image.quantile(len(n), total),
+    ),
+    p=by_image.sign_flips(worse - better),
+    n=total,
+    images=len(n),
+    design=design,
+  )
 
 
 def clopper_pearson(k: int, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
@@ -90,47 +194,43 @@ def fisher_greater(k: int, n: int, rest_k: int, rest_n: int) -> float:
   return min(1.0, float(np.exp(log_p).sum()))
 
 
+def enriched_by_image(
+  inside: ArrayLike,
+  inside_images: Sequence[Hashable],
+  outside: ArrayLike,
+  outside_images: Sequence[Hashable],
+) -> float:
+  """One-sided p that the failure rate inside a mode is above that of the rest.
+
+  It is Fisher's exact test of both tables at their effective numbers (Rao and Scott 1992,
+  Biometrics 48:577), with
+  failures rounded down and passes up inside. Where no image repeats it is
+  Fisher's test itself. An image that has probes on both sides makes it conservative.
+
+  Args:
+    inside: bool[N], whether each probe of the mode failed.
+    inside_images: the image of each.
+    outside: bool[M], the same of the rest.
+    outside_images: the image of each.
+  """
+  k, n = _effective(inside, inside_images)
+  rest_k, rest_n = _effective(outside, outside_images)
+  failed, passed = math.floor(k + _EPS), math.ceil(n - k - _EPS)
+  rest_failed, rest_passed = math.ceil(rest_k - _EPS), math.floor(rest_n - rest_k + _EPS)
+  return fisher_greater(failed, failed + passed, rest_failed, rest_failed + rest_passed)
+
+
+_EPS = 1e-9
+
+
+def _effective(failed: ArrayLike, images: Sequence[Hashable]) -> tuple[float, float]:
+  k, n = by_image.sums(failed, images)
+  design = by_image.design_effect(k, n) if len(n) else 1.0
+  return float(k.sum()) / design, float(n.sum()) / design
+
+
 def _log_choose(n: int, k: np.ndarray | int) -> np.ndarray:
   return special.gammaln(n + 1) - special.gammaln(np.add(k, 1)) - special.gammaln(n - k + 1)
-
-
-def mcnemar_exact(b: int, c: int) -> float:
-  """Two-sided exact McNemar p from the two discordant counts."""
-  if b + c == 0:
-    return 1.0
-  return min(1.0, 2 * float(stats.binom.cdf(min(b, c), b + c, 0.5)))
-
-
-def newcombe_paired(
-  both: int, only_first: int, only_second: int, neither: int, *, confidence: float = 0.95
-) -> tuple[float, float]:
-  """Interval of (second rate - first rate) over the same n items.
-
-  Newcombe 1998 (Statistics in Medicine 17:2635), method 10: Wilson limits of both margins,
-  combined with the continuity-corrected correlation of the pairs.
-  """
-  n = both + only_first + only_second + neither
-  if n == 0:
-    return -1.0, 1.0
-  k1, k2 = both + only_second, both + only_first
-  p1, p2 = k1 / n, k2 / n
-  l1, u1 = wilson(k1, n, confidence=confidence)
-  l2, u2 = wilson(k2, n, confidence=confidence)
-  phi = _phi(both, only_first, only_second, neither)
-  d1, e1, d2, e2 = p1 - l1, u1 - p1, p2 - l2, u2 - p2
-  low = (p1 - p2) - math.sqrt(max(0.0, d1 * d1 - 2 * phi * d1 * e2 + e2 * e2))
-  high = (p1 - p2) + math.sqrt(max(0.0, d2 * d2 - 2 * phi * d2 * e1 + e1 * e1))
-  return max(-1.0, low), min(1.0, high)
-
-
-def _phi(a: int, b: int, c: int, d: int) -> float:
-  product = (a + b) * (c + d) * (a + c) * (b + d)
-  if product == 0:
-    return 0.0
-  cross = a * d - b * c
-  if cross > 0:
-    cross = max(cross - (a + b + c + d) / 2, 0)
-  return cross / math.sqrt(product)
 
 
 def benjamini_hochberg(p_values: ArrayLike, *, m: int | None = None) -> np.ndarray:
@@ -171,38 +271,67 @@ def effective_number(counts: Iterable[float]) -> float:
   return float(np.exp(-(share * np.log(share)).sum()))
 
 
-def cluster_bootstrap(
-  values: Sequence[float],
-  clusters: Sequence[object],
-  *,
-  statistic: Callable[[np.ndarray], float] = np.mean,
-  samples: int = 1000,
-  confidence: float = 0.95,
-  seed: int = 0,
-) -> tuple[float, float]:
-  """Percentile interval when several values share a cluster (probes of one image)."""
-  x = np.asarray(values, np.float64)
-  if not len(x):
-    raise ValueError("cluster_bootstrap needs at least one value")
-  _, member = np.unique(np.asarray([str(c) for c in clusters]), return_inverse=True)
-  order = np.argsort(member, kind="stable")
-  groups = np.split(x[order], np.flatnonzero(np.diff(member[order])) + 1)
-  rng = streams.rng(seed, "bootstrap")
-  draws = [
-    statistic(np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))]))
-    for _ in range(samples)
-  ]
-  tail = (1 - confidence) / 2
-  low, high = np.quantile(draws, [tail, 1 - tail])
-  return float(low), float(high)
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+  """Labelled probes behind a sensitivity or a specificity.
+
+  Attributes:
+    k: those on which the flag was right; effective numbers need not be whole.
+    n: all of them.
+  """
+
+  k: float
+  n: float
+
+  @classmethod
+  def of(cls, found: Rate) -> "Labelled":
+    """Returns the effective numbers of a rate by image."""
+    return cls(found.k / found.design, found.effective)
 
 
-def rogan_gladen(k: int, n: int, sensitivity: float, specificity: float) -> float:
-  """Rate of true positives behind k of n flagged by an imperfect judge, cut to [0, 1]."""
-  gain = sensitivity + specificity - 1
-  if n == 0 or gain <= 0:
-    raise ValueError("needs n > 0 and a judge better than chance")
-  return float(np.clip((k / n + specificity - 1) / gain, 0, 1))
+@dataclasses.dataclass(frozen=True)
+class Corrected:
+  """A rate behind the flags of a judge that errs.
+
+  Attributes:
+    rate: what is left after correction; None where the judge cannot tell or there is no trial.
+    ci95: ends of its 95 % interval.
+    youden: sensitivity + specificity - 1, each shrunk by one label of either kind.
+    flagged: the rate before correction.
+  """
+
+  rate: float | None
+  ci95: tuple[float, float]
+  youden: float
+  flagged: Rate
+
+
+LEAST_YOUDEN = 0.2  # A judge below it says nothing about a rate.
+
+
+def corrected(flagged: Rate, sensitivity: Labelled, specificity: Labelled) -> Corrected:
+  """Returns the true rate behind flags (Lang and Reiczigel 2014, Prev Vet Med 113:13).
+
+  Args:
+    flagged: share of probes that were flagged, by image where images repeat.
+    sensitivity: of the labelled probes that should be flagged, those that were.
+    specificity: of the labelled probes that should not be flagged, those that were not.
+  """
+  m1, m0 = sensitivity.n + 2, specificity.n + 2
+  se, sp = (sensitivity.k + 1) / m1, (specificity.k + 1) / m0
+  youden = se + sp - 1
+  z = by_image.quantile(flagged.images, flagged.n) if flagged.n else math.inf
+  if youden < LEAST_YOUDEN or not math.isfinite(z):
+    return Corrected(None, (0.0, 1.0), youden, flagged)
+  n = flagged.effective
+  p = (flagged.k / flagged.design + z * z / 2) / (n + z * z)
+  true = (p + sp - 1) / youden
+  of_p = p * (1 - p) / (n + z * z)
+  of_se, of_sp = se * (1 - se) / m1, sp * (1 - sp) / m0
+  variance = (of_p + true**2 * of_se + (1 - true) ** 2 * of_sp) / youden**2
+  centre = true + 2 * z * z * (true * of_se - (1 - true) * of_sp)
+  low, high = np.clip([centre - z * math.sqrt(variance), centre + z * math.sqrt(variance)], 0, 1)
+  return Corrected(float(np.clip(true, 0, 1)), (float(low), float(high)), youden, flagged)
 
 
 def plan_rate(*, expected: float = 0.5, half_width: float, confidence: float = 0.95) -> int:

@@ -4,15 +4,11 @@
 1. Predictions are stored as they come, each under a key of model, example and prompt; a second
    run asks only for keys that are missing, and scoring again asks for none.
 2. A scorer gives each prediction a score in [0, 1].
-3. The table has one row per group of examples, with an interval.
+3. The table has one row per group of examples, from which rates follow.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
-from typing import Any
-
-import numpy as np
-from scipy import stats
 
 from auditdm_jax.bench import scorers
 from auditdm_jax.core import jsonio
@@ -46,20 +42,19 @@ Groups = Callable[[Example], Iterable[str]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GroupScore:
-  """Mean score of a group: `k` is the sum of scores, a whole number for scores of 0 and 1."""
+  """Scores in [0, 1] of a group's examples, and the image of each, which is their unit."""
 
   group: str
-  k: float
-  n: int
-  ci95: tuple[float, float]
+  scores: tuple[float, ...]
+  images: tuple[str, ...]
+
+  @property
+  def n(self) -> int:
+    return len(self.scores)
 
   @property
   def rate(self) -> float:
-    return self.k / self.n
-
-  def to_dict(self) -> dict[str, Any]:
-    k = int(self.k) if float(self.k).is_integer() else self.k
-    return {"k": k, "n": self.n, "rate": self.rate, "ci95": list(self.ci95)}
+    return sum(self.scores) / self.n
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,10 +70,6 @@ class Table:
     if group not in by_name:
       raise KeyError(f"no group {group!r}; groups: {', '.join(by_name)}")
     return by_name[group]
-
-  def rates(self, *groups: str) -> dict[str, dict[str, Any]]:
-    """{group: {"k", "n", "rate", "ci95"}} of the named groups, or of all; none of empty ones."""
-    return {row.group: row.to_dict() for row in self.rows if not groups or row.group in groups}
 
 
 def evaluate(
@@ -164,28 +155,19 @@ def score(
   groups: Groups | None = None,
 ) -> Table:
   """Scores stored predictions; rows are in order of first appearance, "all" first."""
-  scores, members = {}, {ALL: []}
+  scores: dict[str, float] = {}
+  members: dict[str, list[Example]] = {ALL: []}
   for example in examples:
-    value = float(scorer(predictions[example.example_id], example.references))
-    scores[example.example_id] = value
-    members[ALL].append(value)
-    for group in groups(example) if groups is not None else ():
-      members.setdefault(group, []).append(value)
-  rows = tuple(_row(group, np.asarray(values)) for group, values in members.items() if values)
+    scores[example.example_id] = float(scorer(predictions[example.example_id], example.references))
+    for group in (ALL, *(groups(example) if groups is not None else ())):
+      members.setdefault(group, []).append(example)
+  rows = tuple(
+    GroupScore(
+      group=group,
+      scores=tuple(scores[e.example_id] for e in own),
+      images=tuple(e.image_id for e in own),
+    )
+    for group, own in members.items()
+    if own
+  )
   return Table(model=model, rows=rows, scores=scores)
-
-
-def _row(group: str, values: np.ndarray) -> GroupScore:
-  """`values` f64[N]. Wilson's interval for scores of 0 and 1, the mean's normal one for others,
-  of which one alone says nothing.
-  """
-  k, n = float(values.sum()), len(values)
-  if np.isin(values, (0.0, 1.0)).all():
-    interval = stats.binomtest(int(k), n).proportion_ci(method="wilson")
-    low, high = float(interval.low), float(interval.high)
-  elif n == 1:
-    low, high = 0.0, 1.0
-  else:
-    half = stats.norm.ppf(0.975) * float(values.std(ddof=1)) / n**0.5
-    low, high = max(k / n - half, 0.0), min(k / n + half, 1.0)
-  return GroupScore(group=group, k=k, n=n, ci95=(low, high))

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from auditdm_jax.audit import health
 from auditdm_jax.audit.ask import ask
-from auditdm_jax.audit.rates import Rate
+from auditdm_jax.audit.rates import rate_by_image
 from auditdm_jax.bench import evaluate as bench
 from auditdm_jax.bench import scorers, specs
 from auditdm_jax.core import metrics, streams
@@ -92,10 +92,7 @@ def _scoring(ctx: Context) -> tuple[scorers.Scorer, bench.Groups | None]:
 
 def by_group(table: bench.Table) -> Groups:
   """Returns a benchmark table as rates."""
-  return {
-    row.group: Rate(int(row.k) if row.k == int(row.k) else row.k, row.n, row.rate, row.ci95)
-    for row in table.rows
-  }
+  return {row.group: rate_by_image(row.scores, row.images) for row in table.rows}
 
 
 def auditable(target: Groups, references: Sequence[Groups]) -> tuple[str, ...]:

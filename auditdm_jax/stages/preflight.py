@@ -68,7 +68,11 @@ def check(ctx: Context) -> Preflight:
   seconds |= _seconds(ctx, bank, pool, asked, takes="features")
   verdicts = [a.verdict for a in attempts if a.verdict is not None]
   ensemble = preflight.measure(
-    [question for _, question in asked], verdicts, ctx.judge, labels=_labels(pool, asked)
+    [question for _, question in asked],
+    verdicts,
+    ctx.judge,
+    images=[pool.image_id(i) for i, _ in asked],
+    labels=_labels(pool, asked),
   )
   speeds = {name: len(asked) / max(seconds[name], 1e-9) for name in ensemble.models}
   found = _judged(ctx, ensemble, speeds, service)

@@ -95,6 +95,7 @@ def ledger(ctx: Context, known: Taxonomy, repaired: Vlm) -> tuple[ModeChange, ..
   pairs = compare.pairs(
     [m.mode_id if m else None for m in modes],
     [a.probe.probe_id for a in before],
+    [a.probe.image_id for a in before],
     consensus,
     [a.verdict.answers[a.verdict.target] or "" for a in before if a.verdict],
     answers,

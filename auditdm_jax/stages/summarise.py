@@ -125,18 +125,18 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
 def compared(attempts: Sequence[Attempt], failures: Sequence[Failure]) -> summary.Compared:
   """Counts the distinct questions: those that can tell, and those that say nothing."""
   asked = unique_attempts(attempts)
-  finds = {a.probe.probe_id for a in attempts if a.find}
+  finds = {a.probe.probe_id: a.probe.origin_id for a in attempts if a.find}
   looked_at = {f.probe.probe_id for f in failures}
-  agreed = {a.probe.probe_id for a in asked if a.consensus is not None} | finds
+  agreed = {a.probe.probe_id: a.probe.origin_id for a in asked if a.consensus is not None} | finds
   left_out = Counter(
     a.verdict.reason for a in asked if a.verdict and a.probe.probe_id not in agreed
   )
-  verified = sum(f.verified for f in failures)
+  verified = {f.probe.probe_id for f in failures if f.verified}
   return summary.Compared(
     asked=len(asked),
-    failures=rates.rate(verified, len(agreed)),
+    failures=rates.rate_by_image([p in verified for p in agreed], list(agreed.values())),
     left_out=dict(sorted(left_out.items())),
-    not_looked_at=len(finds - looked_at),
+    not_looked_at=len(finds.keys() - looked_at),
   )
 
 
@@ -260,8 +260,9 @@ def _images(ctx: Context, made: Sequence[Attempt]) -> dict[str, Any]:
       exposed[truth.gap] += 1
   row: dict[str, Any] = {"exposed_by_image": dict(exposed)}
   if ctx.world.faithful:
-    judged = [f for f in (_faithful(ctx, a) for a in made[:_FAITHFUL]) if f is not None]
-    row["faithful"] = rates.rate(sum(judged), len(judged))
+    judged = [(_faithful(ctx, a), a.probe.origin_id) for a in made[:_FAITHFUL]]
+    told = [(faithful, origin) for faithful, origin in judged if faithful is not None]
+    row["faithful"] = rates.rate_by_image([f for f, _ in told], [origin for _, origin in told])
   return row
 
 

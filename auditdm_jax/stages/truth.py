@@ -70,10 +70,10 @@ class Oracle:
       verified: ids of the probes whose find was verified, which count where there is no oracle.
     """
     if self.exists:
-      real = sum(self.truth(a.find).confirmed for a in attempts)
+      real = [self.truth(a.find).confirmed for a in attempts]
     else:
-      real = sum(a.verdict is not None and a.probe.probe_id in verified for a in attempts)
-    return rates.rate(real, len(attempts))
+      real = [a.verdict is not None and a.probe.probe_id in verified for a in attempts]
+    return rates.rate_by_image(real, [a.probe.origin_id for a in attempts])
 
   def coverage(
     self, attempts: Sequence[Attempt], auditable: Sequence[str] = (), *, least: int = 5

@@ -18,7 +18,7 @@ from auditdm_jax.audit import taxonomy as taxonomy_lib
 from auditdm_jax.audit import verify as verify_lib
 from auditdm_jax.audit.attempt import Attempt, Failure, Find, unique_attempts, unique_finds
 from auditdm_jax.audit.outside import Labels, Outside, Outsider, TrueAnswers
-from auditdm_jax.audit.rates import Rate, rate
+from auditdm_jax.audit.rates import Rate, rate_by_image
 from auditdm_jax.audit.taxonomy import Mode, Taxonomy
 from auditdm_jax.core import metrics, streams
 from auditdm_jax.core.config import UserError
@@ -62,7 +62,8 @@ def run(ctx: Context) -> Verified:
 def _precision(ctx: Context, failures: Sequence[Failure]) -> Rate:
   """Returns the share of verified failures that the oracle confirms, whoever gave their V2."""
   verified = [f for f in failures if f.verified]
-  return rate(sum(ctx.oracle.truth(f).confirmed for f in verified), len(verified))
+  confirmed = [ctx.oracle.truth(f).confirmed for f in verified]
+  return rate_by_image(confirmed, [f.probe.origin_id for f in verified])
 
 
 def audit(

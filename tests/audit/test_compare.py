@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ledger of two models: every status, and silence about a model compared with itself."""
 
+import dataclasses
 import json
 
 import numpy as np
+import pytest
 
 from auditdm_jax.audit.compare import PairedOutcome, compare, pairs, summary_counts
 from auditdm_jax.audit.judge import Judge
@@ -13,7 +15,8 @@ def _pairs(mode, n, old_rate, new_rate, seed=0):
   rng = np.random.default_rng(seed)
   old, new = rng.random(n) < old_rate, rng.random(n) < new_rate
   return [
-    PairedOutcome(mode, f"{mode}{i}", bool(a), bool(b)) for i, (a, b) in enumerate(zip(old, new))
+    PairedOutcome(mode, f"{mode}{i}", f"{i}.png", bool(a), bool(b))
+    for i, (a, b) in enumerate(zip(old, new))
   ]
 
 
@@ -21,12 +24,13 @@ def test_pairs_need_both_answers():
   found = pairs(
     ["m"] * 4,
     list("abcd"),
+    list("1123"),
     ["red"] * 3 + [None],
     ["red", "", "blue", "red"],
     ["blue", "red", "", "red"],
     judge=Judge(),
   )
-  assert found == [PairedOutcome("m", "a", False, True)]
+  assert found == [PairedOutcome("m", "a", "1", False, True)]
 
 
 def test_statuses():
@@ -61,7 +65,7 @@ def test_a_model_against_itself():
   items = []
   for i, rate in enumerate(np.linspace(0, 1, 30)):
     items += [
-      PairedOutcome(p.mode_id, p.probe_id, p.old_failed, p.old_failed)
+      dataclasses.replace(p, new_failed=p.old_failed)
       for p in _pairs(f"m{i}", 20 + 10 * i, rate, 0, seed=i)
     ]
   got = compare(items)
@@ -77,19 +81,35 @@ def test_two_models_of_the_same_rates_are_rarely_significant():
   assert found <= 3
 
 
+def test_flips_that_come_in_images_are_not_a_change():
+  """Per probe, 24 flips against 8 are significant; of images they are 3 against 1."""
+  flips = [(True, False)] * 3 + [(False, True)] + [(True, True)] * 8
+  items = [
+    PairedOutcome("m", f"{image}-{i}", f"{image}.png", old, new)
+    for image, (old, new) in enumerate(flips)
+    for i in range(8)
+  ]
+  entry = compare(items).entries[0]
+  assert entry.status == "unsure" and entry.p == pytest.approx(5 / 8) and entry.new.images == 12
+  alone = [dataclasses.replace(item, image_id=item.probe_id) for item in items]
+  assert compare(alone).entries[0].p < 0.01 and compare(alone).entries[0].needs_more == 0
+  assert entry.needs_more > 500
+
+
 def test_pairs_leave_out_what_says_nothing():
   got = pairs(
     ["m", None, "m", "m"],
     ["1", "2", "3", "4"],
+    ["a", "b", "c", "d"],
     ["red", "red", None, "dog"],
     ["Red", "x", "x", "dog"],
     ["blue", "x", "x", "poodle"],
     judge=Judge(),
   )
-  assert got == [PairedOutcome("m", "1", False, True)]
+  assert got == [PairedOutcome("m", "1", "a", False, True)]
 
 
 def test_a_probe_counts_once():
-  one = [PairedOutcome("m", "1", True, False)] * 50
+  one = [PairedOutcome("m", "1", "a", True, False)] * 50
   assert compare(one).entries[0].status == "unsure"
   assert compare([]).entries == ()

@@ -55,7 +55,8 @@ def measured(n=N, *, kinds=(), labels=None, **speakers):
   ]
   questions = [f"what is number {i}" for i in range(n)]
   labels = [[right(i)] for i in range(n)] if labels is None else labels
-  return preflight.measure(questions, verdicts, Judge(), labels=labels)
+  images = [str(i) for i in range(n)]
+  return preflight.measure(questions, verdicts, Judge(), images=images, labels=labels)
 
 
 def said(found, **config):
