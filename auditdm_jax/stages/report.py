@@ -19,8 +19,9 @@ from auditdm_jax.audit.attempt import Failure
 from auditdm_jax.audit.report import data as report_data
 from auditdm_jax.audit.report.write import write_report
 from auditdm_jax.audit.summary import ALL_ARMS, Summary
+from auditdm_jax.bench import page
 from auditdm_jax.core import paths, runtime
-from auditdm_jax.stages import screen
+from auditdm_jax.stages import screen, suite
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import ModeRow, Verified
 from auditdm_jax.stages.run import TRAIN
@@ -102,6 +103,7 @@ def _write(ctx: Context, done: Round, summary: Summary) -> None:
     strategies=_strategies(summary, oracle=oracle),
     rectify=_rectify(summary),
     second_round=_second_round(summary),
+    pages=_pages(ctx, done),
     health=done.evaluated.health if done.evaluated else None,
     not_measured=_not_measured(ctx, done, summary, failures),
     methods=[row for row in METHODS if row[0] != "Controls" or done.controlled],
@@ -113,6 +115,12 @@ def _write(ctx: Context, done: Round, summary: Summary) -> None:
   )
   if runtime.is_main():
     write_report(ctx.folder.path / "report", data)
+
+
+def _pages(ctx: Context, done: Round) -> list[report_data.ExtraPage]:
+  """The table of the benchmark, if models were measured."""
+  table = suite.table(ctx) if done.evaluated else None
+  return [page.page_of(table, path="benchmarks.html")] if table else []
 
 
 def _not_measured(

@@ -151,8 +151,8 @@ class BenchmarkConfig:
 
   Attributes:
     scorer: import path of a function (prediction, references) -> [0, 1].
-    groups: import path of a function `bench.evaluate.Example` -> names of groups; "" = those of the
-      world.
+    groups: import path of a function `bench.items.BenchmarkItem` -> names of groups; "" = those of
+      the world.
   """
 
   scorer: str = "auditdm_jax.bench.scorers:normalized_match"

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import pathlib
 
+import markupsafe
+
 from auditdm_jax.audit.attempt import Gate
 from auditdm_jax.audit.health import Health
 from auditdm_jax.audit.rates import Rate
@@ -181,6 +183,23 @@ class SecondRoundRow:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ExtraPage:
+  """A page that another part of the program made.
+
+  Attributes:
+    name: in the list of pages.
+    path: its file in the report's folder.
+    body: its content, escaped.
+    files: what it shows, by name in the same folder.
+  """
+
+  name: str
+  path: str
+  body: markupsafe.Markup
+  files: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportData:
   """Everything that `write_report` needs.
 
@@ -202,6 +221,7 @@ class ReportData:
   rectify: Sequence[RectifyRow] = ()
   second_round: Sequence[SecondRoundRow] = ()
   health: Health | None = None
+  pages: Sequence[ExtraPage] = ()
   not_measured: Sequence[tuple[str, str]] = ()
   methods: Sequence[tuple[str, str]] = ()
   limits: Sequence[tuple[str, str]] = LIMITS

@@ -27,7 +27,7 @@ from auditdm_jax.audit.report import charts, pictures
 from auditdm_jax.audit.report import data as data_lib
 from auditdm_jax.audit.report.pictures import Picture
 from auditdm_jax.audit.summary import ALL_ARMS, Accuracy, Summary
-from auditdm_jax.core import jsonio
+from auditdm_jax.core import jsonio, paths
 
 _TEMPLATES = pathlib.Path(__file__).parent / "templates"
 _MARKER = "report.json"
@@ -96,12 +96,13 @@ def _write_pages(root: pathlib.Path, data: data_lib.ReportData) -> None:
   pages = [dict(name="Summary", path="index.html")]
   if data.second_round:
     pages.append(dict(name="Second round", path="second-round.html"))
+  pages += [dict(name=page.name, path=page.path) for page in data.pages]
   pages.append(dict(name="Methods", path="methods.html"))
-  env = _environment()
+  env = environment()
 
   def write(path, template, **values):
     text = env.get_template(template).render(
-      d=data, pages=pages, here=path, root="../" * path.count("/"), **values
+      d=data, pages=pages, here=path, root="../" * path.count("/"), alone=False, **values
     )
     target = root / path
     target.parent.mkdir(exist_ok=True)
@@ -132,6 +133,9 @@ def _write_pages(root: pathlib.Path, data: data_lib.ReportData) -> None:
     write(page.path, "mode.html", v=page, before=before, after=after)
   if data.second_round:
     write("second-round.html", "second-round.html")
+  for page in data.pages:
+    write(page.path, "page.html", page=page)
+    _write_files(root, page)
   summary = jsonio.plain(data.summary) if data.summary else {}
   write("methods.html", "methods.html", summary_rows=list(_summary_rows(summary)))
   shutil.copyfile(_TEMPLATES / "style.css", root / "style.css")
@@ -139,7 +143,28 @@ def _write_pages(root: pathlib.Path, data: data_lib.ReportData) -> None:
   _write_json(root / _MARKER, dict(format=_FORMAT, title=data.title, created=data.created))
 
 
-def _environment() -> jinja2.Environment:
+def write_page(directory: str | os.PathLike, page: data_lib.ExtraPage, *, created: str) -> None:
+  """Writes a page with its style sheet and files into a folder, on its own."""
+  root = pathlib.Path(directory)
+  root.mkdir(parents=True, exist_ok=True)
+  alone = dict(title=page.name, created=created)
+  text = (
+    environment()
+    .get_template("page.html")
+    .render(d=alone, pages=[], here=page.path, root="", page=page, alone=True)
+  )
+  paths.write_bytes(root / page.path, text.encode())
+  shutil.copyfile(_TEMPLATES / "style.css", root / "style.css")
+  _write_files(root, page)
+
+
+def _write_files(root: pathlib.Path, page: data_lib.ExtraPage) -> None:
+  for name, text in page.files.items():
+    paths.write_bytes(root / name, text.encode())
+
+
+def environment() -> jinja2.Environment:
+  """Returns the templates, which escape what they are given and show hidden characters."""
   env = jinja2.Environment(
     loader=jinja2.FileSystemLoader(_TEMPLATES),
     autoescape=True,
