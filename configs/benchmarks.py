@@ -68,4 +68,5 @@ def get_config(arg: str = "") -> ConfigDict:
     c.benchmarks = {name: entry | dict(limit=args["limit"]) for name, entry in benchmarks.items()}
   c.seed = args["seed"]
   c.mesh = dict(data=-1)
+  c.logs = ("lmms-eval",)  # What `logs` writes; also inspect, with its library installed.
   return c

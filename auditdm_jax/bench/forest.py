@@ -68,7 +68,7 @@ def _panel(
 ) -> tuple[list[markupsafe.Markup], float]:
   """Draws rows on one axis from y on; returns the parts and where the next panel begins."""
   ends = [abs(x) for row in rows for c in row.changes for x in c.found.ci95 if math.isfinite(x)]
-  top = max([*ends, *(abs(c.found.change) for row in rows for c in row.changes), 1e-9])
+  top = _round_top(max([*ends, *(abs(c.found.change) for row in rows for c in row.changes)]))
   parts, start = [], y
   for row in rows:
     name = f"{row.title}, {'part of ' if row.part else ''}{row.split}"
@@ -81,6 +81,12 @@ def _panel(
   return [*grid, *parts], y + 34
 
 
+def _round_top(value: float) -> float:
+  """Returns twice the least of 1, 2, 5, 10, … that is enough; a plot without changes has 0.2."""
+  steps = (m * 10.0**e for e in range(-1, 12) for m in (1, 2, 5))
+  return next((2 * step for step in steps if 2 * step >= value), value)
+
+
 def _x(value: float, top: float) -> float:
   middle = (_LEFT + _WIDTH - _RIGHT) / 2
   return middle + (_WIDTH - _RIGHT - _LEFT) / 2 * max(-1.0, min(value / top, 1.0))
@@ -91,7 +97,9 @@ def _tick(value: float, above: float, below: float, top: float) -> markupsafe.Ma
   line = markupsafe.Markup(
     '<line class="{kind}" x1="{x:.1f}" y1="{a:.1f}" x2="{x:.1f}" y2="{b:.1f}"/>'
   ).format(kind=kind, x=_x(value, top), a=above, b=below)
-  return line + _text(_x(value, top), below + 14, sheets.number(value, sign=True), "middle", "soft")
+  return line + _text(
+    _x(value, top), below + 14, sheets.number(value, sign=bool(value)), "middle", "soft"
+  )
 
 
 def _interval(step: RoleChange, roles: Sequence[str], y: float, top: float) -> markupsafe.Markup:

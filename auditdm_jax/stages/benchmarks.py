@@ -20,7 +20,7 @@ from auditdm_jax.bench import specs
 from auditdm_jax.bench.items import BenchmarkItem, Items
 from auditdm_jax.bench.predict import Questions
 from auditdm_jax.bench.predictions import AskedBenchmark, ModelId, PredictionStore
-from auditdm_jax.bench.results import ResultStore, find_metric
+from auditdm_jax.bench.results import BenchResult, ResultStore, find_metric
 from auditdm_jax.bench.scorers import Metric
 from auditdm_jax.bench.specs import Family, MetricName, OwnBenchmark, PromptSpec
 from auditdm_jax.core import jsonio, paths, runtime
@@ -29,6 +29,7 @@ from auditdm_jax.models import weights
 from auditdm_jax.stages.remote import RemoteConfig, Remotes, check_names
 from auditdm_jax.stages.run import RunFolder
 
+LOGS = ("lmms-eval", "inspect")
 _MIX = re.compile(r"(?<![a-z0-9])mix(?![a-z0-9])")
 # Whose prompts a model is asked by, in order of preference: not every benchmark has them all.
 _TRANSFER = (Family.TRANSFER, Family.MIX)
@@ -122,6 +123,9 @@ class BenchmarksConfig:
     for role, family in self.families.items():
       self.check_role(role, "config.families")
       family_of(family, where=f"config.families.{role}")
+    unknown = [name for name in self.logs if name not in LOGS]
+    if unknown:
+      raise UserError(f"config.logs: no format {unknown[0]!r}; formats: {', '.join(LOGS)}")
     if self.baseline:
       self.check_role(self.baseline, "config.baseline")
 
@@ -290,6 +294,30 @@ class BenchRun:
     items = self.opened(key, split)
     places = predict_lib.part(items, limit, spec=self.specs[key], seed=seed)
     return (items if len(places) == len(items) else PartOfItems(items, places)), len(items)
+
+  def latest(self) -> list[dict[str, BenchResult]]:
+    """Returns per row of the table the latest result of each role.
+
+    A benchmark has a row for the metrics of its prompts, and one for each metric that the config
+    once named instead.
+
+    Raises:
+      UserError: nothing is scored.
+    """
+    found: dict[tuple[str, str], dict[str, BenchResult]] = {}
+    for head in self.results.heads():
+      if self.has(head.asked):
+        label = f"{head.metric.name}/{head.metric.variant}" if head.override else ""
+        found.setdefault((head.asked.entry, label), {})[head.asked.role] = head
+    if not found:
+      raise UserError(f"{self.folder.path}: nothing of this config is scored; run score first")
+    order = list(self.settings.benchmarks)
+    return [found[k] for k in sorted(found, key=lambda k: (order.index(k[0]), k[1]))]
+
+  def has(self, asked: AskedBenchmark) -> bool:
+    """Returns whether the config names a benchmark and the role of its model."""
+    known = self.settings.benchmarks
+    return asked.entry in known and asked.role in self.settings.models_of(asked.entry)
 
   def entries(self) -> Iterator[tuple[str, str, str]]:
     """Yields (key of the benchmark, role, folder or endpoint), the same model in a row."""

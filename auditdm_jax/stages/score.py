@@ -33,7 +33,7 @@ def run(ctx: BenchRun) -> list[BenchResult]:
   Raises:
     UserError: nothing was asked, or what was asked cannot be scored.
   """
-  asked = [x for x in ctx.predictions.asked() if is_in(ctx, x)]
+  asked = [x for x in ctx.predictions.asked() if ctx.has(x)]
   if not asked:
     raise UserError(
       f"{ctx.folder.path}: no benchmark of this config was asked to the end; run predict first"
@@ -44,12 +44,6 @@ def run(ctx: BenchRun) -> list[BenchResult]:
     for head in _entry(ctx, key, [x for x in asked if x.entry == key], known):
       made.append(head)
   return made
-
-
-def is_in(ctx: BenchRun, asked: AskedBenchmark) -> bool:
-  """Returns whether the config still names a benchmark and the model's role."""
-  settings = ctx.settings
-  return asked.entry in settings.benchmarks and asked.role in settings.models_of(asked.entry)
 
 
 def _entry(

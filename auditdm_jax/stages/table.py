@@ -6,7 +6,6 @@
 Writes table.md, table.json, table.csv, the plot table.svg and the page table.html.
 """
 
-from collections.abc import Sequence
 import datetime
 import pathlib
 
@@ -14,10 +13,8 @@ from ml_collections import ConfigDict
 
 from auditdm_jax.bench import page, sheets
 from auditdm_jax.bench import table as table_lib
-from auditdm_jax.bench.results import BenchResult
 from auditdm_jax.bench.table import BenchTable
 from auditdm_jax.core import runtime
-from auditdm_jax.core.config import UserError
 from auditdm_jax.stages.benchmarks import BenchRun
 
 
@@ -36,7 +33,7 @@ def run(ctx: BenchRun) -> BenchTable:
   Raises:
     UserError: nothing is scored.
   """
-  wanted = latest(ctx)
+  wanted = ctx.latest()
   results = ctx.results.load([head.result for row in wanted for head in row.values()])
   rows = [{role: results[head.result] for role, head in row.items()} for row in wanted]
   made = table_lib.tabulate(
@@ -52,24 +49,3 @@ def run(ctx: BenchRun) -> BenchTable:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     page.write_table(ctx.folder.path, made, created=now)
   return made
-
-
-def latest(ctx: BenchRun) -> list[dict[str, BenchResult]]:
-  """Returns per row of the table the latest result of each role.
-
-  A benchmark has a row for the metrics of its prompts, and one for each metric that the config once
-  named instead.
-
-  Raises:
-    UserError: nothing is scored.
-  """
-  found: dict[tuple[str, str], dict[str, BenchResult]] = {}
-  for head in ctx.results.heads():
-    entry, role = head.asked.entry, head.asked.role
-    if entry in ctx.settings.benchmarks and role in ctx.settings.models_of(entry):
-      label = f"{head.metric.name}/{head.metric.variant}" if head.override else ""
-      found.setdefault((entry, label), {})[role] = head
-  if not found:
-    raise UserError(f"{ctx.folder.path}: nothing of this config is scored; run score first")
-  order: Sequence[str] = list(ctx.settings.benchmarks)
-  return [found[k] for k in sorted(found, key=lambda k: (order.index(k[0]), k[1]))]
