@@ -2,8 +2,8 @@
 """Runs one stage: `python -m auditdm_jax STAGE --config=configs/X.py[:args] --workdir=DIR`.
 
 Any value of the config can be overridden: `--config.a.b=c`. The same command run again resumes.
-`answer`, `convert`, `plan` and `serve` take flags of their own, which --help after the stage lists;
-`audit` makes a config of its flags.
+`answer`, `compare`, `convert`, `label`, `minimise`, `pack`, `plan`, `repro` and `serve` take flags
+of their own, which --help after the stage lists; `audit` makes a config of its flags.
 """
 
 import ast
@@ -28,7 +28,20 @@ from auditdm_jax.core.config import OVERRIDES, UserError, did_you_mean
 # Runs in an environment of its own, which need not have jax, and leaves nothing behind.
 _SERVERS = {"serve_images"}
 # Run once and from flags of their own, `FLAGS`, instead of a config and a folder of results.
-_TOOLS = {"answer", "convert", "plan", "serve"}
+_TOOLS = {
+  "answer",
+  "compare",
+  "convert",
+  "label",
+  "leaks",
+  "minimise",
+  "pack",
+  "plan",
+  "repro",
+  "serve",
+}
+# Those of them that take arguments without names: `main` gets them.
+_WORDS = {"compare", "leaks", "minimise", "repro"}
 # Look at what a run would need, in a temporary folder if none is given.
 _LOOKS = {"doctor"}
 # Stages that take flags in place of a config, and the module of these.
@@ -85,8 +98,8 @@ def tool_usage(module: str) -> str:
   return f"{_stage(module).__doc__}\n{own.FLAGS.module_help(own)}"
 
 
-def parse(argv: list[str]) -> str:
-  """Parses the flags and returns the module name of the stage.
+def parse(argv: list[str]) -> tuple[str, list[str]]:
+  """Parses the flags and returns the module name of the stage, and arguments that are no flags.
 
   Raises:
     UserError: no such stage, or flags that cannot be read.
@@ -104,17 +117,17 @@ def parse(argv: list[str]) -> str:
   argv = overrides.take(argv)
   sys.argv = [sys.argv[0], *argv]  # Where ml_collections looks for overrides.
   rest = overrides.parse_flags(own, argv[1:])
-  if rest:
+  if rest and module not in _WORDS:
     raise UserError(f"not a flag: {' '.join(rest)}; flags are written --name=value")
   if module in _TOOLS:
-    return module
+    return module, rest
   if _CONFIG.value is None:
     raise UserError("--config is missing, such as --config=configs/scenes.py")
   given = next((arg for arg in argv if arg.startswith("--config")), "--config")
   overrides.locked(_CONFIG.value, given)
   if _WORKDIR.value is None and module not in _SERVERS | _LOOKS:
     raise UserError("--workdir is missing: where the results go, such as --workdir=runs/first")
-  return module
+  return module, rest
 
 
 @contextlib.contextmanager
@@ -140,11 +153,11 @@ def run(argv: list[str]) -> int:
     return 0 if argv else 2
   signal.signal(signal.SIGTERM, _terminate)
   try:
-    module = parse(argv)
+    module, words = parse(argv)
     if module in _TOOLS:
       importlib.import_module("auditdm_jax.core.runtime").setup()
       try:
-        return _stage(module).main()
+        return _stage(module).main(words) if module in _WORDS else _stage(module).main()
       except OSError as e:  # Of a path that a flag names; it says which.
         raise UserError(str(e)) from e
     workdir = _workdir()

@@ -40,7 +40,7 @@ from auditdm_jax.audit.attempt import Attempt, Find, is_true
 from auditdm_jax.audit.judge import Judge, JudgeConfig
 from auditdm_jax.audit.probe import Verdict
 from auditdm_jax.audit.rates import Rate
-from auditdm_jax.audit.verdict import verdict
+from auditdm_jax.audit.verdict import ConsensusRule, verdict
 from auditdm_jax.stages import train
 from auditdm_jax.stages.context import Context
 from auditdm_jax.text import styles
@@ -102,7 +102,7 @@ def shortened(said: Verdict, question: str, abstentions: Sequence[str]) -> Verdi
     JUDGE,
     target=said.target,
     references=said.references,
-    abstentions=abstentions,
+    rule=ConsensusRule(abstentions=tuple(abstentions)),
     question=question,
   )
 

@@ -120,7 +120,7 @@ def recipe(file: str, *, on: str, references: str, prompts: int, chips: int | No
   # The auditor as it is published rewords questions. A model that is in none of the roles above
   # would give V2: --config.verify.model=models/DIR
   c.verify = dict(limit=4_000, paraphrases=2, jitters=2, model="", paraphraser="auditor")
-  c.taxonomy = dict(skills="data/vqav2/skills.yaml")
+  c.taxonomy = dict(skills="data/vqav2/skills.yaml", kinds="data/vqav2/kinds.yaml")
 
   # ---- rectify: VQAv2's transfer recipe at 448 pixels
   c.rectify = dict(

@@ -214,7 +214,7 @@ class ModelBank:
       questions,
       target=self.target,
       references=self.references,
-      abstentions=self.config.abstentions,
+      rule=self.config.rule,
     )
 
   def _verdict(self, key: str, heard: Mapping[str, Answer | None], *, question: str) -> Verdict:
@@ -226,7 +226,7 @@ class ModelBank:
       self.judge,
       target=self.target,
       references=self.references,
-      abstentions=self.config.abstentions,
+      rule=self.config.rule,
       question=question,
       raw={name: a.raw for name, a in known.items() if a.raw != a.text},
       kinds={name: a.kind for name, a in known.items() if a.kind != "answer"},
@@ -280,7 +280,7 @@ class ModelBank:
       texts[self.target],
       {name: texts[name] for name in self.references},
       self.judge,
-      abstentions=self.config.abstentions,
+      rule=self.config.rule,
       question=question,
     )
 

@@ -11,8 +11,9 @@ from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
+from auditdm_jax.audit.verdict import ConsensusRule
 from auditdm_jax.core import runtime
-from auditdm_jax.core.config import check
+from auditdm_jax.core.config import UserError, check
 from auditdm_jax.models.multimodal import VlmConfig
 from auditdm_jax.text import styles
 from auditdm_jax.text.short import Kind
@@ -93,6 +94,9 @@ class BankConfig:
     order: cascade order, cheap to dear; empty = first reference, target, other references.
     abstentions: answers that are no consensus. A model that says in words that it cannot tell has
       given the first of them; without any, it has given no answer.
+    agree: least share of the references' weight behind one answer that makes a consensus: 1 = all,
+      0.67 = two of three; more than a half.
+    weights: (reference, weight) rows, 1 for the others; give two that err together a half each.
     styles: (model, style) rows for models that are to be asked otherwise than their origin says: a
       built-in style's name, or a section of `text.styles.Style`.
   """
@@ -104,12 +108,24 @@ class BankConfig:
   cascade: bool = False
   order: tuple[str, ...] = ()
   abstentions: tuple[str, ...] = ()
+  agree: float = 1.0
+  weights: tuple[tuple[str, float], ...] = ()
   styles: tuple[tuple[str, Style | str], ...] = ()
 
   def __post_init__(self):
     check(vars(self), "bank", "max_new_tokens", "batch_size", "feature_bytes", least=1)
+    check(vars(self), "bank", "agree", above=0.5, most=1.0)
+    weights = dict(self.weights)
+    check(weights, "bank.weights", *weights, above=0.0)
+    if len(weights) < len(self.weights):
+      raise UserError(f"bank.weights: a reference is there twice: {self.weights}")
     for name, style in self.styles:
       styles.find(style, where=f"bank.styles: {name}")
+
+  @property
+  def rule(self) -> ConsensusRule:
+    """What makes a consensus."""
+    return ConsensusRule(self.agree, self.weights, self.abstentions)
 
   def style_of(self, name: str, default: Style) -> Style:
     """How the model of this name is asked; `default` is what its origin says."""

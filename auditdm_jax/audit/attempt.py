@@ -32,12 +32,12 @@ class Attempt(Record):
   def consensus(self) -> str | None:
     """What the references agree on, as far as they were asked.
 
-    A cascade stops where the target agrees with the first reference. Its answer stands for the
-    consensus then: whatever the others say, this is not a find.
+    A cascade stops where the target agrees with what could become the consensus, which stands for
+    it then: whatever the others say, this is not a find.
     """
     if self.verdict is None:
       return None
-    if self.verdict.reason == "skipped":
+    if self.verdict.reason == "skipped" and self.verdict.version < 2:
       return self.verdict.answers[self.verdict.references[0]]
     return self.verdict.consensus
 
@@ -135,6 +135,7 @@ class Failure(Find):
     opinion: of a judge outside the ensemble; None if there was no such judge.
     label: a person's decision (V3).
     mode_id: the failure mode that it is of.
+    weight: how many finds it stands for: the inverse of its chance to be looked at.
   """
 
   grade: str
@@ -144,6 +145,7 @@ class Failure(Find):
   opinion: Opinion | None = None
   label: str | None = None
   mode_id: str | None = None
+  weight: float = 1.0
 
   @classmethod
   def of(cls, find: Find, **learned: Any) -> Self:

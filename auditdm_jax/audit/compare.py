@@ -76,11 +76,11 @@ class Comparison:
     return {s: sum(e.status == s for e in self.entries) for s in STATUSES}
 
   def exit_code(self, *, strict: bool = False) -> int:
-    """0 = no regression, 1 = regression, 2 = unsure under strict."""
+    """0 = no regression, 1 = regression, 3 = unsure under strict; 2 is that of a `UserError`."""
     counts = self.counts()
     if counts["new"] or counts["regressed"]:
       return 1
-    return 2 if strict and counts["unsure"] else 0
+    return 3 if strict and counts["unsure"] else 0
 
   def to_dict(self) -> dict[str, Any]:
     """JSON-able ledger."""

@@ -5,15 +5,15 @@ A gate without anything to look at is not measured: it neither passes nor fails.
 """
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 import re
 
 import numpy as np
-from PIL import Image
 
 from auditdm_jax.audit.attempt import Gate
+from auditdm_jax.audit.duplicates import DuplicateIndex, Fingerprint
 from auditdm_jax.audit.judge import Judge, Same
-from auditdm_jax.audit.words import content_words, tokens
+from auditdm_jax.audit.verdict import UNANIMOUS, ConsensusRule, consensus_of
+from auditdm_jax.audit.words import tokens
 
 EDITS = ("edit_outside", "edit_fraction", "sham_control")  # About edited images only.
 _SEVERAL = re.compile(r"\?.*\?|[\n\r]")
@@ -37,9 +37,10 @@ def well_formed(question: str, *, max_words: int = 40) -> Gate:
 
 def answerable(
   consensus: str,
-  paraphrased: Sequence[Sequence[str]],
+  paraphrased: Sequence[Mapping[str, str]],
   judge: Judge,
   *,
+  rule: ConsensusRule = UNANIMOUS,
   question: str = "",
   least: float = 1.0,
 ) -> Gate:
@@ -47,16 +48,16 @@ def answerable(
 
   Args:
     consensus: the consensus on the original wording.
-    paraphrased: per paraphrase the references' answers; without any it is not measured.
+    paraphrased: per paraphrase the answers by reference; without any it is not measured.
     judge: decides sameness.
+    rule: what makes a consensus.
     question: in its original wording.
     least: share of paraphrases that must keep it.
   """
   if not paraphrased:
     return Gate.unmeasured("answerable", "no other wording of the question")
-  kept = [
-    all(judge.same(consensus, a, question=question) for a in answers) for answers in paraphrased
-  ]
+  again = [consensus_of(answers, judge, rule=rule, question=question) for answers in paraphrased]
+  kept = [a is not None and judge.same(consensus, a, question=question) for a in again]
   share = sum(kept) / len(kept)
   return Gate(name="answerable", passed=share >= least, value=share, limit=f">= {least}")
 
@@ -69,16 +70,27 @@ def both_ways(target_answer: str, consensus: str, judge: Judge, *, question: str
 
 
 def language_prior(
-  with_image: Sequence[str], without_image: Sequence[str], judge: Judge, *, question: str = ""
+  with_image: Mapping[str, str],
+  without_image: Mapping[str, str],
+  judge: Judge,
+  *,
+  rule: ConsensusRule = UNANIMOUS,
+  question: str = "",
 ) -> Gate:
-  """Not all references give their image answer to a blank image as well; value = share that do.
+  """Too few references for a consensus give their image answer to a blank image as well.
 
-  A question that any image answers the same way does not test sight. Questions about absent
-  things legitimately keep their answer on a blank image: leave the gate out of `required` there.
+  The value is the share of the references' weight that does. A question that any image answers the
+  same way does not test sight. Questions about absent things legitimately keep their answer on a
+  blank image: leave the gate out of `required` there.
   """
-  pairs = list(zip(with_image, without_image, strict=True))
-  share = sum(judge.same(a, b, question=question) for a, b in pairs) / len(pairs)
-  return Gate(name="language_prior", passed=share < 1, value=share, limit="< 1")
+  kept = sum(
+    rule.weight(name)
+    for name, said in with_image.items()
+    if judge.same(said, without_image[name], question=question)
+  )
+  enough, all_of_them = rule.needs(with_image), sum(map(rule.weight, with_image))
+  limit = f"< {rule.share:g}"
+  return Gate(name="language_prior", passed=kept < enough, value=kept / all_of_them, limit=limit)
 
 
 def image_sane(image: np.ndarray, *, least_std: float = 4.0, least_side: int = 16) -> Gate:
@@ -94,57 +106,8 @@ def image_sane(image: np.ndarray, *, least_std: float = 4.0, least_side: int = 1
   )
 
 
-def fingerprint(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Perceptual fingerprint: difference hash bool[240] and colour thumbnail i16[8,8,3]."""
-  picture = Image.fromarray(image)
-  grey = np.asarray(picture.convert("L").resize((16, 16), Image.Resampling.BOX), np.int16)
-  thumb = np.asarray(picture.resize((8, 8), Image.Resampling.BOX), np.int16)
-  # A step counts from 5 levels on: in flat areas noise would toss the bits.
-  return (grey[:, 1:] > grey[:, :-1] + 4).ravel(), thumb
-
-
-@dataclasses.dataclass
-class DuplicateIndex:
-  """Probes seen so far; one index over the finds, others over benchmarks (leak test).
-
-  Attributes:
-    bits: largest Hamming distance of two difference hashes of "the same" image.
-    levels: largest difference of two colour thumbnails.
-    overlap: smallest Jaccard overlap of the questions' content words.
-  """
-
-  bits: int = 6
-  levels: int = 8
-  overlap: float = 0.9
-
-  def __post_init__(self) -> None:
-    self._by_words: dict[frozenset[str], list[tuple[np.ndarray, np.ndarray]]] = {}
-
-  def add(self, image: np.ndarray, question: str) -> None:
-    """Remembers a probe."""
-    self._by_words.setdefault(frozenset(content_words(question)), []).append(fingerprint(image))
-
-  def similarity(self, image: np.ndarray, question: str) -> float:
-    """Best text overlap among the remembered probes whose image is the same; 0 if none."""
-    words = frozenset(content_words(question))
-    best, mine = 0.0, None
-    for other, prints in self._by_words.items():
-      union = len(words | other)
-      overlap = len(words & other) / union if union else 1.0
-      if overlap < self.overlap or overlap <= best:
-        continue
-      mine = mine or fingerprint(image)
-      if any(self._close(mine, p) for p in prints):
-        best = overlap
-    return best
-
-  def _close(self, a: tuple, b: tuple) -> bool:
-    hashes_close = bool(np.count_nonzero(a[0] != b[0]) <= self.bits)
-    return hashes_close and int(np.abs(a[1] - b[1]).max()) <= self.levels
-
-
 def near_duplicate(
-  image: np.ndarray, question: str, index: DuplicateIndex, *, name: str = "near_duplicate"
+  image: Fingerprint, question: str, index: DuplicateIndex, *, name: str = "near_duplicate"
 ) -> Gate:
   """No remembered probe has the same image and (nearly) the same words."""
   value = index.similarity(image, question)

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from auditdm_jax.audit.judge import Judge, Same
-from auditdm_jax.audit.rates import Rate, rate
+from auditdm_jax.audit.rates import Rate, rate_by_image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,19 +18,21 @@ class Health:
     error: error rate per model.
     co_error: share of questions on which both of a pair of models err, target included; the
       diagonal is `error`.
-    phi: correlation of the errors of each pair; 1 on the diagonal of a model that sometimes errs.
+    phi: correlation of the errors of each pair; 1 on the diagonal of a model that sometimes errs,
+      None where one of them never or always errs, which says nothing.
     all_wrong: share of questions on which every reference errs.
     same_wrong: share of those on which they also agree: false consensus.
-    effective_references: R / (1 + (R - 1)·mean phi): how many independent references they equal.
+    effective_references: R / (1 + (R - 1)·mean phi): how many independent references they equal;
+      None where no pair's phi is known.
     warnings: sentences for the report.
   """
 
   error: dict[str, Rate]
   co_error: dict[str, dict[str, Rate]]
-  phi: dict[str, dict[str, float]]
+  phi: dict[str, dict[str, float | None]]
   all_wrong: Rate
   same_wrong: Rate
-  effective_references: float
+  effective_references: float | None
   warnings: tuple[str, ...]
 
 
@@ -42,6 +44,7 @@ def health(
   target: str,
   references: Sequence[str],
   questions: Sequence[str] = (),
+  images: Sequence[str] = (),
   twin: float = 0.6,
 ) -> Health:
   """Measures the ensemble, on the questions on which the judge is undecided about none of them.
@@ -53,6 +56,7 @@ def health(
     target: name of the target.
     references: names of the references.
     questions: what was asked, for a judge that asks a model.
+    images: what each question is about; by default each is about another one.
     twin: error correlation from which two models count as one.
   """
   names = (target, *references)
@@ -61,6 +65,7 @@ def health(
   decided = [
     i for i in range(len(truth)) if all(f[i] is not Same.UNDECIDED for f in found.values())
   ]
+  shown = [images[i] if images else str(i) for i in decided]
   wrong = {n: np.array([f[i] is Same.DIFFERENT for i in decided], bool) for n, f in found.items()}
   phi = {a: {b: _phi(wrong[a], wrong[b]) for b in names} for a in names}
   together = np.logical_and.reduce([wrong[n] for n in references])
@@ -70,29 +75,30 @@ def health(
   alike = [
     all(judge.same(first[i], other[i], question=asked[i]) for other in others) for i in shared
   ]
-  pairs = [phi[a][b] for i, a in enumerate(references) for b in references[:i]]
+  both = [phi[a][b] for i, a in enumerate(references) for b in references[:i]]
+  pairs = [x for x in both if x is not None]
   mean_phi = max(0.0, float(np.mean(pairs))) if pairs else 0.0
   warnings = [
-    f"{a} and {b} err together (phi {phi[a][b]:.2f}): they count as one opinion"
+    f"{a} and {b} err together (phi {x:.2f}): they count as one opinion"
     for i, a in enumerate(names)
     for b in names[i + 1 :]
-    if phi[a][b] >= twin
+    if (x := phi[a][b]) is not None and x >= twin
   ]
   return Health(
-    error={n: rate(int(w.sum()), len(w)) for n, w in wrong.items()},
-    co_error={
-      a: {b: rate(int((wrong[a] & wrong[b]).sum()), len(decided)) for b in names} for a in names
-    },
+    error={n: rate_by_image(w, shown) for n, w in wrong.items()},
+    co_error={a: {b: rate_by_image(wrong[a] & wrong[b], shown) for b in names} for a in names},
     phi=phi,
-    all_wrong=rate(int(together.sum()), len(together)),
-    same_wrong=rate(sum(alike), len(alike)),
-    effective_references=len(references) / (1 + (len(references) - 1) * mean_phi),
+    all_wrong=rate_by_image(together, shown),
+    same_wrong=rate_by_image(alike, [shown[k] for k in np.flatnonzero(together)]),
+    effective_references=len(references) / (1 + (len(references) - 1) * mean_phi)
+    if pairs or len(references) == 1
+    else None,
     warnings=tuple(warnings),
   )
 
 
-def _phi(a: np.ndarray, b: np.ndarray) -> float:
-  """Correlation of two error vectors; 0 where one of them never or always errs."""
+def _phi(a: np.ndarray, b: np.ndarray) -> float | None:
+  """Correlation of two error vectors; None where one of them never or always errs."""
   if len(a) == 0 or a.std() == 0 or b.std() == 0:
-    return 0.0
+    return None
   return float(np.corrcoef(a, b)[0, 1])

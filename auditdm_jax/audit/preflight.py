@@ -27,6 +27,7 @@ import itertools
 from auditdm_jax.audit.judge import Judge, Same
 from auditdm_jax.audit.probe import Verdict
 from auditdm_jax.audit.rates import Rate, rate_by_image
+from auditdm_jax.audit.verdict import UNANIMOUS, ConsensusRule, consensus_of
 from auditdm_jax.core.config import check
 from auditdm_jax.text.short import short_answer
 
@@ -168,6 +169,7 @@ def measure(
   *,
   images: Sequence[str],
   labels: Sequence[Sequence[str]],
+  rule: ConsensusRule = UNANIMOUS,
 ) -> Ensemble:
   """Measures an ensemble that was asked without a cascade.
 
@@ -177,9 +179,10 @@ def measure(
     judge: decides whether two answers are the same.
     images: what each question is about.
     labels: right answers to each question, as far as they are known.
+    rule: what makes a consensus.
   """
   names = (verdicts[0].target, *verdicts[0].references)
-  agree = [_agree(q, v, judge) for q, v in zip(questions, verdicts, strict=True)]
+  agree = [_agree(q, v, judge, rule) for q, v in zip(questions, verdicts, strict=True)]
   return Ensemble(
     target=names[0],
     models={name: _heard(name, questions, verdicts, images) for name in names},
@@ -196,14 +199,15 @@ def measure(
   )
 
 
-def _agree(question: str, verdict: Verdict, judge: Judge) -> bool:
+def _agree(question: str, verdict: Verdict, judge: Judge, rule: ConsensusRule) -> bool:
   """Whether the references agree, which a verdict does not say where it is the target's fault."""
   if verdict.reason not in ("no answer", "undecided"):
     return verdict.agree
-  if not all(_says(name, verdict) for name in verdict.references):
-    return False
-  first, *others = (verdict.answers[name] or "" for name in verdict.references)
-  return all(judge.compare(first, other, question=question) is Same.SAME for other in others)
+  said = {
+    name: (verdict.answers[name] or "") if _says(name, verdict) else ""
+    for name in verdict.references
+  }
+  return consensus_of(said, judge, rule=rule, question=question) is not None
 
 
 def _heard(

@@ -77,8 +77,12 @@ class Verdict(Record):
   `answers[name]` is the short answer, which was judged: None where a cascade did not need to ask,
   "" where the model gave none. `raw[name]` is what it said, where that is something else, and
   `kinds[name]` what the reply was, where it was no plain answer (`text.short.Short`). `consensus`
-  is the first reference's own wording (a label to train on), not its normalised form.
+  is the wording of the first reference that agrees (a label to train on), not its normalised form.
+  From version 2 on, a "skipped" verdict has the answer there that the target shares.
   """
+
+  VERSION: ClassVar[int] = 2
+  version: int = 2
 
   probe_id: str
   answers: dict[str, str | None]

@@ -88,7 +88,9 @@ def rate(k: int, n: int, *, confidence: float = 0.95) -> Rate:
   return Rate(int(k), int(n), k / n if n else None, wilson(k, n, confidence=confidence))
 
 
-def rate_by_image(failed: ArrayLike, images: Sequence[Hashable]) -> Rate:
+def rate_by_image(
+  failed: ArrayLike, images: Sequence[Hashable], *, weights: ArrayLike | None = None
+) -> Rate:
   """Returns the rate over probes of which several may be of one image.
 
   The interval is Wilson's at the effective number of probes, n over the design effect, with
@@ -98,11 +100,20 @@ def rate_by_image(failed: ArrayLike, images: Sequence[Hashable]) -> Rate:
   Args:
     failed: whether each probe failed, or its score in [0, 1].
     images: the image of each probe.
+    weights: how many probes each one stands for, the inverse of its chance to be chosen (Hajek's
+      estimator); as many times as it says less than equal weights, the design effect is larger
+      (Kish 1965). `k` is then the rate times `n`.
   """
-  k, n = by_image.sums(failed, images)
+  x = np.asarray(failed, np.float64)
+  w = np.ones(len(x)) if weights is None else np.asarray(weights, np.float64)
+  w = w * (len(w) / w.sum()) if len(w) else w
+  k, n = by_image.sums(x * w, images)[0], by_image.sums(w, images)[0]
   if not len(n):
     return NOTHING
-  sum_k, sum_n, design = float(k.sum()), int(n.sum()), by_image.design_effect(k, n)
+  sum_k, sum_n = float(k.sum()), len(x)
+  design = max(by_image.design_effect(k, n), float((w * w).mean()))
+  if weights is not None:
+    sum_k = round(sum_k, 9)
   z = by_image.quantile(len(n), sum_n)
   return Rate(
     k=int(sum_k) if sum_k.is_integer() else sum_k,

@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 
 from auditdm_jax.audit.judging.plurals import singular
-from auditdm_jax.audit.words import TfIdf, tokens
+from auditdm_jax.audit.words import Lexicon, TfIdf, tokens
 
 _NUMBERS = frozenset("zero one two three four five six seven eight nine ten eleven twelve".split())
 
@@ -35,35 +35,42 @@ class Skill:
 
 @dataclasses.dataclass(frozen=True)
 class Seeds:
-  """The skills, and words by category (`colour: [red, …]`).
+  """The skills, and words by category (`colour: [red, …]`) and kind (`vehicle: [bus, …]`).
 
   Categories are interchangeable words: they are one word to the assignment, and they name
-  cross-skill modes ("colour purple").
+  cross-skill modes ("colour purple"). Kinds do neither. A failure mode may be about all words of a
+  category or kind.
   """
 
   skills: tuple[Skill, ...]
   categories: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+  kinds: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+  @property
+  def lexicon(self) -> Lexicon:
+    """The terms of texts, with categories and kinds among them."""
+    return Lexicon({**self.kinds, **self.categories})
 
   def to_dict(self) -> dict[str, Any]:
     """JSON- and YAML-able form."""
     return {
       "skills": [dataclasses.asdict(s) for s in self.skills],
       "categories": {k: list(v) for k, v in self.categories.items()},
+      "kinds": {k: list(v) for k, v in self.kinds.items()},
     }
 
   @classmethod
   def from_dict(cls, data: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> "Seeds":
-    """Reads `{skills: […], categories: {…}}` or the bare list of skills."""
+    """Reads `{skills: […], categories: {…}, kinds: {…}}` or the bare list of skills."""
     if not isinstance(data, Mapping):
       data = {"skills": data}
-    if unknown := set(data) - {"skills", "categories"}:
+    if unknown := set(data) - {"skills", "categories", "kinds"}:
       raise ValueError(f"skills file: unknown key {sorted(unknown)[0]!r}")
     skills = tuple(_skill(entry) for entry in data.get("skills") or ())
     names = [s.name for s in skills]
     if twice := {n for n in names if names.count(n) > 1}:
       raise ValueError(f"skills file: {sorted(twice)[0]!r} is named twice")
-    categories = {k: tuple(map(str, v)) for k, v in (data.get("categories") or {}).items()}
-    return cls(skills, categories)
+    return cls(skills, _lists(data, "categories"), _lists(data, "kinds"))
 
   def category(self, word: str) -> str | None:
     """The category that lists the word, if any."""
@@ -73,6 +80,22 @@ class Seeds:
 def load_seeds(path: str | pathlib.Path) -> Seeds:
   """Reads a YAML file of skills."""
   return Seeds.from_dict(yaml.safe_load(pathlib.Path(path).read_text("utf-8")))
+
+
+def load_kinds(path: str | pathlib.Path) -> dict[str, tuple[str, ...]]:
+  """Reads a YAML file `{kind: [word, …]}`."""
+  data = yaml.safe_load(pathlib.Path(path).read_text("utf-8"))
+  if not isinstance(data, Mapping):
+    raise ValueError(f"{path}: expected kinds with their words, as in vehicle: [bus, car]")
+  return _lists({"kinds": data}, "kinds")
+
+
+def _lists(data: Mapping[str, Any], key: str) -> dict[str, tuple[str, ...]]:
+  """The lists of words under a key."""
+  for name, words in (data.get(key) or {}).items():
+    if not isinstance(words, list | tuple):
+      raise ValueError(f"{key}: {name!r} needs a list of words, not {words!r}")
+  return {str(k): tuple(map(str, v)) for k, v in (data.get(key) or {}).items()}
 
 
 def _skill(entry: Mapping[str, Any]) -> Skill:

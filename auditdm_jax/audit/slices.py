@@ -4,22 +4,28 @@
 A greedy decision list. Candidates are the whole group, single terms, and pairs of terms. In each
 round the candidate with the best lower Clopper-Pearson bound among those that pass wins, and what
 it covers is removed. To pass, a candidate needs n >= min_n, a lower bound above the threshold, and
-a failure rate above that of the rest of its group (Fisher, Benjamini-Hochberg over all candidates
-of the round); a pair must also beat either of its terms alone. A winner that is not better than a
-wider candidate around it gives way to the wider one, so that one gap does not become many slices.
+a failure rate above that of the rest of its group (Fisher); a pair must also beat either of its
+terms alone, and the whole group must beat the other groups. One Benjamini-Hochberg level holds for
+the tests of all groups (`cut`). A winner that is shown to be no worse by the margin than the rest
+of a wider candidate around it gives way to the wider one, so that one gap is not many slices.
+
+What is found here was chosen for its failures. Whether it holds is for fresh probes (`confirm`).
 """
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
+import math
 
 import numpy as np
 from scipy import sparse
 
 from auditdm_jax.audit import rates
-from auditdm_jax.audit.words import terms
+from auditdm_jax.audit.words import Lexicon, number_terms
 
-_ROLE_ORDER = {"q": 0, "a": 1, "any": 2}
+NOWHERE: frozenset[str] = frozenset()  # The terms of an image of which nothing is known.
+_ROLE_ORDER = {"q": 0, "a": 1, "any": 2, "img": 3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +35,10 @@ class SliceConfig:
   Attributes:
     threshold: least lower bound of the failure rate.
     min_n: least number of attempted probes in the slice.
-    level: false discovery rate of the enrichment tests.
+    level: false discovery rate of the enrichment tests, over all groups.
     confidence: of the one-sided lower bound.
     whole_rate: a group failing at least this often is one mode, without looking for terms.
+    margin: slices are one if their rates are shown to differ by less than this.
     beam: terms from which pairs are made.
     max_rules: rounds per group.
   """
@@ -41,8 +48,22 @@ class SliceConfig:
   level: float = 0.05
   confidence: float = 0.95
   whole_rate: float = 0.8
+  margin: float = 0.25
   beam: int = 40
   max_rules: int = 40
+
+
+def alike(k: float, n: float, other_k: float, other_n: float, *, margin: float) -> bool:
+  """Whether k/n is shown (one-sided, 95 %) to be above the other rate by less than the margin.
+
+  The limit of the difference is Newcombe's (1998, Statistics in Medicine 17:873, method 10).
+  """
+  if n < 1 or other_n < 1:
+    return False
+  p, other = k / n, other_k / other_n
+  high = rates.wilson(int(k), int(n), confidence=0.9)[1]
+  low = rates.wilson(int(min(other_k, other_n)), int(other_n), confidence=0.9)[0]
+  return p - other + math.hypot(high - p, other - low) < margin
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +84,8 @@ class AttemptTable:
 
   Attributes:
     has: f32[N,T] sparse, 1 where attempt i has term t.
-    names: the T terms, `q:` in the question, `a:` in the answer, `any:` in either.
+    names: the T terms, `q:` in the question, `a:` in the answer, `any:` in either, `img:` of the
+      image.
     failed: f64[N], 1 where the target failed.
     weight: f64[N], 1, or the multiplicity in a bootstrap sample.
   """
@@ -84,29 +106,64 @@ class AttemptTable:
       self.weight[rows],
     )
 
+  def weighted(self, weight: np.ndarray) -> "AttemptTable":
+    """The same attempts with other multiplicities."""
+    return dataclasses.replace(self, weight=weight)
+
   def column(self, name: str) -> np.ndarray:
     """bool[N]: the attempts that have the term."""
-    return np.asarray(self.has[:, [self.names.index(name)]].todense()).ravel() > 0
+    found = np.zeros(self.has.shape[0], bool)
+    at = self.place.get(name)
+    if at is not None:
+      columns = self._columns
+      found[columns.indices[columns.indptr[at] : columns.indptr[at + 1]]] = True
+    return found
+
+  @functools.cached_property
+  def place(self) -> dict[str, int]:
+    """Of each term, its column."""
+    return {name: i for i, name in enumerate(self.names)}
+
+  @functools.cached_property
+  def _columns(self) -> sparse.csc_matrix:
+    return self.has.tocsc()
 
 
-def term_set(question: str, answer: str | None) -> frozenset[str]:
-  """The terms of one attempt, by role; what rules are matched against."""
-  in_question, in_answer = terms(question), terms(answer or "")
+def term_set(
+  question: str, answer: str | None, lexicon: Lexicon, image: frozenset[str] = NOWHERE
+) -> frozenset[str]:
+  """The terms of one attempt, by role; what rules are matched against.
+
+  Args:
+    question: its question.
+    answer: its consensus.
+    lexicon: the terms of texts.
+    image: the terms of its image, see `audit.looks`.
+  """
+  in_question, in_answer = lexicon.terms(question), lexicon.terms(answer or "")
   return frozenset(
     [f"q:{t}" for t in in_question]
     + [f"a:{t}" for t in in_answer]
     + [f"any:{t}" for t in in_question | in_answer]
-  )
+    + [f"a:{t}" for t in number_terms(answer or "")]
+  ).union(image)
 
 
 def make_table(
-  questions: Sequence[str], answers: Sequence[str | None], failed: Sequence[bool]
+  questions: Sequence[str],
+  answers: Sequence[str | None],
+  failed: Sequence[bool],
+  *,
+  lexicon: Lexicon,
+  images: Sequence[frozenset[str]] = (),
 ) -> AttemptTable:
   """The matrix of all attempts; `any:` only for terms that occur in both roles."""
-  sets = [term_set(q, a) for q, a in zip(questions, answers)]
-  seen = frozenset().union(*sets)
-  keep = [t for t in seen if not t.startswith("any:") or _in_both_roles(t, seen)]
+  seen_on = images or [NOWHERE] * len(questions)
+  sets = [
+    term_set(q, a, lexicon, image) for q, a, image in zip(questions, answers, seen_on, strict=True)
+  ]
   common = Counter(t for row in sets for t in row)
+  keep = [t for t in common if not t.startswith("any:") or _in_both_roles(t, common)]
   names = tuple(sorted(keep, key=lambda t: _simplicity(t, common[t])))
   index = {t: i for i, t in enumerate(names)}
   columns, ends = [], [0]
@@ -119,50 +176,98 @@ def make_table(
   return AttemptTable(has, names, np.asarray(failed, np.float64), np.ones(len(sets)))
 
 
-def _in_both_roles(any_term: str, seen: frozenset[str]) -> bool:
+def _in_both_roles(any_term: str, seen: Counter[str]) -> bool:
   word = any_term.removeprefix("any:")
   return f"q:{word}" in seen and f"a:{word}" in seen
 
 
 def _simplicity(name: str, count: int) -> tuple[int, int, int, str]:
-  """Among equal candidates: single words before pairs, question before answer before either.
+  """Among equal candidates: words, pairs, kinds and numbers; question before answer before either.
 
   Then the more common: of `row four column two`, people mean `row four`, not `four column`.
   """
   role, word = name.split(":", 1)
-  return word.count(" "), _ROLE_ORDER[role], -count, word
+  made = role == "img" or word.startswith(("[", "number "))
+  return 2 if made else word.count(" "), _ROLE_ORDER[role], -count, word
+
+
+class Group:
+  """Attempts in which terms are looked for, with the candidates of the first round.
+
+  Attributes:
+    table: the attempts.
+    first: single terms and pairs of all attempts.
+    whole_p: of the whole group against the others; None if it may not be a mode.
+  """
+
+  def __init__(
+    self,
+    table: AttemptTable,
+    *,
+    others: tuple[float, float] | None = None,
+    config: SliceConfig,
+  ):
+    """Takes (failures, attempts) of the other groups; None: the whole group may not be a mode."""
+    self.table, self.others, self.config = table, others, config
+    n, k = table.weight.sum(), (table.weight * table.failed).sum()
+    self.first = _candidates(table, table.weight, n, k, config) if k else None
+    self.whole_p = None if others is None else rates.fisher_greater(*_whole(k, n, others))
+
+  @property
+  def p_values(self) -> list[float]:
+    """Of the candidates that reach the bound."""
+    whole = [] if self.whole_p is None else [self.whole_p]
+    return whole + (list(self.first.p) if self.first else [])
+
+  @property
+  def tests(self) -> int:
+    """How many candidates there were."""
+    return (self.first.tests if self.first else 0) + (self.whole_p is not None)
+
+
+def _whole(k: float, n: float, others: tuple[float, float]) -> tuple[int, int, int, int]:
+  return int(k), int(n), int(others[0]), int(others[1])
+
+
+def cut(groups: Sequence[Group], *, level: float) -> float:
+  """The largest p that passes: one Benjamini-Hochberg level over the first tests of all groups."""
+  p = np.sort(np.concatenate([np.asarray(g.p_values) for g in groups] or [np.zeros(0)]))
+  tests = max(sum(g.tests for g in groups), 1)
+  passing = np.flatnonzero(p <= level * np.arange(1, len(p) + 1) / tests)
+  return level * (passing[-1] + 1 if len(passing) else 1) / tests
 
 
 def decision_list(
-  table: AttemptTable,
-  *,
-  outside: tuple[float, float] = (0, 0),
-  whole_tests: int = 0,
-  config: SliceConfig,
-  accept: Callable[[FoundRule], bool] = lambda found: True,
+  group: Group, *, cut: float, accept: Callable[[FoundRule], bool] = lambda found: True
 ) -> list[FoundRule]:
   """The rules of one group.
 
   Args:
-    table: the group's attempts.
-    outside: (failures, attempts) of everything outside the group: what "whole group" must beat.
-    whole_tests: number of groups whose "whole group" is tested (0: it may not be a mode).
-    config: when a slice counts.
+    group: the attempts.
+    cut: the largest p that passes.
     accept: last word on a slice.
   """
-  open_rows, found, banned = np.ones(len(table.failed), bool), [], set()
-  while len(found) < config.max_rules:
-    best = _best(table, open_rows, outside, whole_tests, banned, config)
+  open_rows, found, banned = np.ones(len(group.table.failed), bool), [], set()
+  candidates = group.first
+  while len(found) < group.config.max_rules and candidates is not None:
+    best = _best(group, candidates, open_rows, banned, cut)
     if best is None:
       break
     if accept(best):
       found.append(best)
       open_rows[best.rows] = False
+      candidates = _next(group, open_rows)
     else:
       banned.add(best.terms)
     if not best.terms:
       break
   return found
+
+
+def _next(group: Group, open_rows: np.ndarray) -> "_Candidates | None":
+  weight = group.table.weight * open_rows
+  n, k = weight.sum(), (weight * group.table.failed).sum()
+  return _candidates(group.table, weight, n, k, group.config) if k else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,48 +283,49 @@ class _Candidates:
 
 
 def _best(
-  table: AttemptTable,
+  group: Group,
+  found: _Candidates,
   open_rows: np.ndarray,
-  outside: tuple[float, float],
-  whole_tests: int,
   banned: set[tuple[str, ...]],
-  config: SliceConfig,
+  cut: float,
 ) -> FoundRule | None:
+  table, config = group.table, group.config
   weight = table.weight * open_rows
-  n_all, k_all = weight.sum(), (weight * table.failed).sum()
-  if n_all < config.min_n or k_all == 0:
+  n, k = weight.sum(), (weight * table.failed).sum()
+  if n < config.min_n or k == 0:
     return None
-  if whole_tests and open_rows.all() and k_all / n_all >= config.whole_rate:
-    return _whole(open_rows, n_all, k_all, 0.0, config)
-  found = _candidates(table, weight, n_all, k_all, config)
-  q = rates.benjamini_hochberg(found.p, m=found.tests) if found.terms else np.zeros(0)
-  passing = [int(i) for i in np.flatnonzero(q <= config.level) if found.terms[i] not in banned]
-  winner = None
-  if passing:
-    i = _widen(table, open_rows, found, passing, config)
-    rows = np.flatnonzero(open_rows & _covers(table, found.terms[i]))
-    winner = FoundRule(
-      found.terms[i], int(found.n[i]), int(found.k[i]), float(found.lower[i]), float(q[i]), rows
-    )
-  if whole_tests:
-    p = min(1.0, whole_tests * _whole_p(k_all, n_all, outside))
-    whole = _whole(open_rows, n_all, k_all, p, config)
-    passes = whole.lower >= config.threshold and whole.q_value <= config.level
-    if passes and (winner is None or whole.lower > winner.lower):
-      return whole
-  return winner
+  whole = _whole_rule(group, open_rows, k, n, cut)
+  if whole and open_rows.all() and k / n >= config.whole_rate:
+    return whole
+  passing = [int(i) for i in np.flatnonzero(found.p <= cut) if found.terms[i] not in banned]
+  if not passing:
+    return whole
+  i = _widen(table, open_rows, found, passing, config)
+  rest = k - found.k[i], n - found.n[i]
+  if whole and (
+    whole.lower > found.lower[i]
+    or alike(float(found.k[i]), float(found.n[i]), *rest, margin=config.margin)
+  ):
+    return whole
+  q = min(1.0, float(found.p[i]) * config.level / cut)
+  rows = np.flatnonzero(open_rows & _covers(table, found.terms[i]))
+  lower = float(found.lower[i])
+  return FoundRule(found.terms[i], int(found.n[i]), int(found.k[i]), lower, q, rows)
 
 
-def _whole(open_rows: np.ndarray, n: float, k: float, p: float, config: SliceConfig) -> FoundRule:
+def _whole_rule(
+  group: Group, open_rows: np.ndarray, k: float, n: float, cut: float
+) -> FoundRule | None:
+  """What is left of the group as one slice, if it fails more often than the other groups."""
+  if group.others is None:
+    return None
+  config = group.config
+  p = rates.fisher_greater(*_whole(k, n, group.others))
   lower = float(rates.lower_bounds(k, n, confidence=config.confidence))
-  return FoundRule((), int(n), int(k), lower, p, np.flatnonzero(open_rows))
-
-
-def _whole_p(k: float, n: float, outside: tuple[float, float]) -> float:
-  """A group that fails more often than not needs no comparison with others."""
-  if 2 * k >= n:
-    return 0.0
-  return rates.fisher_greater(int(k), int(n), int(outside[0]), int(outside[1]))
+  if p > cut or lower < config.threshold:
+    return None
+  q = min(1.0, p * config.level / cut)
+  return FoundRule((), int(n), int(k), lower, q, np.flatnonzero(open_rows))
 
 
 def _candidates(
@@ -295,8 +401,8 @@ def _widen(
   passing: Sequence[int],
   config: SliceConfig,
 ) -> int:
-  """Index of the winner: the best bound, widened as long as nothing speaks for the narrower."""
-  place = {name: i for i, name in enumerate(table.names)}  # simplest first
+  """Index of the winner: the best bound, widened as long as the rest of the wider is alike."""
+  place = table.place  # simplest first
 
   def order(i: int) -> tuple:
     simplicity = sum(place[name] for name in found.terms[i])
@@ -311,7 +417,14 @@ def _widen(
       i
       for i in rank
       if found.n[i] > found.n[winner]
-      and _fisher(found.k[winner], found.n[winner], found.k[i], found.n[i]) > config.level
+      and found.k[i] >= found.k[winner]
+      and alike(
+        float(found.k[winner]),
+        float(found.n[winner]),
+        float(found.k[i] - found.k[winner]),
+        float(found.n[i] - found.n[winner]),
+        margin=config.margin,
+      )
       and (weight * mine * _covers(table, found.terms[i])).sum() >= 0.95 * found.n[winner]
     ]
     if not wider:

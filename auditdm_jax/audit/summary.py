@@ -7,7 +7,9 @@ What was not measured is None: a stage that did not run, or a count that only an
 from collections.abc import Mapping
 import dataclasses
 
-from auditdm_jax.audit.rates import Rate
+from auditdm_jax.audit.labels import LabelScores
+from auditdm_jax.audit.precision import FindPrecision, GradePrecision
+from auditdm_jax.audit.rates import Corrected, Rate
 
 ALL_ARMS = "all of the above"  # Their sum, among the arms.
 
@@ -79,11 +81,23 @@ class GapScore:
 
 @dataclasses.dataclass(frozen=True)
 class ModeScores:
-  """Modes against the oracle: auditable gaps that have a mode, and modes that are borne out."""
+  """How many modes there are, and what the oracle says of them.
+
+  Attributes:
+    recall: auditable gaps that have a confirmed mode; None without an oracle.
+    precision: confirmed modes that the oracle bears out; None without an oracle.
+    found: all modes.
+    confirmed: those that fresh probes confirm.
+    families: families of these: modes that share a word are one.
+    per_gap: confirmed modes for each gap that has any; None without an oracle.
+  """
 
   recall: Rate | None
   precision: Rate | None
   found: int
+  confirmed: int = 0
+  families: int = 0
+  per_gap: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +107,7 @@ class Arm:
   Attributes:
     queries: probes that it sent.
     verified: the share of real failures among them, see `Summary`; None where nobody checked.
+    corrected: its distinct questions on which the target is wrong, see `Summary`.
   """
 
   queries: int
@@ -102,6 +117,7 @@ class Arm:
   effective_modes: float | None
   effective_skills: float | None
   unseen_mass: float | None
+  corrected: Corrected | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,13 +212,64 @@ class ModeChange:
 
 
 @dataclasses.dataclass(frozen=True)
-class NewMode:
-  """A mode that the first round did not have, with the counts of its discovery."""
+class TracedMode:
+  """A mode of the second round, and what it is to those of the first, see `audit.rounds`.
 
+  Attributes:
+    relation: same, split, merged, new, missed, not confirmed, or too few.
+    status: what fresh probes say: confirmed, not confirmed, or too few.
+    parents: names of the earlier modes with a part in it.
+    covered: its members that fall under any earlier mode.
+    before: failure rate of the first target on its fresh probes; None without any.
+    after: the same of the repaired target.
+    k: failures of its discovery.
+    n: attempts of its discovery.
+  """
+
+  mode_id: str
   name: str
   definition: str
+  relation: str
+  status: str
+  parents: tuple[str, ...]
+  covered: Rate
+  before: Rate | None
+  after: Rate | None
   k: int
   n: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RestChange:
+  """Failure rates on fresh probes outside all modes: what a repair made worse."""
+
+  before: Rate
+  after: Rate
+  change_ci95: tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundRow:
+  """One round in numbers; None is what was not measured.
+
+  Attributes:
+    confirmed: modes that fresh probes confirm.
+    new: those of them that the round before did not have.
+    repaired: confirmed modes of the round before that are fixed or improved.
+    false_positive: unique finds that the oracle does not confirm.
+    rest: outside all modes of the round before.
+    queries: probes that were put to the models.
+    seconds: of its stages.
+  """
+
+  round: int
+  confirmed: int
+  new: int
+  repaired: Rate | None
+  false_positive: Rate | None
+  rest: RestChange | None
+  queries: int
+  seconds: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,7 +282,10 @@ class SecondRound:
     first_steps: search success of the first steps of GRPO against the repaired target.
     last_steps: the same of the last steps.
     finds_by_gap: confirmed unique finds.
-    new_modes: modes by name that the first round did not have.
+    found: modes of the second round.
+    rest: fresh probes outside all known modes; None if there are none.
+    queries: probes of the round.
+    finds: unique finds that the oracle confirms; None without one.
   """
 
   success: Rate
@@ -223,7 +293,15 @@ class SecondRound:
   first_steps: Rate
   last_steps: Rate
   finds_by_gap: Mapping[str, int]
-  new_modes: tuple[NewMode, ...]
+  found: tuple[TracedMode, ...] = ()
+  rest: RestChange | None = None
+  queries: int = 0
+  finds: Rate | None = None
+
+  @property
+  def new(self) -> tuple[TracedMode, ...]:
+    """Modes that the first round did not have, and that hold."""
+    return tuple(m for m in self.found if m.relation == "new")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,11 +314,18 @@ class Summary:
     compared: distinct questions, and how many of them are verified failures.
     search: shares of real failures among the probes of one auditor on fresh images.
     precision: verified failures that the oracle confirms; None without an oracle.
+    find_precision: how many finds are real, by who knows best; None = nobody knows, and every
+      number is conditional on the references.
+    corrected: share of the distinct questions that can be compared on which the target is wrong,
+      after correction for the references' errors; None without labelled questions.
+    grades: how many finds are real grade by grade, by each who knows.
     coverage: by the oracle.
     rectify: accuracy by model: baseline, larger sibling, repaired, controls.
     reaudit: `second_round.success`.
     arms: by arm, with their sum, and the control if there was one.
     seconds: by stage.
+    labels: what people say of a random sample of finds; None without labels.
+    rounds: a row for each round.
   """
 
   target: str
@@ -258,4 +343,26 @@ class Summary:
   strategies: Mapping[str, StrategyRow]
   curve: tuple[CurvePoint, ...]
   queries: Queries
+  find_precision: FindPrecision | None = None
+  corrected: Corrected | None = None
+  grades: tuple[GradePrecision, ...] = ()
   seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  labels: LabelScores | None = None
+  rounds: tuple[RoundRow, ...] = ()
+
+  @property
+  def alarms(self) -> tuple[str, ...]:
+    """What a reader must know before any number, in sentences."""
+    known = self.find_precision
+    if known is None or not known.real.n:
+      return (
+        "No label, no person and no oracle says which finds are real: every number is conditional"
+        " on the references being right.",
+      )
+    alarms = [known.sentence] if known.mostly_wrong or known.cannot_judge else []
+    if self.corrected and self.corrected.rate is None:
+      alarms.append(
+        "This ensemble cannot judge: by the labels it flags a right target nearly as often as a"
+        " wrong one, so no corrected rate is given."
+      )
+    return tuple(f"{text[:1].upper()}{text[1:].rstrip('.')}." for text in alarms)

@@ -2,17 +2,20 @@
 """Failure modes from attempted probes.
 
   1. Assign every attempted question to a named skill (skills.py).
-  2. In each skill, find the terms whose failure rate is enriched (slices.py).
+  2. In each skill, find the terms whose failure rate is enriched (slices.py). Terms are words of
+     question and consensus, kinds of things, numbers, and what the image looks like (looks.py).
   3. Merge rules that share a term over three or more skills into one cross-skill mode; look for
      more such terms among what is left of all skills.
-  4. Cluster the failures that no rule covers; keep a cluster only if its terms, used as a rule,
+  4. Merge siblings whose failure rates are shown to differ by less than a margin.
+  5. Cluster the failures that no rule covers; keep a cluster only if its terms, used as a rule,
      pass the same bound on attempted probes.
 
-The result is a `Taxonomy`: a frozen predicate that sorts fresh probes into modes.
+The result is a `Taxonomy`: a frozen predicate that sorts fresh probes into modes. Whether a mode
+holds is decided on these (confirm.py).
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import functools
 
@@ -20,17 +23,22 @@ import numpy as np
 
 from auditdm_jax.audit import rates, residual
 from auditdm_jax.audit.attempt import Attempt
-from auditdm_jax.audit.probe import Record
+from auditdm_jax.audit.looks import Gallery, Looks
+from auditdm_jax.audit.mode import Mode, ModeRule, define, mode_id, title, words
 from auditdm_jax.audit.skills import Assigner, Seeds
 from auditdm_jax.audit.slices import (
+  NOWHERE,
   AttemptTable,
   FoundRule,
+  Group,
   SliceConfig,
+  alike,
+  cut,
   decision_list,
   make_table,
   term_set,
 )
-from auditdm_jax.core.jsonio import canonical_hash
+from auditdm_jax.audit.words import Lexicon, number_terms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,102 +59,79 @@ class TaxonomyConfig(SliceConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Judged:
-  """An attempt with a consensus: one without says nothing about the target."""
-
-  question: str
-  consensus: str
-  failed: bool
-
-
-def _judged(attempts: Sequence[Attempt]) -> list[_Judged]:
-  return [
-    _Judged(a.probe.question, a.consensus, a.find is not None)
-    for a in attempts
-    if a.consensus is not None
-  ]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModeRule(Record):
-  """Matches attempts of `skill` ("" = any) that have at least `least` of `terms` (0 = all)."""
-
-  skill: str
-  terms: tuple[str, ...]
-  least: int = 0
-  rank: int = 0
-
-  def matches(self, skill: str | None, have: frozenset[str]) -> bool:
-    """Whether an attempt with these terms falls under the rule."""
-    if self.skill and self.skill != skill:
-      return False
-    return sum(t in have for t in self.terms) >= (self.least or len(self.terms))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Mode(Record):
-  """A failure mode: its rules, and its counts on the attempts it was discovered on.
-
-  The counts are biased upwards, since the mode was chosen for them: rates to be reported come
-  from fresh probes.
-  """
-
-  mode_id: str
-  name: str
-  kind: str  # skill | term | cross | residual
-  skills: tuple[str, ...]
-  terms: tuple[str, ...]
-  definition: str
-  rules: tuple[ModeRule, ...]
-  n: int
-  k: int
-  lower: float
-  q_value: float
-  examples: tuple[str, ...] = ()
-
-  @property
-  def words(self) -> frozenset[str]:
-    """Its terms without their roles."""
-    return frozenset(t.split(":", 1)[1] for t in self.terms)
-
-
-@dataclasses.dataclass(frozen=True)
 class Taxonomy:
-  """Skills and modes, applied as one decision list: a probe belongs to the first rule it meets."""
+  """Skills and modes, applied as one decision list: a probe belongs to the first rule it meets.
+
+  Attributes:
+    looks: what terms about images mean; None if no mode is about images.
+  """
 
   seeds: Seeds
   modes: tuple[Mode, ...]
   config: TaxonomyConfig = TaxonomyConfig()
+  looks: Looks | None = None
 
   @functools.cached_property
   def _assigner(self) -> Assigner:
     return Assigner(self.seeds, threshold=self.config.assign_threshold)
 
   @functools.cached_property
-  def _rules(self) -> list[tuple[ModeRule, Mode]]:
+  def _lexicon(self) -> Lexicon:
+    return self.seeds.lexicon
+
+  @functools.cached_property
+  def rules(self) -> list[tuple[ModeRule, Mode]]:
+    """The decision list."""
     listed = [(rule, mode) for mode in self.modes for rule in mode.rules]
     return sorted(listed, key=lambda pair: pair[0].rank)
 
-  def match(self, questions: Sequence[str], consensus: Sequence[str | None]) -> list[Mode | None]:
-    """The mode of each probe, or None."""
-    skills = [s for s, _ in self._assigner(questions)]
-    by_skill: dict[str | None, list[tuple[ModeRule, Mode]]] = {
-      s: [(r, m) for r, m in self._rules if r.skill in ("", s)] for s in set(skills)
-    }
+  def match(
+    self,
+    questions: Sequence[str],
+    consensus: Sequence[str | None],
+    images: Sequence[frozenset[str]] = (),
+  ) -> list[Mode | None]:
+    """The mode of each probe, or None.
+
+    Args:
+      questions: of the probes.
+      consensus: of the references.
+      images: terms of their images (`Gallery.terms`); without them no mode about images matches.
+    """
     found = []
-    for question, answer, skill in zip(questions, consensus, skills, strict=True):
-      have = term_set(question, answer)
-      rules = by_skill[skill]
+    for skill, have, rules in self._read(questions, consensus, images):
       found.append(next((m for r, m in rules if r.matches(skill, have)), None))
     return found
 
-  def fresh_rates(self, attempts: Sequence[Attempt]) -> dict[str, rates.Rate]:
-    """Returns the failure rate of every mode, by id, on probes it was not discovered on."""
-    judged = _judged(attempts)
-    matched = self.match([a.question for a in judged], [a.consensus for a in judged])
-    n = Counter(m.mode_id for m in matched if m)
-    k = Counter(m.mode_id for m, a in zip(matched, judged) if m and a.failed)
-    return {m.mode_id: rates.rate(k[m.mode_id], n[m.mode_id]) for m in self.modes}
+  def match_attempts(
+    self, attempts: Sequence[Attempt], gallery: Gallery | None = None
+  ) -> list[Mode | None]:
+    """The mode of each attempt, whose image the gallery looks at."""
+    images = gallery.terms(self.looks, [a.probe for a in attempts]) if gallery else ()
+    return self.match([a.probe.question for a in attempts], [a.consensus for a in attempts], images)
+
+  def possible(
+    self, questions: Sequence[str], images: Sequence[frozenset[str]] = ()
+  ) -> list[frozenset[str]]:
+    """Ids of the modes that each question may fall under, whatever the answer."""
+    rows = self._read(questions, [None] * len(questions), images)
+    return [
+      frozenset(m.mode_id for r, m in rules if r.possible(skill, have))
+      for skill, have, rules in rows
+    ]
+
+  def _read(self, questions, consensus, images):
+    """(skill, terms, rules that its skill allows) of each probe."""
+    skills = [s for s, _ in self._assigner(questions)]
+    by_skill: dict[str | None, list[tuple[ModeRule, Mode]]] = {
+      s: [(r, m) for r, m in self.rules if r.skill in ("", s)] for s in set(skills)
+    }
+    looks = images or [NOWHERE] * len(questions)
+    rows = zip(questions, consensus, skills, looks, strict=True)
+    return (
+      (skill, term_set(question, answer, self._lexicon, look), by_skill[skill])
+      for question, answer, skill, look in rows
+    )
 
   @functools.cached_property
   def families(self) -> dict[str, str]:
@@ -163,13 +148,115 @@ class Taxonomy:
       for mode in left.values():
         failures.update(dict.fromkeys(mode.words, mode.k))
         shared.update(mode.words)
-      words = [w for w in failures if shared[w] > 1]
-      if not words:
+      several = [w for w in failures if shared[w] > 1]
+      if not several:
         break
-      word = max(words, key=lambda w: (failures[w], w))
+      word = max(several, key=lambda w: (failures[w], w))
       found |= {i: word for i, mode in left.items() if word in mode.words}
       left = {i: mode for i, mode in left.items() if i not in found}
     return found | {i: mode.name for i, mode in left.items()}
+
+
+# -------------------------------------------------------------------------------------- evidence
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+  """Attempts with a consensus: one without says nothing about the target.
+
+  Attributes:
+    questions: N texts.
+    images: i64[N], which image each is about.
+    skills: str[N], "" for none.
+    table: their terms and outcomes.
+  """
+
+  seeds: Seeds
+  config: TaxonomyConfig
+  looks: Looks | None
+  questions: tuple[str, ...]
+  images: np.ndarray
+  skills: np.ndarray
+  table: AttemptTable
+
+  @functools.cached_property
+  def lexicon(self) -> Lexicon:
+    """The terms of texts."""
+    return self.seeds.lexicon
+
+
+def gather(
+  attempts: Sequence[Attempt],
+  seeds: Seeds,
+  *,
+  config: TaxonomyConfig = TaxonomyConfig(),
+  gallery: Gallery | None = None,
+) -> Evidence:
+  """Reads attempts into a table.
+
+  Args:
+    attempts: every attempted probe, not only failures; each question about an image once.
+    seeds: the named skills.
+    config: thresholds.
+    gallery: looks at the images; None: modes are about questions and answers alone.
+  """
+  judged = [a for a in attempts if a.consensus is not None]
+  probes = [a.probe for a in judged]
+  questions = [p.question for p in probes]
+  looks = gallery.fit(probes) if gallery else None
+  assigner = Assigner(seeds, threshold=config.assign_threshold)
+  return Evidence(
+    seeds,
+    config,
+    looks,
+    tuple(questions),
+    np.unique([p.image_id for p in probes], return_inverse=True)[1],
+    np.array([s or "" for s, _ in assigner(questions)]),
+    make_table(
+      questions,
+      [a.consensus for a in judged],
+      [a.find is not None for a in judged],
+      lexicon=seeds.lexicon,
+      images=gallery.terms(looks, probes) if gallery else (),
+    ),
+  )
+
+
+def discover_modes(
+  attempts: Sequence[Attempt],
+  seeds: Seeds,
+  *,
+  config: TaxonomyConfig = TaxonomyConfig(),
+  gallery: Gallery | None = None,
+) -> Taxonomy:
+  """Failure modes of attempted probes, most failures first; see `gather`."""
+  return name_modes(gather(attempts, seeds, config=config, gallery=gallery))
+
+
+def name_modes(evidence: Evidence) -> Taxonomy:
+  """Failure modes of evidence, most failures first."""
+  modes = _modes(evidence) if evidence.questions else ()
+  about_images = any(t.startswith("img:") for m in modes for t in m.terms)
+  looks = evidence.looks if about_images else None
+  return Taxonomy(evidence.seeds, modes, evidence.config, looks)
+
+
+def members(taxonomy: Taxonomy, evidence: Evidence) -> np.ndarray:
+  """i64[N]: the place in `taxonomy.modes` of each attempt's mode, -1 for none; as `match`."""
+  place = {m.mode_id: i for i, m in enumerate(taxonomy.modes)}
+  found = np.full(len(evidence.questions), -1)
+  for rule, mode in taxonomy.rules:
+    have = np.zeros(len(found), np.int64)
+    for term in rule.terms:
+      have += evidence.table.column(term)
+    rows = (found < 0) & (have >= (rule.least or len(rule.terms)))
+    if rule.skill:
+      rows &= evidence.skills == rule.skill
+    found[rows] = place[mode.mode_id]
+  return found
+
+
+# ------------------------------------------------------------------------------------- discovery
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,109 +271,79 @@ class _Slice:
   @property
   def words(self) -> str:
     """Its terms without their roles; empty for a whole skill."""
-    return _words(self.found.terms)
+    return words(self.found.terms)
 
 
-def discover_modes(
-  attempts: Sequence[Attempt], seeds: Seeds, *, config: TaxonomyConfig = TaxonomyConfig()
-) -> Taxonomy:
-  """Failure modes of attempted probes, most failures first.
-
-  Args:
-    attempts: every attempted probe, not only failures; each question about an image once.
-    seeds: the named skills.
-    config: thresholds.
-  """
-  judged = _judged(attempts)
-  if not judged:
-    return Taxonomy(seeds, (), config)
-  assigner = Assigner(seeds, threshold=config.assign_threshold)
-  skills = np.array([s or "" for s, _ in assigner([a.question for a in judged])])
-  table = make_table(
-    [a.question for a in judged], [a.consensus for a in judged], [a.failed for a in judged]
-  )
-  return Taxonomy(seeds, _modes(judged, skills, table, seeds, config), config)
-
-
-def _modes(
-  judged: Sequence[_Judged],
-  skills: np.ndarray,
-  table: AttemptTable,
-  seeds: Seeds,
-  config: TaxonomyConfig,
-) -> tuple[Mode, ...]:
-  slices = _within_skills(skills, table, config)
-  open_rows = np.ones(len(judged), bool)
+def _modes(evidence: Evidence) -> tuple[Mode, ...]:
+  table, config = evidence.table, evidence.config
+  slices = _within_skills(evidence)
+  open_rows = np.ones(len(evidence.questions), bool)
   for piece in slices:
     open_rows[piece.rows] = False
-  slices += _across_skills(skills, table, open_rows, _shared_words(slices, config), config)
+  slices += _across_skills(evidence, open_rows, _shared_words(slices, config))
   groups: dict[str, list[_Slice]] = defaultdict(list)
   shared = _shared_words(slices, config)
   for i, piece in enumerate(slices):
     groups[piece.words if piece.words in shared else f"slice {i}"].append(piece)
   rank = {id(piece): i for i, piece in enumerate(slices)}
-  modes = [_mode(group, rank, judged, table, seeds) for group in groups.values()]
+  modes = [_mode(group, rank, evidence) for group in _merge(list(groups.values()), evidence)]
   left = np.flatnonzero(open_rows)
   clusters = residual.clusters(
-    [judged[int(i)].question for i in left],
+    [evidence.questions[int(i)] for i in left],
     table.take(left),
     config=config,
     max_failures=config.max_residual,
     distance=config.cluster_distance,
   )
-  for i, (words, rows, q_value) in enumerate(clusters):
-    modes.append(_residual_mode(words, left[rows], q_value, len(slices) + i, judged, table))
+  for i, (terms, rows, q_value) in enumerate(clusters):
+    least = residual.least(terms)
+    rule = ModeRule(skill="", terms=terms, least=least, rank=len(slices) + i)
+    name = title([rule], seeds=evidence.seeds)
+    modes.append(_finish(name, "residual", (rule,), left[rows], q_value, evidence))
   return tuple(sorted(modes, key=lambda m: (-m.k, m.mode_id)))
 
 
-def _within_skills(skills: np.ndarray, table: AttemptTable, config: TaxonomyConfig) -> list[_Slice]:
+def _within_skills(evidence: Evidence) -> list[_Slice]:
+  table, config = evidence.table, evidence.config
   failed, total = (table.weight * table.failed).sum(), table.weight.sum()
-  slices, names = [], np.unique(skills)
-  for skill in names:
-    rows = np.flatnonzero(skills == skill)
-    group = table.take(rows)
-    k, n = (group.weight * group.failed).sum(), group.weight.sum()
-    rules = decision_list(
-      group,
-      outside=(failed - k, total - n),
-      whole_tests=len(names) if skill else 0,
-      config=config,
-    )
-    for i, found in enumerate(rules):
-      slices.append(_Slice(str(skill), found, rows[found.rows], i > 0 and not found.terms))
-  return slices
+  groups = []
+  for skill in np.unique(evidence.skills):
+    rows = np.flatnonzero(evidence.skills == skill)
+    own = table.take(rows)
+    others = failed - (own.weight * own.failed).sum(), total - own.weight.sum()
+    group = Group(own, others=others if skill else None, config=config)
+    groups.append((str(skill), rows, group))
+  limit = cut([g for *_, g in groups], level=config.level)
+  return [
+    _Slice(skill, found, rows[found.rows], i > 0 and not found.terms)
+    for skill, rows, group in groups
+    for i, found in enumerate(decision_list(group, cut=limit))
+  ]
 
 
 def _across_skills(
-  skills: np.ndarray,
-  table: AttemptTable,
-  open_rows: np.ndarray,
-  shared: frozenset[str],
-  config: TaxonomyConfig,
+  evidence: Evidence, open_rows: np.ndarray, shared: frozenset[str]
 ) -> list[_Slice]:
   """Terms too thin in any one skill, new ones or those that are `shared` already.
 
   Updates `open_rows`.
   """
-  rows = np.flatnonzero(open_rows)
+  rows, config = np.flatnonzero(open_rows), evidence.config
   if not len(rows):
     return []
-  group = table.take(rows)
+  own, skills = evidence.table.take(rows), evidence.skills[rows]
 
   def in_several_skills(found: FoundRule) -> bool:
-    failing = found.rows[group.failed[found.rows] > 0]
-    several = len(np.unique(skills[rows[failing]])) >= config.cross_skills
-    return several or _words(found.terms) in shared
+    failing = found.rows[own.failed[found.rows] > 0]
+    several = len(np.unique(skills[failing])) >= config.cross_skills
+    return several or words(found.terms) in shared
 
-  rules = decision_list(group, config=config, accept=in_several_skills)
+  group = Group(own, config=config)
+  limit = cut([group], level=config.level)
+  rules = decision_list(group, cut=limit, accept=in_several_skills)
   for found in rules:
     open_rows[rows[found.rows]] = False
   return [_Slice("", found, rows[found.rows], False) for found in rules]
-
-
-def _words(terms: Sequence[str]) -> str:
-  """`q:row one`, `a:red` → `red + row one`."""
-  return " + ".join(sorted({t.split(":", 1)[1] for t in terms}))
 
 
 def _shared_words(slices: Sequence[_Slice], config: TaxonomyConfig) -> frozenset[str]:
@@ -298,87 +355,90 @@ def _shared_words(slices: Sequence[_Slice], config: TaxonomyConfig) -> frozenset
   return frozenset(w for w, s in skills.items() if "" in s or len(s) >= config.cross_skills)
 
 
-def _mode(
-  group: Sequence[_Slice],
-  rank: Mapping[int, int],
-  judged: Sequence[_Judged],
-  table: AttemptTable,
-  seeds: Seeds,
-) -> Mode:
-  rules = tuple(ModeRule(skill=p.skill, terms=p.found.terms, rank=rank[id(p)]) for p in group)
-  skills = tuple(sorted({p.skill for p in group if p.skill}))
-  first = group[0]
-  cross = len(group) > 1 or not first.skill
-  if cross:
-    category = seeds.category(first.words)
-    name = f"{category} {first.words}" if category else f"{first.words} (across skills)"
-  elif first.found.terms:
-    name = f"{first.skill or 'other'}: {' + '.join(_short(t) for t in first.found.terms)}"
-  else:
-    name = f"{first.skill}: other" if first.later else first.skill
-  kind = "cross" if cross else "term" if first.found.terms else "skill"
+# --------------------------------------------------------------------------------------- merging
+
+
+def _merge(groups: list[list[_Slice]], evidence: Evidence) -> list[list[_Slice]]:
+  """Merges siblings whose failure rates are shown to differ by less than the margin, both ways."""
+  done: list[tuple[list[_Slice], float, float]] = []
+  for group, k, n in sorted(((g, *_count(g, evidence.table)) for g in groups), key=lambda x: -x[1]):
+    for i, (other, other_k, other_n) in enumerate(done):
+      margin = evidence.config.margin
+      if (
+        any(_siblings(a, b, evidence.lexicon) for a in group for b in other)
+        and alike(k, n, other_k, other_n, margin=margin)
+        and alike(other_k, other_n, k, n, margin=margin)
+      ):
+        done[i] = other + group, other_k + k, other_n + n
+        break
+    else:
+      done.append((group, k, n))
+  return [group for group, *_ in done]
+
+
+def _count(group: Sequence[_Slice], table: AttemptTable) -> tuple[float, float]:
   rows = np.concatenate([p.rows for p in group])
-  return _finish(
-    name, kind, skills, rules, rows, max(p.found.q_value for p in group), judged, table
-  )
+  return float((table.weight * table.failed)[rows].sum()), float(table.weight[rows].sum())
 
 
-def _residual_mode(
-  words: tuple[str, ...],
-  rows: np.ndarray,
-  q_value: float,
-  rank: int,
-  judged: Sequence[_Judged],
-  table: AttemptTable,
-) -> Mode:
-  rule = ModeRule(skill="", terms=words, least=residual.least(words), rank=rank)
-  name = "other: " + ", ".join(_short(w) for w in words[:3])
-  return _finish(name, "residual", (), (rule,), rows, q_value, judged, table)
+def _siblings(a: _Slice, b: _Slice, lexicon: Lexicon) -> bool:
+  """One says what the other says and more, or they tell apart words of one kind in one skill."""
+  mine, other = set(a.found.terms), set(b.found.terms)
+  if not mine or not other:
+    return a.skill == b.skill
+  words_a, words_b = ({t.split(":", 1)[1] for t in terms} for terms in (mine, other))
+  if words_a <= words_b or words_b <= words_a:
+    return True
+  only = sorted(mine - other), sorted(other - mine)
+  if a.skill != b.skill or not a.skill or len(only[0]) != 1 or len(only[1]) != 1:
+    return False
+  (role, word), (other_role, other_word) = (x[0].split(":", 1) for x in only)
+  return role == other_role and bool(_kinds(word, lexicon) & _kinds(other_word, lexicon))
+
+
+def _kinds(word: str, lexicon: Lexicon) -> frozenset[str]:
+  """What a word is one of: numbers, categories, measures of an image."""
+  own = lexicon.kinds(word) | ({word} if word.startswith("[") else set())
+  if word.startswith("number ") or number_terms(word):
+    return own | {"number"}
+  return own | ({word.split(" ")[0]} if " < " in word or " > " in word else set())
+
+
+# ---------------------------------------------------------------------------------------- naming
+
+
+def _mode(group: Sequence[_Slice], rank: dict[int, int], evidence: Evidence) -> Mode:
+  rules = tuple(ModeRule(skill=p.skill, terms=p.found.terms, rank=rank[id(p)]) for p in group)
+  skills = {p.skill for p in group}
+  cross = len(skills) > 1 or "" in skills
+  name = title(rules, seeds=evidence.seeds, later=group[0].later)
+  kind = "cross" if cross else "term" if any(r.terms for r in rules) else "skill"
+  rows = np.concatenate([p.rows for p in group])
+  return _finish(name, kind, rules, rows, max(p.found.q_value for p in group), evidence)
 
 
 def _finish(
   name: str,
   kind: str,
-  skills: tuple[str, ...],
   rules: tuple[ModeRule, ...],
   rows: np.ndarray,
   q_value: float,
-  judged: Sequence[_Judged],
-  table: AttemptTable,
+  evidence: Evidence,
 ) -> Mode:
+  table = evidence.table
   failing = rows[table.failed[rows] > 0]
   n, k = int(table.weight[rows].sum()), int(table.weight[failing].sum())
-  identity = sorted([r.skill, *r.terms, str(r.least)] for r in rules)
   return Mode(
-    mode_id="m-" + canonical_hash([name, identity])[:10],
+    mode_id=mode_id(name, rules),
     name=name,
     kind=kind,
-    skills=skills,
+    skills=tuple(sorted({r.skill for r in rules if r.skill})),
     terms=tuple(sorted({t for r in rules for t in r.terms})),
-    definition=" Or: ".join(dict.fromkeys(_define(r, rules) for r in rules)),
+    definition=define(rules),
     rules=rules,
     n=n,
     k=k,
     lower=float(rates.lower_bounds(k, n)),
     q_value=q_value,
-    examples=tuple(dict.fromkeys(judged[i].question for i in failing))[:5],
+    examples=tuple(dict.fromkeys(evidence.questions[i] for i in failing))[:5],
   )
-
-
-def _short(term: str) -> str:
-  role, word = term.split(":", 1)
-  return f"answer={word}" if role == "a" else word
-
-
-def _define(rule: ModeRule, siblings: Sequence[ModeRule]) -> str:
-  """The rule in words; rules that differ only in the skill are told together."""
-  skills = sorted({r.skill for r in siblings if r.terms == rule.terms and r.skill})
-  where = "skill " + ", ".join(skills) if skills else "any skill"
-  if not rule.terms:
-    return f"questions of {where} that no earlier mode covers"
-  phrase = {"q": "the question says “{}”", "a": "the answer is “{}”", "any": "“{}” is in it"}
-  parts = [phrase[t.split(":", 1)[0]].format(t.split(":", 1)[1]) for t in rule.terms]
-  joined = " and ".join(parts)
-  if rule.least:
-    return f"{where}, at least {rule.least} of: " + "; ".join(parts)
-  return f"{where}, {joined}"

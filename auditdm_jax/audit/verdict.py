@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From answers to a verdict: the references' consensus, and whether the target conflicts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 
 from auditdm_jax.audit.judge import Judge, Same
@@ -9,11 +9,40 @@ from auditdm_jax.audit.probe import Verdict
 
 
 @dataclasses.dataclass(frozen=True)
+class ConsensusRule:
+  """What makes a consensus of the references.
+
+  Attributes:
+    share: least share of their weight that must stand behind one answer, above a half; 1 = all.
+    weights: rows (reference, weight); 1 for those without one.
+    abstentions: answers such as "unanswerable" that stand behind nothing, even when unanimous.
+  """
+
+  share: float = 1.0
+  weights: tuple[tuple[str, float], ...] = ()
+  abstentions: tuple[str, ...] = ()
+
+  def weight(self, reference: str) -> float:
+    return dict(self.weights).get(reference, 1.0)
+
+  def needs(self, references: Iterable[str]) -> float:
+    """The weight that makes a consensus: more than a half of all; 0.67 of three is two of them."""
+    share = max(self.share - _ROUNDED, 0.5 + _EXACT) if self.share < 1 else 1 - _EXACT
+    return share * sum(self.weight(name) for name in references)
+
+
+UNANIMOUS = ConsensusRule()
+_ROUNDED = 0.01  # Shares are written with two digits.
+_EXACT = 1e-9  # Sums of weights are not exact.
+
+
+@dataclasses.dataclass(frozen=True)
 class Decision:
   """What a set of answers amounts to.
 
   Attributes:
-    consensus: the first reference's wording if all references agree, else None.
+    consensus: what the references agree on, in the wording of the first of those that agree, else
+      None. Where a cascade stopped early, the reference's answer that the target shares.
     agree: the references agree on something that is not an abstention.
     disagreement: the signal s of the paper: agree, and the target means something else.
     reason: disagreement | agreement | no consensus | abstention | no answer | skipped | undecided,
@@ -26,53 +55,128 @@ class Decision:
   reason: str
 
 
+class _Poll:
+  """The references' answers to a question, with what each weighs.
+
+  An answer leads those later ones that mean the same. The heaviest group is the consensus if it
+  weighs enough, the earlier one of two. With every reference needed, only the first can lead.
+  """
+
+  def __init__(
+    self, answers: Mapping[str, str | None], judge: Judge, rule: ConsensusRule, question: str
+  ):
+    if not answers:
+      raise ValueError("a verdict needs at least one reference")
+    self._judge, self._question = judge, question
+    self.need = rule.needs(answers)
+    known = {name: a for name, a in answers.items() if a is not None}
+    silent = {name for name, a in known.items() if not judge.normalize(a)}
+    abstain = {
+      name for name, a in known.items() if name not in silent and _abstains(a, judge, rule)
+    }
+    self.blocked = "no answer" if silent else "abstention" if abstain else ""
+    self.unasked = sum(rule.weight(name) for name in answers if name not in known)
+    self.said = [
+      (a, rule.weight(name)) for name, a in known.items() if name not in silent | abstain
+    ]
+
+  def leaders(self) -> list[int]:
+    """Rows of the answers that could lead a consensus if all later ones meant the same."""
+    rest = [sum(w for _, w in self.said[i:]) + self.unasked for i in range(len(self.said))]
+    return [i for i, weight in enumerate(rest) if weight >= self.need]
+
+  def pairs(self) -> list[tuple[str, str, str]]:
+    """The (question, answer, answer) that are compared."""
+    said, question = self.said, self._question
+    return [(question, said[i][0], other) for i in self.leaders() for other, _ in said[i + 1 :]]
+
+  def group(self, leader: int) -> tuple[float, float]:
+    """The weight behind an answer, and that of answers about which the judge is undecided."""
+    answer, weight = self.said[leader]
+    undecided = 0.0
+    for other, more in self.said[leader + 1 :]:
+      outcome = self._judge.compare(answer, other, question=self._question)
+      weight += more * (outcome is Same.SAME)
+      undecided += more * (outcome is Same.UNDECIDED)
+    return weight, undecided
+
+  def consensus(self) -> tuple[str | None, str]:
+    """The consensus, or None and why there is none: "skipped" where it is still open."""
+    groups = {i: self.group(i) for i in self.leaders()}
+    best = max(groups, key=lambda i: groups[i][0], default=None)
+    most = groups[best][0] if best is not None else 0.0
+    if best is not None and most >= self.need:
+      return self.said[best][0].strip(), ""
+    if most + self.unasked >= self.need:
+      return None, "skipped"
+    if not self.blocked and any(sum(g) + self.unasked >= self.need for g in groups.values()):
+      return None, "undecided"
+    return None, self.blocked or "no consensus"
+
+  def hopeful(self) -> list[str]:
+    """The answers that could still become the consensus."""
+    return [self.said[i][0] for i in self.leaders() if self.group(i)[0] + self.unasked >= self.need]
+
+
 def decide(
   target_answer: str | None,
   reference_answers: Mapping[str, str | None],
   judge: Judge,
   *,
-  abstentions: Sequence[str] = (),
+  rule: ConsensusRule = UNANIMOUS,
   question: str = "",
 ) -> Decision:
-  """Consensus = unanimous references, in the order given; agreement is with the first of them.
+  """Decides whether the references agree, and whether the target conflicts with that.
 
   Args:
     target_answer: the target's answer; None if a cascade did not ask for it, "" if it gave none.
     reference_answers: answers by reference name; None where not asked, "" where none was given.
     judge: decides sameness.
-    abstentions: answers such as "unanswerable" that are no consensus even when unanimous.
+    rule: what makes a consensus.
     question: passed on to a judge that wants it.
 
   Returns:
-    The decision. What was not asked or not answered never makes a disagreement, and never a
-    consensus; a target that abstains conflicts with references that agree.
+    The decision. A target that was not asked or did not answer makes no disagreement; one that
+    abstains conflicts with references that agree.
   """
-  if not reference_answers:
-    raise ValueError("a verdict needs at least one reference")
-  known = [a for a in reference_answers.values() if a is not None]
-  silent = target_answer is not None and not target_answer.strip()
-  if silent or any(not judge.normalize(a) for a in known):
+  poll = _Poll(reference_answers, judge, rule, question)
+  if target_answer is not None and not target_answer.strip():
     return Decision(None, False, False, "no answer")
-  if any(_abstains(a, judge, abstentions) for a in known):
-    return Decision(None, False, False, "abstention")
-  outcomes = [judge.compare(known[0], a, question=question) for a in known[1:]]
-  if Same.DIFFERENT in outcomes:
-    return Decision(None, False, False, "no consensus")
-  if Same.UNDECIDED in outcomes:
-    return Decision(None, False, False, "undecided")
-  if target_answer is None or len(known) < len(reference_answers):
+  consensus, reason = poll.consensus()
+  if consensus is None:
+    shared = _shared(poll, target_answer, judge, question) if reason == "skipped" else None
+    return Decision(shared, False, False, reason)
+  if target_answer is None:
     return Decision(None, False, False, "skipped")
-  outcome = judge.compare(target_answer, known[0], question=question)
+  outcome = judge.compare(target_answer, consensus, question=question)
   if outcome is Same.UNDECIDED:
     return Decision(None, False, False, "undecided")
   differs = outcome is Same.DIFFERENT
-  reason = "disagreement" if differs else "agreement"
-  return Decision(known[0].strip(), True, differs, reason)
+  return Decision(consensus, True, differs, "disagreement" if differs else "agreement")
 
 
-def _abstains(answer: str, judge: Judge, abstentions: Sequence[str]) -> bool:
+def _shared(poll: _Poll, target_answer: str | None, judge: Judge, question: str) -> str | None:
+  """The answer that may become the consensus and that the target does not contradict."""
+  for answer in poll.hopeful() if target_answer is not None else ():
+    if judge.compare(target_answer, answer, question=question) is not Same.DIFFERENT:
+      return answer.strip()
+  return None
+
+
+def consensus_of(
+  reference_answers: Mapping[str, str],
+  judge: Judge,
+  *,
+  rule: ConsensusRule = UNANIMOUS,
+  question: str = "",
+) -> str | None:
+  """Returns what the references agree on, as `decide` finds it; None if they do not."""
+  return _Poll(reference_answers, judge, rule, question).consensus()[0]
+
+
+def _abstains(answer: str, judge: Judge, rule: ConsensusRule) -> bool:
   """Whether an answer is one of the abstentions; by the rules, a model has no say here."""
-  return any(judge.by_rules(answer, other) is Same.SAME for other in abstentions)
+  return any(judge.by_rules(answer, other) is Same.SAME for other in rule.abstentions)
 
 
 def prepare(
@@ -82,7 +186,7 @@ def prepare(
   *,
   target: str,
   references: Sequence[str],
-  abstentions: Sequence[str] = (),
+  rule: ConsensusRule = UNANIMOUS,
 ) -> None:
   """Lets a judge's model compare the answers to many probes in two calls, before `decide`.
 
@@ -94,20 +198,20 @@ def prepare(
     questions: of the probes.
     target: name of the target.
     references: names of the references.
-    abstentions: as in `decide`.
+    rule: as in `decide`.
   """
   if judge.model is None:
     return
-  rows = []
-  for i, question in enumerate(questions):
-    known = [a for name in references if (a := answers[name][i]) is not None]
-    if known and not any(_abstains(a, judge, abstentions) for a in known):
-      rows.append((question, known, answers[target][i]))
-  judge.prepare((q, known[0], other) for q, known, _ in rows for other in known[1:])
+  polls = [
+    _Poll({name: answers[name][i] for name in references}, judge, rule, question)
+    for i, question in enumerate(questions)
+  ]
+  judge.prepare(pair for poll in polls for pair in poll.pairs())
   judge.prepare(
-    (q, said, known[0])
-    for q, known, said in rows
-    if said is not None and all(judge.same(known[0], other, question=q) for other in known[1:])
+    (question, said, answer)
+    for question, poll, said in zip(questions, polls, answers[target], strict=True)
+    if said is not None
+    for answer in poll.hopeful()
   )
 
 
@@ -116,19 +220,20 @@ def is_fixed(
   reference_answers: Mapping[str, str | None],
   judge: Judge,
   *,
-  abstentions: Sequence[str] = (),
+  rule: ConsensusRule = UNANIMOUS,
   question: str = "",
 ) -> bool:
   """Whether no further answer can turn this into a disagreement (the cascade's stop rule)."""
-  partial = decide(
-    target_answer, reference_answers, judge, abstentions=abstentions, question=question
-  )
+  partial = decide(target_answer, reference_answers, judge, rule=rule, question=question)
   if partial.reason != "skipped":
     return True
-  first = next(iter(reference_answers.values()))
-  if target_answer is None or first is None:
+  poll = _Poll(reference_answers, judge, rule, question)
+  if target_answer is None or poll.unasked >= poll.need:
     return False
-  return judge.compare(target_answer, first, question=question) is not Same.DIFFERENT
+  return all(
+    judge.compare(target_answer, answer, question=question) is not Same.DIFFERENT
+    for answer in poll.hopeful()
+  )
 
 
 def verdict(
@@ -138,7 +243,7 @@ def verdict(
   *,
   target: str,
   references: Sequence[str],
-  abstentions: Sequence[str] = (),
+  rule: ConsensusRule = UNANIMOUS,
   question: str = "",
   raw: Mapping[str, str] = {},  # noqa: B006  Never changed.
   kinds: Mapping[str, str] = {},  # noqa: B006
@@ -148,7 +253,7 @@ def verdict(
     answers[target],
     {name: answers[name] for name in references},
     judge,
-    abstentions=abstentions,
+    rule=rule,
     question=question,
   )
   return Verdict(

@@ -29,6 +29,7 @@ from auditdm_jax.audit import gates
 from auditdm_jax.audit import outside as outside_lib
 from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.audit.attempt import Failure, Find, Gate, Opinion, Stability
+from auditdm_jax.audit.duplicates import DuplicateIndex, fingerprint
 from auditdm_jax.audit.outside import Outside
 from auditdm_jax.audit.verdict import decide
 
@@ -116,7 +117,7 @@ def verify(
   jitter: Jitter | None = None,
   outside: Sequence[Outside] = (),
   config: VerifyConfig = VerifyConfig(),
-  benchmark: gates.DuplicateIndex | None = None,
+  benchmark: DuplicateIndex | None = None,
   progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
   """Grades finds.
@@ -138,17 +139,17 @@ def verify(
     One Failure per find, in order, and the funnel.
   """
   made = measured or [()] * len(finds)
-  seen, failures = gates.DuplicateIndex(), []
+  seen, failures = DuplicateIndex(), []
   change = jitter or default_jitter
   # In chunks: the trials' images exist only while their finds are looked at.
   for start in range(0, len(finds), config.chunk):
     chunk = finds[start : start + config.chunk]
     tries = _try(chunk, bank, images, paraphrase, change, config)
     opinions = outside_lib.ask(outside, chunk, bank.judge)
-    for find, own, tried, opinion in zip(chunk, made[start:], tries, opinions):
+    own_gates = made[start : start + config.chunk]
+    for find, own, tried, opinion in zip(chunk, own_gates, tries, opinions, strict=True):
       image = images(find.probe.image_id)
       here = _gates(find, tried, bank, image, seen=seen, benchmark=benchmark, config=config)
-      seen.add(image, find.probe.question)
       learned = _Learned(
         gates=(*here, *own),
         stability=_stability(find, tried, bank),
@@ -159,6 +160,35 @@ def verify(
     if progress:
       progress(len(failures), len(finds))
   return Verification(tuple(failures), _funnel(failures, config))
+
+
+@dataclasses.dataclass(frozen=True)
+class Retried:
+  """A find that was asked again, and what the models said.
+
+  Attributes:
+    trials: for each trial its label, its question and all answers by model.
+    stability: in how many of them the same disagreement showed.
+  """
+
+  trials: tuple[tuple[str, str, dict[str, str]], ...]
+  stability: Stability
+
+
+def retry(
+  finds: Sequence[Find],
+  bank: ModelBank,
+  *,
+  images: Callable[[str], np.ndarray],
+  paraphrase: Paraphrase | None = None,
+  config: VerifyConfig,
+) -> list[Retried]:
+  """Asks finds again by the trials of `verify`, without grading them; arguments as there."""
+  tried = _try(finds, bank, images, paraphrase, default_jitter, config)
+  return [
+    Retried(tuple((t.label, t.question, a) for t, a in own), _stability(find, own, bank))
+    for find, own in zip(finds, tried, strict=True)
+  ]
 
 
 def _try(
@@ -254,7 +284,7 @@ def _stability(
       answers[bank.target],
       {name: answers[name] for name in bank.references},
       bank.judge,
-      abstentions=bank.config.abstentions,
+      rule=bank.config.rule,
       question=trial.question,
     )
     again = decision.disagreement and bank.judge.same(
@@ -274,29 +304,33 @@ def _gates(
   bank: ModelBank,
   image: np.ndarray,
   *,
-  seen: gates.DuplicateIndex,
-  benchmark: gates.DuplicateIndex | None,
+  seen: DuplicateIndex,
+  benchmark: DuplicateIndex | None,
   config: VerifyConfig,
 ) -> tuple[Gate, ...]:
-  probe = find.probe
+  """The gates of a find, which is `seen` from then on."""
+  probe, looks = find.probe, fingerprint(image)
   answers = {trial.label: a for trial, a in tried}
 
-  def references(label: str) -> list[str]:
-    return [answers[label][name] for name in bank.references]
+  def references(label: str) -> dict[str, str]:
+    return {name: answers[label][name] for name in bank.references}
 
+  rule = bank.config.rule
   wordings = [references(label) for label in answers if label.startswith("paraphrase")]
   prior = Gate.unmeasured("language_prior", "no blank image was shown")
   if config.blank_image:
     seen_and_blank = references("greedy:0"), references("blank:0")
-    prior = gates.language_prior(*seen_and_blank, bank.judge, question=probe.question)
+    prior = gates.language_prior(*seen_and_blank, bank.judge, rule=rule, question=probe.question)
   leak = Gate.unmeasured("benchmark_leak", "no benchmark to compare with")
   if benchmark is not None:
-    leak = gates.near_duplicate(image, probe.question, benchmark, name="benchmark_leak")
+    leak = gates.near_duplicate(looks, probe.question, benchmark, name="benchmark_leak")
+  duplicate = gates.near_duplicate(looks, probe.question, seen)
+  seen.add(looks, probe.question)
   return (
     gates.well_formed(probe.question, max_words=config.max_words),
-    gates.answerable(find.consensus, wordings, bank.judge, question=probe.question),
+    gates.answerable(find.consensus, wordings, bank.judge, rule=rule, question=probe.question),
     gates.both_ways(find.said, find.consensus, bank.judge, question=probe.question),
-    gates.near_duplicate(image, probe.question, seen),
+    duplicate,
     gates.image_sane(image),
     prior,
     leak,

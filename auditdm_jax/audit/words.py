@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Words of short questions and answers: tokens, content terms, TF-IDF. No model, no download."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import functools
 import math
 import re
@@ -38,6 +38,57 @@ def terms(text: str) -> frozenset[str]:
   """
   words = content_words(text)
   return frozenset(words) | {f"{a} {b}" for a, b in zip(words, words[1:])}
+
+
+_NUMERALS = {
+  word: i
+  for i, word in enumerate(
+    "zero one two three four five six seven eight nine ten eleven twelve".split()
+  )
+}
+_CUTS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 50, 100)
+
+
+def number_terms(text: str) -> list[str]:
+  """On which side of some whole numbers the only number of a text lies: `number > 3`."""
+  values = {
+    _NUMERALS[t] if t in _NUMERALS else int(t)
+    for t in tokens(text)
+    if t in _NUMERALS or (t.isdecimal() and len(t) < 10)
+  }
+  if len(values) != 1:
+    return []
+  value = values.pop()
+  return [f"number > {c}" if value > c else f"number < {c + 1}" for c in _CUTS]
+
+
+def kind_term(kind: str) -> str:
+  """The term of texts that name a thing of a kind; no token has brackets."""
+  return f"[{kind}]"
+
+
+class Lexicon:
+  """The terms of texts, with kinds of things (`[vehicle]`) beside the words themselves."""
+
+  def __init__(self, kinds: Mapping[str, Sequence[str]]):
+    """Takes the words of each kind; an entry may have two words."""
+    self._kinds: dict[str, set[str]] = {}
+    for kind, words in kinds.items():
+      for word in words:
+        self._kinds.setdefault(" ".join(content_words(word)), set()).add(kind_term(kind))
+    self._terms = functools.lru_cache(maxsize=65536)(self._find)
+
+  def terms(self, text: str) -> frozenset[str]:
+    """Content words, pairs of neighbours, and kinds."""
+    return self._terms(text)
+
+  def kinds(self, word: str) -> frozenset[str]:
+    """The terms of the kinds that list a word."""
+    return frozenset(self._kinds.get(word, ()))
+
+  def _find(self, text: str) -> frozenset[str]:
+    plain = terms(text)
+    return plain.union(*(self._kinds[t] for t in plain if t in self._kinds))
 
 
 @functools.lru_cache(maxsize=65536)

@@ -9,7 +9,7 @@ import math
 
 import markupsafe
 
-from auditdm_jax.audit.report import charts
+from auditdm_jax.audit.report import text as text_lib
 from auditdm_jax.bench import sheets
 from auditdm_jax.bench.table import BenchRow, BenchTable, RoleChange
 
@@ -47,7 +47,7 @@ def forest(table: BenchTable) -> str:
   ).format(
     w=_WIDTH,
     h=height,
-    label=charts.visible(label),
+    label=text_lib.visible(label),
     style=markupsafe.Markup(_STYLE),
     legend=markupsafe.Markup("").join(_legend(table.roles)),
     body=markupsafe.Markup("").join(parts),
@@ -125,4 +125,4 @@ def _text(
 ) -> markupsafe.Markup:
   return markupsafe.Markup(
     '<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{text}</text>'
-  ).format(x=x, y=y, anchor=anchor, kind=kind, text=charts.visible(text))
+  ).format(x=x, y=y, anchor=anchor, kind=kind, text=text_lib.visible(text))

@@ -3,8 +3,6 @@
 
 import os
 
-import markupsafe
-
 from auditdm_jax.audit.report import write
 from auditdm_jax.audit.report.data import ExtraPage
 from auditdm_jax.bench import forest, sheets
@@ -16,15 +14,11 @@ PLOT = "table.svg"
 
 def page_of(table: BenchTable, *, path: str) -> ExtraPage:
   """Returns the page; its plot lies beside it."""
-  body = (
-    write.environment()
-    .get_template("benchmarks.html")
-    .render(baseline=table.baseline, plot=PLOT, sheets=sheets.sheets(table))
-  )
   return ExtraPage(
     name="Benchmarks",
     path=path,
-    body=markupsafe.Markup(body),  # The template has escaped it.
+    template="benchmarks.html",
+    values={"baseline": table.baseline, "plot": PLOT, "sheets": sheets.sheets(table)},
     files={PLOT: forest.forest(table)},
   )
 

@@ -14,6 +14,7 @@ import re
 from typing import Any
 
 from auditdm_jax.audit.report import charts
+from auditdm_jax.audit.report import text as text_lib
 from auditdm_jax.bench.specs.base import PaperRow
 from auditdm_jax.bench.table import BenchRow, BenchTable, RoleCell, RoleChange
 
@@ -188,7 +189,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _marked(text: str) -> str:
-  words = " ".join(charts.visible(text[: 4 * _MAX_CELL]).split())
+  words = " ".join(text_lib.visible(text[: 4 * _MAX_CELL]).split())
   return _MARKED.sub(r"\\\1", words)
 
 
@@ -206,7 +207,7 @@ def as_csv(table: BenchTable) -> str:
 def _unformulated(value: Any) -> Any:
   if not isinstance(value, str):
     return value
-  text = " ".join(charts.visible(value).split())
+  text = " ".join(text_lib.visible(value).split())
   return f"'{text}" if text.startswith(_FORMULA) else text
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.audit.attempt import Find, is_true
-from auditdm_jax.audit.judge import Same
+from auditdm_jax.audit.verdict import consensus_of
 from auditdm_jax.core import streams
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rl import reward as reward_lib
@@ -107,14 +107,16 @@ class Scorer:
       image_ids=[result[i].image_id for i in rows],
       models=self.bank.references,
     )
-    judge = self.bank.judge
-    pairs = {
-      i: [(result[i].question, result[i].consensus, said[k]) for said in answers.values()]
+    judge, rule = self.bank.judge, self.bank.config.rule
+    judge.prepare(
+      (result[i].question, result[i].consensus, said[k])
       for k, i in enumerate(rows)
-    }
-    judge.prepare(pair for of_one in pairs.values() for pair in of_one)
-    for i, of_one in pairs.items():
-      kept = all(said is Same.SAME for said in judge.compare_all(of_one))
+      for said in answers.values()
+    )
+    for k, i in enumerate(rows):
+      said, question = {name: own[k] for name, own in answers.items()}, result[i].question
+      again = consensus_of(said, judge, rule=rule, question=question)
+      kept = again is not None and judge.same(result[i].consensus, again, question=question)
       result[i] = dataclasses.replace(result[i], kept=kept)
     return result
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who asks: an auditor in training, stored auditors, and the data set's own questions."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -33,6 +33,7 @@ from auditdm_jax.stages.truth import ModeKey
 
 SEARCH: draws.Walk = ("search",)  # The walk that measures search success.
 CONTROL = "control"  # The arm of the random questions at equal queries.
+FRESH = "fresh"  # The arm of the probes that modes are measured on.
 _SEARCH_ROWS = 16  # Images in a chunk of it, for each sample of a group.
 
 
@@ -274,6 +275,38 @@ class Asker:
       chunk += 1
     return out
 
+  @property
+  def chunk_size(self) -> int:
+    """Questions that are drawn at once."""
+    return sum(self._prober.config.counts().values()) * self._ctx.settings.grpo.group_size
+
+  def draw(
+    self,
+    step: int | None,
+    chunk: int,
+    *,
+    arm: str,
+    keep: Callable[[Sequence[Attempt]], Sequence[bool]],
+  ) -> list[Attempt]:
+    """Draws one chunk of questions and asks those that `keep` wants: a pure function of these.
+
+    Args:
+      step: updates of the auditor, None = untrained.
+      chunk: which.
+      arm: name in the records, and of the draws.
+      keep: is told the attempts that would be made.
+    """
+    scale, seed = self._ctx.settings.grpo.group_size, self._ctx.settings.seed
+    counts = {s: k * scale for s, k in self._prober.config.counts().items()}
+    prompts = draws.draw_prompts(
+      counts, seed=seed, walk=(arm, "more"), step=chunk, size=len(self._pool)
+    )
+    done = self._prober.generate(self._take(step), prompts, timer=metrics.Timer(), group=1)
+    done = [t for t in done if t.question and not t.invalid]
+    wanted = keep([attempt_of(t, arm=arm, step=step or 0) for t in done])
+    judged = self._scorer.judge([t for t, yes in zip(done, wanted, strict=True) if yes])
+    return [attempt_of(t, arm=arm, step=step or 0) for t in judged if t.verdict]
+
 
 def search_asker(ctx: Context, bank: ModelBank) -> Asker:
   """Returns an asker of one question about each image of the fresh split.
@@ -356,13 +389,22 @@ def ask_questions(
   )
   if progress:
     progress.close()
-  seed = ctx.settings.seed
+  rows = zip(unanswered(ctx, pool, asked, arm=arm), verdicts, strict=True)
+  return [dataclasses.replace(attempt, verdict=verdict) for attempt, verdict in rows]
+
+
+def unanswered(
+  ctx: Context, pool: InMemoryPool, asked: Sequence[tuple[int, str]], *, arm: str
+) -> list[Attempt]:
+  """Returns the attempts that (image number, question) pairs would be."""
   return [
     Attempt(
-      probe=Probe.make(image_id, question, arm=arm, source=f"{pool.split}/{i}", seed=seed),
-      verdict=verdict,
+      probe=Probe.make(
+        pool.image_id(i), question, arm=arm, source=f"{pool.split}/{i}", seed=ctx.settings.seed
+      ),
+      verdict=None,
     )
-    for (i, question), image_id, verdict in zip(asked, ids, verdicts, strict=True)
+    for i, question in asked
   ]
 
 
@@ -377,14 +419,31 @@ def random_control(ctx: Context, n: int) -> list[Attempt]:
   return ask_questions(ctx, bank, pool, asked, arm=CONTROL, label="random questions", cascade=False)
 
 
-def fresh_attempts(ctx: Context) -> list[Attempt]:
-  """Puts questions about the fresh split to the audited target and all references.
+def fresh_attempts(ctx: Context, *, bank: ModelBank | None = None) -> list[Attempt]:
+  """Puts questions about the fresh split to a target and all references.
 
-  They are all of the data set's, or if it has none, `discover.search_probes` of the auditor's.
+  They are the data set's, or `discover.search_probes` of the auditor's, at most
+  `taxonomy.fresh.rest`: see `stages.fresh`, which asks more about modes.
+
+  Args:
+    ctx: the run's config and models.
+    bank: target and references; None = the audited target.
   """
-  pool, bank, arm = ctx.pool("fresh"), ctx.models.bank(), "fresh"
-  if asked := pool.asked():
-    return ask_questions(ctx, bank, pool, asked, arm=arm, label="fresh probes", cascade=False)
-  asker = Asker(ctx, bank, pool=pool, prompts={"question": _SEARCH_ROWS}, full=True)
-  n, step = ctx.settings.discover.search_probes, ctx.settings.optim.steps or None
-  return [a for a in asker.ask(step, n, arm=arm, walk=(arm,), asked=()) if a.verdict]
+  pool, bank = ctx.pool("fresh"), bank or ctx.models.bank()
+  config = ctx.settings.taxonomy.fresh
+  if asks_data_set(ctx):
+    asked = RandomQuestions(pool, ctx.settings.seed, FRESH).next(config.rest)
+    return ask_questions(ctx, bank, pool, asked, arm=FRESH, label="fresh probes", cascade=False)
+  n, step = min(config.rest, ctx.settings.discover.search_probes), ctx.settings.optim.steps or None
+  asker = fresh_asker(ctx, bank)
+  return [a for a in asker.ask(step, n, arm=FRESH, walk=(FRESH,), asked=()) if a.verdict]
+
+
+def asks_data_set(ctx: Context) -> bool:
+  """Whether the data set proposes the fresh questions; else the auditor does."""
+  return ctx.settings.taxonomy.fresh.proposer != "auditor" and bool(ctx.pool("fresh").asked())
+
+
+def fresh_asker(ctx: Context, bank: ModelBank) -> Asker:
+  """Returns an asker of questions about the fresh split, which all models answer."""
+  return Asker(ctx, bank, pool=ctx.pool("fresh"), prompts={"question": _SEARCH_ROWS}, full=True)

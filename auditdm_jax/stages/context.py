@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a stage opens from one config and one workdir, whose manifest it writes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -12,9 +12,11 @@ import time
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
+import numpy as np
 
 from auditdm_jax.audit import skills
 from auditdm_jax.audit.judging import model as judge_model
+from auditdm_jax.audit.looks import Gallery
 from auditdm_jax.core import jsonio, paths, runtime
 from auditdm_jax.core.config import build
 from auditdm_jax.images.client import ImageClient
@@ -32,7 +34,22 @@ T = TypeVar("T")
 class Context:
   """A run as a stage sees it: its folder, models, pools, world, judge and image service."""
 
-  def __init__(self, config: ConfigDict, workdir: str | os.PathLike, stage: str):
+  def __init__(
+    self,
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    stage: str,
+    *,
+    answers: str | os.PathLike | None = None,
+  ):
+    """Opens a run.
+
+    Args:
+      config: all of it.
+      workdir: the folder of the run.
+      stage: what opens it, for the manifest.
+      answers: folder of what endpoints answer; None = the run's, where nothing is asked twice.
+    """
     self.config, self._stage = config, stage
     self.settings = build(sections.AuditConfig, config, name="config")
     decides = without_limits(config.to_dict())
@@ -40,7 +57,7 @@ class Context:
     self.world: World = open_world(self.settings.world.name, self.settings.world.gaps)
     self.remotes = Remotes(
       self.settings.endpoints,
-      cache=self.folder.path / "endpoints",
+      cache=self.folder.path / "endpoints" if answers is None else answers,
       known=_endpoints_of(self.folder.manifest.read()),
     )
     self.models = Models(
@@ -107,8 +124,24 @@ class Context:
   @functools.cached_property
   def seeds(self) -> skills.Seeds:
     """The named skills of the taxonomy."""
-    path = self.settings.taxonomy.skills
-    return skills.load_seeds(path) if path else skills.Seeds(())
+    naming = self.settings.taxonomy
+    seeds = skills.load_seeds(naming.skills) if naming.skills else skills.Seeds(())
+    if not naming.kinds:
+      return seeds
+    return dataclasses.replace(seeds, kinds={**seeds.kinds, **skills.load_kinds(naming.kinds)})
+
+  @functools.cached_property
+  def gallery(self) -> Gallery:
+    """What images look like, to modes that are about images."""
+    config, seed = self.settings.taxonomy.looks, self.settings.seed
+    return Gallery(self.images, self._features, config=config, seed=seed)
+
+  def _features(self, image_ids: Sequence[str]) -> np.ndarray:
+    """Features of the tower of the target, or of the first other model that has one here."""
+    models = self.models
+    answering = (models.target, *models.references.values())
+    model = next((m for m in answering if m.takes == "features"), models.auditor)
+    return models.cache.features(model, image_ids, self.images)
 
   @functools.cached_property
   def client(self) -> ImageClient:

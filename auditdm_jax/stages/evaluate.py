@@ -11,9 +11,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from auditdm_jax.audit import health
-from auditdm_jax.bench import specs
-from auditdm_jax.core import streams
-from auditdm_jax.stages import suite
+from auditdm_jax.stages import labelled, suite
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import Evaluated, Groups
 
@@ -69,21 +67,23 @@ def auditable(target: Groups, references: Sequence[Groups]) -> tuple[str, ...]:
   )
 
 
-def _health(ctx: Context, *, questions: int = 2000) -> health.Health:
-  """Measures errors that the models share, on benchmark questions with known answers."""
-  examples = specs.from_pool(ctx.pool("heldout"))
-  pick = streams.rng(ctx.settings.seed, "health").permutation(len(examples))[:questions]
-  chosen = [examples[int(i)] for i in pick]
-  bank = ctx.models.bank()
-  asked = [e.question for e in chosen]
-  answers = bank.answers(ctx.images, asked, image_ids=[e.image_key for e in chosen])
+def _health(ctx: Context) -> health.Health:
+  """Measures errors that the models share, on held-out questions with known answers."""
+  attempts = labelled.heldout_attempts(ctx)
+  truth = labelled.answers_of(ctx.pool("heldout"))
+  asked = [a for a in attempts if a.verdict]
+  target, references = ctx.models.target.name, list(ctx.models.references)
   return health.health(
-    answers,
-    [e.references[0] for e in chosen],
+    {
+      name: [(a.verdict.answers[name] or "") if a.verdict else "" for a in asked]
+      for name in (target, *references)
+    },
+    [truth(a.probe.image_id, a.probe.question)[0] for a in asked],
     ctx.judge,
-    target=bank.target,
-    references=bank.references,
-    questions=asked,
+    target=target,
+    references=references,
+    questions=[a.probe.question for a in asked],
+    images=[a.probe.origin_id for a in asked],
   )
 
 

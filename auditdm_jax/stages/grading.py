@@ -2,10 +2,13 @@
 """How finds are graded in a run: those of the sweep, of a search, and of a second round."""
 
 from collections.abc import Callable, Sequence
+import functools
 
+from auditdm_jax.audit import leaks
 from auditdm_jax.audit import verify as verify_lib
 from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.audit.attempt import Attempt, Find, unique_finds
+from auditdm_jax.audit.duplicates import DuplicateIndex
 from auditdm_jax.audit.outside import Outside
 from auditdm_jax.audit.rates import Rate
 from auditdm_jax.audit.verify import Verification
@@ -56,5 +59,12 @@ def grade(
     paraphrase=wordings.paraphrase(ctx, [p.question for p in probes]),
     outside=outside,
     config=ctx.settings.verify,
+    benchmark=_benchmarks(ctx.settings.benchmark.leaks),
     progress=progress,
   )
+
+
+@functools.lru_cache(maxsize=1)
+def _benchmarks(files: tuple[str, ...]) -> DuplicateIndex | None:
+  """Returns the items that finds must not repeat; None = the gate is not measured."""
+  return leaks.joined([leaks.load(file) for file in files]).duplicates() if files else None

@@ -20,6 +20,7 @@ from auditdm_jax.core.config import UserError, did_you_mean
 from auditdm_jax.models import sharding
 from auditdm_jax.models.multimodal import Params
 from auditdm_jax.models.weights import content_hash
+from auditdm_jax.stages.noisy import Noisy
 from auditdm_jax.stages.paging import Paged, Turns
 from auditdm_jax.stages.remote import Remote, Remotes, RemoteText
 from auditdm_jax.stages.sections import AuditConfig, ModelsConfig
@@ -28,7 +29,7 @@ from auditdm_jax.text import styles
 from auditdm_jax.vlm import Vlm, load_vlm
 
 Local = Vlm | Paged | Talking
-Answering = Local | Remote
+Answering = Local | Noisy | Remote
 
 
 class Models:
@@ -56,7 +57,7 @@ class Models:
     self._bank: BankConfig = settings.bank
     self._mesh, self._rollout_mesh = settings.mesh, settings.rollout_mesh
     self._turns = Turns()
-    self._voice = settings.world.talk
+    self._voice, self._noise = settings.world.talk, settings.world.noise
     self._banks: list[ModelBank] = []
     self._remotes, self._heldout = remotes, settings.rollout.gauges.heldout
     self._outside = settings.verify.model
@@ -96,7 +97,11 @@ class Models:
   @property
   def target_name(self) -> str:
     """What records and tables call the target."""
-    return _name(self.config.target)
+    return self.name_of(self.config.target)
+
+  def name_of(self, spec: str) -> str:
+    """Returns what a model is called: an endpoint by its name, a folder by its last part."""
+    return _name(spec)
 
   @property
   def sibling_name(self) -> str:
@@ -116,12 +121,18 @@ class Models:
   @functools.cached_property
   def references(self) -> dict[str, Answering]:
     opened = [self.open(spec, int8=self.config.int8) for spec in self.config.references]
-    return {model.name: model for model in opened}
+    return {model.name: self._erring(model) for model in opened}
 
   @functools.cached_property
   def heldout(self) -> Answering | None:
     """The model outside the ensemble that the gauges of training ask."""
     return self.open(self._heldout) if self._heldout else None
+
+  def _erring(self, model: Answering) -> Answering:
+    """Returns a reference that errs as the config says; endpoints err by themselves."""
+    if isinstance(model, Vlm | Paged) and self._noise.errs:
+      return Noisy(model, self._noise, self.cache)
+    return model
 
   def open(self, spec: str, *, int8: bool = False) -> Answering:
     """Opens a model as it is to be asked.
@@ -235,7 +246,7 @@ class Models:
     """Returns a bank of the references and `target` (default: the config's), see `prepare`."""
     self.prepare()
     asked = self.target if target is None else target
-    asked = asked if isinstance(asked, Remote) else self.answering(asked)
+    asked = asked if isinstance(asked, Remote | Noisy) else self.answering(asked)
     bank = ModelBank(
       {asked.name: asked, **self.references},
       asked.name,

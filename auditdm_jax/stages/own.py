@@ -27,6 +27,7 @@ CONFIG = "config.py"
 PROMPTS, GROUP = 8, 8  # Images of a step of GRPO, and completions about each.
 _LARGE = 2 << 30  # Bytes of weights from which a model computes in bfloat16.
 _SKILLS = pathlib.Path(__file__).parents[2] / "data/vqav2/skills.yaml"
+_KINDS = _SKILLS.with_name("kinds.yaml")
 
 FLAGS = flags.FlagValues()
 _AUDITOR = flags.DEFINE_string("auditor", None, "The auditor's folder.", flag_values=FLAGS)
@@ -59,8 +60,9 @@ _BUDGET = flags.DEFINE_integer(
   "budget",
   4096,
   "Probes: questions about an image that GRPO and the sweep put to the models, in all. Each model"
-  " answers a probe at most once. Verification asks at most twice as many questions more; rates"
-  " of modes take an eighth as many, or your questions about the fresh images.",
+  " answers a probe at most once. Verification asks at most twice as many questions more; modes"
+  " are measured on an eighth as many, or your questions about the fresh images, and on at most"
+  " another eighth.",
   lower_bound=1,
   flag_values=FLAGS,
 )
@@ -196,8 +198,12 @@ def make() -> ConfigDict:
     arms=dict(floor=0.06),
   )
   # A find is asked about six times: again, in two other wordings, on two changed images, on none.
-  c.verify = dict(limit=max(budget // 3, 1), paraphrases=2, jitters=2)
-  c.taxonomy = dict(skills=str(_SKILLS) if _SKILLS.is_file() else "")
+  c.verify = dict(limit=max(budget // 3, 1), labelled=max(budget // 4, 1), paraphrases=2, jitters=2)
+  c.taxonomy = dict(
+    skills=str(_SKILLS) if _SKILLS.is_file() else "",
+    kinds=str(_KINDS) if _KINDS.is_file() else "",
+    fresh=dict(asks=max(budget // 8, 1)),
+  )
   c.rectify = dict(
     recipe=dict(epochs=3, batch_size=32, micro_rows=8, lr=1e-5, remat=True),
     length=1152,

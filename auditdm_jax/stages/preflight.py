@@ -73,6 +73,7 @@ def check(ctx: Context) -> Preflight:
     ctx.judge,
     images=[pool.image_id(i) for i, _ in asked],
     labels=_labels(pool, asked),
+    rule=bank.config.rule,
   )
   speeds = {name: len(asked) / max(seconds[name], 1e-9) for name in ensemble.models}
   found = _judged(ctx, ensemble, speeds, service)

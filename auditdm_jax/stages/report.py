@@ -5,7 +5,7 @@ It tells what is there once the stage verify is done, and names what was not mea
 after more stages, it has theirs too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 import datetime
 import importlib.metadata
 import pathlib
@@ -16,12 +16,13 @@ from ml_collections import ConfigDict
 
 from auditdm_jax.audit import rates
 from auditdm_jax.audit.attempt import Failure
+from auditdm_jax.audit.report import charts, listing
 from auditdm_jax.audit.report import data as report_data
 from auditdm_jax.audit.report.write import write_report
-from auditdm_jax.audit.summary import ALL_ARMS, Summary
+from auditdm_jax.audit.summary import ALL_ARMS, RestChange, Summary
 from auditdm_jax.bench import page
 from auditdm_jax.core import paths, runtime
-from auditdm_jax.stages import screen, suite
+from auditdm_jax.stages import methods, screen, shown, suite
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import ModeRow, Verified
 from auditdm_jax.stages.run import TRAIN
@@ -43,26 +44,6 @@ REPAIR_NOTES = {
   "control_random": "with random questions that have a consensus",
   "control_mined": "with failures among random questions",
 }
-METHODS = (
-  ("Find", "The references agree on an answer that is no abstention, and the target says something "
-   "else."),
-  ("Verified (V1)", "The find fails no gate that was measured and shows again in at least 4 of 5 "
-   "trials: asked again, in another wording, on slightly changed images. What could not be tried "
-   "is not measured and counts for no grade."),
-  ("Outside the ensemble (V2)", "The data set's own answer, a model that is neither target nor "
-   "reference and answers the question itself, or the oracle of a drawn world has the answer of "
-   "the consensus and not that of the target. It is used for reporting only, never as reward or "
-   "label."),
-  ("Confirmed finds", "Finds, before any gate, of which the oracle says that the consensus is true "
-   "and the target wrong. Where there is no oracle, verified failures take their place."),
-  ("Search success", "Confirmed finds or verified failures among all probes sent, malformed ones "
-   "included."),
-  ("Modes", "Rules over question and consensus whose failure rate among all attempted probes is "
-   "significantly raised; their rates are measured on fresh images and questions."),
-  ("Controls", "prompt-only auditor; random questions at equal total queries (GRPO's included); "
-   "random questions with consensus at equal training examples; mined random failures at equal "
-   "queries."),
-)  # fmt: skip
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
@@ -87,6 +68,9 @@ def run(ctx: Context) -> Summary:
 
 def _write(ctx: Context, done: Round, summary: Summary) -> None:
   failures, verified = ctx.folder.failures(), done.verified
+  modes = _modes(ctx, verified.modes, failures)
+  linked = {card.probe_id for mode in modes for card in mode.cards}
+  manifest = ctx.folder.manifest.read()
   oracle = ctx.oracle.exists  # Without one, a count of what it confirmed says nothing.
   data = report_data.ReportData(
     title="Audit of " + ctx.models.target_name,
@@ -97,16 +81,23 @@ def _write(ctx: Context, done: Round, summary: Summary) -> None:
     funnel=_funnel(verified),
     gates=_gates(verified),
     outside=_outside(verified),
-    modes=_modes(ctx, verified.modes, failures),
+    worth=_worth(summary, verified),
+    modes=modes,
     arms=_arms(summary, failures, oracle=oracle),
     curves=_curves(summary, oracle=oracle),
     strategies=_strategies(summary, oracle=oracle),
     rectify=_rectify(summary),
     second_round=_second_round(summary),
     pages=_pages(ctx, done),
+    rounds=_rounds(summary) if summary.second_round else (),
     health=done.evaluated.health if done.evaluated else None,
-    not_measured=_not_measured(ctx, done, summary, failures),
-    methods=[row for row in METHODS if row[0] != "Controls" or done.controlled],
+    finds=_finds(ctx, verified, failures, linked, summary.compared.not_looked_at),
+    ledger=shown.ledger(ctx.folder.path),
+    cost=shown.cost(manifest, summary.seconds),
+    too_small=shown.too_small(summary, verified),
+    code=shown.code(manifest),
+    not_measured=methods.not_measured(ctx, done, summary, failures),
+    methods=methods.how(ctx, summary, failures),
     commands=["python -m auditdm_jax " + shlex.join(sys.argv[1:])],
     versions={
       name: importlib.metadata.version(name)
@@ -121,56 +112,6 @@ def _pages(ctx: Context, done: Round) -> list[report_data.ExtraPage]:
   """The table of the benchmark, if models were measured."""
   table = suite.table(ctx) if done.evaluated else None
   return [page.page_of(table, path="benchmarks.html")] if table else []
-
-
-def _not_measured(
-  ctx: Context, done: Round, summary: Summary, failures: Sequence[Failure]
-) -> list[tuple[str, str]]:
-  """What a reader may look for in vain, each with the reason."""
-  steps, modes = ctx.settings.optim.steps, done.verified.modes
-  unknown = sum(mode.fresh is None for mode in modes)
-  rows = (
-    (not steps, "A trained auditor", "config.optim.steps is 0: the auditor asked as it is"),
-    (
-      not ctx.oracle.exists,
-      "Precision, coverage and effective modes",
-      "there is no oracle, so that nobody knows which verified failures are real errors",
-    ),
-    (
-      not done.verified.sides,
-      "A view from outside the ensemble (V2)",
-      "no label of the data set and no model of config.verify.model answered a find's question",
-    ),
-    (
-      not any(f.wordings for f in failures),
-      "Stability over other wordings",
-      "no question was reworded (config.verify.paraphrases, config.verify.paraphraser)",
-    ),
-    (
-      summary.compared.not_looked_at > 0,
-      "Part of the finds",
-      f"{summary.compared.not_looked_at:,} are beyond config.verify.limit: shares of verified"
-      " failures among probes are lower bounds",
-    ),
-    (
-      unknown > 0,
-      "Fresh rates of modes",
-      f"no fresh probe falls under {unknown} of {len(modes)} modes",
-    ),
-    (
-      done.searched is None,
-      "The auditor before against after training",
-      "no search on equal images was done",
-    ),
-    (done.controlled is None, "A control of random questions at equal queries", "none were asked"),
-    (
-      done.evaluated is None,
-      "Accuracy of the models, and health of the references",
-      "the stage evaluate did not run; it needs questions whose answers are known",
-    ),
-    (done.repairs is None, "A repair of the target", "the stage rectify did not run"),
-  )
-  return [(what, why) for missing, what, why in rows if missing]
 
 
 def _funnel(verified: Verified) -> list[report_data.FunnelRow]:
@@ -198,6 +139,22 @@ def _gates(verified: Verified) -> list[report_data.GateRow]:
   ]
 
 
+def _worth(summary: Summary, verified: Verified) -> list[report_data.WorthRow]:
+  """How many finds are real: on labelled questions, then grade by grade by each who knows."""
+  rows = []
+  if labelled := verified.labelled:
+    name, note = "conflicts of labelled questions", f"{labelled.unknown:,} without a clear label"
+    rows.append(report_data.WorthRow(name=name, rate=labelled.real, by=labelled.by, note=note))
+  for g in summary.grades:
+    own = [("all finds (V0)", g.finds, ""), ("verified finds (V1)", g.verified, "")]
+    own += [(f"V2 by {who}", rate, "") for who, rate in g.outside.items()]
+    lost = f"of real ones {charts.rate_text(g.lost)}, of others {charts.rate_text(g.caught)}"
+    own.append(("finds that verification stops", g.rejected, lost))
+    own += [(f"stopped by {gate.replace('_', ' ')}", rate, "") for gate, rate in g.gates.items()]
+    rows += [report_data.WorthRow(name=n, rate=rate, by=g.by, note=x) for n, rate, x in own]
+  return rows
+
+
 def _outside(verified: Verified) -> list[report_data.OutsideRow]:
   """Who was asked outside the ensemble, and whose side was taken."""
   rows = []
@@ -223,11 +180,8 @@ def _modes(
     if f.verified and f.mode_id:
       by_mode.setdefault(f.mode_id, []).append(f)
   views = []
-  for row in sorted(rows, key=lambda r: -len(by_mode.get(r.mode_id, ()))):
+  for row in sorted(rows, key=lambda r: (not r.holds, -len(by_mode.get(r.mode_id, ())))):
     members = by_mode.get(row.mode_id, [])
-    notes = (
-      {"planted gap (oracle)": f"{row.gap} ({row.gap_share:.0%} of confirmed)"} if row.gap else {}
-    )
     views.append(
       report_data.ModeView(
         mode_id=row.mode_id,
@@ -236,11 +190,71 @@ def _modes(
         definition=row.definition,
         members=len(members),
         rate=row.fresh,
+        base=row.base,
+        ratio="" if row.ratio is None else f"{row.ratio:.1f}",
+        status=_status(row),
+        holds=row.holds,
         cards=[_card(ctx, f) for f in _varied(members)],
-        notes=notes,
+        notes=_mode_notes(row),
       )
     )
   return views
+
+
+def _status(row: ModeRow) -> str:
+  """What became of a mode, in words."""
+  if row.status == "too few":
+    return f"too few: needs {row.needs} more fresh probes"
+  if row.status == "confirmed" and not row.holds:
+    return "confirmed, but not stable"
+  return row.status
+
+
+def _mode_notes(row: ModeRow) -> dict[str, str]:
+  """Facts on the page of a mode."""
+  notes = {"status": _status(row), "found with": f"{row.found.k} of {row.found.n} failed"}
+  if row.ratio is not None:
+    low, high = row.ratio_ci95
+    end = "∞" if high is None else f"{high:.1f}"
+    notes["ratio to the rate outside all modes"] = f"{row.ratio:.1f} [{low:.1f}, {end}]"
+  if row.fresh:
+    notes["images of the fresh probes"] = f"{row.images:,}"
+    notes["q over all modes"] = f"{row.q:.2g}"
+  if row.consensus:
+    notes["fresh questions with a consensus"] = charts.rate_text(row.consensus)
+  if row.stability is not None:
+    notes["stability (Jaccard, 20 bootstraps over images)"] = f"{row.stability:.2f}"
+  if row.gap:
+    notes["planted gap (oracle)"] = f"{row.gap} ({row.gap_share:.0%} of confirmed)"
+  return notes
+
+
+def _finds(
+  ctx: Context,
+  verified: Verified,
+  failures: Sequence[Failure],
+  linked: Collection[str],
+  not_looked_at: int,
+) -> report_data.FindList:
+  """The list of all finds; `linked` are those that pages of modes show."""
+  names, required = {m.mode_id: m.name for m in verified.modes}, ctx.settings.verify.required
+  return report_data.FindList(
+    failures=failures,
+    shown=[
+      report_data.FindRow(
+        card=_card(ctx, f),
+        mode_id=f.mode_id or "",
+        mode=names.get(f.mode_id or "", ""),
+        arm=_arm(f),
+        why="; ".join(listing.reasons(f, required)),
+        label=f.label or "",
+      )
+      for f in listing.shown(failures, linked)
+    ],
+    required=required,
+    modes=names,
+    not_looked_at=not_looked_at,
+  )
 
 
 def _varied(members: Sequence[Failure]) -> list[Failure]:
@@ -259,6 +273,8 @@ def _card(ctx: Context, f: Failure) -> report_data.Card:
     lineage["instruction"] = f.probe.instruction
   if f.probe.caption:
     lineage["caption"] = f.probe.caption
+  if (smaller := ctx.folder.minimised(f.probe.probe_id)) is not None:
+    lineage["shortest question that fails"] = smaller.question
   by, truth = _opinion(f)
   return report_data.Card(
     probe_id=f.probe.probe_id, question=f.probe.question, target=f.verdict.target,
@@ -285,16 +301,9 @@ def _arm(f: Failure) -> str:
 
 
 def _reproduce(ctx: Context, f: Failure) -> str:
-  """A shell line that asks the target this question again; "" if it is an endpoint."""
-  if ctx.models.target_is_remote:
-    return ""
-  code = (
-    "import numpy, PIL.Image, auditdm_jax; print(auditdm_jax.load_vlm("
-    f"{ctx.models.config.target!r}).answer([numpy.array(PIL.Image.open("
-    f"{str(ctx.images.made.path(f.probe.image_id))!r}))], [{f.probe.question!r}],"
-    f" max_new_tokens={ctx.settings.bank.max_new_tokens}))"
-  )
-  return f"python -c {shlex.quote(code)}"
+  """A shell line that asks all models this question again."""
+  workdir = shlex.quote(f"--workdir={ctx.folder.path}")
+  return f"python -m auditdm_jax repro {f.probe.probe_id} {workdir}"
 
 
 def _path(ctx: Context, image_id: str) -> pathlib.Path:
@@ -375,8 +384,47 @@ def _rectify(summary: Summary) -> list[report_data.RectifyRow]:
 
 
 def _second_round(summary: Summary) -> list[report_data.SecondRoundRow]:
-  modes = summary.second_round.modes if summary.second_round else ()
-  return [
+  """The known modes, then those of the second round."""
+  second = summary.second_round
+  if second is None:
+    return []
+  known = [
     report_data.SecondRoundRow(name=m.name, before=m.before, after=m.after, status=m.status)
-    for m in modes
+    for m in second.modes
   ]
+  order = {"new": 0, "missed": 1, "merged": 2, "split": 3, "same": 4}
+  found = sorted(second.found, key=lambda m: order.get(m.relation, 5))
+  return known + [
+    report_data.SecondRoundRow(
+      name=m.name,
+      before=m.before,
+      after=m.after,
+      status=m.relation,
+      origin="found in the second round" + (f"; of {', '.join(m.parents)}" if m.parents else ""),
+    )
+    for m in found
+  ]
+
+
+def _rounds(summary: Summary) -> list[report_data.RoundView]:
+  return [
+    report_data.RoundView(
+      name=str(r.round),
+      confirmed=r.confirmed,
+      new=r.new,
+      repaired=r.repaired,
+      false_positive=r.false_positive,
+      rest=_change(r.rest),
+      queries=r.queries,
+      seconds=r.seconds,
+    )
+    for r in summary.rounds
+  ]
+
+
+def _change(rest: RestChange | None) -> str:
+  if rest is None or not rest.before.n:
+    return ""
+  low, high = rest.change_ci95
+  points = 100 * (rest.after.value - rest.before.value)
+  return f"{points:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}], n = {rest.before.n:,}"

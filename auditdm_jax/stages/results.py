@@ -5,9 +5,12 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
+from auditdm_jax.audit.confirm import Status
 from auditdm_jax.audit.health import Health
+from auditdm_jax.audit.precision import FindPrecision
 from auditdm_jax.audit.preflight import Ensemble, Problem
 from auditdm_jax.audit.rates import NOTHING, Rate
+from auditdm_jax.audit.stability import UNSTABLE
 from auditdm_jax.audit.summary import Accuracy, Kinds
 from auditdm_jax.audit.taxonomy import Taxonomy
 from auditdm_jax.audit.verify import Tally
@@ -115,8 +118,25 @@ class Found:
 
 
 @dataclasses.dataclass(frozen=True)
+class FreshDraw:
+  """The probes that modes were measured on.
+
+  Attributes:
+    proposer: who asked.
+    for_all: probes that were asked whatever they are.
+    for_modes: further ones, about modes that lacked some.
+    looked_at: questions that these were chosen from.
+  """
+
+  proposer: str
+  for_all: int
+  for_modes: int
+  looked_at: int
+
+
+@dataclasses.dataclass(frozen=True)
 class ModeRow:
-  """A mode with its rate on fresh probes.
+  """A mode with its rate on fresh probes, see `audit.confirm.ModeTest`.
 
   Attributes:
     found: counts of its discovery, which are biased upwards.
@@ -124,6 +144,16 @@ class ModeRow:
     confirmed: fresh failures that the oracle confirms.
     gap: planted gap of most of these.
     gap_share: its share of them.
+    status: "confirmed", "not confirmed" or "too few".
+    base: failure rate of fresh probes outside all modes.
+    ratio: of both rates; None where it cannot be told.
+    ratio_ci95: its interval; None as an upper end is no limit.
+    q: of the test that the rate is above the base, over all modes.
+    images: that its fresh probes are about.
+    consensus: of fresh questions that may be the mode's, those with a consensus.
+    needs: fresh probes that are missing.
+    stability: mean Jaccard index over bootstrap samples of the images; None if it was not measured.
+    family: modes of one family share a word.
   """
 
   mode_id: str
@@ -135,6 +165,22 @@ class ModeRow:
   confirmed: int
   gap: str | None
   gap_share: float
+  status: Status = "too few"
+  base: Rate | None = None
+  ratio: float | None = None
+  ratio_ci95: tuple[float, float | None] = (0.0, None)
+  q: float = 1.0
+  images: int = 0
+  consensus: Rate | None = None
+  needs: int = 0
+  stability: float | None = None
+  family: str = ""
+
+  @property
+  def holds(self) -> bool:
+    """Whether it is for the first page: confirmed, and found again on other draws of images."""
+    steady = self.stability is None or self.stability >= UNSTABLE
+    return self.status == "confirmed" and steady
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,19 +189,21 @@ class Verified:
 
   Attributes:
     funnel: finds left after each gate and trial.
-    precision: verified failures that the oracle confirms; None without an oracle.
     taxonomy: the frozen modes.
     modes: the same with their rates.
+    labelled: how many finds are real, on questions with labels; None if there are no labels.
     gates: by gate, what became of it.
     sides: by who was asked outside the ensemble, whose side was taken on verified failures.
+    fresh: who proposed the probes that modes are confirmed on; None if no mode was named.
   """
 
   funnel: Mapping[str, int]
-  precision: Rate | None
   taxonomy: Taxonomy
   modes: tuple[ModeRow, ...]
+  labelled: FindPrecision | None = None
   gates: Mapping[str, Tally] = dataclasses.field(default_factory=dict)
   sides: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+  fresh: FreshDraw | None = None
 
 
 @dataclasses.dataclass(frozen=True)

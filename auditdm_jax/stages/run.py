@@ -6,7 +6,10 @@
   auditors/train/UPDATES/    trained auditors
   records/train/             GRPO's completions, each an attempt
   discover/ control/         attempts of the sweep, and of the random questions
+  heldout/ fresh/ fresh-round2/  attempts that all models answered, by batch
   verify/                    failures
+  labels/                    finds that were drawn for people to label, and their labels
+  minimised/                 what is left of single failures
   images/                    made images by the hash of their content
   summary.json  seconds.json what was found so far, and how long stages took
 
@@ -23,7 +26,11 @@ import os
 import pathlib
 from typing import Any, TypeVar
 
+from auditdm_jax.audit import labels as labels_lib
 from auditdm_jax.audit.attempt import Attempt, Failure
+from auditdm_jax.audit.labels import Label
+from auditdm_jax.audit.minimise import Minimised
+from auditdm_jax.audit.sampling import Sampled
 from auditdm_jax.audit.summary import Summary
 from auditdm_jax.core import jsonio, paths, records, runtime, typed
 from auditdm_jax.core.config import UserError
@@ -34,6 +41,7 @@ T = TypeVar("T")
 
 TRAIN = "train"  # The training run of the first round.
 _COMPLETIONS, _ATTEMPTS, _FAILURES = "completions", "attempts", "failures"
+_SAMPLE, _LABELS = "sample", "labels"
 
 
 class RunFolder:
@@ -107,24 +115,32 @@ class RunFolder:
 
   def sweep(self) -> dict[int, list[Attempt]]:
     """Returns the attempts of discovery by batch; a batch that was cut short is left out."""
+    return self.batches("discover")
+
+  def append_sweep(self, batch: int, attempts: Sequence[Attempt]) -> None:
+    """Appends a batch of discovery; what is there of it, cut short, is completed."""
+    self.append_batch("discover", batch, attempts)
+
+  def batches(self, name: str) -> dict[int, list[Attempt]]:
+    """Returns attempts by batch; a batch that was cut short is left out."""
     found: dict[int, list[Attempt]] = {}
     whole: set[int] = set()
-    for row in self.records("discover").read(_ATTEMPTS):
+    for row in self.records(name).read(_ATTEMPTS):
       found.setdefault(row["batch"], []).append(Attempt.from_dict(row))
       if row.get("last"):
         whole.add(row["batch"])
     return {batch: attempts for batch, attempts in found.items() if batch in whole}
 
-  def append_sweep(self, batch: int, attempts: Sequence[Attempt]) -> None:
-    """Appends a batch of discovery; what is there of it, cut short, is completed."""
-    known = self.records("discover").keys(_ATTEMPTS, "key")
+  def append_batch(self, name: str, batch: int, attempts: Sequence[Attempt]) -> None:
+    """Appends a batch of attempts; what is there of it, cut short, is completed."""
+    known = self.records(name).keys(_ATTEMPTS, "key")
     rows: list[dict[str, Any]] = [
       {"batch": batch, "key": f"{batch}/{i}", **a.to_dict()} for i, a in enumerate(attempts)
     ]
     if not rows:  # It is asked again on resume, for the same nothing.
       return
     rows[-1]["last"] = True
-    self.records("discover").append(_ATTEMPTS, [r for r in rows if r["key"] not in known])
+    self.records(name).append(_ATTEMPTS, [r for r in rows if r["key"] not in known])
 
   def attempts(self) -> list[Attempt]:
     """Returns every attempted probe: GRPO's completions, then discovery's."""
@@ -142,7 +158,11 @@ class RunFolder:
     files.append(_ATTEMPTS, [{"row": i, **a.to_dict()} for i, a in enumerate(attempts)])
 
   def failures(self) -> list[Failure]:
-    """Returns the graded finds."""
+    """Returns the graded finds, with what people said of them since."""
+    return labels_lib.apply(self.graded(), self.labels())
+
+  def graded(self) -> list[Failure]:
+    """Returns the finds as verification graded them."""
     return [Failure.from_dict(r) for r in self.records("verify").read(_FAILURES)]
 
   def append_failures(self, failures: Sequence[Failure]) -> None:
@@ -151,6 +171,37 @@ class RunFolder:
     known = files.keys(_FAILURES, "key")
     rows = [{"key": f.probe.probe_id, **f.to_dict()} for f in failures]
     files.append(_FAILURES, [r for r in rows if r["key"] not in known])
+
+  def sample(self) -> list[Sampled]:
+    """Returns the finds that were drawn for people to label."""
+    return [Sampled.from_dict(r) for r in self._labels(_SAMPLE)]
+
+  def append_sample(self, rows: Sequence[Sampled]) -> None:
+    self.records("labels").append(_SAMPLE, [row.to_dict() for row in rows])
+
+  def labels(self) -> list[Label]:
+    """Returns what people said of them; the last one of a rater and a find counts."""
+    return labels_lib.latest(Label.from_dict(r) for r in self._labels(_LABELS))
+
+  def append_labels(self, labels: Sequence[Label]) -> None:
+    """Appends those that say something new."""
+    known = set(self.labels())
+    self.records("labels").append(_LABELS, [x.to_dict() for x in labels if x not in known])
+
+  def _labels(self, name: str) -> list[dict[str, Any]]:
+    """Rows about labels; most runs have none, and no folder for them."""
+    return self.records("labels").read(name) if (self.path / "labels").exists() else []
+
+  def minimised(self, probe_id: str) -> Minimised | None:
+    """Returns what is left of a failure, if that was looked for."""
+    data = read_json(self._minimised(probe_id))
+    return None if data is None else typed.load(Minimised, data)
+
+  def write_minimised(self, result: Minimised) -> None:
+    write_json(self._minimised(result.probe_id), result)
+
+  def _minimised(self, probe_id: str) -> pathlib.Path:
+    return self.path / "minimised" / f"{probe_id}.json"
 
   def records(self, name: str) -> "SharedRecords":
     """Returns the records in a folder of the run."""

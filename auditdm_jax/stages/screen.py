@@ -23,8 +23,15 @@ def show(summary: Summary, folder: os.PathLike) -> None:
       f" {cover.effective_modes} (skills {cover.effective_skills})"
     )
   seconds = f" · {summary.seconds['total']:.0f} s" if summary.seconds else ""
+  modes = summary.modes
+  console.print(
+    f"failure modes: {modes.confirmed} confirmed of {modes.found} named, in {modes.families}"
+    " families"
+  )
   console.print(f"queries {summary.queries.total}{seconds}")
   console.print(summary.compared.verdict, markup=False)
+  for alarm in summary.alarms:
+    console.print(alarm, style="bold red", markup=False)
   root = paths.as_path(folder)
   print(f"summary: {root / 'summary.json'}")
   if not paths.is_remote(root):
@@ -43,7 +50,18 @@ def table(summary: Summary) -> rich.table.Table:
       low, high = r.ci95
       made.add_row(name, f"{r.value:.3f}", f"{low:.3f} to {high:.3f}", f"{r.k:g} / {r.n}")
 
+  if known := summary.find_precision:
+    row(f"finds that are real (by {known.by})", known.real)
   row("verified failures, of questions that can be compared", summary.compared.failures)
+  if (corrected := summary.corrected) and corrected.rate is not None:
+    low, high = corrected.ci95
+    n = f"{corrected.flagged.n} questions"
+    made.add_row(
+      "  the target is wrong, corrected by labels",
+      f"{corrected.rate:.3f}",
+      f"{low:.3f} to {high:.3f}",
+      n,
+    )
   if summary.search:
     row("search success, prompt-only auditor", summary.search.prompt_only)
     row("search success, trained auditor", summary.search.trained)

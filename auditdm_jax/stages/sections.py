@@ -12,7 +12,9 @@ from typing import Any
 from auditdm_jax.audit.arms import ArmsConfig
 from auditdm_jax.audit.ask import BankConfig
 from auditdm_jax.audit.compare import CompareConfig
+from auditdm_jax.audit.confirm import ConfirmConfig
 from auditdm_jax.audit.judge import JudgeConfig
+from auditdm_jax.audit.looks import LooksConfig
 from auditdm_jax.audit.preflight import PreflightConfig
 from auditdm_jax.audit.taxonomy import TaxonomyConfig
 from auditdm_jax.audit.verify import VerifyConfig
@@ -28,6 +30,7 @@ from auditdm_jax.rl.reward import RewardConfig
 from auditdm_jax.rl.step import OptimConfig
 from auditdm_jax.rl.stopping import StopConfig
 from auditdm_jax.rl.trainer import TrainConfig
+from auditdm_jax.scenes.noise import Noise
 from auditdm_jax.scenes.talk import Voice
 from auditdm_jax.stages.remote import RemoteConfig, check_names
 
@@ -117,17 +120,51 @@ class PoolConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class FreshConfig(ConfirmConfig):
+  """The probes that modes are measured and confirmed on.
+
+  Attributes:
+    proposer: "questions" or "auditor", who asks about the fresh images; "" = the data set's
+      questions if it has any, else the auditor.
+    rest: probes that are asked whatever they are; an auditor asks at most
+      `discover.search_probes` of them.
+    asks: most probes beyond these, about modes that have fewer than are planned.
+    draws: most questions that are looked at for them.
+  """
+
+  proposer: str = ""
+  rest: int = 4_000
+  asks: int = 4_000
+  draws: int = 20_000
+
+  def __post_init__(self):
+    if self.proposer not in ("", "questions", "auditor"):
+      raise UserError(
+        f"config.taxonomy.fresh.proposer: {self.proposer!r} is neither 'questions' nor 'auditor'"
+      )
+    check(vars(self), "taxonomy.fresh", "rest", least=1)
+    check(vars(self), "taxonomy.fresh", "asks", "draws", least=0)
+
+
+@dataclasses.dataclass(frozen=True)
 class NamingConfig:
   """How failures get their names.
 
   Attributes:
     skills: YAML file of named skills, see `audit.skills`; "" = none, so that modes are named by
       their words alone.
+    kinds: YAML file of words by kind of thing (`vehicle: [bus, car]`), which a mode may be about;
+      "" = none but the categories of the skills file.
     modes: when a slice of the probes is a mode.
+    looks: modes about what images look like.
+    fresh: how modes are confirmed.
   """
 
   skills: str = ""
+  kinds: str = ""
   modes: TaxonomyConfig = TaxonomyConfig()
+  looks: LooksConfig = LooksConfig()
+  fresh: FreshConfig = FreshConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,11 +175,19 @@ class WorldConfig:
     name: "scenes" for the drawn world, which has an oracle; "" for real images.
     gaps: planted gaps of the target: "", "easy", "rare", "half" or "seed:N".
     talk: how the models of the scenes world say their answers, to try `text.styles` on.
+    noise: how often its references are wrong on purpose, to try what an audit is worth then.
   """
 
   name: str = ""
   gaps: str = ""
   talk: Voice = Voice()
+  noise: Noise = Noise()
+
+  def __post_init__(self):
+    if self.noise.errs and self.talk.talks:
+      raise UserError("config.world: its models either talk or err on purpose; leave one out")
+    if self.noise.errs and not self.name:
+      raise UserError("config.world.noise: only the models of a drawn world can err on purpose")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,10 +198,12 @@ class BenchmarkConfig:
     scorer: import path of a function (prediction, references) -> [0, 1].
     groups: import path of a function `bench.items.BenchmarkItem` -> names of groups; "" = those of
       the world.
+    leaks: files that the stage leaks made; a find that repeats one of their items is not verified.
   """
 
   scorer: str = "auditdm_jax.bench.scorers:normalized_match"
   groups: str = ""
+  leaks: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +233,8 @@ class LimitedVerifyConfig(VerifyConfig):
 
   Attributes:
     limit: most finds that are looked at, evenly over families of modes.
+    labelled: most held-out questions with a label that are put to all models, to measure how many
+      finds are real; 0 = none, and no rate is corrected.
     model: a model outside the ensemble, folder or endpoint, that answers the questions itself, for
       V2; "" = none. A world's oracle is asked where there is none.
     allow_same: the model may be a copy of the target, a reference or the auditor, by another name.
@@ -194,6 +243,7 @@ class LimitedVerifyConfig(VerifyConfig):
   """
 
   limit: int = 4_000
+  labelled: int = 2_000
   model: str = ""
   allow_same: bool = False
   paraphraser: str = "auditor"
@@ -286,6 +336,13 @@ class AuditConfig:
         f"config.verify.model: {outside} has the name of the target or of a reference; name a model"
         " outside the ensemble"
       )
+    references = [_name(folder) for folder in models.references]
+    for name, _ in self.bank.weights:
+      if name not in references:
+        raise UserError(
+          f"config.bank.weights: no reference {name!r}{did_you_mean(name, references)};"
+          f" {', '.join(references)}"
+        )
     folders = (*ensemble, models.sibling, self.rollout.gauges.heldout, outside)
     known = [_name(folder) for folder in folders if folder]
     for name, _ in self.bank.styles:

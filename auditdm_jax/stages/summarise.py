@@ -5,13 +5,13 @@ A stage that did not run, and what only an oracle could tell, is None: not measu
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
 
-from auditdm_jax.audit import rates, summary
-from auditdm_jax.audit.attempt import Attempt, Failure, Find, unique_attempts
+from auditdm_jax.audit import labels, precision, rates, summary
+from auditdm_jax.audit.attempt import Attempt, Failure, Find, unique_attempts, unique_finds
 from auditdm_jax.core.config import UserError
 from auditdm_jax.stages.asking import CONTROL as CONTROL_STAGE
 from auditdm_jax.stages.context import Context
@@ -28,6 +28,7 @@ from auditdm_jax.stages.run import RunFolder
 from auditdm_jax.stages.truth import ModeKey
 
 CONTROL = "control: random, equal queries"
+FEWER = "control: random, fewer queries"  # The data set has no more questions.
 _FAITHFUL = 500  # Made images per strategy whose content is checked.
 _BINS = 15  # Points of the learning curve.
 
@@ -87,6 +88,7 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
   cover, searched = ctx.oracle.coverage(found, auditable), done.searched
   failures = ctx.folder.failures()
   real = _Real.of(ctx, failures)
+  grades, labelled = _grades(ctx, failures), done.verified.labelled
   seconds = ctx.folder.seconds()
   return summary.Summary(
     target=ctx.models.target_name,
@@ -94,19 +96,18 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
     search=searched and summary.Search(searched.prompt_only, searched.trained),
     search_modes=searched
     and summary.SearchModes(searched.prompt_only_modes, searched.trained_modes),
-    precision=done.verified.precision,
+    precision=next((g.verified for g in grades if g.by == "oracle"), None),
     coverage=cover,
     gaps=_gaps(ctx, done.evaluated, cover) if done.evaluated and cover else {},
     modes=mode_scores(
       done.verified.modes,
       auditable,
-      threshold=ctx.settings.taxonomy.modes.threshold,
       oracle=ctx.oracle.exists,
     ),
     rectify=_accuracies(ctx, done.evaluated, done.repairs) if done.evaluated else {},
     reaudit=done.second.success if done.second else None,
     second_round=done.second,
-    arms=_arms(real, trained, found, random, auditable),
+    arms=_arms(real, trained, found, random, auditable, labelled),
     strategies=strategies(real, found),
     curve=curve(real, trained),
     queries=summary.Queries(
@@ -118,7 +119,12 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
       control_random=None if random is None else len(random),
       verify_looked_at=done.verified.funnel["looked_at"],
     ),
+    find_precision=precision.best(labelled, grades),
+    corrected=_corrected(labelled, found),
+    grades=grades,
     seconds=seconds | {"total": round(sum(seconds.values()), 1)} if seconds else {},
+    labels=labels.score(ctx.folder.graded(), ctx.folder.sample(), ctx.folder.labels()),
+    rounds=round_rows(ctx, done, found, seconds),
   )
 
 
@@ -138,6 +144,29 @@ def compared(attempts: Sequence[Attempt], failures: Sequence[Failure]) -> summar
     left_out=dict(sorted(left_out.items())),
     not_looked_at=len(finds.keys() - looked_at),
   )
+
+
+def _grades(ctx: Context, failures: Sequence[Failure]) -> tuple[precision.GradePrecision, ...]:
+  """Returns how many finds are real: by people, by the oracle and by labels, where they know."""
+  knows: dict[str, Callable[[Failure], bool | None]] = {
+    "people": precision.by_people,
+    "labels": precision.by_labels,
+  }
+  if ctx.oracle.exists:
+    knows["oracle"] = lambda f: ctx.oracle.truth(f).confirmed
+  required = ctx.settings.verify.required
+  rows = (precision.of_finds(failures, own, by=by, required=required) for by, own in knows.items())
+  return tuple(row for row in rows if row)
+
+
+def _corrected(
+  labelled: precision.FindPrecision | None, attempts: Sequence[Attempt]
+) -> rates.Corrected | None:
+  """Returns on how many of the distinct questions with a consensus the target is wrong."""
+  own = [a for a in unique_attempts(attempts) if a.consensus is not None]
+  flagged = [a.find is not None for a in own]
+  images = [a.probe.origin_id for a in own]
+  return labelled and labelled.correct(rates.rate_by_image(flagged, images))
 
 
 def _gaps(
@@ -169,23 +198,31 @@ def _arms(
   found: Sequence[Attempt],
   random: Sequence[Attempt] | None,
   auditable: Sequence[str],
+  labelled: precision.FindPrecision | None,
 ) -> dict[str, summary.Arm]:
   """Returns a row for each source of probes, for their sum and for the control."""
   groups: dict[str, list[Attempt]] = {"grpo": list(trained)} if trained else {}
   for a in found[len(trained) :]:
     groups.setdefault(a.probe.arm, []).append(a)
   groups[summary.ALL_ARMS] = list(found)
-  arm = functools.partial(_arm, real, key=ModeKey(real.ctx.seeds), auditable=auditable)
+  key = ModeKey(real.ctx.seeds)
+  arm = functools.partial(_arm, real, key=key, auditable=auditable, labelled=labelled)
   rows = {name: arm(own) for name, own in groups.items()}
   if random is not None:
-    rows[CONTROL] = arm(random)
-    if not real.ctx.oracle.exists:  # Its finds were not verified.
-      rows[CONTROL] = dataclasses.replace(rows[CONTROL], verified=None)
+    row = arm(random)
+    # Without an oracle nobody verified its finds.
+    name = CONTROL if len(random) >= len(found) else FEWER
+    rows[name] = row if real.ctx.oracle.exists else dataclasses.replace(row, verified=None)
   return rows
 
 
 def _arm(
-  real: _Real, attempts: Sequence[Attempt], *, key: ModeKey, auditable: Sequence[str]
+  real: _Real,
+  attempts: Sequence[Attempt],
+  *,
+  key: ModeKey,
+  auditable: Sequence[str],
+  labelled: precision.FindPrecision | None,
 ) -> summary.Arm:
   kinds = Counter(k for k in map(key, attempts) if k)
   cover = real.ctx.oracle.coverage(attempts, auditable)
@@ -197,29 +234,96 @@ def _arm(
     effective_modes=cover and cover.effective_modes,
     effective_skills=cover and cover.effective_skills,
     unseen_mass=rates.good_turing(kinds.values()) if kinds else None,
+    corrected=_corrected(labelled, attempts),
   )
 
 
 def mode_scores(
-  modes: Sequence[ModeRow], auditable: Sequence[str], *, threshold: float, oracle: bool
+  modes: Sequence[ModeRow], auditable: Sequence[str], *, oracle: bool
 ) -> summary.ModeScores:
-  """Scores modes by the oracle.
+  """Counts modes, and scores those that fresh probes confirm by the oracle.
 
   Recall: auditable gaps that some mode is about. Precision: modes the oracle bears out. A mode is
-  about a gap if most of its oracle-confirmed fresh failures lie in it. It is borne out if the
-  oracle confirms failures on at least the taxonomy's `threshold` of its fresh probes. Without an
-  oracle neither can be measured.
+  about a gap if most of its oracle-confirmed fresh failures lie in it. It is borne out if the rate
+  of failures that the oracle confirms is shown to be above the failure rate outside all modes.
+  Without an oracle neither can be measured.
   """
-  if not oracle:
-    return summary.ModeScores(recall=None, precision=None, found=len(modes))
-  measured = [(m, m.fresh) for m in modes if m.fresh and m.fresh.n > 0]
-  right = [m for m, fresh in measured if m.confirmed / fresh.n >= threshold]
-  hit = {m.gap for m in right if m.gap and m.gap_share >= 0.5}
-  return summary.ModeScores(
-    recall=rates.rate(sum(g in hit for g in auditable), len(auditable)),
-    precision=rates.rate(len(right), len(measured)),
+  held = [m for m in modes if m.status == "confirmed"]
+  counts = summary.ModeScores(
+    recall=None,
+    precision=None,
     found=len(modes),
+    confirmed=len(held),
+    families=len({m.family or m.name for m in held}),
   )
+  if not oracle:
+    return counts
+  right = [m for m in held if _borne_out(m)]
+  about = Counter(m.gap for m in right if m.gap and m.gap_share >= 0.5)
+  return dataclasses.replace(
+    counts,
+    recall=rates.rate(sum(g in about for g in auditable), len(auditable)),
+    precision=rates.rate(len(right), len(held)),
+    per_gap=round(about.total() / len(about), 2) if about else None,
+  )
+
+
+def _borne_out(mode: ModeRow) -> bool:
+  if not mode.fresh or not mode.base or not mode.base.n:
+    return False
+  fresh = mode.fresh
+  shown = rates.rate(int(mode.confirmed / fresh.design), int(fresh.effective))
+  return shown.ci95[0] > mode.base.value
+
+
+def round_rows(
+  ctx: Context, done: Round, found: Sequence[Attempt], seconds: Mapping[str, float]
+) -> tuple[summary.RoundRow, ...]:
+  """Returns a row for each round.
+
+  Args:
+    ctx: the run's oracle.
+    done: its results.
+    found: attempts of the first round.
+    seconds: by stage.
+  """
+  finds, fresh = unique_finds(found), done.verified.fresh
+  held = {m.mode_id for m in done.verified.modes if m.status == "confirmed"}
+  wrong = [not ctx.oracle.truth(f).confirmed for f in finds]
+  images = [f.probe.image_id for f in finds]
+  spent = sum(x for stage, x in seconds.items() if stage != "re-audit")
+  first = summary.RoundRow(
+    round=1,
+    confirmed=len(held),
+    new=len(held),
+    repaired=None,
+    false_positive=rates.rate_by_image(wrong, images) if ctx.oracle.exists else None,
+    rest=None,
+    queries=len(found) + (fresh.for_all + fresh.for_modes if fresh else 0),
+    seconds=round(spent, 1) if seconds else None,
+  )
+  if (second := done.second) is None:
+    return (first,)
+  known = [m for m in second.modes if m.mode_id in held]
+  mended = sum(m.status in ("fixed", "improved") for m in known)
+  right = second.finds
+  return first, summary.RoundRow(
+    round=2,
+    confirmed=sum(m.status == "confirmed" for m in second.found),
+    new=len(second.new),
+    repaired=rates.rate(mended, len(known)),
+    false_positive=right and _complement(right),
+    rest=second.rest,
+    queries=second.queries,
+    seconds=seconds.get("re-audit"),
+  )
+
+
+def _complement(rate: rates.Rate) -> rates.Rate:
+  """The rate of what is not counted."""
+  low, high = rate.ci95
+  share = None if rate.rate is None else 1 - rate.rate
+  return dataclasses.replace(rate, k=rate.n - rate.k, rate=share, ci95=(1 - high, 1 - low))
 
 
 def strategies(real: _Real, attempts: Sequence[Attempt]) -> dict[str, summary.StrategyRow]:

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from auditdm_jax.audit import gates
+from auditdm_jax.audit.duplicates import DuplicateIndex, fingerprint
 from auditdm_jax.audit.judge import Judge
+from auditdm_jax.audit.verdict import ConsensusRule
 from auditdm_jax.images import locality
 
 
@@ -24,13 +26,21 @@ def test_well_formed(question, ok):
   assert gates.well_formed(question).passed == ok
 
 
+def _said(*answers):
+  """References "0", "1", … and what they said."""
+  return {str(i): answer for i, answer in enumerate(answers)}
+
+
 def test_answerable_counts_paraphrases():
   judge = Judge()
   untried = gates.answerable("red", [], judge)
   assert untried.passed is None and untried.value is None and untried.note
-  half = gates.answerable("red", [["red", "Red"], ["red", "blue"]], judge)
+  half = gates.answerable("red", [_said("red", "Red"), _said("red", "blue")], judge)
   assert not half.passed and half.value == 0.5
-  assert gates.answerable("red", [["red"], ["blue"]], judge, least=0.5).passed
+  assert gates.answerable("red", [_said("red"), _said("blue")], judge, least=0.5).passed
+  three = _said("red", "Red", "blue")
+  assert not gates.answerable("red", [three], judge).passed
+  assert gates.answerable("red", [three], judge, rule=ConsensusRule(0.67)).passed
 
 
 def test_judge_both_ways():
@@ -39,8 +49,12 @@ def test_judge_both_ways():
 
 
 def test_language_prior():
-  assert not gates.language_prior(["grass", "grass"], ["grass", "Grass"], Judge()).passed
-  assert gates.language_prior(["red", "red"], ["red", "blue"], Judge()).passed
+  assert not gates.language_prior(_said("grass", "grass"), _said("grass", "Grass"), Judge()).passed
+  two_of_three = _said("red", "red", "red"), _said("red", "red", "blue")
+  assert gates.language_prior(*two_of_three, Judge()).passed
+  two = gates.language_prior(*two_of_three, Judge(), rule=ConsensusRule(0.67))
+  assert not two.passed and two.value == pytest.approx(2 / 3)
+  assert gates.language_prior(_said("red", "red"), _said("red", "blue"), Judge()).passed
 
 
 def test_image_sane(make_picture):
@@ -56,13 +70,15 @@ def _smooth(seed):
 
 
 def test_near_duplicate_needs_image_and_words():
-  image, index = _smooth(0), gates.DuplicateIndex()
-  assert gates.near_duplicate(image, "what color is the star", index).passed
-  index.add(image, "what color is the star")
+  image, index = _smooth(0), DuplicateIndex()
+  looks = fingerprint(image)
+  assert gates.near_duplicate(looks, "what color is the star", index).passed
+  index.add(looks, "what color is the star")
   noisy = np.clip(image.astype(int) + np.random.default_rng(1).integers(-2, 3, image.shape), 0, 255)
-  assert not gates.near_duplicate(noisy.astype(np.uint8), "What color is the star?", index).passed
-  assert gates.near_duplicate(image, "what color is the circle", index).passed
-  assert gates.near_duplicate(_smooth(5), "what color is the star", index).passed
+  again = fingerprint(noisy.astype(np.uint8))
+  assert not gates.near_duplicate(again, "What color is the star?", index).passed
+  assert gates.near_duplicate(looks, "what color is the circle", index).passed
+  assert gates.near_duplicate(fingerprint(_smooth(5)), "what color is the star", index).passed
 
 
 def test_composite_keeps_the_outside_and_the_gates_measure_it():

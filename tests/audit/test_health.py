@@ -46,4 +46,12 @@ def test_what_the_judge_cannot_decide_is_left_out():
 
 def test_no_question_is_no_rate():
   nothing = health({"t": [], "a": []}, [], Judge(), target="t", references=("a",))
-  assert nothing.co_error["t"]["a"].rate is None and nothing.phi["t"]["a"] == 0
+  assert nothing.co_error["t"]["a"].rate is None and nothing.phi["t"]["a"] is None
+  assert nothing.effective_references == 1
+
+
+def test_references_that_never_err_are_not_called_independent():
+  right = {name: ["red"] * 50 for name in "tab"}
+  found = health(right, right["t"], Judge(), target="t", references=("a", "b"))
+  assert found.effective_references is None and found.phi["a"]["b"] is None
+  assert not found.warnings

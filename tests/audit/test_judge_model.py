@@ -12,7 +12,7 @@ from auditdm_jax.audit.ask import BankConfig
 from auditdm_jax.audit.judge import Judge, JudgeConfig, Same, open_judge
 from auditdm_jax.audit.judging.model import ModelJudge, read_prompt
 from auditdm_jax.audit.judging.simulated import SimulatedModel
-from auditdm_jax.audit.verdict import decide
+from auditdm_jax.audit.verdict import ConsensusRule, decide
 from auditdm_jax.core import jsonl
 from auditdm_jax.core.config import UserError
 from auditdm_jax.vlm import load_vlm
@@ -174,7 +174,7 @@ def test_an_undecided_pair_is_neither_consensus_nor_disagreement():
   assert decide("mud", {"a": "hut", "b": "hut"}, judge).disagreement
   # No model says what an abstention is.
   asked = len(judge.model.model.prompts)
-  decide("hut", {"a": "hut", "b": "hut"}, judge, abstentions=("unanswerable",))
+  decide("hut", {"a": "hut", "b": "hut"}, judge, rule=ConsensusRule(abstentions=("unanswerable",)))
   assert len(judge.model.model.prompts) == asked
 
 

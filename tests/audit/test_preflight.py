@@ -8,7 +8,7 @@ import pytest
 from auditdm_jax.audit import preflight
 from auditdm_jax.audit.judge import Judge
 from auditdm_jax.audit.preflight import PreflightConfig
-from auditdm_jax.audit.verdict import verdict
+from auditdm_jax.audit.verdict import ConsensusRule, verdict
 from auditdm_jax.core import jsonio, typed
 from auditdm_jax.core.config import UserError
 
@@ -48,7 +48,7 @@ def measured(n=N, *, kinds=(), labels=None, **speakers):
       Judge(),
       target="t",
       references=[name for name in speakers if name != "t"],
-      abstentions=("unanswerable",),
+      rule=ConsensusRule(abstentions=("unanswerable",)),
       kinds={name: kind for name, at, kind in kinds if at == i},
     )
     for i in range(n)

@@ -6,8 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from auditdm_jax.audit.skills import Assigner, Seeds, load_seeds
-from auditdm_jax.audit.taxonomy import Mode, Taxonomy, discover_modes
+from auditdm_jax.audit.mode import Mode
+from auditdm_jax.audit.skills import Assigner, Seeds, load_kinds, load_seeds
+from auditdm_jax.audit.taxonomy import Taxonomy, discover_modes, gather, members, name_modes
+from auditdm_jax.audit.words import Lexicon
 from auditdm_jax.core import jsonio, typed
 
 
@@ -121,13 +123,80 @@ def test_discovery_counts_match_the_frozen_predicate(world, seeds):
     assert sum(m is mode for m in matched) == mode.n, mode.name
 
 
-def test_fresh_rates(world, seeds):
-  taxonomy = discover_modes(world(0, 3000, ["dial", "purple"])[0], seeds)
-  fresh, _ = world(1, 3000, ["purple"])
+def test_a_target_that_fails_everywhere_alike_has_no_mode(world, seeds, attempt):
+  rng = np.random.default_rng(0)
+  drawn, _ = world(0, 1500, [])
+  failing = [attempt(a.probe.question, a.consensus, bool(rng.random() < 0.6)) for a in drawn]
+  assert discover_modes(failing, seeds).modes == (), "no comparison speaks for a mode"
+
+
+def test_numbers_are_one_mode(seeds, attempt):
+  rng = np.random.default_rng(0)
+  numbers = "one two three four five six seven eight nine".split()
+  attempts = []
+  for _ in range(4000):
+    shape, n = rng.choice(["circle", "square", "star"]), int(rng.integers(9))
+    failed = bool(rng.random() < (0.9 if n > 5 else 0.03))
+    attempts.append(attempt(f"how many {shape}s are there", numbers[n], failed))
+    attempts.append(attempt(f"is there a red {shape}", "yes", bool(rng.random() < 0.03)))
+  taxonomy = discover_modes(attempts, seeds)
+  assert [m.terms for m in taxonomy.modes] == [("a:number > 6",)]
+  assert taxonomy.match(["how many stars are there"] * 2, ["11", "6"]) == [taxonomy.modes[0], None]
+
+
+def test_a_kind_of_things_is_one_mode(seeds, attempt):
+  rng = np.random.default_rng(0)
+  vehicles, others = "car bus truck train boat plane".split(), "dog cat cup tree chair".split()
+  attempts = []
+  for _ in range(5000):
+    word = str(rng.choice([*vehicles, *others]))
+    form = str(rng.choice(["is there a {} here", "what color is the {}", "where is the {}"]))
+    failed = bool(rng.random() < (0.85 if word in vehicles else 0.05))
+    attempts.append(attempt(form.format(word), "yes", failed))
+  kinds = Seeds(seeds.skills, seeds.categories, {"vehicle": (*vehicles, "fire truck")})
+  modes = discover_modes(attempts, kinds).modes
+  assert [m.terms for m in modes] == [("q:[vehicle]",)] and "any vehicle" in modes[0].name
+  assert len(discover_modes(attempts, seeds).modes) > 3, "without kinds it is a mode a word"
+
+
+def test_siblings_with_one_rate_are_merged_and_others_are_not(seeds, attempt):
+  rng = np.random.default_rng(0)
+
+  def modes(green: float):
+    rates = {"red": 0.9, "green": green}
+    attempts = []
+    for _ in range(6000):
+      colour = str(rng.choice("red green blue yellow purple cyan".split()))
+      failed = bool(rng.random() < rates.get(colour, 0.02))
+      attempts.append(attempt("what color is the circle", colour, failed))
+      attempts.append(attempt("is there a star", "no", bool(rng.random() < 0.02)))
+    return discover_modes(attempts, seeds).modes
+
+  (both,) = modes(green=0.88)
+  assert set(both.terms) == {"a:red", "a:green"} and len(both.rules) == 2
+  assert both.name == "color_of: answer=red / answer=green"
+  assert len(modes(green=0.4)) == 2
+
+
+def test_possible_is_what_an_answer_may_still_make_true(seeds, world):
+  taxonomy = discover_modes(world(0, 4000, ["dial", "purple", "digit seven"])[0], seeds)
+  attempts, _ = world(1, 1000, ["dial", "purple", "digit seven"])
+  matched = _match(taxonomy, attempts)
+  possible = taxonomy.possible([a.probe.question for a in attempts])
+  assert all(m is None or m.mode_id in p for m, p in zip(matched, possible, strict=True))
+  asked = dict(zip((a.probe.question for a in attempts), possible, strict=True))
   names = {m.mode_id: m.name for m in taxonomy.modes}
-  got = {names[mode_id]: r for mode_id, r in taxonomy.fresh_rates(fresh).items()}
-  assert got["dial"].rate < 0.1 and got["colour purple"].rate > 0.9
-  assert got["dial"].ci95[0] <= got["dial"].rate <= got["dial"].ci95[1]
+  assert {names[i] for i in asked["what does the dial read"]} == {"dial"}
+  unlikely = {names[i] for i in asked["is there a green circle"]}
+  assert not any("digit" in name or "dial" in name for name in unlikely)
+
+
+def test_members_of_evidence_are_those_that_match(seeds, world):
+  attempts, _ = world(4, 3000, ["purple", "column four", "digit seven"])
+  evidence = gather(attempts, seeds)
+  taxonomy = name_modes(evidence)
+  of = [taxonomy.modes[i] if i >= 0 else None for i in members(taxonomy, evidence)]
+  assert of == _match(taxonomy, attempts)
 
 
 def test_assignment(seeds):
@@ -144,6 +213,13 @@ def test_seed_files(tmp_path):
   )
   seeds = load_seeds(path)
   assert Assigner(seeds)(["what time is it", "what color is the bus"])[0] == ("clock", 1.0)
+  words = tmp_path / "kinds.yaml"
+  words.write_text("vehicle: [bus, fire truck]")
+  assert load_kinds(words) == {"vehicle": ("bus", "fire truck")}
+  assert "[vehicle]" in Lexicon(load_kinds(words)).terms("is the fire truck red")
+  words.write_text("vehicle: bus")
+  with pytest.raises(ValueError, match="list of words"):
+    load_kinds(words)
   for bad, message in [
     ("- {name: x}", "description"),
     ("- {name: x, description: y, patern: z}", "unknown key 'patern'"),

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Consensus, disagreement, and the records that carry them."""
 
+import itertools
 import json
 import warnings
 
 import pytest
 
 from auditdm_jax.audit.attempt import Attempt, Failure, Gate, Stability
-from auditdm_jax.audit.judge import Judge
+from auditdm_jax.audit.judge import Judge, Same
 from auditdm_jax.audit.probe import Probe, probe_id
-from auditdm_jax.audit.verdict import decide, is_fixed, verdict
+from auditdm_jax.audit.verdict import ConsensusRule, decide, is_fixed, prepare, verdict
+
+RULE = ConsensusRule(abstentions=("unanswerable",))
 
 
 @pytest.mark.parametrize(
@@ -30,7 +33,7 @@ from auditdm_jax.audit.verdict import decide, is_fixed, verdict
 )
 def test_reasons(target, references, reason, consensus):
   named = dict(zip(("one", "two"), references))
-  got = decide(target, named, Judge(), abstentions=("unanswerable",))
+  got = decide(target, named, Judge(), rule=RULE)
   assert (got.reason, got.consensus) == (reason, consensus)
   assert got.disagreement == (reason == "disagreement")
   assert got.agree == (reason in ("disagreement", "agreement"))
@@ -42,22 +45,92 @@ def test_undecided_pairs_are_dropped():
     assert (found.reason, found.agree, found.disagreement) == ("undecided", False, False)
 
 
-def test_fixed_exactly_when_no_completion_disagrees():
-  answers = ["red", "blue", "unanswerable", ""]
-  for t in [None, *answers]:
-    for a in [None, *answers]:
-      for b in [None, *answers]:
-        if a is None and b is not None:
-          continue  # the cascade asks the first reference first
-        possible = any(
-          decide(tt, {"a": aa, "b": bb}, Judge(), abstentions=("unanswerable",)).disagreement
-          for tt in ([t] if t is not None else answers)
-          for aa in ([a] if a is not None else answers)
-          for bb in ([b] if b is not None else answers)
-        )
-        fixed = is_fixed(t, {"a": a, "b": b}, Judge(), abstentions=("unanswerable",))
-        complete = None not in (t, a, b)
-        assert fixed == (complete or not possible), (t, a, b)
+ANSWERS = ["red", "blue", "unanswerable", ""]
+RULES = [
+  RULE,
+  ConsensusRule(0.67, abstentions=("unanswerable",)),
+  ConsensusRule(0.75, (("a", 2.0),), ("unanswerable",)),
+  ConsensusRule(0.51, (("b", 0.5), ("c", 0.5)), ("unanswerable",)),
+]
+
+
+def _counted(target, answers, rule):
+  """The rule again, by counting; in this world equal answers are equal texts."""
+  if target == "":
+    return None
+  weight = {name: dict(rule.weights).get(name, 1.0) for name in answers}
+  behind = {
+    answer: sum(weight[name] for name, said in answers.items() if said == answer)
+    for answer in ("red", "blue")
+  }
+  for answer, mine in behind.items():
+    # 0.67 of three is two of them, 0.75 of four is three.
+    if mine / sum(weight.values()) >= min(rule.share, {0.67: 2 / 3}.get(rule.share, 1.0)):
+      return answer
+  return None
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.share:g} of {rule.weights}")
+def test_a_consensus_is_what_enough_references_say(rule):
+  for target, a, b, c in itertools.product(ANSWERS, repeat=4):
+    got = decide(target, {"a": a, "b": b, "c": c}, Judge(), rule=rule)
+    wanted = _counted(target, {"a": a, "b": b, "c": c}, rule)
+    assert got.consensus == wanted and got.agree == (wanted is not None), (target, a, b, c)
+    assert got.disagreement == (wanted is not None and target != wanted)
+    if wanted is None:
+      assert got.reason in ("no consensus", "abstention", "no answer")
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.share:g} of {rule.weights}")
+def test_fixed_exactly_when_no_completion_disagrees(rule):
+  """For every order of a cascade: any of the models may be the ones that were not asked."""
+  judge, maybe = Judge(), [None, *ANSWERS]
+  for t, a, b, c in itertools.product(maybe, repeat=4):
+    own = {"a": a, "b": b, "c": c}
+    done = [decide(tt, dict(zip("abc", rest)), judge, rule=rule) for tt, *rest in _ends(t, a, b, c)]
+    possible = any(d.disagreement for d in done)
+    now = decide(t, own, judge, rule=rule)
+    decided = now.agree or None not in (t, a, b, c)
+    assert is_fixed(t, own, judge, rule=rule) == (decided or not possible), (t, a, b, c)
+    if now.agree:
+      assert {(d.agree, d.consensus, d.reason) for d in done} == {(True, now.consensus, now.reason)}
+    elif now.reason == "skipped" and not possible:
+      assert now.consensus == t, "what the target shares stands for the consensus"
+
+
+def _ends(*answers):
+  """All ways to fill in what was not asked."""
+  return itertools.product(*(ANSWERS if a is None else [a] for a in answers))
+
+
+def test_a_cascade_of_two_of_three_ends_with_the_second_that_agrees():
+  two, judge = ConsensusRule(0.67), Judge()
+  assert not is_fixed("blue", {"a": "blue", "b": None, "c": None}, judge, rule=two)
+  assert is_fixed("blue", {"a": "blue", "b": "blue", "c": None}, judge, rule=two)
+  assert is_fixed("red", {"a": "blue", "b": "blue", "c": None}, judge, rule=two)
+  assert decide("red", {"a": "blue", "b": "blue", "c": None}, judge, rule=two).disagreement
+  first = decide("red", {"a": "Blue.", "b": "green", "c": "blue"}, judge, rule=two)
+  assert first.consensus == "Blue.", "in the wording of the first that agrees"
+
+
+def test_the_judges_model_is_asked_about_every_pair_that_may_make_a_consensus():
+  asked = []
+
+  class Model:
+    def prepare(self, pairs):
+      asked.extend(pairs)
+
+    def decide(self, pair):
+      return Same.SAME if {pair.a, pair.b} == {"couch", "sofa bed"} else Same.DIFFERENT
+
+  judge = Judge(model=Model())
+  answers = {"t": ["hut"], "a": ["tent"], "b": ["couch"], "c": ["sofa bed"]}
+  for share, wanted in ((1.0, 2), (0.67, 4)):
+    asked.clear()
+    prepare(judge, answers, ["?"], target="t", references="abc", rule=ConsensusRule(share))
+    assert len(asked) == wanted
+  found = decide("hut", {n: answers[n][0] for n in "abc"}, judge, rule=ConsensusRule(0.67))
+  assert found.disagreement and found.consensus == "couch"
 
 
 def test_records_survive_json():

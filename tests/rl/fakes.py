@@ -13,7 +13,7 @@ import numpy as np
 from auditdm_jax.audit.ask import BankConfig
 from auditdm_jax.audit.judge import Judge
 from auditdm_jax.audit.probe import probe_id
-from auditdm_jax.audit.verdict import verdict
+from auditdm_jax.audit.verdict import ConsensusRule, verdict
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core.image_store import Images
 from auditdm_jax.rl import (
@@ -83,7 +83,7 @@ class Bank:
       self.judge,
       target="t",
       references=self.references,
-      abstentions=("unanswerable",),
+      rule=ConsensusRule(abstentions=("unanswerable",)),
     )
 
 

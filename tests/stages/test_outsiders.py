@@ -11,7 +11,7 @@ import pytest
 from auditdm_jax.audit.paraphrase import keeps
 from auditdm_jax.core.config import UserError, build
 from auditdm_jax.models.weights import content_hash
-from auditdm_jax.stages import outsiders, verify, wordings
+from auditdm_jax.stages import labelled, outsiders, wordings
 from auditdm_jax.stages.sections import AuditConfig, LimitedVerifyConfig
 from auditdm_jax.stages.worlds import World
 from auditdm_jax.vlm import load_vlm
@@ -75,7 +75,7 @@ class Pool:
 
 
 def test_labels_are_of_the_pools_own_question_about_that_image():
-  given = verify._labels(Pool())
+  given = labelled.answers_of(Pool())
   assert given("i0", "what color is it") == ("red",) * 7 + ("pink",) * 3  # Ten stay ten.
   assert given("i0", "Is it red?") == () == given("i0", "what color is that")
   assert given("i1", "what is it") == ("a bus", "bus")

@@ -3,7 +3,6 @@
 
 import importlib.util
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -86,7 +85,6 @@ def test_the_papers_config_runs_the_loop_on_a_folder_of_images(tmp_path, paper):
     text=True,
     timeout=1200,
     check=False,
-    env=os.environ | {"XLA_FLAGS": ""},  # Much is computed: optimise.
   )
   assert done.returncode == 0, done.stderr
   summary = json.loads((workdir / "summary.json").read_text())

@@ -113,7 +113,7 @@ def _without_oracle(workdir, attempts):
     gap_share=0.0,
   )
   funnel = {"attempted": 1, "finds": 1, "looked_at": 1, "stable": 0}
-  verified = Verified(funnel, None, Taxonomy(Run.seeds, ()), (mode,))
+  verified = Verified(funnel, Taxonomy(Run.seeds, ()), (mode,))
   repairs = Repairs({"repaired": RepairedModel(table, 0)})
   done = {"evaluate": evaluated, "verify": verified, "rectify": repairs}
   return Run(Folder(workdir, attempts, done))

@@ -93,7 +93,7 @@ def test_auditable_needs_knowing_references_and_a_failing_target():
 
 
 def test_mode_scores_by_the_oracle():
-  def mode(confirmed, gap):
+  def mode(confirmed, gap, status="confirmed"):
     return ModeRow(
       mode_id="m",
       name="m",
@@ -104,13 +104,16 @@ def test_mode_scores_by_the_oracle():
       confirmed=confirmed,
       gap=gap,
       gap_share=1.0,
+      status=status,
+      base=rates.rate(5, 100),
     )
 
-  scores = summarise.mode_scores(
-    [mode(10, "a"), mode(1, "b")], ["a", "b"], threshold=0.25, oracle=True
-  )
+  modes = [mode(10, "a"), mode(1, "b"), mode(20, "b", "not confirmed")]
+  scores = summarise.mode_scores(modes, ["a", "b"], oracle=True)
   assert (scores.recall.k, scores.recall.n) == (1, 2)
   assert (scores.precision.k, scores.precision.n) == (1, 2)
+  assert (scores.found, scores.confirmed, scores.per_gap) == (3, 2, 1.0)
+  assert summarise.mode_scores(modes, [], oracle=False).precision is None
 
 
 def test_choose_keeps_small_modes_whole():
@@ -120,12 +123,17 @@ def test_choose_keeps_small_modes_whole():
     finds.append(_attempt(f"i{i}", "what does the dial read", "north", "south"))
   for i in range(12):
     finds.append(_attempt(f"j{i}", "how full is the gauge", "low", "half"))
-  tax = taxonomy.discover_modes(finds, seeds)
+  passed = [_attempt(f"k{i}", "how many objects are there", "two", "two") for i in range(40)]
+  tax = taxonomy.discover_modes(finds + passed, seeds)
+  assert len(tax.modes) == 2
   finds = [a.find for a in finds]
-  chosen = verify.choose(finds, tax, limit=40, seed=0)
+  modes = tax.match([f.probe.question for f in finds], [f.consensus for f in finds])
+  chosen = verify.choose(finds, tax, modes, limit=40, seed=0)
   assert len(chosen) == 40
-  assert sum(a.probe.question == "how full is the gauge" for a in chosen) == 12
-  assert chosen == verify.choose(finds, tax, limit=40, seed=0)
+  gauges = [i for i in chosen if finds[i].probe.question == "how full is the gauge"]
+  assert len(gauges) == 12 and {chosen[i] for i in gauges} == {1.0}
+  assert sum(chosen.values()) == pytest.approx(412), "each stands for others of its family"
+  assert chosen == verify.choose(finds, tax, modes, limit=40, seed=0)
 
 
 def test_a_sweep_spends_no_query_on_what_was_asked():

@@ -5,28 +5,17 @@ No `style` attribute is used: the pages' content security policy forbids inline 
 """
 
 from collections.abc import Sequence
-import unicodedata
 
 import markupsafe
 
 from auditdm_jax.audit.report import data
+from auditdm_jax.audit.report import text as text_lib
 
-_JOINERS = "\u200c\u200d"
 _PLOT = dict(width=360, height=200, left=38, right=14, top=10, bottom=34)
 
 
-def visible(text: str) -> str:
-  """Shows control, direction and unpaired surrogate characters as ⟨U+XXXX⟩."""
-
-  def show(char):
-    hidden = unicodedata.category(char) in ("Cc", "Cf", "Cs") and char not in _JOINERS
-    return f"⟨U+{ord(char):04X}⟩" if hidden and char not in "\n\t" else char
-
-  return "".join(map(show, text))
-
-
 def escape(text: str) -> markupsafe.Markup:
-  return markupsafe.escape(visible(text))
+  return markupsafe.escape(text_lib.safe(text))
 
 
 def percent(value: float | None) -> str:
@@ -37,12 +26,17 @@ def percent(value: float | None) -> str:
   return f"{100 * value:.{digits}f}\u202f%"
 
 
+def count(k: float) -> str:
+  """A number of successes; a sum of scores or of weighted ones has one digit more."""
+  return f"{k:,.0f}" if k == int(k) else f"{k:,.1f}"
+
+
 def rate_text(rate: data.Rate) -> str:
   """`61.7 % (617/1000, 95 % interval 58.6–64.7 %)`, and `–, n = 0` where nothing was counted."""
   if not rate.n:
     return f"{percent(None)}, n = 0"
   low, high = rate.ci95
-  counts = f"{rate.k:,}/{rate.n:,}"
+  counts = f"{count(rate.k)}/{rate.n:,}"
   interval = f"95\u202f% interval {100 * low:.1f}–{100 * high:.1f}\u202f%"
   return f"{percent(rate.rate)} ({counts}, {interval})"
 
@@ -50,7 +44,7 @@ def rate_text(rate: data.Rate) -> str:
 def interval_bar(rate: data.Rate, *, tone: str = "bad") -> markupsafe.Markup:
   """A track from 0 to 1 with the interval as a band and the rate (n > 0) as a mark."""
   low, high = (200 * min(max(x, 0.0), 1.0) for x in rate.ci95)
-  mark = 200 * rate.k / rate.n
+  mark = 200 * min(rate.value, 1.0)
   return markupsafe.Markup(
     '<svg class="interval {tone}" viewBox="-2 0 204 16" role="img" aria-label="{label}">'
     '<rect class="track" x="0" y="6" width="200" height="4" rx="2"/>'

@@ -7,10 +7,9 @@ Every section may be left empty; an empty section is left out of the pages.
 from collections.abc import Mapping, Sequence
 import dataclasses
 import pathlib
+from typing import Any
 
-import markupsafe
-
-from auditdm_jax.audit.attempt import Gate
+from auditdm_jax.audit.attempt import Failure, Gate
 from auditdm_jax.audit.health import Health
 from auditdm_jax.audit.rates import Rate
 from auditdm_jax.audit.summary import Summary
@@ -86,6 +85,16 @@ class OutsideRow:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class WorthRow:
+  """Some finds, how many of them are real, and who knows."""
+
+  name: str
+  rate: Rate
+  by: str
+  note: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Card:
   """One failure, with all that is needed to believe or to doubt it.
 
@@ -110,8 +119,86 @@ class Card:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FindRow:
+  """A find in the list of all; `why` says what verification or a person had against it."""
+
+  card: Card
+  mode_id: str = ""
+  mode: str = ""
+  arm: str = ""
+  why: str = ""
+  label: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FindList:
+  """All finds that were looked at; `shown` is what fits a page, the downloads have the rest.
+
+  `required` are the gates that V1 needs, `modes` the names by id, `not_looked_at` finds that are
+  beyond the limit of verification.
+  """
+
+  failures: Sequence[Failure]
+  shown: Sequence[FindRow]
+  required: Sequence[str] = ()
+  modes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  not_looked_at: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CostRow:
+  """What a run spent on something: answers of a model, tokens, requests or seconds."""
+
+  name: str
+  amount: float
+  unit: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LedgerRow:
+  """A line of a comparison of two models; rates are failure rates."""
+
+  name: str
+  status: str
+  old: Rate
+  new: Rate
+  change_ci95: tuple[float, float]
+  needs_more: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LedgerChange:
+  """A question that only one of two models fails."""
+
+  mode: str
+  question: str
+  expected: str
+  old: str
+  new: str
+  worse: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LedgerView:
+  """A comparison of two models that was left in the folder of the run."""
+
+  old: str
+  new: str
+  verdict: str
+  probes: str
+  left_out: int
+  rows: Sequence[LedgerRow]
+  changes: Sequence[LedgerChange] = ()
+  notes: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ModeView:
-  """A failure mode: its frozen definition, its rate on fresh probes and some of its members."""
+  """A failure mode: its frozen definition, its rate on fresh probes and some of its members.
+
+  `base` is the failure rate outside all modes, `ratio` that of both in words. A mode that does not
+  hold (`holds`) is folded below the others; `status` says why.
+  """
 
   mode_id: str
   name: str
@@ -119,6 +206,10 @@ class ModeView:
   definition: str
   members: int
   rate: Rate | None = None
+  base: Rate | None = None
+  ratio: str = ""
+  status: str = ""
+  holds: bool = True
   cards: Sequence[Card] = ()
   notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -174,28 +265,45 @@ class RectifyRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SecondRoundRow:
-  """One mode before and after the repair; one that is new has no `before`."""
+  """One mode before and after the repair; `origin` says which earlier modes it comes from."""
 
   name: str
   before: Rate | None
   after: Rate | None
   status: str
+  origin: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RoundView:
+  """One round in numbers; None is what was not measured."""
+
+  name: str
+  confirmed: int
+  new: int
+  repaired: Rate | None
+  false_positive: Rate | None
+  rest: str
+  queries: int
+  seconds: float | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExtraPage:
-  """A page that another part of the program made.
+  """A page that another part of the program fills.
 
   Attributes:
     name: in the list of pages.
     path: its file in the report's folder.
-    body: its content, escaped.
-    files: what it shows, by name in the same folder.
+    template: of the page.
+    values: what it shows.
+    files: what lies beside it, by name: text of this program's own making.
   """
 
   name: str
   path: str
-  body: markupsafe.Markup
+  template: str
+  values: Mapping[str, Any]
   files: Mapping[str, str]
 
 
@@ -203,7 +311,8 @@ class ExtraPage:
 class ReportData:
   """Everything that `write_report` needs.
 
-  `not_measured` are pairs of what a reader may look for, and why it is not there.
+  `not_measured` are pairs of what a reader may look for, and why it is not there. `too_small` says
+  which numbers rest on few. `code` is the version of the program.
   """
 
   title: str
@@ -214,14 +323,21 @@ class ReportData:
   funnel: Sequence[FunnelRow] = ()
   gates: Sequence[GateRow] = ()
   outside: Sequence[OutsideRow] = ()
+  worth: Sequence[WorthRow] = ()
   modes: Sequence[ModeView] = ()
   arms: Sequence[ArmRow] = ()
   curves: Sequence[Curve] = ()
   strategies: Sequence[StrategyView] = ()
   rectify: Sequence[RectifyRow] = ()
   second_round: Sequence[SecondRoundRow] = ()
+  rounds: Sequence[RoundView] = ()
   health: Health | None = None
   pages: Sequence[ExtraPage] = ()
+  finds: FindList | None = None
+  ledger: LedgerView | None = None
+  cost: Sequence[CostRow] = ()
+  too_small: Sequence[str] = ()
+  code: str = ""
   not_measured: Sequence[tuple[str, str]] = ()
   methods: Sequence[tuple[str, str]] = ()
   limits: Sequence[tuple[str, str]] = LIMITS

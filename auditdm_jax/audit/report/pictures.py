@@ -3,7 +3,9 @@
 
 import dataclasses
 import hashlib
+import os
 import pathlib
+import shutil
 
 import numpy as np
 from PIL import Image
@@ -51,17 +53,20 @@ class Album:
     path = f"images/{digest}.png"
     if digest not in self._seen:
       Image.fromarray(array).save(self._root / path, optimize=True)
-    longest = max(height, width)
-    scale = max(_SHOWN // longest, 1) if longest <= _SMALL else _SHOWN / longest
-    picture = Picture(
-      path=path,
-      caption=caption,
-      width=round(width * scale),
-      height=round(height * scale),
-      pixelated=longest <= _SMALL,
-    )
-    self._seen[digest] = picture
-    return picture
+    self._seen[digest] = _picture(path, height, width)
+    return dataclasses.replace(self._seen[digest], caption=caption)
+
+  def store(self, path: pathlib.Path, *, caption: str) -> Picture:
+    """Stores a PNG as it is, and returns how to show it.
+
+    The file is shared with its origin where the file system can do that.
+    """
+    name = f"images/{hashlib.sha256(path.read_bytes()).hexdigest()[:20]}.png"
+    if name not in self._seen:
+      with Image.open(path) as image:
+        self._seen[name] = _picture(name, image.height, image.width)
+      _link(path, self._root / name)
+    return dataclasses.replace(self._seen[name], caption=caption)
 
   def card(self, original: pathlib.Path | None, edited: pathlib.Path | None) -> list[Picture]:
     """The pictures of one card: original, and if there is one, edited and their difference."""
@@ -76,6 +81,26 @@ class Album:
     if before.shape == after.shape:
       pictures.append(self.add(difference(before, after), caption="difference"))
     return pictures
+
+
+def _picture(path: str, height: int, width: int) -> Picture:
+  longest = max(height, width)
+  scale = max(_SHOWN // longest, 1) if longest <= _SMALL else _SHOWN / longest
+  return Picture(
+    path=path,
+    caption="",
+    width=max(round(width * scale), 1),
+    height=max(round(height * scale), 1),
+    pixelated=longest <= _SMALL,
+  )
+
+
+def _link(source: pathlib.Path, target: pathlib.Path) -> None:
+  """Makes a file appear at a second place."""
+  try:
+    os.link(source, target)
+  except OSError:  # Another file system, or one without links.
+    shutil.copyfile(source, target)
 
 
 def _read(path: pathlib.Path) -> np.ndarray:

@@ -2,34 +2,26 @@
 """`write_report`: turns `ReportData` into a folder of static pages.
 
 All text is hostile until proven otherwise: questions and answers come from models. Jinja2 escapes
-every value, control and direction characters are shown instead of obeyed, and the pages' content
-security policy allows images and the style sheet of the folder and nothing else, scripts
-included.
+every value, what it would obey is shown instead, all of it is bounded (`text`), and the pages'
+content security policy allows images and the style sheet of the folder, and of scripts only that
+of the list of failures (`pages`).
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import hashlib
 import json
-import math
 import os
 import pathlib
-import re
-import shutil
 import tempfile
 from typing import Any
 
-import jinja2
-import markupsafe
-
 from auditdm_jax.audit.rates import NOTHING, Rate
-from auditdm_jax.audit.report import charts, pictures
+from auditdm_jax.audit.report import charts, listing, pages, pictures
 from auditdm_jax.audit.report import data as data_lib
 from auditdm_jax.audit.report.pictures import Picture
 from auditdm_jax.audit.summary import ALL_ARMS, Accuracy, Summary
 from auditdm_jax.core import jsonio, paths
 
-_TEMPLATES = pathlib.Path(__file__).parent / "templates"
 _MARKER = "report.json"
 _FORMAT = "auditdm-report-1"
 
@@ -52,6 +44,7 @@ class _Tile:
   label: str
   value: str
   note: str
+  alarm: bool = False
 
 
 def write_report(directory: str | os.PathLike, data: data_lib.ReportData) -> pathlib.Path:
@@ -88,32 +81,29 @@ def _write_pages(root: pathlib.Path, data: data_lib.ReportData) -> None:
   modes = [
     _ModePage(
       mode=mode,
-      path=f"modes/{_file_name(mode.mode_id)}.html",
+      path=f"modes/{pages.file_name(mode.mode_id)}.html",
       pictures=[album.card(card.original, card.edited) for card in mode.cards],
     )
     for mode in data.modes
   ]
-  pages = [dict(name="Summary", path="index.html")]
-  if data.second_round:
-    pages.append(dict(name="Second round", path="second-round.html"))
-  pages += [dict(name=page.name, path=page.path) for page in data.pages]
-  pages.append(dict(name="Methods", path="methods.html"))
-  env = environment()
-
-  def write(path, template, **values):
-    text = env.get_template(template).render(
-      d=data, pages=pages, here=path, root="../" * path.count("/"), alone=False, **values
-    )
-    target = root / path
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(text, encoding="utf-8")
-
-  write(
+  there = [
+    (True, "Summary", "index.html"),
+    (data.finds is not None, "All failures", "failures.html"),
+    (bool(data.second_round), "Second round", "second-round.html"),
+    (data.ledger is not None, "Compared", "compared.html"),
+    (True, "Methods", "methods.html"),
+  ]
+  extra = [(True, page.name, page.path) for page in data.pages]
+  there[-1:-1] = extra
+  tabs = [dict(name=name, path=path) for wanted, name, path in there if wanted]
+  out = pages.Pages(root, d=data, pages=tabs)
+  out.write(
     "index.html",
     "index.html",
     modes=modes,
     tiles=_tiles(data),
     verdict=_sentence(data.summary.compared.verdict) if data.summary else "",
+    corrected=_corrected(data.summary) if data.summary else "",
     finds=_finds_word(data.summary),
     funnel_top=max((row.count for row in data.funnel), default=0),
     success_chart=charts.line_chart(
@@ -130,82 +120,54 @@ def _write_pages(root: pathlib.Path, data: data_lib.ReportData) -> None:
   )
   for i, page in enumerate(modes):
     before, after = modes[i - 1] if i else None, modes[i + 1] if i + 1 < len(modes) else None
-    write(page.path, "mode.html", v=page, before=before, after=after)
+    out.write(page.path, "mode.html", v=page, before=before, after=after)
+  if data.finds is not None:
+    _write_finds(root, out, data.finds, album, {m.mode.mode_id: m.path for m in modes})
   if data.second_round:
-    write("second-round.html", "second-round.html")
+    out.write("second-round.html", "second-round.html")
+  if data.ledger is not None:
+    out.write("compared.html", "compared.html", ledger=data.ledger)
   for page in data.pages:
-    write(page.path, "page.html", page=page)
-    _write_files(root, page)
+    _write_extra(root, out, page)
   summary = jsonio.plain(data.summary) if data.summary else {}
-  write("methods.html", "methods.html", summary_rows=list(_summary_rows(summary)))
-  shutil.copyfile(_TEMPLATES / "style.css", root / "style.css")
+  out.write("methods.html", "methods.html", summary_rows=list(_summary_rows(summary)))
   _write_json(root / "summary.json", summary)
   _write_json(root / _MARKER, dict(format=_FORMAT, title=data.title, created=data.created))
 
 
 def write_page(directory: str | os.PathLike, page: data_lib.ExtraPage, *, created: str) -> None:
-  """Writes a page with its style sheet and files into a folder, on its own."""
+  """Writes a page by itself, with its style sheet and files."""
   root = pathlib.Path(directory)
-  root.mkdir(parents=True, exist_ok=True)
-  alone = dict(title=page.name, created=created)
-  text = (
-    environment()
-    .get_template("page.html")
-    .render(d=alone, pages=[], here=page.path, root="", page=page, alone=True)
-  )
-  paths.write_bytes(root / page.path, text.encode())
-  shutil.copyfile(_TEMPLATES / "style.css", root / "style.css")
-  _write_files(root, page)
+  alone = data_lib.ReportData(title=page.name, target="", created=created)
+  _write_extra(root, pages.Pages(root, d=alone, pages=[]), page)
 
 
-def _write_files(root: pathlib.Path, page: data_lib.ExtraPage) -> None:
+def _write_extra(root: pathlib.Path, out: pages.Pages, page: data_lib.ExtraPage) -> None:
+  out.write(page.path, page.template, **page.values)
   for name, text in page.files.items():
     paths.write_bytes(root / name, text.encode())
 
 
-def environment() -> jinja2.Environment:
-  """Returns the templates, which escape what they are given and show hidden characters."""
-  env = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(_TEMPLATES),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    finalize=_finalize,
+def _write_finds(
+  root: pathlib.Path,
+  out: pages.Pages,
+  finds: data_lib.FindList,
+  album: pictures.Album,
+  mode_pages: Mapping[str, str],
+) -> None:
+  """Writes the list of all finds and its downloads."""
+  asked = [row.card.edited or row.card.original for row in finds.shown]
+  shown = [album.store(path, caption="asked about") if path else None for path in asked]
+  out.write(
+    "failures.html",
+    "failures.html",
+    script="failures.js",
+    finds=finds,
+    rows=list(zip(finds.shown, shown, strict=True)),
+    fell_out=listing.tally(finds.failures, finds.required),
+    mode_pages=mode_pages,
   )
-  env.filters.update(slug=_slug, short=_short, heat=_heat)
-  env.globals.update(
-    percent=charts.percent,
-    rate_text=charts.rate_text,
-    interval_bar=charts.interval_bar,
-    share_bar=charts.share_bar,
-  )
-  return env
-
-
-def _finalize(value: Any) -> Any:
-  plain = isinstance(value, str) and not isinstance(value, markupsafe.Markup)
-  return charts.visible(value) if plain else value
-
-
-def _slug(text: str) -> str:
-  return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48]
-
-
-def _file_name(mode_id: str) -> str:
-  """A safe file name that is distinct for distinct ids."""
-  digest = hashlib.sha256(mode_id.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-  slug = _slug(mode_id)
-  return mode_id if mode_id and mode_id == slug else f"{slug}-{digest}".lstrip("-")
-
-
-def _short(value: float | str) -> str:
-  return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _heat(share: float | None) -> int:
-  """Tint 0..4 of a share; 40 % and more is the darkest, none measured has none."""
-  return min(math.ceil(10 * share), 4) if share and share > 0.005 else 0
+  listing.write_downloads(root, finds)
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:
@@ -240,7 +202,7 @@ def _tiles(data: data_lib.ReportData) -> list[_Tile]:
   summary = data.summary
   if summary is None:
     return []
-  tiles = [_search_tile(summary)]
+  tiles = [_finds_tile(summary), _search_tile(summary)]
   if precision := summary.precision:
     note = f"of verified failures are real, by the oracle (n = {precision.n:,})"
     tiles.append(_rate_tile("Precision", precision, note))
@@ -250,10 +212,24 @@ def _tiles(data: data_lib.ReportData) -> list[_Tile]:
     found = f"{coverage.gaps_found} of {coverage.gaps_auditable}"
     tiles.append(_Tile("Planted gaps found", found, spread))
   elif data.modes:
-    tiles.append(_Tile("Failure modes", str(len(data.modes)), "with a written definition"))
+    held = sum(mode.holds for mode in data.modes)
+    tiles.append(_Tile("Failure modes", str(held), f"confirmed, of {len(data.modes)} named"))
   if {"baseline", "repaired"} <= summary.rectify.keys():
     tiles.append(_repair_tile(summary.rectify["baseline"], summary.rectify["repaired"]))
   return tiles
+
+
+def _finds_tile(summary: Summary) -> _Tile:
+  """How many finds are real, which every other number depends on."""
+  known, label = summary.find_precision, "Finds that are real"
+  if known is None or not known.real.n:
+    return _Tile(label, "not known", "all numbers are conditional on the references", alarm=True)
+  low, high = (100 * x for x in known.real.ci95)
+  note = f"[{low:.1f}, {high:.1f}] of {known.real.n:,} finds, by {known.by}"
+  if known.cannot_judge:
+    note += "; this ensemble cannot judge"
+  alarm = known.mostly_wrong or known.cannot_judge
+  return _Tile(label, charts.percent(known.real.rate), note, alarm)
 
 
 def _finds_word(summary: Summary | None) -> str:
@@ -274,6 +250,19 @@ def _search_tile(summary: Summary) -> _Tile:
   if after is not None and before:
     note += f"; {charts.percent(before)} before training (×{after / before:.1f})"
   return _rate_tile("Search success", search.trained, note)
+
+
+def _corrected(summary: Summary) -> str:
+  """Returns what is left of the conflicts once the references' errors are taken out."""
+  found = summary.corrected
+  if found is None or found.rate is None:
+    return ""
+  low, high = (100 * x for x in found.ci95)
+  return (
+    f"The target conflicts with the references on {charts.percent(found.flagged.rate)} of these"
+    f" questions. Corrected for the references' errors, it is wrong on {charts.percent(found.rate)}"
+    f" [{low:.1f}, {high:.1f}], if they err on the audit's questions as on the labelled ones."
+  )
 
 
 def _sentence(text: str) -> str:

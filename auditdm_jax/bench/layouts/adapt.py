@@ -33,13 +33,24 @@ def listed(value: Any) -> list[Any]:
 
 
 def circular(row: Row) -> Row:
-  """MMBench: the group is the index without the rotation."""
-  return {**row, "group": str(int(text(row["index"], "index")) % _CIRCLE)}
+  """MMBench: the group is the index without the rotation; on the hub "nan" stands for nothing."""
+  there = {name: None if value == "nan" else value for name, value in row.items()}
+  return {**there, "group": str(int(text(row["index"], "index")) % _CIRCLE)}
 
 
 def listed_answers(row: Row) -> Row:
   """VLMEvalKit's VQA: the column `answer` is a list as Python writes it, or one text."""
   return {**row, "answer": listed(row["answer"])}
+
+
+def chartqa(row: Row) -> Row:
+  """ChartQA on the hub: the type is human_test or augmented_test."""
+  return {**row, "part": text(row["type"], "type").removesuffix("_test")}
+
+
+def chartqa_kit(row: Row) -> Row:
+  """ChartQA of VLMEvalKit: the split is test_human or test_augmented."""
+  return {**listed_answers(row), "part": (row.get("split") or "").removeprefix("test_")}
 
 
 def mmmu(row: Row) -> Row:
@@ -77,11 +88,19 @@ def refcoco_hub(row: Row) -> Row:
 
 
 def refcoco_kit(row: Row) -> Row:
-  """RefCOCO of VLMEvalKit: corners in pixels, and the question is the whole prompt."""
-  x0, y0, x1, y1 = (float(row[f"bbox_{name}"]) for name in ("x1", "y1", "x2", "y2"))
+  """RefCOCO of VLMEvalKit: corners in pixels or in shares; the question is the whole prompt."""
+  names = ("y1", "x1", "y2", "x2")
+  if all(row.get(f"bbox_{name}_norm") for name in names):
+    return {**row, "object": SeenObject(_box(*(row[f"bbox_{name}_norm"] for name in names)), None)}
+  y0, x0, y1, x1 = (float(row[f"bbox_{name}"]) for name in names)
   w, h = float(row["width"]), float(row["height"])
   return {**row, "object": SeenObject(_box(y0 / h, x0 / w, y1 / h, x1 / w), None)}
 
 
-def _box(ymin: float, xmin: float, ymax: float, xmax: float) -> Box:
+def refcoco_part(row: Row) -> str:
+  """RefCOCO of VLMEvalKit: the split, such as RefCOCO_val, or a category such as "RefCOCO val"."""
+  return row.get("split") or "_".join((row.get("category") or "").split())
+
+
+def _box(ymin: Any, xmin: Any, ymax: Any, xmax: Any) -> Box:
   return float(ymin), float(xmin), float(ymax), float(xmax)

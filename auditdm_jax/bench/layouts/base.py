@@ -14,6 +14,8 @@ from auditdm_jax.core.config import UserError, did_you_mean
 from auditdm_jax.core.pools import rows as rows_lib
 
 _SHOWN = 6  # Names of files or columns in an error.
+# What reading a row raises if it is not what it should be.
+UNEXPECTED = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,11 +135,10 @@ def item_of(table: RowTable, i: int, columns: Columns, *, part: int = 0) -> Benc
     if columns.several:
       row = {**row, columns.several: row[columns.several][part]}
     return _item(table, i, columns, row, part)
-  except rows_lib.BadRow as e:
-    raise UserError(f"{table.name(i)}: {e}") from e
-  except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
-    reason = " ".join(f"{type(e).__name__} {e}".split())[:200]
-    raise UserError(f"{table.name(i)}: not what the benchmark has: {reason}") from e
+  except UserError:
+    raise
+  except UNEXPECTED as e:
+    raise UserError(f"{table.name(i)}: {reason_of(e)}") from e
 
 
 def _item(
@@ -243,7 +244,23 @@ def named(names: Iterable[str]) -> str:
   return (", ".join(names[:_SHOWN]) or "nothing") + more
 
 
-def wrong_layout(path: pathlib.Path, missing: Sequence[str], expected: Sequence[str]) -> UserError:
+def reason_of(error: Exception) -> str:
+  """Returns in one line why a row is not what it should be."""
+  if isinstance(error, rows_lib.BadRow):
+    return str(error)
+  if isinstance(error, KeyError):
+    return f"a row without {error}"
+  reason = " ".join(f"{type(error).__name__} {error}".split())[:200]
+  return f"not what the benchmark has: {reason}"
+
+
+class LayoutError(UserError):
+  """Files of a layout are not there."""
+
+
+def wrong_layout(
+  path: pathlib.Path, missing: Sequence[str], expected: Sequence[str]
+) -> LayoutError:
   """Returns the error of a folder that is not, or not wholly, what it should be.
 
   Args:
@@ -252,8 +269,8 @@ def wrong_layout(path: pathlib.Path, missing: Sequence[str], expected: Sequence[
     expected: the files of the layout.
   """
   if not path.exists():
-    return UserError(f"{path}: nothing is there; expected {'; '.join(expected)}")
+    return LayoutError(f"{path}: nothing is there; expected {'; '.join(expected)}")
   found = sorted(os.listdir(path)) if path.is_dir() else [f"the file {path.name}"]
-  return UserError(
+  return LayoutError(
     f"{path}: no {named(missing)}; expected {'; '.join(expected)}; found {named(found)}"
   )

@@ -7,6 +7,7 @@ import pathlib
 from typing import Protocol
 
 from auditdm_jax.bench.items import BenchmarkItem, Items, Provenance
+from auditdm_jax.bench.layouts.base import LayoutError
 from auditdm_jax.core.config import UserError, did_you_mean
 from auditdm_jax.core.pools import tables
 
@@ -104,7 +105,12 @@ def open_items(
     wanted = "; or ".join(f"{x.kind}: {', '.join(x.expected(split))}" for x in others)
     there = f"the layout there is {kind}, which" if kind else "nothing is there, and"
     raise UserError(f"{path}: {there} does not give {name}'s split {split!r}; expected {wanted}")
-  opened = found.open(path, split)
+  try:
+    opened = found.open(path, split)
+  except LayoutError as e:
+    others = [x for x in layouts if split in x.splits and x is not found]
+    wanted = "".join(f"; or {x.kind}: {', '.join(x.expected(split))}" for x in others)
+    raise UserError(f"{e}{wanted if kind == 'raw' else ''}") from e
   if not len(opened):
     raise UserError(f"{path}: no items in the split {split!r} of {name}")
   provenance = Provenance(

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from tensorflow_datasets.core import hashing
 
 from auditdm_jax.bench.items import BenchmarkItem
-from auditdm_jax.bench.layouts.base import named, wrong_layout
+from auditdm_jax.bench.layouts.base import UNEXPECTED, named, reason_of, wrong_layout
 from auditdm_jax.core import jsonio
 from auditdm_jax.core.config import UserError
 from auditdm_jax.core.pools.rows import BadRow
@@ -69,15 +69,11 @@ class Raw:
       return self.read(path, self.splits[split])
     except MissingFiles as e:
       raise wrong_layout(path, e.names, self.expected(split)) from e
-    except BadRow as e:
-      raise UserError(f"{path}: {e}; expected {'; '.join(self.expected(split))}") from e
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
-      if isinstance(e, UserError):
-        raise
-      reason = " ".join(f"{type(e).__name__} {e}".split())[:200]
-      raise UserError(
-        f"{path}: not what the benchmark has: {reason}; expected {'; '.join(self.expected(split))}"
-      ) from e
+    except UserError:
+      raise
+    except UNEXPECTED as e:
+      expected = "; ".join(self.expected(split))
+      raise UserError(f"{path}: {reason_of(e)}; expected {expected}") from e
 
 
 class MissingFiles(Exception):

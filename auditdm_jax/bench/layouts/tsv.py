@@ -13,7 +13,7 @@ they are text.
 
 import base64
 import binascii
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import csv
 import dataclasses
 import logging
@@ -31,6 +31,10 @@ _LISTED = re.compile(r"""'([^']*)'|"([^"]*)\"""")
 IMAGE, PATH, INDEX = "image", "image_path", "index"
 
 
+def _split_of(row: Mapping[str, Any]) -> str:
+  return row.get("split") or ""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tsv:
   """A benchmark as VLMEvalKit has it.
@@ -38,14 +42,14 @@ class Tsv:
   Attributes:
     files: our splits -> names of files.
     columns: those of the file.
-    only: our splits -> the value of `column` that its rows have, where a file has several splits.
-    column: which says the split.
+    only: our splits -> what `part` says of their rows, where a file has several splits.
+    part: row -> the split that it is in, "" if it does not say.
   """
 
   files: Mapping[str, str]
   columns: Columns
   only: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  column: str = "split"
+  part: Callable[[Mapping[str, Any]], str] = _split_of
 
   kind = "tsv"
 
@@ -66,7 +70,12 @@ class Tsv:
     check_columns(table, self.columns)
     chosen = range(len(table))
     if wanted := self.only.get(split):
-      chosen = [i for i in chosen if table.row(i).get(self.column, wanted) == wanted]
+      parts = [self.part(table.row(i)) for i in chosen]
+      if wanted not in parts:
+        raise UserError(
+          f"{file}: no row of {wanted!r}; its rows are of {named(sorted(set(parts)))}"
+        )
+      chosen = [i for i in chosen if parts[i] == wanted]
     return TsvItems(table, self.columns, chosen)
 
 

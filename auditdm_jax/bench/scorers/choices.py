@@ -12,7 +12,18 @@ import string
 
 import numpy as np
 
-from auditdm_jax.bench.scorers.rows import Item, Metric, Reduction, Scored, grouped, mean, row_of
+from auditdm_jax.bench.scorers.rows import (
+  Item,
+  Metric,
+  Reduction,
+  Scored,
+  Values,
+  grouped,
+  mean,
+  mean_and_categories,
+  ratio,
+  row_of,
+)
 from auditdm_jax.core.config import UserError
 
 Options = Mapping[str, str]
@@ -48,7 +59,7 @@ def options_of(item: Item) -> Options:
   return dict(zip(string.ascii_uppercase, item.options)) if item.options else _FOUR
 
 
-def choice(reader: Reader, *, reduction: Reduction = mean) -> Metric:
+def choice(reader: Reader, *, reduction: Reduction = mean_and_categories) -> Metric:
   """Makes the metric "the letter that the reader finds is the right one"."""
 
   def score(items: Sequence[Item]) -> list[Scored]:
@@ -61,8 +72,11 @@ def choice(reader: Reader, *, reduction: Reduction = mean) -> Metric:
   return Metric(score=score, reduction=reduction)
 
 
-def circular(reader: Reader, *, reduction: Reduction = mean) -> Metric:
-  """Makes the metric "right in every rotation of the options", one row per group (MMBench)."""
+def circular(reader: Reader) -> Metric:
+  """Makes the metric "right in every rotation of the options", one row per group (MMBench).
+
+  The primary value is "circular"; "vanilla" is the accuracy of the first rotations alone.
+  """
 
   def score(items: Sequence[Item]) -> list[Scored]:
     rows = []
@@ -82,6 +96,12 @@ def circular(reader: Reader, *, reduction: Reduction = mean) -> Metric:
         )
       )
     return rows
+
+  def reduction(rows: Sequence[Scored], weights: np.ndarray) -> Values:
+    values = mean_and_categories(rows, weights)
+    vanilla = weights @ np.asarray([row.parts["vanilla"] for row in rows])
+    named = {name.replace("mean", "circular", 1): value for name, value in values.items()}
+    return named | {"vanilla": ratio(vanilla, weights.sum(1))}
 
   return Metric(score=score, reduction=reduction)
 

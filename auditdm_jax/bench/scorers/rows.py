@@ -179,6 +179,12 @@ def mean(rows: Sequence[Scored], weights: np.ndarray) -> Values:
   return {"mean": weighted_mean(rows, weights)}
 
 
+def mean_and_categories(rows: Sequence[Scored], weights: np.ndarray) -> Values:
+  """{"mean", "mean/<category>"}: the mean of the scores, and of those of each category."""
+  parts = category_means(rows, weights)
+  return mean(rows, weights) | {f"mean/{name}": part for name, part in parts.items() if name}
+
+
 def weighted_mean(
   rows: Sequence[Scored], weights: np.ndarray, *, where: np.ndarray | None = None
 ) -> np.ndarray:

@@ -19,6 +19,8 @@ from auditdm_jax.bench.scorers.rows import (
   Variant,
   category_means,
   macro,
+  mean_and_categories,
+  micro,
   per_answer,
   weighted_mean,
 )
@@ -48,7 +50,9 @@ def chartqa_parts(rows: Sequence[Scored], weights: np.ndarray) -> Values:
 
 _TABLE: dict[tuple[str, Variant], Metric] = {
   **{
-    ("vqa_accuracy", variant): per_answer(functools.partial(vqa.vqa_accuracy, variant=variant))
+    ("vqa_accuracy", variant): per_answer(
+      functools.partial(vqa.vqa_accuracy, variant=variant), reduction=mean_and_categories
+    )
     for variant in (_OFFICIAL, _LMMS, _VLMK, _BV)
   },
   **{
@@ -82,11 +86,15 @@ _TABLE: dict[tuple[str, Variant], Metric] = {
   ("circular_accuracy", _LMMS): choices.circular(choices.mmbench_letter),
   ("choice_accuracy", _VLMK): choices.choice(choices.vlmevalkit_letter),
   ("choice_accuracy", _LMMS): choices.choice(choices.lmms_letter),
-  ("choice_macro", _LMMS): choices.choice(choices.lmms_letter, reduction=macro),
-  ("choice_macro", _VLMK): choices.choice(choices.vlmevalkit_letter, reduction=macro),
+  ("mmstar_accuracy", _LMMS): choices.choice(choices.lmms_letter, reduction=macro),
+  ("mmstar_accuracy", _VLMK): choices.choice(choices.vlmevalkit_letter, reduction=micro),
   ("seed_accuracy", _LMMS): choices.choice(choices.first_character),
   ("mmt_accuracy", _LMMS): choices.choice(choices.mmt_letter),
   ("realworldqa_accuracy", _LMMS): choices.choice_or_text(choices.lmms_letter),
+  **{
+    (name, _VLMK): choices.choice(choices.vlmevalkit_letter)
+    for name in ("seed_accuracy", "mmt_accuracy", "realworldqa_accuracy")
+  },
   ("mmmu_accuracy", _OFFICIAL): mmmu.metric(_OFFICIAL),
   ("mmmu_accuracy", _LMMS): mmmu.metric(_LMMS),
   ("mmmu_accuracy", _VLMK): mmmu.metric(_VLMK),

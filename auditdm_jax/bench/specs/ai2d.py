@@ -65,9 +65,9 @@ SPEC = BenchmarkSpec(
     ),
     Family.MIX: mix_choice(),
     Family.LMMS_EVAL: lmms_eval(
-      "{question}\n{options}" + LETTER, "mcq_accuracy", task="ai2d", max_tokens=16, chooses=True
+      "{question}\n{options}" + LETTER, "letter_match", task="ai2d", max_tokens=16, chooses=True
     ),
-    Family.VLMEVALKIT: vlmevalkit_choice("mcq_accuracy"),
+    Family.VLMEVALKIT: vlmevalkit_choice("choice_accuracy"),
   },
   paper=(
     PaperRow(

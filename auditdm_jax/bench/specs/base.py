@@ -4,6 +4,7 @@
 from collections.abc import Mapping, Sequence
 import dataclasses
 import enum
+import logging
 import os
 import pathlib
 
@@ -160,14 +161,15 @@ class BenchmarkSpec:
 
   def open(self, path: str | os.PathLike, split: str = "") -> Items:
     """Opens a split at a path, whatever its layout; see `layouts.open.open_items`."""
-    return open_items(
-      self.name,
-      self.layouts,
-      path,
-      split or self.split,
-      source=self.source,
-      licence=self.licence,
+    split = split or self.split
+    items = open_items(
+      self.name, self.layouts, path, split, source=self.source, licence=self.licence
     )
+    if (want := self.sizes.get(split, len(items))) != len(items):
+      logging.warning(
+        "%s: %d items, not %d as published; results of a part say so", path, len(items), want
+      )
+    return items
 
   def prompt(self, family: Family) -> PromptSpec:
     """Returns how a family is asked.

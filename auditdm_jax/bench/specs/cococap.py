@@ -8,7 +8,7 @@ from auditdm_jax.bench.layouts.prepared import Tfds
 from auditdm_jax.bench.layouts.raw import Raw
 from auditdm_jax.bench.layouts.tsv import Tsv
 from auditdm_jax.bench.specs.base import BenchmarkSpec, Family, PaperRow
-from auditdm_jax.bench.specs.common import lmms_eval, mix, transfer, vlmevalkit
+from auditdm_jax.bench.specs.common import OFFICIAL, lmms_eval, mix, transfer, vlmevalkit
 
 SPEC = BenchmarkSpec(
   name="cococap",
@@ -42,10 +42,16 @@ SPEC = BenchmarkSpec(
     ),
   ),
   prompts={
-    Family.TRANSFER: transfer("caption en", "cider", max_tokens=32, antialias=False, beam=2),
-    Family.MIX: mix("caption en", "cider", max_tokens=32),
+    Family.TRANSFER: transfer(
+      "caption en", "cider", max_tokens=32, antialias=False, beam=2, variant=OFFICIAL
+    ),
+    Family.MIX: mix("caption en", "cider", max_tokens=32, variant=OFFICIAL),
     Family.LMMS_EVAL: lmms_eval(
-      "Describe the image briefly.", "cider", task="coco_karpathy_val", max_tokens=64
+      "Describe the image briefly.",
+      "cider",
+      task="coco_karpathy_val",
+      max_tokens=64,
+      variant=OFFICIAL,
     ),
     Family.VLMEVALKIT: vlmevalkit(
       "Please describe this image in general. Directly provide the description,"

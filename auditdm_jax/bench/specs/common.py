@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prompts that several benchmarks share, each with where it is from."""
 
+from auditdm_jax.bench.scorers.rows import Variant
 from auditdm_jax.bench.specs.base import MetricName, OptionStyle, PromptSpec
 
-BIG_VISION, LMMS_EVAL, VLMEVALKIT = "big_vision", "lmms-eval", "vlmevalkit"
-OFFICIAL = "official"
+BIG_VISION, LMMS_EVAL, VLMEVALKIT = Variant.BIG_VISION, Variant.LMMS_EVAL, Variant.VLMEVALKIT
+OFFICIAL, OURS = Variant.OFFICIAL, Variant.OURS
 
 WORD = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
@@ -24,12 +25,13 @@ def transfer(
   antialias: bool,
   antialias_train: bool | None = None,
   beam: int = 1,
+  variant: str = BIG_VISION,
   options: OptionStyle = _TABS,
 ) -> PromptSpec:
   """A model that big_vision's transfer config fine-tuned; `antialias` is that of its evaluation."""
   return PromptSpec(
     template=template,
-    metric=MetricName(name=metric, variant=BIG_VISION),
+    metric=MetricName(name=metric, variant=variant),
     max_tokens=max_tokens,
     options=options,
     antialias=antialias,

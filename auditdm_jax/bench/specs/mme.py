@@ -43,16 +43,16 @@ SPEC = BenchmarkSpec(
     ),
   ),
   prompts={
-    Family.MIX: mix("answer en {question}", "mme", max_tokens=16, variant=LMMS_EVAL),
+    Family.MIX: mix("answer en {question}", "mme_sum", max_tokens=16, variant=LMMS_EVAL),
     Family.LMMS_EVAL: lmms_eval(
       "{question}" + WORD,
-      "mme",
+      "mme_sum",
       task="mme",
       max_tokens=16,
       drop=" Please answer yes or no.",
       strip=True,
     ),
-    Family.VLMEVALKIT: vlmevalkit("{question}", "mme"),
+    Family.VLMEVALKIT: vlmevalkit("{question}", "mme_sum"),
   },
   paper=(
     PaperRow(

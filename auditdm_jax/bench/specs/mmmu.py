@@ -37,17 +37,17 @@ SPEC = BenchmarkSpec(
     ),
   ),
   prompts={
-    Family.MIX: mix_choice("mmmu", variant=OFFICIAL, chooses=True),
+    Family.MIX: mix_choice("mmmu_accuracy", variant=OFFICIAL, chooses=True),
     # The official way, pictures first; "<image 1>" stays in the text.
     Family.LMMS_EVAL: lmms_eval(
       "{question}\n{options}\n\nAnswer with the option's letter from the given choices directly.",
-      "mmmu",
+      "mmmu_accuracy",
       task="mmmu_val",
       variant=OFFICIAL,
       plain="{question}\n\nAnswer the question using a single word or phrase.",
       chooses=True,
     ),
-    Family.VLMEVALKIT: vlmevalkit_choice("mmmu"),
+    Family.VLMEVALKIT: vlmevalkit_choice("mmmu_accuracy"),
   },
   paper=(PaperRow(split="val", baseline=39.6, repaired=45.2, larger={"12B": 44.8, "27B": 49.7}),),
   sizes={"val": 900},

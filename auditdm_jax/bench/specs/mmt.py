@@ -28,14 +28,14 @@ SPEC = BenchmarkSpec(
     Family.LMMS_EVAL: lmms_eval(
       "Question: \n{question}\n{options}"
       "\nAnswer the question using a single character from the given options.",
-      "mcq_accuracy",
+      "mmt_accuracy",
       task="mmt_val",
       max_tokens=8,
       options=OptionStyle(each="{letter}: {text}"),
       strip=True,
       chooses=True,
     ),
-    Family.VLMEVALKIT: vlmevalkit_choice("mcq_accuracy"),
+    Family.VLMEVALKIT: vlmevalkit_choice("mmt_accuracy"),
   },
   paper=(PaperRow(split="val", baseline=53.2, repaired=58.9, larger={"12B": 58.5, "27B": 59.2}),),
   sizes={"val": 3_127},

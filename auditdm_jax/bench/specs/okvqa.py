@@ -45,11 +45,11 @@ SPEC = BenchmarkSpec(
   ),
   prompts={
     Family.TRANSFER: transfer(
-      "answer en {question}", "vote_accuracy", max_tokens=32, antialias=True
+      "answer en {question}", "okvqa_accuracy", max_tokens=32, antialias=True
     ),
-    Family.MIX: mix("answer en {question}", "vote_accuracy", max_tokens=32),
+    Family.MIX: mix("answer en {question}", "okvqa_accuracy", max_tokens=32),
     Family.LMMS_EVAL: lmms_eval(
-      "{question}" + _UNSURE + WORD, "vqa_accuracy", task="ok_vqa_val2014"
+      "{question}" + _UNSURE + WORD, "okvqa_accuracy", task="ok_vqa_val2014"
     ),
     Family.VLMEVALKIT: vlmevalkit("{question}" + WORD, "vqa_accuracy"),
   },

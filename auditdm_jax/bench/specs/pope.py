@@ -40,10 +40,10 @@ SPEC = BenchmarkSpec(
   ),
   prompts={
     # Zero-shot, with the transfer to VQAv2.
-    Family.TRANSFER: transfer("{question}", "pope", max_tokens=48, antialias=False),
-    Family.MIX: mix("answer en {question}", "pope", max_tokens=48),
-    Family.LMMS_EVAL: lmms_eval("{question}" + WORD, "pope", task="pope", strip=True),
-    Family.VLMEVALKIT: vlmevalkit("{question}", "pope"),
+    Family.TRANSFER: transfer("{question}", "pope_f1", max_tokens=48, antialias=False),
+    Family.MIX: mix("answer en {question}", "pope_f1", max_tokens=48),
+    Family.LMMS_EVAL: lmms_eval("{question}" + WORD, "pope_f1", task="pope", strip=True),
+    Family.VLMEVALKIT: vlmevalkit("{question}", "pope_f1"),
   },
   paper=(PaperRow(split="test", baseline=85.1, repaired=85.5, larger={"12B": 86.0, "27B": 85.2}),),
   sizes={"test": 9_000, **dict.fromkeys(_PARTS, 3_000)},

@@ -8,7 +8,7 @@ from auditdm_jax.bench.layouts.prepared import Tfds
 from auditdm_jax.bench.layouts.raw import Raw
 from auditdm_jax.bench.layouts.tsv import Tsv
 from auditdm_jax.bench.specs.base import BenchmarkSpec, Family, PaperRow
-from auditdm_jax.bench.specs.common import lmms_eval, mix, transfer, vlmevalkit
+from auditdm_jax.bench.specs.common import BIG_VISION, OURS, lmms_eval, mix, transfer, vlmevalkit
 
 # lmms-eval's tasks refcoco_bbox_* and refcoco_seg_* are captioning of regions; this is its _rec.
 _BOX = (
@@ -19,7 +19,9 @@ _BOX = (
 _SPLITS = ("val", "testA", "testB")
 
 
-def _spec(name: str, title: str, *, metric: str, mix_word: str, paper: tuple[PaperRow, ...]):
+def _spec(
+  name: str, title: str, *, metric: str, variant: str, mix_word: str, paper: tuple[PaperRow, ...]
+) -> BenchmarkSpec:
   """RefCOCO scored by masks, or by boxes, which takes no decoder of masks."""
   return BenchmarkSpec(
     name=name,
@@ -44,11 +46,11 @@ def _spec(name: str, title: str, *, metric: str, mix_word: str, paper: tuple[Pap
       Tsv(
         files=dict.fromkeys(_SPLITS, "RefCOCO.tsv"),
         only={name: f"RefCOCO_{name}" for name in _SPLITS},
+        part=adapt.refcoco_part,
         columns=Columns(
           item_id="index",
           answers="",
           adapt=adapt.refcoco_kit,
-          reads=("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "width", "height"),
           keep=("split", "category"),
         ),
       ),
@@ -79,8 +81,10 @@ def _spec(name: str, title: str, *, metric: str, mix_word: str, paper: tuple[Pap
       ),
     ),
     prompts={
-      Family.TRANSFER: transfer("{question}", metric, max_tokens=48, antialias=False),
-      Family.MIX: mix(mix_word + " {question}", metric, max_tokens=48),
+      Family.TRANSFER: transfer(
+        "{question}", metric, max_tokens=48, antialias=False, variant=variant
+      ),
+      Family.MIX: mix(mix_word + " {question}", metric, max_tokens=48, variant=variant),
       Family.LMMS_EVAL: lmms_eval(_BOX, "box_accuracy", task="refcoco_bbox_rec_val"),
       Family.VLMEVALKIT: vlmevalkit("{question}", "box_accuracy"),
     },
@@ -95,7 +99,8 @@ def _spec(name: str, title: str, *, metric: str, mix_word: str, paper: tuple[Pap
 SPEC = _spec(
   "refcoco",
   "RefCOCO masks",
-  metric="mask_iou",
+  metric="mask_iou",  # Made by `scorers.masks.referring_masks` with the decoder's file.
+  variant=BIG_VISION,
   mix_word="segment",
   paper=(
     PaperRow(
@@ -109,4 +114,6 @@ SPEC = _spec(
     ),
   ),
 )
-BOXES = _spec("refcoco-boxes", "RefCOCO boxes", metric="box_accuracy", mix_word="detect", paper=())
+BOXES = _spec(
+  "refcoco-boxes", "RefCOCO boxes", metric="box_accuracy", variant=OURS, mix_word="detect", paper=()
+)

@@ -38,9 +38,9 @@ SPEC = BenchmarkSpec(
   prompts={
     Family.MIX: mix_choice(),
     Family.LMMS_EVAL: lmms_eval(
-      "{question}\n{options}" + LETTER, "mcq_accuracy", task="seedbench", chooses=True
+      "{question}\n{options}" + LETTER, "seed_accuracy", task="seedbench", chooses=True
     ),
-    Family.VLMEVALKIT: vlmevalkit_choice("mcq_accuracy"),
+    Family.VLMEVALKIT: vlmevalkit_choice("seed_accuracy"),
   },
   paper=(PaperRow(split="image", baseline=65.7, repaired=72.9, larger={"12B": 70.6, "27B": 73.2}),),
   sizes={"image": 14_232},

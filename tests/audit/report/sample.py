@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small made-up audit for the report's tests, some of its text hostile."""
 
+import dataclasses
 import pathlib
 
 import numpy as np
 from PIL import Image
 
 from auditdm_jax.audit import health
-from auditdm_jax.audit.attempt import Gate
+from auditdm_jax.audit.attempt import Attempt, Failure, Gate, Stability
 from auditdm_jax.audit.judge import Judge
+from auditdm_jax.audit.probe import Probe, Verdict
 from auditdm_jax.audit.rates import Rate
 from auditdm_jax.audit.report import data
 from auditdm_jax.audit.summary import (
@@ -79,6 +81,57 @@ def _card(folder: pathlib.Path, i: int, question: str, *, edited: bool) -> data.
     },
     command=f"python -m auditdm_jax verify --config=configs/scenes.py --probe=9f{i:04d}ab",
   )
+
+
+def failure(i: int, question: str, *, grade: str = "V1", **more) -> Failure:
+  """A find of the sample; its id is as if hashed."""
+  probe = Probe.make(f"{i:064x}", question, strategy="question", arm="sweep")
+  verdict = Verdict(
+    probe_id=probe.probe_id,
+    answers={"easy": "three", "ref-a": "five", "ref-b": "five"},
+    target="easy",
+    references=("ref-a", "ref-b"),
+    consensus="five",
+    agree=True,
+    disagreement=True,
+    reason="disagreement",
+  )
+  find = Attempt(probe=probe, verdict=verdict).find
+  assert find is not None
+  return Failure.of(find, grade=grade, **more)
+
+
+def find_list(folder: pathlib.Path, n: int = 12) -> data.FindList:
+  """Finds of which a third fell out, with all of them on the page."""
+  texts = ["how many red circles are there ?", HOSTILE, "=cmd|'/c calc'!A0", "what color is it ?"]
+  stop = Gate(name="answerable", passed=False, value=0.0, limit=">= 1", note="3 answers")
+  failures = [
+    failure(
+      i,
+      f"{texts[i % 4]} {i}",
+      grade="V0" if i % 3 == 0 else "V1",
+      gates=(stop,) if i % 3 == 0 else (),
+      stability=Stability(k=3, n=3),
+      mode_id=f"count-color/{i % 5}",
+    )
+    for i in range(n)
+  ]
+  rows = [
+    data.FindRow(
+      card=dataclasses.replace(
+        _card(folder, 100 + i, f.probe.question, edited=False),
+        probe_id=f.probe.probe_id,
+        grade=f.grade,
+      ),
+      mode_id=f.mode_id or "",
+      mode=f"mode {i % 5}",
+      arm="sweep",
+      why="answerable: 3 answers" if i % 3 == 0 else "",
+    )
+    for i, f in enumerate(failures)
+  ]
+  modes = {f"count-color/{i}": f"mode {i}" for i in range(5)}
+  return data.FindList(failures=failures, shown=rows, required=("answerable",), modes=modes)
 
 
 def reference_health() -> health.Health:

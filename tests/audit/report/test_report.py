@@ -21,13 +21,14 @@ class _Page(html.parser.HTMLParser):
 
   def __init__(self, path: pathlib.Path):
     super().__init__()
-    self.tags, self.attributes, self.links = [], [], []
+    self.tags, self.attributes, self.links, self.ids = [], [], [], []
     self.feed(path.read_text(encoding="utf-8"))
 
   def handle_starttag(self, tag, attrs):
     self.tags.append(tag)
     self.attributes += [name for name, _ in attrs]
     self.links += [value for name, value in attrs if name in ("href", "src")]
+    self.ids += [value for name, value in attrs if name == "id"]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def report(tmp_path_factory):
 
 
 def _pages(report):
-  return {path: _Page(path) for path in report.rglob("*.html")}
+  return {path.resolve(): _Page(path) for path in report.rglob("*.html")}
 
 
 def test_every_link_leads_to_a_file_of_the_folder(report):
@@ -48,8 +49,10 @@ def test_every_link_leads_to_a_file_of_the_folder(report):
   for path, page in pages.items():
     for link in page.links:
       assert "://" not in link
-      file = (path.parent / link.split("#")[0]).resolve()
+      name, _, place = link.partition("#")
+      file = (path.parent / name).resolve() if name else path.resolve()
       assert file.is_file() and file.is_relative_to(report.resolve()), link
+      assert not place or place in pages[file].ids, link
 
 
 def test_hostile_text_is_shown_and_never_obeyed(report):

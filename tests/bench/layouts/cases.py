@@ -66,7 +66,7 @@ def _want(ids: Sequence[Any], **columns: Sequence[Any]) -> list[dict[str, Any]]:
 
 def _tfds(name: str, features: Mapping[str, Any], split: str, rows: Expected, **more: Any):
   def make(root: pathlib.Path, form: str = "array_record") -> None:
-    found = {split: list(enumerate(rows))}
+    found = {split: [(row.get("question_id", k), row) for k, row in enumerate(rows)]}
     fakes.prepare(root, name, features, found, file_format=form, **more)
 
   return make
@@ -498,7 +498,13 @@ def chartqa_parquet(root: pathlib.Path) -> Expected:
     for k in range(3)
   ]
   _parquet("data/test-{}.parquet", rows)(root)
-  return _want((0, 2), values=[[40], [80]], question=ASKED[::2], references=[("14",)] * 2)
+  return _want(
+    (0, 2),
+    values=[[40], [80]],
+    question=ASKED[::2],
+    references=[("14",)] * 2,
+    category=["human"] * 2,
+  )
 
 
 def refcoco_parquet(root: pathlib.Path) -> Expected:
@@ -545,12 +551,12 @@ def _chosen(ids: Sequence[Any], **more: Sequence[Any]) -> Expected:
 
 
 def mmbench_parquet(root: pathlib.Path) -> Expected:
-  more = {"L2-category": ["p"] * 3, "source": ["s"] * 3, "split": ["dev"] * 3, "D": [None] * 3}
+  more = {"L2-category": ["p"] * 3, "source": ["s"] * 3, "split": ["dev"] * 3, "D": ["nan"] * 3}
   rows = _choice_rows(hint=[None, "Look.", "nan"], **more)
   rows[2]["index"] = 1_000_001
   _parquet("en/dev-{}.parquet", rows)(root)
   _parquet("cn/dev-{}.parquet", rows[:1], shards=1)(root)
-  return _chosen((0, 1, 1_000_001), group=["0", "1", "1"])
+  return _chosen((0, 1, 1_000_001), group=["0", "1", "1"], hint=["", "Look.", ""])
 
 
 def mmt_parquet(root: pathlib.Path) -> Expected:
@@ -623,8 +629,14 @@ def mmstar_parquet(root: pathlib.Path) -> Expected:
     for k in range(3)
   ]
   _parquet("data/val-{}.parquet", rows)(root)
-  kept = [{"l2_category": "geometry", "meta_info": {"source": "x"}}] * 3
-  return _want(range(3), question=ASKED, references=[("C",)] * 3, metadata=kept)
+  kept = [{"category": "math", "meta_info": {"source": "x"}}] * 3
+  return _want(
+    range(3),
+    question=ASKED,
+    references=[("C",)] * 3,
+    category=["geometry"] * 3,
+    metadata=kept,
+  )
 
 
 def realworldqa_parquet(root: pathlib.Path) -> Expected:
@@ -877,7 +889,7 @@ TSV = (
   Case("seedbench", "tsv", "image", _choices("SEEDBench_IMG.tsv")),
   Case("mme", "tsv", "test", mme_tsv),
   Case("mmmu", "tsv", "val", mmmu_tsv),
-  Case("mmstar", "tsv", "val", _choices("MMStar.tsv", l2_category=["p"] * 3)),
+  Case("mmstar", "tsv", "val", _choices("MMStar.tsv", l2_category=["x"] * 3)),
   Case(
     "realworldqa", "tsv", "test", lambda root: _without_category(_choices("RealWorldQA.tsv"), root)
   ),

@@ -5,7 +5,8 @@ import random
 
 WORDS = (
   "red blue dog dogs t-shirt yes no Yes none zero two 2 10 the a an cat's dont don't isn't 3.5"
-  " 1,000 1,,000 red/blue left,right U.S. u.s. 3. .5 50% $5 5' what? (b) [x] a.m. St. naïve Größe 12:30"
+  " 1,000 1,,000 red/blue left,right U.S. u.s. 3. .5 50% $5 5' what? (b) [x] a.m. St. naïve Größe"
+  " 12:30"
   " 2020 2019 3 white and on left right people surfing race racing 0 0.0 nan inf 1e3 1_000 12%"
   " 0.12"
 ).split()

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""compare: says what a model lost and gained against another one, and fails if it lost something.
+
+  python -m auditdm_jax compare MODEL --pack=packs/first
+  python -m auditdm_jax compare OLD NEW --pack=packs/first
+  python -m auditdm_jax compare runs/first runs/second
+  python -m auditdm_jax compare MODEL --pack=packs/first --against_itself
+
+MODEL, OLD and NEW are each a folder of weights, the folder of a run (its target), endpoint:NAME of
+a config's endpoints, or endpoint:FILE.yaml with the keys of config.endpoints.NAME. With one model
+and a pack, OLD is what the audit recorded. Without a pack OLD is a run, and both models answer its
+fresh questions, and those of NEW if that is a run.
+
+Writes ledger.md, ledger.json and junit.xml. Exits with 0 if nothing got worse, 1 if something is
+new or regressed, 2 if the command or a file is wrong, and with --strict 3 if something is unsure.
+See docs/compare-and-packs.md.
+"""
+
+from collections.abc import Sequence
+import contextlib
+import dataclasses
+import tempfile
+
+from absl import flags
+from ml_collections import config_flags
+
+from auditdm_jax.audit import compare as compare_lib
+from auditdm_jax.audit import ledger as ledger_lib
+from auditdm_jax.audit import pack as pack_lib
+from auditdm_jax.audit.compare import CompareConfig, PairedOutcome
+from auditdm_jax.audit.ledger import Change, Ledger, Side
+from auditdm_jax.audit.pack import Pack
+from auditdm_jax.core.config import OVERRIDES, UserError
+from auditdm_jax.stages import past, replay
+from auditdm_jax.stages.replay import Opened, Opener, Probes
+
+FLAGS = flags.FlagValues()
+_PACK = flags.DEFINE_string("pack", None, "A pack, written by `pack`.", flag_values=FLAGS)
+_OUTPUT = flags.DEFINE_string("output", "compared", "Where the ledger goes.", flag_values=FLAGS)
+_STRICT = flags.DEFINE_bool(
+  "strict", False, "Unsure is no success: exit code 3.", flag_values=FLAGS
+)
+_ITSELF = flags.DEFINE_bool(
+  "against_itself",
+  False,
+  "Ask one model twice, about images that are shifted or dimmed a little: what changes is noise.",
+  flag_values=FLAGS,
+)
+_MARGIN = flags.DEFINE_float(
+  "margin",
+  CompareConfig().margin,
+  "Largest change of a failure rate that is called unchanged.",
+  lower_bound=0.0,
+  upper_bound=1.0,
+  flag_values=FLAGS,
+)
+_JUDGE = flags.DEFINE_string(
+  "judge",
+  "",
+  "A model that says where the judge's rules do not whether two answers mean the same.",
+  flag_values=FLAGS,
+)
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "A config whose endpoints are meant.", flag_values=FLAGS, **OVERRIDES
+)
+_DTYPE = flags.DEFINE_enum(
+  "dtype", "float32", ["float32", "bfloat16"], "Of models in folders.", flag_values=FLAGS
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Of --against_itself.", flag_values=FLAGS)
+
+
+def main(words: Sequence[str]) -> int:
+  """Compares what the words name."""
+  _check(words)
+  # Read before any model is loaded.
+  packed = pack_lib.read(_PACK.value) if _PACK.value else None
+  with contextlib.ExitStack() as stack:
+    runs = {
+      word: stack.enter_context(past.opened(word, "compare"))
+      for word in dict.fromkeys(words)
+      if replay.is_run(word)
+    }
+    opener = Opener(
+      config=_CONFIG.value,
+      runs=runs,
+      answers=stack.enter_context(tempfile.TemporaryDirectory()),
+      dtype=_DTYPE.value,
+    )
+    stack.callback(opener.close)
+    if packed is not None:
+      opened = {word: opener.open(word, style=packed.header.style) for word in words}
+      probes = _of_pack(packed, opener, opened)
+    else:
+      probes = replay.from_runs(runs[words[0]], runs.get(words[-1]))
+      opened = {word: opener.open(word, as_in=runs[words[0]]) for word in words}
+    ledger = _ledger(probes, [opened[word] for word in words], _notes(packed))
+  ledger_lib.write(_OUTPUT.value, ledger, strict=_STRICT.value)
+  print(ledger_lib.text(ledger))
+  counts = compare_lib.summary_counts(ledger.comparison.counts())
+  print(f"{counts}; {_OUTPUT.value}/ledger.md, ledger.json, junit.xml")
+  return ledger.exit_code(strict=_STRICT.value)
+
+
+def _check(words: Sequence[str]) -> None:
+  """Checks what is named against what is asked for.
+
+  Raises:
+    UserError: too few or too many models, or no probes.
+  """
+  most = 1 if _ITSELF.value else 2
+  if not 1 <= len(words) <= most:
+    what = "one model" if _ITSELF.value else "one model or two, OLD NEW"
+    raise UserError(f"compare takes {what}, not {len(words)}; see compare --help")
+  if _PACK.value:
+    return
+  if _JUDGE.value:
+    raise UserError("--judge is for packs; runs have judges of their own")
+  if not replay.is_run(words[0]):
+    raise UserError(
+      f"{words[0]} is no folder of a run, so there are no questions to compare on; name a pack:"
+      " --pack=DIR"
+    )
+  if len(words) < most:
+    raise UserError(f"{words[0]} with what? Name a second model, or a pack: --pack=DIR")
+
+
+def _of_pack(packed: Pack, opener: Opener, opened: dict[str, Opened]) -> Probes:
+  header = packed.header
+  audited = {f"model {word}": model.identity for word, model in opened.items()}
+  judge = opener.judge(header.judge, _JUDGE.value, audited)
+  return replay.from_pack(packed, judge, where=f"pack {_PACK.value}")
+
+
+def _notes(packed: Pack | None) -> list[str]:
+  notes = []
+  if packed is not None:
+    if packed.header.judge_model and not _JUDGE.value:
+      notes.append(
+        f"the audit's judge asked the model {packed.header.judge_model} too; here its rules alone"
+        " decide, which take synonyms for other answers; --judge=MODEL"
+      )
+    notes.append(
+      "the failures were chosen because the audited model fails them: against it a model can only"
+      " gain in their modes, and one that was repaired with them has seen them before; the controls"
+      " were chosen whatever it said"
+    )
+  if _ITSELF.value:
+    notes.append("one model, asked twice about images that were shifted or dimmed a little")
+  return notes
+
+
+def _ledger(probes: Probes, models: Sequence[Opened], notes: Sequence[str]) -> Ledger:
+  """Asks who is to be asked, and compares."""
+  new = models[-1]
+  if _ITSELF.value:
+    first, second = replay.two_jitters(probes, seed=_SEED.value)
+    before = replay.answers(new.model, probes, jitter=first)
+    now = replay.answers(new.model, probes, jitter=second)
+    sides = ((new.name, new.identity, True), (new.name, new.identity, True))
+  else:
+    before, was = [row.said for row in probes.rows], (*probes.target, False)
+    if len(models) > 1:
+      before = replay.answers(models[0].model, probes)
+      was = models[0].name, models[0].identity, True
+    now = replay.answers(new.model, probes)
+    sides = (was, (new.name, new.identity, True))
+  old_side, new_side = (
+    Side(*side, unanswered=sum(not text for text in said))
+    for side, said in zip(sides, (before, now), strict=True)
+  )
+  outcomes = _outcomes(probes, before, now)
+  if not outcomes:
+    raise UserError(
+      f"none of the {len(probes.rows)} questions can be compared: {new_side.name} gave no answer to"
+      f" {new_side.unanswered}, {old_side.name} to {old_side.unanswered}"
+    )
+  config = dataclasses.replace(CompareConfig(), margin=_MARGIN.value)
+  return Ledger(
+    old=old_side,
+    new=new_side,
+    comparison=compare_lib.compare(outcomes, known=probes.known, config=config),
+    names=probes.names,
+    changes=_changes(probes, outcomes, before, now),
+    probes=probes.where,
+    left_out=len(probes.rows) - len({o.probe_id for o in outcomes}),
+    notes=notes,
+  )
+
+
+def _outcomes(probes: Probes, before: Sequence[str], now: Sequence[str]) -> list[PairedOutcome]:
+  """Who failed what, in each line of the ledger that a probe belongs to."""
+  rows = [
+    (group, row, a, b)
+    for row, a, b in zip(probes.rows, before, now, strict=True)
+    for group in row.groups
+  ]
+  return compare_lib.pairs(
+    [group for group, *_ in rows],
+    [row.probe_id for _, row, *_ in rows],
+    [row.image_id for _, row, *_ in rows],
+    [row.expected for _, row, *_ in rows],
+    [a for *_, a, _ in rows],
+    [b for *_, b in rows],
+    judge=probes.judge,
+    questions=[row.question for _, row, *_ in rows],
+  )
+
+
+def _changes(
+  probes: Probes, outcomes: Sequence[PairedOutcome], before: Sequence[str], now: Sequence[str]
+) -> list[Change]:
+  """The probes that only one model fails."""
+  rows = {row.probe_id: (row, a, b) for row, a, b in zip(probes.rows, before, now, strict=True)}
+  found = []
+  for outcome in outcomes:
+    if outcome.old_failed != outcome.new_failed:
+      row, a, b = rows[outcome.probe_id]
+      found.append(
+        Change(
+          mode_id=outcome.mode_id,
+          probe_id=row.probe_id,
+          image_id=row.image_id,
+          question=row.question,
+          expected=row.expected,
+          old=a,
+          new=b,
+          worse=outcome.new_failed,
+        )
+      )
+  return found
