@@ -143,6 +143,7 @@ class Run:
     self._pools = {
       "images": Questions("images", probes // PER_IMAGE, self.images),
       "fresh": Questions("fresh", FRESH // PER_IMAGE, self.images),
+      "heldout": Questions("heldout", 1, self.images),
     }
     bank = ModelBank({"target": TARGET, **REFERENCES}, "target", tuple(REFERENCES))
     self.models = types.SimpleNamespace(
