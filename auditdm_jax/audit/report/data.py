@@ -133,10 +133,15 @@ class FindRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FindList:
-  """All finds that were looked at, which are read anew each time and are `total`.
+  """The finds that verification looked at.
 
-  `shown` is what fits a page, the downloads have the rest. `required` are the gates that V1 needs, `modes` the names by id, `not_looked_at` finds that are
-  beyond the limit of verification.
+  Attributes:
+    failures: all of them, read anew each time.
+    total: their number.
+    shown: what fits a page; the downloads have the rest.
+    required: the gates that V1 needs.
+    modes: names by id.
+    not_looked_at: finds beyond the limit of verification.
   """
 
   failures: Iterable[Failure]

@@ -77,7 +77,6 @@ def _environment() -> jinja2.Environment:
     points=charts.points,
     estimate=charts.estimate_text,
     rate_text=charts.rate_text,
-    estimate=charts.estimate_text,
     interval_bar=charts.interval_bar,
     share_bar=charts.share_bar,
   )
