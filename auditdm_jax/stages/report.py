@@ -234,6 +234,7 @@ def _finds(
   names, required = {m.mode_id: m.name for m in verified.modes}, ctx.settings.verify.required
   return report_data.FindList(
     failures=failures,
+    total=verified.funnel["looked_at"],
     shown=[
       report_data.FindRow(
         card=_card(ctx, f),

@@ -132,13 +132,14 @@ class FindRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FindList:
-  """All finds that were looked at; `shown` is what fits a page, the downloads have the rest.
+  """All finds that were looked at, which are read anew each time and are `total`.
 
-  `required` are the gates that V1 needs, `modes` the names by id, `not_looked_at` finds that are
+  `shown` is what fits a page, the downloads have the rest. `required` are the gates that V1 needs, `modes` the names by id, `not_looked_at` finds that are
   beyond the limit of verification.
   """
 
   failures: Iterable[Failure]
+  total: int
   shown: Sequence[FindRow]
   required: Sequence[str] = ()
   modes: Mapping[str, str] = dataclasses.field(default_factory=dict)

@@ -75,6 +75,7 @@ def _environment() -> jinja2.Environment:
   env.globals.update(
     percent=charts.percent,
     rate_text=charts.rate_text,
+    estimate=charts.estimate_text,
     interval_bar=charts.interval_bar,
     share_bar=charts.share_bar,
   )
