@@ -269,10 +269,10 @@ class RoundRow:
     confirmed: modes that fresh probes confirm.
     new: those of them that the round before did not have.
     repaired: confirmed modes of the round before that are fixed or improved.
-    false_positive: unique finds that the oracle does not confirm.
+    false_positive: unique finds that the oracle does not confirm; without one, labelled finds that
+      are not real, in the first round.
     rest: outside all modes of the round before.
     queries: probes that were put to the models.
-    seconds: of its stages.
   """
 
   round: int
@@ -282,7 +282,6 @@ class RoundRow:
   false_positive: Rate | None
   rest: RestChange | None
   queries: int
-  seconds: float | None
 
 
 @dataclasses.dataclass(frozen=True)

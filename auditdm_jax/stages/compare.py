@@ -46,6 +46,7 @@ _ITSELF = flags.DEFINE_bool(
   "Ask one model twice, about images that are shifted or dimmed a little: what changes is noise.",
   flag_values=FLAGS,
 )
+flags.DEFINE_alias("against-itself", "against_itself", flag_values=FLAGS)
 _MARGIN = flags.DEFINE_float(
   "margin",
   CompareConfig().margin,
@@ -213,7 +214,7 @@ def _changes(
   rows = {row.probe_id: (row, a, b) for row, a, b in zip(probes.rows, before, now, strict=True)}
   found = []
   for outcome in outcomes:
-    if outcome.old_failed != outcome.new_failed:
+    if outcome.old_failed != outcome.new_failed and outcome.mode_id != pack_lib.TOGETHER:
       row, a, b = rows[outcome.probe_id]
       found.append(
         Change(

@@ -20,8 +20,9 @@ from auditdm_jax.audit.report import charts, listing
 from auditdm_jax.audit.report import data as report_data
 from auditdm_jax.audit.report.write import write_report
 from auditdm_jax.audit.summary import ALL_ARMS, RestChange, Summary
+from auditdm_jax.bench import page
 from auditdm_jax.core import paths, runtime
-from auditdm_jax.stages import methods, screen, shown
+from auditdm_jax.stages import methods, screen, shown, suite
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import ModeRow, Verified
 from auditdm_jax.stages.run import TRAIN
@@ -87,6 +88,7 @@ def _write(ctx: Context, done: Round, summary: Summary) -> None:
     strategies=_strategies(summary, oracle=oracle),
     rectify=_rectify(summary),
     second_round=_second_round(summary),
+    pages=_pages(ctx, done),
     rounds=_rounds(summary) if summary.second_round else (),
     health=done.evaluated.health if done.evaluated else None,
     finds=_finds(ctx, verified, failures, linked, summary.compared.not_looked_at),
@@ -104,6 +106,12 @@ def _write(ctx: Context, done: Round, summary: Summary) -> None:
   )
   if runtime.is_main():
     write_report(ctx.folder.path / "report", data)
+
+
+def _pages(ctx: Context, done: Round) -> list[report_data.ExtraPage]:
+  """The table of the benchmark, if models were measured."""
+  table = suite.table(ctx) if done.evaluated else None
+  return [page.page_of(table, path="benchmarks.html")] if table else []
 
 
 def _funnel(verified: Verified) -> list[report_data.FunnelRow]:
@@ -320,6 +328,7 @@ def _arms(
       gaps_found=row.gaps_found if oracle else None,
       gaps_after=row.queries_to_gaps or (),
       varied=row.modes,
+      corrected=row.corrected,
     )
     for name, row in summary.arms.items()
   ]
@@ -394,6 +403,9 @@ def _second_round(summary: Summary) -> list[report_data.SecondRoundRow]:
 
 
 def _rounds(summary: Summary) -> list[report_data.RoundView]:
+  spent = {stage: x for stage, x in summary.seconds.items() if stage != "total"}
+  second = spent.pop("re-audit", None)
+  seconds = (sum(spent.values()) if spent else None, second)
   return [
     report_data.RoundView(
       name=str(r.round),
@@ -403,9 +415,9 @@ def _rounds(summary: Summary) -> list[report_data.RoundView]:
       false_positive=r.false_positive,
       rest=_change(r.rest),
       queries=r.queries,
-      seconds=r.seconds,
+      seconds=took,
     )
-    for r in summary.rounds
+    for r, took in zip(summary.rounds, seconds)
   ]
 
 

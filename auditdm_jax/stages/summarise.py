@@ -145,18 +145,19 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
   """Returns what summary.json holds."""
   ctx.pool("images")  # So that their images are found by id.
   auditable = done.evaluated.auditable if done.evaluated else ()
-  failures = ctx.folder.failures()
+  failures = ctx.folder.graded()  # So that the share of verified ones is the same with labels.
+  people = labels.score(failures, ctx.folder.sample(), ctx.folder.labels())
   reader = _Reader(ctx, {f.probe.probe_id for f in failures if f.verified})
   trained = reader.rows(ctx.folder.completions())
   found = [*trained, *reader.rows(ctx.folder.swept())]
   random = _Reader(ctx, reader.verified).rows(ctx.folder.control()) if done.controlled else None
   searched, oracle = done.searched, ctx.oracle.exists
   cover = coverage(_confirmed(found), auditable) if oracle else None
-  grades, labelled = _grades(ctx, failures), done.verified.labelled
+  grades, labelled = _grades(ctx, failures, people), done.verified.labelled
   seconds = ctx.folder.seconds()
   return summary.Summary(
     target=ctx.models.target_name,
-    compared=compared(ctx.folder.attempts(), ctx.folder.failures()),
+    compared=compared(ctx.folder.attempts(), failures),
     search=searched and summary.Search(searched.prompt_only, searched.trained),
     search_modes=searched
     and summary.SearchModes(searched.prompt_only_modes, searched.trained_modes),
@@ -187,8 +188,8 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
     corrected=_corrected(labelled, found),
     grades=grades,
     seconds=seconds | {"total": round(sum(seconds.values()), 1)} if seconds else {},
-    labels=labels.score(ctx.folder.graded(), ctx.folder.sample(), ctx.folder.labels()),
-    rounds=round_rows(done, found, seconds, oracle=oracle),
+    labels=people,
+    rounds=round_rows(done, found, oracle=oracle),
   )
 
 
@@ -218,16 +219,20 @@ def compared(attempts: Iterable[Attempt], failures: Iterable[Failure]) -> summar
   )
 
 
-def _grades(ctx: Context, failures: Sequence[Failure]) -> tuple[precision.GradePrecision, ...]:
+def _grades(
+  ctx: Context, failures: Iterable[Failure], people: labels.LabelScores | None
+) -> tuple[precision.GradePrecision, ...]:
   """Returns how many finds are real: by people, by the oracle and by labels, where they know."""
-  knows: dict[str, Callable[[Failure], bool | None]] = {
-    "people": precision.by_people,
-    "labels": precision.by_labels,
-  }
+  knows: dict[str, Callable[[Failure], bool | None]] = {"labels": precision.by_labels}
   if ctx.oracle.exists:
     knows["oracle"] = lambda f: ctx.oracle.truth(f).confirmed
   required = ctx.settings.verify.required
-  rows = (precision.of_finds(failures, own, by=by, required=required) for by, own in knows.items())
+  rows = [precision.of_finds(failures, own, by=by, required=required) for by, own in knows.items()]
+  if people:
+    drawn = labels.labelled(failures, ctx.folder.sample(), ctx.folder.labels())
+    row = precision.of_finds(drawn, precision.by_people, by="people", required=required)
+    corrected = dict(finds=people.finds, verified=people.verified, rejected=people.rejected)
+    rows.insert(0, row and dataclasses.replace(row, **corrected))
   return tuple(row for row in rows if row)
 
 
@@ -338,31 +343,27 @@ def _borne_out(mode: ModeRow) -> bool:
   return shown.ci95[0] > mode.base.value
 
 
-def round_rows(
-  done: Round, found: Sequence[_Row], seconds: Mapping[str, float], *, oracle: bool
-) -> tuple[summary.RoundRow, ...]:
+def round_rows(done: Round, found: Sequence[_Row], *, oracle: bool) -> tuple[summary.RoundRow, ...]:
   """Returns a row for each round.
 
   Args:
     done: the run's results.
     found: attempts of the first round.
-    seconds: by stage.
     oracle: whether the world has one.
   """
   fresh = done.verified.fresh
   held = {m.mode_id for m in done.verified.modes if m.status == "confirmed"}
   finds = list({r.probe_id: r for r in reversed(found) if r.find}.values())
+  labelled = done.verified.labelled
   false = rates.rate_by_image([not r.truth.confirmed for r in finds], [r.origin_id for r in finds])
-  spent = sum(x for stage, x in seconds.items() if stage != "re-audit")
   first = summary.RoundRow(
     round=1,
     confirmed=len(held),
     new=len(held),
     repaired=None,
-    false_positive=false if oracle else None,
+    false_positive=false if oracle else labelled and labelled.real.complement,
     rest=None,
     queries=len(found) + (fresh.for_all + fresh.for_modes if fresh else 0),
-    seconds=round(spent, 1) if seconds else None,
   )
   if (second := done.second) is None:
     return (first,)
@@ -377,7 +378,6 @@ def round_rows(
     false_positive=right.complement if right else None,
     rest=second.rest,
     queries=second.queries,
-    seconds=seconds.get("re-audit"),
   )
 
 

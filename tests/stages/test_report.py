@@ -29,6 +29,8 @@ from auditdm_jax.stages.worlds import World
 class Folder:
   """A run's folder in memory."""
 
+  manifest = types.SimpleNamespace(read=lambda: {"version": 1, "stages": {}})
+
   def __init__(self, path, attempts, results):
     self.path, self._attempts, self._results = path, attempts, results
 

@@ -27,6 +27,12 @@ def percent(value: float | None) -> str:
   return f"{100 * value:.{digits}f}\u202f%"
 
 
+def points(change: float) -> str:
+  """A change of a share in points, with its sign."""
+  rounded = round(100 * change, 1) + 0.0
+  return f"{rounded:+.1f}".replace("-", "\N{MINUS SIGN}") if rounded else "0.0"
+
+
 def count(k: float) -> str:
   """A number of successes; a sum of scores or of weighted ones has one digit more."""
   return f"{k:,.0f}" if k == int(k) else f"{k:,.1f}"

@@ -7,11 +7,12 @@ Every section may be left empty; an empty section is left out of the pages.
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import pathlib
+from typing import Any
 
 from auditdm_jax.audit.attempt import Failure, Gate
 from auditdm_jax.audit.diversity import Diversity
 from auditdm_jax.audit.health import Health
-from auditdm_jax.audit.rates import Rate
+from auditdm_jax.audit.rates import Corrected, Rate
 from auditdm_jax.audit.summary import Summary
 
 LIMITS = (
@@ -132,10 +133,15 @@ class FindRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FindList:
-  """All finds that were looked at, which are read anew each time and are `total`.
+  """The finds that verification looked at.
 
-  `shown` is what fits a page, the downloads have the rest. `required` are the gates that V1 needs,
-  `modes` the names by id, `not_looked_at` finds that are beyond the limit of verification.
+  Attributes:
+    failures: all of them, read anew each time.
+    total: their number.
+    shown: what fits a page; the downloads have the rest.
+    required: the gates that V1 needs.
+    modes: names by id.
+    not_looked_at: finds beyond the limit of verification.
   """
 
   failures: Iterable[Failure]
@@ -230,6 +236,7 @@ class ArmRow:
   gaps_after: Sequence[int] = ()
   modes_found: int | None = None
   varied: Diversity | None = None
+  corrected: Corrected | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -294,6 +301,25 @@ class RoundView:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ExtraPage:
+  """A page that another part of the program fills.
+
+  Attributes:
+    name: in the list of pages.
+    path: its file in the report's folder.
+    template: of the page.
+    values: what it shows.
+    files: what lies beside it, by name: text of this program's own making.
+  """
+
+  name: str
+  path: str
+  template: str
+  values: Mapping[str, Any]
+  files: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportData:
   """Everything that `write_report` needs.
 
@@ -318,6 +344,7 @@ class ReportData:
   second_round: Sequence[SecondRoundRow] = ()
   rounds: Sequence[RoundView] = ()
   health: Health | None = None
+  pages: Sequence[ExtraPage] = ()
   finds: FindList | None = None
   ledger: LedgerView | None = None
   cost: Sequence[CostRow] = ()

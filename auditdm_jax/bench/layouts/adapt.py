@@ -43,6 +43,16 @@ def listed_answers(row: Row) -> Row:
   return {**row, "answer": listed(row["answer"])}
 
 
+def chartqa(row: Row) -> Row:
+  """ChartQA on the hub: the type is human_test or augmented_test."""
+  return {**row, "part": text(row["type"], "type").removesuffix("_test")}
+
+
+def chartqa_kit(row: Row) -> Row:
+  """ChartQA of VLMEvalKit: the split is test_human or test_augmented."""
+  return {**listed_answers(row), "part": (row.get("split") or "").removeprefix("test_")}
+
+
 def mmmu(row: Row) -> Row:
   """MMMU: options and the answers of open questions are lists as Python writes them."""
   options = [] if row["question_type"] == "open" else listed(row["options"])

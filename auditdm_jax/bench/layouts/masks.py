@@ -57,9 +57,9 @@ class PictureMask:
   def pixels(self) -> np.ndarray:
     """Returns bool[H,W]."""
     stored = self.picture.stored()
-    image = stored if isinstance(stored, np.ndarray) else None
-    if image is None:
-      image = pictures.read(stored, name=self.picture.name)
+    if isinstance(stored, np.ndarray):
+      return stored[..., 0] > 0
+    image = pictures.read(stored, name=self.picture.name)
     return image[..., 0] > 0
 
 

@@ -68,7 +68,7 @@ class Parquet:
     if not folder.is_dir() and (root.is_file() or any(root.glob("*.parquet"))):
       folder = root  # The files of the config themselves.
     found = tables.find(folder) if folder.exists() else None
-    files = found.files if found else ()
+    files = list(found.files) if found else []
     wanted = self.splits[split]
     chosen = [file for file, name in files if name == wanted]
     if not chosen and len({name for _, name in files}) == 1 and not files[0][1]:

@@ -184,7 +184,8 @@ def parse(record: bytes, kinds: Mapping[str, Any], *, encoded: Sequence[str]) ->
   Raises:
     DecodeError, LookupError, ValueError: the record is damaged or has other features.
   """
-  found = tf_example_pb2.Example.FromString(record).features.feature
+  example: Any = tf_example_pb2
+  found = example.Example.FromString(record).features.feature
   row = {}
   for name, kind in kinds.items():
     if name in found:

@@ -62,7 +62,8 @@ def vqav2(root: pathlib.Path, split: str) -> raw.RawItems[RawQuestion]:
 def okvqa(root: pathlib.Path, split: str) -> raw.RawItems[RawQuestion]:
   """Reads OK-VQA; references are its stemmed answers, as in big_vision, the raw ones are kept."""
   names = (f"OpenEnded_mscoco_{split}_questions.json", f"mscoco_{split}_annotations.json")
-  return _items(*reversed(_coco_questions(root, split, names, "raw_answer")))
+  rows, folder = _coco_questions(root, split, names, "raw_answer")
+  return _items(folder, rows)
 
 
 def _coco_questions(

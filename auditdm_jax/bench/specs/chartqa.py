@@ -18,7 +18,14 @@ def _parquet(split: str, kind: str = "") -> Parquet:
   return Parquet(
     repo="lmms-lab-encoder/ChartQA",
     splits={split: "test"},
-    columns=Columns(item_id="", category="type", hashed=True),
+    columns=Columns(
+      item_id="",
+      category="part",
+      hashed=True,
+      adapt=adapt.chartqa,
+      reads=("type",),
+      makes=("part",),
+    ),
     where=(lambda row: row["type"] == kind) if kind else None,
   )
 
@@ -43,9 +50,7 @@ SPEC = BenchmarkSpec(
         "test": "ChartQA_TEST.tsv",
       },
       only={_HUMAN: _HUMAN, _AUGMENTED: _AUGMENTED},
-      columns=Columns(
-        item_id="index", adapt=adapt.listed_answers, category="split", keep=("split",)
-      ),
+      columns=Columns(item_id="index", adapt=adapt.chartqa_kit, category="part", makes=("part",)),
     ),
     _parquet(_HUMAN, "human_test"),
     _parquet(_AUGMENTED, "augmented_test"),

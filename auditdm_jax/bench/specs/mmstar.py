@@ -17,23 +17,23 @@ SPEC = BenchmarkSpec(
       columns=Columns(
         item_id="index",
         options=("A", "B", "C", "D"),
-        category="category",
-        keep=("l2_category",),
+        category="l2_category",  # Which lmms-eval averages over.
+        keep=("category",),
       ),
     ),
     # The question ends with its options, "Options: A: …, B: …"; the answer is a letter.
     Parquet(
       repo="Lin-Chen/MMStar",
       splits={"val": "val"},
-      columns=Columns(item_id="index", category="category", keep=("l2_category", "meta_info")),
+      columns=Columns(item_id="index", category="l2_category", keep=("category", "meta_info")),
     ),
   ),
   prompts={
-    Family.MIX: mix_choice("choice_accuracy", variant=VLMEVALKIT, chooses=True),
+    Family.MIX: mix_choice("mmstar_accuracy", variant=VLMEVALKIT, chooses=True),
     Family.LMMS_EVAL: lmms_eval(
       "{question}\nOptions: {options}"
       "\nAnswer with the option's letter from the given choices directly",
-      "choice_macro",
+      "mmstar_accuracy",
       task="mmstar",
       plain="{question}\nAnswer with the option's letter from the given choices directly",
       options=OptionStyle(each="{letter}: {text}", between=", "),
@@ -41,7 +41,7 @@ SPEC = BenchmarkSpec(
       strip=True,
       chooses=True,
     ),
-    Family.VLMEVALKIT: vlmevalkit_choice("choice_accuracy"),
+    Family.VLMEVALKIT: vlmevalkit_choice("mmstar_accuracy"),
   },
   paper=(
     PaperRow(

@@ -35,7 +35,7 @@ SPEC = BenchmarkSpec(
       strip=True,
       chooses=True,
     ),
-    Family.VLMEVALKIT: vlmevalkit_choice("choice_accuracy"),
+    Family.VLMEVALKIT: vlmevalkit_choice("mmt_accuracy"),
   },
   paper=(PaperRow(split="val", baseline=53.2, repaired=58.9, larger={"12B": 58.5, "27B": 59.2}),),
   sizes={"val": 3_127},

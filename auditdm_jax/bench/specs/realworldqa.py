@@ -34,7 +34,7 @@ SPEC = BenchmarkSpec(
       strip=True,
       chooses=True,
     ),
-    Family.VLMEVALKIT: vlmevalkit_choice("choice_accuracy"),
+    Family.VLMEVALKIT: vlmevalkit_choice("realworldqa_accuracy"),
   },
   paper=(PaperRow(split="test", baseline=54.5, repaired=61.4, larger={"12B": 58.3, "27B": 62.5}),),
   sizes={"test": 765},

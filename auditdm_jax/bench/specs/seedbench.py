@@ -40,7 +40,7 @@ SPEC = BenchmarkSpec(
     Family.LMMS_EVAL: lmms_eval(
       "{question}\n{options}" + LETTER, "seed_accuracy", task="seedbench", chooses=True
     ),
-    Family.VLMEVALKIT: vlmevalkit_choice("choice_accuracy"),
+    Family.VLMEVALKIT: vlmevalkit_choice("seed_accuracy"),
   },
   paper=(PaperRow(split="image", baseline=65.7, repaired=72.9, larger={"12B": 70.6, "27B": 73.2}),),
   sizes={"image": 14_232},

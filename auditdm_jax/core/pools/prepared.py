@@ -147,7 +147,8 @@ def open_records(directory: pathlib.Path, split: str) -> PreparedRecords:
   try:
     parts = builder.info.splits[split].file_instructions
     if builder.info.file_format is tfds.core.FileFormat.ARRAY_RECORD:
-      return PreparedRecords(builder.info.features, ArrayRecordDataSource(parts))
+      source: Any = ArrayRecordDataSource(parts)
+      return PreparedRecords(builder.info.features, source)
     parts = [tfrecords.RecordRange(os.fspath(x.filename), x.skip, x.take) for x in parts]
     return PreparedRecords(builder.info.features, tfrecords.TfRecords(parts))
   except BROKEN as e:

@@ -123,7 +123,7 @@ class Shard:
     with errors(self.path):
       if self._table is not None:
         return self._table.select(list(columns))
-      return pq.read_table(self.path, columns=list(columns), partitioning=None)
+      return pq.ParquetFile(self.path).read(columns=list(columns))
 
   def value(self, column: str, row: int) -> Any:
     """Returns a cell in terms of Python, pictures as they are stored."""
