@@ -74,7 +74,7 @@ def test_a_model_against_itself():
 
 
 def test_a_model_against_itself_whose_flips_come_in_images_is_rarely_significant():
-  """McNemar's test of probes has a significant mode in 40 % of these."""
+  """McNemar's test of probes has a significant mode in all of these."""
   rng, found = np.random.default_rng(0), 0
   for _ in range(40):
     items = []
