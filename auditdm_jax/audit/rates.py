@@ -213,8 +213,7 @@ def enriched_by_image(
   """One-sided p that the failure rate inside a mode is above that of the rest.
 
   It is Fisher's exact test of both tables at their effective numbers (Rao and Scott 1992,
-  Biometrics 48:577), with
-  failures rounded down and passes up inside. Where no image repeats it is
+  Biometrics 48:577), with failures rounded down and passes up inside. Where no image repeats it is
   Fisher's test itself. An image that has probes on both sides makes it conservative.
 
   Args:
