@@ -21,8 +21,9 @@ from auditdm_jax.audit.report import charts, listing
 from auditdm_jax.audit.report import data as report_data
 from auditdm_jax.audit.report.write import write_report
 from auditdm_jax.audit.summary import ALL_ARMS, RestChange, Summary
+from auditdm_jax.bench import page
 from auditdm_jax.core import paths, runtime
-from auditdm_jax.stages import methods, screen, shown
+from auditdm_jax.stages import methods, screen, shown, suite
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import ModeRow, Verified
 from auditdm_jax.stages.run import TRAIN
@@ -88,6 +89,7 @@ def _write(ctx: Context, done: Round, summary: Summary) -> None:
     strategies=_strategies(summary, oracle=oracle),
     rectify=_rectify(summary),
     second_round=_second_round(summary),
+    pages=_pages(ctx, done),
     rounds=_rounds(summary) if summary.second_round else (),
     health=done.evaluated.health if done.evaluated else None,
     finds=_finds(ctx, verified, failures, linked, summary.compared.not_looked_at),
@@ -105,6 +107,12 @@ def _write(ctx: Context, done: Round, summary: Summary) -> None:
   )
   if runtime.is_main():
     write_report(ctx.folder.path / "report", data)
+
+
+def _pages(ctx: Context, done: Round) -> list[report_data.ExtraPage]:
+  """The table of the benchmark, if models were measured."""
+  table = suite.table(ctx) if done.evaluated else None
+  return [page.page_of(table, path="benchmarks.html")] if table else []
 
 
 def _funnel(verified: Verified) -> list[report_data.FunnelRow]:
@@ -234,6 +242,7 @@ def _finds(
   names, required = {m.mode_id: m.name for m in verified.modes}, ctx.settings.verify.required
   return report_data.FindList(
     failures=failures,
+    total=verified.funnel["looked_at"],
     shown=[
       report_data.FindRow(
         card=_card(ctx, f),

@@ -354,13 +354,14 @@ def round_rows(done: Round, found: Sequence[_Row], *, oracle: bool) -> tuple[sum
   fresh = done.verified.fresh
   held = {m.mode_id for m in done.verified.modes if m.status == "confirmed"}
   finds = list({r.probe_id: r for r in reversed(found) if r.find}.values())
+  labelled = done.verified.labelled
   false = rates.rate_by_image([not r.truth.confirmed for r in finds], [r.origin_id for r in finds])
   first = summary.RoundRow(
     round=1,
     confirmed=len(held),
     new=len(held),
     repaired=None,
-    false_positive=false if oracle else None,
+    false_positive=false if oracle else labelled and labelled.real.complement,
     rest=None,
     queries=len(found) + (fresh.for_all + fresh.for_modes if fresh else 0),
   )

@@ -138,7 +138,9 @@ def find_list(folder: pathlib.Path, n: int = 12) -> data.FindList:
     for i, f in enumerate(failures)
   ]
   modes = {f"count-color/{i}": f"mode {i}" for i in range(5)}
-  return data.FindList(failures=failures, shown=rows, required=("answerable",), modes=modes)
+  return data.FindList(
+    failures=failures, total=len(failures), shown=rows, required=("answerable",), modes=modes
+  )
 
 
 def reference_health() -> health.Health:
