@@ -5,7 +5,7 @@
   V1  + no required gate that was measured fails, and the same disagreement comes back in at least
       `stable_share` of: the original again, k paraphrases, k image jitters
   V2  + somebody outside the ensemble (`audit.outside`) sides with the consensus against the target
-  V3  + a person's label (set later, from the report)
+  V3  + a person says that only the consensus is right (set later, see `audit.labels`)
 
 A gate that could not be tried is not measured. It counts for no grade and against none, so a grade
 is worth what `tally` says was measured for it:
