@@ -74,8 +74,11 @@ def test_only_a_true_consensus_against_a_wrong_target_is_confirmed(scene):
 def test_coverage_counts_unique_finds_only(scene):
   wrong = next(w for w in world.READINGS if w != scene.dial.value)
   same = [_attempt("i", "what does the dial read", wrong, scene.dial.value)] * 9
-  cover = _oracle(render.render(scene, 0)).coverage(same, ["the dial"], least=2)
-  assert cover.confirmed == 1 and cover.gaps_found == 0
+  found = _oracle(render.render(scene, 0)).confirmed(same)
+  assert [(c.query, c.origin_id, c.gap) for c in found] == [(1, "i", "the dial")]
+  cover = truth.coverage(found, ["the dial"], least=2)
+  assert cover.confirmed == 1 and cover.gaps_found == 0 and cover.queries_to_gaps == ()
+  assert truth.coverage(found, ["the dial"], least=1).queries_to_gaps == (1,)
 
 
 def test_attempts_survive_their_records():
