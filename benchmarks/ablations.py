@@ -49,7 +49,7 @@ def run(arm: str, seed: str, root: pathlib.Path) -> dict:
     return {
       "first": oracle.success(first),
       "last": oracle.success(last),
-      "modes": oracle.coverage(last).effective_modes,
+      "modes": spread.common.value if (spread := oracle.coverage(last).modes) else 0.0,
       "gaps": f"{whole.gaps_found}/{whole.gaps_auditable}",
       "seconds": float(np.median([json.loads(line)["seconds/total"] for line in lines])),
     }

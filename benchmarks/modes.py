@@ -43,6 +43,7 @@ Go = Callable[[Callable[..., dict], Sequence[tuple], int], Iterable[tuple[tuple,
 ROOT = pathlib.Path(__file__).parents[1]
 BASE = 0.05
 FRESH = 4_000
+IMAGES = 3_500
 GAPS = {
   "purple": gaps.EASY[1],
   "column four": gaps.EASY[5],
@@ -92,7 +93,7 @@ class World:
 
 
 @functools.cache
-def scenes_world(images: int = 3_500, per_image: int = 8) -> World:
+def scenes_world(images: int = IMAGES, per_image: int = 8) -> World:
   """Questions of the scenes world; their images look like anything."""
   rng = streams.rng(0, "benchmark", "scenes")
   rows, programs = [], []
@@ -211,9 +212,9 @@ def _clustered(rng: np.random.Generator, images: np.ndarray, p: float, icc: floa
 # ------------------------------------------------------------------------------------ experiments
 
 
-def null_run(p0: float, n: int, icc: float, run: int) -> dict:
+def null_run(p0: float, n: int, icc: float, run: int, *, images: int = IMAGES) -> dict:
   """An audit of a target without any weakness."""
-  found = scenes_world()
+  found = scenes_world(images)
   rng = streams.rng(run, "null", str(p0), n, str(icc))
   rows, fresh = _split(found, rng, n)
   done = audit(found, _clustered(rng, found.evidence.images, p0, icc), rows, fresh)
@@ -238,11 +239,11 @@ def power_run(gap: str, depth: float, n: int, run: int) -> dict:
   }
 
 
-def text_run(run: int) -> dict:
-  """An audit of a target with four planted weaknesses in questions about photographs."""
+def text_run(run: int, *, planted: Sequence[str] = ()) -> dict:
+  """An audit of a target with four (or these) weaknesses in questions about photographs."""
   found, rng = photo_world(run % 6), streams.rng(run, "text")
   kinds = list(found.inside)
-  planted = [kinds[i] for i in rng.permutation(len(kinds))[:4]]
+  planted = planted or [kinds[i] for i in rng.permutation(len(kinds))[:4]]
   any_of = np.any([found.inside[k] for k in planted], axis=0)
   failed = rng.random(len(any_of)) < np.where(any_of, 0.9, BASE)
   rows, fresh = _split(found, rng, 5_000, 5_000)
@@ -266,9 +267,9 @@ def text_run(run: int) -> dict:
   }
 
 
-def pair_run(n: int, run: int) -> dict:
+def pair_run(n: int, run: int, *, images: int = IMAGES) -> dict:
   """Two audits of one target on different images."""
-  found, rng = scenes_world(), streams.rng(run, "pairs", n)
+  found, rng = scenes_world(images), streams.rng(run, "pairs", n)
   inside = np.any([found.inside[g.name] for g in gaps.EASY], axis=0)
   failed = rng.random(len(inside)) < np.where(inside, 0.9, 0.01)
   order = rng.permutation(int(found.evidence.images.max()) + 1)

@@ -172,7 +172,6 @@ def weak(root: pathlib.Path) -> None:
   }  # fmt: skip
   with c.unlocked():
     c.update_from_flattened_dict(values)
-    c.rollout.prompts = {"question": 16}
   with Context(c, root / "run", "references") as ctx:
     train.run(ctx)
     discover.run(ctx)

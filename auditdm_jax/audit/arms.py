@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 
-from auditdm_jax.audit import rates
 from auditdm_jax.core import streams
 from auditdm_jax.core.config import check
 
@@ -100,17 +99,14 @@ class Arms:
     return (new + self.config.yield_weight * known + self.config.prior) / n
 
   def summary(self) -> dict[str, dict[str, Any]]:
-    """Per arm: probes, finds, modes, modes nobody else found, unseen mass, Chao1."""
+    """Per arm: probes, finds, modes, and modes that nobody else found."""
     everyone = self._everyone()
     return {
       name: {
         "probes": self.probes[name],
-        "finds": rates.rate(self.finds[name].total(), self.probes[name]),
+        "finds": self.finds[name].total(),
         "modes": len(self.finds[name]),
         "only_here": sum(everyone[m] == c for m, c in self.finds[name].items()),
-        "unseen_mass": rates.good_turing(self.finds[name].values()),
-        "chao1": rates.chao1(self.finds[name].values()),
-        "effective_modes": rates.effective_number(self.finds[name].values()),
       }
       for name in self.names
     }

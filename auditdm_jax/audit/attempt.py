@@ -8,12 +8,13 @@
 `Attempt.find` decides what a find is, and `side_of` whose side an answer from outside takes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 import dataclasses
 from typing import Any, Literal, Self
 
 from auditdm_jax.audit.judge import Judge, Same
 from auditdm_jax.audit.probe import Probe, Record, Verdict
+from auditdm_jax.core.records import Stored
 
 GRADES = ("V0", "V1", "V2", "V3")
 
@@ -197,6 +198,18 @@ def unique_finds(attempts: Iterable[Attempt]) -> list[Find]:
   return list(seen.values())
 
 
-def unique_attempts(attempts: Iterable[Attempt]) -> list[Attempt]:
-  """Returns the answered attempts, each question about an image once: its last attempt."""
-  return list({a.probe.probe_id: a for a in attempts if a.verdict is not None}.values())
+def unique_attempts(attempts: Iterable[Attempt]) -> Stored[Attempt]:
+  """Returns the answered attempts, each question about an image once: its last attempt.
+
+  They are gone through twice, so as not to be held; what can be gone through once only is.
+  """
+  if iter(attempts) is attempts:
+    attempts = list(attempts)
+
+  def unique() -> Iterator[Attempt]:
+    last = {a.probe.probe_id: i for i, a in enumerate(attempts) if a.verdict is not None}
+    kept = set(last.values())
+    del last
+    yield from (a for i, a in enumerate(attempts) if i in kept)
+
+  return Stored(unique)

@@ -151,7 +151,7 @@ def compare(
   q_values = rates.benjamini_hochberg([c.p for c in changes])
   known = modes if known is None else known
   entries = [
-    _entry(mode, by_mode[mode], change, float(q), mode in known, config)
+    _entry(mode, by_mode[mode], change, float(q), mode in known, config, lines=len(modes))
     for mode, change, q in zip(modes, changes, q_values, strict=True)
   ]
   return Comparison(tuple(sorted(entries, key=lambda e: (-e.change, e.mode_id))))
@@ -170,6 +170,8 @@ def _entry(
   q: float,
   known: bool,
   config: CompareConfig,
+  *,
+  lines: int,
 ) -> LedgerLine:
   images = [i.image_id for i in items]
   new = rates.rate_by_image([i.new_failed for i in items], images)
@@ -183,7 +185,7 @@ def _entry(
     status = "unchanged"
   else:
     moved = sum(i.old_failed != i.new_failed for i in items)
-    status, needs_more = "unsure", _needs_more(change, moved, config)
+    status, needs_more = "unsure", _needs_more(change, moved, config, lines=lines)
   return LedgerLine(
     mode_id=mode,
     status=status,
@@ -197,13 +199,20 @@ def _entry(
   )
 
 
-def _needs_more(change: rates.Change, moved: int, config: CompareConfig) -> int:
-  """Probes still missing to see a change of at least the margin with the wanted power."""
+def _needs_more(change: rates.Change, moved: int, config: CompareConfig, *, lines: int) -> int:
+  """Probes still missing to see a change of at least the margin with the wanted power.
+
+  The level is that of a single line among `lines`, of which no other changed.
+  """
   # One discordant pair each way is added: none seen does not mean that none exist.
   discordant = (moved + 2) / (change.n + 2)
   gap = min(max(config.margin, abs(change.change)), discordant)
   worse, better = (discordant + gap) / 2, (discordant - gap) / 2
-  wanted = rates.plan_paired(worse=worse, better=better, alpha=config.level, power=config.power)
+  alpha = config.level / lines
+  # With fewer discordant pairs no outcome of the exact test is significant.
+  least = math.ceil(math.log2(2 / alpha)) / discordant
+  planned = rates.plan_paired(worse=worse, better=better, alpha=alpha, power=config.power)
+  wanted = max(planned, least)
   return max(1, math.ceil(wanted * change.design) - change.n)
 
 

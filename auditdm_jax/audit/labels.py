@@ -13,7 +13,7 @@ wrong if the answer of the target is right too, or if that of the consensus is n
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import itertools
 import math
@@ -144,31 +144,58 @@ def latest(labels: Iterable[Label]) -> list[Label]:
   return list({(label.key, label.rater): label for label in labels}.values())
 
 
-def apply(failures: Sequence[Failure], labels: Iterable[Label]) -> list[Failure]:
-  """Returns the failures with what people decided about them.
+def _by_key(labels: Iterable[Label]) -> dict[str, list[Label]]:
+  found: dict[str, list[Label]] = {}
+  for label in latest(labels):
+    found.setdefault(label.key, []).append(label)
+  return found
+
+
+def _decided(labels: Sequence[Label]) -> Decision:
+  """What most raters say; unclear if they are even."""
+  n = Counter(label.decision for label in labels)
+  if n["right"] == n["wrong"]:
+    return "unclear"
+  return "right" if n["right"] > n["wrong"] else "wrong"
+
+
+def apply(failures: Iterable[Failure], labels: Iterable[Label]) -> Iterator[Failure]:
+  """Yields the failures with what people decided about them.
 
   A verified find that is right becomes V3. One that is wrong falls to V0, whatever its gates say.
   """
-  votes: dict[str, list[Decision]] = {}
-  for label in latest(labels):
-    votes.setdefault(label.key, []).append(label.decision)
+  said = {key: _decided(own) for key, own in _by_key(labels).items()}
+  for f in failures:
+    yield _regraded(f, said[f.probe.probe_id]) if f.probe.probe_id in said else f
+
+
+def _regraded(failure: Failure, said: Decision) -> Failure:
+  grade = failure.grade
+  if said == "right" and failure.verified:
+    grade = "V3"
+  elif said == "wrong":
+    grade = "V0"
+  return dataclasses.replace(failure, label=said, grade=grade)
+
+
+def labelled(
+  failures: Iterable[Failure], sample: Sequence[Sampled], labels: Iterable[Label]
+) -> list[Failure]:
+  """Returns the labelled finds, each as verification graded it, with all that it stands for.
+
+  Its weight is that of the find over its chance to be drawn.
+  """
+  said = {key: _decided(own) for key, own in _by_key(labels).items()}
+  stratum, chance = {row.key: row.stratum for row in sample}, chances(sample)
   return [
-    _labelled(f, votes[f.probe.probe_id]) if f.probe.probe_id in votes else f for f in failures
+    dataclasses.replace(f, label=said[key], weight=f.weight / chance[stratum[key]])
+    for f in failures
+    if (key := f.probe.probe_id) in said
   ]
 
 
-def _labelled(failure: Failure, votes: Sequence[Decision]) -> Failure:
-  n = Counter(votes)
-  if n["right"] == n["wrong"]:
-    return dataclasses.replace(failure, label="unclear")
-  if n["right"] > n["wrong"]:
-    grade = "V3" if failure.verified else failure.grade
-    return dataclasses.replace(failure, label="right", grade=grade)
-  return dataclasses.replace(failure, label="wrong", grade="V0")
-
-
 def score(
-  failures: Sequence[Failure], sample: Sequence[Sampled], labels: Sequence[Label]
+  failures: Iterable[Failure], sample: Sequence[Sampled], labels: Sequence[Label]
 ) -> LabelScores | None:
   """Returns what labels say of the finds; None if there are no labels.
 
@@ -180,19 +207,17 @@ def score(
   labels = latest(labels)
   if not labels:
     return None
-  by_key: dict[str, list[Label]] = {}
-  for label in labels:
-    by_key.setdefault(label.key, []).append(label)
-  stratum, chance = {row.key: row.stratum for row in sample}, chances(sample)
+  by_key = _by_key(labels)
   finds = [
     LabelledFind(
       image=f.probe.origin_id,
-      weight=f.weight / chance[stratum[key]],
+      weight=f.weight,
       verified=f.verified,
-      votes=tuple(x.decision == "right" for x in by_key[key] if x.decision != "unclear"),
+      votes=tuple(
+        x.decision == "right" for x in by_key[f.probe.probe_id] if x.decision != "unclear"
+      ),
     )
-    for f in failures
-    if (key := f.probe.probe_id) in by_key
+    for f in labelled(failures, sample, labels)
   ]
   images = {f.probe.probe_id: f.probe.origin_id for f in failures}
   error = rater_error(finds)

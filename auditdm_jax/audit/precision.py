@@ -14,7 +14,7 @@ Two kinds of knowledge:
 Rates are by image. From the first kind follow corrected rates (`rates.corrected`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 
 from auditdm_jax.audit import rates
@@ -113,7 +113,7 @@ class FindPrecision:
 
 
 def known_probes(
-  attempts: Sequence[Attempt], who: Outside, judge: Judge
+  attempts: Iterable[Attempt], who: Outside, judge: Judge
 ) -> tuple[list[KnownProbe], int]:
   """Returns the probes whose truth is known, and how many with a consensus are left out.
 
@@ -187,7 +187,7 @@ class GradePrecision:
 
 
 def of_finds(
-  failures: Sequence[Failure],
+  failures: Iterable[Failure],
   real: Callable[[Failure], bool | None],
   *,
   by: str,

@@ -4,7 +4,7 @@
 Probes of one image are not independent. The image is the unit wherever images repeat.
 """
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 import dataclasses
 import math
 
@@ -75,6 +75,13 @@ class Rate:
   def effective(self) -> float:
     """The number of independent trials that would say as much."""
     return self.n / self.design
+
+  @property
+  def complement(self) -> "Rate":
+    """The rate of what did not succeed."""
+    low, high = self.ci95
+    rest = None if self.rate is None else 1 - self.rate
+    return dataclasses.replace(self, k=self.n - self.k, rate=rest, ci95=(1 - high, 1 - low))
 
 
 NOTHING = Rate(0, 0, None, (0.0, 1.0))
@@ -258,28 +265,6 @@ def benjamini_hochberg(p_values: ArrayLike, *, m: int | None = None) -> np.ndarr
   adjusted = np.empty_like(p)
   adjusted[order] = np.minimum(1.0, np.minimum.accumulate(scaled[::-1])[::-1])
   return adjusted
-
-
-def good_turing(counts: Iterable[int]) -> float:
-  """Unseen probability mass of a sample of kinds: singletons / finds; 1 for an empty sample."""
-  counts = [c for c in counts if c > 0]
-  return sum(c == 1 for c in counts) / sum(counts) if counts else 1.0
-
-
-def chao1(counts: Iterable[int]) -> float:
-  """Lower bound of the number of kinds, bias-corrected (Chao 1984)."""
-  counts = [c for c in counts if c > 0]
-  once, twice = sum(c == 1 for c in counts), sum(c == 2 for c in counts)
-  return len(counts) + once * (once - 1) / (2 * (twice + 1))
-
-
-def effective_number(counts: Iterable[float]) -> float:
-  """exp(entropy) of the shares: how many equally common kinds would be as diverse; 0 if none."""
-  x = np.asarray([c for c in counts if c > 0], np.float64)
-  if not len(x):
-    return 0.0
-  share = x / x.sum()
-  return float(np.exp(-(share * np.log(share)).sum()))
 
 
 @dataclasses.dataclass(frozen=True)

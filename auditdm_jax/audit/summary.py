@@ -7,6 +7,7 @@ What was not measured is None: a stage that did not run, or a count that only an
 from collections.abc import Mapping
 import dataclasses
 
+from auditdm_jax.audit.diversity import Diversity, Spread
 from auditdm_jax.audit.labels import LabelScores
 from auditdm_jax.audit.precision import FindPrecision, GradePrecision
 from auditdm_jax.audit.rates import Corrected, Rate
@@ -23,16 +24,18 @@ class Coverage:
     per_gap: confirmed finds by planted gap.
     gaps_auditable: planted gaps that an audit can find.
     gaps_found: auditable gaps with enough confirmed finds.
-    effective_modes: exponential of the entropy over nameable modes.
-    effective_skills: the same over skills.
+    queries_to_gaps: after how many queries the first of these was found, the second and so on.
+    modes: how many nameable modes the finds show; None where they are too few to tell.
+    skills: the same of skills.
   """
 
   confirmed: int
   per_gap: Mapping[str, int]
   gaps_auditable: int
   gaps_found: int
-  effective_modes: float
-  effective_skills: float
+  queries_to_gaps: tuple[int, ...]
+  modes: Spread | None
+  skills: Spread | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +58,15 @@ class Search:
 
 @dataclasses.dataclass(frozen=True)
 class Kinds:
-  """How many kinds of failure confirmed finds show, see `Coverage`."""
+  """The kinds of failure that confirmed finds show.
 
-  effective_modes: float
-  effective_skills: float
+  Attributes:
+    modes: nameable modes, the untrained auditor's against the trained one's; None where either has
+      too few finds.
+    per_gap: confirmed finds by planted gap.
+  """
+
+  modes: Diversity | None
   per_gap: Mapping[str, int]
 
 
@@ -107,6 +115,9 @@ class Arm:
   Attributes:
     queries: probes that it sent.
     verified: the share of real failures among them, see `Summary`; None where nobody checked.
+    queries_to_gaps: see `Coverage`.
+    modes: nameable modes of its confirmed finds against those of the other arms; None where they
+      are too few.
     corrected: its distinct questions on which the target is wrong, see `Summary`.
   """
 
@@ -114,9 +125,8 @@ class Arm:
   verified: Rate | None
   confirmed_unique: int | None
   gaps_found: int | None
-  effective_modes: float | None
-  effective_skills: float | None
-  unseen_mass: float | None
+  queries_to_gaps: tuple[int, ...] | None
+  modes: Diversity | None
   corrected: Corrected | None = None
 
 
@@ -139,14 +149,17 @@ class StrategyRow:
 
 @dataclasses.dataclass(frozen=True)
 class CurvePoint:
-  """Search success over some steps of GRPO, up to `step`."""
+  """Search success over some steps of GRPO, up to `step`.
+
+  `effective_modes` is the Hill number of order 1 of the confirmed finds, as if each point had as
+  many as the one with the fewest; points with too few have none.
+  """
 
   step: int
   success: float | None
   n: int
   ci95: tuple[float, float]
   effective_modes: float | None
-  effective_skills: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,10 +269,10 @@ class RoundRow:
     confirmed: modes that fresh probes confirm.
     new: those of them that the round before did not have.
     repaired: confirmed modes of the round before that are fixed or improved.
-    false_positive: unique finds that the oracle does not confirm.
+    false_positive: unique finds that the oracle does not confirm; without one, labelled finds that
+      are not real, in the first round.
     rest: outside all modes of the round before.
     queries: probes that were put to the models.
-    seconds: of its stages.
   """
 
   round: int
@@ -269,7 +282,6 @@ class RoundRow:
   false_positive: Rate | None
   rest: RestChange | None
   queries: int
-  seconds: float | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,13 +15,13 @@ holds is decided on these (confirm.py).
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 import functools
 
 import numpy as np
 
-from auditdm_jax.audit import rates, residual
+from auditdm_jax.audit import by_image, rates, residual
 from auditdm_jax.audit.attempt import Attempt
 from auditdm_jax.audit.looks import Gallery, Looks
 from auditdm_jax.audit.mode import Mode, ModeRule, define, mode_id, title, words
@@ -104,7 +104,7 @@ class Taxonomy:
     return found
 
   def match_attempts(
-    self, attempts: Sequence[Attempt], gallery: Gallery | None = None
+    self, attempts: Iterable[Attempt], gallery: Gallery | None = None
   ) -> list[Mode | None]:
     """The mode of each attempt, whose image the gallery looks at."""
     images = gallery.terms(self.looks, [a.probe for a in attempts]) if gallery else ()
@@ -166,7 +166,7 @@ class Evidence:
 
   Attributes:
     questions: N texts.
-    images: i64[N], which image each is about.
+    images: i64[N], which image each goes back to.
     skills: str[N], "" for none.
     table: their terms and outcomes.
   """
@@ -186,7 +186,7 @@ class Evidence:
 
 
 def gather(
-  attempts: Sequence[Attempt],
+  attempts: Iterable[Attempt],
   seeds: Seeds,
   *,
   config: TaxonomyConfig = TaxonomyConfig(),
@@ -200,8 +200,8 @@ def gather(
     config: thresholds.
     gallery: looks at the images; None: modes are about questions and answers alone.
   """
-  judged = [a for a in attempts if a.consensus is not None]
-  probes = [a.probe for a in judged]
+  judged = [(a.probe, a.consensus, a.find is not None) for a in attempts if a.consensus is not None]
+  probes = [probe for probe, _, _ in judged]
   questions = [p.question for p in probes]
   looks = gallery.fit(probes) if gallery else None
   assigner = Assigner(seeds, threshold=config.assign_threshold)
@@ -210,12 +210,12 @@ def gather(
     config,
     looks,
     tuple(questions),
-    np.unique([p.image_id for p in probes], return_inverse=True)[1],
+    np.unique([p.origin_id for p in probes], return_inverse=True)[1],
     np.array([s or "" for s, _ in assigner(questions)]),
     make_table(
       questions,
-      [a.consensus for a in judged],
-      [a.find is not None for a in judged],
+      [consensus for _, consensus, _ in judged],
+      [failed for _, _, failed in judged],
       lexicon=seeds.lexicon,
       images=gallery.terms(looks, probes) if gallery else (),
     ),
@@ -223,7 +223,7 @@ def gather(
 
 
 def discover_modes(
-  attempts: Sequence[Attempt],
+  attempts: Iterable[Attempt],
   seeds: Seeds,
   *,
   config: TaxonomyConfig = TaxonomyConfig(),
@@ -235,7 +235,11 @@ def discover_modes(
 
 def name_modes(evidence: Evidence) -> Taxonomy:
   """Failure modes of evidence, most failures first."""
-  modes = _modes(evidence) if evidence.questions else ()
+  modes: tuple[Mode, ...] = ()
+  if evidence.questions:
+    design = by_image.design_effect(*by_image.sums(evidence.table.failed, evidence.images.tolist()))
+    table = dataclasses.replace(evidence.table, design=design)
+    modes = _modes(dataclasses.replace(evidence, table=table))
   about_images = any(t.startswith("img:") for m in modes for t in m.terms)
   looks = evidence.looks if about_images else None
   return Taxonomy(evidence.seeds, modes, evidence.config, looks)

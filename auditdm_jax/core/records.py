@@ -5,15 +5,40 @@ The run that resumes writes a record that was cut short (`core.jsonl`) again, si
 among `Records.keys`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import heapq
+import itertools
+import operator
 import os
 import pathlib
 import re
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from auditdm_jax.core import jsonl, paths
 
+T = TypeVar("T")
+
 _NAME = re.compile(r"[a-z][a-z0-9_]*")  # No dash: it separates the name from the process.
+
+
+class Stored(Iterable[T], Generic[T]):
+  """Rows that are read anew each time somebody goes through them: a million need no memory."""
+
+  def __init__(self, rows: Callable[[], Iterator[T]]):
+    self._rows = rows
+
+  def __iter__(self) -> Iterator[T]:
+    return self._rows()
+
+  def __bool__(self) -> bool:
+    return any(True for _ in self)
+
+
+def chunks(rows: Iterable[T], size: int) -> Iterator[list[T]]:
+  """Yields the rows in lists of `size`, of which the last may be shorter."""
+  left = iter(rows)
+  while chunk := list(itertools.islice(left, size)):
+    yield chunk
 
 
 class Records:
@@ -54,6 +79,18 @@ class Records:
     for shard in self._shards(name):
       for _, row in shard.iterate():
         yield row
+
+  def by_step(self, name: str, *then: str) -> Iterator[dict[str, Any]]:
+    """Yields the rows of all shards step by step, those of a step by the fields `then`.
+
+    Each shard has its steps in order, and one step at a time is held.
+    """
+    step = operator.itemgetter("step")
+    merged = heapq.merge(
+      *((row for _, row in shard.iterate()) for shard in self._shards(name)), key=step
+    )
+    for _, rows in itertools.groupby(merged, step):
+      yield from sorted(rows, key=lambda row: [row[field] for field in then])
 
   def keys(self, name: str, *fields: str) -> set:
     """Returns the values of one field, or tuples of several, over all rows: what is done already.

@@ -46,6 +46,7 @@ _ITSELF = flags.DEFINE_bool(
   "Ask one model twice, about images that are shifted or dimmed a little: what changes is noise.",
   flag_values=FLAGS,
 )
+flags.DEFINE_alias("against-itself", "against_itself", flag_values=FLAGS)
 _MARGIN = flags.DEFINE_float(
   "margin",
   CompareConfig().margin,

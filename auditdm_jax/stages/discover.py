@@ -6,7 +6,7 @@ set has any. The budget moves to the arm that brings finds of new kinds. Finds m
 free and are kept. The control is random questions alone at equal total queries, GRPO's included.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 import pathlib
 
 from ml_collections import ConfigDict
@@ -36,24 +36,33 @@ def run(ctx: Context) -> Discovered:
   trained = ctx.folder.auditors() if ctx.settings.optim.steps else ()
   ask = _Sweep(ctx, {f"auditor@{step}": step for step in trained})
   arms = Arms(ask.names, config=section.arms, seed=ctx.settings.seed)
-  mode_key, done = ModeKey(ctx.seeds), ctx.folder.sweep()
+  mode_key, done = ModeKey(ctx.seeds), 0
+  for batch, attempts in ctx.folder.sweep():
+    for _ in range(done, batch):  # Batches that asked nothing left no record.
+      arms.allocate(section.batch)
+    plan = ask.possible(arms.allocate(section.batch))
+    ask.book(attempts)
+    _observe(arms, plan, attempts, mode_key)
+    done = batch + 1
   progress = metrics.Progress(section.probes, "discover")
   finds = 0
-  for batch in range(-(-section.probes // section.batch)):
+  for batch in range(done, -(-section.probes // section.batch)):
     plan = ask.possible(arms.allocate(section.batch))
-    attempts = done.get(batch)
-    if attempts is None:
-      attempts = ask.batch(plan, batch)
-      ctx.folder.append_sweep(batch, attempts)
-    else:
-      ask.book(attempts)
-    for arm in plan:
-      arms.observe(arm, [mode_key(a) for a in attempts if a.probe.arm == arm])
+    attempts = ask.batch(plan, batch)
+    ctx.folder.append_sweep(batch, attempts)
+    _observe(arms, plan, attempts, mode_key)
     finds += sum(a.find is not None for a in attempts)
     shown = " ".join(f"{arm}:{n}" for arm, n in plan.items())
     progress.update((batch + 1) * section.batch, finds=finds, arms=shown)
   progress.close()
   return ctx.folder.finish("discover", Discovered(arms.summary(), section.probes))
+
+
+def _observe(
+  arms: Arms, plan: Collection[str], attempts: Sequence[Attempt], mode_key: ModeKey
+) -> None:
+  for arm in plan:
+    arms.observe(arm, [mode_key(a) for a in attempts if a.probe.arm == arm])
 
 
 class _Sweep:

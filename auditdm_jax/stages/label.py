@@ -57,7 +57,7 @@ def main() -> int:
 
 def _draw(ctx: Context) -> None:
   """Draws what is missing of the sample, and writes its page."""
-  failures, earlier = ctx.folder.graded(), ctx.folder.sample()
+  failures, earlier = list(ctx.folder.graded()), ctx.folder.sample()
   if not failures:
     raise UserError(f"{ctx.folder.path}: there is no find to label")
   new = sampling.draw(failures, n=_N.value, seed=ctx.settings.seed, earlier=earlier)

@@ -55,7 +55,7 @@ def find_precision(ctx: Context) -> FindPrecision | None:
   rows = [(a, NAME) for a in heldout_attempts(ctx)]
   if ctx.settings.pool.fresh and asking.asks_data_set(ctx):
     # Those of the first batch were asked whatever they are about.
-    rows += [(a, asking.FRESH) for a in ctx.folder.batches(asking.FRESH).get(0, [])]
+    rows += [(a, asking.FRESH) for a in dict(ctx.folder.batches(asking.FRESH)).get(0, [])]
   found, unknown, seen = [], 0, set()
   for split in (NAME, asking.FRESH):
     own = unique_attempts(a for a, of in rows if of == split and a.probe.probe_id not in seen)

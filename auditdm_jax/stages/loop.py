@@ -13,12 +13,14 @@
 Every stage leaves a done.json; the same command run again continues where it stopped.
 """
 
+from collections.abc import Mapping, Sequence
 import os
 import pathlib
 
 from ml_collections import ConfigDict
 
-from auditdm_jax.audit.rates import Rate
+from auditdm_jax.audit import diversity
+from auditdm_jax.audit.attempt import Attempt
 from auditdm_jax.audit.summary import Kinds, Summary
 from auditdm_jax.core import paths, runtime
 from auditdm_jax.stages import (
@@ -37,6 +39,7 @@ from auditdm_jax.stages import (
 )
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import Controlled, Empty, RepairedModel, Repairs, Searched
+from auditdm_jax.stages.truth import coverage, modes_of
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
@@ -103,15 +106,26 @@ def search(ctx: Context) -> Searched:
   asker = asking.search_asker(ctx, bank)
   n, steps = ctx.settings.discover.search_probes, ctx.settings.optim.steps
 
-  def measured(arm: str, step: int | None) -> tuple[Rate, Kinds | None]:
-    attempts = asker.ask(step, n, arm=arm, walk=asking.SEARCH)
-    cover = ctx.oracle.coverage(attempts)
-    kinds = cover and Kinds(cover.effective_modes, cover.effective_skills, cover.per_gap)
-    return grading.success(ctx, attempts, bank=bank), kinds
+  asked = {"prompt_only": asker.ask(None, n, arm="prompt_only", walk=asking.SEARCH)}
+  if steps:
+    asked["trained"] = asker.ask(steps, n, arm="trained", walk=asking.SEARCH)
+  success = {arm: grading.success(ctx, found, bank=bank) for arm, found in asked.items()}
+  kinds = _kinds(ctx, asked) if ctx.oracle.exists else {}
+  return ctx.folder.finish(
+    "search",
+    Searched(
+      success["prompt_only"],
+      kinds.get("prompt_only"),
+      success.get("trained"),
+      kinds.get("trained"),
+    ),
+  )
 
-  before = measured("prompt_only", None)
-  after = measured("trained", steps) if steps else (None, None)
-  return ctx.folder.finish("search", Searched(*before, *after))
+
+def _kinds(ctx: Context, asked: Mapping[str, Sequence[Attempt]]) -> dict[str, Kinds]:
+  confirmed = {arm: ctx.oracle.confirmed(attempts) for arm, attempts in asked.items()}
+  varied = diversity.compared({arm: modes_of(found) for arm, found in confirmed.items()})
+  return {arm: Kinds(varied.get(arm), coverage(found).per_gap) for arm, found in confirmed.items()}
 
 
 def random_control(ctx: Context, trained_probes: int) -> Controlled:

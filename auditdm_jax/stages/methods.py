@@ -2,7 +2,7 @@
 """What a report says of how it was measured, and of what was not."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from auditdm_jax.audit.attempt import Failure
 from auditdm_jax.audit.summary import Summary
@@ -54,12 +54,12 @@ METHODS = (
 )
 
 
-def how(ctx: Context, summary: Summary, failures: Sequence[Failure]) -> list[tuple[str, str]]:
+def how(ctx: Context, summary: Summary, failures: Iterable[Failure]) -> list[tuple[str, str]]:
   """Returns how it was measured, term by term."""
   return [METHODS[0], _verified(ctx, failures), *METHODS[1:], *_controls(summary)]
 
 
-def _verified(ctx: Context, failures: Sequence[Failure]) -> tuple[str, str]:
+def _verified(ctx: Context, failures: Iterable[Failure]) -> tuple[str, str]:
   """How finds were verified: the trials that were made, not those that could have been."""
   kinds = {
     "greedy": "asked again",
@@ -98,7 +98,7 @@ def _controls(summary: Summary) -> list[tuple[str, str]]:
 
 
 def not_measured(
-  ctx: Context, done: Round, summary: Summary, failures: Sequence[Failure]
+  ctx: Context, done: Round, summary: Summary, failures: Iterable[Failure]
 ) -> list[tuple[str, str]]:
   """Returns what a reader may look for in vain, each with the reason."""
   steps, modes = ctx.settings.optim.steps, done.verified.modes

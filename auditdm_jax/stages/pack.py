@@ -21,6 +21,13 @@ _WORKDIR = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string(
   "output", None, "The folder of the pack, which is made.", required=True, flag_values=FLAGS
 )
+_FAILURES = flags.DEFINE_integer(
+  "failures",
+  2_000,
+  "Verified failures at most, evenly over modes.",
+  lower_bound=1,
+  flag_values=FLAGS,
+)
 _CONTROLS = flags.DEFINE_integer(
   "controls",
   500,
@@ -38,7 +45,9 @@ def main() -> int:
   if _WORKDIR.value is None or _OUTPUT.value is None:
     raise UserError("pack needs --workdir and --output; see pack --help")
   with past.opened(_WORKDIR.value, "pack") as ctx:
-    packed = packing.collect(ctx, controls=_CONTROLS.value, licence=_LICENCE.value)
+    packed = packing.collect(
+      ctx, failures=_FAILURES.value, controls=_CONTROLS.value, licence=_LICENCE.value
+    )
     folder = pack_lib.write(_OUTPUT.value, packed)
   print(f"{folder}: {packing.told(packed.probes)} in {len(packed.header.modes)} modes")
   if not _LICENCE.value:

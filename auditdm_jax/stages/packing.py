@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a run to a regression pack: which failures and which controls it holds."""
 
+from collections import Counter
 from collections.abc import Sequence
 import dataclasses
 import datetime
@@ -19,7 +20,7 @@ from auditdm_jax.stages.results import Verified
 from auditdm_jax.text.styles import PLAIN
 
 
-def collect(ctx: Context, *, controls: int, licence: str) -> Pack:
+def collect(ctx: Context, *, failures: int, controls: int, licence: str) -> Pack:
   """Returns the verified failures of a run and controls for them.
 
   Controls are drawn from all attempts outside the modes on which the references agreed, whatever
@@ -29,24 +30,26 @@ def collect(ctx: Context, *, controls: int, licence: str) -> Pack:
 
   Args:
     ctx: a run whose failures are verified.
-    controls: how many.
+    failures: how many at most, evenly over modes.
+    controls: how many at most.
     licence: of images and questions.
 
   Raises:
     UserError: it has no verified failure.
   """
   verified = ctx.folder.done("verify", Verified)
-  failures = [f for f in ctx.folder.failures() if f.verified]
-  if verified is None or not failures:
+  found = [f for f in ctx.folder.failures() if f.verified]
+  if verified is None or not found:
     raise UserError(f"{ctx.folder.path}: no verified failure to pack")
   ctx.pool("images")  # Where images are found by id.
   tax = verified.taxonomy
-  drawn = _controls(ctx, tax, failures, controls)
+  chosen = _even(found, failures, seed=ctx.settings.seed)
+  drawn = _controls(ctx, tax, chosen, controls)
   taken = {c.probe_id for c in drawn}
   modes = {mode.mode_id for mode in tax.modes}
   failed = [
     dataclasses.replace(p, is_control=not p.mode_id and p.probe_id in taken)
-    for p in (_failure(f, modes) for f in failures)
+    for p in (_failure(f, modes) for f in chosen)
   ]
   known = {p.probe_id for p in failed}
   probes = failed + [p for p in drawn if p.probe_id not in known]
@@ -61,6 +64,17 @@ def collect(ctx: Context, *, controls: int, licence: str) -> Pack:
     ),
   )
   return Pack(header, tuple(p for p in probes if pack_lib.is_bounded(p)), ctx.images)
+
+
+def _even(failures: Sequence[Failure], limit: int, *, seed: int) -> list[Failure]:
+  """At most `limit` failures: of each mode as many, unless it has fewer."""
+  order = streams.rng(seed, "pack failures").permutation(len(failures)).tolist()
+  turn: Counter[str | None] = Counter()
+  rank: dict[int, int] = {}
+  for i in order:
+    rank[i] = turn[failures[i].mode_id]
+    turn[failures[i].mode_id] += 1
+  return [failures[i] for i in sorted(sorted(order, key=rank.__getitem__)[:limit])]
 
 
 def header_of(ctx: Context) -> Header:
@@ -119,7 +133,7 @@ def _packed(attempt: Attempt, consensus: str) -> PackedProbe:
 def _controls(
   ctx: Context, tax: Taxonomy, failures: Sequence[Failure], n: int
 ) -> list[PackedProbe]:
-  attempts = unique_attempts([*ctx.folder.attempts(), *ctx.folder.control()])
+  attempts = unique_attempts(ctx.folder.asked())
   modes = tax.match_attempts(attempts, ctx.gallery)
   outside = [
     (a, consensus)

@@ -64,10 +64,13 @@ def failure(ctx: Context, wanted: str) -> Failure:
   Raises:
     UserError: none or several.
   """
-  failures = ctx.folder.failures()
-  found = [f for f in failures if f.probe.probe_id.startswith(wanted)]
+  first, found = None, []
+  for f in ctx.folder.failures():
+    first = first or f
+    if f.probe.probe_id.startswith(wanted):
+      found.append(f)
   if len(wanted) < _SHORTEST_ID or not found:
-    example = f"; one is {failures[0].probe.probe_id}" if failures else ""
+    example = f"; one is {first.probe.probe_id}" if first else ""
     raise UserError(
       f"{ctx.folder.path}: no failure {wanted!r:.80}; an id is on its card of the report, and"
       f" {_SHORTEST_ID} of its digits are enough{example}"

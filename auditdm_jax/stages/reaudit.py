@@ -66,11 +66,10 @@ def run(ctx: Context) -> SecondRound:
   modes, rest = ledger(ctx, verified, repaired)
   start = ctx.models.auditor_params(ctx.folder.auditors()[trained] if trained else None)
   asking.train_auditor(ctx, bank, name=NAME, steps=steps, start=start)
-  attempts = ctx.folder.completions(NAME)
+  attempts = list(ctx.folder.completions(NAME))
   found, asked = traced(ctx, known, attempts, bank)
   finds = unique_finds(attempts)
   truths = [ctx.oracle.truth(find) for find in finds]
-  images = [find.probe.image_id for find in finds]
   return ctx.folder.finish(
     "reaudit",
     SecondRound(
@@ -84,7 +83,7 @@ def run(ctx: Context) -> SecondRound:
       found=found,
       rest=rest,
       queries=len(again) + len(attempts) + asked,
-      finds=rates.rate_by_image([t.confirmed for t in truths], images)
+      finds=rates.rate_by_image([t.confirmed for t in truths], [f.probe.origin_id for f in finds])
       if ctx.oracle.exists
       else None,
     ),

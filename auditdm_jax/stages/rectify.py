@@ -9,7 +9,7 @@ Labels are the references' consensus, never the oracle. Every arm has the same r
 The loop runs all three; this stage by itself repairs from the failures.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 import pathlib
 
@@ -141,13 +141,13 @@ def from_failures(ctx: Context) -> list[TrainingExample]:
   return curate_lib.curate(offered, ctx.settings.rectify.curate, seed=ctx.settings.seed)[0]
 
 
-def random_examples(ctx: Context, attempts: Sequence[Attempt], size: int) -> list[TrainingExample]:
+def random_examples(ctx: Context, attempts: Iterable[Attempt], size: int) -> list[TrainingExample]:
   """Returns random questions with a consensus, whether the target knew them or not."""
   known = [a for a in attempts if a.verdict and a.verdict.consensus is not None]
   return _control(ctx, known, size)
 
 
-def mined_examples(ctx: Context, attempts: Sequence[Attempt], size: int) -> list[TrainingExample]:
+def mined_examples(ctx: Context, attempts: Iterable[Attempt], size: int) -> list[TrainingExample]:
   """Returns random questions on which the target conflicts with the consensus."""
   return _control(ctx, unique_finds(attempts), size)
 

@@ -5,7 +5,8 @@ It tells what is there once the stage verify is done, and names what was not mea
 after more stages, it has theirs too.
 """
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 import datetime
 import importlib.metadata
 import pathlib
@@ -173,28 +174,29 @@ def _outside(verified: Verified) -> list[report_data.OutsideRow]:
 
 
 def _modes(
-  ctx: Context, rows: Sequence[ModeRow], failures: Sequence[Failure]
+  ctx: Context, rows: Sequence[ModeRow], failures: Iterable[Failure]
 ) -> list[report_data.ModeView]:
-  by_mode: dict[str, list[Failure]] = {}
+  members: Counter[str] = Counter()
+  few: dict[str, list[Failure]] = {}
   for f in failures:
     if f.verified and f.mode_id:
-      by_mode.setdefault(f.mode_id, []).append(f)
+      members[f.mode_id] += 1
+      few[f.mode_id] = _varied([*few.get(f.mode_id, ()), f])
   views = []
-  for row in sorted(rows, key=lambda r: (not r.holds, -len(by_mode.get(r.mode_id, ())))):
-    members = by_mode.get(row.mode_id, [])
+  for row in sorted(rows, key=lambda r: (not r.holds, -members[r.mode_id])):
     views.append(
       report_data.ModeView(
         mode_id=row.mode_id,
         name=row.name,
         skill=", ".join(row.skills),
         definition=row.definition,
-        members=len(members),
+        members=members[row.mode_id],
         rate=row.fresh,
         base=row.base,
         ratio="" if row.ratio is None else f"{row.ratio:.1f}",
         status=_status(row),
         holds=row.holds,
-        cards=[_card(ctx, f) for f in _varied(members)],
+        cards=[_card(ctx, f) for f in few.get(row.mode_id, ())],
         notes=_mode_notes(row),
       )
     )
@@ -232,7 +234,7 @@ def _mode_notes(row: ModeRow) -> dict[str, str]:
 def _finds(
   ctx: Context,
   verified: Verified,
-  failures: Sequence[Failure],
+  failures: Iterable[Failure],
   linked: Collection[str],
   not_looked_at: int,
 ) -> report_data.FindList:
@@ -240,6 +242,7 @@ def _finds(
   names, required = {m.mode_id: m.name for m in verified.modes}, ctx.settings.verify.required
   return report_data.FindList(
     failures=failures,
+    total=verified.funnel["looked_at"],
     shown=[
       report_data.FindRow(
         card=_card(ctx, f),
@@ -315,7 +318,7 @@ def _path(ctx: Context, image_id: str) -> pathlib.Path:
 
 
 def _arms(
-  summary: Summary, failures: Sequence[Failure], *, oracle: bool
+  summary: Summary, failures: Iterable[Failure], *, oracle: bool
 ) -> list[report_data.ArmRow]:
   """The arms, with the modes of the failures that each was first to find."""
   modes: dict[str, set[str]] = {}
@@ -331,8 +334,9 @@ def _arms(
       # Finds of the control are not verified.
       modes_found=None if name.startswith("control") else len(modes.get(name, ())),
       gaps_found=row.gaps_found if oracle else None,
-      effective_modes=row.effective_modes if oracle else None,
-      unseen_mass=row.unseen_mass,
+      gaps_after=row.queries_to_gaps or (),
+      varied=row.modes,
+      corrected=row.corrected,
     )
     for name, row in summary.arms.items()
   ]
@@ -407,6 +411,9 @@ def _second_round(summary: Summary) -> list[report_data.SecondRoundRow]:
 
 
 def _rounds(summary: Summary) -> list[report_data.RoundView]:
+  spent = {stage: x for stage, x in summary.seconds.items() if stage != "total"}
+  second = spent.pop("re-audit", None)
+  seconds = (sum(spent.values()) if spent else None, second)
   return [
     report_data.RoundView(
       name=str(r.round),
@@ -416,9 +423,9 @@ def _rounds(summary: Summary) -> list[report_data.RoundView]:
       false_positive=r.false_positive,
       rest=_change(r.rest),
       queries=r.queries,
-      seconds=r.seconds,
+      seconds=took,
     )
-    for r in summary.rounds
+    for r, took in zip(summary.rounds, seconds)
   ]
 
 

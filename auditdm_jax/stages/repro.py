@@ -51,7 +51,7 @@ def main(words: Sequence[str]) -> int:
 def _told(ctx: Context, failure: Failure, again: Retried, models: Sequence[str]) -> str:
   """All that was said, a line for each model and trial."""
   probe, now = failure.probe, again.stability
-  outcomes = dict(trial.rpartition("=")[::2] for trial in now.trials)
+  outcomes = {label: again for label, _, again in (t.rpartition("=") for t in now.trials)}
   lines = [
     f"failure   {probe.probe_id}  {failure.grade}  {failure.mode_id or 'of no mode'}",
     f"question  {shown(probe.question)}",

@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import fcntl
 import functools
+import itertools
 import os
 import pathlib
 from typing import Any, TypeVar
@@ -36,12 +37,14 @@ from auditdm_jax.core import jsonio, paths, records, runtime, typed
 from auditdm_jax.core.config import UserError
 from auditdm_jax.core.image_store import Images
 from auditdm_jax.core.manifest import Manifest
+from auditdm_jax.core.records import Stored, chunks
 
 T = TypeVar("T")
 
 TRAIN = "train"  # The training run of the first round.
 _COMPLETIONS, _ATTEMPTS, _FAILURES = "completions", "attempts", "failures"
 _SAMPLE, _LABELS = "sample", "labels"
+_CHUNK = 512  # Rows that are made at once.
 
 
 class RunFolder:
@@ -106,30 +109,40 @@ class RunFolder:
 
   # --------------------------------------------------------------------------------- attempts
 
-  def completions(self, run: str = TRAIN) -> list[Attempt]:
-    """Returns every completion of a training run, except for invalid ones, which are no fault."""
-    rows = self.records(f"records/{run}").read(_COMPLETIONS)
-    # Shard by shard; each is in this order.
-    rows.sort(key=lambda r: (r["step"], r["prompt_id"], r["sample"]))
-    return [Attempt.from_dict(r) for r in rows if not r["invalid"]]
+  # What follows is read anew each time somebody goes through it, row by row.
 
-  def sweep(self) -> dict[int, list[Attempt]]:
-    """Returns the attempts of discovery by batch; a batch that was cut short is left out."""
+  def completions(self, run: str = TRAIN) -> Stored[Attempt]:
+    """Returns every completion of a training run, except for invalid ones, which are no fault."""
+    files = self.records(f"records/{run}")
+
+    def rows() -> Iterator[Attempt]:
+      for row in files.by_step(_COMPLETIONS, "prompt_id", "sample"):
+        if not row["invalid"]:
+          yield Attempt.from_dict(row)
+
+    return Stored(rows)
+
+  def sweep(self) -> Stored[tuple[int, list[Attempt]]]:
+    """Returns discovery's batches by number."""
     return self.batches("discover")
 
   def append_sweep(self, batch: int, attempts: Sequence[Attempt]) -> None:
     """Appends a batch of discovery; what is there of it, cut short, is completed."""
     self.append_batch("discover", batch, attempts)
 
-  def batches(self, name: str) -> dict[int, list[Attempt]]:
-    """Returns attempts by batch; a batch that was cut short is left out."""
-    found: dict[int, list[Attempt]] = {}
-    whole: set[int] = set()
-    for row in self.records(name).read(_ATTEMPTS):
-      found.setdefault(row["batch"], []).append(Attempt.from_dict(row))
-      if row.get("last"):
-        whole.add(row["batch"])
-    return {batch: attempts for batch, attempts in found.items() if batch in whole}
+  def batches(self, name: str) -> Stored[tuple[int, list[Attempt]]]:
+    """Returns attempts by batch in their order; the last one, if cut short, is left out."""
+    files = self.records(name)
+
+    def whole() -> Iterator[tuple[int, list[Attempt]]]:
+      found: list[Attempt] = []
+      for row in files.iterate(_ATTEMPTS):
+        found.append(Attempt.from_dict(row))
+        if row.get("last"):
+          yield row["batch"], found
+          found = []
+
+    return Stored(whole)
 
   def append_batch(self, name: str, batch: int, attempts: Sequence[Attempt]) -> None:
     """Appends a batch of attempts; what is there of it, cut short, is completed."""
@@ -142,35 +155,49 @@ class RunFolder:
     rows[-1]["last"] = True
     self.records(name).append(_ATTEMPTS, [r for r in rows if r["key"] not in known])
 
-  def attempts(self) -> list[Attempt]:
+  def attempts(self) -> Stored[Attempt]:
     """Returns every attempted probe: GRPO's completions, then discovery's."""
-    swept = self.sweep()
-    return [*self.completions(), *(a for batch in sorted(swept) for a in swept[batch])]
+    parts = self.completions(), self.swept()
+    return Stored(lambda: itertools.chain.from_iterable(parts))
 
-  def control(self) -> list[Attempt]:
+  def asked(self) -> Stored[Attempt]:
+    """Returns every attempted probe, and the random questions of the control."""
+    parts = self.attempts(), self.control()
+    return Stored(lambda: itertools.chain.from_iterable(parts))
+
+  def swept(self) -> Stored[Attempt]:
+    """Returns the attempts of discovery."""
+    batches = self.sweep()
+    return Stored(lambda: (a for _, attempts in batches for a in attempts))
+
+  def control(self) -> Stored[Attempt]:
     """Returns the random questions that were asked at the audit's queries."""
-    return [Attempt.from_dict(r) for r in self.records("control").read(_ATTEMPTS)]
+    files = self.records("control")
+    return Stored(lambda: map(Attempt.from_dict, files.iterate(_ATTEMPTS)))
 
   def write_control(self, attempts: Sequence[Attempt]) -> None:
     """Writes them all, instead of what is there."""
     files = self.records("control")
     files.rewind(_ATTEMPTS, -1, field="row")
-    files.append(_ATTEMPTS, [{"row": i, **a.to_dict()} for i, a in enumerate(attempts)])
+    for chunk in chunks(enumerate(attempts), _CHUNK):
+      files.append(_ATTEMPTS, [{"row": i, **a.to_dict()} for i, a in chunk])
 
-  def failures(self) -> list[Failure]:
+  def failures(self) -> Stored[Failure]:
     """Returns the graded finds, with what people said of them since."""
-    return labels_lib.apply(self.graded(), self.labels())
+    return Stored(lambda: labels_lib.apply(self.graded(), self.labels()))
 
-  def graded(self) -> list[Failure]:
+  def graded(self) -> Stored[Failure]:
     """Returns the finds as verification graded them."""
-    return [Failure.from_dict(r) for r in self.records("verify").read(_FAILURES)]
+    files = self.records("verify")
+    return Stored(lambda: map(Failure.from_dict, files.iterate(_FAILURES)))
 
   def append_failures(self, failures: Sequence[Failure]) -> None:
     """Appends those that are not there yet."""
     files = self.records("verify")
     known = files.keys(_FAILURES, "key")
-    rows = [{"key": f.probe.probe_id, **f.to_dict()} for f in failures]
-    files.append(_FAILURES, [r for r in rows if r["key"] not in known])
+    new = (f for f in failures if f.probe.probe_id not in known)
+    for chunk in chunks(new, _CHUNK):
+      files.append(_FAILURES, [{"key": f.probe.probe_id, **f.to_dict()} for f in chunk])
 
   def sample(self) -> list[Sampled]:
     """Returns the finds that were drawn for people to label."""
@@ -281,9 +308,13 @@ class SharedRecords(records.Records):
     if runtime.is_main():
       super().append(name, rows)
 
-  def read(self, name: str) -> list[dict[str, Any]]:
+  def iterate(self, name: str) -> Iterator[dict[str, Any]]:
     with reading():
-      return super().read(name)
+      yield from super().iterate(name)
+
+  def by_step(self, name: str, *then: str) -> Iterator[dict[str, Any]]:
+    with reading():
+      yield from super().by_step(name, *then)
 
   def keys(self, name: str, *fields: str) -> set:
     with reading():

@@ -6,6 +6,7 @@ import os
 import rich.console
 import rich.table
 
+from auditdm_jax.audit.diversity import Estimate
 from auditdm_jax.audit.rates import Rate
 from auditdm_jax.audit.summary import Summary
 from auditdm_jax.core import paths, runtime
@@ -19,8 +20,8 @@ def show(summary: Summary, folder: os.PathLike) -> None:
   console.print(table(summary))
   if cover := summary.coverage:
     console.print(
-      f"gaps found {cover.gaps_found} of {cover.gaps_auditable} auditable · effective modes"
-      f" {cover.effective_modes} (skills {cover.effective_skills})"
+      f"gaps found {cover.gaps_found} of {cover.gaps_auditable} auditable"
+      + (f" · effective modes {_number(cover.modes.common)}" if cover.modes else "")
     )
   seconds = f" · {summary.seconds['total']:.0f} s" if summary.seconds else ""
   modes = summary.modes
@@ -36,6 +37,11 @@ def show(summary: Summary, folder: os.PathLike) -> None:
   print(f"summary: {root / 'summary.json'}")
   if not paths.is_remote(root):
     print(f"report:  {root / 'report' / 'index.html'}")
+
+
+def _number(found: Estimate) -> str:
+  low, high = found.ci95
+  return f"{found.value:.1f} ({low:.1f} to {high:.1f})"
 
 
 def table(summary: Summary) -> rich.table.Table:

@@ -5,13 +5,12 @@ A stage that did not run, and what only an oracle could tell, is None: not measu
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import dataclasses
-import functools
-from typing import Any
+import sys
 
-from auditdm_jax.audit import labels, precision, rates, summary
-from auditdm_jax.audit.attempt import Attempt, Failure, Find, unique_attempts, unique_finds
+from auditdm_jax.audit import diversity, labels, precision, rates, summary
+from auditdm_jax.audit.attempt import Attempt, Failure, Find
 from auditdm_jax.core.config import UserError
 from auditdm_jax.stages.asking import CONTROL as CONTROL_STAGE
 from auditdm_jax.stages.context import Context
@@ -25,7 +24,7 @@ from auditdm_jax.stages.results import (
   accuracy_of,
 )
 from auditdm_jax.stages.run import RunFolder
-from auditdm_jax.stages.truth import ModeKey
+from auditdm_jax.stages.truth import Confirmed, Truth, confirmed, coverage, modes_of
 
 CONTROL = "control: random, equal queries"
 FEWER = "control: random, fewer queries"  # The data set has no more questions.
@@ -64,35 +63,101 @@ class Round:
     )
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Row:
+  """What the summary needs of an attempt, of which there may be a million.
+
+  Attributes:
+    asked: whether the auditor's reply held a question.
+    agreed: whether the references did, as far as they were asked.
+    find: whether it is one.
+    real: whether it is a real failure: by the oracle, without one by verification.
+    exposed: the gap of a confirmed find that took a made image.
+  """
+
+  arm: str
+  strategy: str
+  step: int
+  probe_id: str
+  origin_id: str
+  asked: bool
+  agreed: bool
+  find: bool
+  real: bool
+  truth: Truth
+  exposed: str | None
+
+  @property
+  def told(self) -> tuple[str | None, str, Truth]:
+    """What `truth.confirmed` takes."""
+    return self.probe_id if self.find else None, self.origin_id, self.truth
+
+
 @dataclasses.dataclass(frozen=True)
-class _Real:
-  """Says which attempts are real failures: by the oracle, without one by verification."""
+class _Reader:
+  """Makes rows of attempts, and keeps a few made images of each strategy, whose content is told."""
 
   ctx: Context
   verified: Collection[str]
+  made: dict[str, list[Attempt]] = dataclasses.field(default_factory=dict)
 
-  @classmethod
-  def of(cls, ctx: Context, failures: Sequence[Failure]) -> "_Real":
-    return cls(ctx, {f.probe.probe_id for f in failures if f.verified})
+  def rows(self, attempts: Iterable[Attempt]) -> list[_Row]:
+    """Returns the row of each attempt."""
+    return [self._row(a) for a in attempts]
 
-  def rate(self, attempts: Sequence[Attempt]) -> rates.Rate:
-    return self.ctx.oracle.success(attempts, verified=self.verified)
+  def _row(self, a: Attempt) -> _Row:
+    ctx, probe, find = self.ctx, a.probe, a.find
+    truth, real, exposed = ctx.oracle.truth(find), False, None
+    if ctx.oracle.exists:
+      real = truth.confirmed
+    elif a.verdict is not None:
+      real = probe.probe_id in self.verified
+    if _is_made(a) and ctx.oracle.exists:
+      made = self.made.setdefault(probe.strategy, [])
+      if len(made) < _FAITHFUL:
+        made.append(a)
+      if find and truth.gap and _exposed(ctx, find):
+        exposed = truth.gap
+    return _Row(
+      arm=sys.intern(probe.arm),
+      strategy=sys.intern(probe.strategy),
+      step=probe.step,
+      probe_id=probe.probe_id,
+      origin_id=sys.intern(probe.origin_id),
+      asked=a.verdict is not None,
+      agreed=a.consensus is not None,
+      find=find is not None,
+      real=real,
+      truth=truth,
+      exposed=exposed,
+    )
+
+
+def _rate(rows: Sequence[_Row]) -> rates.Rate:
+  return rates.rate_by_image([r.real for r in rows], [r.origin_id for r in rows])
+
+
+def _confirmed(rows: Iterable[_Row]) -> list[Confirmed]:
+  return confirmed(r.told for r in rows)
 
 
 def summarise(ctx: Context, done: Round) -> summary.Summary:
   """Returns what summary.json holds."""
   ctx.pool("images")  # So that their images are found by id.
-  found, trained = ctx.folder.attempts(), ctx.folder.completions()
-  random = ctx.folder.control() if done.controlled else None
   auditable = done.evaluated.auditable if done.evaluated else ()
-  cover, searched = ctx.oracle.coverage(found, auditable), done.searched
-  failures = ctx.folder.failures()
-  real = _Real.of(ctx, failures)
-  grades, labelled = _grades(ctx, failures), done.verified.labelled
+  failures = ctx.folder.graded()  # So that the share of verified ones is the same with labels.
+  people = labels.score(failures, ctx.folder.sample(), ctx.folder.labels())
+  reader = _Reader(ctx, {f.probe.probe_id for f in failures if f.verified})
+  trained = reader.rows(ctx.folder.completions())
+  found = [*trained, *reader.rows(ctx.folder.swept())]
+  random = _Reader(ctx, reader.verified).rows(ctx.folder.control()) if done.controlled else None
+  searched, oracle = done.searched, ctx.oracle.exists
+  cover = coverage(_confirmed(found), auditable) if oracle else None
+  grades, labelled = _grades(ctx, failures, people), done.verified.labelled
   seconds = ctx.folder.seconds()
   return summary.Summary(
     target=ctx.models.target_name,
-    compared=compared(found, failures),
+    compared=compared(ctx.folder.attempts(), failures),
     search=searched and summary.Search(searched.prompt_only, searched.trained),
     search_modes=searched
     and summary.SearchModes(searched.prompt_only_modes, searched.trained_modes),
@@ -102,18 +167,18 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
     modes=mode_scores(
       done.verified.modes,
       auditable,
-      oracle=ctx.oracle.exists,
+      oracle=oracle,
     ),
     rectify=_accuracies(ctx, done.evaluated, done.repairs) if done.evaluated else {},
     reaudit=done.second.success if done.second else None,
     second_round=done.second,
-    arms=_arms(real, trained, found, random, auditable, labelled),
-    strategies=strategies(real, found),
-    curve=curve(real, trained),
+    arms=_arms(trained, found, random, auditable, labelled, oracle=oracle),
+    strategies=_strategies(ctx, found, reader.made),
+    curve=_curve(trained, oracle=oracle),
     queries=summary.Queries(
       grpo=len(trained),
       # A question that the group repeats is put to the models once.
-      grpo_distinct=len({(a.probe.step, a.probe.probe_id) for a in trained}),
+      grpo_distinct=len({(r.step, r.probe_id) for r in trained}),
       discover=len(found) - len(trained),
       total=len(found),
       control_random=None if random is None else len(random),
@@ -123,50 +188,63 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
     corrected=_corrected(labelled, found),
     grades=grades,
     seconds=seconds | {"total": round(sum(seconds.values()), 1)} if seconds else {},
-    labels=labels.score(ctx.folder.graded(), ctx.folder.sample(), ctx.folder.labels()),
-    rounds=round_rows(ctx, done, found, seconds),
+    labels=people,
+    rounds=round_rows(done, found, oracle=oracle),
   )
 
 
-def compared(attempts: Sequence[Attempt], failures: Sequence[Failure]) -> summary.Compared:
+def compared(attempts: Iterable[Attempt], failures: Iterable[Failure]) -> summary.Compared:
   """Counts the distinct questions: those that can tell, and those that say nothing."""
-  asked = unique_attempts(attempts)
-  finds = {a.probe.probe_id: a.probe.origin_id for a in attempts if a.find}
-  looked_at = {f.probe.probe_id for f in failures}
-  agreed = {a.probe.probe_id: a.probe.origin_id for a in asked if a.consensus is not None} | finds
-  left_out = Counter(
-    a.verdict.reason for a in asked if a.verdict and a.probe.probe_id not in agreed
-  )
-  verified = {f.probe.probe_id for f in failures if f.verified}
+  finds: set[str] = set()
+  last: dict[str, tuple[str, str | None]] = {}  # Image and, if nothing can be told, the reason.
+  for a in attempts:
+    if a.verdict is not None:
+      reason = None if a.consensus is not None else sys.intern(a.verdict.reason)
+      last[a.probe.probe_id] = sys.intern(a.probe.origin_id), reason
+      if a.find:
+        finds.add(a.probe.probe_id)
+  verified: set[str] = set()
+  looked_at: set[str] = set()
+  for f in failures:
+    looked_at.add(f.probe.probe_id)
+    if f.verified:
+      verified.add(f.probe.probe_id)
+  agreed = [p for p, (_, reason) in last.items() if reason is None or p in finds]
+  left_out = Counter(r for p, (_, r) in last.items() if r is not None and p not in finds)
   return summary.Compared(
-    asked=len(asked),
-    failures=rates.rate_by_image([p in verified for p in agreed], list(agreed.values())),
+    asked=len(last),
+    failures=rates.rate_by_image([p in verified for p in agreed], [last[p][0] for p in agreed]),
     left_out=dict(sorted(left_out.items())),
-    not_looked_at=len(finds.keys() - looked_at),
+    not_looked_at=len(finds - looked_at),
   )
 
 
-def _grades(ctx: Context, failures: Sequence[Failure]) -> tuple[precision.GradePrecision, ...]:
+def _grades(
+  ctx: Context, failures: Iterable[Failure], people: labels.LabelScores | None
+) -> tuple[precision.GradePrecision, ...]:
   """Returns how many finds are real: by people, by the oracle and by labels, where they know."""
-  knows: dict[str, Callable[[Failure], bool | None]] = {
-    "people": precision.by_people,
-    "labels": precision.by_labels,
-  }
+  knows: dict[str, Callable[[Failure], bool | None]] = {"labels": precision.by_labels}
   if ctx.oracle.exists:
     knows["oracle"] = lambda f: ctx.oracle.truth(f).confirmed
   required = ctx.settings.verify.required
-  rows = (precision.of_finds(failures, own, by=by, required=required) for by, own in knows.items())
+  rows = [precision.of_finds(failures, own, by=by, required=required) for by, own in knows.items()]
+  if people:
+    drawn = labels.labelled(failures, ctx.folder.sample(), ctx.folder.labels())
+    row = precision.of_finds(drawn, precision.by_people, by="people", required=required)
+    corrected = dict(finds=people.finds, verified=people.verified, rejected=people.rejected)
+    rows.insert(0, row and dataclasses.replace(row, **corrected))
   return tuple(row for row in rows if row)
 
 
 def _corrected(
-  labelled: precision.FindPrecision | None, attempts: Sequence[Attempt]
+  labelled: precision.FindPrecision | None, rows: Iterable[_Row]
 ) -> rates.Corrected | None:
   """Returns on how many of the distinct questions with a consensus the target is wrong."""
-  own = [a for a in unique_attempts(attempts) if a.consensus is not None]
-  flagged = [a.find is not None for a in own]
-  images = [a.probe.origin_id for a in own]
-  return labelled and labelled.correct(rates.rate_by_image(flagged, images))
+  if labelled is None:
+    return None
+  last = {r.probe_id: r for r in rows if r.asked}
+  own = [r for r in last.values() if r.agreed]
+  return labelled.correct(rates.rate_by_image([r.find for r in own], [r.origin_id for r in own]))
 
 
 def _gaps(
@@ -193,49 +271,38 @@ def _accuracies(
 
 
 def _arms(
-  real: _Real,
-  trained: Sequence[Attempt],
-  found: Sequence[Attempt],
-  random: Sequence[Attempt] | None,
+  trained: Sequence[_Row],
+  found: Sequence[_Row],
+  random: Sequence[_Row] | None,
   auditable: Sequence[str],
   labelled: precision.FindPrecision | None,
+  *,
+  oracle: bool,
 ) -> dict[str, summary.Arm]:
   """Returns a row for each source of probes, for their sum and for the control."""
-  groups: dict[str, list[Attempt]] = {"grpo": list(trained)} if trained else {}
-  for a in found[len(trained) :]:
-    groups.setdefault(a.probe.arm, []).append(a)
-  groups[summary.ALL_ARMS] = list(found)
-  key = ModeKey(real.ctx.seeds)
-  arm = functools.partial(_arm, real, key=key, auditable=auditable, labelled=labelled)
-  rows = {name: arm(own) for name, own in groups.items()}
+  groups: dict[str, Sequence[_Row]] = {"grpo": trained} if trained else {}
+  swept: dict[str, list[_Row]] = {}
+  for row in found[len(trained) :]:
+    swept.setdefault(row.arm, []).append(row)
+  groups |= swept | {summary.ALL_ARMS: found}
   if random is not None:
-    row = arm(random)
-    # Without an oracle nobody verified its finds.
-    name = CONTROL if len(random) >= len(found) else FEWER
-    rows[name] = row if real.ctx.oracle.exists else dataclasses.replace(row, verified=None)
-  return rows
-
-
-def _arm(
-  real: _Real,
-  attempts: Sequence[Attempt],
-  *,
-  key: ModeKey,
-  auditable: Sequence[str],
-  labelled: precision.FindPrecision | None,
-) -> summary.Arm:
-  kinds = Counter(k for k in map(key, attempts) if k)
-  cover = real.ctx.oracle.coverage(attempts, auditable)
-  return summary.Arm(
-    queries=len(attempts),
-    verified=real.rate(attempts),
-    confirmed_unique=cover and cover.confirmed,
-    gaps_found=cover and cover.gaps_found,
-    effective_modes=cover and cover.effective_modes,
-    effective_skills=cover and cover.effective_skills,
-    unseen_mass=rates.good_turing(kinds.values()) if kinds else None,
-    corrected=_corrected(labelled, attempts),
-  )
+    groups[CONTROL if len(random) >= len(found) else FEWER] = random
+  reached = {name: _confirmed(own) for name, own in groups.items()} if oracle else {}
+  varied = diversity.compared({name: modes_of(own) for name, own in reached.items()})
+  arms = {}
+  for name, own in groups.items():
+    cover = coverage(reached[name], auditable) if oracle else None
+    arms[name] = summary.Arm(
+      queries=len(own),
+      # Without an oracle nobody verified the finds of the control.
+      verified=None if name in (CONTROL, FEWER) and not oracle else _rate(own),
+      confirmed_unique=cover and cover.confirmed,
+      gaps_found=cover and cover.gaps_found,
+      queries_to_gaps=cover and cover.queries_to_gaps,
+      modes=varied.get(name),
+      corrected=_corrected(labelled, own),
+    )
+  return arms
 
 
 def mode_scores(
@@ -276,31 +343,27 @@ def _borne_out(mode: ModeRow) -> bool:
   return shown.ci95[0] > mode.base.value
 
 
-def round_rows(
-  ctx: Context, done: Round, found: Sequence[Attempt], seconds: Mapping[str, float]
-) -> tuple[summary.RoundRow, ...]:
+def round_rows(done: Round, found: Sequence[_Row], *, oracle: bool) -> tuple[summary.RoundRow, ...]:
   """Returns a row for each round.
 
   Args:
-    ctx: the run's oracle.
-    done: its results.
+    done: the run's results.
     found: attempts of the first round.
-    seconds: by stage.
+    oracle: whether the world has one.
   """
-  finds, fresh = unique_finds(found), done.verified.fresh
+  fresh = done.verified.fresh
   held = {m.mode_id for m in done.verified.modes if m.status == "confirmed"}
-  wrong = [not ctx.oracle.truth(f).confirmed for f in finds]
-  images = [f.probe.image_id for f in finds]
-  spent = sum(x for stage, x in seconds.items() if stage != "re-audit")
+  finds = list({r.probe_id: r for r in reversed(found) if r.find}.values())
+  labelled = done.verified.labelled
+  false = rates.rate_by_image([not r.truth.confirmed for r in finds], [r.origin_id for r in finds])
   first = summary.RoundRow(
     round=1,
     confirmed=len(held),
     new=len(held),
     repaired=None,
-    false_positive=rates.rate_by_image(wrong, images) if ctx.oracle.exists else None,
+    false_positive=false if oracle else labelled and labelled.real.complement,
     rest=None,
     queries=len(found) + (fresh.for_all + fresh.for_modes if fresh else 0),
-    seconds=round(spent, 1) if seconds else None,
   )
   if (second := done.second) is None:
     return (first,)
@@ -312,37 +375,28 @@ def round_rows(
     confirmed=sum(m.status == "confirmed" for m in second.found),
     new=len(second.new),
     repaired=rates.rate(mended, len(known)),
-    false_positive=right and _complement(right),
+    false_positive=right.complement if right else None,
     rest=second.rest,
     queries=second.queries,
-    seconds=seconds.get("re-audit"),
   )
 
 
-def _complement(rate: rates.Rate) -> rates.Rate:
-  """The rate of what is not counted."""
-  low, high = rate.ci95
-  share = None if rate.rate is None else 1 - rate.rate
-  return dataclasses.replace(rate, k=rate.n - rate.k, rate=share, ci95=(1 - high, 1 - low))
-
-
-def strategies(real: _Real, attempts: Sequence[Attempt]) -> dict[str, summary.StrategyRow]:
+def _strategies(
+  ctx: Context, rows: Sequence[_Row], made: Mapping[str, Sequence[Attempt]]
+) -> dict[str, summary.StrategyRow]:
   """Returns, by strategy, real failures, faithful images, and kinds of failure it alone found."""
-  ctx = real.ctx
-  by: dict[str, list[Attempt]] = {}
-  for a in attempts:
-    by.setdefault(a.probe.strategy, []).append(a)
-  modes = {
-    name: {t.mode for t in (ctx.oracle.truth(a.find) for a in own) if t.confirmed}
-    for name, own in by.items()
-  }
+  by: dict[str, list[_Row]] = {}
+  for row in rows:
+    by.setdefault(row.strategy, []).append(row)
+  modes = {name: {r.truth.mode for r in own if r.truth.confirmed} for name, own in by.items()}
   return {
     name: summary.StrategyRow(
-      verified=real.rate(own),
+      verified=_rate(own),
       only_here=len(modes[name] - set().union(*(m for s, m in modes.items() if s != name)))
       if ctx.oracle.exists
       else None,
-      **_images(ctx, [a for a in own if _is_made(a)]),
+      exposed_by_image=dict(Counter(r.exposed for r in own if r.exposed)) if name in made else None,
+      faithful=_faithful_share(ctx, made[name]) if name in made and ctx.world.faithful else None,
     )
     for name, own in by.items()
   }
@@ -353,21 +407,10 @@ def _is_made(a: Attempt) -> bool:
   return probe.image_id != probe.source_image_id and bool(probe.caption or probe.instruction)
 
 
-def _images(ctx: Context, made: Sequence[Attempt]) -> dict[str, Any]:
-  """Returns what a strategy's row says of the images that it made, if it made any."""
-  if not made or not ctx.oracle.exists:
-    return {}
-  exposed = Counter()
-  for a in made:
-    truth = ctx.oracle.truth(a.find)
-    if a.find and truth.gap and _exposed(ctx, a.find):
-      exposed[truth.gap] += 1
-  row: dict[str, Any] = {"exposed_by_image": dict(exposed)}
-  if ctx.world.faithful:
-    judged = [(_faithful(ctx, a), a.probe.origin_id) for a in made[:_FAITHFUL]]
-    told = [(faithful, origin) for faithful, origin in judged if faithful is not None]
-    row["faithful"] = rates.rate_by_image([f for f, _ in told], [origin for _, origin in told])
-  return row
+def _faithful_share(ctx: Context, made: Sequence[Attempt]) -> rates.Rate:
+  judged = [(_faithful(ctx, a), a.probe.origin_id) for a in made]
+  told = [(faithful, origin) for faithful, origin in judged if faithful is not None]
+  return rates.rate_by_image([f for f, _ in told], [origin for _, origin in told])
 
 
 def _faithful(ctx: Context, a: Attempt) -> bool | None:
@@ -387,24 +430,25 @@ def _exposed(ctx: Context, find: Find) -> bool:
   return before is None or not ctx.judge.same(before, find.consensus, question=question)
 
 
-def curve(real: _Real, attempts: Sequence[Attempt]) -> tuple[summary.CurvePoint, ...]:
+def _curve(rows: Sequence[_Row], *, oracle: bool) -> tuple[summary.CurvePoint, ...]:
   """Returns search success and effective modes over the steps of GRPO."""
-  if not attempts:
+  if not rows:
     return ()
-  last = max(a.probe.step for a in attempts) + 1
+  last = max(r.step for r in rows) + 1
   width = max(last // _BINS, 1)
+  bins: list[list[_Row]] = [[] for _ in range(0, last, width)]
+  for row in rows:
+    bins[row.step // width].append(row)
+  samples = [modes_of(_confirmed(own)) if oracle else None for own in bins]
+  sizes = [s.total for s in samples if s and s.total >= diversity.LEAST]
   points = []
-  for start in range(0, last, width):
-    own = [a for a in attempts if start <= a.probe.step < start + width]
-    cover, r = real.ctx.oracle.coverage(own), real.rate(own)
+  for i, (own, sample) in enumerate(zip(bins, samples, strict=True)):
+    r, common = _rate(own), None
+    if sizes and sample and sample.total >= min(sizes):
+      _, common, _ = diversity.hill(sample.counts, min(sizes))
     points.append(
       summary.CurvePoint(
-        step=start + width,
-        success=r.rate,
-        n=r.n,
-        ci95=r.ci95,
-        effective_modes=cover and cover.effective_modes,
-        effective_skills=cover and cover.effective_skills,
+        step=(i + 1) * width, success=r.rate, n=r.n, ci95=r.ci95, effective_modes=common
       )
     )
   return tuple(points)

@@ -2,13 +2,14 @@
 """What a world's oracle says of attempts. It reports only: it is in no reward and in no label."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 import dataclasses
 
 import numpy as np
 
-from auditdm_jax.audit import rates
-from auditdm_jax.audit.attempt import Attempt, Find, is_true, unique_finds
+from auditdm_jax.audit import diversity, rates
+from auditdm_jax.audit.attempt import Attempt, Find, is_true
+from auditdm_jax.audit.diversity import Sample, Spread
 from auditdm_jax.audit.judge import Judge
 from auditdm_jax.audit.rates import Rate
 from auditdm_jax.audit.skills import Assigner, Seeds
@@ -23,6 +24,9 @@ class Truth:
   confirmed: bool
   gap: str | None = None
   mode: str | None = None
+
+
+NOT_CONFIRMED = Truth(False)
 
 
 class Oracle:
@@ -50,11 +54,11 @@ class Oracle:
   def truth(self, find: Find | None) -> Truth:
     """Returns whether the consensus is true and the target wrong."""
     if find is None:
-      return Truth(False)
+      return NOT_CONFIRMED
     question = find.probe.question
     answer = self.answer(find.probe.image_id, question)
     if answer is None or not is_true(find, answer, self._judge):
-      return Truth(False)
+      return NOT_CONFIRMED
     gap_of, mode_of = self._world.gap_of, self._world.mode_of
     return Truth(
       True,
@@ -75,28 +79,81 @@ class Oracle:
       real = [a.verdict is not None and a.probe.probe_id in verified for a in attempts]
     return rates.rate_by_image(real, [a.probe.origin_id for a in attempts])
 
-  def coverage(
-    self, attempts: Sequence[Attempt], auditable: Sequence[str] = (), *, least: int = 5
-  ) -> Coverage | None:
-    """Returns how far unique confirmed finds reach; a gap is found from `least` of them on.
-
-    Without an oracle nothing is confirmed, and there is nothing to tell.
-    """
-    if not self.exists:
-      return None
-    truths = [self.truth(find) for find in unique_finds(attempts)]
-    confirmed = [t for t in truths if t.confirmed]
-    per_gap = Counter(t.gap for t in confirmed if t.gap)
-    modes = [t.mode for t in confirmed if t.mode]
-    skills = Counter(mode.split(":")[0] for mode in modes)
-    return Coverage(
-      confirmed=len(confirmed),
-      per_gap=dict(sorted(per_gap.items())),
-      gaps_auditable=len(auditable),
-      gaps_found=sum(per_gap[g] >= least for g in auditable),
-      effective_modes=round(rates.effective_number(Counter(modes).values()), 2),
-      effective_skills=round(rates.effective_number(skills.values()), 2),
+  def confirmed(self, attempts: Iterable[Attempt]) -> list["Confirmed"]:
+    """Returns the confirmed finds; without an oracle there are none."""
+    return confirmed(
+      (a.probe.probe_id if (find := a.find) else None, a.probe.origin_id, self.truth(find))
+      for a in attempts
     )
+
+  def coverage(self, attempts: Iterable[Attempt], auditable: Sequence[str] = ()) -> Coverage | None:
+    """Returns how far unique confirmed finds reach; without an oracle there is nothing to tell."""
+    return coverage(self.confirmed(attempts), auditable) if self.exists else None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Confirmed:
+  """A confirmed find, each question about an image once.
+
+  Attributes:
+    query: which query of its arm it was, from 1 on.
+    origin_id: the image that it goes back to.
+    gap: planted gap that it lies in.
+    mode: nameable mode.
+  """
+
+  query: int
+  origin_id: str
+  gap: str | None
+  mode: str | None
+
+
+def confirmed(told: Iterable[tuple[str | None, str, Truth]]) -> list[Confirmed]:
+  """Returns the confirmed finds among (probe id if it is a find, image, truth) in their order."""
+  seen: set[str] = set()
+  found = []
+  for query, (probe_id, origin_id, truth) in enumerate(told, 1):
+    if probe_id is None or probe_id in seen:
+      continue
+    seen.add(probe_id)
+    if truth.confirmed:
+      found.append(Confirmed(query, origin_id, truth.gap, truth.mode))
+  return found
+
+
+def coverage(
+  found: Sequence[Confirmed], auditable: Sequence[str] = (), *, least: int = 5
+) -> Coverage:
+  """Returns how far confirmed finds reach; a gap is found from `least` of them on."""
+  per_gap = Counter(c.gap for c in found if c.gap)
+  queries = diversity.queries_to(
+    [(c.query, c.gap) for c in found if c.gap], wanted=auditable, least=least
+  )
+  return Coverage(
+    confirmed=len(found),
+    per_gap=dict(sorted(per_gap.items())),
+    gaps_auditable=len(auditable),
+    gaps_found=len(queries),
+    queries_to_gaps=queries,
+    modes=_spread(modes_of(found)),
+    skills=_spread(skills_of(found)),
+  )
+
+
+def modes_of(found: Iterable[Confirmed]) -> Sample:
+  """Returns the finds that have a nameable mode, by mode and image."""
+  named = [(c.mode, c.origin_id) for c in found if c.mode]
+  return Sample([mode for mode, _ in named], [origin for _, origin in named])
+
+
+def skills_of(found: Iterable[Confirmed]) -> Sample:
+  """The same by skill."""
+  named = [(c.mode.split(":")[0], c.origin_id) for c in found if c.mode]
+  return Sample([skill for skill, _ in named], [origin for _, origin in named])
+
+
+def _spread(sample: Sample) -> Spread | None:
+  return diversity.spread(sample, sample.total) if sample.total >= diversity.LEAST else None
 
 
 class ModeKey:

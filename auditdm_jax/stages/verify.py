@@ -10,7 +10,7 @@
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import math
 import pathlib
@@ -51,12 +51,11 @@ def run(ctx: Context) -> Verified:
   attempts = ctx.folder.attempts()
   failures, funnel, tax, stable = audit(ctx, attempts)
   ctx.folder.append_failures(failures)
-  unique = len({a.probe.probe_id for a in attempts})
   fresh = fresh_lib.draw(ctx, tax, bank=ctx.models.bank())
   return ctx.folder.finish(
     "verify",
     Verified(
-      funnel={"attempted": len(attempts), "unique": unique, **funnel},
+      funnel=_counted(attempts) | funnel,
       taxonomy=tax,
       modes=tuple(fresh_modes(ctx, tax, fresh, stable)),
       labelled=labelled.find_precision(ctx),
@@ -67,8 +66,17 @@ def run(ctx: Context) -> Verified:
   )
 
 
+def _counted(attempts: Iterable[Attempt]) -> dict[str, int]:
+  """Returns the first rows of the funnel."""
+  n, unique = 0, set()
+  for attempt in attempts:
+    n += 1
+    unique.add(attempt.probe.probe_id)
+  return {"attempted": n, "unique": len(unique)}
+
+
 def audit(
-  ctx: Context, attempts: Sequence[Attempt]
+  ctx: Context, attempts: Iterable[Attempt]
 ) -> tuple[list[Failure], dict[str, int], Taxonomy, dict[str, float]]:
   """Grades (a bounded, seeded choice of) the unique finds and names their modes.
 

@@ -37,6 +37,14 @@ def test_images_of_one_answer_count_once():
   assert rates.rate_by_image([1, 0, 1], ["a"] * 3).ci95 == (0.0, 1.0)
 
 
+def test_the_complement_of_a_rate():
+  found = rates.rate_by_image([1, 1, 0, 1], list("aabb"))
+  opposite = rates.rate_by_image([0, 0, 1, 0], list("aabb"))
+  got = found.complement
+  assert (got.k, got.n, got.images, got.design) == (1, 4, 2, opposite.design)
+  assert got.ci95 == pytest.approx(opposite.ci95) and rates.NOTHING.complement == rates.NOTHING
+
+
 def test_scores_may_lie_between():
   found = rates.rate_by_image([0.25, 1.0, 0.5, 0.5], list("abcd"))
   assert found.k == 2.25 and found.rate == 0.5625 and found.ci95[0] < 0.5625 < found.ci95[1]

@@ -143,3 +143,17 @@ def test_a_model_asked_twice_is_significant_in_few_runs():
     alone = [dataclasses.replace(item, image_id=item.probe_id) for item in items]
     by_probe += seed < 20 and bool(compare(alone).significant)
   assert by_image <= 6 and by_probe >= 10, (by_image, by_probe)
+
+
+def test_as_many_more_as_it_says_are_enough():
+  """Where all of a few probes change, among lines that do not."""
+  rest = [p for i in range(17) for p in _pairs(f"m{i}", 40, 1.0, 1.0)]
+
+  def entry(n):
+    return next(
+      e for e in compare([*_pairs("few", n, 1.0, 0.0), *rest]).entries if e.mode_id == "few"
+    )
+
+  few = entry(4)
+  assert few.status == "unsure" and few.needs_more > 1
+  assert entry(4 + few.needs_more).status in ("improved", "fixed")

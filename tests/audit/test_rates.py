@@ -36,14 +36,6 @@ def test_benjamini_hochberg_equals_scipy_and_counts_unlisted_tests():
   assert len(rates.benjamini_hochberg([])) == 0
 
 
-def test_diversity_numbers():
-  assert rates.good_turing([1, 1, 3]) == pytest.approx(2 / 5)
-  assert rates.good_turing([]) == 1.0
-  assert rates.chao1([1, 1, 1, 2, 5]) == pytest.approx(5 + 3 * 2 / (2 * 2))
-  assert rates.effective_number([5, 5, 5, 5]) == pytest.approx(4)
-  assert rates.effective_number([]) == 0
-
-
 def test_planners():
   n = rates.plan_rate(expected=0.5, half_width=0.05)
   low, high = rates.wilson(n // 2, n)

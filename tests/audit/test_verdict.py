@@ -7,10 +7,12 @@ import warnings
 
 import pytest
 
+from auditdm_jax.audit.ask import BankConfig
 from auditdm_jax.audit.attempt import Attempt, Failure, Gate, Stability
 from auditdm_jax.audit.judge import Judge, Same
 from auditdm_jax.audit.probe import Probe, probe_id
 from auditdm_jax.audit.verdict import ConsensusRule, decide, is_fixed, prepare, verdict
+from auditdm_jax.core.config import UserError
 
 RULE = ConsensusRule(abstentions=("unanswerable",))
 
@@ -156,3 +158,17 @@ def test_newer_records_are_read_with_a_warning():
   with warnings.catch_warnings():
     warnings.simplefilter("error")
     Probe.from_dict(Probe.make("img", "q").to_dict() | {"shiny": 1})
+
+
+@pytest.mark.parametrize(
+  "fields,message",
+  [
+    ({"agree": 0.5}, "bank.agree=0.5: must be above 0.5"),
+    ({"agree": 1.2}, "at most 1"),
+    ({"weights": (("a", 0.0),)}, "bank.weights.a=0.0"),
+    ({"weights": (("a", 1.0), ("a", 2.0))}, "there twice"),
+  ],
+)
+def test_rules_that_make_no_sense_are_refused(fields, message):
+  with pytest.raises(UserError, match=message):
+    BankConfig(**fields)

@@ -4,10 +4,14 @@
 import numpy as np
 import pytest
 
+from auditdm_jax.audit.answer import FeatureCache, ModelBank
+from auditdm_jax.audit.ask import BankConfig
 from auditdm_jax.core.config import UserError
 from auditdm_jax.scenes import noise, questions, world
 from auditdm_jax.scenes.noise import Noise, spoil
+from auditdm_jax.stages.noisy import Noisy
 from auditdm_jax.stages.sections import WorldConfig
+from auditdm_jax.text.styles import PLAIN, RawReply
 
 
 def probes(n):
@@ -59,3 +63,31 @@ def test_what_cannot_be_is_refused():
     Noise(accuracy=1.5)
   with pytest.raises(UserError, match="drawn world"):
     WorldConfig(noise=Noise(accuracy=0.9))
+
+
+class _Knowing:
+  """A model that says "red" whatever it sees."""
+
+  name, tower_id, takes, style, tokenizer = "a", "tower", "features", PLAIN, None
+
+  def encode(self, images):
+    return np.zeros((len(images), 1, 1), np.float32)
+
+  def reply_features(self, features, prompts, *, max_new_tokens):
+    return [RawReply("red", "stop") for _ in prompts]
+
+
+def test_a_bank_hears_the_same_error_again_whatever_else_it_asks():
+  rng = np.random.default_rng(0)
+  images = [rng.integers(0, 255, (64, 64, 3), dtype=np.uint8) for _ in range(40)]
+  question, cache = "what color is the circle", FeatureCache(2**20)
+  config = Noise(accuracy=0.5)
+
+  def heard(shown, batch):
+    models = {"t": _Knowing(), "a": Noisy(_Knowing(), config, cache)}
+    bank = ModelBank(models, "t", ["a"], config=BankConfig(batch_size=batch), cache=cache)
+    return bank.answers(shown, [question] * len(shown))["a"]
+
+  said = heard(images, 64)
+  assert 8 < said.count("red") < 32 and set(said) <= set(world.COLORS)
+  assert heard(images[::-1], 7) == said[::-1]

@@ -161,6 +161,14 @@ def test_a_pack_holds_failures_and_controls(packed, run):
   assert header.licence == "CC0" and "compare MODEL --pack=" in (packed / "README.md").read_text()
 
 
+def test_a_pack_may_be_small(run, call, tmp_path):
+  flags = ["--failures=3", "--controls=5", f"--output={tmp_path}/small"]
+  code, out, _ = call("pack", f"--workdir={run}", *flags)
+  assert code == 0 and "3 verified failures and 5 controls" in out
+  assert "licence is not stated" in out
+  assert len(pack_lib.read(tmp_path / "small").probes) == 8
+
+
 def test_a_pack_in_ci(packed, servers, call, tmp_path):
   """The same model, a repaired one, one that has forgotten something, and one that is silent."""
   target, _ = servers
@@ -199,7 +207,7 @@ def test_two_models_on_a_pack(packed, servers, call, tmp_path):
   ledger = json.loads((tmp_path / "compared/ledger.json").read_text())
   assert (ledger["old"]["name"], ledger["new"]["name"]) == ("old", "new") and ledger["old"]["asked"]
   assert call("compare", new, old, f"--pack={packed}")[0] == 0
-  code, out, _ = call("compare", old, f"--pack={packed}", "--against_itself")
+  code, out, _ = call("compare", old, f"--pack={packed}", "--against-itself")
   assert code == 0 and "2 unsure" in out
   shown = {a.url for a in reference.asked[-2 * IMAGES * len(THINGS) :]}
   assert len(shown) == 2 * IMAGES  # Two changes of each image.

@@ -29,6 +29,8 @@ from auditdm_jax.stages.worlds import World
 class Folder:
   """A run's folder in memory."""
 
+  manifest = types.SimpleNamespace(read=lambda: {"version": 1, "stages": {}})
+
   def __init__(self, path, attempts, results):
     self.path, self._attempts, self._results = path, attempts, results
 
@@ -43,13 +45,16 @@ class Folder:
   def completions(self):
     return []
 
+  def swept(self):
+    return self._attempts
+
   def seconds(self):
     return {"verify": 1.0}
 
   def write_summary(self, summary):
     jsonio.write_json(self.path / "summary.json", summary)
 
-  control = failures = completions
+  control = failures = graded = sample = labels = completions
 
 
 class Run:
@@ -137,7 +142,7 @@ def test_a_run_without_an_oracle_is_reported_and_nothing_is_said_to_be_zero(tmp_
     assert what in missing, what
   assert "A repair" not in missing and "Accuracy" not in missing
   methods = (index.parent / "methods.html").read_text(encoding="utf-8")
-  for key in ("precision", "modes.precision", "coverage", "arms.random.effective_modes"):
+  for key in ("precision", "modes.precision", "coverage", "arms.random.modes"):
     assert f"<code>{key}</code></th><td>not measured<" in methods, key
   screen.show(summary, tmp_path)
   shown = capsys.readouterr().out
@@ -205,9 +210,8 @@ def test_an_arm_has_the_modes_it_was_first_to_find():
     verified=rates.rate(1, 9),
     confirmed_unique=1,
     gaps_found=1,
-    effective_modes=1.0,
-    effective_skills=1.0,
-    unseen_mass=None,
+    queries_to_gaps=(7,),
+    modes=None,
   )
   names = ("grpo", "untrained", "random", "all of the above", "control: random, equal queries")
   summary = types.SimpleNamespace(arms=dict.fromkeys(names, row))

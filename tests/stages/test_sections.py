@@ -49,6 +49,7 @@ WRONG = {
   "bank.max_new_tokens": (0,),
   "bank.batch_size": (0,),
   "bank.feature_bytes": (0,),
+  "bank.agree": (0.5, 1.01, NAN),
   "discover.arms.floor": (-0.1, 1.1, NAN),
   "discover.arms.yield_weight": (-1.0, NAN),
   "discover.arms.power": (NAN,),
@@ -126,3 +127,10 @@ def test_what_cannot_be_audited_is_refused_at_the_start(changes, message):
 def test_splits_of_one_name_share():
   pool = build(sections.AuditConfig, config(**{"pool.fresh": "pool"}), name="config").pool
   assert pool.split_shares().of == {"pool": pytest.approx(0.9), "heldout": 0.1}
+
+
+def test_a_weight_is_of_a_reference():
+  with pytest.raises(
+    UserError, match="config.bank.weights: no reference 'ref_gemma'.*did you mean"
+  ):
+    build(sections.AuditConfig, config(**{"bank.weights": (("ref_gemma", 1.0),)}), name="config")

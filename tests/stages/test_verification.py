@@ -51,7 +51,7 @@ def context(tmp_path):
 def test_labels_then_a_model_outside_the_ensemble_decide_v2(context):
   ctx, pool = context, context.pool("images")
   attempts = asking.ask_questions(ctx, ctx.models.bank(), pool, pool.asked(), arm="random")
-  failures, funnel, _ = verify.audit(ctx, attempts)
+  failures, funnel, *_ = verify.audit(ctx, attempts)
   labelled = {pool.image_id(i) for i in range(len(pool)) if any(pool.answers(i))}
   assert 0 < len(labelled) < len(pool)
   by = {True: "labels", False: "model ref_gemma3"}

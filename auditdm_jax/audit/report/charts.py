@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import markupsafe
 
+from auditdm_jax.audit.diversity import Estimate
 from auditdm_jax.audit.report import data
 from auditdm_jax.audit.report import text as text_lib
 
@@ -26,6 +27,12 @@ def percent(value: float | None) -> str:
   return f"{100 * value:.{digits}f}\u202f%"
 
 
+def points(change: float) -> str:
+  """A change of a share in points, with its sign."""
+  rounded = round(100 * change, 1) + 0.0
+  return f"{rounded:+.1f}".replace("-", "\N{MINUS SIGN}") if rounded else "0.0"
+
+
 def count(k: float) -> str:
   """A number of successes; a sum of scores or of weighted ones has one digit more."""
   return f"{k:,.0f}" if k == int(k) else f"{k:,.1f}"
@@ -39,6 +46,12 @@ def rate_text(rate: data.Rate) -> str:
   counts = f"{count(rate.k)}/{rate.n:,}"
   interval = f"95\u202f% interval {100 * low:.1f}–{100 * high:.1f}\u202f%"
   return f"{percent(rate.rate)} ({counts}, {interval})"
+
+
+def estimate_text(found: Estimate) -> str:
+  """`7.9 [6.9, 9.4]`."""
+  low, high = found.ci95
+  return f"{found.value:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def interval_bar(rate: data.Rate, *, tone: str = "bad") -> markupsafe.Markup:

@@ -4,14 +4,15 @@
 Every section may be left empty; an empty section is left out of the pages.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import pathlib
 from typing import Any
 
 from auditdm_jax.audit.attempt import Failure, Gate
+from auditdm_jax.audit.diversity import Diversity
 from auditdm_jax.audit.health import Health
-from auditdm_jax.audit.rates import Rate
+from auditdm_jax.audit.rates import Corrected, Rate
 from auditdm_jax.audit.summary import Summary
 
 LIMITS = (
@@ -132,13 +133,19 @@ class FindRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FindList:
-  """All finds that were looked at; `shown` is what fits a page, the downloads have the rest.
+  """The finds that verification looked at.
 
-  `required` are the gates that V1 needs, `modes` the names by id, `not_looked_at` finds that are
-  beyond the limit of verification.
+  Attributes:
+    failures: all of them, read anew each time.
+    total: their number.
+    shown: what fits a page; the downloads have the rest.
+    required: the gates that V1 needs.
+    modes: names by id.
+    not_looked_at: finds beyond the limit of verification.
   """
 
-  failures: Sequence[Failure]
+  failures: Iterable[Failure]
+  total: int
   shown: Sequence[FindRow]
   required: Sequence[str] = ()
   modes: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -216,20 +223,25 @@ class ModeView:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ArmRow:
-  """One source of probes, for instance an auditor checkpoint or random questions."""
+  """One source of probes, for instance an auditor checkpoint or random questions.
+
+  `gaps_after` has the queries after which it had found the first planted gap, the second and so on;
+  `varied` compares its confirmed finds with those of the other arms.
+  """
 
   name: str
   queries: int
   confirmed: Rate | None
   gaps_found: int | None = None
+  gaps_after: Sequence[int] = ()
   modes_found: int | None = None
-  effective_modes: float | None = None
-  unseen_mass: float | None = None
+  varied: Diversity | None = None
+  corrected: Corrected | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Curve:
-  """A GRPO run; `success` is in [0, 1], `effective_modes` the exponential of the finds' entropy.
+  """A GRPO run; `success` is in [0, 1], `effective_modes` as in `summary.CurvePoint`.
 
   None is a step of which there is nothing to tell.
   """

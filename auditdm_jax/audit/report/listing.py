@@ -6,8 +6,9 @@ the others. The files beside it have all of them.
 """
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
 import csv
+import heapq
 import json
 import pathlib
 
@@ -40,7 +41,7 @@ _COLUMNS = (
 )
 
 
-def shown(failures: Sequence[Failure], linked: Collection[str]) -> list[Failure]:
+def shown(failures: Iterable[Failure], linked: Collection[str]) -> list[Failure]:
   """Returns the finds for the page, verified ones first.
 
   Args:
@@ -48,10 +49,10 @@ def shown(failures: Sequence[Failure], linked: Collection[str]) -> list[Failure]
     linked: ids that other pages link to, which are there in any case.
   """
   # An id is a hash, so its order is a random one.
-  order = sorted(failures, key=lambda f: (f.probe.probe_id not in linked, f.probe.probe_id))
-  return sorted(
-    order[:MOST_ROWS], key=lambda f: (not f.verified, f.mode_id or "~", f.probe.probe_id)
+  first = heapq.nsmallest(
+    MOST_ROWS, failures, key=lambda f: (f.probe.probe_id not in linked, f.probe.probe_id)
   )
+  return sorted(first, key=lambda f: (not f.verified, f.mode_id or "~", f.probe.probe_id))
 
 
 def reasons(failure: Failure, required: Collection[str]) -> list[str]:
@@ -71,7 +72,7 @@ def reasons(failure: Failure, required: Collection[str]) -> list[str]:
   return failed
 
 
-def tally(failures: Sequence[Failure], required: Collection[str]) -> list[tuple[str, int]]:
+def tally(failures: Iterable[Failure], required: Collection[str]) -> list[tuple[str, int]]:
   """Counts what finds fell out by, each by all that it fell out by, most frequent first."""
   counts = Counter[str]()
   for failure in failures:

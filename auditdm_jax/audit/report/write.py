@@ -208,7 +208,9 @@ def _tiles(data: data_lib.ReportData) -> list[_Tile]:
     tiles.append(_rate_tile("Precision", precision, note))
   coverage = summary.coverage
   if coverage and coverage.gaps_auditable:
-    spread = f"finds spread over {coverage.effective_modes:.1f} effective modes"
+    spread = f"with {coverage.confirmed:,} confirmed finds"
+    if coverage.modes:
+      spread = f"finds spread over {charts.estimate_text(coverage.modes.common)} effective modes"
     found = f"{coverage.gaps_found} of {coverage.gaps_auditable}"
     tiles.append(_Tile("Planted gaps found", found, spread))
   elif data.modes:

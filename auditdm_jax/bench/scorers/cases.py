@@ -18,7 +18,6 @@ from auditdm_jax.bench.scorers import (
   captions,
   masks,
   matches,
-  mmmu,
   ptb,
   table,
   vqa,
@@ -101,15 +100,21 @@ def _big_vision_vqa(case: Case) -> float:
   return _answers(vqa.vote_accuracy, case)
 
 
-def _choice_item(case: Case, **fields: Any) -> Item:
+def _choice_item(case: Case) -> Item:
   args, references = case.get("args") or {}, case["references"]
   return Item(
     key=str(case.get("id", "")),
     prediction=_text(case["prediction"]),
     references=(references,) if isinstance(references, str) else tuple(references),
-    options=tuple(args.get("options", ())),
-    **fields,
+    options=_options(args.get("options", ())),
   )
+
+
+def _options(options: Sequence[str] | Mapping[str, str]) -> tuple[str, ...]:
+  """Texts in the order of their letters."""
+  if isinstance(options, Mapping):
+    return tuple(options[letter] for letter in sorted(options))
+  return tuple(options)
 
 
 def _text(prediction: Any) -> str:
@@ -122,18 +127,16 @@ def _single(metric: Metric, case: Case) -> float:
   return metric.score([_choice_item(case)])[0].score
 
 
-def _choice(metric: Metric, case: Case) -> float:
-  """A metric of choices, that of MMMU for open questions."""
-  if case["metric"] == "open":
-    variant = Variant.VLMEVALKIT if metric is _VLMK_CHOICE else Variant.OFFICIAL
-    return _single(mmmu.metric(variant), case)
-  return _single(metric, case)
+def _vlmk_choice(case: Case) -> float:
+  """VLMEvalKit's choices; it makes a choice of MMMU's open questions."""
+  name = "mmmu_accuracy" if case["metric"] == "open" else "choice_accuracy"
+  return _single(table.METRICS[name, Variant.VLMEVALKIT], case)
 
 
 def _circular(metric: Metric, case: Case) -> float:
   """One group; the options of rotation k are those of rotation 0, moved to the left by k."""
   args = case.get("args") or {}
-  options = tuple(args.get("options_rotation_0", args.get("options", ())))
+  options = _options(args.get("options_rotation_0", args.get("options", ())))
   if args.get("rotation", "left by k") != "left by k":
     raise ValueError(f"no rotation {args['rotation']!r}; known: 'left by k'")
   pairs = zip(case["prediction"], case["references"], strict=True)
@@ -272,7 +275,6 @@ _LMMS_POPE = {
 _OFFICIAL_POPE = _LMMS_POPE | {"yes_ratio": "yes_ratio"}
 _BV_POPE = {"acc": "accuracy", "valid_percent": "readable", "num": "num"}
 _VLMK_POPE = {"f1": "f1", "acc": "accuracy", "precision": "precision", "recall": "recall"}
-_VLMK_CHOICE = table.METRICS["choice_accuracy", Variant.VLMEVALKIT]
 _LMMS_MMMU = table.METRICS["mmmu_accuracy", Variant.LMMS_EVAL]
 _OFFICIAL_MMMU = table.METRICS["mmmu_accuracy", Variant.OFFICIAL]
 
@@ -303,9 +305,9 @@ IMPLEMENTATIONS: Mapping[str, CaseScorer] = {
   "lmms_mmb_static": functools.partial(
     _circular, table.METRICS["circular_accuracy", Variant.LMMS_EVAL]
   ),
-  "vlmk_mcq": functools.partial(_choice, _VLMK_CHOICE),
+  "vlmk_mcq": _vlmk_choice,
   "lmms_mcq_extract": functools.partial(
-    _choice, table.METRICS["choice_accuracy", Variant.LMMS_EVAL]
+    _single, table.METRICS["choice_accuracy", Variant.LMMS_EVAL]
   ),
   "lmms_mmt": functools.partial(_single, table.METRICS["mmt_accuracy", Variant.LMMS_EVAL]),
   "lmms_seed": functools.partial(_single, table.METRICS["seed_accuracy", Variant.LMMS_EVAL]),

@@ -98,7 +98,7 @@ _TABLE: dict[tuple[str, Variant], Metric] = {
   ("mmmu_accuracy", _OFFICIAL): mmmu.metric(_OFFICIAL),
   ("mmmu_accuracy", _LMMS): mmmu.metric(_LMMS),
   ("mmmu_accuracy", _VLMK): mmmu.metric(_VLMK),
-  ("pope_f1", _OFFICIAL): yes_no.pope(yes_no.negation_words),
+  ("pope_f1", _OFFICIAL): yes_no.pope(yes_no.negation_words, valid=yes_no.says_either),
   ("pope_f1", _LMMS): yes_no.pope(yes_no.bare_word, ignores_unread=True),
   ("pope_f1", _VLMK): yes_no.pope(yes_no.one_of_the_words),
   ("pope_f1", _BV): yes_no.pope(yes_no.bare_word_as_is),

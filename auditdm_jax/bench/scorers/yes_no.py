@@ -49,11 +49,21 @@ def bare_word_as_is(text: str) -> str:
 def negation_words(text: str) -> str:
   """POPE's own script: "no" if the first sentence has No, no or not as a word, else yes.
 
-  Every answer is read as one of them, even one that says neither.
+  Every answer is read as one of them, even one that says neither; `says_either` tells these.
   Source: RUCAIBox/POPE, evaluate.py.
   """
-  words = text.split(".")[0].replace(",", "").split(" ")
-  return "no" if {"No", "no", "not"} & set(words) else "yes"
+  return "no" if {"No", "no", "not"} & set(_first_sentence(text)) else "yes"
+
+
+def says_either(text: str) -> str:
+  """What `negation_words` reads, if there is a word that says so."""
+  said = negation_words(text)
+  lower = " ".join(_first_sentence(text)).lower()
+  return said if said == "no" or "yes" in re.findall(r"\w+", lower) else ""
+
+
+def _first_sentence(text: str) -> list[str]:
+  return text.split(".")[0].replace(",", "").split(" ")
 
 
 def one_of_the_words(text: str) -> str:
@@ -91,17 +101,20 @@ def _either(text: str) -> str:
   return text if text in ("yes", "no") else ""
 
 
-def pope(reader: YesNoReader, *, ignores_unread: bool = False) -> Metric:
+def pope(
+  reader: YesNoReader, *, ignores_unread: bool = False, valid: YesNoReader | None = None
+) -> Metric:
   """Makes POPE's metric: f1, accuracy, precision, recall and the share of "yes" answers.
 
   Args:
     reader: text -> "yes", "no" or "".
     ignores_unread: leaves a positive question whose answer could not be read out of the recall, as
       lmms-eval does; else it is a miss.
+    valid: an answer in which this reads nothing is invalid; the reader itself if None.
   """
 
   def score(items: Sequence[Item]) -> list[Scored]:
-    return [_binary_row(item, reader) for item in items]
+    return [_binary_row(item, reader, valid or reader) for item in items]
 
   def reduction(rows: Sequence[Scored], weights: np.ndarray) -> Values:
     said, truth = _part(rows, "said"), _part(rows, "truth")
@@ -117,16 +130,17 @@ def pope(reader: YesNoReader, *, ignores_unread: bool = False) -> Metric:
       "recall": recall,
       "yes_ratio": ratio(weights @ (said == 1), total),
       "yes_ratio_of_truth": ratio(weights @ (truth == 1), total),
-      "readable": ratio(weights @ (said != 0), total),
+      "readable": ratio(weights @ np.asarray([row.invalid == 0 for row in rows]), total),
     }
 
   return Metric(score=score, reduction=reduction)
 
 
-def _binary_row(item: Item, reader: YesNoReader) -> Scored:
+def _binary_row(item: Item, reader: YesNoReader, valid: YesNoReader) -> Scored:
   said, truth = reader(item.prediction), _truth(item)
   sign = {"yes": 1.0, "no": -1.0, "": 0.0}
-  return row_of(item, said == truth, invalid=not said, said=sign[said], truth=sign[truth])
+  invalid = not valid(item.prediction)
+  return row_of(item, said == truth, invalid=invalid, said=sign[said], truth=sign[truth])
 
 
 def _truth(item: Item) -> str:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from auditdm_jax.audit import health
 from auditdm_jax.audit.attempt import Attempt, Failure, Gate, Stability
+from auditdm_jax.audit.diversity import Diversity, Estimate, Spread
 from auditdm_jax.audit.judge import Judge
 from auditdm_jax.audit.probe import Probe, Verdict
 from auditdm_jax.audit.rates import Rate
@@ -34,6 +35,12 @@ def rate(k, n):
   p = k / n
   half = 2 * (p * (1 - p) / n) ** 0.5
   return Rate(k, n, p, (max(p - half, 0.0), min(p + half, 1.0)))
+
+
+def varied(common):
+  value = Estimate(common, (common - 1, common + 1.5))
+  spread = Spread(92, Estimate(0.94, (0.9, 0.98)), value, value, value)
+  return Diversity(512, spread, spread)
 
 
 def scores(gaps, rest):
@@ -131,7 +138,9 @@ def find_list(folder: pathlib.Path, n: int = 12) -> data.FindList:
     for i, f in enumerate(failures)
   ]
   modes = {f"count-color/{i}": f"mode {i}" for i in range(5)}
-  return data.FindList(failures=failures, shown=rows, required=("answerable",), modes=modes)
+  return data.FindList(
+    failures=failures, total=len(failures), shown=rows, required=("answerable",), modes=modes
+  )
 
 
 def reference_health() -> health.Health:
@@ -149,18 +158,16 @@ def reference_health() -> health.Health:
 
 def loop_summary() -> Summary:
   """A loop with an oracle."""
-  kinds = Kinds(effective_modes=8.4, effective_skills=5.0, per_gap={})
+  kinds = Kinds(modes=varied(8.4), per_gap={})
   shares = {5: 0.25, 10: 0.5}
-  points = [CurvePoint(step, share, 80, (0.1, 0.6), 3.0, 2.0) for step, share in shares.items()]
+  points = [CurvePoint(step, share, 80, (0.1, 0.6), 3.0) for step, share in shares.items()]
   return Summary(
     target="easy",
     compared=Compared(30000, rate(640, 20000), {"no consensus": 10000}, 0),
     search=Search(prompt_only=rate(44, 200), trained=rate(640, 1000)),
     search_modes=SearchModes(kinds, kinds),
     precision=rate(628, 640),
-    coverage=Coverage(
-      900, {}, gaps_auditable=6, gaps_found=6, effective_modes=8.4, effective_skills=5.0
-    ),
+    coverage=Coverage(900, {}, 6, 6, (90, 200, 210, 350, 800, 3100), varied(8.4).equal_finds, None),
     gaps={},
     modes=ModeScores(recall=rate(6, 6), precision=rate(5, 6), found=6),
     rectify={
@@ -224,18 +231,18 @@ def report_data(folder: pathlib.Path, *, modes: int = 5, cards: int = 3) -> data
         queries=9120,
         confirmed=rate(512, 800),
         gaps_found=6,
+        gaps_after=(90, 200, 210, 350, 800, 3100),
         modes_found=9,
-        effective_modes=7.9,
-        unseen_mass=0.012,
+        varied=varied(7.9),
       ),
       data.ArmRow(
         name="untrained auditor",
         queries=3200,
         confirmed=rate(92, 400),
         gaps_found=5,
+        gaps_after=(300, 310, 900, 1800, 3000),
         modes_found=6,
-        effective_modes=5.1,
-        unseen_mass=0.04,
+        varied=varied(5.1),
       ),
       data.ArmRow(name="random questions", queries=3200, confirmed=rate(88, 400)),
     ),

@@ -10,8 +10,10 @@ import ast
 import collections
 import copy
 import functools
+import importlib
 import json
 import math
+import os
 import pathlib
 import re
 import string
@@ -32,7 +34,7 @@ def definitions(path: pathlib.Path, **names) -> types.SimpleNamespace:
   scope = {
     **dict(np=np, re=re, string=string, math=math, functools=functools, typing=typing, cp=copy),
     **dict(sys=sys, Optional=typing.Optional, List=list, Dict=dict, defaultdict=dict),
-    **dict(os=__import__("os"), collections=collections),
+    **dict(os=os, collections=collections),
     **names,
   }
   kept = (ast.FunctionDef, ast.ClassDef, ast.Assign)
@@ -55,7 +57,8 @@ def vlmk(name: str) -> types.SimpleNamespace:
     listinstr=lambda items, text: any(x in text for x in items),
     ImageBaseDataset=object,
   )
-  pandas = __import__("pandas")
+  import pandas
+
   return definitions(root / name, **names, pd=pandas, eval=lambda value: value)
 
 
@@ -157,7 +160,7 @@ def vlmk_yorn(case):
 
 
 def task(name):
-  return __import__("importlib").import_module(f"lmms_eval.tasks.{name}")
+  return importlib.import_module(f"lmms_eval.tasks.{name}")
 
 
 def lmms_vqav2(case):

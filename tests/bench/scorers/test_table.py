@@ -129,9 +129,7 @@ def test_rows_account_for_every_prediction(name, variant):
   assert values["invalid"] == sum(row.invalid for row in scored) <= len(items)
   assert 0 <= next(iter(values.values())) <= metric.scale
   unread = [Item(**{**vars(item), "prediction": ""}) for item in items]
-  reads_all = name == "pope_f1" and variant == Variant.OFFICIAL  # It takes all else for yes.
-  counted = 0 if reads_all else len(items)
-  assert metric.reduce(metric.score(unread))["invalid"] == counted
+  assert metric.reduce(metric.score(unread))["invalid"] == len(items)
 
 
 def test_chartqa_averages_its_parts():
@@ -188,6 +186,8 @@ def test_pope_counts_what_was_said():
   assert vlmk["invalid"] == 0 and vlmk["yes_ratio"] == 0.6
   official = pope(Variant.OFFICIAL, ("There is not", "no"), ("A dog", "yes"), ("So. no", "no"))
   assert official["accuracy"] == pytest.approx(2 / 3)
+  official = pope(Variant.OFFICIAL, ("A dog", "yes"), ("Yes!", "yes"), ("not", "no"), ("", "yes"))
+  assert official["accuracy"] == 1.0 and official["invalid"] == 2  # All else is read as yes.
 
 
 def test_mme_in_its_three_readings():

@@ -34,10 +34,10 @@
   };
 
   const show = () => {
-    items.forEach((item, i) => { item.hidden = i !== now; });
-    const done = now === items.length;
-    one("done").hidden = !done;
-    one("says").hidden = done;
+    const reading = one("help").open, done = now === items.length;
+    items.forEach((item, i) => { item.hidden = reading || i !== now; });
+    one("done").hidden = reading || !done;
+    one("says").hidden = reading || done;
     one("back").disabled = now === 0;
     one("on").disabled = done;
     for (const button of says) {
@@ -49,7 +49,7 @@
     one("count").textContent = `${n} of ${items.length} labelled, ${unclear} unclear`
       + (done ? "" : `; this is number ${now + 1}`);
     items[now + 1]?.querySelector("img").setAttribute("loading", "eager");
-    if (done) one("done").focus();
+    if (done && !reading) one("done").focus();
   };
 
   const go = (to) => {
@@ -58,7 +58,7 @@
   };
 
   const say = (word) => {
-    if (now === items.length) return;
+    if (now === items.length || one("help").open) return;
     said[finds[now]] = word;
     keep();
     go(now + 1);
@@ -92,6 +92,8 @@
     }
     const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
     if (Object.hasOwn(keys, key)) say(keys[key]);
+    else if (key === "?") one("help").open = !one("help").open;
+    else if (one("help").open && key === "Enter" && event.target === document.body) one("help").open = false;
     else if (key === "ArrowLeft" || key === "Backspace") go(now - 1);
     else if (key === "ArrowRight") go(now + 1);
     else if (key === "z") zoom();
@@ -107,8 +109,11 @@
   one("rater").addEventListener("input", keep);
   addEventListener("beforeunload", (event) => { if (!one("forgets").hidden) event.preventDefault(); });
 
+  one("help").addEventListener("toggle", show);
+  one("start").addEventListener("click", () => { one("help").open = false; });
+
   load();
+  one("help").open = Object.keys(said).length === 0;
   const open = finds.findIndex((find) => !said[find]);
   go(open < 0 ? items.length : open);
-  one("help").open = Object.keys(said).length === 0;
 }
