@@ -84,7 +84,8 @@ class Ledger:
   @property
   def is_thin(self) -> bool:
     """Whether so many probes were left out that the others may tell another story."""
-    compared = sum(line.new.n for line in self.comparison.entries)
+    lines = self.comparison.entries
+    compared = sum(line.new.n for line in lines if line.mode_id != pack.TOGETHER)
     return self.left_out > _MOST_LEFT_OUT * (compared + self.left_out)
 
   def exit_code(self, *, strict: bool) -> int:
@@ -98,8 +99,12 @@ class Ledger:
 
 
 def line_name(mode_id: str, names: Mapping[str, str]) -> str:
-  """What the line of a mode, the forgetting row or that of failures without a mode is called."""
-  own = {pack.CONTROLS: "outside all modes (forgetting)", pack.NO_MODE: "failures of no mode"}
+  """What a line is called, be it of a mode or of more or less than one."""
+  own = {
+    pack.CONTROLS: "outside all modes (forgetting)",
+    pack.NO_MODE: "failures of no mode",
+    pack.TOGETHER: "all modes together",
+  }
   return own.get(mode_id) or shown(names.get(mode_id, mode_id))
 
 

@@ -36,6 +36,7 @@ FORMAT = "auditdm pack"
 VERSION = 1
 CONTROLS = "controls"  # What a ledger calls the probes outside all modes.
 NO_MODE = "no-mode"  # Verified failures that no mode covers.
+TOGETHER = "together"  # The probes of all modes: single modes may have too few to tell anything.
 _HEADER, _PROBES, _SYNONYMS = "pack.json", "probes.jsonl", "synonyms.yaml"
 _MAX_PROBES = 100_000
 _MAX_TEXT = 2_000  # Characters of a question or an answer.
@@ -99,7 +100,8 @@ class PackedProbe:
     """The lines of a ledger that it belongs to."""
     if self.role == "control":
       return (CONTROLS,)
-    return (self.mode_id or NO_MODE, *((CONTROLS,) if self.is_control else ()))
+    own = (self.mode_id, TOGETHER) if self.mode_id else (NO_MODE,)
+    return (*own, CONTROLS) if self.is_control else own
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -237,7 +239,7 @@ def _header(path: pathlib.Path) -> Header:
       f"{path}.judge.synonyms: {header.judge.synonyms!r:.80}: a pack's table is {_SYNONYMS}"
     )
   for mode in header.modes:
-    if not _MODE_ID.fullmatch(mode.mode_id) or mode.mode_id in (CONTROLS, NO_MODE):
+    if not _MODE_ID.fullmatch(mode.mode_id) or mode.mode_id in (CONTROLS, NO_MODE, TOGETHER):
       raise UserError(f"{path}: {mode.mode_id!r:.80} is no id of a mode")
   return header
 

@@ -214,7 +214,7 @@ def _changes(
   rows = {row.probe_id: (row, a, b) for row, a, b in zip(probes.rows, before, now, strict=True)}
   found = []
   for outcome in outcomes:
-    if outcome.old_failed != outcome.new_failed:
+    if outcome.old_failed != outcome.new_failed and outcome.mode_id != pack_lib.TOGETHER:
       row, a, b = rows[outcome.probe_id]
       found.append(
         Change(

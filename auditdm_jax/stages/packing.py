@@ -91,7 +91,7 @@ def header_of(ctx: Context) -> Header:
     style=bank.style_of(name, PLAIN) if name in dict(bank.styles) else None,
     max_new_tokens=bank.max_new_tokens,
     abstentions=bank.abstentions,
-    code=next(reversed(stages.values()))["git"],
+    code=next(iter(stages.values()))["git"],  # Of the first stage: what came later packs and asks.
     command="python -m auditdm_jax " + shlex.join(sys.argv[1:]),
     created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
   )

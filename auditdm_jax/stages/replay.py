@@ -267,7 +267,7 @@ def from_runs(old: Context, new: Context | None) -> Probes:
     rows=list(rows.values()),
     load=lambda image_id: of[image_id].images(image_id),
     names={m.mode_id: m.name for taxonomy in taxonomies[::-1] for m in taxonomy.modes},
-    known=[pack_lib.CONTROLS, *counted[0]],
+    known=[pack_lib.CONTROLS, pack_lib.TOGETHER, *counted[0]],
     judge=old.judge,
     bank=old.settings.bank,
     style=None,
@@ -309,7 +309,8 @@ def _row(attempt: Attempt, group: str) -> Row | None:
   if verdict is None or consensus is None:
     return None
   said = verdict.answers[verdict.target] or ""
-  return Row((group,), probe.probe_id, probe.image_id, probe.question, consensus, said)
+  groups = (group,) if group == pack_lib.CONTROLS else (group, pack_lib.TOGETHER)
+  return Row(groups, probe.probe_id, probe.image_id, probe.question, consensus, said)
 
 
 # ------------------------------------------------------------------------------------- the answers

@@ -55,7 +55,10 @@ def test_a_pack_comes_back(tmp_path):
   assert pathlib.Path(got.header.judge.synonyms).read_text() == "synonyms: [[crimson, red]]\n"
   for image_id, picture in BY_ID.items():
     np.testing.assert_array_equal(got.load(image_id), picture)
-  assert [p.groups for p in got.probes[:2]] == [("m-1",), (pack_lib.CONTROLS,)]
+  assert [p.groups for p in got.probes[:2]] == [
+    ("m-1", pack_lib.TOGETHER),
+    (pack_lib.CONTROLS,),
+  ]
   both = _probe(7, role="failure", is_control=True)
   assert both.groups == (pack_lib.NO_MODE, pack_lib.CONTROLS)
   assert pack_lib.roles_of([both, *got.probes]) == {"failure": 2, "control": 6}
