@@ -112,6 +112,18 @@ class Opener:
       self._sections[name] = build(RemoteConfig, section, name=f"config.endpoints.{name}")
     self._remotes: list[Remotes] = []
 
+  def check(self, words: Sequence[str]) -> None:
+    """Checks that arguments name something, before anything is loaded or asked.
+
+    Raises:
+      UserError: one does not.
+    """
+    for word in words:
+      if word.startswith(ENDPOINT):
+        self._section(word)
+      elif word not in self._runs:
+        self._check(word)
+
   def open(self, word: str, *, style: Style | None = None, as_in: Context | None = None) -> Opened:
     """Opens a model to ask it about images.
 
@@ -139,13 +151,11 @@ class Opener:
     return Opened(vlm.name, content_hash(word), vlm)
 
   def judge(self, config: JudgeConfig, word: str, audited: Mapping[str, str]) -> Judge:
-    """Returns a judge by rules, which asks the model that `word` names where they do not decide.
+    """Returns a judge by rules that asks the model which `word` names where they see a difference.
 
     Raises:
       UserError: as `open`, or it is one of the models whose answers are compared.
     """
-    if not word:
-      return open_judge(config)
     config = dataclasses.replace(config, model=word)
     if word.startswith(ENDPOINT):
       remote = self._remote(word)
@@ -161,16 +171,19 @@ class Opener:
       remotes.close()
 
   def _remote(self, word: str) -> Remote:
-    name = word.removeprefix(ENDPOINT)
-    sections = self._sections
-    if name not in sections:
-      path = pathlib.Path(name)
-      sections = {path.stem: _section(path, sections)}
-      name = path.stem
-    check_names({name: sections[name]})
-    remotes = Remotes({name: sections[name]}, cache=self._answers)
+    name, section = self._section(word)
+    check_names({name: section})
+    remotes = Remotes({name: section}, cache=self._answers)
     self._remotes.append(remotes)
     return remotes.open(name)
+
+  def _section(self, word: str) -> tuple[str, RemoteConfig]:
+    """The name and the section of an endpoint, of a config or of a file."""
+    name = word.removeprefix(ENDPOINT)
+    if name in self._sections:
+      return name, self._sections[name]
+    path = pathlib.Path(name)
+    return path.stem, _read_section(path, self._sections)
 
   def _check(self, word: str) -> None:
     path = pathlib.Path(word)
@@ -183,7 +196,7 @@ class Opener:
       )
 
 
-def _section(path: pathlib.Path, known: Mapping[str, RemoteConfig]) -> RemoteConfig:
+def _read_section(path: pathlib.Path, known: Mapping[str, RemoteConfig]) -> RemoteConfig:
   """Reads the file of an endpoint.
 
   Raises:
@@ -206,8 +219,8 @@ def _section(path: pathlib.Path, known: Mapping[str, RemoteConfig]) -> RemoteCon
 # ------------------------------------------------------------------------------------- the probes
 
 
-def from_pack(pack: Pack, judge: Judge, *, where: str) -> Probes:
-  """Returns the probes of a pack."""
+def from_pack(pack: Pack, *, where: str) -> Probes:
+  """Returns the probes of a pack, and as judge its rules."""
   header = pack.header
   return Probes(
     rows=[
@@ -216,7 +229,7 @@ def from_pack(pack: Pack, judge: Judge, *, where: str) -> Probes:
     load=pack.load,
     names=pack.names,
     known=None,
-    judge=judge,
+    judge=open_judge(header.judge),
     bank=BankConfig(
       max_new_tokens=header.max_new_tokens, abstentions=header.abstentions, batch_size=128
     ),
