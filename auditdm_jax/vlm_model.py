@@ -126,8 +126,8 @@ class Vlm:
     n, size = batching.bucket(len(rows), small=self._is_small), self._vision().image_size
 
     def make(own: slice) -> np.ndarray:
-      wanted = [images[i] for i in batching.pad_rows(rows, n)[own]]
-      return preprocess.preprocess(wanted, size=size, how=self.pixels)
+      wanted = batching.pad_rows(rows, n)[own]
+      return preprocess.preprocess(_Chosen(images, wanted), size=size, how=self.pixels)
 
     if self.mesh is None:
       return batching.pad_rows(make(slice(len(rows))), n)
@@ -195,14 +195,21 @@ class Vlm:
     prompts: Sequence[str],
     *,
     max_new_tokens: int,
+    which: Sequence[Sequence[int]] | None = None,
     temperature: float = 0.0,
     seed: int = 0,
   ) -> list[RawReply]:
-    """As `answer_features`; each reply says whether it ended or was cut."""
+    """As `answer_features`; each reply says whether it ended or was cut.
+
+    With `which`, prompt i is about features[which[i]], so that an image of many prompts is there
+    once, and a prompt may have several images or none.
+    """
     rows = np.arange(len(prompts))
-    if features is not None:
+    if which is not None:
+      _same_length(which, prompts)
+    elif features is not None:
       _same_length(features, prompts)
-    which = [[] if features is None else [i] for i in rows]
+    which = [[] if features is None else [i] for i in rows] if which is None else which
     return self._answer(
       features,
       which,
@@ -471,6 +478,19 @@ class Vlm:
     if self.mesh is None:
       return x
     return runtime.place(x, mesh_lib.rows_sharding(self.mesh, x.shape[0]))
+
+
+class _Chosen(Sequence[Picture]):
+  """Some of the images, each looked at when its turn comes, so that one at a time is decoded."""
+
+  def __init__(self, images: Sequence[Picture], rows: np.ndarray):
+    self._images, self._rows = images, rows
+
+  def __len__(self) -> int:
+    return len(self._rows)
+
+  def __getitem__(self, i: int) -> Picture:
+    return self._images[self._rows[i]]
 
 
 def _as_group(images: Picture | Sequence[Picture] | None) -> tuple[Picture, ...]:

@@ -134,7 +134,7 @@ class Failure(Find):
     stability: how often it came back.
     wordings: of its question, in the order of the paraphrase trials.
     opinion: of a judge outside the ensemble; None if there was no such judge.
-    label: a person's decision (V3).
+    label: what people decided, see `audit.labels`: right, wrong or unclear; None without labels.
     mode_id: the failure mode that it is of.
     weight: how many finds it stands for: the inverse of its chance to be looked at.
   """

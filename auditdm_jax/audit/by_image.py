@@ -13,6 +13,7 @@ from scipy import stats
 
 from auditdm_jax.core import streams
 
+_PSEUDO = 0.5  # Size of the two pseudo-images; .3 covers in 91 % where the ICC is .7.
 _DRAWS = 9_999
 _ENUMERATED = 12  # Images up to which all 2^M signs are tried.
 
@@ -39,12 +40,12 @@ def design_effect(k: np.ndarray, n: np.ndarray) -> float:
   """Returns how many times the variance of a rate is that of as many independent probes.
 
   It is the ratio estimator's variance over the binomial one (Kish 1965), once of the data and
-  once with two pseudo-images of .3 mean images each, the one all successes, the other all
+  once with two pseudo-images of half a mean image each, the one all successes, the other all
   failures (ours). Without these the estimate is too low where few images hold a success. It is
   never below 1, nor above what whole images of one answer would give.
   """
-  mean = n.mean()
-  pseudo = _ratio(np.append(k, [0.3 * mean, 0.0]), np.append(n, [0.3 * mean] * 2))
+  extra = _PSEUDO * n.mean()
+  pseudo = _ratio(np.append(k, [extra, 0.0]), np.append(n, [extra] * 2))
   return _bounded(max(_ratio(k, n), pseudo), n)
 
 
@@ -68,7 +69,7 @@ def change_design_effect(t: np.ndarray, moved: np.ndarray, n: np.ndarray) -> flo
     moved: sums of their absolute values.
     n: numbers of pairs.
   """
-  extra = 0.3 * n.mean()
+  extra = _PSEUDO * n.mean()
   pseudo = _change_ratio(
     np.append(t, [extra, -extra]), np.append(moved, [extra] * 2), np.append(n, [extra] * 2)
   )
@@ -107,10 +108,10 @@ def sign_flips(t: np.ndarray) -> float:
     return float(np.mean(np.abs((2 * bits - 1) @ a) >= total - 1e-9))
   rng = streams.rng(0, "sign flips")
   hits = sum(
-    int((np.abs(rng.choice([-1.0, 1.0], (333, len(a))) @ a) >= total - 1e-9).sum())
-    for _ in range(0, _DRAWS, 333)
+    int((np.abs(rng.choice([-1.0, 1.0], (_DRAWS // 9, len(a))) @ a) >= total - 1e-9).sum())
+    for _ in range(9)
   )
-  return (1 + hits) / (1 + len(range(0, _DRAWS, 333)) * 333)
+  return (1 + hits) / (1 + _DRAWS)
 
 
 def _upper_tail(sizes: np.ndarray, total: int) -> float:

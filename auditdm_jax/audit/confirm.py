@@ -49,7 +49,7 @@ class FreshProbe:
   """A fresh probe as the modes see it.
 
   Attributes:
-    image_id: its image.
+    image_id: its image, or the one that this was made from.
     mode_id: of the mode that it falls under.
     possible: ids of the modes that its question may fall under.
     failed: whether the target failed; None without a consensus.
@@ -130,6 +130,33 @@ def lacking(
   return frozenset(
     m.mode_id for m in modes if len(counted(m.mode_id, probes, planned=planned)) < planned
   )
+
+
+def affordable(
+  modes: Sequence[Mode], probes: Sequence[FreshProbe], *, asks: int, config: ConfirmConfig
+) -> frozenset[str]:
+  """Ids of the modes whose missing probes can be had for so many questions, the cheapest first.
+
+  Of the questions that may fall under a mode, only some do: which, the answer says. Their share
+  among the probes that were asked whatever they are tells what a mode costs. Whether the target
+  failed has no part in it.
+  """
+  needs = lacking(modes, probes, config=config)
+  costs = sorted((_cost(mode_id, probes, config.planned), mode_id) for mode_id in needs)
+  taken, spent = set(), 0.0
+  for cost, mode_id in costs:
+    spent += cost
+    if spent > asks:
+      break
+    taken.add(mode_id)
+  return frozenset(taken)
+
+
+def _cost(mode_id: str, probes: Sequence[FreshProbe], planned: int) -> float:
+  """Questions that the missing probes of a mode are expected to take."""
+  may = [p for p in probes if p.for_all and mode_id in p.possible]
+  own = sum(p.mode_id == mode_id and p.failed is not None for p in may)
+  return (planned - own) * (len(may) + 1) / (own + 0.5)
 
 
 def _test(

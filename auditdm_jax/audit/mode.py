@@ -109,8 +109,9 @@ def short(term: str) -> str:
 
 
 def plain(word: str) -> str:
-  """`[vehicle]` → `any vehicle`."""
-  return f"any {word[1:-1]}" if word.startswith("[") else word
+  """`[vehicle] + red` → `any vehicle + red`."""
+  parts = word.split(" + ")
+  return " + ".join(f"any {p[1:-1]}" if p.startswith("[") else p for p in parts)
 
 
 def define(rules: Sequence[ModeRule]) -> str:

@@ -137,7 +137,9 @@ def _compared(attempt: Attempt) -> Find | None:
   if verdict is None or not verdict.agree or verdict.consensus is None:
     return None
   said = verdict.answers[verdict.target]
-  return said and Find(probe=attempt.probe, verdict=verdict, consensus=verdict.consensus, said=said)
+  if not said:
+    return None
+  return Find(probe=attempt.probe, verdict=verdict, consensus=verdict.consensus, said=said)
 
 
 def of_probes(probes: Sequence[KnownProbe], *, by: str, unknown: int = 0) -> FindPrecision | None:
@@ -166,7 +168,7 @@ class GradePrecision:
   Each find counts as many times as it stands for finds that were not looked at.
 
   Attributes:
-    by: who knows the truth: "labels" or "oracle".
+    by: who knows the truth: "labels", "people" or "oracle".
     finds: share of all finds that are real (V0).
     verified: share of verified ones (V1 and above).
     outside: the same of those with V2, by who decided, unless that is who knows the truth.
@@ -255,20 +257,19 @@ def by_labels(failure: Failure) -> bool | None:
   return opinion.side == "consensus"
 
 
-def best(
-  labelled: FindPrecision | None,
-  grades: Sequence[GradePrecision],
-  *,
-  people: Rate | None = None,
-) -> FindPrecision | None:
+def by_people(failure: Failure) -> bool | None:
+  """Whether a find is real by a person's label; None where there is none, or it is unclear."""
+  return {"right": True, "wrong": False}.get(failure.label or "")
+
+
+def best(labelled: FindPrecision | None, grades: Sequence[GradePrecision]) -> FindPrecision | None:
   """Returns what is known best of finds: by people, then by labelled questions, then by an oracle.
+
+  People and oracles look at the audit's own finds.
 
   Args:
     labelled: measured on questions with labels.
     grades: measured on the audit's finds.
-    people: share of the audit's finds that people call right; None if nobody looked.
   """
-  if people is not None and people.n:
-    return FindPrecision(by="people", real=people)
-  oracle = (FindPrecision(by="oracle", real=g.finds) for g in grades if g.by == "oracle")
-  return labelled or next(oracle, None)
+  own = {g.by: FindPrecision(by=g.by, real=g.finds) for g in grades}
+  return own.get("people") or labelled or own.get("oracle")

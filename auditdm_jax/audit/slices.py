@@ -88,23 +88,22 @@ class AttemptTable:
       image.
     failed: f64[N], 1 where the target failed.
     weight: f64[N], 1, or the multiplicity in a bootstrap sample.
+    design: design effect of failures by image. Tests of terms about images are made at the
+      effective numbers, since such a term holds for all probes of an image or for none.
   """
 
   has: sparse.csr_matrix
   names: tuple[str, ...]
   failed: np.ndarray
   weight: np.ndarray
+  design: float = 1.0
 
   def take(self, rows: np.ndarray) -> "AttemptTable":
     """The attempts of a group, with the terms that occur in it."""
     has = self.has[rows]
     used = np.flatnonzero(np.asarray(has.sum(axis=0)).ravel())
-    return AttemptTable(
-      has[:, used],
-      tuple(self.names[i] for i in used),
-      self.failed[rows],
-      self.weight[rows],
-    )
+    names = tuple(self.names[i] for i in used)
+    return AttemptTable(has[:, used], names, self.failed[rows], self.weight[rows], self.design)
 
   def weighted(self, weight: np.ndarray) -> "AttemptTable":
     """The same attempts with other multiplicities."""
@@ -336,9 +335,9 @@ def _candidates(
   k = table.has.T @ (weight * table.failed)
   lower = rates.lower_bounds(k, np.maximum(n, 1), confidence=config.confidence)
   usable = np.flatnonzero((n >= config.min_n) & (n < n_all))
-  picked = usable[lower[usable] >= config.threshold]
+  picked = usable[(lower >= config.threshold)[usable] & _worth(k, n, k_all, n_all)[usable]]
   terms_ = [(table.names[i],) for i in picked]
-  p = [_fisher(k[i], n[i], k_all, n_all) for i in picked]
+  p = [_fisher(k[i], n[i], k_all, n_all, design=_design(table, i)) for i in picked]
   beam = usable[np.argsort(-lower[usable], kind="stable")][: config.beam]
   pairs, pair_n, pair_k, pair_p, tests = _pairs(
     table, weight, beam[k[beam] > 0], n, k, n_all, k_all, config
@@ -372,22 +371,39 @@ def _pairs(
   first, second = beam[first], beam[second]
   usable = (n2 >= config.min_n) & (n2 < np.minimum(n[first], n[second]))
   lower = rates.lower_bounds(k2, np.maximum(n2, 1), confidence=config.confidence)
-  picked = np.flatnonzero(usable & (lower >= config.threshold))
-  p = [
-    max(
-      _fisher(k2[i], n2[i], float(k[first[i]]), float(n[first[i]])),
-      _fisher(k2[i], n2[i], float(k[second[i]]), float(n[second[i]])),
-      _fisher(k2[i], n2[i], k_all, n_all),
-    )
-    for i in picked
-  ]
+  around = [(k[first], n[first]), (k[second], n[second]), (k_all, n_all)]
+  worth = np.logical_and.reduce([_worth(k2, n2, *other) for other in around])
+  picked = np.flatnonzero(usable & (lower >= config.threshold) & worth)
+  p = []
+  for i in picked:
+    design = _design(table, first[i], second[i])
+    others = ((k[first[i]], n[first[i]]), (k[second[i]], n[second[i]]), (k_all, n_all))
+    p.append(max(_fisher(k2[i], n2[i], *other, design=design) for other in others))
   names = [(table.names[first[i]], table.names[second[i]]) for i in picked]
   return names, n2[picked], k2[picked], p, int(usable.sum())
 
 
-def _fisher(k: float, n: float, k_around: float, n_around: float) -> float:
+def _worth(
+  k: np.ndarray, n: np.ndarray, k_around: np.ndarray | float, n_around: np.ndarray | float
+) -> np.ndarray:
+  """Whether an exact test can pass at all: the rate is a standard error above what is around it."""
+  rest = np.maximum(n_around - n, 1)
+  share = k_around / np.maximum(n_around, 1)
+  error = np.sqrt(share * (1 - share) * (1 / np.maximum(n, 1) + 1 / rest))
+  return k / np.maximum(n, 1) - (k_around - k) / rest >= error
+
+
+def _design(table: AttemptTable, *terms: int) -> float:
+  """The design effect that a test of terms is to allow for."""
+  about_image = any(table.names[i].startswith("img:") for i in terms)
+  return table.design if about_image else 1.0
+
+
+def _fisher(k: float, n: float, k_around: float, n_around: float, *, design: float = 1.0) -> float:
   """Is the slice worse than what is around it, itself taken out?"""
-  return rates.fisher_greater(int(k), int(n), int(k_around - k), int(n_around - n))
+  return rates.fisher_greater(
+    int(k / design), int(n / design), int((k_around - k) / design), int((n_around - n) / design)
+  )
 
 
 def _covers(table: AttemptTable, names: tuple[str, ...]) -> np.ndarray:

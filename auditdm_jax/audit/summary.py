@@ -269,7 +269,8 @@ class RoundRow:
     confirmed: modes that fresh probes confirm.
     new: those of them that the round before did not have.
     repaired: confirmed modes of the round before that are fixed or improved.
-    false_positive: unique finds that the oracle does not confirm.
+    false_positive: unique finds that the oracle does not confirm; without one, labelled finds that
+      are not real, in the first round.
     rest: outside all modes of the round before.
     queries: probes that were put to the models.
   """

@@ -21,7 +21,7 @@ import functools
 
 import numpy as np
 
-from auditdm_jax.audit import rates, residual
+from auditdm_jax.audit import by_image, rates, residual
 from auditdm_jax.audit.attempt import Attempt
 from auditdm_jax.audit.looks import Gallery, Looks
 from auditdm_jax.audit.mode import Mode, ModeRule, define, mode_id, title, words
@@ -166,7 +166,7 @@ class Evidence:
 
   Attributes:
     questions: N texts.
-    images: i64[N], which image each is about.
+    images: i64[N], which image each goes back to.
     skills: str[N], "" for none.
     table: their terms and outcomes.
   """
@@ -210,7 +210,7 @@ def gather(
     config,
     looks,
     tuple(questions),
-    np.unique([p.image_id for p in probes], return_inverse=True)[1],
+    np.unique([p.origin_id for p in probes], return_inverse=True)[1],
     np.array([s or "" for s, _ in assigner(questions)]),
     make_table(
       questions,
@@ -235,7 +235,11 @@ def discover_modes(
 
 def name_modes(evidence: Evidence) -> Taxonomy:
   """Failure modes of evidence, most failures first."""
-  modes = _modes(evidence) if evidence.questions else ()
+  modes: tuple[Mode, ...] = ()
+  if evidence.questions:
+    design = by_image.design_effect(*by_image.sums(evidence.table.failed, evidence.images.tolist()))
+    table = dataclasses.replace(evidence.table, design=design)
+    modes = _modes(dataclasses.replace(evidence, table=table))
   about_images = any(t.startswith("img:") for m in modes for t in m.terms)
   looks = evidence.looks if about_images else None
   return Taxonomy(evidence.seeds, modes, evidence.config, looks)

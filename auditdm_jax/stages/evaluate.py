@@ -11,17 +11,9 @@ import pathlib
 from ml_collections import ConfigDict
 
 from auditdm_jax.audit import health
-from auditdm_jax.audit.ask import ask
-from auditdm_jax.audit.rates import rate_by_image
-from auditdm_jax.bench import evaluate as bench
-from auditdm_jax.bench import scorers, specs
-from auditdm_jax.core import metrics
-from auditdm_jax.core.config import load_function
-from auditdm_jax.stages import labelled
+from auditdm_jax.stages import labelled, suite
 from auditdm_jax.stages.context import Context
-from auditdm_jax.stages.models import Answering
 from auditdm_jax.stages.results import Evaluated, Groups
-from auditdm_jax.stages.worlds import gap_set
 
 # A gap can be found by an audit if the references are right about it and the target is not.
 REFERENCES_KNOW, TARGET_FAILS = 0.85, 0.6
@@ -38,9 +30,16 @@ def run(ctx: Context) -> Evaluated:
   if (found := ctx.folder.done("evaluate", Evaluated)) is not None:
     return found
   ctx.models.prepare()
-  target, references, sibling = ctx.models.target, ctx.models.references, ctx.models.sibling
-  models = [target, *references.values(), *([sibling] if sibling else [])]
-  tables = {m.name: benchmark(ctx, m) for m in models}
+  config, models = ctx.settings.models, ctx.models
+  target, references, sibling = models.target, models.references, models.sibling
+  asked = [(target, config.target, suite.BASELINE)]
+  for folder, reference in zip(config.references, references.values(), strict=True):
+    asked.append((reference, folder, f"reference {reference.name}"))
+  if sibling:
+    asked.append((sibling, config.sibling, suite.LARGER))
+  tables = {
+    model.name: suite.benchmark(ctx, model, folder, role=role) for model, folder, role in asked
+  }
   for name, table in tables.items():
     print(line(name, table))
   return ctx.folder.finish(
@@ -51,49 +50,6 @@ def run(ctx: Context) -> Evaluated:
       health=_health(ctx),
     ),
   )
-
-
-def benchmark(ctx: Context, model: Answering) -> Groups:
-  """Measures a model on the held-out benchmark.
-
-  Returns:
-    Rates by group: "all", "gaps", "rest", "skill: …", "gap: …".
-  """
-  pool = ctx.pool("heldout")
-  examples = specs.from_pool(pool)
-  scorer, groups = _scoring(ctx)
-  progress = metrics.Progress(len(examples), f"benchmark {model.name}")
-
-  def answer(chunk: Sequence[bench.Example]) -> Sequence[str]:
-    seen = ctx.models.cache.seen(model, [e.image_id for e in chunk], ctx.images)
-    questions = [e.question for e in chunk]
-    return [a.text for a in ask(model, seen, questions, config=ctx.settings.bank)]
-
-  table = bench.evaluate(
-    answer,
-    examples,
-    model=model.name,
-    scorer=scorer,
-    groups=groups,
-    on_batch=progress.update,
-  )
-  progress.close()
-  return by_group(table)
-
-
-def _scoring(ctx: Context) -> tuple[scorers.Scorer, bench.Groups | None]:
-  """Returns how a prediction is scored, and the groups of an example."""
-  section = ctx.settings.benchmark
-  scorer = load_function(section.scorer, where="config.benchmark.scorer")
-  if section.groups:
-    return scorer, load_function(section.groups, where="config.benchmark.groups")
-  gaps = ctx.settings.world.gaps
-  return scorer, specs.scenes_groups(gap_set(gaps)) if ctx.oracle.exists else None
-
-
-def by_group(table: bench.Table) -> Groups:
-  """Returns a benchmark table as rates."""
-  return {row.group: rate_by_image(row.scores, row.images) for row in table.rows}
 
 
 def auditable(target: Groups, references: Sequence[Groups]) -> tuple[str, ...]:
@@ -107,7 +63,7 @@ def auditable(target: Groups, references: Sequence[Groups]) -> tuple[str, ...]:
     group.removeprefix("gap: ")
     for group in gaps
     if target[group].value <= TARGET_FAILS
-    and all(r[group].value >= REFERENCES_KNOW for r in references)
+    and all(group in r and r[group].value >= REFERENCES_KNOW for r in references)
   )
 
 

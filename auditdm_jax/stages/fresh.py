@@ -4,7 +4,8 @@
   1. Batch 0: questions about the fresh split, asked whatever they are. They tell the failure rate
      outside the modes.
   2. Further batches: more questions of the same proposer. One is asked only if it may fall under a
-     mode that has fewer probes than planned (rejection sampling through the frozen taxonomy).
+     mode that has fewer probes than planned (rejection sampling through the frozen taxonomy). Modes
+     that would take more questions than the budget has are left as they are.
 
 The proposer is fixed: the data set, or one auditor. What was asked is kept in the run's folder, so
 that a stage which is cut short goes on where it was.
@@ -66,9 +67,10 @@ def draw(ctx: Context, taxonomy: Taxonomy, *, bank: ModelBank, name: str = askin
     done = dict(ctx.folder.batches(name))
   attempts, n, looked_at = list(done.get(0, ())), len(done.get(0, ())), 0
   view = _View(ctx, taxonomy, attempts)
+  wanted = confirm.affordable(taxonomy.modes, view.probes, asks=config.asks, config=config)
   source = _questions if by_data_set else _auditor
   for batch, (size, ask) in enumerate(source(ctx, bank), 1):
-    lacking = confirm.lacking(taxonomy.modes, view.probes, config=config)
+    lacking = wanted & confirm.lacking(taxonomy.modes, view.probes, config=config)
     left = config.asks - (len(view.attempts) - n)
     if not lacking or left <= 0 or looked_at >= config.draws:
       break
@@ -111,7 +113,7 @@ class _View:
       self.matched.append(mode)
       probe, mode_id = attempt.probe, mode.mode_id if mode else None
       self.probes.append(
-        FreshProbe(probe.image_id, mode_id, modes, failed, for_all, probe.probe_id)
+        FreshProbe(probe.origin_id, mode_id, modes, failed, for_all, probe.probe_id)
       )
 
   def _is_known(self, attempt: Attempt) -> bool:

@@ -31,7 +31,7 @@ def heldout_attempts(ctx: Context) -> list[Attempt]:
     pool = ctx.pool("heldout")
   except NoSplit:
     return []
-  if found := ctx.folder.batches(NAME):
+  if found := dict(ctx.folder.batches(NAME)):
     return found[0]
   known = [
     (i, question)

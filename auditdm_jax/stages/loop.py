@@ -33,6 +33,7 @@ from auditdm_jax.stages import (
   rectify,
   report,
   screen,
+  suite,
   train,
   verify,
 )
@@ -157,7 +158,7 @@ def repair(ctx: Context) -> Repairs:
       print(f"  {name}: nothing to train on")
       continue
     model = ctx.models.answering(rectify.repair(ctx, name, examples, replay))
-    table = evaluate.benchmark(ctx, model)
+    table = suite.benchmark(ctx, model, ctx.folder.repaired(name), role=name)
     models[name] = RepairedModel(table, len(examples))
     print(evaluate.line(name, table), flush=True)
   return ctx.folder.finish("rectify", Repairs(models))

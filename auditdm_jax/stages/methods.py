@@ -56,7 +56,26 @@ METHODS = (
 
 def how(ctx: Context, summary: Summary, failures: Iterable[Failure]) -> list[tuple[str, str]]:
   """Returns how it was measured, term by term."""
-  return [METHODS[0], _verified(ctx, failures), *METHODS[1:], *_controls(summary)]
+  return [
+    METHODS[0],
+    _verified(ctx, failures),
+    *METHODS[1:],
+    *_people(summary),
+    *_controls(summary),
+  ]
+
+
+def _people(summary: Summary) -> list[tuple[str, str]]:
+  """How people labelled finds, if they did."""
+  if summary.labels is None:
+    return []
+  text = (
+    "Finds were drawn at random within strata of grade and mode. Raters saw image, question and the"
+    " two answers in random order. A find is right if only the answer of the consensus is right."
+    " Verified and right is V3; wrong falls to V0. Shares weigh each find by the inverse of its"
+    f" chance to be drawn. {summary.labels.assumption}"
+  )
+  return [("Labelled by people (V3)", text)]
 
 
 def _verified(ctx: Context, failures: Iterable[Failure]) -> tuple[str, str]:

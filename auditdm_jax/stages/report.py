@@ -15,14 +15,14 @@ import sys
 
 from ml_collections import ConfigDict
 
-from auditdm_jax.audit import rates
 from auditdm_jax.audit.attempt import Failure
 from auditdm_jax.audit.report import charts, listing
 from auditdm_jax.audit.report import data as report_data
 from auditdm_jax.audit.report.write import write_report
 from auditdm_jax.audit.summary import ALL_ARMS, RestChange, Summary
+from auditdm_jax.bench import page
 from auditdm_jax.core import paths, runtime
-from auditdm_jax.stages import methods, screen, shown
+from auditdm_jax.stages import methods, screen, shown, suite
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import ModeRow, Verified
 from auditdm_jax.stages.run import TRAIN
@@ -88,6 +88,7 @@ def _write(ctx: Context, done: Round, summary: Summary) -> None:
     strategies=_strategies(summary, oracle=oracle),
     rectify=_rectify(summary),
     second_round=_second_round(summary),
+    pages=_pages(ctx, done),
     rounds=_rounds(summary) if summary.second_round else (),
     health=done.evaluated.health if done.evaluated else None,
     finds=_finds(ctx, verified, failures, linked, summary.compared.not_looked_at),
@@ -107,6 +108,12 @@ def _write(ctx: Context, done: Round, summary: Summary) -> None:
     write_report(ctx.folder.path / "report", data)
 
 
+def _pages(ctx: Context, done: Round) -> list[report_data.ExtraPage]:
+  """The table of the benchmark, if models were measured."""
+  table = suite.table(ctx) if done.evaluated else None
+  return [page.page_of(table, path="benchmarks.html")] if table else []
+
+
 def _funnel(verified: Verified) -> list[report_data.FunnelRow]:
   """The funnel; a gate's row says of how many finds it was not measured."""
   notes = dict(FUNNEL_NOTES)
@@ -123,8 +130,8 @@ def _gates(verified: Verified) -> list[report_data.GateRow]:
   return [
     report_data.GateRow(
       name=name.replace("_", " "),
-      passed=rates.rate(gate.passed, gate.passed + gate.failed),
-      failed=gate.failed,
+      passed=gate.passed,
+      failed=int(gate.passed.n - gate.passed.k),
       unmeasured=gate.unmeasured,
       required=gate.required,
     )
@@ -150,19 +157,12 @@ def _worth(summary: Summary, verified: Verified) -> list[report_data.WorthRow]:
 
 def _outside(verified: Verified) -> list[report_data.OutsideRow]:
   """Who was asked outside the ensemble, and whose side was taken."""
-  rows = []
-  for by, counts in verified.sides.items():
-    others = {side: n for side, n in counts.items() if side not in ("consensus", "not measured")}
-    agrees = counts.get("consensus", 0)
-    rows.append(
-      report_data.OutsideRow(
-        name=by,
-        agrees=rates.rate(agrees, agrees + sum(others.values())),
-        others=others,
-        unmeasured=counts.get("not measured", 0),
-      )
+  return [
+    report_data.OutsideRow(
+      name=by, agrees=view.agrees, others=view.others, unmeasured=view.unmeasured
     )
-  return rows
+    for by, view in verified.sides.items()
+  ]
 
 
 def _modes(
@@ -234,6 +234,7 @@ def _finds(
   names, required = {m.mode_id: m.name for m in verified.modes}, ctx.settings.verify.required
   return report_data.FindList(
     failures=failures,
+    total=verified.funnel["looked_at"],
     shown=[
       report_data.FindRow(
         card=_card(ctx, f),

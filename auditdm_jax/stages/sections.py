@@ -196,8 +196,8 @@ class BenchmarkConfig:
 
   Attributes:
     scorer: import path of a function (prediction, references) -> [0, 1].
-    groups: import path of a function `bench.evaluate.Example` -> names of groups; "" = those of the
-      world.
+    groups: import path of a function `bench.items.BenchmarkItem` -> names of groups; "" = those of
+      the world.
     leaks: files that the stage leaks made; a find that repeats one of their items is not verified.
   """
 

@@ -40,9 +40,9 @@ def cost(manifest: Mapping[str, Any], seconds: Mapping[str, float]) -> list[repo
 
 
 def code(manifest: Mapping[str, Any]) -> str:
-  """Returns the version of the code that verified the finds: the commits that its stages ran."""
-  found = {str(stage.get("git") or "unknown")[:18] for stage in manifest["stages"].values()}
-  return ", ".join(sorted(found))
+  """Returns the versions of the code that the stages ran, by commit."""
+  commits = {str(stage.get("git") or "unknown") for stage in manifest["stages"].values()}
+  return ", ".join(sorted(f"{c[:12]}{'-dirty' if c.endswith('-dirty') else ''}" for c in commits))
 
 
 def too_small(summary: Summary, verified: Verified) -> list[str]:

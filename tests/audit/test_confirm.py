@@ -92,6 +92,16 @@ def test_probes_that_were_asked_for_a_mode_count_for_modes_alone_and_up_to_the_p
   assert confirm.confirm(modes, probes + silent)[0].consensus.n == 50
 
 
+def test_modes_that_cost_too_much_get_no_more_probes():
+  config, modes = ConfirmConfig(), [_mode("often"), _mode("seldom")]
+  rest = [FreshProbe(f"i{i}", None, frozenset(["seldom"]), False) for i in range(1000)]
+  probes = rest + _probes("often", 50, 25) + _probes("seldom", 2, 1)
+  afford = lambda asks: confirm.affordable(modes, probes, asks=asks, config=config)  # noqa: E731
+  assert [sorted(afford(n)) for n in (10, 100, 10**6)] == [[], ["often"], ["often", "seldom"]]
+  turned = [dataclasses.replace(p, failed=not p.failed) for p in probes]
+  assert confirm.affordable(modes, turned, asks=100, config=config) == afford(100)
+
+
 def test_the_ratio_of_two_rates_is_covered():
   rng = np.random.default_rng(0)
   hits, draws = 0, 600

@@ -92,7 +92,7 @@ def test_grades_are_weighed_and_nobody_confirms_themselves():
   assert {name: rate.n for name, rate in found.gates.items()} == {"g": 1, "stability": 1}
   only = precision.of_finds(rows, precision.by_labels, by="labels")
   assert only.finds.n == 1 and not only.outside
-  assert precision.of_finds(rows, lambda f: None, by="labels") is None
+  assert precision.of_finds(rows, precision.by_people, by="people") is None
 
 
 def test_weights_widen_the_interval_as_kish_says():
@@ -108,11 +108,10 @@ def test_the_best_knowledge_comes_first():
   real = rates.rate(1, 2)
   labelled = FindPrecision(by="labels", real=rates.rate(3, 4))
   rows = [_failure(0, True, "V1"), _failure(1, False, "V1")]
-  grades = [precision.of_finds(rows, lambda f: True, by=by) for by in ("labels", "oracle")]
-  assert precision.best(labelled, grades, people=real) == FindPrecision(by="people", real=real)
-  assert precision.best(labelled, grades, people=rates.NOTHING) is labelled
-  assert precision.best(None, grades).by == "oracle"
-  assert precision.best(None, grades[:1]) is None and precision.best(None, []) is None
+  grades = [precision.of_finds(rows, lambda f: True, by=by) for by in ("oracle", "people")]
+  assert precision.best(labelled, grades).by == "people"
+  assert precision.best(labelled, grades[:1]) is labelled
+  assert precision.best(None, grades[:1]).by == "oracle" and precision.best(None, []) is None
   assert labelled.correct(real) is None and not labelled.cannot_judge
 
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from auditdm_jax.audit.mode import Mode
+from auditdm_jax.audit.mode import Mode, plain
 from auditdm_jax.audit.skills import Assigner, Seeds, load_kinds, load_seeds
 from auditdm_jax.audit.taxonomy import Taxonomy, discover_modes, gather, members, name_modes
 from auditdm_jax.audit.words import Lexicon
@@ -157,6 +157,10 @@ def test_a_kind_of_things_is_one_mode(seeds, attempt):
   modes = discover_modes(attempts, kinds).modes
   assert [m.terms for m in modes] == [("q:[vehicle]",)] and "any vehicle" in modes[0].name
   assert len(discover_modes(attempts, seeds).modes) > 3, "without kinds it is a mode a word"
+
+
+def test_names_say_kinds_in_words():
+  assert plain("[shape] + column four") == "any shape + column four" and plain("red") == "red"
 
 
 def test_siblings_with_one_rate_are_merged_and_others_are_not(seeds, attempt):

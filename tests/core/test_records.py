@@ -7,7 +7,7 @@ import pytest
 
 from auditdm_jax.core import jsonl
 from auditdm_jax.core.config import UserError
-from auditdm_jax.core.records import Records
+from auditdm_jax.core.records import Records, Stored, chunks
 
 
 def test_append_and_read_back(tmp_path):
@@ -112,3 +112,22 @@ def test_two_writers_of_one_shard_do_not_mix_lines(tmp_path):
   rows = Records(tmp_path).read("probes")
   assert len(rows) == 300
   assert {tuple(r["id"]) for r in rows} == {(w, i) for w in (0, 1) for i in range(50)}
+
+
+def test_rows_of_all_shards_come_step_by_step(tmp_path):
+  for process in (0, 1):
+    records = Records(tmp_path, process, processes=2)
+    rows = [{"step": s, "prompt": 3 - 2 * process, "sample": i} for s in (0, 1, 12) for i in (1, 0)]
+    records.append("completions", rows)
+  found = list(Records(tmp_path).by_step("completions", "prompt", "sample"))
+  keys = [(r["step"], r["prompt"], r["sample"]) for r in found]
+  assert keys == sorted(keys) and len(keys) == 12
+
+
+def test_what_is_stored_is_read_anew_and_not_held(tmp_path):
+  records = Records(tmp_path)
+  stored = Stored(lambda: records.iterate("probes"))
+  assert not stored and list(stored) == []
+  records.append("probes", [{"id": 1}, {"id": 2}])
+  assert stored and list(stored) == list(stored) == [{"id": 1}, {"id": 2}]
+  assert [len(c) for c in chunks(range(7), 3)] == [3, 3, 1] and list(chunks([], 3)) == []

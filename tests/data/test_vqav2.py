@@ -59,7 +59,7 @@ def test_two_parts_of_a_split_are_pools_without_a_common_image(source, tmp_path)
       assert all(str(round(float(p.image(i).mean()))) in q for q in p.questions(i))
       assert p.answers(i) == tuple(("net", *[f"answer {k}"] * 9) for k in range(2))
   first = specs.from_pool(b)[0]
-  assert (first.example_id, first.references[0]) == ("73000", "answer 0")
+  assert (first.item_id, first.references[0]) == ("73000", "answer 0")
 
 
 def test_a_missing_image_is_named_and_nothing_is_left(source, tmp_path):

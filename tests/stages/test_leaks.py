@@ -6,7 +6,7 @@ import pytest
 from auditdm_jax import __main__ as main_lib
 from auditdm_jax.audit import leaks as leaks_lib
 from auditdm_jax.stages import grading, leaks
-from tests.bench.layouts import cases, fakes
+from tests.bench.layouts import fakes, made_parquet, made_raw, shared
 
 
 @pytest.fixture(autouse=True)
@@ -17,8 +17,8 @@ def _flags():
 
 
 def test_benchmarks_become_an_index(tmp_path, capsys):
-  cases.gqa_raw(tmp_path / "gqa")
-  cases.mmmu_parquet(tmp_path / "mmmu")
+  made_raw.gqa_raw(tmp_path / "gqa")
+  made_parquet.mmmu_parquet(tmp_path / "mmmu")
   target = tmp_path / "leaks.npz"
   words = [f"gqa={tmp_path / 'gqa'}", f"mmmu/val={tmp_path / 'mmmu'}"]
   assert main_lib.run(["leaks", f"--output={target}", *words]) == 0
@@ -26,7 +26,7 @@ def test_benchmarks_become_an_index(tmp_path, capsys):
   index = leaks_lib.load(target)
   assert index.sources == ("gqa/testdev_balanced", "mmmu/val")
   image = fakes.np.full((60, 80, 3), 80, fakes.np.uint8)
-  assert "q1" in {hit.item_id for hit in index.hits(image, cases.ASKED[1])}
+  assert "q1" in {hit.item_id for hit in index.hits(image, shared.ASKED[1])}
   seen = grading._benchmarks((str(target),))
   assert seen is not None and grading._benchmarks(()) is None
 

@@ -4,9 +4,12 @@
 import numpy as np
 import pytest
 
+from auditdm_jax.audit.attempt import Attempt, unique_attempts
+from auditdm_jax.audit.probe import Probe, Verdict
 from auditdm_jax.core import runtime
 from auditdm_jax.core.config import UserError, build
 from auditdm_jax.core.image_store import Images
+from auditdm_jax.core.records import Stored
 from auditdm_jax.images.config import ImagesConfig
 from auditdm_jax.stages import run, service
 from auditdm_jax.stages.pools import ImageSource, InMemoryPool
@@ -102,3 +105,47 @@ def test_a_mistake_in_how_to_reach_the_images_is_one_line(images, message, tmp_p
   with pytest.raises(UserError, match=message):
     with service.connected(build(ImagesConfig, images), images, local=tmp_path):
       pass
+
+
+def _attempts(batch, n=3):
+  verdict = Verdict(
+    probe_id="",
+    answers={"t": "red", "r": "blue"},
+    target="t",
+    references=("r",),
+    consensus="blue",
+    agree=True,
+    disagreement=True,
+    reason="disagreement",
+  )
+  return [
+    Attempt(probe=Probe.make(f"i{batch}", f"q{i % 2}", step=i), verdict=verdict) for i in range(n)
+  ]
+
+
+def test_attempts_are_read_as_they_lie_and_a_torn_batch_is_left_out(tmp_path):
+  folder = run.RunFolder(tmp_path, config_hash="")
+  for batch in (0, 2):  # Batch 1 had nothing to ask.
+    folder.append_sweep(batch, _attempts(batch))
+  path = tmp_path / "discover/attempts-0.jsonl"
+  whole = path.read_bytes()
+  folder.append_sweep(3, _attempts(3))
+  lines = path.read_bytes().splitlines(keepends=True)
+  path.write_bytes(b"".join(lines[:-1]))  # Killed before the last row of batch 3.
+  assert [batch for batch, _ in folder.sweep()] == [0, 2]
+  swept = folder.swept()
+  assert list(swept) == [*_attempts(0), *_attempts(2)] == list(folder.attempts())
+  run.RunFolder(tmp_path, config_hash="").append_sweep(3, _attempts(3))
+  assert path.read_bytes().startswith(whole) and len(list(swept)) == 9
+  folder.write_control(_attempts(5))
+  assert list(folder.control()) == _attempts(5) and len(list(folder.asked())) == 12
+
+
+def test_each_question_counts_once_by_its_last_attempt_however_it_is_read():
+  attempts = _attempts(0)
+  expected = [attempts[1], attempts[2]]
+  assert list(unique_attempts(attempts)) == expected
+  assert list(unique_attempts(a for a in attempts)) == expected
+  unique = unique_attempts(Stored(lambda: iter(attempts)))
+  assert list(unique) == list(unique) == expected
+  assert unique and not unique_attempts([])

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import markupsafe
 
-from auditdm_jax.audit.diversity import Estimate
+from auditdm_jax.audit.diversity import HillEstimate
 from auditdm_jax.audit.report import data
 from auditdm_jax.audit.report import text as text_lib
 
@@ -27,6 +27,12 @@ def percent(value: float | None) -> str:
   return f"{100 * value:.{digits}f}\u202f%"
 
 
+def points(change: float) -> str:
+  """A change of a share in points, with its sign."""
+  rounded = round(100 * change, 1) + 0.0
+  return f"{rounded:+.1f}".replace("-", "\N{MINUS SIGN}") if rounded else "0.0"
+
+
 def count(k: float) -> str:
   """A number of successes; a sum of scores or of weighted ones has one digit more."""
   return f"{k:,.0f}" if k == int(k) else f"{k:,.1f}"
@@ -42,7 +48,7 @@ def rate_text(rate: data.Rate) -> str:
   return f"{percent(rate.rate)} ({counts}, {interval})"
 
 
-def estimate_text(found: Estimate) -> str:
+def estimate_text(found: HillEstimate) -> str:
   """`7.9 [6.9, 9.4]`."""
   low, high = found.ci95
   return f"{found.value:.1f} [{low:.1f}, {high:.1f}]"

@@ -7,6 +7,7 @@ Every section may be left empty; an empty section is left out of the pages.
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import pathlib
+from typing import Any
 
 from auditdm_jax.audit.attempt import Failure, Gate
 from auditdm_jax.audit.diversity import Diversity
@@ -132,13 +133,19 @@ class FindRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FindList:
-  """All finds that were looked at; `shown` is what fits a page, the downloads have the rest.
+  """The finds that verification looked at.
 
-  `required` are the gates that V1 needs, `modes` the names by id, `not_looked_at` finds that are
-  beyond the limit of verification.
+  Attributes:
+    failures: all of them, read anew each time.
+    total: their number.
+    shown: what fits a page; the downloads have the rest.
+    required: the gates that V1 needs.
+    modes: names by id.
+    not_looked_at: finds beyond the limit of verification.
   """
 
   failures: Iterable[Failure]
+  total: int
   shown: Sequence[FindRow]
   required: Sequence[str] = ()
   modes: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -294,6 +301,25 @@ class RoundView:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ExtraPage:
+  """A page that another part of the program fills.
+
+  Attributes:
+    name: in the list of pages.
+    path: its file in the report's folder.
+    template: of the page.
+    values: what it shows.
+    files: what lies beside it, by name: text of this program's own making.
+  """
+
+  name: str
+  path: str
+  template: str
+  values: Mapping[str, Any]
+  files: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportData:
   """Everything that `write_report` needs.
 
@@ -318,6 +344,7 @@ class ReportData:
   second_round: Sequence[SecondRoundRow] = ()
   rounds: Sequence[RoundView] = ()
   health: Health | None = None
+  pages: Sequence[ExtraPage] = ()
   finds: FindList | None = None
   ledger: LedgerView | None = None
   cost: Sequence[CostRow] = ()

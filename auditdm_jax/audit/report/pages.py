@@ -74,6 +74,8 @@ def _environment() -> jinja2.Environment:
   env.filters.update(slug=slug, short=_short, heat=_heat, name=_name, count=charts.count)
   env.globals.update(
     percent=charts.percent,
+    points=charts.points,
+    estimate=charts.estimate_text,
     rate_text=charts.rate_text,
     interval_bar=charts.interval_bar,
     share_bar=charts.share_bar,

@@ -20,7 +20,7 @@ from auditdm_jax.audit.report import charts, listing, pages, pictures
 from auditdm_jax.audit.report import data as data_lib
 from auditdm_jax.audit.report.pictures import Picture
 from auditdm_jax.audit.summary import ALL_ARMS, Accuracy, Summary
-from auditdm_jax.core import jsonio
+from auditdm_jax.core import jsonio, paths
 
 _MARKER = "report.json"
 _FORMAT = "auditdm-report-1"
@@ -93,6 +93,8 @@ def _write_pages(root: pathlib.Path, data: data_lib.ReportData) -> None:
     (data.ledger is not None, "Compared", "compared.html"),
     (True, "Methods", "methods.html"),
   ]
+  extra = [(True, page.name, page.path) for page in data.pages]
+  there[-1:-1] = extra
   tabs = [dict(name=name, path=path) for wanted, name, path in there if wanted]
   out = pages.Pages(root, d=data, pages=tabs)
   out.write(
@@ -125,10 +127,25 @@ def _write_pages(root: pathlib.Path, data: data_lib.ReportData) -> None:
     out.write("second-round.html", "second-round.html")
   if data.ledger is not None:
     out.write("compared.html", "compared.html", ledger=data.ledger)
+  for page in data.pages:
+    _write_extra(root, out, page)
   summary = jsonio.plain(data.summary) if data.summary else {}
   out.write("methods.html", "methods.html", summary_rows=list(_summary_rows(summary)))
   _write_json(root / "summary.json", summary)
   _write_json(root / _MARKER, dict(format=_FORMAT, title=data.title, created=data.created))
+
+
+def write_page(directory: str | os.PathLike, page: data_lib.ExtraPage, *, created: str) -> None:
+  """Writes a page by itself, with its style sheet and files."""
+  root = pathlib.Path(directory)
+  alone = data_lib.ReportData(title=page.name, target="", created=created)
+  _write_extra(root, pages.Pages(root, d=alone, pages=[]), page)
+
+
+def _write_extra(root: pathlib.Path, out: pages.Pages, page: data_lib.ExtraPage) -> None:
+  out.write(page.path, page.template, **page.values)
+  for name, text in page.files.items():
+    paths.write_bytes(root / name, text.encode())
 
 
 def _write_finds(

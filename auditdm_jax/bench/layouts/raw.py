@@ -41,6 +41,17 @@ class RawItems(Generic[T]):
     return self._make(self._rows[i])
 
 
+def whole(items: Sequence[BenchmarkItem]) -> "RawItems[BenchmarkItem]":
+  """Returns items that are made already.
+
+  Raises:
+    BadRow: there are none.
+  """
+  if not items:
+    raise BadRow("no questions")
+  return RawItems(items, lambda item: item)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Raw:
   """A benchmark's own files.

@@ -32,7 +32,7 @@ def mme(root: pathlib.Path, split: str) -> raw.RawItems[BenchmarkItem]:
   if missing := [name for name in parts if not (root / name).is_dir()]:
     raise raw.MissingFiles(*(f"{name}/" for name in missing))
   items = [item for name in parts for item in _mme_part(root / name)]
-  return raw.RawItems(items, _same)
+  return raw.whole(items)
 
 
 def _mme_part(folder: pathlib.Path) -> list[BenchmarkItem]:
@@ -83,7 +83,7 @@ def seedbench(root: pathlib.Path, split: str) -> raw.RawItems[BenchmarkItem]:
   raw.check_pictures(folder, (item.image_key for item in items))
   if not items:
     raise BadRow("SEED-Bench.json has no question about an image")
-  return raw.RawItems(items, _same)
+  return raw.whole(items)
 
 
 def _seed(row: Mapping[str, Any], folder: pathlib.Path, kinds: Mapping[int, str]) -> BenchmarkItem:
@@ -100,7 +100,3 @@ def _seed(row: Mapping[str, Any], folder: pathlib.Path, kinds: Mapping[int, str]
     answer=place,
     category=kinds.get(row.get("question_type_id", -1), ""),
   )
-
-
-def _same(item: BenchmarkItem) -> BenchmarkItem:
-  return item

@@ -7,6 +7,7 @@ refs(unc).json with the same content is taken first.
 """
 
 from collections.abc import Mapping
+import os
 import pathlib
 import pickle
 import re
@@ -50,20 +51,22 @@ def read_refs(folder: pathlib.Path, name: str) -> list[Mapping[str, Any]]:
     raw.MissingFiles: neither is there.
     UserError: it is not what it should be.
   """
-  file = folder / f"refs({name}).p"
-  if (folder / f"refs({name}).json").is_file() or not file.is_file():
-    found = raw.read_json(folder, f"refs({name}).json", hook=None) if not file.is_file() else None
-    found = found or raw.read_json(folder, f"refs({name}).json")
+  if (folder / f"refs({name}).json").is_file():
+    found = raw.read_json(folder, f"refs({name}).json")
   else:
-    try:
-      with file.open("rb") as data:
-        found = _NoCode(data, encoding="utf-8", errors="replace").load()
-    except (pickle.UnpicklingError, *_TORN) as e:
-      reason = " ".join(str(e).split())[:200]
-      raise UserError(f"{file}: no pickle of plain values: {reason}") from e
+    found = _unpickled(raw.file_of(folder, f"refs({name}).p"))
   if not isinstance(found, list) or not all(isinstance(x, dict) for x in found):
     raise BadRow(f"refs({name}) is no list of expressions")
   return found
+
+
+def _unpickled(file: pathlib.Path) -> Any:
+  try:
+    with file.open("rb") as data:
+      return _NoCode(data, encoding="utf-8", errors="replace").load()
+  except (pickle.UnpicklingError, *_TORN) as e:
+    reason = " ".join(str(e).split())[:200]
+    raise UserError(f"{file}: no pickle of plain values: {reason}") from e
 
 
 # What damaged pickles make the unpickler raise.
@@ -86,7 +89,7 @@ def refcoco(root: pathlib.Path, split: str) -> raw.RawItems[Expression]:
   sizes = {x["id"]: x for x in raw.listed(instances, "images", "instances.json")}
   objects = {x["id"]: x for x in raw.listed(instances, "annotations", "instances.json")}
   chosen = [ref for ref in refs if ref["split"] == part]
-  names = set(raw.os.listdir(shown))
+  names = set(os.listdir(shown))
   rows = [row for ref in chosen for row in _expressions(ref, objects, sizes, names)]
   raw.check_pictures(shown, (row.image for row in rows))
   if not rows:
@@ -145,7 +148,7 @@ def captions(root: pathlib.Path, split: str) -> raw.RawItems[BenchmarkItem]:
     items += [_captioned(row, folder) for row in rows]
   if not items:
     raise BadRow(f"dataset_coco.json has no picture of the split {split!r}")
-  return raw.RawItems(items, _same)
+  return raw.whole(items)
 
 
 def _captioned(row: Mapping[str, Any], folder: pathlib.Path) -> BenchmarkItem:
@@ -165,7 +168,7 @@ def _official(root: pathlib.Path, split: str) -> raw.RawItems[BenchmarkItem]:
   items = [_caption(str(key), folder / files[key], x) for key, x in said.items()]
   if not items:
     raise BadRow(f"{name} has no caption")
-  return raw.RawItems(items, _same)
+  return raw.whole(items)
 
 
 def _caption(key: str, file: pathlib.Path, said: list[str]) -> BenchmarkItem:
@@ -176,10 +179,6 @@ def _caption(key: str, file: pathlib.Path, said: list[str]) -> BenchmarkItem:
     question="",
     references=tuple(said),
   )
-
-
-def _same(item: BenchmarkItem) -> BenchmarkItem:
-  return item
 
 
 def coco_id(file_name: str) -> str:

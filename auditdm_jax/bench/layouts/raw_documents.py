@@ -13,6 +13,7 @@ from auditdm_jax.bench.items import BenchmarkItem, StoredPicture
 from auditdm_jax.bench.layouts import raw
 from auditdm_jax.bench.layouts.base import place_of, references, text
 from auditdm_jax.core import pictures
+from auditdm_jax.core.config import UserError
 from auditdm_jax.core.pools.listed import FileSource
 from auditdm_jax.core.pools.rows import BadRow
 
@@ -26,7 +27,7 @@ def docvqa(root: pathlib.Path, split: str) -> raw.RawItems[BenchmarkItem]:
   folder = raw.folder_of(root, f"{split}/documents", "documents", "spdocvqa_images")
   items = [_document(row, folder) for row in rows]
   raw.check_pictures(folder, (item.image_key for item in items))
-  return _whole(items)
+  return raw.whole(items)
 
 
 def _document(row: Mapping[str, Any], folder: pathlib.Path) -> BenchmarkItem:
@@ -53,7 +54,7 @@ def chartqa(root: pathlib.Path, split: str) -> raw.RawItems[BenchmarkItem]:
       raise BadRow(f"{part}/{part}_{name}.json is no list")
     items += [_chart(k, row, name, folder) for k, row in enumerate(content)]
   raw.check_pictures(folder, (item.image_key for item in items))
-  return _whole(items)
+  return raw.whole(items)
 
 
 def _chart(k: int, row: Mapping[str, Any], source: str, folder: pathlib.Path) -> BenchmarkItem:
@@ -84,7 +85,7 @@ def ai2d(root: pathlib.Path, split: str) -> raw.RawItems[BenchmarkItem]:
     if (file.name.split(".")[0] in test) == (split == "test"):
       items += _diagram(raw.read_json(asked, file.name), file.name, labels, shown)
   raw.check_pictures(shown, (item.image_key for item in items))
-  return _whole(items)
+  return raw.whole(items)
 
 
 def _diagram(
@@ -135,9 +136,9 @@ class _Lettered:
         letter = text(label["replacementText"], "replacementText")
         _letter(draw, (int(x0), int(y0), int(x1), int(y1)), letter)
     except raw.MissingFiles as e:
-      raise raw.UserError(f"{self.labels / self.file}: no such file of labels") from e
+      raise UserError(f"{self.labels / self.file}: no such file of labels") from e
     except (AttributeError, KeyError, TypeError, ValueError) as e:
-      raise raw.UserError(f"{self.labels / self.file}: not what AI2D has ({e})") from e
+      raise UserError(f"{self.labels / self.file}: not what AI2D has ({e})") from e
     return np.asarray(image)
 
 
@@ -150,13 +151,3 @@ def _letter(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], letter: s
     if width <= x1 - x0 and height <= y1 - y0:
       break
   draw.text((x0 + (x1 - x0 - width) // 2, y0), letter, fill="black", font=font)
-
-
-def _whole(items: list[BenchmarkItem]) -> raw.RawItems[BenchmarkItem]:
-  if not items:
-    raise BadRow("no questions")
-  return raw.RawItems(items, _same)
-
-
-def _same(item: BenchmarkItem) -> BenchmarkItem:
-  return item

@@ -39,13 +39,14 @@ from auditdm_jax.bench.specs.base import (
   PromptSpec,
   write_metadata,
 )
-from auditdm_jax.bench.specs.scenes import GAPS, REST, from_pool, scenes_groups
+from auditdm_jax.bench.specs.scenes import GAPS, REST, SUITE, ItemGroups, from_pool, scenes_groups
 from auditdm_jax.core.config import UserError, build, did_you_mean, load_object
 
 __all__ = [
   "BenchmarkSpec",
   "Family",
   "GAPS",
+  "ItemGroups",
   "MetricName",
   "OptionStyle",
   "OwnBenchmark",
@@ -53,6 +54,7 @@ __all__ = [
   "PromptSpec",
   "REST",
   "SPECS",
+  "SUITE",
   "find",
   "from_pool",
   "scenes_groups",
@@ -122,12 +124,12 @@ def find(entry: str | Mapping[str, Any] | ConfigDict, *, where: str) -> Benchmar
   """
   if not isinstance(entry, str):
     return build(OwnBenchmark, entry, name=where).spec()
-  by_name = {spec.name: spec for spec in SPECS}
+  by_name = {spec.name: spec for spec in (*SPECS, *SUITE)}
   if ":" in entry:
     return load_object(entry, BenchmarkSpec, where=where)
   if entry not in by_name:
     raise UserError(
       f"{where}={entry!r}: no such benchmark{did_you_mean(entry, by_name)}; benchmarks:"
-      f" {', '.join(by_name)}; one of your own is written package.module:NAME"
+      f" {', '.join(spec.name for spec in SPECS)}; one of your own is written package.module:NAME"
     )
   return by_name[entry]

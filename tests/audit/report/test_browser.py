@@ -106,7 +106,7 @@ def test_a_permanent_link_shows_its_failure_whatever_is_filtered(page, report):
   page.evaluate("id => { location.hash = id; }", first)
   page.wait_for_selector(f"[id='{first}']:visible")
   page.click(f"[id='{first}'] figure a")
-  assert page.locator(".zoom:visible").count() == 1
+  assert page.locator(".zoom:visible").bounding_box() == dict(x=0, y=0, width=375, height=800)
   page.locator(".zoom:visible").click()
   assert page.locator(".zoom:visible").count() == 0
 

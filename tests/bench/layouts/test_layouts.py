@@ -14,7 +14,7 @@ from auditdm_jax.bench.layouts.open import detect
 from auditdm_jax.bench.specs import SPECS, find, write_metadata
 from auditdm_jax.core import jsonio
 from auditdm_jax.core.config import UserError
-from tests.bench.layouts import cases, fakes
+from tests.bench.layouts import cases, fakes, made_raw
 
 ALL = (*cases.TFDS, *cases.TSV, *cases.PARQUET, *cases.RAW)
 
@@ -141,7 +141,7 @@ def test_a_broken_layout_is_one_line(tmp_path, case, breaks):
 
 
 def test_the_wrong_benchmark_and_the_wrong_split_are_named(tmp_path):
-  cases.gqa_raw(tmp_path)
+  made_raw.gqa_raw(tmp_path)
   with pytest.raises(UserError, match=r"no v2_OpenEnded_.*; expected .*; found images, testdev"):
     find("vqav2", where="test").open(tmp_path, "val")
   with pytest.raises(UserError, match=r"gqa has no split 'testdev' \(did you mean"):
@@ -153,7 +153,7 @@ def test_the_wrong_benchmark_and_the_wrong_split_are_named(tmp_path):
 
 
 def test_provenance_lies_beside_what_is_made(tmp_path):
-  cases.gqa_raw(tmp_path)
+  made_raw.gqa_raw(tmp_path)
   items = find("gqa", where="test").open(tmp_path)
   write_metadata(tmp_path / "metadata.json", items)
   found = jsonio.read_json(tmp_path / "metadata.json")

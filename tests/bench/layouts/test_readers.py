@@ -15,7 +15,7 @@ from auditdm_jax.bench.layouts.tsv import TsvTable
 from auditdm_jax.bench.specs import find
 from auditdm_jax.core.config import UserError
 from auditdm_jax.core.pools import tfrecords
-from tests.bench.layouts import cases, fakes
+from tests.bench.layouts import fakes, made_parquet, made_raw, made_tfds, made_tsv, shared
 
 MB = 1 << 20
 
@@ -63,14 +63,14 @@ def test_pictures_stay_on_disk(tmp_path, kind):
 
 def test_minival_is_the_same_questions_from_the_authors_files(tmp_path, monkeypatch):
   monkeypatch.setattr(raw_questions, "MINIVAL", 2)
-  cases.vqav2_raw(tmp_path / "raw")
-  cases.vqa(tmp_path / "tfds")
+  made_raw.vqav2_raw(tmp_path / "raw")
+  made_tfds.vqa(tmp_path / "tfds")
   spec = find("vqav2", where="test")
   order = [item.item_id for item in spec.open(tmp_path / "tfds", "val")]
   assert [item.item_id for item in spec.open(tmp_path / "raw", "minival")] == order[-2:]
   # More keys than three, whose order could be so by chance.
   rows = [(k, {"question_id": k, "image": fakes.encoded(1)}) for k in range(200)]
-  features = {"question_id": cases.I32, "image": fakes.PNG}
+  features = {"question_id": made_tfds.I32, "image": fakes.PNG}
   folder = fakes.prepare(tmp_path / "many", "Vqa", features, {"validation": rows})
   table = TfdsTable(folder, "validation", Columns())
   keys = [table.row(i)["question_id"] for i in range(len(table))]
@@ -82,7 +82,7 @@ def test_a_pickle_with_code_does_not_run(tmp_path):
     def __reduce__(self):
       return os.mkdir, (str(tmp_path / "made"),)
 
-  cases.refcoco_raw(tmp_path)
+  made_raw.refcoco_raw(tmp_path)
   for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
     data = pickle.dumps([{"split": "val", "x": Hostile()}], protocol=protocol)
     (tmp_path / "refcoco/refs(unc).p").write_bytes(data)
@@ -118,7 +118,7 @@ def test_a_pickle_of_python_2_is_read(tmp_path):
   ],
 )
 def test_a_damaged_tsv_is_named(tmp_path, change, message):
-  cases.pope_tsv(tmp_path)
+  made_tsv.pope_tsv(tmp_path)
   path = tmp_path / "POPE.tsv"
   path.write_bytes(change(path.read_bytes()))
   with pytest.raises(UserError, match=message):
@@ -136,12 +136,12 @@ def test_cells_that_pandas_takes_for_nothing_are_text(tmp_path):
 def test_rows_of_other_splits_are_left_out(tmp_path):
   rows = [
     {"index": k, "image": fakes.base64_of(40), "question": "q", "category": f"RefCOCO{kind} val"}
-    | {"bbox_x1_norm": 0.25, "bbox_y1_norm": 0.0, "bbox_x2_norm": 0.75, "bbox_y2_norm": 0.5}
+    | {"bbox_x1_norm": 0.125, "bbox_y1_norm": 0.25, "bbox_x2_norm": 0.625, "bbox_y2_norm": 0.75}
     for k, kind in enumerate(("", "+", "g", ""))
   ]
   fakes.write_tsv(tmp_path / "RefCOCO.tsv", rows)
   items = find("refcoco-boxes", where="test").open(tmp_path)
-  assert [(item.item_id, item.box) for item in items] == [("0", cases.BOX), ("3", cases.BOX)]
+  assert [(item.item_id, item.box) for item in items] == [("0", shared.BOX), ("3", shared.BOX)]
   with pytest.raises(
     UserError, match=r"no row of 'RefCOCO_testA'; its rows are of RefCOCO\+_val, "
   ):
@@ -178,13 +178,13 @@ def test_lists_as_python_writes_them(cell, found):
 
 def test_a_snapshot_of_the_hubs_cache_is_found(tmp_path):
   snapshot = tmp_path / "datasets--lmms-lab--POPE/snapshots/0f3c"
-  expected = cases.pope_parquet(snapshot)
+  expected = made_parquet.pope_parquet(snapshot)
   items = find("pope", where="test").open(tmp_path / "datasets--lmms-lab--POPE")
   assert len(items) == len(expected)
 
 
 def test_another_config_is_not_taken_for_the_one(tmp_path):
-  cases.docvqa_parquet(tmp_path)
+  made_parquet.docvqa_parquet(tmp_path)
   spec = find("docvqa", where="test")
   assert len(spec.open(tmp_path / "DocVQA")) == 3
   (tmp_path / "DocVQA").rename(tmp_path / "Other")
@@ -193,13 +193,13 @@ def test_another_config_is_not_taken_for_the_one(tmp_path):
 
 
 def test_a_part_of_a_split_is_told(tmp_path, caplog):
-  cases.gqa_raw(tmp_path)
+  made_raw.gqa_raw(tmp_path)
   find("gqa", where="test").open(tmp_path)
   assert "3 items, not 12578 as published" in caplog.text
 
 
 def test_labels_of_diagrams_are_written_over(tmp_path):
-  cases.ai2d_raw(tmp_path)
+  made_raw.ai2d_raw(tmp_path)
   base = tmp_path / "ai2d"
   questions = {
     "Which?": {"questionId": "x", "answerTexts": ["a", "B"], "correctAnswer": 1, "abcLabel": True}
@@ -216,7 +216,7 @@ def test_labels_of_diagrams_are_written_over(tmp_path):
 
 
 def test_tfrecords_by_place(tmp_path):
-  cases.vqa(tmp_path, "tfrecord")
+  made_tfds.vqa(tmp_path, "tfrecord")
   (path,) = tmp_path.rglob("*.tfrecord-*")
   whole = tfrecords.TfRecords([tfrecords.RecordRange(str(path), 0, -1)])
   parts = [tfrecords.RecordRange(str(path), 2, 1), tfrecords.RecordRange(str(path), 0, 2)]

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The forest plot: each model's difference to the baseline with its interval, an SVG file.
+
+Benchmarks of one scale share an axis; MME, a sum, has its own.
+"""
+
+from collections.abc import Sequence
+import math
+
+import markupsafe
+
+from auditdm_jax.audit.report import text as text_lib
+from auditdm_jax.bench import sheets
+from auditdm_jax.bench.table import BenchRow, BenchTable, RoleChange
+
+_WIDTH, _LEFT, _RIGHT, _ROW, _GAP, _TOP = 860, 250, 170, 18, 10, 44
+_MAX_NAME = 34
+_STYLE = """
+  :root { --paper: #fbfaf7; --ink: #22242a; --soft: #62656f; --rule: #e3e0d8;
+    --c0: #2b5c8a; --c1: #c2703d; --c2: #2f7a5b; --c3: #8a4f9e; --c4: #8a7a1e; --c5: #5b616e; }
+  @media (prefers-color-scheme: dark) { :root { --paper: #15171b; --ink: #e6e4de; --soft: #a1a4ad;
+    --rule: #31353d; --c0: #8fbbe6; --c1: #efaa78; --c2: #7fcfab; --c3: #cf9fe0; --c4: #d8c869;
+    --c5: #b4b8c2; } }
+  svg { background: var(--paper); font: 12px system-ui, sans-serif; }
+  text { fill: var(--ink); } .soft { fill: var(--soft); } .grid { stroke: var(--rule); }
+  .zero { stroke: var(--soft); }
+"""
+
+
+def forest(table: BenchTable) -> str:
+  """Returns the plot; without differences it says so."""
+  panels: dict[float, list[BenchRow]] = {}
+  for row in table.rows:
+    if row.changes:
+      panels.setdefault(row.scale, []).append(row)
+  parts, y = [], _TOP
+  for rows in panels.values():
+    drawn, y = _panel(rows, table.roles, y)
+    parts += drawn
+  if not parts:
+    parts = [_text(_WIDTH / 2, _TOP, "no model was compared with the baseline", "middle")]
+  height = y + 20
+  label = f"Difference to {table.baseline} by benchmark, with 95 % intervals by image"
+  return markupsafe.Markup(
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" role="img" aria-label="{label}">'
+    "<style>{style}</style>{legend}{body}</svg>\n"
+  ).format(
+    w=_WIDTH,
+    h=height,
+    label=text_lib.visible(label),
+    style=markupsafe.Markup(_STYLE),
+    legend=markupsafe.Markup("").join(_legend(table.roles)),
+    body=markupsafe.Markup("").join(parts),
+  )
+
+
+def _legend(roles: Sequence[str]) -> list[markupsafe.Markup]:
+  parts, x = [], _LEFT
+  for i, role in enumerate(roles[1:]):
+    parts.append(_mark(x, 20, i))
+    parts.append(_text(x + 10, 24, role[:_MAX_NAME]))
+    x += 30 + 7 * min(len(role), _MAX_NAME)
+  return parts
+
+
+def _panel(
+  rows: Sequence[BenchRow], roles: Sequence[str], y: float
+) -> tuple[list[markupsafe.Markup], float]:
+  """Draws rows on one axis from y on; returns the parts and where the next panel begins."""
+  ends = [abs(x) for row in rows for c in row.changes for x in c.found.ci95 if math.isfinite(x)]
+  top = _round_top(max([*ends, *(abs(c.found.change) for row in rows for c in row.changes)]))
+  parts, start = [], y
+  for row in rows:
+    name = f"{row.title}, {'part of ' if row.part else ''}{row.split}"
+    parts.append(_text(_LEFT - 12, y + 4, name[:_MAX_NAME], "end"))
+    for step in row.changes:
+      parts.append(_interval(step, roles, y, top))
+      y += _ROW
+    y += _GAP
+  grid = [_tick(x, start - 12, y, top) for x in (-top, -top / 2, 0.0, top / 2, top)]
+  return [*grid, *parts], y + 34
+
+
+def _round_top(value: float) -> float:
+  """Returns twice the least of 1, 2, 5, 10, … that is enough; a plot without changes has 0.2."""
+  steps = (m * 10.0**e for e in range(-1, 12) for m in (1, 2, 5))
+  return next((2 * step for step in steps if 2 * step >= value), value)
+
+
+def _x(value: float, top: float) -> float:
+  middle = (_LEFT + _WIDTH - _RIGHT) / 2
+  return middle + (_WIDTH - _RIGHT - _LEFT) / 2 * max(-1.0, min(value / top, 1.0))
+
+
+def _tick(value: float, above: float, below: float, top: float) -> markupsafe.Markup:
+  kind = "grid" if value else "zero"
+  line = markupsafe.Markup(
+    '<line class="{kind}" x1="{x:.1f}" y1="{a:.1f}" x2="{x:.1f}" y2="{b:.1f}"/>'
+  ).format(kind=kind, x=_x(value, top), a=above, b=below)
+  return line + _text(
+    _x(value, top), below + 14, sheets.number(value, sign=bool(value)), "middle", "soft"
+  )
+
+
+def _interval(step: RoleChange, roles: Sequence[str], y: float, top: float) -> markupsafe.Markup:
+  i = roles.index(step.role) - 1
+  low, high = step.found.ci95
+  line = markupsafe.Markup(
+    '<line x1="{a:.1f}" y1="{y:.1f}" x2="{b:.1f}" y2="{y:.1f}" stroke="var(--c{c})"'
+    ' stroke-width="2"/>'
+  ).format(a=_x(low, top), b=_x(high, top), y=y, c=i % 6)
+  said = sheets.interval(step.found.change, step.found.ci95, sign=True)
+  label = _text(_WIDTH - _RIGHT + 14, y + 4, said, "start", "soft")
+  return line + _mark(_x(step.found.change, top), y, i) + label
+
+
+def _mark(x: float, y: float, i: int) -> markupsafe.Markup:
+  return markupsafe.Markup(
+    '<rect x="{x:.1f}" y="{y:.1f}" width="8" height="8" fill="var(--c{c})"/>'
+  ).format(x=x - 4, y=y - 4, c=i % 6)
+
+
+def _text(
+  x: float, y: float, text: str, anchor: str = "start", kind: str = ""
+) -> markupsafe.Markup:
+  return markupsafe.Markup(
+    '<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{text}</text>'
+  ).format(x=x, y=y, anchor=anchor, kind=kind, text=text_lib.visible(text))
