@@ -28,12 +28,12 @@ from auditdm_jax.audit import compare as compare_lib
 from auditdm_jax.audit import ledger as ledger_lib
 from auditdm_jax.audit import pack as pack_lib
 from auditdm_jax.audit.compare import CompareConfig, PairedOutcome
-from auditdm_jax.audit.ledger import Change, Ledger, Side
+from auditdm_jax.audit.ledger import ChangedProbe, ComparedModel, Ledger
 from auditdm_jax.audit.pack import Pack
 from auditdm_jax.core.config import OVERRIDES, UserError
 from auditdm_jax.stages import past, replay
 from auditdm_jax.stages.context import Context
-from auditdm_jax.stages.replay import Opener, Probes
+from auditdm_jax.stages.replay import Opener, ProbeSet
 
 FLAGS = flags.FlagValues()
 _PACK = flags.DEFINE_string("pack", None, "A pack, written by `pack`.", flag_values=FLAGS)
@@ -140,7 +140,7 @@ class _Answered:
   said: tuple[list[str], ...]
 
 
-def _asked(opener: Opener, word: str, probes: Probes, as_in: Context | None) -> _Answered:
+def _asked(opener: Opener, word: str, probes: ProbeSet, as_in: Context | None) -> _Answered:
   """Opens a model, asks it, and lets go of it: the next one may need its memory."""
   opened = opener.open(word, style=probes.style, as_in=as_in)
   rounds = replay.two_jitters(probes, seed=_SEED.value) if _ITSELF.value else (None,)
@@ -166,7 +166,7 @@ def _notes(packed: Pack | None) -> list[str]:
   return notes
 
 
-def _ledger(probes: Probes, models: Sequence[_Answered], notes: Sequence[str]) -> Ledger:
+def _ledger(probes: ProbeSet, models: Sequence[_Answered], notes: Sequence[str]) -> Ledger:
   """Compares the last model with the first one, or with what is known of the target."""
   new = models[-1]
   now = new.said[-1]
@@ -176,14 +176,14 @@ def _ledger(probes: Probes, models: Sequence[_Answered], notes: Sequence[str]) -
     before, was = [row.said for row in probes.rows], (*probes.target, False)
   sides = (was, (new.name, new.identity, True))
   old_side, new_side = (
-    Side(*side, unanswered=sum(not text for text in said))
+    ComparedModel(*side, unanswered=sum(not text for text in said))
     for side, said in zip(sides, (before, now), strict=True)
   )
   outcomes = _outcomes(probes, before, now)
   if not outcomes:
     raise UserError(
       f"none of the {len(probes.rows)} questions can be compared: {new_side.name} gave no answer to"
-      f" {new_side.unanswered}, {old_side.name} to {old_side.unanswered}, and the judge is undecided"
+      f" {new_side.unanswered}, {old_side.name} to {old_side.unanswered}; the judge is undecided"
       " about the rest"
     )
   config = dataclasses.replace(CompareConfig(), margin=_MARGIN.value)
@@ -199,7 +199,7 @@ def _ledger(probes: Probes, models: Sequence[_Answered], notes: Sequence[str]) -
   )
 
 
-def _outcomes(probes: Probes, before: Sequence[str], now: Sequence[str]) -> list[PairedOutcome]:
+def _outcomes(probes: ProbeSet, before: Sequence[str], now: Sequence[str]) -> list[PairedOutcome]:
   """Who failed what, in each line of the ledger that a probe belongs to."""
   rows = [
     (group, row, a, b)
@@ -219,8 +219,8 @@ def _outcomes(probes: Probes, before: Sequence[str], now: Sequence[str]) -> list
 
 
 def _changes(
-  probes: Probes, outcomes: Sequence[PairedOutcome], before: Sequence[str], now: Sequence[str]
-) -> list[Change]:
+  probes: ProbeSet, outcomes: Sequence[PairedOutcome], before: Sequence[str], now: Sequence[str]
+) -> list[ChangedProbe]:
   """The probes that only one model fails."""
   rows = {row.probe_id: (row, a, b) for row, a, b in zip(probes.rows, before, now, strict=True)}
   found = []
@@ -228,7 +228,7 @@ def _changes(
     if outcome.old_failed != outcome.new_failed and outcome.mode_id != pack_lib.TOGETHER:
       row, a, b = rows[outcome.probe_id]
       found.append(
-        Change(
+        ChangedProbe(
           mode_id=outcome.mode_id,
           probe_id=row.probe_id,
           image_id=row.image_id,

@@ -38,7 +38,7 @@ _MAX_YAML = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class ReplayedProbe:
   """A probe of a comparison; `groups` are its lines, `said` what the old model is known to say."""
 
   groups: tuple[str, ...]
@@ -50,7 +50,7 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Probes:
+class ProbeSet:
   """What two models are compared on.
 
   Attributes:
@@ -65,7 +65,7 @@ class Probes:
     where: the probes are from.
   """
 
-  rows: Sequence[Row]
+  rows: Sequence[ReplayedProbe]
   load: Callable[[str], np.ndarray]
   names: Mapping[str, str]
   known: Sequence[str] | None
@@ -77,7 +77,7 @@ class Probes:
 
 
 @dataclasses.dataclass(frozen=True)
-class Opened:
+class OpenedModel:
   """A model that can be asked."""
 
   name: str
@@ -124,7 +124,9 @@ class Opener:
       elif word not in self._runs:
         self._check(word)
 
-  def open(self, word: str, *, style: Style | None = None, as_in: Context | None = None) -> Opened:
+  def open(
+    self, word: str, *, style: Style | None = None, as_in: Context | None = None
+  ) -> OpenedModel:
     """Opens a model to ask it about images.
 
     Args:
@@ -138,17 +140,17 @@ class Opener:
     if word.startswith(ENDPOINT):
       remote = self._remote(word)
       _ = remote.proof
-      return Opened(remote.name, remote.identity, remote)
+      return OpenedModel(remote.name, remote.identity, remote)
     if word in self._runs:
       models = self._runs[word].models
-      return Opened(models.target_name, models.identity(models.config.target), models.target)
+      return OpenedModel(models.target_name, models.identity(models.config.target), models.target)
     self._check(word)
     if as_in is not None:
       model = as_in.models.open(word)
-      return Opened(model.name, as_in.models.identity(word), model)
+      return OpenedModel(model.name, as_in.models.identity(word), model)
     vlm = load_vlm(word, dtype=self._dtype)
     vlm = vlm if style is None else dataclasses.replace(vlm, style=style)
-    return Opened(vlm.name, content_hash(word), vlm)
+    return OpenedModel(vlm.name, content_hash(word), vlm)
 
   def judge(self, config: JudgeConfig, word: str, audited: Mapping[str, str]) -> Judge:
     """Returns a judge by rules that asks the model which `word` names where they see a difference.
@@ -219,12 +221,13 @@ def _read_section(path: pathlib.Path, known: Mapping[str, RemoteConfig]) -> Remo
 # ------------------------------------------------------------------------------------- the probes
 
 
-def from_pack(pack: Pack, *, where: str) -> Probes:
+def from_pack(pack: Pack, *, where: str) -> ProbeSet:
   """Returns the probes of a pack, and as judge its rules."""
   header = pack.header
-  return Probes(
+  return ProbeSet(
     rows=[
-      Row(p.groups, p.probe_id, p.image_id, p.question, p.expected, p.said) for p in pack.probes
+      ReplayedProbe(p.groups, p.probe_id, p.image_id, p.question, p.expected, p.said)
+      for p in pack.probes
     ],
     load=pack.load,
     names=pack.names,
@@ -239,7 +242,7 @@ def from_pack(pack: Pack, *, where: str) -> Probes:
   )
 
 
-def from_runs(old: Context, new: Context | None) -> Probes:
+def from_runs(old: Context, new: Context | None) -> ProbeSet:
   """Returns the fresh probes of runs, in the modes of the first and in new ones of the second.
 
   They were drawn whatever the models say, so that neither is at an advantage. A mode of the second
@@ -258,7 +261,7 @@ def from_runs(old: Context, new: Context | None) -> Probes:
   counted += [
     {row.mode_id for row in _verified(run).modes if row.status == "confirmed"} for run in runs[1:]
   ]
-  rows: dict[str, Row] = {}
+  rows: dict[str, ReplayedProbe] = {}
   of: dict[str, Context] = {}  # The run that has an image.
   for run, taxonomy in zip(runs, taxonomies, strict=True):
     attempts, for_all = _fresh(run, taxonomy)
@@ -276,7 +279,7 @@ def from_runs(old: Context, new: Context | None) -> Probes:
       " a run has them, and --pack=DIR needs none"
     )
   models = old.models
-  return Probes(
+  return ProbeSet(
     rows=list(rows.values()),
     load=lambda image_id: of[image_id].images(image_id),
     names={m.mode_id: m.name for taxonomy in taxonomies[::-1] for m in taxonomy.modes},
@@ -316,20 +319,20 @@ def _fresh(run: Context, taxonomy: Taxonomy) -> tuple[list[Attempt], list[bool]]
   return attempts, [True] * len(attempts)
 
 
-def _row(attempt: Attempt, group: str) -> Row | None:
+def _row(attempt: Attempt, group: str) -> ReplayedProbe | None:
   """An attempt with a consensus as a probe of a line."""
   verdict, consensus, probe = attempt.verdict, attempt.consensus, attempt.probe
   if verdict is None or consensus is None:
     return None
   said = verdict.answers[verdict.target] or ""
   groups = (group,) if group == pack_lib.CONTROLS else (group, pack_lib.TOGETHER)
-  return Row(groups, probe.probe_id, probe.image_id, probe.question, consensus, said)
+  return ReplayedProbe(groups, probe.probe_id, probe.image_id, probe.question, consensus, said)
 
 
 # ------------------------------------------------------------------------------------- the answers
 
 
-def answers(model: Model, probes: Probes, *, jitter: Sequence[int] | None = None) -> list[str]:
+def answers(model: Model, probes: ProbeSet, *, jitter: Sequence[int] | None = None) -> list[str]:
   """Returns a model's short answer to each probe, "" where it gave none.
 
   Args:
@@ -354,7 +357,7 @@ def answers(model: Model, probes: Probes, *, jitter: Sequence[int] | None = None
   return out
 
 
-def two_jitters(probes: Probes, *, seed: int) -> tuple[list[int], list[int]]:
+def two_jitters(probes: ProbeSet, *, seed: int) -> tuple[list[int], list[int]]:
   """Returns two changes for each image, never the same, drawn so that either may come first."""
   pairs: dict[str, tuple[int, int]] = {}
   for row in probes.rows:
