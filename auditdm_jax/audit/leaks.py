@@ -18,7 +18,7 @@ import zipfile
 
 import numpy as np
 
-from auditdm_jax.audit.duplicates import DuplicateIndex, Fingerprint, fingerprint
+from auditdm_jax.audit.duplicates import DuplicateIndex, ImagePrint, fingerprint
 from auditdm_jax.audit.words import content_words
 from auditdm_jax.core import paths
 from auditdm_jax.core.config import UserError
@@ -102,7 +102,7 @@ class LeakIndex:
     """Returns the index that the gate `benchmark_leak` asks."""
     index = DuplicateIndex()
     for row, picture in enumerate(self.picture):
-      looks = Fingerprint(self.bits[picture], self.colours[picture])
+      looks = ImagePrint(self.bits[picture], self.colours[picture])
       index.add(looks, self.texts[row][1])
     return index
 
@@ -159,7 +159,7 @@ def build(items: Iterable[Leakable], *, source: str) -> LeakIndex:
   )
 
 
-def _fingerprints(pictures: Iterator[tuple[Leakable, int]]) -> Iterator[Fingerprint]:
+def _fingerprints(pictures: Iterator[tuple[Leakable, int]]) -> Iterator[ImagePrint]:
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
     while chunk := list(itertools.islice(pictures, _AT_ONCE)):
       yield from threads.map(lambda job: fingerprint(job[0].image(job[1])), chunk)
