@@ -7,7 +7,7 @@ COMMAND
 
 Trains what is not trained yet (a run that was stopped goes on) and prints one row per arm: finds
 that the oracle confirms among all completions of the first and of the last tenth of the steps, with
-the 95 % interval of the pooled seeds and the rates of each; the effective number of failure modes
+the mean and the 95 % t interval over seeds, and each seed's; the effective number of failure modes
 among the last tenth's; planted gaps with at least five in the whole training; seconds per step,
 which a machine that does other things at the same time does not reproduce.
 """
@@ -20,8 +20,8 @@ from absl import app, flags
 import numpy as np
 import rich.console
 import rich.table
+from scipy import stats
 
-from auditdm_jax.audit import rates
 from auditdm_jax.audit.attempt import Attempt
 from auditdm_jax.stages import train
 from auditdm_jax.stages.context import Context
@@ -59,10 +59,14 @@ def _between(attempts: Sequence[Attempt], start: int, stop: int) -> list[Attempt
   return [a for a in attempts if start <= a.probe.step < stop]
 
 
-def _pooled(runs: Sequence[dict], when: str) -> str:
-  r = rates.rate(sum(run[when].k for run in runs), sum(run[when].n for run in runs))
-  seeds = ", ".join(f"{100 * run[when]['rate']:.0f}" for run in runs)
-  return f"{100 * r.rate:.1f} [{100 * r.ci95[0]:.1f}, {100 * r.ci95[1]:.1f}] ({seeds})"
+def _over_seeds(runs: Sequence[dict], when: str) -> str:
+  """Mean over seeds with its t interval, and each seed: seeds are the units, not completions."""
+  found = np.array([100 * run[when].value for run in runs])
+  seeds = ", ".join(f"{x:.0f}" for x in found)
+  if len(found) < 2:
+    return seeds
+  half = stats.t.ppf(0.975, len(found) - 1) * found.std(ddof=1) / len(found) ** 0.5
+  return f"{found.mean():.1f} ± {half:.1f} ({seeds})"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -75,8 +79,8 @@ def main(argv: Sequence[str]) -> None:
     runs = [run(arm, seed, pathlib.Path(_WORKDIR.value)) for seed in _SEEDS.value]
     table.add_row(
       arm,
-      _pooled(runs, "first"),
-      _pooled(runs, "last"),
+      _over_seeds(runs, "first"),
+      _over_seeds(runs, "last"),
       ", ".join(f"{r['modes']:.1f}" for r in runs),
       ", ".join(r["gaps"] for r in runs),
       f"{np.median([r['seconds'] for r in runs]):.2f}",

@@ -79,7 +79,7 @@ class Quick:
     return COLOURS[(right + fails) % len(COLOURS)]
 
 
-class Pictures:
+class DrawnPictures:
   """Small images by id, drawn when they are asked for."""
 
   def __init__(self, folder: RunFolder):
@@ -99,10 +99,10 @@ class Pictures:
     return streams.rng(0, "picture", split, i).integers(0, 255, (24, 24, 3), np.uint8)
 
 
-class Questions:
+class MadeQuestions:
   """A pool without labels: `PER_IMAGE` questions about each image."""
 
-  def __init__(self, split: str, images: int, pictures: Pictures):
+  def __init__(self, split: str, images: int, pictures: DrawnPictures):
     self.split = split
     self._ids = [pictures.add(split, i) for i in range(images)]
 
@@ -127,7 +127,7 @@ class Questions:
 TARGET, REFERENCES = Quick(wrong=True), {"first": Quick(wrong=False), "second": Quick(wrong=False)}
 
 
-class Run:
+class QuickRun:
   """What the stages verify and report read of a context."""
 
   def __init__(self, path: pathlib.Path, probes: int):
@@ -136,14 +136,14 @@ class Run:
     config.verify.paraphrases = 0
     self.settings = build(sections.AuditConfig, config, name="config")
     self.folder = RunFolder(path, config_hash="")
-    self.images, self.world, self.judge = Pictures(self.folder), World(), Judge()
+    self.images, self.world, self.judge = DrawnPictures(self.folder), World(), Judge()
     self.oracle = Oracle(self.world, images=self.images, judge=self.judge)
     self.seeds = load_seeds(self.settings.taxonomy.skills)
     self.gallery = Gallery(self.images, config=self.settings.taxonomy.looks)
     self._pools = {
-      "images": Questions("images", probes // PER_IMAGE, self.images),
-      "fresh": Questions("fresh", FRESH // PER_IMAGE, self.images),
-      "heldout": Questions("heldout", 1, self.images),
+      "images": MadeQuestions("images", probes // PER_IMAGE, self.images),
+      "fresh": MadeQuestions("fresh", FRESH // PER_IMAGE, self.images),
+      "heldout": MadeQuestions("heldout", 1, self.images),
     }
     bank = ModelBank({"target": TARGET, **REFERENCES}, "target", tuple(REFERENCES))
     self.models = types.SimpleNamespace(
@@ -155,7 +155,7 @@ class Run:
       target_is_remote=False,
     )
 
-  def pool(self, role: str) -> Questions:
+  def pool(self, role: str) -> MadeQuestions:
     return self._pools[role]
 
   def attempts(self) -> Iterator[Attempt]:
@@ -190,7 +190,7 @@ def measured(name: str, body: Callable[[], Any]) -> Any:
   return result
 
 
-def write(run: Run, attempts: Iterator[Attempt]) -> int:
+def write(run: QuickRun, attempts: Iterator[Attempt]) -> int:
   """Writes them as a sweep; returns how many finds they hold."""
   finds = 0
   for batch, rows in enumerate(records.chunks(attempts, BATCH)):
@@ -202,7 +202,7 @@ def write(run: Run, attempts: Iterator[Attempt]) -> int:
 
 def audit(folder: pathlib.Path, probes: int) -> None:
   """Measures the stages of an audit."""
-  run = Run(folder, probes)
+  run = QuickRun(folder, probes)
   ctx = cast(Context, run)
   finds = measured("write", lambda: write(run, run.attempts()))
   print(f"{probes} probes, {finds} finds")
@@ -217,7 +217,7 @@ def audit(folder: pathlib.Path, probes: int) -> None:
 
 def read(folder: pathlib.Path, rows: int) -> None:
   """Measures writing and reading."""
-  run = Run(folder, rows)
+  run = QuickRun(folder, rows)
   measured("write", lambda: write(run, run.attempts()))
   n = measured("read", lambda: sum(1 for _ in run.folder.attempts()))
   print(f"{n} rows read")

@@ -108,10 +108,10 @@ def sign_flips(t: np.ndarray) -> float:
     return float(np.mean(np.abs((2 * bits - 1) @ a) >= total - 1e-9))
   rng = streams.rng(0, "sign flips")
   hits = sum(
-    int((np.abs(rng.choice([-1.0, 1.0], (333, len(a))) @ a) >= total - 1e-9).sum())
-    for _ in range(0, _DRAWS, 333)
+    int((np.abs(rng.choice([-1.0, 1.0], (_DRAWS // 9, len(a))) @ a) >= total - 1e-9).sum())
+    for _ in range(9)
   )
-  return (1 + hits) / (1 + len(range(0, _DRAWS, 333)) * 333)
+  return (1 + hits) / (1 + _DRAWS)
 
 
 def _upper_tail(sizes: np.ndarray, total: int) -> float:

@@ -22,7 +22,7 @@ _DRAWS = 200
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
+class HillEstimate:
   """A number and its 95 % interval."""
 
   value: float
@@ -42,10 +42,10 @@ class Spread:
   """
 
   finds: int
-  coverage: Estimate
-  kinds: Estimate
-  common: Estimate
-  dominant: Estimate
+  coverage: HillEstimate
+  kinds: HillEstimate
+  common: HillEstimate
+  dominant: HillEstimate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +118,9 @@ def spread(sample: Sample, finds: int) -> Spread:
   share = values[0]
   return Spread(
     finds,
-    Estimate(share, (max(share - seen, 0.0), min(share + seen, 1.0))),
+    HillEstimate(share, (max(share - seen, 0.0), min(share + seen, 1.0))),
     *(
-      Estimate(v, (max(v / float(f), 1.0), v * float(f)))
+      HillEstimate(v, (max(v / float(f), 1.0), v * float(f)))
       for v, f in zip(values[1:], factors, strict=True)
     ),
   )

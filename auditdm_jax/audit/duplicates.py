@@ -20,14 +20,14 @@ from auditdm_jax.audit.words import content_words
 
 
 @dataclasses.dataclass(frozen=True)
-class Fingerprint:
+class ImagePrint:
   """What an image looks like: difference hash u64[4], of which 240 bits, and thumbnail u8[192]."""
 
   bits: np.ndarray
   colours: np.ndarray
 
 
-def fingerprint(image: np.ndarray) -> Fingerprint:
+def fingerprint(image: np.ndarray) -> ImagePrint:
   """Returns the fingerprint of u8[H,W,3]."""
   picture = Image.fromarray(image)
   grey = np.asarray(picture.convert("L").resize((16, 16), Image.Resampling.BOX), np.int16)
@@ -35,7 +35,7 @@ def fingerprint(image: np.ndarray) -> Fingerprint:
   # A step counts from 5 levels on: in flat areas noise would toss the bits.
   steps = np.zeros(256, bool)
   steps[:240] = (grey[:, 1:] > grey[:, :-1] + 4).ravel()
-  return Fingerprint(np.packbits(steps).view(np.uint64), thumb.ravel())
+  return ImagePrint(np.packbits(steps).view(np.uint64), thumb.ravel())
 
 
 @dataclasses.dataclass
@@ -58,7 +58,7 @@ class DuplicateIndex:
     self._bits, self._colours = np.empty((64, 4), np.uint64), np.empty((64, 192), np.uint8)
     self._count = 0
 
-  def add(self, image: Fingerprint, question: str) -> None:
+  def add(self, image: ImagePrint, question: str) -> None:
     """Remembers a probe."""
     words = frozenset(content_words(question))
     if words not in self._rows:
@@ -73,7 +73,7 @@ class DuplicateIndex:
     self._rows[words].append(self._count)
     self._count += 1
 
-  def similarity(self, image: Fingerprint, question: str) -> float:
+  def similarity(self, image: ImagePrint, question: str) -> float:
     """Best text overlap among the remembered probes whose image is the same; 0 if none."""
     words = frozenset(content_words(question))
     best = 0.0
@@ -107,7 +107,7 @@ class DuplicateIndex:
     kept = len(words) - math.ceil(self.overlap * len(words) - 1e-9) + 1
     return sorted(words, key=lambda w: (-len(w), w))[:kept]
 
-  def _is_seen(self, image: Fingerprint, rows: "array.array[int]") -> bool:
+  def _is_seen(self, image: ImagePrint, rows: "array.array[int]") -> bool:
     at = np.frombuffer(rows, np.int64)
     apart = np.bitwise_count(self._bits[at] ^ image.bits).sum(1)
     close = at[apart <= self.bits]

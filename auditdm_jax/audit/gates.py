@@ -10,7 +10,7 @@ import re
 import numpy as np
 
 from auditdm_jax.audit.attempt import Gate
-from auditdm_jax.audit.duplicates import DuplicateIndex, Fingerprint
+from auditdm_jax.audit.duplicates import DuplicateIndex, ImagePrint
 from auditdm_jax.audit.judge import Judge, Same
 from auditdm_jax.audit.verdict import UNANIMOUS, ConsensusRule, consensus_of
 from auditdm_jax.audit.words import tokens
@@ -107,7 +107,7 @@ def image_sane(image: np.ndarray, *, least_std: float = 4.0, least_side: int = 1
 
 
 def near_duplicate(
-  image: Fingerprint, question: str, index: DuplicateIndex, *, name: str = "near_duplicate"
+  image: ImagePrint, question: str, index: DuplicateIndex, *, name: str = "near_duplicate"
 ) -> Gate:
   """No remembered probe has the same image and (nearly) the same words."""
   value = index.similarity(image, question)

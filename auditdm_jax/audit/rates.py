@@ -187,14 +187,6 @@ def change_by_image(old: ArrayLike, new: ArrayLike, images: Sequence[Hashable]) 
   )
 
 
-def clopper_pearson(k: int, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
-  """Exact binomial interval of k successes in n trials."""
-  tail = (1 - confidence) / 2
-  low = 0.0 if k == 0 else float(special.betaincinv(k, n - k + 1, tail))
-  high = 1.0 if k == n else float(special.betaincinv(k + 1, n - k, 1 - tail))
-  return low, high
-
-
 def lower_bounds(k: ArrayLike, n: ArrayLike, *, confidence: float = 0.95) -> np.ndarray:
   """One-sided lower Clopper-Pearson bounds, f64[...]; 0 where k is 0."""
   k, n = np.asarray(k, np.float64), np.asarray(n, np.float64)
@@ -221,8 +213,7 @@ def enriched_by_image(
   """One-sided p that the failure rate inside a mode is above that of the rest.
 
   It is Fisher's exact test of both tables at their effective numbers (Rao and Scott 1992,
-  Biometrics 48:577), with
-  failures rounded down and passes up inside. Where no image repeats it is
+  Biometrics 48:577), with failures rounded down and passes up inside. Where no image repeats it is
   Fisher's test itself. An image that has probes on both sides makes it conservative.
 
   Args:

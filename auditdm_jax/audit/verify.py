@@ -20,7 +20,7 @@ No find is dropped: each comes back with its grade and every number, and the fun
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 
 import numpy as np
@@ -28,9 +28,10 @@ import numpy as np
 from auditdm_jax.audit import gates
 from auditdm_jax.audit import outside as outside_lib
 from auditdm_jax.audit.answer import ModelBank
-from auditdm_jax.audit.attempt import Failure, Find, Gate, Opinion, Stability
+from auditdm_jax.audit.attempt import Failure, Find, Gate, Opinion, Side, Stability
 from auditdm_jax.audit.duplicates import DuplicateIndex, fingerprint
 from auditdm_jax.audit.outside import Outside
+from auditdm_jax.audit.rates import Rate, rate_by_image
 from auditdm_jax.audit.verdict import decide
 
 Paraphrase = Callable[[str, int], str | None]
@@ -73,12 +74,26 @@ class VerifyConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Tally:
-  """What became of a gate, over the finds that it is about."""
+  """What became of a gate: `passed` is over the finds that it was measured of."""
 
-  passed: int
-  failed: int
+  passed: Rate
   unmeasured: int
   required: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+  """Whose side somebody outside the ensemble takes on verified failures.
+
+  Attributes:
+    agrees: with the consensus, of the failures that they answered.
+    others: how often they took another side.
+    unmeasured: failures that they did not answer.
+  """
+
+  agrees: Rate
+  others: Mapping[str, int]
+  unmeasured: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -346,23 +361,38 @@ def _graded(find: Find, learned: _Learned, config: VerifyConfig) -> Failure:
 
 
 def tally(failures: Sequence[Failure], required: Sequence[str]) -> dict[str, Tally]:
-  """Returns by gate how many finds passed it, how many failed, and of how many nothing is known."""
-  found: dict[str, Counter[bool | None]] = {}
+  """Returns by gate how many finds passed it, of how many, and of how many nothing is known."""
+  found: dict[str, list[tuple[bool | None, str]]] = {}
   for failure in failures:
     for gate in failure.gates:
-      found.setdefault(gate.name, Counter())[gate.passed] += 1
+      found.setdefault(gate.name, []).append((gate.passed, failure.probe.origin_id))
   return {
-    name: Tally(n[True], n[False], n[None], required=name in required) for name, n in found.items()
+    name: Tally(
+      rate_by_image(
+        [bool(x) for x, _ in rows if x is not None], [i for x, i in rows if x is not None]
+      ),
+      unmeasured=sum(x is None for x, _ in rows),
+      required=name in required,
+    )
+    for name, rows in found.items()
   }
 
 
-def sides(failures: Sequence[Failure]) -> dict[str, dict[str, int]]:
+def sides(failures: Sequence[Failure]) -> dict[str, View]:
   """Returns by who decided whose side was taken, over verified failures (V1 and above)."""
-  found: dict[str, Counter[str]] = {}
-  for failure in failures:
-    if failure.verified and failure.opinion:
-      found.setdefault(failure.opinion.by, Counter())[failure.opinion.side] += 1
-  return {by: dict(found[by]) for by in sorted(found)}
+  found: dict[str, list[tuple[Side, str]]] = {}
+  for f in failures:
+    if f.verified and f.opinion:
+      found.setdefault(f.opinion.by, []).append((f.opinion.side, f.probe.origin_id))
+  views = {}
+  for by in sorted(found):
+    told = [(side, image) for side, image in found[by] if side != "not measured"]
+    views[by] = View(
+      agrees=rate_by_image([side == "consensus" for side, _ in told], [i for _, i in told]),
+      others=dict(Counter(side for side, _ in told if side != "consensus")),
+      unmeasured=len(found[by]) - len(told),
+    )
+  return views
 
 
 def _funnel(failures: Sequence[Failure], config: VerifyConfig) -> dict[str, int]:

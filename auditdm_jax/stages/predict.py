@@ -38,7 +38,9 @@ def run(ctx: BenchRun) -> None:
   Raises:
     UserError: a model or the data of a benchmark is not there; nothing is asked then.
   """
-  todo = [_task(ctx, *row) for row in ctx.entries()]
+  rows = [*ctx.entries()]
+  models = [ctx.model(spec, where=_where(ctx, key, role)) for key, role, spec in rows]
+  todo = [_task(ctx, model, *row) for model, row in zip(models, rows, strict=True)]
   loaded, settled = _Loaded(ctx), ctx.predictions.settled()
   for task in todo:
     settled |= _ask(ctx, loaded, task, settled)
@@ -52,10 +54,13 @@ class _Task:
   questions: Questions
 
 
-def _task(ctx: BenchRun, key: str, role: str, spec: str) -> _Task:
+def _where(ctx: BenchRun, key: str, role: str) -> str:
+  """Returns the key of the config that names a model."""
   own = role in ctx.settings.benchmarks[key].models
-  where = f"config.benchmarks.{key}.models.{role}" if own else f"config.models.{role}"
-  model = ctx.model(spec, where=where)
+  return f"config.benchmarks.{key}.models.{role}" if own else f"config.models.{role}"
+
+
+def _task(ctx: BenchRun, model: ModelId, key: str, role: str, spec: str) -> _Task:
   questions = ctx.questions(key, ctx.family(key, role, spec))
   return _Task(role=role, spec=spec, model=model, questions=questions)
 

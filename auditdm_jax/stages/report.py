@@ -15,7 +15,6 @@ import sys
 
 from ml_collections import ConfigDict
 
-from auditdm_jax.audit import rates
 from auditdm_jax.audit.attempt import Failure
 from auditdm_jax.audit.report import charts, listing
 from auditdm_jax.audit.report import data as report_data
@@ -131,8 +130,8 @@ def _gates(verified: Verified) -> list[report_data.GateRow]:
   return [
     report_data.GateRow(
       name=name.replace("_", " "),
-      passed=rates.rate(gate.passed, gate.passed + gate.failed),
-      failed=gate.failed,
+      passed=gate.passed,
+      failed=int(gate.passed.n - gate.passed.k),
       unmeasured=gate.unmeasured,
       required=gate.required,
     )
@@ -158,19 +157,12 @@ def _worth(summary: Summary, verified: Verified) -> list[report_data.WorthRow]:
 
 def _outside(verified: Verified) -> list[report_data.OutsideRow]:
   """Who was asked outside the ensemble, and whose side was taken."""
-  rows = []
-  for by, counts in verified.sides.items():
-    others = {side: n for side, n in counts.items() if side not in ("consensus", "not measured")}
-    agrees = counts.get("consensus", 0)
-    rows.append(
-      report_data.OutsideRow(
-        name=by,
-        agrees=rates.rate(agrees, agrees + sum(others.values())),
-        others=others,
-        unmeasured=counts.get("not measured", 0),
-      )
+  return [
+    report_data.OutsideRow(
+      name=by, agrees=view.agrees, others=view.others, unmeasured=view.unmeasured
     )
-  return rows
+    for by, view in verified.sides.items()
+  ]
 
 
 def _modes(

@@ -13,7 +13,7 @@ from auditdm_jax.audit.rates import NOTHING, Rate
 from auditdm_jax.audit.stability import UNSTABLE
 from auditdm_jax.audit.summary import Accuracy, Kinds
 from auditdm_jax.audit.taxonomy import Taxonomy
-from auditdm_jax.audit.verify import Tally
+from auditdm_jax.audit.verify import Tally, View
 
 Groups = Mapping[str, Rate]  # By group of the benchmark: "all", "gaps", "rest", "skill: …".
 
@@ -202,7 +202,7 @@ class Verified:
   modes: tuple[ModeRow, ...]
   labelled: FindPrecision | None = None
   gates: Mapping[str, Tally] = dataclasses.field(default_factory=dict)
-  sides: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+  sides: Mapping[str, View] = dataclasses.field(default_factory=dict)
   fresh: FreshDraw | None = None
 
 

@@ -60,6 +60,7 @@ class RunFolder:
     self.path: pathlib.Path = paths.as_path(path)
     self.path.mkdir(parents=True, exist_ok=True)
     self._hash = config_hash
+    self._written: dict[str, SharedRecords] = {}  # They know the keys that are there.
 
   # ------------------------------------------------------------------------- results of stages
 
@@ -146,14 +147,15 @@ class RunFolder:
 
   def append_batch(self, name: str, batch: int, attempts: Sequence[Attempt]) -> None:
     """Appends a batch of attempts; what is there of it, cut short, is completed."""
-    known = self.records(name).keys(_ATTEMPTS, "key")
+    files = self._written.setdefault(name, self.records(name))
+    known = files.keys(_ATTEMPTS, "key")
     rows: list[dict[str, Any]] = [
       {"batch": batch, "key": f"{batch}/{i}", **a.to_dict()} for i, a in enumerate(attempts)
     ]
     if not rows:  # It is asked again on resume, for the same nothing.
       return
     rows[-1]["last"] = True
-    self.records(name).append(_ATTEMPTS, [r for r in rows if r["key"] not in known])
+    files.append(_ATTEMPTS, [r for r in rows if r["key"] not in known])
 
   def attempts(self) -> Stored[Attempt]:
     """Returns every attempted probe: GRPO's completions, then discovery's."""

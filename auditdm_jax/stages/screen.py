@@ -6,7 +6,7 @@ import os
 import rich.console
 import rich.table
 
-from auditdm_jax.audit.diversity import Estimate
+from auditdm_jax.audit.diversity import HillEstimate
 from auditdm_jax.audit.rates import Rate
 from auditdm_jax.audit.summary import Summary
 from auditdm_jax.core import paths, runtime
@@ -39,7 +39,7 @@ def show(summary: Summary, folder: os.PathLike) -> None:
     print(f"report:  {root / 'report' / 'index.html'}")
 
 
-def _number(found: Estimate) -> str:
+def _number(found: HillEstimate) -> str:
   low, high = found.ci95
   return f"{found.value:.1f} ({low:.1f} to {high:.1f})"
 

@@ -5,12 +5,12 @@ A stage that did not run, and what only an oracle could tell, is None: not measu
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import sys
 
 from auditdm_jax.audit import diversity, labels, precision, rates, summary
-from auditdm_jax.audit.attempt import Attempt, Failure, Find
+from auditdm_jax.audit.attempt import Attempt, Failure
 from auditdm_jax.core.config import UserError
 from auditdm_jax.stages.asking import CONTROL as CONTROL_STAGE
 from auditdm_jax.stages.context import Context
@@ -23,12 +23,12 @@ from auditdm_jax.stages.results import (
   Verified,
   accuracy_of,
 )
+from auditdm_jax.stages.rows import AttemptRow, RowReader, confirmed_of, rate_of
 from auditdm_jax.stages.run import RunFolder
-from auditdm_jax.stages.truth import Confirmed, Truth, confirmed, coverage, modes_of
+from auditdm_jax.stages.truth import coverage, modes_of
 
 CONTROL = "control: random, equal queries"
 FEWER = "control: random, fewer queries"  # The data set has no more questions.
-_FAITHFUL = 500  # Made images per strategy whose content is checked.
 _BINS = 15  # Points of the learning curve.
 
 
@@ -63,96 +63,18 @@ class Round:
     )
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Row:
-  """What the summary needs of an attempt, of which there may be a million.
-
-  Attributes:
-    asked: whether the auditor's reply held a question.
-    agreed: whether the references did, as far as they were asked.
-    find: whether it is one.
-    real: whether it is a real failure: by the oracle, without one by verification.
-    exposed: the gap of a confirmed find that took a made image.
-  """
-
-  arm: str
-  strategy: str
-  step: int
-  probe_id: str
-  origin_id: str
-  asked: bool
-  agreed: bool
-  find: bool
-  real: bool
-  truth: Truth
-  exposed: str | None
-
-  @property
-  def told(self) -> tuple[str | None, str, Truth]:
-    """What `truth.confirmed` takes."""
-    return self.probe_id if self.find else None, self.origin_id, self.truth
-
-
-@dataclasses.dataclass(frozen=True)
-class _Reader:
-  """Makes rows of attempts, and keeps a few made images of each strategy, whose content is told."""
-
-  ctx: Context
-  verified: Collection[str]
-  made: dict[str, list[Attempt]] = dataclasses.field(default_factory=dict)
-
-  def rows(self, attempts: Iterable[Attempt]) -> list[_Row]:
-    """Returns the row of each attempt."""
-    return [self._row(a) for a in attempts]
-
-  def _row(self, a: Attempt) -> _Row:
-    ctx, probe, find = self.ctx, a.probe, a.find
-    truth, real, exposed = ctx.oracle.truth(find), False, None
-    if ctx.oracle.exists:
-      real = truth.confirmed
-    elif a.verdict is not None:
-      real = probe.probe_id in self.verified
-    if _is_made(a) and ctx.oracle.exists:
-      made = self.made.setdefault(probe.strategy, [])
-      if len(made) < _FAITHFUL:
-        made.append(a)
-      if find and truth.gap and _exposed(ctx, find):
-        exposed = truth.gap
-    return _Row(
-      arm=sys.intern(probe.arm),
-      strategy=sys.intern(probe.strategy),
-      step=probe.step,
-      probe_id=probe.probe_id,
-      origin_id=sys.intern(probe.origin_id),
-      asked=a.verdict is not None,
-      agreed=a.consensus is not None,
-      find=find is not None,
-      real=real,
-      truth=truth,
-      exposed=exposed,
-    )
-
-
-def _rate(rows: Sequence[_Row]) -> rates.Rate:
-  return rates.rate_by_image([r.real for r in rows], [r.origin_id for r in rows])
-
-
-def _confirmed(rows: Iterable[_Row]) -> list[Confirmed]:
-  return confirmed(r.told for r in rows)
-
-
 def summarise(ctx: Context, done: Round) -> summary.Summary:
   """Returns what summary.json holds."""
   ctx.pool("images")  # So that their images are found by id.
   auditable = done.evaluated.auditable if done.evaluated else ()
   failures = ctx.folder.graded()  # So that the share of verified ones is the same with labels.
   people = labels.score(failures, ctx.folder.sample(), ctx.folder.labels())
-  reader = _Reader(ctx, {f.probe.probe_id for f in failures if f.verified})
+  reader = RowReader(ctx, {f.probe.probe_id for f in failures if f.verified})
   trained = reader.rows(ctx.folder.completions())
   found = [*trained, *reader.rows(ctx.folder.swept())]
-  random = _Reader(ctx, reader.verified).rows(ctx.folder.control()) if done.controlled else None
+  random = RowReader(ctx, reader.verified).rows(ctx.folder.control()) if done.controlled else None
   searched, oracle = done.searched, ctx.oracle.exists
-  cover = coverage(_confirmed(found), auditable) if oracle else None
+  cover = coverage(confirmed_of(found), auditable) if oracle else None
   grades, labelled = _grades(ctx, failures, people), done.verified.labelled
   seconds = ctx.folder.seconds()
   asked = compared(ctx.folder.attempts(), failures)
@@ -239,7 +161,7 @@ def _grades(
 
 
 def _corrected(
-  labelled: precision.FindPrecision | None, rows: Iterable[_Row]
+  labelled: precision.FindPrecision | None, rows: Iterable[AttemptRow]
 ) -> rates.Corrected | None:
   """Returns on how many of the distinct questions with a consensus the target is wrong."""
   if labelled is None:
@@ -273,23 +195,23 @@ def _accuracies(
 
 
 def _arms(
-  trained: Sequence[_Row],
-  found: Sequence[_Row],
-  random: Sequence[_Row] | None,
+  trained: Sequence[AttemptRow],
+  found: Sequence[AttemptRow],
+  random: Sequence[AttemptRow] | None,
   auditable: Sequence[str],
   labelled: precision.FindPrecision | None,
   *,
   oracle: bool,
 ) -> dict[str, summary.Arm]:
   """Returns a row for each source of probes, for their sum and for the control."""
-  groups: dict[str, Sequence[_Row]] = {"grpo": trained} if trained else {}
-  swept: dict[str, list[_Row]] = {}
+  groups: dict[str, Sequence[AttemptRow]] = {"grpo": trained} if trained else {}
+  swept: dict[str, list[AttemptRow]] = {}
   for row in found[len(trained) :]:
     swept.setdefault(row.arm, []).append(row)
   groups |= swept | {summary.ALL_ARMS: found}
   if random is not None:
     groups[CONTROL if len(random) >= len(found) else FEWER] = random
-  reached = {name: _confirmed(own) for name, own in groups.items()} if oracle else {}
+  reached = {name: confirmed_of(own) for name, own in groups.items()} if oracle else {}
   varied = diversity.compared({name: modes_of(own) for name, own in reached.items()})
   arms = {}
   for name, own in groups.items():
@@ -297,7 +219,7 @@ def _arms(
     arms[name] = summary.Arm(
       queries=len(own),
       # Without an oracle nobody verified the finds of the control.
-      verified=None if name in (CONTROL, FEWER) and not oracle else _rate(own),
+      verified=None if name in (CONTROL, FEWER) and not oracle else rate_of(own),
       confirmed_unique=cover and cover.confirmed,
       gaps_found=cover and cover.gaps_found,
       queries_to_gaps=cover and cover.queries_to_gaps,
@@ -345,7 +267,9 @@ def _borne_out(mode: ModeRow) -> bool:
   return shown.ci95[0] > mode.base.value
 
 
-def round_rows(done: Round, found: Sequence[_Row], *, oracle: bool) -> tuple[summary.RoundRow, ...]:
+def round_rows(
+  done: Round, found: Sequence[AttemptRow], *, oracle: bool
+) -> tuple[summary.RoundRow, ...]:
   """Returns a row for each round.
 
   Args:
@@ -384,16 +308,16 @@ def round_rows(done: Round, found: Sequence[_Row], *, oracle: bool) -> tuple[sum
 
 
 def _strategies(
-  ctx: Context, rows: Sequence[_Row], made: Mapping[str, Sequence[Attempt]]
+  ctx: Context, rows: Sequence[AttemptRow], made: Mapping[str, Sequence[Attempt]]
 ) -> dict[str, summary.StrategyRow]:
   """Returns, by strategy, real failures, faithful images, and kinds of failure it alone found."""
-  by: dict[str, list[_Row]] = {}
+  by: dict[str, list[AttemptRow]] = {}
   for row in rows:
     by.setdefault(row.strategy, []).append(row)
   modes = {name: {r.truth.mode for r in own if r.truth.confirmed} for name, own in by.items()}
   return {
     name: summary.StrategyRow(
-      verified=_rate(own),
+      verified=rate_of(own),
       only_here=len(modes[name] - set().union(*(m for s, m in modes.items() if s != name)))
       if ctx.oracle.exists
       else None,
@@ -402,11 +326,6 @@ def _strategies(
     )
     for name, own in by.items()
   }
-
-
-def _is_made(a: Attempt) -> bool:
-  probe = a.probe
-  return probe.image_id != probe.source_image_id and bool(probe.caption or probe.instruction)
 
 
 def _faithful_share(ctx: Context, made: Sequence[Attempt]) -> rates.Rate:
@@ -424,28 +343,20 @@ def _faithful(ctx: Context, a: Attempt) -> bool | None:
   return ctx.world.faithful(source, text, ctx.images(probe.image_id))
 
 
-def _exposed(ctx: Context, find: Find) -> bool:
-  """Whether it took the new image: on the source, the same question has another true answer."""
-  source = find.probe.source_image_id
-  question = find.probe.question
-  before = ctx.oracle.answer(source, question) if source else None
-  return before is None or not ctx.judge.same(before, find.consensus, question=question)
-
-
-def _curve(rows: Sequence[_Row], *, oracle: bool) -> tuple[summary.CurvePoint, ...]:
+def _curve(rows: Sequence[AttemptRow], *, oracle: bool) -> tuple[summary.CurvePoint, ...]:
   """Returns search success and effective modes over the steps of GRPO."""
   if not rows:
     return ()
   last = max(r.step for r in rows) + 1
   width = max(last // _BINS, 1)
-  bins: list[list[_Row]] = [[] for _ in range(0, last, width)]
+  bins: list[list[AttemptRow]] = [[] for _ in range(0, last, width)]
   for row in rows:
     bins[row.step // width].append(row)
-  samples = [modes_of(_confirmed(own)) if oracle else None for own in bins]
+  samples = [modes_of(confirmed_of(own)) if oracle else None for own in bins]
   sizes = [s.total for s in samples if s and s.total >= diversity.LEAST]
   points = []
   for i, (own, sample) in enumerate(zip(bins, samples, strict=True)):
-    r, common = _rate(own), None
+    r, common = rate_of(own), None
     if sizes and sample and sample.total >= min(sizes):
       _, common, _ = diversity.hill(sample.counts, min(sizes))
     points.append(

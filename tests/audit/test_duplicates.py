@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from auditdm_jax.audit.duplicates import DuplicateIndex, Fingerprint, fingerprint
+from auditdm_jax.audit.duplicates import DuplicateIndex, ImagePrint, fingerprint
 from auditdm_jax.audit.words import content_words
 
 
@@ -45,7 +45,7 @@ def test_the_index_equals_a_scan(overlap):
     flipped[0] ^= np.uint64(2**bits - 1)
     colours = images[0].colours.astype(int)
     colours = np.where(colours < 128, colours + levels, colours - levels).astype(np.uint8)
-    images.append(Fingerprint(flipped, colours))
+    images.append(ImagePrint(flipped, colours))
   index, seen, found = DuplicateIndex(overlap=overlap), [], []
   for _ in range(400):
     looks, question = images[int(rng.integers(len(images)))], _question(rng)

@@ -207,7 +207,7 @@ def test_raters_who_err_are_corrected_for():
       assert found == pytest.approx(0.97 * 0.95 + 0.03 * 0.05, abs=0.01)
 
 
-# Two standard errors of 500 runs below 95 %. The lowest cell is at 92.6 %, or 95.0 % of 2,000.
+# Two standard errors of 500 runs below 95 %. The lowest cell is at 92.6 %, at 95.0 % over 2,000.
 @pytest.mark.slow
 @pytest.mark.parametrize("world", CELLS, ids=str)
 @pytest.mark.parametrize(("raters", "overlap"), [(2, 1.0), (2, 0.3), (3, 1.0)])

@@ -11,8 +11,7 @@ from auditdm_jax.audit import rates
 @pytest.mark.parametrize("k,n", [(0, 10), (3, 10), (10, 10), (81, 263), (1, 1)])
 def test_intervals_equal_scipy(k, n):
   result = stats.binomtest(k, n)
-  exact, wilson = result.proportion_ci(method="exact"), result.proportion_ci(method="wilson")
-  np.testing.assert_allclose(rates.clopper_pearson(k, n), exact, atol=1e-9)
+  wilson = result.proportion_ci(method="wilson")
   np.testing.assert_allclose(rates.wilson(k, n), wilson, atol=1e-9)
   one_sided = stats.binomtest(k, n, alternative="greater").proportion_ci(method="exact").low
   assert rates.lower_bounds(k, n) == pytest.approx(one_sided, abs=1e-9)

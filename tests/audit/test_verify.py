@@ -10,9 +10,11 @@ from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.audit.attempt import Attempt, Gate, Opinion, side_of
 from auditdm_jax.audit.outside import TrueAnswers
 from auditdm_jax.audit.probe import Probe
+from auditdm_jax.audit.rates import NOTHING, rate
 from auditdm_jax.audit.verify import (
   Tally,
   VerifyConfig,
+  View,
   default_jitter,
   sides,
   tally,
@@ -75,7 +77,7 @@ def test_grades(audit):
   assert [g.name for g in result.failures[2].gates if g.passed is False] == ["near_duplicate"]
   assert result.funnel["looked_at"] == 5 and result.funnel["stable"] == 2
   assert result.funnel["independent_agrees"] == 1
-  assert sides(result.failures) == {"oracle": {"consensus": 1, "neither": 1}}
+  assert sides(result.failures) == {"oracle": View(rate(1, 2), {"neither": 1}, 0)}
   chunked = run(finds, outside=(oracle,), measured=measured, config=VerifyConfig(chunk=2))
   assert chunked == result
 
@@ -92,7 +94,8 @@ def test_gates_that_are_not_required_are_still_measured(audit):
 def test_an_oracle_without_an_answer_confirms_nothing(audit):
   find, run = audit
   result = run([find(0, "what color is it")], outside=(TrueAnswers(lambda image, question: None),))
-  assert result.failures[0].grade == "V1" and sides(result.failures) == {"oracle": {"neither": 1}}
+  assert result.failures[0].grade == "V1"
+  assert sides(result.failures)["oracle"].others == {"neither": 1}
 
 
 class Says:
@@ -142,14 +145,16 @@ def test_what_was_not_tried_is_not_measured_and_counts_for_no_grade(audit):
   assert [f.grade for f in result.failures] == ["V1", "V1"]
   table = tally(result.failures, config.required)
   for name in ("answerable", "language_prior", "benchmark_leak"):
-    assert table[name] == Tally(0, 0, 2, required=True), name
+    assert table[name] == Tally(NOTHING, 2, required=True), name
     assert result.funnel[name] == 2
-  assert table["edit_outside"] == Tally(0, 0, 1, required=True)  # Of the one it is about.
-  assert table["image_sane"] == Tally(2, 0, 0, required=True)
+  assert table["edit_outside"] == Tally(NOTHING, 1, required=True)  # Of the one it is about.
+  assert table["image_sane"] == Tally(rate(2, 2), 0, required=True)
   unmeasured = [g for g in result.failures[0].gates if g.passed is None]
   assert all(g.value is None and g.note for g in unmeasured) and len(unmeasured) == 4
   tried = run(finds, config=VerifyConfig(required=("image_sane",)))
-  assert tally(tried.failures, ("image_sane",))["answerable"] == Tally(2, 0, 0, required=False)
+  assert tally(tried.failures, ("image_sane",))["answerable"] == Tally(
+    rate(2, 2), 0, required=False
+  )
 
 
 def test_an_attempt_on_which_all_agree_is_no_find(audit):

@@ -14,7 +14,7 @@ from auditdm_jax.audit.probe import Probe, Verdict
 from auditdm_jax.audit.skills import Seeds, Skill
 from auditdm_jax.audit.summary import Accuracy, Arm, Queries, Summary
 from auditdm_jax.audit.taxonomy import Taxonomy
-from auditdm_jax.audit.verify import Tally, VerifyConfig
+from auditdm_jax.audit.verify import Tally, VerifyConfig, View
 from auditdm_jax.core import jsonio, typed
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rl.step import OptimConfig
@@ -171,8 +171,11 @@ def test_a_report_before_verify_says_what_to_run(tmp_path):
 def test_a_report_says_of_each_gate_what_was_measured_and_who_gave_v2(tmp_path):
   run, index = _without_oracle(tmp_path, [_attempt(0, "random")]), tmp_path / "report/index.html"
   verified = run.folder.done("verify", Verified)
-  gates = {"both_ways": Tally(9, 1, 0, True), "answerable": Tally(0, 0, 1234, True)}
-  sides = {"labels": {"consensus": 6, "target": 2, "neither": 1, "not measured": 31}}
+  gates = {
+    "both_ways": Tally(rates.rate(9, 10), 0, True),
+    "answerable": Tally(rates.NOTHING, 1234, True),
+  }
+  sides = {"labels": View(rates.rate(6, 9), {"target": 2, "neither": 1}, 31)}
   funnel = verified.funnel | {"answerable": 9}
   changed = dataclasses.replace(verified, gates=gates, sides=sides, funnel=funnel)
   run.folder._results["verify"] = changed

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import markupsafe
 
-from auditdm_jax.audit.diversity import Estimate
+from auditdm_jax.audit.diversity import HillEstimate
 from auditdm_jax.audit.report import data
 from auditdm_jax.audit.report import text as text_lib
 
@@ -48,7 +48,7 @@ def rate_text(rate: data.Rate) -> str:
   return f"{percent(rate.rate)} ({counts}, {interval})"
 
 
-def estimate_text(found: Estimate) -> str:
+def estimate_text(found: HillEstimate) -> str:
   """`7.9 [6.9, 9.4]`."""
   low, high = found.ci95
   return f"{found.value:.1f} [{low:.1f}, {high:.1f}]"

@@ -9,7 +9,7 @@ from PIL import Image
 
 from auditdm_jax.audit import health
 from auditdm_jax.audit.attempt import Attempt, Failure, Gate, Stability
-from auditdm_jax.audit.diversity import Diversity, Estimate, Spread
+from auditdm_jax.audit.diversity import Diversity, HillEstimate, Spread
 from auditdm_jax.audit.judge import Judge
 from auditdm_jax.audit.probe import Probe, Verdict
 from auditdm_jax.audit.rates import Rate
@@ -38,8 +38,8 @@ def rate(k, n):
 
 
 def varied(common):
-  value = Estimate(common, (common - 1, common + 1.5))
-  spread = Spread(92, Estimate(0.94, (0.9, 0.98)), value, value, value)
+  value = HillEstimate(common, (common - 1, common + 1.5))
+  spread = Spread(92, HillEstimate(0.94, (0.9, 0.98)), value, value, value)
   return Diversity(512, spread, spread)
 
 
