@@ -25,12 +25,13 @@ import multiprocessing
 import os
 import pathlib
 import time
+from typing import cast
 
 import numpy as np
 
 from auditdm_jax.audit import confirm, rates, rounds, skills, stability
 from auditdm_jax.audit.attempt import Attempt
-from auditdm_jax.audit.looks import Looks
+from auditdm_jax.audit.looks import Gallery, Looks
 from auditdm_jax.audit.probe import Probe, Verdict
 from auditdm_jax.audit.taxonomy import Evidence, Taxonomy, gather, members, name_modes
 from auditdm_jax.core import streams
@@ -126,7 +127,7 @@ def _evidence(rows, seeds, rng, seen=None) -> Evidence:
   """A table of (image, question, answer) rows."""
   if seen is None:
     seen = Seen(*photographs.draw_images(rng, sorted({image for image, *_ in rows}))[:2])
-  return gather([_attempt(*row) for row in rows], seeds, gallery=seen)
+  return gather([_attempt(*row) for row in rows], seeds, gallery=cast(Gallery, seen))
 
 
 def _attempt(image: str, question: str, answer: str) -> Attempt:
@@ -276,15 +277,20 @@ def pair_run(n: int, run: int, *, images: int = IMAGES) -> dict:
   part = np.array_split(order, 3)
   fresh = found.take(part[2], FRESH)
   first, second = (audit(found, failed, found.take(part[i], n), fresh) for i in (0, 1))
-  again = _part(found.evidence, failed, found.take(part[1], n))
+  attempts = _part(found.evidence, failed, found.take(part[1], n))
   was, now = (
-    [a.taxonomy.modes[i] if i >= 0 else None for i in members(a.taxonomy, again)]
+    [a.taxonomy.modes[i] if i >= 0 else None for i in members(a.taxonomy, attempts)]
     for a in (first, second)
   )
   traced = rounds.descent(first.taxonomy, second.taxonomy, was, now)
   uncovered = [t for d, t in zip(traced, second.tests, strict=True) if d.relation is None]
   names = {m.name for m in first.taxonomy.modes}
-  relations = [rounds.relation(d, t, before=t) for d, t in zip(traced, second.tests, strict=True)]
+  # The first target is asked again, and answers at random anew: harder than an unchanged one.
+  again = rng.random(len(inside)) < np.where(inside, 0.9, 0.01)
+  before = _tested(second.taxonomy, found.evidence, again, fresh, second.of)
+  relations = [
+    rounds.relation(d, t, before=b) for d, t, b in zip(traced, second.tests, before, strict=True)
+  ]
   return {
     "by_name": sum(m.name not in names for m in second.taxonomy.modes),
     "uncovered": len(uncovered),

@@ -31,6 +31,8 @@ CONFIG_ARGS = [
   ("gemma3", "chips=17", "chips=17, not a multiple of 4"),
   ("flux", "foo", "'foo': args are written name=value"),
   ("flux", "port=x", "port='x', not a whole number"),
+  ("benchmarks", "vqa2=x", r"unknown arg 'vqa2' \(did you mean 'vqav2'\?\)"),
+  ("benchmarks", "limit=x", "limit='x', not a whole number"),
   ("pretrain_scenes", "foo", "'foo': args are written name=value"),
   ("pretrain_scenes", "onyl=x", "unknown arg 'onyl'"),
   ("pretrain_scenes", "steps=x", "steps='x', not a whole number"),
@@ -54,6 +56,8 @@ def test_args_of_configs_that_are_right():
     ("gemma3", "on=v6e-8,references=27b"),
     ("pretrain_scenes", "only=ref_gemma3,steps=5,gaps=seed:4"),
     ("ablations.scenes", "arm=group-4,seed=2"),
+    ("benchmarks", "baseline=a,repaired=b,vqav2=data/vqa,limit=500"),
+    ("benchmarks", "run=runs/scenes,target=rare"),
   ]:
     importlib.import_module(f"configs.{name}").get_config(arg)
 

@@ -137,7 +137,9 @@ def _compared(attempt: Attempt) -> Find | None:
   if verdict is None or not verdict.agree or verdict.consensus is None:
     return None
   said = verdict.answers[verdict.target]
-  return said and Find(probe=attempt.probe, verdict=verdict, consensus=verdict.consensus, said=said)
+  if not said:
+    return None
+  return Find(probe=attempt.probe, verdict=verdict, consensus=verdict.consensus, said=said)
 
 
 def of_probes(probes: Sequence[KnownProbe], *, by: str, unknown: int = 0) -> FindPrecision | None:

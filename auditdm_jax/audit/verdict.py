@@ -157,7 +157,9 @@ def decide(
 
 def _shared(poll: _Poll, target_answer: str | None, judge: Judge, question: str) -> str | None:
   """The answer that may become the consensus and that the target does not contradict."""
-  for answer in poll.hopeful() if target_answer is not None else ():
+  if target_answer is None:
+    return None
+  for answer in poll.hopeful():
     if judge.compare(target_answer, answer, question=question) is not Same.DIFFERENT:
       return answer.strip()
   return None

@@ -53,7 +53,7 @@ def test_each_find_that_fell_out_says_why():
 def test_the_downloads_hold_all_finds_whole(tmp_path):
   long = sample.failure(1, "=" + "W" * 100_000, mode_id="m", stability=Stability(k=2, n=4))
   hostile = sample.failure(2, sample.HOSTILE, grade="V0", gates=(FAILED,))
-  finds = data.FindList(failures=[long, hostile], shown=[], modes={"m": "hats"})
+  finds = data.FindList(failures=[long, hostile], total=2, shown=[], modes={"m": "hats"})
   listing.write_downloads(tmp_path, finds)
   rows = [json.loads(line) for line in (tmp_path / "failures.jsonl").read_text().splitlines()]
   assert [Failure.from_dict(row) for row in rows] == [long, hostile] and rows[0]["mode"] == "hats"
