@@ -27,7 +27,7 @@ _MOST_LEFT_OUT = 0.1  # Of the probes; if there are more, the rest is no compari
 
 
 @dataclasses.dataclass(frozen=True)
-class Side:
+class ComparedModel:
   """One of the two models: its name, the hash of its weights or endpoint, and who answered.
 
   Attributes:
@@ -44,7 +44,7 @@ class Side:
 
 
 @dataclasses.dataclass(frozen=True)
-class Change:
+class ChangedProbe:
   """A probe that only one of the models fails."""
 
   mode_id: str
@@ -72,11 +72,11 @@ class Ledger:
     notes: what a reader has to know.
   """
 
-  old: Side
-  new: Side
+  old: ComparedModel
+  new: ComparedModel
   comparison: Comparison
   names: Mapping[str, str]
-  changes: Sequence[Change]
+  changes: Sequence[ChangedProbe]
   probes: str
   left_out: int
   notes: Sequence[str]
@@ -196,7 +196,7 @@ def markdown(ledger: Ledger, *, strict: bool) -> str:
   return "\n".join(lines) + "\n"
 
 
-def _told(change: Change) -> str:
+def _told(change: ChangedProbe) -> str:
   """A changed probe in one line."""
   return (
     f"{shown(change.question)} expected: {shown(change.expected)};"

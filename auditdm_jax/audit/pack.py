@@ -105,7 +105,7 @@ class PackedProbe:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Header:
+class PackHeader:
   """What a pack says of itself.
 
   Attributes:
@@ -153,7 +153,7 @@ class Pack:
     load: image_id -> u8[H,W,3].
   """
 
-  header: Header
+  header: PackHeader
   probes: tuple[PackedProbe, ...]
   load: Callable[[str], np.ndarray]
 
@@ -220,7 +220,7 @@ def read(folder: str | os.PathLike) -> Pack:
   return Pack(header, probes, lambda image_id: _image(root, image_id))
 
 
-def _header(path: pathlib.Path) -> Header:
+def _header(path: pathlib.Path) -> PackHeader:
   raw = _bytes(path)
   try:
     data = json.loads(raw)
@@ -231,7 +231,7 @@ def _header(path: pathlib.Path) -> Header:
   version = data.get("version")
   if version != VERSION or isinstance(version, bool):
     raise UserError(f"{path}: version {version!r:.40}; this code reads version {VERSION}")
-  header = build(Header, data, name=str(path))
+  header = build(PackHeader, data, name=str(path))
   if header.judge.model:
     raise UserError(f"{path}.judge.model: {header.judge.model!r:.80}: a pack brings no model")
   if header.judge.synonyms not in ("", _SYNONYMS):
@@ -244,7 +244,7 @@ def _header(path: pathlib.Path) -> Header:
   return header
 
 
-def _probes(path: pathlib.Path, header: Header) -> Iterator[PackedProbe]:
+def _probes(path: pathlib.Path, header: PackHeader) -> Iterator[PackedProbe]:
   """Yields the probes of the file that the header describes."""
   raw = _bytes(path)
   if hashlib.sha256(raw).hexdigest() != header.sha256:
@@ -326,7 +326,7 @@ def _inside(root: pathlib.Path, name: str) -> pathlib.Path:
   return path
 
 
-def _readme(header: Header, roles: Counter[str]) -> str:
+def _readme(header: PackHeader, roles: Counter[str]) -> str:
   return f"""# A regression pack
 
 {roles["failure"]} verified failures of a vision-language model in {len(header.modes)} modes, and

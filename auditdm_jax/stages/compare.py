@@ -28,11 +28,12 @@ from auditdm_jax.audit import compare as compare_lib
 from auditdm_jax.audit import ledger as ledger_lib
 from auditdm_jax.audit import pack as pack_lib
 from auditdm_jax.audit.compare import CompareConfig, PairedOutcome
-from auditdm_jax.audit.ledger import Change, Ledger, Side
+from auditdm_jax.audit.ledger import ChangedProbe, ComparedModel, Ledger
 from auditdm_jax.audit.pack import Pack
 from auditdm_jax.core.config import OVERRIDES, UserError
 from auditdm_jax.stages import past, replay
-from auditdm_jax.stages.replay import Opened, Opener, Probes
+from auditdm_jax.stages.context import Context
+from auditdm_jax.stages.replay import Opener, ProbeSet
 
 FLAGS = flags.FlagValues()
 _PACK = flags.DEFINE_string("pack", None, "A pack, written by `pack`.", flag_values=FLAGS)
@@ -88,13 +89,18 @@ def main(words: Sequence[str]) -> int:
       dtype=_DTYPE.value,
     )
     stack.callback(opener.close)
+    opener.check(words)
     if packed is not None:
-      opened = {word: opener.open(word, style=packed.header.style) for word in words}
-      probes = _of_pack(packed, opener, opened)
+      probes = replay.from_pack(packed, where=f"pack {_PACK.value}")
     else:
       probes = replay.from_runs(runs[words[0]], runs.get(words[-1]))
-      opened = {word: opener.open(word, as_in=runs[words[0]]) for word in words}
-    ledger = _ledger(probes, [opened[word] for word in words], _notes(packed))
+    as_in = None if packed is not None else runs[words[0]]
+    models = [_asked(opener, word, probes, as_in) for word in words]
+    if packed is not None and _JUDGE.value:
+      audited = {f"model {model.name}": model.identity for model in models}
+      judge = opener.judge(packed.header.judge, _JUDGE.value, audited)
+      probes = dataclasses.replace(probes, judge=judge)
+    ledger = _ledger(probes, models, _notes(packed))
   ledger_lib.write(_OUTPUT.value, ledger, strict=_STRICT.value)
   print(ledger_lib.text(ledger))
   counts = compare_lib.summary_counts(ledger.comparison.counts())
@@ -125,11 +131,21 @@ def _check(words: Sequence[str]) -> None:
     raise UserError(f"{words[0]} with what? Name a second model, or a pack: --pack=DIR")
 
 
-def _of_pack(packed: Pack, opener: Opener, opened: dict[str, Opened]) -> Probes:
-  header = packed.header
-  audited = {f"model {word}": model.identity for word, model in opened.items()}
-  judge = opener.judge(header.judge, _JUDGE.value, audited)
-  return replay.from_pack(packed, judge, where=f"pack {_PACK.value}")
+@dataclasses.dataclass(frozen=True)
+class _Answered:
+  """A model and what it said to each probe, in each round."""
+
+  name: str
+  identity: str
+  said: tuple[list[str], ...]
+
+
+def _asked(opener: Opener, word: str, probes: ProbeSet, as_in: Context | None) -> _Answered:
+  """Opens a model, asks it, and lets go of it: the next one may need its memory."""
+  opened = opener.open(word, style=probes.style, as_in=as_in)
+  rounds = replay.two_jitters(probes, seed=_SEED.value) if _ITSELF.value else (None,)
+  said = tuple(replay.answers(opened.model, probes, jitter=jitter) for jitter in rounds)
+  return _Answered(opened.name, opened.identity, said)
 
 
 def _notes(packed: Pack | None) -> list[str]:
@@ -150,30 +166,25 @@ def _notes(packed: Pack | None) -> list[str]:
   return notes
 
 
-def _ledger(probes: Probes, models: Sequence[Opened], notes: Sequence[str]) -> Ledger:
-  """Asks who is to be asked, and compares."""
+def _ledger(probes: ProbeSet, models: Sequence[_Answered], notes: Sequence[str]) -> Ledger:
+  """Compares the last model with the first one, or with what is known of the target."""
   new = models[-1]
-  if _ITSELF.value:
-    first, second = replay.two_jitters(probes, seed=_SEED.value)
-    before = replay.answers(new.model, probes, jitter=first)
-    now = replay.answers(new.model, probes, jitter=second)
-    sides = ((new.name, new.identity, True), (new.name, new.identity, True))
+  now = new.said[-1]
+  if _ITSELF.value or len(models) > 1:
+    before, was = models[0].said[0], (models[0].name, models[0].identity, True)
   else:
     before, was = [row.said for row in probes.rows], (*probes.target, False)
-    if len(models) > 1:
-      before = replay.answers(models[0].model, probes)
-      was = models[0].name, models[0].identity, True
-    now = replay.answers(new.model, probes)
-    sides = (was, (new.name, new.identity, True))
+  sides = (was, (new.name, new.identity, True))
   old_side, new_side = (
-    Side(*side, unanswered=sum(not text for text in said))
+    ComparedModel(*side, unanswered=sum(not text for text in said))
     for side, said in zip(sides, (before, now), strict=True)
   )
   outcomes = _outcomes(probes, before, now)
   if not outcomes:
     raise UserError(
       f"none of the {len(probes.rows)} questions can be compared: {new_side.name} gave no answer to"
-      f" {new_side.unanswered}, {old_side.name} to {old_side.unanswered}"
+      f" {new_side.unanswered}, {old_side.name} to {old_side.unanswered}; the judge is undecided"
+      " about the rest"
     )
   config = dataclasses.replace(CompareConfig(), margin=_MARGIN.value)
   return Ledger(
@@ -188,7 +199,7 @@ def _ledger(probes: Probes, models: Sequence[Opened], notes: Sequence[str]) -> L
   )
 
 
-def _outcomes(probes: Probes, before: Sequence[str], now: Sequence[str]) -> list[PairedOutcome]:
+def _outcomes(probes: ProbeSet, before: Sequence[str], now: Sequence[str]) -> list[PairedOutcome]:
   """Who failed what, in each line of the ledger that a probe belongs to."""
   rows = [
     (group, row, a, b)
@@ -208,8 +219,8 @@ def _outcomes(probes: Probes, before: Sequence[str], now: Sequence[str]) -> list
 
 
 def _changes(
-  probes: Probes, outcomes: Sequence[PairedOutcome], before: Sequence[str], now: Sequence[str]
-) -> list[Change]:
+  probes: ProbeSet, outcomes: Sequence[PairedOutcome], before: Sequence[str], now: Sequence[str]
+) -> list[ChangedProbe]:
   """The probes that only one model fails."""
   rows = {row.probe_id: (row, a, b) for row, a, b in zip(probes.rows, before, now, strict=True)}
   found = []
@@ -217,7 +228,7 @@ def _changes(
     if outcome.old_failed != outcome.new_failed and outcome.mode_id != pack_lib.TOGETHER:
       row, a, b = rows[outcome.probe_id]
       found.append(
-        Change(
+        ChangedProbe(
           mode_id=outcome.mode_id,
           probe_id=row.probe_id,
           image_id=row.image_id,

@@ -10,7 +10,7 @@ import sys
 
 from auditdm_jax.audit import pack as pack_lib
 from auditdm_jax.audit.attempt import Attempt, Failure, unique_attempts
-from auditdm_jax.audit.pack import Header, Pack, PackedMode, PackedModel, PackedProbe
+from auditdm_jax.audit.pack import Pack, PackedMode, PackedModel, PackedProbe, PackHeader
 from auditdm_jax.audit.skills import Assigner
 from auditdm_jax.audit.taxonomy import Taxonomy
 from auditdm_jax.core import streams
@@ -77,12 +77,12 @@ def _even(failures: Sequence[Failure], limit: int, *, seed: int) -> list[Failure
   return [failures[i] for i in sorted(sorted(order, key=rank.__getitem__)[:limit])]
 
 
-def header_of(ctx: Context) -> Header:
+def header_of(ctx: Context) -> PackHeader:
   """What a pack says of the run itself."""
   models, judge = ctx.models, ctx.settings.judge
   bank, name = ctx.settings.bank, models.target_name
   stages = ctx.folder.manifest.read()["stages"]
-  return Header(
+  return PackHeader(
     target=_model(ctx, models.config.target),
     references=tuple(_model(ctx, spec) for spec in models.config.references),
     judge=dataclasses.replace(judge, model=""),

@@ -38,7 +38,7 @@ _MAX_YAML = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class ReplayedProbe:
   """A probe of a comparison; `groups` are its lines, `said` what the old model is known to say."""
 
   groups: tuple[str, ...]
@@ -50,7 +50,7 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Probes:
+class ProbeSet:
   """What two models are compared on.
 
   Attributes:
@@ -65,7 +65,7 @@ class Probes:
     where: the probes are from.
   """
 
-  rows: Sequence[Row]
+  rows: Sequence[ReplayedProbe]
   load: Callable[[str], np.ndarray]
   names: Mapping[str, str]
   known: Sequence[str] | None
@@ -77,7 +77,7 @@ class Probes:
 
 
 @dataclasses.dataclass(frozen=True)
-class Opened:
+class OpenedModel:
   """A model that can be asked."""
 
   name: str
@@ -112,7 +112,21 @@ class Opener:
       self._sections[name] = build(RemoteConfig, section, name=f"config.endpoints.{name}")
     self._remotes: list[Remotes] = []
 
-  def open(self, word: str, *, style: Style | None = None, as_in: Context | None = None) -> Opened:
+  def check(self, words: Sequence[str]) -> None:
+    """Checks that arguments name something, before anything is loaded or asked.
+
+    Raises:
+      UserError: one does not.
+    """
+    for word in words:
+      if word.startswith(ENDPOINT):
+        self._section(word)
+      elif word not in self._runs:
+        self._check(word)
+
+  def open(
+    self, word: str, *, style: Style | None = None, as_in: Context | None = None
+  ) -> OpenedModel:
     """Opens a model to ask it about images.
 
     Args:
@@ -126,26 +140,24 @@ class Opener:
     if word.startswith(ENDPOINT):
       remote = self._remote(word)
       _ = remote.proof
-      return Opened(remote.name, remote.identity, remote)
+      return OpenedModel(remote.name, remote.identity, remote)
     if word in self._runs:
       models = self._runs[word].models
-      return Opened(models.target_name, models.identity(models.config.target), models.target)
+      return OpenedModel(models.target_name, models.identity(models.config.target), models.target)
     self._check(word)
     if as_in is not None:
       model = as_in.models.open(word)
-      return Opened(model.name, as_in.models.identity(word), model)
+      return OpenedModel(model.name, as_in.models.identity(word), model)
     vlm = load_vlm(word, dtype=self._dtype)
     vlm = vlm if style is None else dataclasses.replace(vlm, style=style)
-    return Opened(vlm.name, content_hash(word), vlm)
+    return OpenedModel(vlm.name, content_hash(word), vlm)
 
   def judge(self, config: JudgeConfig, word: str, audited: Mapping[str, str]) -> Judge:
-    """Returns a judge by rules, which asks the model that `word` names where they do not decide.
+    """Returns a judge by rules that asks the model which `word` names where they see a difference.
 
     Raises:
       UserError: as `open`, or it is one of the models whose answers are compared.
     """
-    if not word:
-      return open_judge(config)
     config = dataclasses.replace(config, model=word)
     if word.startswith(ENDPOINT):
       remote = self._remote(word)
@@ -161,16 +173,19 @@ class Opener:
       remotes.close()
 
   def _remote(self, word: str) -> Remote:
-    name = word.removeprefix(ENDPOINT)
-    sections = self._sections
-    if name not in sections:
-      path = pathlib.Path(name)
-      sections = {path.stem: _section(path, sections)}
-      name = path.stem
-    check_names({name: sections[name]})
-    remotes = Remotes({name: sections[name]}, cache=self._answers)
+    name, section = self._section(word)
+    check_names({name: section})
+    remotes = Remotes({name: section}, cache=self._answers)
     self._remotes.append(remotes)
     return remotes.open(name)
+
+  def _section(self, word: str) -> tuple[str, RemoteConfig]:
+    """The name and the section of an endpoint, of a config or of a file."""
+    name = word.removeprefix(ENDPOINT)
+    if name in self._sections:
+      return name, self._sections[name]
+    path = pathlib.Path(name)
+    return path.stem, _read_section(path, self._sections)
 
   def _check(self, word: str) -> None:
     path = pathlib.Path(word)
@@ -183,7 +198,7 @@ class Opener:
       )
 
 
-def _section(path: pathlib.Path, known: Mapping[str, RemoteConfig]) -> RemoteConfig:
+def _read_section(path: pathlib.Path, known: Mapping[str, RemoteConfig]) -> RemoteConfig:
   """Reads the file of an endpoint.
 
   Raises:
@@ -206,17 +221,18 @@ def _section(path: pathlib.Path, known: Mapping[str, RemoteConfig]) -> RemoteCon
 # ------------------------------------------------------------------------------------- the probes
 
 
-def from_pack(pack: Pack, judge: Judge, *, where: str) -> Probes:
-  """Returns the probes of a pack."""
+def from_pack(pack: Pack, *, where: str) -> ProbeSet:
+  """Returns the probes of a pack, and as judge its rules."""
   header = pack.header
-  return Probes(
+  return ProbeSet(
     rows=[
-      Row(p.groups, p.probe_id, p.image_id, p.question, p.expected, p.said) for p in pack.probes
+      ReplayedProbe(p.groups, p.probe_id, p.image_id, p.question, p.expected, p.said)
+      for p in pack.probes
     ],
     load=pack.load,
     names=pack.names,
     known=None,
-    judge=judge,
+    judge=open_judge(header.judge),
     bank=BankConfig(
       max_new_tokens=header.max_new_tokens, abstentions=header.abstentions, batch_size=128
     ),
@@ -226,7 +242,7 @@ def from_pack(pack: Pack, judge: Judge, *, where: str) -> Probes:
   )
 
 
-def from_runs(old: Context, new: Context | None) -> Probes:
+def from_runs(old: Context, new: Context | None) -> ProbeSet:
   """Returns the fresh probes of runs, in the modes of the first and in new ones of the second.
 
   They were drawn whatever the models say, so that neither is at an advantage. A mode of the second
@@ -245,7 +261,7 @@ def from_runs(old: Context, new: Context | None) -> Probes:
   counted += [
     {row.mode_id for row in _verified(run).modes if row.status == "confirmed"} for run in runs[1:]
   ]
-  rows: dict[str, Row] = {}
+  rows: dict[str, ReplayedProbe] = {}
   of: dict[str, Context] = {}  # The run that has an image.
   for run, taxonomy in zip(runs, taxonomies, strict=True):
     attempts, for_all = _fresh(run, taxonomy)
@@ -263,7 +279,7 @@ def from_runs(old: Context, new: Context | None) -> Probes:
       " a run has them, and --pack=DIR needs none"
     )
   models = old.models
-  return Probes(
+  return ProbeSet(
     rows=list(rows.values()),
     load=lambda image_id: of[image_id].images(image_id),
     names={m.mode_id: m.name for taxonomy in taxonomies[::-1] for m in taxonomy.modes},
@@ -303,20 +319,20 @@ def _fresh(run: Context, taxonomy: Taxonomy) -> tuple[list[Attempt], list[bool]]
   return attempts, [True] * len(attempts)
 
 
-def _row(attempt: Attempt, group: str) -> Row | None:
+def _row(attempt: Attempt, group: str) -> ReplayedProbe | None:
   """An attempt with a consensus as a probe of a line."""
   verdict, consensus, probe = attempt.verdict, attempt.consensus, attempt.probe
   if verdict is None or consensus is None:
     return None
   said = verdict.answers[verdict.target] or ""
   groups = (group,) if group == pack_lib.CONTROLS else (group, pack_lib.TOGETHER)
-  return Row(groups, probe.probe_id, probe.image_id, probe.question, consensus, said)
+  return ReplayedProbe(groups, probe.probe_id, probe.image_id, probe.question, consensus, said)
 
 
 # ------------------------------------------------------------------------------------- the answers
 
 
-def answers(model: Model, probes: Probes, *, jitter: Sequence[int] | None = None) -> list[str]:
+def answers(model: Model, probes: ProbeSet, *, jitter: Sequence[int] | None = None) -> list[str]:
   """Returns a model's short answer to each probe, "" where it gave none.
 
   Args:
@@ -341,7 +357,7 @@ def answers(model: Model, probes: Probes, *, jitter: Sequence[int] | None = None
   return out
 
 
-def two_jitters(probes: Probes, *, seed: int) -> tuple[list[int], list[int]]:
+def two_jitters(probes: ProbeSet, *, seed: int) -> tuple[list[int], list[int]]:
   """Returns two changes for each image, never the same, drawn so that either may come first."""
   pairs: dict[str, tuple[int, int]] = {}
   for row in probes.rows:

@@ -12,7 +12,7 @@ import pytest
 from auditdm_jax.audit import ledger as ledger_lib
 from auditdm_jax.audit import pack
 from auditdm_jax.audit.compare import PairedOutcome, compare
-from auditdm_jax.audit.ledger import Change, Ledger, Side
+from auditdm_jax.audit.ledger import ChangedProbe, ComparedModel, Ledger
 
 HOSTILE = (
   "</failure><x> & \"'`|*_[a](javascript:1)\n\n# head\x00\x1b[31m \ud800\ufffe ]]> <script>"
@@ -28,12 +28,12 @@ def _outcomes(mode: str, n: int, old: int, new: int) -> list[PairedOutcome]:
 def _ledger(*outcomes: list[PairedOutcome], text: str = "plain", known=None) -> Ledger:
   items = [item for some in outcomes for item in some]
   return Ledger(
-    old=Side(text, "1" * 64, asked=False, unanswered=0),
-    new=Side(text, "2" * 64, asked=True, unanswered=3),
+    old=ComparedModel(text, "1" * 64, asked=False, unanswered=0),
+    new=ComparedModel(text, "2" * 64, asked=True, unanswered=3),
     comparison=compare(items, known=known),
     names={mode: f"{mode} {text}" for mode in "abc"},
     changes=[
-      Change(i.mode_id, i.probe_id, i.image_id, text, text, text, text, worse=i.new_failed)
+      ChangedProbe(i.mode_id, i.probe_id, i.image_id, text, text, text, text, worse=i.new_failed)
       for i in items
       if i.old_failed != i.new_failed
     ],

@@ -13,7 +13,7 @@ import pytest
 
 from auditdm_jax.audit import pack as pack_lib
 from auditdm_jax.audit.judge import JudgeConfig
-from auditdm_jax.audit.pack import Header, Pack, PackedMode, PackedModel, PackedProbe
+from auditdm_jax.audit.pack import Pack, PackedMode, PackedModel, PackedProbe, PackHeader
 from auditdm_jax.audit.probe import probe_id
 from auditdm_jax.core.config import UserError
 from auditdm_jax.core.image_store import Images
@@ -41,7 +41,7 @@ def _pack(**header) -> Pack:
   }
   probes = [_probe(0, role="failure", said="blue", mode_id="m-1", grade="V1", k=4, n=4)]
   probes += [_probe(i, references={"ref": "red"}) for i in range(1, 6)]
-  return Pack(Header(**fields | header), tuple(probes), BY_ID.__getitem__)
+  return Pack(PackHeader(**fields | header), tuple(probes), BY_ID.__getitem__)
 
 
 def test_a_pack_comes_back(tmp_path):

@@ -276,6 +276,41 @@ def test_the_shortest_question_is_kept(run, servers, call):
   assert code == 1 and "does not show any more: 0 of 3 trials" in out
 
 
+def test_a_model_may_judge(packed, servers, call, tmp_path):
+  """The target says ruddy for red; a judge that knows the word hears no difference."""
+  target, reference = servers
+  model = _yaml(tmp_path / "mine.yaml", target)
+  judge = _yaml(tmp_path / "judge.yaml", reference)
+
+  def ruddy(asked):
+    proves = any(word in asked.text for word in PROVING)
+    return target._right(asked) if proves else completion("ruddy")
+
+  target.respond = ruddy
+  code, _, err = call("compare", model, f"--pack={packed}")
+  assert code == 1, err
+  reference.respond = lambda asked: (
+    completion("yes" if "ruddy" in asked.text else "no")
+    if "mean the same" in asked.text
+    else talks(reference)(asked)
+  )
+  code, out, _ = call("compare", model, f"--pack={packed}", f"--judge={judge}")
+  assert code == 0 and "improved" in out
+  code, _, err = call("compare", model, f"--pack={packed}", f"--judge={model}")
+  assert code == 2 and "must not judge its own answers" in err
+
+
+def test_the_shipped_pack_tells_two_shipped_models_apart(call, tmp_path, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  weights, pack = "data/scenes/weights", "--pack=data/scenes/pack"
+  sides = f"{weights}/sibling", f"{weights}/target_easy"
+  assert call("compare", *sides, pack, f"--output={tmp_path}/worse")[0] == 1
+  xml = junitparser.JUnitXml.fromfile(str(tmp_path / "worse/junit.xml"))
+  assert xml.failures >= 1
+  changes = json.loads((tmp_path / "worse/ledger.json").read_text())["changes"]
+  assert len({c["probe_id"] for c in changes if c["worse"]}) > 20
+
+
 def test_mistakes_are_told_in_one_line(run, packed, servers, call, tmp_path):
   model = _yaml(tmp_path / "m.yaml", servers[0])
   (tmp_path / "odd.yaml").write_text("base_url: [")
