@@ -25,12 +25,13 @@ import multiprocessing
 import os
 import pathlib
 import time
+from typing import cast
 
 import numpy as np
 
 from auditdm_jax.audit import confirm, rates, rounds, skills, stability
 from auditdm_jax.audit.attempt import Attempt
-from auditdm_jax.audit.looks import Looks
+from auditdm_jax.audit.looks import Gallery, Looks
 from auditdm_jax.audit.probe import Probe, Verdict
 from auditdm_jax.audit.taxonomy import Evidence, Taxonomy, gather, members, name_modes
 from auditdm_jax.core import streams
@@ -126,7 +127,7 @@ def _evidence(rows, seeds, rng, seen=None) -> Evidence:
   """A table of (image, question, answer) rows."""
   if seen is None:
     seen = Seen(*photographs.draw_images(rng, sorted({image for image, *_ in rows}))[:2])
-  return gather([_attempt(*row) for row in rows], seeds, gallery=seen)
+  return gather([_attempt(*row) for row in rows], seeds, gallery=cast(Gallery, seen))
 
 
 def _attempt(image: str, question: str, answer: str) -> Attempt:

@@ -12,6 +12,7 @@ import re
 import types
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from auditdm_jax.stages.benchmarks import BenchmarksConfig
 from auditdm_jax.stages.sections import AuditConfig
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs/config.md"
@@ -23,12 +24,18 @@ A config is a Python file that returns one value for each key below; `configs/sc
 `configs/paligemma2.py` are examples. Any key can be overridden: `--config.optim.steps=300`. An
 unknown key is an error that names the nearest valid one. A key without a default must be given.
 """
+_BENCHMARKS = """# Benchmarks
+
+The config of `predict`, `score`, `table` and `logs`; `configs/benchmarks.py` is one.
+"""
 _ENTRY = re.compile(r"^  (\w+): ", re.MULTILINE)
 
 
 def page() -> str:
   """Returns the text of docs/config.md."""
-  return "\n".join([_HEAD, *_section("config", AuditConfig)])
+  return "\n".join(
+    [_HEAD, *_section("config", AuditConfig), _BENCHMARKS, *_section("config", BenchmarksConfig)]
+  )
 
 
 def _section(path: str, cls: type) -> Iterator[str]:

@@ -25,7 +25,7 @@ from scipy import stats
 from auditdm_jax.audit import rates
 from auditdm_jax.audit.attempt import Failure
 from auditdm_jax.audit.probe import Record
-from auditdm_jax.audit.rates import Rate
+from auditdm_jax.audit.rates import NOTHING, Rate
 from auditdm_jax.audit.sampling import Sampled, chances
 
 # Whose answer is right: the five things that a rater can say.
@@ -159,12 +159,16 @@ def _decided(labels: Sequence[Label]) -> Decision:
   return "right" if n["right"] > n["wrong"] else "wrong"
 
 
+def _decisions(labels: Iterable[Label]) -> dict[str, Decision]:
+  return {key: _decided(own) for key, own in _by_key(labels).items()}
+
+
 def apply(failures: Iterable[Failure], labels: Iterable[Label]) -> Iterator[Failure]:
   """Yields the failures with what people decided about them.
 
   A verified find that is right becomes V3. One that is wrong falls to V0, whatever its gates say.
   """
-  said = {key: _decided(own) for key, own in _by_key(labels).items()}
+  said = _decisions(labels)
   for f in failures:
     yield _regraded(f, said[f.probe.probe_id]) if f.probe.probe_id in said else f
 
@@ -185,7 +189,7 @@ def labelled(
 
   Its weight is that of the find over its chance to be drawn.
   """
-  said = {key: _decided(own) for key, own in _by_key(labels).items()}
+  said = _decisions(labels)
   stratum, chance = {row.key: row.stratum for row in sample}, chances(sample)
   return [
     dataclasses.replace(f, label=said[key], weight=f.weight / chance[stratum[key]])
@@ -288,6 +292,20 @@ def share(finds: Sequence[LabelledFind], disagreement: Rate | None) -> Rate:
       min(1.0, p + math.hypot(high - p, max(0.0, max(others) - p))),
     ),
   )
+
+
+def product(outer: Rate, inner: Rate) -> Rate:
+  """Returns the share of a share, such as of questions that are failures and right.
+
+  The interval is MOVER's, as in `share`; the two are taken as independent.
+  """
+  if outer.rate is None or inner.rate is None:
+    return NOTHING
+  p, q = outer.rate, inner.rate
+  below = math.hypot(q * (p - outer.ci95[0]), p * (q - inner.ci95[0]))
+  above = math.hypot(q * (outer.ci95[1] - p), p * (inner.ci95[1] - q))
+  ends = max(0.0, p * q - below), min(1.0, p * q + above)
+  return dataclasses.replace(outer, k=round(p * q * outer.n, 9), rate=p * q, ci95=ends)
 
 
 def _true(labelled: float, error: float, voters: Mapping[int, float]) -> float:

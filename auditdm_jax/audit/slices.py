@@ -111,11 +111,11 @@ class AttemptTable:
 
   def column(self, name: str) -> np.ndarray:
     """bool[N]: the attempts that have the term."""
-    found = np.zeros(self.has.shape[0], bool)
+    found = np.zeros(len(self.failed), bool)
     at = self.place.get(name)
     if at is not None:
-      columns = self._columns
-      found[columns.indices[columns.indptr[at] : columns.indptr[at + 1]]] = True
+      rows, starts = self._columns
+      found[rows[starts[at] : starts[at + 1]]] = True
     return found
 
   @functools.cached_property
@@ -124,8 +124,10 @@ class AttemptTable:
     return {name: i for i, name in enumerate(self.names)}
 
   @functools.cached_property
-  def _columns(self) -> sparse.csc_matrix:
-    return self.has.tocsc()
+  def _columns(self) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that have each term, one term after the other, and where each one's begin."""
+    columns = self.has.tocsc()
+    return columns.indices, columns.indptr
 
 
 def term_set(
@@ -377,7 +379,7 @@ def _pairs(
   p = []
   for i in picked:
     design = _design(table, first[i], second[i])
-    others = ((k[first[i]], n[first[i]]), (k[second[i]], n[second[i]]), (k_all, n_all))
+    others = [(float(k[j]), float(n[j])) for j in (first[i], second[i])] + [(k_all, n_all)]
     p.append(max(_fisher(k2[i], n2[i], *other, design=design) for other in others))
   names = [(table.names[first[i]], table.names[second[i]]) for i in picked]
   return names, n2[picked], k2[picked], p, int(usable.sum())

@@ -337,6 +337,8 @@ class Summary:
     arms: by arm, with their sum, and the control if there was one.
     seconds: by stage.
     labels: what people say of a random sample of finds; None without labels.
+    right_failures: questions that can be compared, and that are verified failures and right
+      by people; the target is wrong on at least so many.
     rounds: a row for each round.
   """
 
@@ -360,6 +362,7 @@ class Summary:
   grades: tuple[GradePrecision, ...] = ()
   seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
   labels: LabelScores | None = None
+  right_failures: Rate | None = None
   rounds: tuple[RoundRow, ...] = ()
 
   @property

@@ -77,9 +77,10 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
   cover = coverage(confirmed_of(found), auditable) if oracle else None
   grades, labelled = _grades(ctx, failures, people), done.verified.labelled
   seconds = ctx.folder.seconds()
+  asked = compared(ctx.folder.attempts(), failures)
   return summary.Summary(
     target=ctx.models.target_name,
-    compared=compared(ctx.folder.attempts(), failures),
+    compared=asked,
     search=searched and summary.Search(searched.prompt_only, searched.trained),
     search_modes=searched
     and summary.SearchModes(searched.prompt_only_modes, searched.trained_modes),
@@ -111,6 +112,7 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
     grades=grades,
     seconds=seconds | {"total": round(sum(seconds.values()), 1)} if seconds else {},
     labels=people,
+    right_failures=people and labels.product(asked.failures, people.verified),
     rounds=round_rows(done, found, oracle=oracle),
   )
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from auditdm_jax.audit import labels as labels_lib
-from auditdm_jax.audit import sampling
+from auditdm_jax.audit import rates, sampling
 from auditdm_jax.audit.attempt import Attempt, Failure
 from auditdm_jax.audit.labels import Label, LabelledFind
 from auditdm_jax.audit.probe import Probe, Verdict
@@ -220,6 +220,17 @@ def test_raters_who_disagree_too_much_correct_nothing():
   finds = _run(rng, share=0.5, repeated=1, shared=0.0, raters=2, error=0.5)
   disagreement = labels_lib.rater_error(finds)
   assert labels_lib.share(finds, disagreement) == labels_lib.share(finds, None)
+
+
+def test_a_share_of_a_share_holds_both_uncertainties():
+  rng, hits = np.random.default_rng(5), 0
+  for _ in range(1_000):
+    k = rng.binomial(700, 0.09)
+    right = rates.rate(rng.binomial(60, 0.8), 60)
+    found = labels_lib.product(rates.rate(k, 700), right)
+    hits += found.ci95[0] <= 0.09 * 0.8 <= found.ci95[1]
+  assert found.n == 700 and hits >= 930
+  assert labels_lib.product(rates.rate(1, 9), rates.NOTHING) == rates.NOTHING
 
 
 def test_kappa_is_that_of_scikit_learn():
