@@ -14,6 +14,7 @@ from auditdm_jax.core.config import UserError
 from auditdm_jax.core.manifest import Manifest
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.remote import without_limits
+from auditdm_jax.stages.results import Verified
 
 _SHORTEST_ID = 4  # Digits of a failure's id that may stand for it.
 
@@ -36,7 +37,23 @@ def opened(workdir: str | os.PathLike, stage: str) -> Iterator[Context]:
     tempfile.TemporaryDirectory() as answers,
     Context(config, paths.as_path(workdir), stage, answers=answers) as ctx,
   ):
+    _check_version(ctx)
     yield ctx
+
+
+def _check_version(ctx: Context) -> None:
+  """Checks that this code can read what the run found.
+
+  Raises:
+    UserError: another version of it wrote that.
+  """
+  try:
+    ctx.folder.done("verify", Verified)
+  except (AttributeError, KeyError, TypeError) as e:
+    raise UserError(
+      f"{ctx.folder.path}/verify/done.json was written by another version of this code, whose"
+      " commit manifest.json has; use that one, or run the stage verify in a new workdir"
+    ) from e
 
 
 def config_of(workdir: str | os.PathLike) -> ConfigDict:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import importlib.util
 import json
 import pathlib
+import shutil
 import sys
 
 import junitparser
@@ -341,6 +342,13 @@ def test_mistakes_are_told_in_one_line(run, packed, servers, call, tmp_path):
     code, _, err = call(*argv)
     assert code == 2 and message in err, (argv, err)
     assert err.count("\n") == 1 and err.startswith("auditdm_jax: "), (argv, err)
+  old = tmp_path / "old"
+  shutil.copytree(run, old)
+  done = json.loads((old / "verify/done.json").read_text())
+  done["result"]["taxonomy"]["modes"] = {"m-1": 3}
+  (old / "verify/done.json").write_text(json.dumps(done))
+  code, _, err = call("repro", "0" * 8, f"--workdir={old}")
+  assert code == 2 and "written by another version" in err
   with pytest.raises(UserError, match="nothing is verified"):
     (tmp_path / "empty/manifest.json").write_text('{"stages": {}}')
     past.config_of(tmp_path / "empty")
