@@ -68,7 +68,7 @@ class RunFolder:
     """Returns the result of a finished stage, or None.
 
     Raises:
-      UserError: it was made with another config.
+      UserError: it was made with another config, or by a version that wrote something else.
     """
     path = self.path / stage / "done.json"
     record = read_json(path)
@@ -78,7 +78,7 @@ class RunFolder:
       raise UserError(
         f"{path.parent} was made with another config; use another --workdir, or remove that folder"
       )
-    return typed.load(cls, record["result"])
+    return _loaded(cls, record["result"], path)
 
   def done_now(self, stage: str, cls: type[T]) -> T | None:
     """As `done`, of a stage that is done again for another config, since no other builds on it."""
@@ -92,8 +92,9 @@ class RunFolder:
 
   def summary(self) -> Summary | None:
     """Returns what the last report said, or None."""
-    data = read_json(self.path / "summary.json")
-    return None if data is None else typed.load(Summary, data)
+    path = self.path / "summary.json"
+    data = read_json(path)
+    return None if data is None else _loaded(Summary, data, path)
 
   def write_summary(self, summary: Summary) -> None:
     write_json(self.path / "summary.json", summary)
@@ -324,3 +325,18 @@ class SharedRecords(records.Records):
 
   def rewind(self, name: str, step: int, *, field: str = "step") -> int:
     return super().rewind(name, step, field=field) if runtime.is_main() else 0
+
+
+def _loaded(cls: type[T], data: Any, path: pathlib.Path) -> T:
+  """Returns a result as its class.
+
+  Raises:
+    UserError: it is not what the class holds.
+  """
+  try:
+    return typed.load(cls, data)
+  except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
+    raise UserError(
+      f"{path}: not what this version writes ({e}); use another --workdir, or remove that file so"
+      " that its stage is done again"
+    ) from e

@@ -13,6 +13,7 @@ from auditdm_jax.core.records import Stored
 from auditdm_jax.images.config import ImagesConfig
 from auditdm_jax.stages import run, service
 from auditdm_jax.stages.pools import ImageSource, InMemoryPool
+from auditdm_jax.stages.results import Repairs
 
 
 class Rows:
@@ -149,3 +150,19 @@ def test_each_question_counts_once_by_its_last_attempt_however_it_is_read():
   unique = unique_attempts(Stored(lambda: iter(attempts)))
   assert list(unique) == list(unique) == expected
   assert unique and not unique_attempts([])
+
+
+@pytest.mark.parametrize(
+  "result",
+  [
+    {"models": {"repaired": {"table": {"all": 3}, "examples": 1}}},
+    {"models": {"repaired": {}}},
+    {"models": []},
+    {},
+  ],
+)
+def test_a_result_of_another_version_is_one_line(tmp_path, result):
+  folder = run.RunFolder(tmp_path, config_hash="h")
+  folder.finish("rectify", result)
+  with pytest.raises(UserError, match=r"rectify/done\.json: not what this version writes"):
+    folder.done("rectify", Repairs)
