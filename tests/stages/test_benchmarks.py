@@ -18,10 +18,12 @@ from auditdm_jax.bench.predict import BenchReply
 from auditdm_jax.bench.predictions import ModelId
 from auditdm_jax.core.config import UserError
 from auditdm_jax.endpoints.failures import BudgetSpent
-from auditdm_jax.stages import benchmarks, logs, predict, score, table
+from auditdm_jax.stages import benchmarks, evaluate, logs, predict, score, suite, table
+from auditdm_jax.stages.context import Context
 from auditdm_jax.vlm import load_vlm
 from tests.bench.layouts import cases
 from tests.endpoints.fake_server import FakeServer, right_answer
+from tests.stages import test_endpoints
 from tests.stages.folders import images_of_scenes
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -232,6 +234,26 @@ def test_endpoints_are_asked_and_what_fails_is_counted(tmp_path):
   head = next(h for h in heads if "unit" not in h)
   assert (head["units"], head["unanswered"], head["values"]["mean"]) == (11, 1, 1.0)
   assert head["asked"]["model"]["name"] == "far"
+
+
+def test_a_run_keeps_its_own_benchmark_and_makes_a_table_of_it(tmp_path):
+  """The stage evaluate, with endpoints for models, so that nothing is compiled."""
+  with FakeServer() as target, FakeServer() as reference:
+    config = test_endpoints._config(tmp_path, (target, reference))
+    evaluate.main(config, tmp_path / "run")
+    asked = len(reference.asked)
+    (tmp_path / "run/evaluate/done.json").unlink()
+    with Context(config, tmp_path / "run", "report") as ctx:
+      groups = suite.benchmark(ctx, ctx.models.references["ref"], "ref", role="reference ref")
+      made = suite.table(ctx)
+  assert len(reference.asked) == asked, "what was answered is not asked again"
+  assert made is not None and made.roles == ("baseline", "reference ref")
+  (row,) = made.rows
+  cell = row.cell("reference ref")
+  assert row.title == "all" and cell is not None and cell.found.units == groups["all"].n == 12
+  assert cell.found.value == 100 * groups["all"].value == 100
+  kept = [json.loads(x) for x in (tmp_path / "run/benchmark/results.jsonl").open()]
+  assert sum("unit" not in r for r in kept) == 2, "one result a model"
 
 
 @pytest.mark.slow
