@@ -34,6 +34,10 @@ _MIX = re.compile(r"(?<![a-z0-9])mix(?![a-z0-9])")
 # Whose prompts a model is asked by, in order of preference: not every benchmark has them all.
 _TRANSFER = (Family.TRANSFER, Family.MIX)
 _OF_MIX = (Family.MIX, Family.TRANSFER)
+# In tables; a ConfigDict has its keys in alphabetical order. Roles of other names come after these.
+_ROLES = (
+  *("baseline", "repaired", "control", "control_random", "control_mined", "larger", "sibling"),
+)
 _CHAT = (Family.LMMS_EVAL, Family.VLMEVALKIT)
 
 
@@ -81,7 +85,7 @@ class BenchmarksConfig:
   Attributes:
     models: {role: folder or endpoint}; the roles' names are free.
     benchmarks: {key: what to ask}.
-    baseline: the role that others are compared with; "" = the first of them.
+    baseline: the role that others are compared with; "" = "baseline" if there is one, or the first.
     families: {role: whose prompts it gets}, where its origin does not say.
     endpoints: {NAME: section} of models behind endpoints.
     mesh: {axis: size}, -1 = the rest of the devices.
@@ -131,9 +135,10 @@ class BenchmarksConfig:
 
   @property
   def roles(self) -> tuple[str, ...]:
-    """All roles, those of single benchmarks too."""
+    """All roles, those of single benchmarks too, in the order of a table."""
     own = (role for entry in self.benchmarks.values() for role in entry.models)
-    return tuple(dict.fromkeys((*self.models, *own)))
+    named = dict.fromkeys((*self.models, *own))
+    return (*(r for r in _ROLES if r in named), *(r for r in named if r not in _ROLES))
 
   @property
   def compared_with(self) -> str:
@@ -311,8 +316,13 @@ class BenchRun:
         found.setdefault((head.asked.entry, label), {})[head.asked.role] = head
     if not found:
       raise UserError(f"{self.folder.path}: nothing of this config is scored; run score first")
-    order = list(self.settings.benchmarks)
-    return [found[k] for k in sorted(found, key=lambda k: (order.index(k[0]), k[1]))]
+    known = [spec.name for spec in (*specs.SPECS, *specs.SUITE)]
+
+    def place(key: tuple[str, str]) -> tuple[int, str, str]:
+      name = self.specs[key[0]].name
+      return known.index(name) if name in known else len(known), *key
+
+    return [found[key] for key in sorted(found, key=place)]
 
   def has(self, asked: AskedBenchmark) -> bool:
     """Returns whether the config names a benchmark and the role of its model."""

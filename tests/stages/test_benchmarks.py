@@ -21,7 +21,7 @@ from auditdm_jax.endpoints.failures import BudgetSpent
 from auditdm_jax.stages import benchmarks, evaluate, logs, predict, score, suite, table
 from auditdm_jax.stages.context import Context
 from auditdm_jax.vlm import load_vlm
-from tests.bench.layouts import cases
+from tests.bench.layouts import cases, made_parquet
 from tests.endpoints.fake_server import FakeServer, right_answer
 from tests.stages import test_endpoints
 from tests.stages.folders import images_of_scenes
@@ -95,7 +95,7 @@ def test_every_layout_of_every_benchmark_gets_a_row(tmp_path, fake, case):
 
 
 def test_another_variant_adds_a_row_and_asks_nothing(tmp_path, fake):
-  cases.vqav2_parquet(tmp_path / "data")
+  made_parquet.vqav2_parquet(tmp_path / "data")
   entry = {"path": str(tmp_path / "data"), "split": "val"}
   predict.main(_config({"vqav2": entry}), tmp_path / "run")
   score.main(_config({"vqav2": entry}), tmp_path / "run")
@@ -157,7 +157,7 @@ def test_mistakes_are_one_line(tmp_path, fake, changes, message):
 
 
 def test_stages_in_the_wrong_order_say_which_is_first(tmp_path, fake):
-  cases.vqav2_parquet(tmp_path / "data")
+  made_parquet.vqav2_parquet(tmp_path / "data")
   config = _config({"vqav2": {"path": str(tmp_path / "data"), "split": "val"}})
   for stage, first in ((score, "run predict first"), (table, "run score first")):
     with pytest.raises(UserError, match=first):
