@@ -7,7 +7,7 @@
 Its compiled programs are in `vlm_programs`; `vlm_batching` cuts rows into calls of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 import dataclasses
 import functools
 import hashlib
@@ -209,10 +209,10 @@ class Vlm:
       _same_length(which, prompts)
     elif features is not None:
       _same_length(features, prompts)
-    which = [[] if features is None else [i] for i in rows] if which is None else which
+    own = [[] if features is None else [i] for i in range(len(prompts))]
     return self._answer(
       features,
-      which,
+      own if which is None else which,
       prompts,
       rows,
       max_new_tokens=max_new_tokens,
@@ -513,6 +513,6 @@ def _rows_of(features: np.ndarray | None, which: np.ndarray) -> np.ndarray | Non
   return features[which if which.shape[1] > 1 else which[:, 0]]
 
 
-def _same_length(images: Sequence[Any], prompts: Sequence[str]) -> None:
+def _same_length(images: Sized, prompts: Sequence[str]) -> None:
   if len(images) != len(prompts):
     raise UserError(f"{len(images)} images for {len(prompts)} prompts: one each, please")
