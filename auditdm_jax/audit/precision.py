@@ -49,6 +49,9 @@ class KnownProbe:
   consensus_right: bool
 
 
+_FEW = 20  # Probes below which a share of them says next to nothing.
+
+
 @dataclasses.dataclass(frozen=True)
 class FindPrecision:
   """What a conflict with the consensus says about the target.
@@ -100,6 +103,19 @@ class FindPrecision:
     return rates.corrected(flagged, *labelled)
 
   @property
+  def verdict(self) -> str:
+    """Why there is no corrected rate, in a clause; "" if there may be one."""
+    if not self.cannot_judge or self.sensitivity is None or self.specificity is None:
+      return ""
+    wrong, right = self.sensitivity.n, self.specificity.n
+    if min(wrong, right) < _FEW:
+      return (
+        f"the target is wrong on {wrong:,} and right on {right:,} labelled probes, too few to say"
+        f" whether this ensemble can judge (at least {_FEW} of each)"
+      )
+    return "this ensemble cannot judge: it flags a right target nearly as often as a wrong one"
+
+  @property
   def sentence(self) -> str:
     """What it amounts to, in one sentence."""
     real = self.real
@@ -109,7 +125,7 @@ class FindPrecision:
     text = f"{real.value:.1%} [{low:.1%}, {high:.1%}] of {real.n:,} finds are real, by {self.by}"
     if self.mostly_wrong:
       text += ": the references are mostly wrong where the target disagrees with them"
-    return f"{text}; this ensemble cannot judge" if self.cannot_judge else text
+    return f"{text}; {self.verdict}" if self.verdict else text
 
 
 def known_probes(

@@ -375,9 +375,9 @@ class Summary:
         " on the references being right.",
       )
     alarms = [known.sentence] if known.mostly_wrong or known.cannot_judge else []
-    if self.corrected and self.corrected.rate is None:
+    if self.corrected and self.corrected.rate is None and not known.cannot_judge:
       alarms.append(
-        "This ensemble cannot judge: by the labels it flags a right target nearly as often as a"
-        " wrong one, so no corrected rate is given."
+        "By the labels, this ensemble flags a right target nearly as often as a wrong one: no"
+        " corrected rate is given."
       )
     return tuple(f"{text[:1].upper()}{text[1:].rstrip('.')}." for text in alarms)

@@ -144,3 +144,10 @@ def test_corrected_rates_cover_the_truth(true, se, sp, icc):
     raw += flagged.ci95[0] <= true <= flagged.ci95[1]
   assert inside / runs >= 0.93, inside / runs
   assert raw / runs < 0.93, "the flags alone do not cover it"
+
+
+def test_few_labels_are_no_proof_that_an_ensemble_cannot_judge():
+  few = [KnownProbe("a", True, False, False), KnownProbe("b", False, True, False)]
+  found = precision.of_probes(few, by="labels")
+  assert found.cannot_judge and "too few to say" in found.verdict
+  assert found.verdict in found.sentence

@@ -228,8 +228,8 @@ def _finds_tile(summary: Summary) -> _Tile:
     return _Tile(label, "not known", "all numbers are conditional on the references", alarm=True)
   low, high = (100 * x for x in known.real.ci95)
   note = f"[{low:.1f}, {high:.1f}] of {known.real.n:,} finds, by {known.by}"
-  if known.cannot_judge:
-    note += "; this ensemble cannot judge"
+  if known.verdict:
+    note += f"; {known.verdict}"
   alarm = known.mostly_wrong or known.cannot_judge
   return _Tile(label, charts.percent(known.real.rate), note, alarm)
 
