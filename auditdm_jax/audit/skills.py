@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 
 from auditdm_jax.audit.judging.plurals import singular
-from auditdm_jax.audit.words import Lexicon, TfIdf, tokens
+from auditdm_jax.audit.words import TermLexicon, TfIdf, tokens
 
 _NUMBERS = frozenset("zero one two three four five six seven eight nine ten eleven twelve".split())
 
@@ -47,9 +47,9 @@ class Seeds:
   kinds: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
   @property
-  def lexicon(self) -> Lexicon:
+  def lexicon(self) -> TermLexicon:
     """The terms of texts, with categories and kinds among them."""
-    return Lexicon({**self.kinds, **self.categories})
+    return TermLexicon({**self.kinds, **self.categories})
 
   def to_dict(self) -> dict[str, Any]:
     """JSON- and YAML-able form."""

@@ -22,7 +22,7 @@ import numpy as np
 from scipy import sparse
 
 from auditdm_jax.audit import rates
-from auditdm_jax.audit.words import Lexicon, number_terms
+from auditdm_jax.audit.words import TermLexicon, number_terms
 
 NOWHERE: frozenset[str] = frozenset()  # The terms of an image of which nothing is known.
 _ROLE_ORDER = {"q": 0, "a": 1, "any": 2, "img": 3}
@@ -131,7 +131,7 @@ class AttemptTable:
 
 
 def term_set(
-  question: str, answer: str | None, lexicon: Lexicon, image: frozenset[str] = NOWHERE
+  question: str, answer: str | None, lexicon: TermLexicon, image: frozenset[str] = NOWHERE
 ) -> frozenset[str]:
   """The terms of one attempt, by role; what rules are matched against.
 
@@ -155,7 +155,7 @@ def make_table(
   answers: Sequence[str | None],
   failed: Sequence[bool],
   *,
-  lexicon: Lexicon,
+  lexicon: TermLexicon,
   images: Sequence[frozenset[str]] = (),
 ) -> AttemptTable:
   """The matrix of all attempts; `any:` only for terms that occur in both roles."""
@@ -192,7 +192,7 @@ def _simplicity(name: str, count: int) -> tuple[int, int, int, str]:
   return 2 if made else word.count(" "), _ROLE_ORDER[role], -count, word
 
 
-class Group:
+class SearchGroup:
   """Attempts in which terms are looked for, with the candidates of the first round.
 
   Attributes:
@@ -230,7 +230,7 @@ def _whole(k: float, n: float, others: tuple[float, float]) -> tuple[int, int, i
   return int(k), int(n), int(others[0]), int(others[1])
 
 
-def cut(groups: Sequence[Group], *, level: float) -> float:
+def cut(groups: Sequence[SearchGroup], *, level: float) -> float:
   """The largest p that passes: one Benjamini-Hochberg level over the first tests of all groups."""
   p = np.sort(np.concatenate([np.asarray(g.p_values) for g in groups] or [np.zeros(0)]))
   tests = max(sum(g.tests for g in groups), 1)
@@ -239,7 +239,7 @@ def cut(groups: Sequence[Group], *, level: float) -> float:
 
 
 def decision_list(
-  group: Group, *, cut: float, accept: Callable[[FoundRule], bool] = lambda found: True
+  group: SearchGroup, *, cut: float, accept: Callable[[FoundRule], bool] = lambda found: True
 ) -> list[FoundRule]:
   """The rules of one group.
 
@@ -265,7 +265,7 @@ def decision_list(
   return found
 
 
-def _next(group: Group, open_rows: np.ndarray) -> "_Candidates | None":
+def _next(group: SearchGroup, open_rows: np.ndarray) -> "_Candidates | None":
   weight = group.table.weight * open_rows
   n, k = weight.sum(), (weight * group.table.failed).sum()
   return _candidates(group.table, weight, n, k, group.config) if k else None
@@ -284,7 +284,7 @@ class _Candidates:
 
 
 def _best(
-  group: Group,
+  group: SearchGroup,
   found: _Candidates,
   open_rows: np.ndarray,
   banned: set[tuple[str, ...]],
@@ -315,7 +315,7 @@ def _best(
 
 
 def _whole_rule(
-  group: Group, open_rows: np.ndarray, k: float, n: float, cut: float
+  group: SearchGroup, open_rows: np.ndarray, k: float, n: float, cut: float
 ) -> FoundRule | None:
   """What is left of the group as one slice, if it fails more often than the other groups."""
   if group.others is None:

@@ -30,7 +30,7 @@ from auditdm_jax.audit.slices import (
   NOWHERE,
   AttemptTable,
   FoundRule,
-  Group,
+  SearchGroup,
   SliceConfig,
   alike,
   cut,
@@ -38,7 +38,7 @@ from auditdm_jax.audit.slices import (
   make_table,
   term_set,
 )
-from auditdm_jax.audit.words import Lexicon, number_terms
+from auditdm_jax.audit.words import TermLexicon, number_terms
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Taxonomy:
     return Assigner(self.seeds, threshold=self.config.assign_threshold)
 
   @functools.cached_property
-  def _lexicon(self) -> Lexicon:
+  def _lexicon(self) -> TermLexicon:
     return self.seeds.lexicon
 
   @functools.cached_property
@@ -180,7 +180,7 @@ class Evidence:
   table: AttemptTable
 
   @functools.cached_property
-  def lexicon(self) -> Lexicon:
+  def lexicon(self) -> TermLexicon:
     """The terms of texts."""
     return self.seeds.lexicon
 
@@ -315,7 +315,7 @@ def _within_skills(evidence: Evidence) -> list[_Slice]:
     rows = np.flatnonzero(evidence.skills == skill)
     own = table.take(rows)
     others = failed - (own.weight * own.failed).sum(), total - own.weight.sum()
-    group = Group(own, others=others if skill else None, config=config)
+    group = SearchGroup(own, others=others if skill else None, config=config)
     groups.append((str(skill), rows, group))
   limit = cut([g for *_, g in groups], level=config.level)
   return [
@@ -342,7 +342,7 @@ def _across_skills(
     several = len(np.unique(skills[failing])) >= config.cross_skills
     return several or words(found.terms) in shared
 
-  group = Group(own, config=config)
+  group = SearchGroup(own, config=config)
   limit = cut([group], level=config.level)
   rules = decision_list(group, cut=limit, accept=in_several_skills)
   for found in rules:
@@ -385,7 +385,7 @@ def _count(group: Sequence[_Slice], table: AttemptTable) -> tuple[float, float]:
   return float((table.weight * table.failed)[rows].sum()), float(table.weight[rows].sum())
 
 
-def _siblings(a: _Slice, b: _Slice, lexicon: Lexicon) -> bool:
+def _siblings(a: _Slice, b: _Slice, lexicon: TermLexicon) -> bool:
   """One says what the other says and more, or they tell apart words of one kind in one skill."""
   mine, other = set(a.found.terms), set(b.found.terms)
   if not mine or not other:
@@ -400,7 +400,7 @@ def _siblings(a: _Slice, b: _Slice, lexicon: Lexicon) -> bool:
   return role == other_role and bool(_kinds(word, lexicon) & _kinds(other_word, lexicon))
 
 
-def _kinds(word: str, lexicon: Lexicon) -> frozenset[str]:
+def _kinds(word: str, lexicon: TermLexicon) -> frozenset[str]:
   """What a word is one of: numbers, categories, measures of an image."""
   own = lexicon.kinds(word) | ({word} if word.startswith("[") else set())
   if word.startswith("number ") or number_terms(word):

@@ -67,7 +67,7 @@ def kind_term(kind: str) -> str:
   return f"[{kind}]"
 
 
-class Lexicon:
+class TermLexicon:
   """The terms of texts, with kinds of things (`[vehicle]`) beside the words themselves."""
 
   def __init__(self, kinds: Mapping[str, Sequence[str]]):

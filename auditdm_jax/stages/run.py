@@ -337,6 +337,6 @@ def _loaded(cls: type[T], data: Any, path: pathlib.Path) -> T:
     return typed.load(cls, data)
   except (AttributeError, IndexError, KeyError, TypeError, ValueError) as e:
     raise UserError(
-      f"{path}: not what this version writes ({e}); use another --workdir, or remove that file so"
-      " that its stage is done again"
+      f"{path}: not what this version writes ({e}); manifest.json has the commit that wrote it. Use"
+      " that one, another --workdir, or remove the file so that its stage is done again"
     ) from e

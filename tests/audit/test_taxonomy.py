@@ -9,7 +9,7 @@ import pytest
 from auditdm_jax.audit.mode import Mode, plain
 from auditdm_jax.audit.skills import Assigner, Seeds, load_kinds, load_seeds
 from auditdm_jax.audit.taxonomy import Taxonomy, discover_modes, gather, members, name_modes
-from auditdm_jax.audit.words import Lexicon
+from auditdm_jax.audit.words import TermLexicon
 from auditdm_jax.core import jsonio, typed
 
 
@@ -220,7 +220,7 @@ def test_seed_files(tmp_path):
   words = tmp_path / "kinds.yaml"
   words.write_text("vehicle: [bus, fire truck]")
   assert load_kinds(words) == {"vehicle": ("bus", "fire truck")}
-  assert "[vehicle]" in Lexicon(load_kinds(words)).terms("is the fire truck red")
+  assert "[vehicle]" in TermLexicon(load_kinds(words)).terms("is the fire truck red")
   words.write_text("vehicle: bus")
   with pytest.raises(ValueError, match="list of words"):
     load_kinds(words)

@@ -348,7 +348,7 @@ def test_mistakes_are_told_in_one_line(run, packed, servers, call, tmp_path):
   done["result"]["taxonomy"]["modes"] = {"m-1": 3}
   (old / "verify/done.json").write_text(json.dumps(done))
   code, _, err = call("repro", "0" * 8, f"--workdir={old}")
-  assert code == 2 and "written by another version" in err
+  assert code == 2 and "not what this version writes" in err
   with pytest.raises(UserError, match="nothing is verified"):
     (tmp_path / "empty/manifest.json").write_text('{"stages": {}}')
     past.config_of(tmp_path / "empty")
