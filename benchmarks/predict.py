@@ -2,7 +2,7 @@
 """Examples per second of `predict` and of transformers' generate in batches, on one checkpoint.
 
 COMMAND
-  python -m benchmarks.predict [--images=100] [--each=5] [--batch=16] [--tokens=8]
+  python -m benchmarks.predict [--images=100] [--each=5] [--batch=16] [--new-tokens=8]
   python -m benchmarks.predict --memory [--images=2000]    the resident memory of a long run
 
 A random PaliGemma 2 that both load, images of 640 x 480 as JPEG files, and questions about each.
@@ -36,7 +36,7 @@ from auditdm_jax.text.tokenizer import Tokenizer
 _IMAGES = flags.DEFINE_integer("images", 100, "images")
 _EACH = flags.DEFINE_integer("each", 5, "questions about an image")
 _BATCH = flags.DEFINE_integer("batch", 16, "questions of a batch of transformers")
-_TOKENS = flags.DEFINE_integer("tokens", 8, "of an answer")
+_TOKENS = flags.DEFINE_integer("new-tokens", 8, "of an answer")
 _MEMORY = flags.DEFINE_bool("memory", False, "measure memory instead")
 _FOLDER = flags.DEFINE_string("folder", "", "of the memory run's own process")
 
