@@ -33,10 +33,13 @@ class ConfirmConfig:
   Attributes:
     level: false discovery rate over the modes of an audit.
     half_width: of the interval of a rate that the number of probes of a mode is planned for.
+    min_n: fewest fresh probes that may confirm a mode. Where nearly nothing fails outside the
+      modes, one failure in two would do so.
   """
 
   level: float = 0.05
   half_width: float = 0.1
+  min_n: int = 8
 
   @property
   def planned(self) -> int:
@@ -169,7 +172,7 @@ def _test(
 ) -> ModeTest:
   fresh, needs = _rate(own), max(config.planned - len(own), 0)
   status: Status = "not confirmed"
-  if own and q <= config.level:
+  if len(own) >= config.min_n and q <= config.level:
     status, needs = "confirmed", 0
   elif needs and fresh.ci95[1] >= mode.lower:
     status = "too few"

@@ -60,6 +60,14 @@ def test_statuses():
   assert held.base.n == 1000 and held.images == 100
 
 
+def test_a_failure_in_two_confirms_nothing():
+  probes = _probes(None, 1000, 3) + _probes("two", 2, 1) + _probes("eight", 8, 5)
+  assert _statuses([_mode("two"), _mode("eight")], probes) == {
+    "two": "too few",
+    "eight": "confirmed",
+  }
+
+
 def test_the_level_holds_over_all_modes():
   """Alone a mode passes that is one of fifty tries."""
   rest, some = _probes(None, 2000, 100), _probes("m", 100, 11)
