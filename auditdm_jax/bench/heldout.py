@@ -70,12 +70,12 @@ def titled(spec: BenchmarkSpec, group: str) -> BenchmarkSpec:
 
 
 def members(items: Sequence[BenchmarkItem], groups: ItemGroups | None) -> dict[str, list[str]]:
-  """Returns the ids of each group's items, in order of first appearance, "all" first."""
-  found: dict[str, list[str]] = {ALL: []} if items else {}
+  """Returns the ids of each group's items: "all" first, "skill: …" and the like last."""
+  found: dict[str, list[str]] = {}
   for item in items:
     for group in (ALL, *(groups(item) if groups is not None else ())):
       found.setdefault(group, []).append(item.item_id)
-  return found
+  return {name: found[name] for name in sorted(found, key=lambda g: (g != ALL, ": " in g, g))}
 
 
 def rates_of(rows: ResultRows, groups: Mapping[str, Sequence[str]]) -> dict[str, Rate]:
