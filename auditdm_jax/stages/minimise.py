@@ -137,9 +137,11 @@ def _edit(
   if probe.instruction is None:
     return None, "the image was generated, not edited"
   edit = minimise_lib.smallest_edit(
-    source, edited, lambda images: trier.fails([(question, image) for image in images]),
+    source,
+    edited,
+    lambda images: trier.fails([(question, image) for image in images]),
     budget=budget,
-  )  # fmt: skip
+  )
   return edit, ""
 
 

@@ -341,8 +341,10 @@ def answers(model: Model, probes: ProbeSet, *, jitter: Sequence[int] | None = No
     jitter: for each probe the number of the change that its image gets (`default_jitter`).
   """
   config, cache = probes.bank, FeatureCache(probes.bank.feature_bytes)
-  ids = [row.image_id if jitter is None else f"{row.image_id}/{jitter[i]}"
-         for i, row in enumerate(probes.rows)]  # fmt: skip
+  ids = [
+    row.image_id if jitter is None else f"{row.image_id}/{jitter[i]}"
+    for i, row in enumerate(probes.rows)
+  ]
 
   def load(image_id: str) -> np.ndarray:
     plain, _, change = image_id.partition("/")

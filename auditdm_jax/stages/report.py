@@ -261,9 +261,12 @@ def _card(ctx: Context, f: Failure) -> report_data.Card:
   source = f.probe.source_image_id or f.probe.image_id
   made = source != f.probe.image_id
   lineage = {
-    "arm": _arm(f), "step": str(f.probe.step), "seed": str(f.probe.seed),
-    "source image": source[:12], "image": f.probe.image_id[:12],
-  }  # fmt: skip
+    "arm": _arm(f),
+    "step": str(f.probe.step),
+    "seed": str(f.probe.seed),
+    "source image": source[:12],
+    "image": f.probe.image_id[:12],
+  }
   if f.probe.instruction:
     lineage["instruction"] = f.probe.instruction
   if f.probe.caption:
@@ -272,14 +275,21 @@ def _card(ctx: Context, f: Failure) -> report_data.Card:
     lineage["shortest question that fails"] = smaller.question
   by, truth = _opinion(f)
   return report_data.Card(
-    probe_id=f.probe.probe_id, question=f.probe.question, target=f.verdict.target,
-    answers=f.verdict.answers, consensus=f.consensus, grade=f.grade,
-    original=_path(ctx, source), edited=_path(ctx, f.probe.image_id) if made else None,
-    strategy=f.probe.strategy, truth=truth, truth_by=by,
+    probe_id=f.probe.probe_id,
+    question=f.probe.question,
+    target=f.verdict.target,
+    answers=f.verdict.answers,
+    consensus=f.consensus,
+    grade=f.grade,
+    original=_path(ctx, source),
+    edited=_path(ctx, f.probe.image_id) if made else None,
+    strategy=f.probe.strategy,
+    truth=truth,
+    truth_by=by,
     gates=f.gates,
     lineage=lineage,
     command=_reproduce(ctx, f),
-  )  # fmt: skip
+  )
 
 
 def _opinion(f: Failure) -> tuple[str, str | None]:

@@ -10,11 +10,9 @@ from auditdm_jax.audit.sampling import Sampled
 from auditdm_jax.core.config import UserError
 
 DRAWN = [
-  Sampled(
-    key=key, stratum="s", draw=0, drawn=3, size=9, probability=1 / 3, first=first
-  )
+  Sampled(key=key, stratum="s", draw=0, drawn=3, size=9, probability=1 / 3, first=first)
   for key, first in (("aa", "consensus"), ("bb", "target"), ("cc", "target"))
-]  # fmt: skip
+]
 SAMPLE = label_files.sample_id(DRAWN)
 HEAD = f'{label_files.KEY},image,question,A,B,"{label_files.SAID}"\n'
 

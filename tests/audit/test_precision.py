@@ -61,8 +61,9 @@ def test_a_conflict_that_says_nothing_gives_no_rate():
   assert found.cannot_judge and "cannot judge" in found.sentence
   assert found.correct(rates.rate(30, 100)).rate is None
   assert found.mostly_wrong and "mostly wrong" in found.sentence
-  good = precision.of_probes([KnownProbe(f"i{i}", i < 99, i < 100, True) for i in range(600)],
-                             by="labels")  # fmt: skip
+  good = precision.of_probes(
+    [KnownProbe(f"i{i}", i < 99, i < 100, True) for i in range(600)], by="labels"
+  )
   assert not good.cannot_judge and not good.mostly_wrong
   assert good.correct(rates.rate(30, 100)).rate == pytest.approx(0.3, abs=0.02)
 
