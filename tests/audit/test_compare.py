@@ -165,3 +165,15 @@ def test_as_many_more_as_it_says_are_enough():
   few = entry(4)
   assert few.status == "unsure" and few.needs_more > 1
   assert entry(4 + few.needs_more).status in ("improved", "fixed")
+
+
+def test_one_level_holds_over_all_modes():
+  """Six losses and no gain have p = 1/32: a change alone, and chance among thirty modes."""
+  lost = [PairedOutcome("m", f"m{i}", f"{i}", False, i < 6) for i in range(40)]
+  still = [
+    PairedOutcome(f"s{k}", f"s{k}-{i}", f"{i}", False, False) for k in range(30) for i in range(40)
+  ]
+  (alone,) = compare(lost).entries
+  assert alone.status == "regressed" and alone.p == alone.q == pytest.approx(1 / 32)
+  among = next(e for e in compare(lost + still).entries if e.mode_id == "m")
+  assert among.status == "unsure" and among.q == pytest.approx(31 / 32)

@@ -102,6 +102,14 @@ def test_without_groups_there_is_one(tmp_path):
   assert heldout.members([], None) == {}
 
 
+def test_all_and_the_two_sides_come_before_single_groups():
+  items = specs.from_pool(_Scenes(20))
+  names = ["skill: b", "rest", "skill: a", "gaps", "gap: c"]
+  groups = {item.item_id: (names[i % len(names)],) for i, item in enumerate(items)}
+  found = list(heldout.members(items, lambda item: groups[item.item_id]))
+  assert found == ["all", "gaps", "rest", "gap: c", "skill: a", "skill: b"]
+
+
 def test_the_suite_has_a_benchmark_per_skill_that_share_out_the_questions(tmp_path):
   images_of_scenes(tmp_path / "data/heldout", images=40, seed=0)
   sizes = {}
