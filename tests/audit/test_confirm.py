@@ -137,6 +137,11 @@ def test_a_planted_mode_is_stable_and_one_of_chance_is_not(world, seeds):
   odd = dataclasses.replace(_mode("odd"), rules=(rule,), terms=rule.terms)
   odd = dataclasses.replace(taxonomy, modes=(odd,))
   assert stability.stability(spread, odd, seed=0, samples=5)["odd"] < stability.UNSTABLE
+  # A part of a mode that is found as a whole.
+  rule = ModeRule(skill="", terms=("a:north", "q:dial"))
+  part = dataclasses.replace(_mode("part"), rules=(rule,), terms=rule.terms)
+  part = dataclasses.replace(taxonomy, modes=(part,))
+  assert 0 < stability.stability(spread, part, seed=0, samples=5)["part"] < stability.UNSTABLE
 
 
 def test_modes_of_two_rounds(world, seeds):

@@ -102,3 +102,17 @@ def test_queries_to_gaps():
   finds = [(3, "a"), (4, "b"), (9, "a"), (12, "c"), (20, "b")]
   assert diversity.queries_to(finds, wanted=("a", "b", "d"), least=1) == (3, 4)
   assert diversity.queries_to(finds, wanted=("a", "b", "d"), least=2) == (9, 20)
+
+
+@pytest.mark.parametrize(
+  ("counts", "expected"),
+  [
+    # Chao and Jost 2012, equation 4a: 1 - f1/n (n-1)f1 / ((n-1)f1 + 2 f2).
+    ([4, 2, 2, 1, 1, 1], 1 - 3 / 11 * (30 / (30 + 4))),
+    # Without a kind seen twice, f2 is taken as f1 - 1 choose 2 says.
+    ([5, 1, 1], 1 - 2 / 7 * (6 / (6 + 2))),
+    ([3, 3], 1.0),
+  ],
+)
+def test_coverage_of_the_whole_sample(counts, expected):
+  assert diversity.coverage(np.array(counts), sum(counts)) == pytest.approx(expected)

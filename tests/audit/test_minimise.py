@@ -54,6 +54,24 @@ def test_the_budget_is_kept():
   assert fails([got.question]) == [True]
 
 
+def test_minimal_is_said_only_if_every_shorter_one_was_tried():
+  words = ("a", "b", "c", "d", "e")
+  said = []
+  for budget in range(1, 40):
+    asked = set()
+
+    def fails(questions, asked=asked):
+      asked |= set(questions)
+      return [{"b", "d"} <= set(q.split()) for q in questions]
+
+    got = shortest_question(" ".join(words), fails, budget=budget)
+    kept = got.question.split()
+    shorter = {" ".join(w for w in kept if w != left) for left in kept}
+    said.append(got.is_minimal)
+    assert not got.is_minimal or shorter <= asked, budget
+  assert not said[0] and said[-1]
+
+
 def test_what_cannot_be_shortened_stays_as_it_is():
   odd = "Is  it   red ?"
   got = shortest_question(odd, lambda questions: [False] * len(questions), budget=100)

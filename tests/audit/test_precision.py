@@ -152,3 +152,9 @@ def test_few_labels_are_no_proof_that_an_ensemble_cannot_judge():
   found = precision.of_probes(few, by="labels")
   assert found.cannot_judge and "too few to say" in found.verdict
   assert found.verdict in found.sentence
+
+
+@pytest.mark.parametrize(("youden", "judges"), [(0.1, False), (0.18, False), (0.22, True)])
+def test_an_ensemble_must_be_better_than_chance_by_a_fifth(youden, judges):
+  rates_of = precision.Labelled(600 + int(1000 * youden), 1000), precision.Labelled(400, 1000)
+  assert (rates.corrected(rates.rate(300, 1000), *rates_of).rate is not None) is judges
