@@ -27,7 +27,7 @@ from auditdm_jax.core import tree as tree_lib
 from auditdm_jax.models import decode, int8, multimodal, sharding
 from auditdm_jax.models.multimodal import VlmConfig
 from auditdm_jax.plan.child import Built
-from auditdm_jax.rectify import finetune, recipes, supervised
+from auditdm_jax.rectify import recipes, supervised, tuning
 from auditdm_jax.rl import sampler, shapes
 from auditdm_jax.rl.batch import LearnerBatch, Rows
 from auditdm_jax.rl.grpo import GrpoConfig
@@ -161,18 +161,18 @@ def repair(
   suffix: int,
 ) -> Built:
   mesh, vision, n = layout.meshes(devices)[0], model.tower, recipe.batch_size
-  tuning = finetune.Tuning(model, recipe, steps=1000, mesh=mesh)
+  tune = tuning.Tuning(model, recipe, steps=1000, mesh=mesh)
   ints = dict.fromkeys(("tokens", "ar"), (jnp.int32, (n, length)))
   ints |= dict.fromkeys(("position", "targets"), (jnp.int32, (n, suffix)))
   shapes = ints | {
-    "features": (jnp.float16, (n, vision.num_patches, vision.width)),
+    "images": (jnp.float16, (n, vision.num_patches, vision.width)),
     "image": (jnp.int32, (n,)),
     "valid": (jnp.bool, (n, length)),
     "mask": (jnp.bool, (n, suffix)),
   }
   batch = supervised.Batch(**{k: _rows(mesh, shape, dtype) for k, (dtype, shape) in shapes.items()})
-  state = tuning.abstract_state(_shapes(model))
-  return Built(tuning.step, (state, batch), mesh, state)
+  state = tune.abstract_state(_shapes(model))
+  return Built(tune.step, (state, batch), mesh, state)
 
 
 def is_small(model: VlmConfig) -> bool:

@@ -1,26 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Supervised learning of (image, prompt) -> suffix: the one step behind pretraining and repair.
 
-The loss is the cross-entropy of the suffix and its terminator only, as in big_vision's PaliGemma
-transfers (mask_loss is 1 on suffix and EOS, 0 on image, prefix and separator). The vision tower is
-frozen: images come as features, once per unique image.
+The loss is that of big_vision's PaliGemma trainer (trainers/proj/paligemma/train.py): the mean over
+rows of the mean cross-entropy over a row's suffix and terminator, so that a long answer weighs as
+much as a short one. Image, prompt and separator teach nothing. Each unique image comes once: as
+features where the vision tower is frozen, as pixels where it is trained.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from auditdm_jax.core import masked
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.models import multimodal
-from auditdm_jax.text import prompts
-from auditdm_jax.text.tokenizer import Tokenizer
 
 
 @jax.tree_util.register_dataclass
@@ -28,70 +27,14 @@ from auditdm_jax.text.tokenizer import Tokenizer
 class Batch:
   """Rows of [prompt | suffix | padding]; C suffix slots, other axes as in `models`."""
 
-  features: Any  # f[U,P,Dv] vision tower output
-  image: Any  # i32[B] row of `features`
+  images: Any  # f[U,P,Dv] features of the frozen tower, or f32[U,H,W,3] pixels
+  image: Any  # i32[B] row of `images`
   tokens: Any  # i32[B,T]
   valid: Any  # bool[B,T]
   ar: Any  # i32[B,T] 0 in the prompt, 1 in the suffix
   position: Any  # i32[B,C] where the hidden state that predicts each target stands
   targets: Any  # i32[B,C]
   mask: Any  # bool[B,C]
-
-
-@dataclasses.dataclass(frozen=True)
-class RowLayout:
-  """How text becomes rows.
-
-  Attributes:
-    length: T, tokens of a row with its image slots.
-    suffix: C, most suffix tokens with the terminator.
-  """
-
-  tokenizer: Tokenizer
-  template: str
-  num_image_tokens: int
-  stop_id: int
-  length: int
-  suffix: int
-
-  def rows(self, texts: Sequence[str], suffixes: Sequence[str]) -> dict[str, np.ndarray]:
-    """Returns every `Batch` field but `features` and `image`.
-
-    Raises:
-      ValueError: a prompt and its suffix do not fit.
-    """
-    n, t, c = len(texts), self.length, self.suffix
-    out = {
-      "tokens": np.zeros((n, t), np.int32),
-      "valid": np.zeros((n, t), bool),
-      "ar": np.ones((n, t), np.int32),
-      "position": np.zeros((n, c), np.int32),
-      "targets": np.zeros((n, c), np.int32),
-      "mask": np.zeros((n, c), bool),
-    }
-    for i, (text, suffix) in enumerate(zip(texts, suffixes, strict=True)):
-      prefix, target = self._prompt(text), self._suffix(suffix)
-      p, s = len(prefix), len(target)
-      if p + s - 1 > t or s > c:
-        raise ValueError(
-          f"{p} prompt and {s} suffix tokens do not fit in {t} with {c}:"
-          f" {text[:80]!r} -> {suffix[:80]!r}"
-        )
-      out["tokens"][i, : p + s - 1] = prefix + target[:-1]
-      out["valid"][i, : p + s - 1] = True
-      out["ar"][i, :p] = 0
-      out["position"][i, :s] = np.arange(p - 1, p + s - 1)
-      out["targets"][i, :s] = target
-      out["mask"][i, :s] = True
-    return out
-
-  @functools.lru_cache(maxsize=65536)  # noqa: B019  (layouts live as long as a run)
-  def _prompt(self, text: str) -> list[int]:
-    return prompts.render(self.tokenizer, self.template, text, self.num_image_tokens)
-
-  @functools.lru_cache(maxsize=65536)  # noqa: B019
-  def _suffix(self, text: str) -> list[int]:
-    return [*self.tokenizer.encode(text), self.stop_id]
 
 
 @jax.tree_util.register_dataclass
@@ -105,50 +48,65 @@ class State:
   skipped: Any
 
 
-def loss_sums(config, params, batch: Batch, *, label_smoothing: float = 0.0):
-  """Summed loss of the suffix tokens f32[], their number f32[], and the mean of each row f32[B]."""
+def loss_sum(
+  config: multimodal.VlmConfig, params: Any, batch: Batch, *, label_smoothing: float
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the sum f32[] of the rows' losses, and these losses f32[B]."""
   ar = batch.ar if config.kind == "paligemma" else None
+  trained = batch.images.ndim == 4
+  features = multimodal.encode_images(config, params, batch.images) if trained else batch.images
   hidden = multimodal.hidden(
     config,
     params,
-    mesh_lib.constrain(batch.features.astype(config.text.dtype))[batch.image],
+    mesh_lib.constrain(features.astype(config.text.dtype))[batch.image],
     batch.tokens,
     valid=batch.valid,
     ar=ar,
   )
   picked = jnp.take_along_axis(hidden, batch.position[..., None], axis=1)
   logits = multimodal.unembed(config, params, picked)
-  nll = optax.softmax_cross_entropy_with_integer_labels(logits, batch.targets)
-  if label_smoothing:
-    uniform = jax.nn.logsumexp(logits, -1) - logits.mean(-1)  # -mean log p, without [B,C,V] of it
-    nll = (1 - label_smoothing) * nll + label_smoothing * uniform
-  return *masked.sum_count(nll, batch.mask), masked.mean(nll, batch.mask, axis=1)
+  losses = masked.mean(_cross_entropy(logits, batch.targets, label_smoothing), batch.mask, axis=1)
+  return losses.sum(), losses
+
+
+def _cross_entropy(logits: jax.Array, targets: jax.Array, smoothing: float) -> jax.Array:
+  """Returns f32[B,C], 0 at best: with smoothing, less the entropy of the smoothed target.
+
+  big_vision/utils.py, `weighted_softmax_xent`: the smoothed mass is shared by the V - 1 wrong
+  tokens.
+  """
+  nll = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+  if not smoothing:
+    return nll
+  wrong = logits.shape[-1] - 1
+  right, each = 1 - smoothing, smoothing / wrong
+  entropy = -(right * math.log(right) + smoothing * math.log(each))
+  # The sum of -log p over the vocabulary, without [B,C,V] of it.
+  total = (wrong + 1) * (jax.nn.logsumexp(logits, -1) - logits.mean(-1))
+  return (right - each) * nll + each * total - entropy
 
 
 def loss_and_grads(config, params, batch: Batch, *, label_smoothing: float, micro_rows: int):
-  """Returns mean loss f32[], row losses f32[B] and gradients, divided once by all rows' count.
+  """Returns mean loss f32[], row losses f32[B] and gradients, divided once by the number of rows.
 
   Args:
     config: the model.
     params: its parameters.
     batch: all rows; B is a multiple of `micro_rows`.
-    label_smoothing: share of the uniform distribution in the targets.
+    label_smoothing: share of the target's mass that the wrong tokens get.
     micro_rows: rows at a time, 0 = all. Saves memory, and on a CPU time: small ones stay in its
       cache.
   """
 
   def sums(rows):
-    def total(params):
-      loss, count, row_loss = loss_sums(config, params, rows, label_smoothing=label_smoothing)
-      return loss, (count, row_loss)
-
-    (loss, (count, row_loss)), grads = jax.value_and_grad(total, has_aux=True)(params)
-    return (grads, loss, count), row_loss
+    grad = jax.value_and_grad(loss_sum, argnums=1, has_aux=True)
+    (loss, row_loss), grads = grad(config, params, rows, label_smoothing=label_smoothing)
+    return (grads, loss), row_loss
 
   if not micro_rows:
-    (grads, loss, count), row_loss = sums(batch)
+    (grads, loss), row_loss = sums(batch)
   else:
-    whole = ("features",)  # What a row looks up.
+    whole = ("images",)  # What a row looks up.
     rows = {f.name: vars(batch)[f.name] for f in dataclasses.fields(batch) if f.name not in whole}
     rows = jax.tree.map(lambda x: x.reshape(-1, micro_rows, *x.shape[1:]), rows)
 
@@ -156,10 +114,10 @@ def loss_and_grads(config, params, batch: Batch, *, label_smoothing: float, micr
       new, row_loss = sums(dataclasses.replace(batch, **micro))
       return jax.tree.map(jnp.add, carry, new), row_loss
 
-    zero = (jax.tree.map(jnp.zeros_like, params), jnp.float32(0), jnp.float32(0))
-    (grads, loss, count), row_loss = jax.lax.scan(body, zero, rows)
+    zero = (jax.tree.map(jnp.zeros_like, params), jnp.float32(0))
+    (grads, loss), row_loss = jax.lax.scan(body, zero, rows)
     row_loss = row_loss.reshape(-1)
-  count = jnp.maximum(count, 1)
+  count = len(batch.image)
   return loss / count, row_loss, jax.tree.map(lambda g: g / count, grads)
 
 

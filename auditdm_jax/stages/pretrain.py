@@ -25,7 +25,7 @@ from auditdm_jax.core.config import UserError, build, check
 from auditdm_jax.models import int8, multimodal, siglip, weights
 from auditdm_jax.models.gemma import GemmaConfig
 from auditdm_jax.models.multimodal import VlmConfig
-from auditdm_jax.rectify import supervised
+from auditdm_jax.rectify import rows, supervised
 from auditdm_jax.scenes import gaps as gaps_lib
 from auditdm_jax.scenes import mix as mix_lib
 from auditdm_jax.scenes import questions, world
@@ -363,7 +363,7 @@ def train_model(
     gaps=gap_set(spec.gaps),
   )
   features = encode_all(model, mix)
-  layout = supervised.RowLayout(
+  layout = rows.RowLayout(
     tokenizer,
     model.template,
     world.CELLS,
@@ -419,12 +419,12 @@ class _Hardness:
 
 
 def _batch(
-  draw: mix_lib.MixBatch, features, layout: supervised.RowLayout, images: int
+  draw: mix_lib.MixBatch, features, layout: rows.RowLayout, images: int
 ) -> supervised.Batch:
   """The rows of a draw; the number of unique images is padded to a static one."""
   unique, row = np.unique(draw.image, return_inverse=True)
   return supervised.Batch(
-    features=features[np.resize(unique, images)],
+    images=features[np.resize(unique, images)],
     image=row.astype(np.int32),
     **layout.rows(draw.texts, draw.answers),
   )

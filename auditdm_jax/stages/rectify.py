@@ -20,7 +20,7 @@ from auditdm_jax.audit.attempt import Attempt, Find, unique_finds
 from auditdm_jax.core import paths, runtime, streams
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rectify import curate as curate_lib
-from auditdm_jax.rectify import finetune, supervised
+from auditdm_jax.rectify import finetune, rows
 from auditdm_jax.rectify.curate import TrainingExample
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import Verified
@@ -46,7 +46,7 @@ def repair(
 ) -> Vlm:
   """Fine-tunes the target on `examples` and saves it as rectify/<name>."""
   section, target = ctx.settings.rectify, ctx.models.weights
-  layout = supervised.RowLayout(
+  layout = rows.RowLayout(
     target.writer(),
     target.template,
     target.config.num_image_tokens,

@@ -10,7 +10,7 @@ import pytest
 from auditdm_jax.core import config as config_lib
 from auditdm_jax.core import tree
 from auditdm_jax.models import gemma, multimodal, siglip
-from auditdm_jax.rectify import finetune, recipes, supervised
+from auditdm_jax.rectify import finetune, recipes, rows, supervised, tuning
 from auditdm_jax.text import tokenizer as tokenizer_lib
 from tests import drawn
 
@@ -43,9 +43,7 @@ def make_model():
     kind="paligemma", text=text, vision=vision, image_token_id=words.id("<image_soft_token>")
   )
   params = drawn.params(config)
-  layout = supervised.RowLayout(
-    words, "{image}<bos>{text}\n", 4, words.id("<eos>"), length=12, suffix=2
-  )
+  layout = rows.RowLayout(words, "{image}<bos>{text}\n", 4, words.id("<eos>"), length=12, suffix=2)
   return config, params, layout
 
 
@@ -74,7 +72,7 @@ def test_micro_batches_are_the_batch(model):
   config, params, layout = model
   n = 8
   batch = supervised.Batch(
-    features=_NEW.features,
+    images=_NEW.features,
     image=np.arange(n, dtype=np.int32) % 3,
     **layout.rows([f"color of {x}" for x in "abcdabcd"], ["red"] * 5 + [""] * 3),
   )
@@ -112,7 +110,7 @@ def test_loss_falls_and_only_the_tower_stays(model):
 def test_frozen_parts_stay(frozen):
   recipe = recipes.Recipe(steps=10, batch_size=1, lr=0.1, wd=0.1, freeze=(frozen,))
   params = {"img": {"head": {"kernel": np.ones(2)}}, "llm": {"x": {"w": np.ones(2)}}}
-  tx = finetune.optimizer(recipe, 10)
+  tx = tuning.optimizer(recipe, 10)
   state = tx.init(params)
   for _ in range(2):
     updates, state = tx.update(params, state, params)
@@ -153,8 +151,8 @@ def test_batches_are_half_replay_and_a_function_of_the_step(model):
   batches = finetune._Batches(model[2], _RECIPE, _NEW, _OLD, 0)
   first, again = batches(5), finetune._Batches(model[2], _RECIPE, _NEW, _OLD, 0)(5)
   np.testing.assert_array_equal(first.tokens, again.tokens)
-  np.testing.assert_array_equal(first.features, again.features)
-  assert first.features.shape == (8, 4, 8) and first.tokens.shape == (8, 12)
+  np.testing.assert_array_equal(first.images, again.images)
+  assert first.images.shape == (8, 4, 8) and first.tokens.shape == (8, 12)
   assert len(np.unique(first.targets[:4, 0])) == 1
   assert first.targets[0, 0] != first.targets[4, 0]
 
@@ -184,17 +182,17 @@ def test_the_optimiser_is_that_of_the_transfers():
     "img": {"head": {"kernel": np.ones(2), "bias": np.ones(2)}},
     "llm": {"x": {"w": np.ones(2)}},
   }
-  tx = finetune.optimizer(recipe, 100)
+  tx = tuning.optimizer(recipe, 100)
   state = tx.init(params)
   zero = jax.tree.map(np.zeros_like, params)
   first, state = tx.update(zero, state, params)
   assert all(np.all(x == 0) for x in jax.tree.leaves(first))  # The warm-up starts at 0.
   second, state = tx.update(zero, state, params)
   np.testing.assert_allclose(
-    second["img"]["head"]["kernel"], -0.01 * finetune.schedule(recipe, 100)(1)
+    second["img"]["head"]["kernel"], -0.01 * tuning.schedule(recipe, 100)(1)
   )
   assert np.all(second["img"]["head"]["bias"] == 0) and np.all(second["llm"]["x"]["w"] == 0)
-  at = finetune.schedule(recipe, 100)
+  at = tuning.schedule(recipe, 100)
   assert at(0) == 0 and at(5) == 1 and float(at(100)) == pytest.approx(0, abs=1e-6)
 
 
