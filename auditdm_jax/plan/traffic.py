@@ -29,6 +29,7 @@ _FREE = {
   "iota",
 }
 _SLICES = ("dynamic-slice", "slice", "gather")
+_RELABELS = ("bitcast", "copy")
 # The fusions that start, go on with and end a collective pass its buffers on.
 _PASSED_ON = re.compile(r"\{(\d*)\}: \((\d+), \{\}")
 
@@ -142,7 +143,8 @@ class _Walk:
       slice_size = hlo.whole_size(instruction.type)
       return hlo.size(instruction.type) + slice_size * (hlo.size(types[0]) > 0)
     if code == "dynamic-update-slice":
-      return 2 * hlo.size(types[1])
+      update = inside[instruction.operands[1]].type
+      return hlo.size(update) + hlo.whole_size(update) * (hlo.size(instruction.type) > 0)
     result = instruction.type
     if collectives.kind_of(instruction):
       result = collectives.results(instruction)
@@ -163,22 +165,31 @@ class _Walk:
     return read + min(result, self._written(inside, result))
 
   def _touched(self, parameter: Instruction, inside: Computation) -> float:
-    """Returns how many bytes of a fusion's parameter are read: slices, if all users take one."""
+    """Returns how many bytes of a fusion's parameter are read: slices, if all users take one.
+
+    Of what only gets another layout before it is sliced, no more is read than the slice.
+    """
     total, names = 0.0, [parameter.name]
     while names:
       name = names.pop()
+      if inside[name].is_root:
+        return math.inf
       for user in (i for i in inside.values() if name in i.operands):
         if user.opcode in _SLICES:
-          total += hlo.size(user.type)
+          total += hlo.whole_size(user.type)
         elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
           continue  # In place.
-        elif user.opcode == "bitcast":
+        elif user.opcode in _RELABELS:
           names.append(user.name)
         elif user.opcode == "fusion":
           nested = self._module.computations[user.called("calls")[0]]
           number = str(user.operands.index(name))
           same = (i for i in nested.values() if i.opcode == "parameter" and i.operands[0] == number)
-          total += self._touched(next(same), nested)
+          inner = next(same)
+          if _origin(nested) == inner.name:
+            names.append(user.name)
+          else:
+            total += self._touched(inner, nested)
         else:
           return math.inf
     return total
@@ -188,8 +199,16 @@ class _Walk:
     while root.opcode in ("bitcast", "copy", "convert") and root.operands[0] in inside:
       root = inside[root.operands[0]]
     if root.opcode == "dynamic-update-slice":
-      return hlo.size(inside[root.operands[1]].type)
+      return hlo.whole_size(inside[root.operands[1]].type)
     return result
+
+
+def _origin(computation: Computation) -> str:
+  """Returns the name of what the result is but for its layout."""
+  found = next(i for i in computation.values() if i.is_root)
+  while found.opcode in _RELABELS:
+    found = computation[found.operands[0]]
+  return found.name
 
 
 def _sum(parts: list[Traffic]) -> Traffic:

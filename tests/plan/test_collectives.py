@@ -172,3 +172,7 @@ def test_an_all_reduce_that_is_more_than_a_scatter():
   # The whole is used as well.
   used = SCATTER.replace("multiply(%constant.3693,", "reduce(%all-reduce.138,")
   assert scatter(used) is None
+  # The same part on all chips is no scatter.
+  assert (
+    scatter(SCATTER.replace("%dynamic-slice.482", "%s").replace("dynamic-slice(", "slice(")) is None
+  )

@@ -136,6 +136,43 @@ ENTRY %main (x: f32[64]) -> f32[16] {
   assert traffic.read(text).memory == 256 + 64
 
 
+def test_of_a_stack_a_layer_is_read():
+  """Though all of it gets another layout first (int8 weights), and the layer lies in the core."""
+  text = """\
+%relabel (p: s8[42,64]) -> s8[42,64] {
+  %p = s8[42,64]{1,0:T(32,128)(4,1)} parameter(0)
+  ROOT %copy.1 = s8[42,64]{1,0:T(8,128)(4,1)} copy(%p)
+}
+
+%layer (a: s8[42,64], b: s32[]) -> s8[1,64] {
+  %a = s8[42,64]{1,0:T(32,128)(4,1)} parameter(0)
+  %fusion.420 = s8[42,64]{1,0:T(8,128)(4,1)} fusion(%a), kind=kLoop, calls=%relabel
+  %b = s32[]{:S(6)} parameter(1)
+  ROOT %slice = s8[1,64]{1,0:T(8,128)S(1)} dynamic-slice(%fusion.420, %b, %b)
+}
+
+ENTRY %main (x: s8[42,64], i: s32[]) -> s8[1,64] {
+  %x = s8[42,64]{1,0} parameter(0)
+  %i = s32[]{:S(6)} parameter(1)
+  %w = s8[1,64]{1,0:S(1)} fusion(%x, %i), kind=kLoop, calls=%layer
+  ROOT %all = s8[42,64]{1,0} fusion(%x), kind=kLoop, calls=%relabel
+}
+"""
+  assert traffic.read(text).memory == 64 + 2 * 42 * 64
+
+
+def test_an_update_in_place_is_read_and_written():
+  text = """\
+ENTRY %main (x: f32[42,16], i: s32[]) -> f32[42,16] {
+  %x = f32[42,16]{1,0} parameter(0)
+  %i = s32[]{:S(6)} parameter(1)
+  %near = f32[1,16]{1,0:S(1)} slice(%x), slice={[0:1], [0:16]}
+  ROOT %new = f32[42,16]{1,0} dynamic-update-slice(%x, %near, %i, %i)
+}
+"""
+  assert traffic.read(text).memory == 64 + 64
+
+
 @pytest.mark.parametrize(
   ("text", "size"),
   [
