@@ -48,7 +48,7 @@ REPAIR_NOTES = {
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
   with Context(config, workdir, "report") as ctx:
-    screen.show(run(ctx), ctx.folder.path)
+    screen.show(run(ctx), ctx.folder.path, spent=ctx.spent())
   return 0
 
 
@@ -93,7 +93,7 @@ def _write(ctx: Context, done: Round, summary: Summary) -> None:
     health=done.evaluated.health if done.evaluated else None,
     finds=_finds(ctx, verified, failures, linked, summary.compared.not_looked_at),
     ledger=shown.ledger(ctx.folder.path),
-    cost=shown.cost(manifest, summary.seconds),
+    cost=shown.cost(ctx.spent(), summary.seconds),
     too_small=shown.too_small(summary, verified),
     code=shown.code(manifest),
     not_measured=methods.not_measured(ctx, done, summary, failures),

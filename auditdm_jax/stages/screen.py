@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the terminal shows of a run when it is done."""
 
+from collections.abc import Mapping
 import os
 
 import rich.console
@@ -12,8 +13,14 @@ from auditdm_jax.audit.summary import Summary
 from auditdm_jax.core import paths, runtime
 
 
-def show(summary: Summary, folder: os.PathLike) -> None:
-  """Prints the summary as a table, and where the report is; of several processes, the first."""
+def show(summary: Summary, folder: os.PathLike, *, spent: Mapping[str, float]) -> None:
+  """Prints the summary as a table, and where the report is; of several processes, the first.
+
+  Args:
+    summary: the run's summary.
+    folder: the run's folder.
+    spent: costs of the run, by what the manifest calls them.
+  """
   if not runtime.is_main():
     return
   console = rich.console.Console(highlight=False, width=110)
@@ -29,7 +36,9 @@ def show(summary: Summary, folder: os.PathLike) -> None:
     f"failure modes: {modes.confirmed} confirmed of {modes.found} named, in {modes.families}"
     " families"
   )
-  console.print(f"queries {summary.queries.total}{seconds}")
+  console.print(f"queries {summary.queries.total:,} (the audit's questions about images){seconds}")
+  if answers := _answers(spent):
+    console.print(f"answers {answers} (to all that was asked)", markup=False)
   console.print(summary.compared.verdict, markup=False)
   for alarm in summary.alarms:
     console.print(alarm, style="bold red", markup=False)
@@ -37,6 +46,14 @@ def show(summary: Summary, folder: os.PathLike) -> None:
   print(f"summary: {root / 'summary.json'}")
   if not paths.is_remote(root):
     print(f"report:  {root / 'report' / 'index.html'}")
+
+
+def _answers(spent: Mapping[str, float]) -> str:
+  """Returns how many answers each model gave, in benchmarks and checks too."""
+  counts = {
+    key.removeprefix("answers/"): n for key, n in spent.items() if key.startswith("answers/")
+  }
+  return ", ".join(f"{n:,.0f} by {name}" for name, n in sorted(counts.items()))
 
 
 def _number(found: HillEstimate) -> str:

@@ -80,6 +80,9 @@ class Run:
   def pool(self, role):
     assert role == "images"
 
+  def spent(self):
+    return {"answers/t": 54_072}
+
 
 def _attempt(i, arm, said="red"):
   probe = Probe.make(f"i{i}", "what color is the ring", arm=arm)
@@ -144,8 +147,10 @@ def test_a_run_without_an_oracle_is_reported_and_nothing_is_said_to_be_zero(tmp_
   methods = (index.parent / "methods.html").read_text(encoding="utf-8")
   for key in ("precision", "modes.precision", "coverage", "arms.random.modes"):
     assert f"<code>{key}</code></th><td>not measured<" in methods, key
-  screen.show(summary, tmp_path)
+  screen.show(summary, tmp_path, spent={"answers/t": 54_072, "abstention/t": 9, "endpoint/t": 3})
   shown = capsys.readouterr().out
+  assert f"queries {summary.queries.total:,} (the audit's questions about images)" in shown
+  assert "answers 54,072 by t (to all that was asked)" in shown
   assert "arm random" in shown and "precision" not in shown and "gaps found" not in shown
   assert "no failure found, but 1 conflicts were not looked at" in shown
 
