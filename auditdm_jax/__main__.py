@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs one stage: `python -m auditdm_jax STAGE --config=configs/X.py[:args] --workdir=DIR`.
 
-Any value of the config can be overridden: `--config.a.b=c`. The same command run again resumes.
+Any value of the config can be overridden: `--config.a.b=c`, and `--config.a=help` lists the section
+`a`. The same command run again resumes.
 `answer`, `compare`, `convert`, `label`, `minimise`, `pack`, `plan`, `repro` and `serve` take flags
 of their own, which --help after the stage lists; `audit` makes a config of its flags.
 """
 
 import ast
-from collections.abc import Iterator
-import contextlib
 import errno
 import importlib
 import pathlib
@@ -19,11 +18,10 @@ from types import FrameType, ModuleType
 from typing import Any, NoReturn
 
 from absl import flags
-from ml_collections import config_flags
 
 from auditdm_jax import stages
 from auditdm_jax.core import overrides, paths
-from auditdm_jax.core.config import OVERRIDES, UserError, did_you_mean
+from auditdm_jax.core.config import UserError, did_you_mean
 
 # Runs in an environment of its own, which need not have jax, and leaves nothing behind.
 _SERVERS = {"serve_images"}
@@ -46,9 +44,13 @@ _WORDS = {"compare", "leaks", "minimise", "repro"}
 _LOOKS = {"doctor"}
 # Stages that take flags in place of a config, and the module of these.
 _SHORT = {"audit": "own"}
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "The config, such as configs/scenes.py.", **OVERRIDES
-)
+# Stages whose config is not that of an audit: the module and the dataclass that it is read into.
+_SECTIONS = {
+  **dict.fromkeys(("logs", "predict", "score", "table"), ("benchmarks", "BenchmarksConfig")),
+  "pretrain": ("pretrain", "PretrainConfig"),
+  "serve_images": ("serve_images", "ServedConfig"),
+}
+_CONFIG = overrides.define("The config, such as configs/scenes.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run; made if it is not there.")
 _DEVICES = flags.DEFINE_integer("devices", 0, "Split the CPU into so many devices.", lower_bound=0)
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "This is one of several processes.")
@@ -98,11 +100,11 @@ def tool_usage(module: str) -> str:
   return f"{_stage(module).__doc__}\n{own.FLAGS.module_help(own)}"
 
 
-def parse(argv: list[str]) -> tuple[str, list[str]]:
-  """Parses the flags and returns the module name of the stage, and arguments that are no flags.
+def named_stage(argv: list[str]) -> str:
+  """Returns the module name of the stage that the first argument names.
 
   Raises:
-    UserError: no such stage, or flags that cannot be read.
+    UserError: it names no stage.
   """
   known = list_stages()
   if not argv or argv[0].startswith("-"):
@@ -110,39 +112,30 @@ def parse(argv: list[str]) -> tuple[str, list[str]]:
   stage = argv[0].replace("_", "-")
   if stage not in known:
     raise UserError(f"no stage {argv[0]!r}{did_you_mean(stage, known)}\n" + usage())
-  module = stage.replace("-", "_")
+  return stage.replace("-", "_")
+
+
+def parse(argv: list[str], module: str) -> list[str]:
+  """Parses the flags of a stage and returns arguments that are no flags.
+
+  Raises:
+    UserError: flags that cannot be read.
+  """
   own = _stage(module).FLAGS if module in _TOOLS else flags.FLAGS
   if module in _SHORT:
     argv = _stage(_SHORT[module]).expand(argv)
-  argv = overrides.take(argv)
-  sys.argv = [sys.argv[0], *argv]  # Where ml_collections looks for overrides.
-  rest = overrides.parse_flags(own, argv[1:])
+  sys.argv = [sys.argv[0], *argv]  # As manifests and reports tell it.
+  sections = _sections(module) if "config" in own else None
+  rest = overrides.parse_flags(own, argv[1:], sections)
   if rest and module not in _WORDS:
     raise UserError(f"not a flag: {' '.join(rest)}; flags are written --name=value")
   if module in _TOOLS:
-    return module, rest
+    return rest
   if _CONFIG.value is None:
     raise UserError("--config is missing, such as --config=configs/scenes.py")
-  given = next((arg for arg in argv if arg.startswith("--config")), "--config")
-  overrides.locked(_CONFIG.value, given)
   if _WORKDIR.value is None and module not in _SERVERS | _LOOKS:
     raise UserError("--workdir is missing: where the results go, such as --workdir=runs/first")
-  return module, rest
-
-
-@contextlib.contextmanager
-def _mistakes() -> Iterator[None]:
-  """What absl and ml_collections say of flags that cannot be read becomes a UserError."""
-  try:
-    yield
-  except UserError:
-    raise
-  except (AttributeError, KeyError) as e:  # Of ml_collections, with a repr inside a repr.
-    message = str(e).replace("\\n", " ").translate({ord(c): None for c in "'\"\\"})
-    raise UserError(f"--config.…: no such key: {message}") from e
-  except (flags.Error, OSError, TypeError, ValueError) as e:
-    # Of a complaint raised by the config file itself only the last line, not ml_collections' trace.
-    raise UserError(str(e).strip().rpartition("\n")[2]) from e
+  return rest
 
 
 def run(argv: list[str]) -> int:
@@ -153,7 +146,11 @@ def run(argv: list[str]) -> int:
     return 0 if argv else 2
   signal.signal(signal.SIGTERM, _terminate)
   try:
-    module, words = parse(argv)
+    module = named_stage(argv)
+    if overrides.asks_help(argv):
+      print(overrides.listing(argv, _sections(module)))
+      return 0
+    words = parse(argv, module)
     if module in _TOOLS:
       importlib.import_module("auditdm_jax.core.runtime").setup()
       try:
@@ -217,6 +214,12 @@ def _cluster(runtime: ModuleType) -> Any:
       raise UserError("--coordinator, --processes and --process need --distributed")
     return None
   return runtime.Cluster(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+
+
+def _sections(module: str) -> type:
+  """Returns the dataclass that the config of a stage is read into."""
+  place, name = _SECTIONS.get(module, ("sections", "AuditConfig"))
+  return vars(_stage(place))[name]
 
 
 def _stage(module: str) -> ModuleType:

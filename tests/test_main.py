@@ -74,11 +74,17 @@ def test_a_stage_gets_config_and_workdir(start, tmp_path):
 @pytest.mark.parametrize(
   ("flags", "config", "message"),
   [
-    (["--config.grop.lr=2"], "config.py", "no such key: grop Did you mean grpo"),
-    (["--config.grpo.lr=x"], "config.py", "could not convert string to float: 'x'"),
+    (
+      ["--config.grop.lr=2"],
+      "config.py",
+      "--config.grop.lr: config has no key 'grop' (did you mean 'grpo'?)",
+    ),
+    (["--config.grpo.lr=x"], "config.py", "--config.grpo.lr=x: expected a number"),
     (["--wrkdir=x"], "config.py", "Unknown command line flag 'wrkdir'. Did you mean: workdir"),
     (["more"], "config.py", "not a flag: more"),
+    (["--config.images.client.deadline=3"], "config.py", "(did you mean 'deadline_s'?)"),
     ([], "nothing.py", "nothing.py: no such file"),
+    ([], "confg.py", "confg.py: no such file (did you mean "),
     ([], "config.py:bad", "ValueError: target must be easy or rare"),
   ],
 )
@@ -105,6 +111,16 @@ def test_a_mistake_is_one_line(start, flags, config, message):
 def test_a_mistake_about_the_machine_is_one_line(start, tmp_path, flags, message):
   code, out, err = finish(start("return 0", *(flag.format(tmp_path) for flag in flags)))
   assert code == 2 and re.search(message, err) and len(err.splitlines()) == 1, err
+
+
+def test_a_key_that_the_file_leaves_out_is_given_and_listed(start):
+  given = ["--config.images.client.security.token=7 'x'", "--config.mesh.fsdp", "-1"]
+  process = start("print(config.images, config.mesh)\nreturn 0", *given)
+  code, out, err = finish(process)
+  assert (code, err) == (0, "") and "token: 7 'x'" in out and "fsdp: -1" in out
+  code, out, err = finish(start("raise ValueError", "--config.images.client.security=help"))
+  assert (code, err) == (0, "") and "--config.images.client.security.KEY" in out
+  assert "  token " in out and "token.\n" in out
 
 
 def test_a_full_disk_is_one_line(start):

@@ -9,6 +9,7 @@ one line of JSON per event.
 
 import asyncio
 from collections.abc import Callable
+import dataclasses
 import json
 import pathlib
 
@@ -20,6 +21,17 @@ from auditdm_jax.images.backend import Backend, Info, Plain
 from auditdm_jax.images.config import ImagesConfig
 
 _BACKENDS = ("scenes", "diffusers", "openai")
+
+
+@dataclasses.dataclass(frozen=True)
+class ServedConfig:
+  """What the service reads; the config of an audit has other sections in addition.
+
+  Attributes:
+    images: of the service.
+  """
+
+  images: ImagesConfig
 
 
 def main(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:
