@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -176,10 +177,47 @@ finally:
 
 
 def test_stages_are_listed(capsys):
-  assert main_lib.run(["--help"]) == 0
+  for words in (["--help"], ["-h"], ["help"]):
+    assert main_lib.run(words) == 0
+    out = capsys.readouterr().out
+    for name, doc in main_lib.list_stages().items():
+      assert name in out and doc, f"{name} has no docstring"
+  first = out[: out.index("Stages;")]
+  commands = re.findall(r"^  auditdm (\S+)", first, re.M)
+  assert commands == ["audit", "doctor", "loop"]
+  assert max(map(len, out.splitlines())) <= 100
+
+
+# Whose helps are their steps.
+STEPS = {"loop", "rectify"}
+
+
+@pytest.mark.parametrize("stage", sorted(main_lib.list_stages().keys() - STEPS))
+def test_a_stage_says_what_it_reads_writes_and_costs(stage, capsys):
+  assert main_lib.run([stage, "--help"]) == 0
   out = capsys.readouterr().out
-  for name, doc in main_lib.list_stages().items():
-    assert name in out and doc, f"{name} has no docstring"
+  for word in ("Reads:", "Writes:", "Costs:"):
+    assert re.search(rf"^{word} +\w", out, re.M), f"{stage} --help has no line {word}"
+  assert "\n  --" in out  # Its flags.
+
+
+def test_the_console_script_finds_modules_of_the_folder(tmp_path, monkeypatch):
+  project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+  module, _, name = project["scripts"]["auditdm"].partition(":")
+  code = f"import sys, {module} as m\nsys.argv = ['auditdm', *sys.argv[1:]]\nm.{name}()"
+  (tmp_path / "mine.py").write_text("raise ImportError('mine was found')")
+  given = ["serve-images", f"--config={tmp_path}/c.py", "--config.images.backend=mine:MAKE"]
+  (tmp_path / "c.py").write_text(CONFIG.replace('"grpo"', '"images": {}, "grpo"'))
+  command = [sys.executable, "-P", "-c", code]
+  env = os.environ | {"PYTHONPATH": str(ROOT)}
+  done = subprocess.run(
+    [*command, *given], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+  )
+  assert "mine was found" in done.stderr
+  done = subprocess.run(
+    [*command, "--help"], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0 and done.stdout.startswith("usage: auditdm STAGE")
 
 
 def test_unknown_stage(capsys):

@@ -14,6 +14,10 @@ fresh questions, and those of NEW if that is a run.
 Writes ledger.md, ledger.json and junit.xml. Exits with 0 if nothing got worse, 1 if something is
 new or regressed, 2 if the command or a file is wrong, and with --strict 3 if something is unsure.
 See docs/compare-and-packs.md.
+
+Reads:  models or runs, and the pack.
+Writes: --output, by default compared/.
+Costs:  an answer of each model to each probe; two of one model with --against_itself.
 """
 
 from collections.abc import Sequence

@@ -6,6 +6,10 @@
 
 The folder holds images, questions and the answers that the references agreed on; it needs neither
 the run's models nor its image service. See docs/compare-and-packs.md.
+
+Reads:  a run whose failures are verified.
+Writes: --output: questions, answers, images.
+Costs:  no model: each image is copied once.
 """
 
 from absl import flags

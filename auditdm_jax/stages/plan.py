@@ -7,6 +7,10 @@ Compiles every program of the config for the slice and prints memory, work, mess
 times. Exits with 1 if something does not fit, and says which setting would help. For TPUs it needs
 the compiler: pip install "jax[tpu]==0.10.2". For gpu:h200x8, gpu:h100x8 and cpu:8 XLA for CPUs
 splits the programs, and their memory is an upper bound.
+
+Reads:  the config and the config.json of its models, no weights.
+Writes: nothing; it prints.
+Costs:  compiling each program: seconds on a CPU, with --full minutes.
 """
 
 import functools

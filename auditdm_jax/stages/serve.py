@@ -15,6 +15,10 @@ everything else goes to stderr. SIGTERM and Ctrl-C finish what is under way.
 4. Requests that wait share a call of the model. What else is in the batch changes no answer.
 5. Answers are whole when they are sent, streams too. A stop string cuts what was said.
 6. A full queue says 429 and when to come again; errors have OpenAI's form.
+
+Reads:  --model.
+Writes: nothing.
+Costs:  the device, as long as it runs.
 """
 
 import json

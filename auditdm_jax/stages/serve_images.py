@@ -5,6 +5,10 @@
 
 Prints {"address": "host:port"} as a line of JSON when it is ready. Everything else goes to stderr,
 one line of JSON per event.
+
+Reads:  config.images and the pipeline that it names.
+Writes: nothing.
+Costs:  a device as long as it runs: a GPU for diffusion, a CPU for scenes.
 """
 
 import asyncio

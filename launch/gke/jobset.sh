@@ -115,12 +115,22 @@ spec:
               serviceAccountName: "$account"
               # From SIGTERM: to end the step and write the checkpoint.
               terminationGracePeriodSeconds: 120
+              # The user of launch/gke/Dockerfile.
+              securityContext:
+                runAsNonRoot: true
+                runAsUser: 10001
+                runAsGroup: 10001
+                fsGroup: 10001
+                seccompProfile: {type: RuntimeDefault}
               nodeSelector:
                 cloud.google.com/gke-tpu-accelerator: "$accelerator"
                 cloud.google.com/gke-tpu-topology: "$topology"$spot_selector
               containers:
                 - name: auditdm
                   image: "$image"
+                  securityContext:
+                    allowPrivilegeEscalation: false
+                    capabilities: {drop: [ALL]}
                   args:
 $(args "$@")
                   ports:

@@ -193,7 +193,7 @@ MISTAKES = [
   (["--config.mesh.data=0"], "sizes are at least 1"),
   (["--config.optim.micro_rows=3"], "optim.micro_rows=3: must be a multiple of the 8 devices"),
   (["--config.optim.b1=3.0"], "optim.b1=3.0: must be"),  # A key that the file does not have.
-  (["--config.optim.lrr=1"], "config.optim.lrr: unknown key (did you mean 'lr'?)"),
+  (["--config.optim.lrr=1"], "config.optim has no key 'lrr' (did you mean 'lr'?)"),
   (["--config.models.references=('a/x', 'b/x')"], "a/x and b/x have one name, x"),
 ]
 
