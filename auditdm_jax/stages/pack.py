@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pack: writes the verified failures of a run, with controls, as a folder that replays anywhere.
+"""pack: writes a run's verified failures, with controls, as a folder that replays anywhere.
 
   python -m auditdm_jax pack --workdir=runs/first --output=packs/first --licence="CC BY 4.0"
   python -m auditdm_jax compare MODEL --pack=packs/first

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""serve: answers over HTTP as OpenAI's API does, so that any tool that asks one can ask a model.
+"""serve: answers over HTTP as OpenAI's API does, so that what asks one can ask a model.
 
   python -m auditdm_jax serve --model=DIR --port=8000
 
