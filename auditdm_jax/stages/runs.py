@@ -6,9 +6,11 @@
 Prints a table, newest first, and writes DIR/index.html, a page that links their reports. Without
 DIR it lists runs/. A run is a folder with a manifest.json; folders in a run are not looked into.
 
-Reads:  manifest.json, summary.json, done.json and the lock of each run.
+A run that goes on, or stopped before its report, shows what it found so far.
+
+Reads:  manifest.json, summary.json, done.json and the lock of each run; without a report, records.
 Writes: DIR/index.html and DIR/style.css, unless --nopage.
-Costs:  no model: a second for hundreds of runs.
+Costs:  no model: a second for hundreds of runs, and for 50,000 probes of runs without a report.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,11 +26,13 @@ import rich.console
 import rich.table
 import rich.text
 
-from auditdm_jax.audit.report import text
+from auditdm_jax.audit import rates
+from auditdm_jax.audit.attempt import Attempt
+from auditdm_jax.audit.report import charts, text
 from auditdm_jax.audit.report.data import ExtraPage, RunRow
 from auditdm_jax.audit.report.write import write_page
 from auditdm_jax.audit.summary import Compared
-from auditdm_jax.core import jsonio, paths, typed
+from auditdm_jax.core import jsonio, paths, records, typed
 from auditdm_jax.core.config import UserError
 
 FLAGS = flags.FlagValues()
@@ -155,14 +159,39 @@ def _done(folder: pathlib.Path) -> list[str]:
 
 
 def _headline(folder: pathlib.Path) -> str:
-  """Returns the verdict of the last report, in one sentence."""
+  """Returns the verdict of the last report in one sentence, or what was found so far."""
   if not (folder / "summary.json").is_file():
-    return ""
+    return _so_far(folder)
   summary = _read(folder / "summary.json")
   try:
     return typed.load(Compared, summary["compared"]).verdict
   except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
     return "summary.json is of another version or damaged"
+
+
+def _so_far(folder: pathlib.Path) -> str:
+  """Returns how many probes of a run without a report are finds; "" if it has none yet."""
+  found: list[bool] = []
+  images: list[str] = []
+  try:
+    for attempt in _attempts(folder):
+      found.append(attempt.find is not None)
+      images.append(attempt.probe.origin_id)
+  except (AttributeError, LookupError, TypeError, UserError, ValueError):
+    return "its records are of another version or damaged"
+  if not found:
+    return ""
+  rate = charts.rate_text(rates.rate_by_image(found, images))
+  return f"so far {rate} of the probes are conflicts; none is verified yet"
+
+
+def _attempts(folder: pathlib.Path) -> Iterator[Attempt]:
+  """Yields the probes of training and of the sweep that are written down."""
+  for place, kind in (("records/train", "completions"), ("discover", "attempts")):
+    if (folder / place).is_dir():
+      for row in records.Records(folder / place).iterate(kind):
+        if not row.get("invalid"):
+          yield Attempt.from_dict(row)
 
 
 def _link(folder: pathlib.Path, root: pathlib.Path) -> str:

@@ -10,11 +10,14 @@ import urllib.parse
 
 import pytest
 
+from auditdm_jax.audit.attempt import Attempt
+from auditdm_jax.audit.probe import Probe, Verdict
 from auditdm_jax.audit.rates import rate
 from auditdm_jax.audit.summary import Compared
 from auditdm_jax.core import jsonio
 from auditdm_jax.core.config import UserError
 from auditdm_jax.stages import runs
+from auditdm_jax.stages.run import RunFolder
 
 HOSTILE = "<script>alert(1)</script>\x1b[2J\u202e[red]"
 
@@ -65,6 +68,38 @@ def test_runs_are_found_and_their_states_told(tmp_path):
   assert rows[0].headline == rows[0].link == ""
   (alone,) = runs.rows_of(audit)
   assert alone.name == "audit" and alone.link == "./report/index.html"
+
+
+def attempt(i: int, target: str) -> Attempt:
+  answers = {"t": target, "a": "red", "b": "red"}
+  probe = Probe.make(f"{i:064x}", "which colour?", arm="x", source="s/0", seed=0)
+  differs = target != "red"
+  return Attempt(
+    probe=probe,
+    verdict=Verdict(
+      probe_id=probe.probe_id,
+      answers=answers,
+      target="t",
+      references=("a", "b"),
+      consensus="red",
+      agree=not differs,
+      disagreement=differs,
+      reason="disagreement" if differs else "agreement",
+    ),
+  )
+
+
+def test_a_run_without_a_report_tells_what_it_found_so_far(tmp_path):
+  folder = make(tmp_path, "now")
+  assert runs.rows_of(tmp_path)[0].headline == ""
+  sweep = RunFolder(folder, config_hash="")
+  sweep.append_sweep(0, [attempt(i, "blue" if i < 3 else "red") for i in range(12)])
+  with open(folder / "discover/attempts-0.jsonl", "ab") as file:
+    file.write(b'{"torn')  # By the process that writes it.
+  said = runs.rows_of(tmp_path)[0].headline
+  assert said.startswith("so far 25.0") and "(3/12, 95" in said and "none is verified" in said
+  (folder / "discover/attempts-0.jsonl").write_text('{"probe": 3}\n{"probe": 3}\n')
+  assert "damaged" in runs.rows_of(tmp_path)[0].headline
 
 
 def test_a_run_at_work_is_told_and_can_still_be_started(tmp_path):
