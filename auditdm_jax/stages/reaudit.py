@@ -5,11 +5,6 @@
 2. The same trained auditor against the repaired target.
 3. GRPO goes on from the trained auditor against the repaired target. What it finds is named again,
    confirmed on fresh probes, and traced to the modes of the first round.
-
-Reads:  WORKDIR/verify, WORKDIR/auditors, WORKDIR/rectify/repaired.
-Writes: WORKDIR/reaudit, WORKDIR/fresh-round2, and the second round's records.
-Costs:  config.round2.steps steps of GRPO, config.discover.search_probes probes, and the fresh
-        probes once more.
 """
 
 from collections import Counter
@@ -66,8 +61,7 @@ def run(ctx: Context) -> SecondRound:
     repaired = ctx.models.load(folder)
   known, bank = verified.taxonomy, ctx.models.bank(repaired)
   trained, n = ctx.settings.optim.steps or None, ctx.settings.discover.search_probes
-  asker = asking.search_asker(ctx, bank)
-  again = asker.ask(trained, n, arm=NAME, walk=asking.SEARCH, label="repaired target")
+  again = asking.search_asker(ctx, bank).ask(trained, n, arm=NAME, walk=asking.SEARCH)
   steps = ctx.settings.round2.steps
   modes, rest = ledger(ctx, verified, repaired)
   start = ctx.models.auditor_params(ctx.folder.auditors()[trained] if trained else None)
