@@ -25,9 +25,11 @@ def read(spec: str) -> ml_collections.ConfigDict:
   """
   path, args = split(spec)
   made = _made(path, args)
-  if not isinstance(made, dict | ml_collections.ConfigDict):
+  if isinstance(made, dict):
+    return ml_collections.ConfigDict(made)
+  if not isinstance(made, ml_collections.ConfigDict):
     raise UserError(f"{path}: get_config returns a {type(made).__name__}, not a ConfigDict")
-  return ml_collections.ConfigDict(made)
+  return made
 
 
 def split(spec: str) -> tuple[pathlib.Path, list[str]]:

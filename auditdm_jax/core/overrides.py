@@ -151,8 +151,9 @@ def apply(
   with config.unlocked(), config.ignore_type():
     for override in given:
       section, name = _set(config, override, Any if sections is None else sections)
-      if isinstance(section[name], tuple):
-        section[name] = seen[override.keys] = seen.get(override.keys, ()) + section[name]
+      value: Any = section[name]
+      if isinstance(value, tuple):
+        section[name] = seen[override.keys] = (*seen.get(override.keys, ()), *value)
 
 
 def asks_help(argv: Sequence[str]) -> bool:

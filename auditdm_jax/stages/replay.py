@@ -352,7 +352,7 @@ def answers(model: Model, probes: ProbeSet, *, jitter: Sequence[int] | None = No
     return default_jitter(image, int(change)) if change else image
 
   out: list[str] = []
-  with metrics.Progress(len(ids), model.name) as progress:
+  with metrics.Progress(len(ids), "answers") as progress:
     for start in range(0, len(ids), config.batch_size):
       rows = probes.rows[start : start + config.batch_size]
       seen = cache.seen(model, ids[start : start + config.batch_size], load)
