@@ -7,6 +7,10 @@ Compiles every program of the config for the slice and prints memory, work, mess
 times. Exits with 1 if something does not fit, and says which setting would help. For TPUs it needs
 the compiler: pip install "jax[tpu]==0.10.2". For gpu:h200x8, gpu:h100x8 and cpu:8 XLA for CPUs
 splits the programs, and their memory is an upper bound.
+
+Reads:  the config and the config.json of its models, no weights.
+Writes: nothing; it prints.
+Costs:  compiling each program: seconds on a CPU, with --full minutes.
 """
 
 import functools
@@ -15,9 +19,10 @@ import pathlib
 import sys
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from auditdm_jax.core.config import OVERRIDES, UserError, build, did_you_mean
+from auditdm_jax.core import overrides
+from auditdm_jax.core.config import UserError, build, did_you_mean
 from auditdm_jax.models import variants, weights
 from auditdm_jax.models.multimodal import VlmConfig
 from auditdm_jax.plan import chips, compiling, programs, steps, table
@@ -25,9 +30,7 @@ from auditdm_jax.stages.sections import AuditConfig
 from auditdm_jax.text import styles
 
 FLAGS = flags.FlagValues()
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "The config.", flag_values=FLAGS, **OVERRIDES
-)
+_CONFIG = overrides.define("The config.", flag_values=FLAGS)
 _TOPOLOGY = flags.DEFINE_string(
   "topology", None, "The chips, such as v5e:4x4 or gpu:h200x8.", flag_values=FLAGS
 )
@@ -44,8 +47,7 @@ def main() -> int:
   where = chips.parse(_TOPOLOGY.value)
   compiling.check(where)
   if "models" not in _CONFIG.value:
-    file = config_flags.get_config_filename(FLAGS["config"])
-    raise UserError(f"{file} has no section `models`; plan is for configs of an audit")
+    raise UserError("--config: it has no section `models`; plan is for configs of an audit")
   run = read(_CONFIG.value)
   if elsewhere := _endpoints(build(AuditConfig, _CONFIG.value, name="config")):
     print(

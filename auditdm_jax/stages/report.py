@@ -3,6 +3,10 @@
 
 It tells what is there once the stage verify is done, and names what was not measured. Run again
 after more stages, it has theirs too.
+
+Reads:  everything in WORKDIR.
+Writes: WORKDIR/summary.json and WORKDIR/report.
+Costs:  no model is asked; images of pages are written.
 """
 
 from collections import Counter
