@@ -31,7 +31,7 @@ class Batch:
   image: Any  # i32[B] row of `images`
   tokens: Any  # i32[B,T]
   valid: Any  # bool[B,T]
-  ar: Any  # i32[B,T] 0 in the prompt, 1 in the suffix
+  ar: Any  # i32[B,T] of `multimodal.make_attn_mask`, see `rows`
   position: Any  # i32[B,C] where the hidden state that predicts each target stands
   targets: Any  # i32[B,C]
   mask: Any  # bool[B,C]
@@ -52,7 +52,6 @@ def loss_sum(
   config: multimodal.VlmConfig, params: Any, batch: Batch, *, label_smoothing: float
 ) -> tuple[jax.Array, jax.Array]:
   """Returns the sum f32[] of the rows' losses, and these losses f32[B]."""
-  ar = batch.ar if config.kind == "paligemma" else None
   trained = batch.images.ndim == 4
   features = multimodal.encode_images(config, params, batch.images) if trained else batch.images
   hidden = multimodal.hidden(
@@ -61,7 +60,7 @@ def loss_sum(
     mesh_lib.constrain(features.astype(config.text.dtype))[batch.image],
     batch.tokens,
     valid=batch.valid,
-    ar=ar,
+    ar=batch.ar,
   )
   picked = jnp.take_along_axis(hidden, batch.position[..., None], axis=1)
   logits = multimodal.unembed(config, params, picked)

@@ -46,14 +46,7 @@ def repair(
 ) -> Vlm:
   """Fine-tunes the target on `examples` and saves it as rectify/<name>."""
   section, target = ctx.settings.rectify, ctx.models.weights
-  layout = rows.RowLayout(
-    target.writer(),
-    target.template,
-    target.config.num_image_tokens,
-    target.stop_ids[0],
-    length=section.length,
-    suffix=section.suffix,
-  )
+  layout = rows.RowLayout.of(target, length=section.length, suffix=section.suffix)
   folder = ctx.folder.repaired(name)
   result = finetune.finetune(
     target.config,
