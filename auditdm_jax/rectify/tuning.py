@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from auditdm_jax.core import mesh as mesh_lib
@@ -51,6 +52,14 @@ def _kernels(params: Any) -> Any:
   return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
+def trains_tower(recipe: recipes.Recipe, params: Any) -> bool:
+  return False
+
+
+def _row_losses(config: multimodal.VlmConfig, params: Any, batch: supervised.Batch) -> jax.Array:
+  return supervised.loss_sum(config, params, batch, label_smoothing=0.0)[1]
+
+
 class Tuning:
   """The step of a fine-tuning and the layout of its state, from shapes alone.
 
@@ -79,6 +88,10 @@ class Tuning:
       micro_rows=recipe.micro_rows,
       out_shardings=None if mesh is None else self._step_shardings(config),
     )
+    self._losses = jax.jit(
+      functools.partial(_row_losses, config),
+      out_shardings=None if mesh is None else mesh_lib.replicated(mesh),
+    )
 
   def init(self, params: Any) -> supervised.State:
     """Returns the state before the first step; `params` are copied."""
@@ -106,6 +119,11 @@ class Tuning:
     """One step."""
     with mesh_lib.use(self._mesh):
       return self.step(state, self.place(batch))
+
+  def row_losses(self, params: Any, batch: supervised.Batch) -> np.ndarray:
+    """Returns f32[B], without label smoothing and dropout."""
+    with mesh_lib.use(self._mesh):
+      return np.asarray(self._losses(params, self.place(batch)))
 
   @property
   def _devices(self) -> jax.sharding.Mesh:

@@ -15,15 +15,15 @@ import dataclasses
 import pathlib
 
 from ml_collections import ConfigDict
-import numpy as np
 
 from auditdm_jax.audit import taxonomy
 from auditdm_jax.audit.attempt import Attempt, unique_attempts, unique_finds
 from auditdm_jax.core import paths, runtime, streams
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rectify import curate as curate_lib
-from auditdm_jax.rectify import finetune, rows
+from auditdm_jax.rectify import features, finetune, rows
 from auditdm_jax.rectify.curate import TrainingExample
+from auditdm_jax.rectify.examples import ListedExamples
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import Verified
 from auditdm_jax.vlm import Vlm, save_vlm
@@ -63,8 +63,10 @@ def repair(
     target.params,
     section.recipe,
     layout=layout,
-    new=_data(ctx, target, examples),
-    replay=_data(ctx, target, replay) if section.recipe.replay else None,
+    new=_asked(ctx, target, examples),
+    replay=_asked(ctx, target, replay) if section.recipe.replay else None,
+    eye=features.Eye(target.pixels, ctx.models.answering(target).encode, target.tower_id),
+    tune=section.tune,
     workdir=folder.parent,
     name=name,
     seed=ctx.settings.seed,
@@ -169,13 +171,5 @@ def mined_examples(ctx: Context, attempts: Iterable[Attempt], size: int) -> list
   return curate_lib.curate(offered, config, seed=ctx.settings.seed)[0]
 
 
-def _data(ctx: Context, vlm: Vlm, examples: Sequence[TrainingExample]) -> finetune.Data:
-  ids = list(dict.fromkeys(e.image_id for e in examples))
-  row = {image_id: i for i, image_id in enumerate(ids)}
-  features = ctx.models.cache.features(ctx.models.answering(vlm), ids, ctx.images)
-  return finetune.Data(
-    features=features.astype(np.float16),
-    image=np.array([row[e.image_id] for e in examples], np.int32),
-    questions=[vlm.style.put(e.question) for e in examples],
-    labels=[e.label for e in examples],
-  )
+def _asked(ctx: Context, vlm: Vlm, examples: Sequence[TrainingExample]) -> ListedExamples:
+  return ListedExamples(examples, load=ctx.images, put=vlm.style.put)

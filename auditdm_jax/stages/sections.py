@@ -24,6 +24,7 @@ from auditdm_jax.images.config import ImagesConfig
 from auditdm_jax.plan.steps import PlanConfig
 from auditdm_jax.rectify import curate as curate_lib
 from auditdm_jax.rectify import recipes
+from auditdm_jax.rectify.finetune import TuneConfig
 from auditdm_jax.rl.draws import RolloutConfig
 from auditdm_jax.rl.grpo import GrpoConfig
 from auditdm_jax.rl.reward import RewardConfig
@@ -258,12 +259,14 @@ class RectifyConfig:
     length: tokens of an example: image, question and label.
     suffix: tokens of a label.
     curate: which failures become examples.
+    tune: how the fine-tuning is watched and stored.
   """
 
   recipe: recipes.Recipe
   length: int
   suffix: int
   curate: curate_lib.Config = curate_lib.Config()
+  tune: TuneConfig = TuneConfig()
 
   def __post_init__(self):
     check(vars(self), "rectify", "length", "suffix", least=1)

@@ -9,8 +9,9 @@ import pytest
 
 from auditdm_jax.core import config as config_lib
 from auditdm_jax.core import tree
-from auditdm_jax.models import gemma, multimodal, siglip
-from auditdm_jax.rectify import finetune, recipes, rows, supervised, tuning
+from auditdm_jax.models import gemma, multimodal, preprocess, siglip
+from auditdm_jax.rectify import curate, features, finetune, recipes, rows, supervised, tuning
+from auditdm_jax.rectify.examples import ListedExamples
 from auditdm_jax.text import tokenizer as tokenizer_lib
 from tests import drawn
 
@@ -47,23 +48,37 @@ def make_model():
   return config, params, layout
 
 
-def _data(names, label, *, seed=0):
-  features = np.random.default_rng(seed).normal(size=(3, 4, 8)).astype(np.float32)
-  return finetune.Data(
-    features=features,
-    image=np.arange(len(names), dtype=np.int32) % 3,
-    questions=[f"color of {x}" for x in names],
-    labels=[label] * len(names),
-  )
+def picture(name):
+  return np.random.default_rng(sum(name.encode())).integers(0, 255, (32, 32, 3), np.uint8)
 
 
-_NEW, _OLD = _data("abcd", "red"), _data("ab", "blue", seed=1)
+def examples(names, label):
+  """Questions about three pictures."""
+  listed = [
+    curate.TrainingExample(image_id=f"{label}{i % 3}", question=f"color of {x}", label=label)
+    for i, x in enumerate(names)
+  ]
+  return ListedExamples(listed, load=picture, put=str)
 
 
-def _run(model, recipe=_RECIPE, *, replay=_OLD, params=None, **options):
+def eye_of(config, params):
+  def encode(pictures):
+    pixels = preprocess.preprocess(pictures, size=config.tower.image_size)
+    return np.asarray(multimodal.encode_images(config, params, pixels))
+
+  return features.Eye(preprocess.Pixels(), encode, "tiny")
+
+
+_NEW, _OLD = examples("abcd", "red"), examples("ab", "blue")
+_TUNE = finetune.TuneConfig(validation=0.0)
+
+
+def _run(model, recipe=_RECIPE, *, new=_NEW, replay=_OLD, params=None, **options):
   config, start, layout = model
+  eye = options.pop("eye", None) or eye_of(config, start)
   return finetune.finetune(
-    config, params or start, recipe, layout=layout, new=_NEW, replay=replay, seed=0, **options
+    *(config, params or start, recipe),
+    **dict(layout=layout, new=new, replay=replay, eye=eye, seed=0, tune=_TUNE) | options,
   )
 
 
@@ -72,7 +87,7 @@ def test_micro_batches_are_the_batch(model):
   config, params, layout = model
   n = 8
   batch = supervised.Batch(
-    images=_NEW.features,
+    images=np.random.default_rng(0).normal(size=(3, 4, 8)).astype(np.float32),
     image=np.arange(n, dtype=np.int32) % 3,
     **layout.rows([f"color of {x}" for x in "abcdabcd"], ["red"] * 5 + [""] * 3),
   )
@@ -119,7 +134,8 @@ def test_frozen_parts_stay(frozen):
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(model, tmp_path, monkeypatch):
-  straight = _run(model)
+  tune = finetune.TuneConfig(validation=0.5, eval_every=3, save_every=2)
+  straight = _run(model, tune=tune)
   make = supervised.make_step
 
   def failing(*args, **options):
@@ -135,45 +151,26 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(model, tmp_path, monkeyp
 
   monkeypatch.setattr(supervised, "make_step", failing)
   with pytest.raises(KeyboardInterrupt):
-    _run(model, workdir=tmp_path, save_every=2)
+    _run(model, workdir=tmp_path, tune=tune)
   monkeypatch.setattr(supervised, "make_step", make)
-  resumed = _run(model, workdir=tmp_path, save_every=2)
+  resumed = _run(model, workdir=tmp_path, tune=tune)
   _equal(resumed.params, straight.params)
-  again = _run(model, workdir=tmp_path)
+  assert resumed == dataclasses.replace(straight, params=resumed.params)
+  again = _run(model, workdir=tmp_path, tune=tune)
   assert again.steps == 8 and again.loss is None
   _equal(again.params, straight.params)
   other = dataclasses.replace(_RECIPE, lr=1e-4)
   with pytest.raises(config_lib.UserError, match="another recipe"):
-    _run(model, other, workdir=tmp_path)
-
-
-def test_batches_are_half_replay_and_a_function_of_the_step(model):
-  batches = finetune._Batches(model[2], _RECIPE, _NEW, _OLD, 0)
-  first, again = batches(5), finetune._Batches(model[2], _RECIPE, _NEW, _OLD, 0)(5)
-  np.testing.assert_array_equal(first.tokens, again.tokens)
-  np.testing.assert_array_equal(first.images, again.images)
-  assert first.images.shape == (8, 4, 8) and first.tokens.shape == (8, 12)
-  assert len(np.unique(first.targets[:4, 0])) == 1
-  assert first.targets[0, 0] != first.targets[4, 0]
-
-
-def test_passes_see_every_example_once():
-  seen = np.concatenate([finetune.indices(0, "new", s, count=3, size=7) for s in range(7)])
-  for i in range(3):
-    assert sorted(seen[7 * i : 7 * i + 7]) == list(range(7))
-  assert list(seen[:7]) != list(seen[7:14])
-  assert list(finetune.indices(1, "new", 0, count=7, size=7)) != list(seen[:7])
-  assert list(finetune.indices(0, "replay", 0, count=7, size=7)) != list(seen[:7])
+    _run(model, other, workdir=tmp_path, tune=tune)
 
 
 def test_gradients_that_stay_non_finite_are_an_error(model):
-  bad = dataclasses.replace(_NEW, features=np.full_like(_NEW.features, np.nan))
-  config, params, layout = model
-  recipe = dataclasses.replace(_RECIPE, steps=20)
+  blind = features.Eye(
+    preprocess.Pixels(), lambda pictures: np.full((len(pictures), 4, 8), np.nan), "blind"
+  )
+  recipe, tune = dataclasses.replace(_RECIPE, steps=20), dataclasses.replace(_TUNE, log_every=15)
   with pytest.raises(FloatingPointError, match="15 of 15 gradients were not finite"):
-    finetune.finetune(
-      config, params, recipe, layout=layout, new=bad, replay=_OLD, seed=0, log_every=15
-    )
+    _run(model, recipe, eye=blind, tune=tune)
 
 
 def test_the_optimiser_is_that_of_the_transfers():
@@ -201,7 +198,6 @@ def test_the_optimiser_is_that_of_the_transfers():
   [
     (_RECIPE, None, "none was given"),
     (dataclasses.replace(_RECIPE, replay=0.0), _OLD, "some was given"),
-    (dataclasses.replace(_RECIPE, llm_dropout=0.1), _OLD, "dropout"),
   ],
 )
 def test_recipe_and_data_must_fit(model, recipe, replay, message):
