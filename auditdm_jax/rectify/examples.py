@@ -119,7 +119,7 @@ class JsonlExamples:
     return len(self._starts) - 1
 
   def __getitem__(self, i: int, /) -> Example:
-    start, end = map(int, self._starts[i : i + 2])
+    start, end = int(self._starts[i]), int(self._starts[i + 1])
     where = f"{self._path}:{i + 1}"
     row = _parse(os.pread(self._file.fileno(), end - start, start), where)
     path = self._images / row["image"]
