@@ -64,7 +64,8 @@ def get_config(arg=None):
   c.grad_clip_norm = $clip
   c.label_smoothing = $label_smoothing
   schedule = dict(decay_type="cosine", warmup_percent=$warmup)
-  c.schedule = [("img/.*", $img_schedule), ("llm/.*", $llm_schedule)]
+  c.schedule = $schedules  # None = not trained.
+  c.lr_mults = $lr_mults
 
   c.evals = {}
   if $has_val:

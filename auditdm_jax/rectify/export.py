@@ -158,7 +158,8 @@ def _config_text(final, recipe, model, stats, *, recipe_name, has_val) -> str:
   length = (
     f"c.total_steps = {recipe.steps}" if recipe.steps else f"c.total_epochs = {recipe.epochs!r}"
   )
-  schedules = {part: "None" if part in recipe.freeze else "schedule" for part in ("img", "llm")}
+  schedules = ", ".join(f"({x!r}, {'None' if r is None else 'schedule'})" for x, r in recipe.parts)
+  mults = [(regex, rate) for regex, rate in recipe.parts if rate is not None]
   return bv_template.BV_CONFIG.substitute(
     here=str(final).replace("\\", "/"),
     recipe_name=recipe_name or "unnamed",
@@ -175,8 +176,8 @@ def _config_text(final, recipe, model, stats, *, recipe_name, has_val) -> str:
     clip=repr(recipe.clip),
     label_smoothing=repr(recipe.label_smoothing),
     warmup=repr(recipe.warmup),
-    img_schedule=schedules["img"],
-    llm_schedule=schedules["llm"],
+    schedules=f"[{schedules}]",
+    lr_mults=repr(mults),
     llm_dropout=repr(recipe.llm_dropout),
     has_val=has_val,
   )

@@ -132,8 +132,9 @@ def finetune(
       )
     )
     parts = _parts(recipe, surveys, shown, held)
-    feed = stream.Stream(survey_lib.fitted(layout, surveys), parts, seed=seed, mesh=mesh)
-    tuned = tuning.Tuning(config, recipe, steps=steps, mesh=mesh)
+    layout = survey_lib.fitted(layout, surveys)
+    feed = stream.Stream(layout, parts, seed=seed, answers=recipe.format.answers, mesh=mesh)
+    tuned = tuning.Tuning(config, recipe, steps=steps, seed=seed, mesh=mesh)
     chosen = [np.flatnonzero(own)[: tune.eval_examples] for own in held]
     kept_back = [dataclasses.replace(p, chosen=c) for p, c in zip(parts, chosen, strict=True)]
     found = [dataclasses.asdict(recipe), steps, seed, tune.validation, tune.eval_every]
@@ -201,7 +202,8 @@ class _Loop:
           continue
         self.meter.pause()
         loss, more = float(m["loss"]), self._watched(state, done)
-        if writer and (done % self.config.log_every == 0 or "validation" in more):
+        is_logged = done % self.config.log_every == 0 or done == self.steps
+        if writer and (is_logged or "validation" in more):
           row = {"loss": loss, "grad_norm": float(m["grad_norm"])} | more
           writer.write(done, row | self.meter.rates())
         progress.update(done, loss=loss)

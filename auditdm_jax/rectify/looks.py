@@ -46,22 +46,30 @@ class Look(Protocol):
 
 
 class AsPixels:
-  """Pixels f32[U,H,W,3], for a tower that runs in the step. Until then they wait as bytes."""
+  """Pixels for a tower that runs in the step, see `supervised.Batch`.
+
+  They are u8[B,H,W,3], which the step scales to [-1, 1], or f32 if the model has another scale.
+  """
 
   def __init__(self, size: int, how: preprocess.Pixels):
     self._size, self._how = size, how
     self.row_bytes = 3 * size**2
+    half = (0.5, 0.5, 0.5)
+    plain = how.rescale == 1 / 255 and how.mean == how.std == half
+    self._in_step = plain or how.origin != "hf"
 
   def read(self, number: int, example: Example) -> np.ndarray:
     del number
     return square(example, size=self._size, how=self._how)
 
   def stack(self, images: Sequence[np.ndarray]) -> np.ndarray:
+    if self._in_step:
+      return np.stack(images)
     return preprocess.preprocess(images, size=self._size, how=self._how)
 
 
 class AsFeatures:
-  """Features f16[U,P,Dv] of a frozen tower, from a file; `numbers` i[N] are its rows by example."""
+  """Features f16[B,P,Dv] of a frozen tower, from a file; `numbers` i[N] are its rows by example."""
 
   def __init__(self, file: features.FeatureFile, numbers: np.ndarray):
     self._file, self._numbers, self.row_bytes = file, numbers, file.row_bytes

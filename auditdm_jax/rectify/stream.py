@@ -4,7 +4,7 @@
 1. Each part, new and replay, is walked through in shuffled passes (grain's, which keep no list).
 2. A batch has the same number of rows of each part at each step, new ones first.
 3. An example with several answers goes through all of them, in an order of its own, before one
-   comes again, as big_vision's `choice_no_replacement` has it.
+   comes again, as big_vision's `choice_no_replacement` has it; or draws one at each pass.
 4. Threads read, decode and resize row by row; one more puts rows together to the next batch. Each
    process reads the rows of its own devices only.
 
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 import functools
+from typing import Literal
 
 import grain
 import jax
@@ -63,8 +64,8 @@ class _Row:
 class _Walk:
   """An endless walk through shuffled passes over `size` examples."""
 
-  def __init__(self, seed: int, part: str, size: int):
-    self._seed, self._part, self._size = seed, part, size
+  def __init__(self, seed: int, part: str, size: int, *, any_answer: bool):
+    self._seed, self._part, self._size, self._any = seed, part, size, any_answer
     numbers = grain.MapDataset.range(size).seed(streams.word(seed, "finetune", part))
     self._order = numbers.shuffle().repeat()
 
@@ -76,7 +77,7 @@ class _Walk:
     """Returns which of its answers the example at this place teaches."""
     if options == 1:
       return 0
-    lap, turn = divmod(place // self._size, options)
+    lap, turn = divmod(place // self._size, 1 if self._any else options)
     drawn = streams.rng(self._seed, "answers", self._part, self.example(place), lap)
     return int(drawn.permutation(options)[turn])
 
@@ -85,11 +86,19 @@ class Stream:
   """The batches of a fine-tuning."""
 
   def __init__(
-    self, layout: rows.RowLayout, parts: Sequence[Part], *, seed: int, mesh: Mesh | None = None
+    self,
+    layout: rows.RowLayout,
+    parts: Sequence[Part],
+    *,
+    seed: int,
+    answers: Literal["one", "cycle", "any"] = "cycle",
+    mesh: Mesh | None = None,
   ):
-    """Takes the parts in the order that they have in a batch."""
+    """Takes the parts in the order that they have in a batch; see `recipes.RowFormat.answers`."""
     self._layout, self._parts, self._mesh = layout, parts, mesh
-    self._walks = [_Walk(seed, part.name, len(part.chosen)) for part in parts]
+    self._walks = [
+      _Walk(seed, part.name, len(part.chosen), any_answer=answers == "any") for part in parts
+    ]
     self._size = sum(part.count for part in parts)
     self._own = own_rows(mesh, self._size)
 
@@ -151,7 +160,7 @@ class Stream:
     }
     return supervised.Batch(
       images=self._parts[0].look.stack([row.image for row in made]),  # Alike in all parts.
-      image=self._own.astype(np.int32),
+      image=None,
       **columns,
     )
 

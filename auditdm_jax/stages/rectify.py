@@ -65,7 +65,7 @@ def repair(
     layout=layout,
     new=_asked(ctx, target, examples),
     replay=_asked(ctx, target, replay) if section.recipe.replay else None,
-    eye=features.Eye(target.pixels, ctx.models.answering(target).encode, target.tower_id),
+    eye=_eye(ctx, target),
     tune=section.tune,
     workdir=folder.parent,
     name=name,
@@ -173,3 +173,11 @@ def mined_examples(ctx: Context, attempts: Iterable[Attempt], size: int) -> list
 
 def _asked(ctx: Context, vlm: Vlm, examples: Sequence[TrainingExample]) -> ListedExamples:
   return ListedExamples(examples, load=ctx.images, put=vlm.style.put)
+
+
+def _eye(ctx: Context, vlm: Vlm) -> features.Eye:
+  """How the target sees what it trains on: pixels are those of a transfer, if it is one."""
+  form, pixels = ctx.settings.rectify.recipe.format, vlm.pixels
+  if form.res and pixels.origin == "big_vision":
+    pixels = dataclasses.replace(pixels, antialias=form.antialias)
+  return features.Eye(pixels, ctx.models.answering(vlm).encode, vlm.tower_id)

@@ -160,7 +160,7 @@ def test_config_has_the_values_of_the_recipe(tmp_path, images, monkeypatch):
 
 
 def test_frozen_parts_have_no_schedule_and_steps_replace_epochs(tmp_path, images, monkeypatch):
-  recipe = recipes.Recipe(steps=7, batch_size=8, lr=1e-4, freeze=("img",))
+  recipe = recipes.Recipe(steps=7, batch_size=8, lr=1e-4, parts=recipes.NO_IMAGE_PART)
   _export(tmp_path, images, [_example(0)], recipe=recipe)
   c = _run_config(tmp_path / "out" / "bv_config.py", monkeypatch)
   assert c.schedule[0] == ("img/.*", None) and c.schedule[1][1] and c.total_steps == 7

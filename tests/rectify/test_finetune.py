@@ -2,6 +2,7 @@
 """Fine-tuning learns, forgets less with replay, leaves frozen parts alone, and resumes exactly."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -10,13 +11,15 @@ import pytest
 from auditdm_jax.core import config as config_lib
 from auditdm_jax.core import tree
 from auditdm_jax.models import gemma, multimodal, preprocess, siglip
-from auditdm_jax.rectify import curate, features, finetune, recipes, rows, supervised, tuning
+from auditdm_jax.rectify import curate, features, finetune, recipes, rows, supervised
 from auditdm_jax.rectify.examples import ListedExamples
 from auditdm_jax.text import tokenizer as tokenizer_lib
 from tests import drawn
 
 _WORDS = "color shape of a b c d red blue".split()
-_RECIPE = recipes.Recipe(steps=8, batch_size=8, lr=3e-3, replay=0.5, warmup=0.1)
+_RECIPE = recipes.Recipe(
+  steps=8, batch_size=8, lr=3e-3, replay=0.5, warmup=0.1, parts=recipes.NO_TOWER
+)
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +95,55 @@ def test_micro_batches_are_the_batch(model):
     **layout.rows([f"color of {x}" for x in "abcdabcd"], ["red"] * 5 + [""] * 3),
   )
   whole, halves = (
-    jax.jit(supervised.loss_and_grads, static_argnames=("config", "label_smoothing", "micro_rows"))(
-      config, params, batch, label_smoothing=0.1, micro_rows=rows
+    jax.jit(supervised.loss_and_grads, static_argnames=("config", "method"))(
+      config, params, batch, method=supervised.Method(label_smoothing=0.1, micro_rows=rows)
     )
     for rows in (0, 2)
   )
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), whole, halves)
+
+
+def test_features_that_do_not_fit_are_computed_in_each_step(model, tmp_path):
+  encoded = []
+  own = eye_of(*model[:2])
+
+  def encode(pictures):
+    encoded.append(len(pictures))
+    return own.encode(pictures)
+
+  eye = dataclasses.replace(own, encode=encode)
+  kept = _run(model, eye=eye, workdir=tmp_path)
+  assert encoded == [3, 2]  # Each picture once: three of the new ones, two of the old.
+  assert not list((tmp_path / "features").iterdir())
+  again = _run(model, eye=eye, tune=dataclasses.replace(_TUNE, feature_bytes=5 * 64 - 1))
+  assert encoded == [3, 2]
+  want, got = tree.flatten(kept.params), tree.flatten(again.params)
+  for path in want:
+    np.testing.assert_allclose(got[path], want[path], atol=3e-3, err_msg=path)
+
+
+def test_a_tower_that_trains_sees_pixels(model):
+  recipe = dataclasses.replace(_RECIPE, parts=recipes.EVERYTHING)
+  result = _run(model, recipe, eye=features.Eye(preprocess.Pixels(), None, "unused"))
+  before, after = tree.flatten(model[1]), tree.flatten(result.params)
+  moved = [path for path in before if not np.array_equal(before[path], after[path])]
+  assert "img/embedding/kernel" in moved and "img/pos_embedding" in moved
+
+
+def test_the_best_parameters_are_kept_and_a_worse_loss_ends_the_training(model, tmp_path):
+  recipe = dataclasses.replace(_RECIPE, steps=30, lr=0.5, warmup=0.0)  # It diverges.
+  tune = finetune.TuneConfig(validation=0.4, eval_every=2, patience=3)
+  in_memory, on_disk = (_run(model, recipe, tune=tune, workdir=w) for w in (None, tmp_path))
+  assert in_memory.steps == in_memory.best + 6 < 30
+  _equal(in_memory.params, on_disk.params)
+  rows = [json.loads(x) for x in (tmp_path / "metrics" / "rectify.jsonl").read_text().splitlines()]
+  losses = {row["step"]: row["validation"] for row in rows}
+  assert min(losses, key=losses.get) == on_disk.best and min(losses.values()) == on_disk.validation
+  assert all(0 <= row["machine/waiting"] <= 1 for row in rows)
+  assert rows[-1]["machine/tokens_per_s"] > 0
+  again = _run(model, recipe, tune=tune, workdir=tmp_path)
+  assert (again.steps, again.best, again.loss) == (on_disk.steps, on_disk.best, None)
+  _equal(again.params, on_disk.params)
 
 
 def test_rows_that_do_not_divide_are_refused():
@@ -119,18 +165,6 @@ def test_loss_falls_and_only_the_tower_stays(model):
   for path in before:
     tower = path.startswith("img/") and not path.startswith("img/head")
     assert np.array_equal(before[path], after[path]) == tower or path.endswith("bias"), path
-
-
-@pytest.mark.parametrize("frozen", ["img", "llm"])
-def test_frozen_parts_stay(frozen):
-  recipe = recipes.Recipe(steps=10, batch_size=1, lr=0.1, wd=0.1, freeze=(frozen,))
-  params = {"img": {"head": {"kernel": np.ones(2)}}, "llm": {"x": {"w": np.ones(2)}}}
-  tx = tuning.optimizer(recipe, 10)
-  state = tx.init(params)
-  for _ in range(2):
-    updates, state = tx.update(params, state, params)
-  moved = {part: any(np.any(x != 0) for x in jax.tree.leaves(updates[part])) for part in params}
-  assert moved == {"img": frozen != "img", "llm": frozen != "llm"}
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(model, tmp_path, monkeypatch):
@@ -171,26 +205,6 @@ def test_gradients_that_stay_non_finite_are_an_error(model):
   recipe, tune = dataclasses.replace(_RECIPE, steps=20), dataclasses.replace(_TUNE, log_every=15)
   with pytest.raises(FloatingPointError, match="15 of 15 gradients were not finite"):
     _run(model, recipe, eye=blind, tune=tune)
-
-
-def test_the_optimiser_is_that_of_the_transfers():
-  recipe = recipes.Recipe(steps=100, batch_size=1, lr=0.1, wd=0.01)
-  params = {
-    "img": {"head": {"kernel": np.ones(2), "bias": np.ones(2)}},
-    "llm": {"x": {"w": np.ones(2)}},
-  }
-  tx = tuning.optimizer(recipe, 100)
-  state = tx.init(params)
-  zero = jax.tree.map(np.zeros_like, params)
-  first, state = tx.update(zero, state, params)
-  assert all(np.all(x == 0) for x in jax.tree.leaves(first))  # The warm-up starts at 0.
-  second, state = tx.update(zero, state, params)
-  np.testing.assert_allclose(
-    second["img"]["head"]["kernel"], -0.01 * tuning.schedule(recipe, 100)(1)
-  )
-  assert np.all(second["img"]["head"]["bias"] == 0) and np.all(second["llm"]["x"]["w"] == 0)
-  at = tuning.schedule(recipe, 100)
-  assert at(0) == 0 and at(5) == 1 and float(at(100)) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(

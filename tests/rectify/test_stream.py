@@ -2,6 +2,7 @@
 """A stream's batches: shares, passes, answers, resuming, processes, and errors that say where."""
 
 import collections
+import dataclasses
 import json
 
 import numpy as np
@@ -83,9 +84,17 @@ def test_pixels_are_those_of_their_row():
   feed = stream.Stream(_LAYOUT, [part(Made("new", 7), 4)], seed=0)
   for batch in taken(feed, 0, 3):
     number = [int(q.removeprefix("new")) for q in asked(batch)]
-    want = [np.full((_SIZE, _SIZE, 3), n / 127.5 - 1) for n in number]
-    np.testing.assert_allclose(batch.images, want, atol=1e-6)
-    assert batch.images.dtype == np.float32
+    np.testing.assert_array_equal(batch.images[:, 0, 0, 0], number)
+    assert batch.images.dtype == np.uint8 and batch.images.shape == (4, _SIZE, _SIZE, 3)
+
+
+def test_pixels_of_another_scale_come_as_floats():
+  how = preprocess.Pixels(origin="hf", mean=(0.4, 0.4, 0.4))
+  own = dataclasses.replace(part(Made("new", 7), 4), look=looks.AsPixels(_SIZE, how))
+  (batch,) = taken(stream.Stream(_LAYOUT, [own], seed=0), 0, 1)
+  number = np.array([int(q.removeprefix("new")) for q in asked(batch)])
+  np.testing.assert_allclose(batch.images[:, 0, 0, 0], (number / 255 - 0.4) / 0.5, atol=1e-6)
+  assert batch.images.dtype == np.float32
 
 
 def test_a_resumed_stream_goes_on_to_the_example():
@@ -108,6 +117,14 @@ def test_all_answers_come_before_one_comes_again():
   assert rounds == [["q1", "q2", "q3"]] * 4
   assert len({tuple(by_question["new3"][i : i + 3]) for i in range(0, 12, 3)}) > 1
   assert set(by_question["new0"]) == {"q1"}
+
+
+def test_any_answer_may_come_at_any_pass():
+  source = Made("new", 1, answers=lambda i: ("q1", "q2", "q3"))
+  feed = stream.Stream(_LAYOUT, [part(source, 4)], seed=0, answers="any")
+  drawn = [x for batch in taken(feed, 0, 30) for x in said(batch)]
+  assert all(25 < drawn.count(x) < 55 for x in ("q1", "q2", "q3"))
+  assert any(sorted(drawn[i : i + 3]) != ["q1", "q2", "q3"] for i in range(0, 120, 3))
 
 
 def test_a_process_reads_only_the_rows_of_its_own_devices(monkeypatch):
