@@ -45,7 +45,7 @@ class TrainingExample:
     label: what the target is to answer.
     group: failure mode or question template, what the cap counts.
     source: which auditor checkpoint or arm asked.
-    origin: the image that a made one goes back to, which validation is split by; "" = itself.
+    origin_id: the image that a made image goes back to; "" = the image itself.
     provenance: goes with the example unread.
   """
 
@@ -54,7 +54,7 @@ class TrainingExample:
   label: str
   group: str = ""
   source: str = ""
-  origin: str = ""
+  origin_id: str = ""
   provenance: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   @property
@@ -78,7 +78,7 @@ class TrainingExample:
       label=asked.verdict.consensus,
       group=group,
       source=source,
-      origin=probe.origin_id,
+      origin_id=probe.origin_id,
       provenance={
         "probe_id": probe.probe_id,
         "strategy": probe.strategy,

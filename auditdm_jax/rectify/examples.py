@@ -83,7 +83,7 @@ class ListedExamples:
       question=self._put(example.question),
       answers=(example.label,),
       image=example.image_id,
-      origin=example.origin or example.image_id,
+      origin=example.origin_id or example.image_id,
       where=f"example {i} (image {example.image_id[:12]})",
       open=functools.partial(self._load, example.image_id),
     )
