@@ -207,7 +207,8 @@ _OF_TRANSFERS = [
       lr=3e-5,
       label_smoothing=0.3,
       llm_dropout=0.1,
-      format=RowFormat(res=224, antialias=False, text_len=48, answers="any"),
+      # A pass of big_vision takes an image, one of its objects and one of the object's sentences.
+      format=RowFormat(res=224, antialias=False, text_len=48),
     ),
     {
       448: {"lr": 1e-5, "llm_dropout": 0.0},
