@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""loop: one round of AuditDM with its controls, then the target is repaired and audited again.
+"""loop: rounds of AuditDM, each of which audits the target that the one before has repaired.
 
   0. preflight   whether these models can be audited as they are asked; what is wrong ends the run
   1. evaluate    what target, references and sibling can do
@@ -7,8 +7,10 @@
   3. discover    arms sweep the pool; the control asks random questions at equal total queries
   4. verify      gates, stability, the oracle; failure modes with fresh rates; the first report
   5. rectify     repair from the failures, next to its two controls; not of an endpoint
-  6. re-audit    the old modes on fresh probes, and the auditor against the repaired target
-  7. report      the same pages again, with the repair; summary.json and a table
+  6. re-audit    the known modes on fresh probes, and the auditor against the repaired target
+  7. round 2 …   train, discover, verify, rectify and re-audit again, with the last auditor against
+                 the last target; a round that finds nothing new is the last one
+  8. report      the same pages again, with repairs and rounds; summary.json and a table
 
 Every stage leaves a done.json; the same command run again continues where it stopped.
 """
@@ -34,11 +36,13 @@ from auditdm_jax.stages import (
   report,
   screen,
   suite,
+  trace,
   train,
   verify,
 )
 from auditdm_jax.stages.context import Context
-from auditdm_jax.stages.results import Controlled, Empty, RepairedModel, Repairs, Searched
+from auditdm_jax.stages.results import REPAIRED, Controlled, Empty, RepairedModel, Repairs, Searched
+from auditdm_jax.stages.summarise import nothing_new
 from auditdm_jax.stages.truth import coverage, modes_of
 
 
@@ -87,12 +91,40 @@ def run(ctx: Context) -> Summary:
   ctx.stage("random control", lambda: random_control(ctx, trained.completions))
   ctx.stage("verify", lambda: verify.run(ctx))
   ctx.stage("report", lambda: report.run(ctx))
-  repairs = ctx.stage("rectify", lambda: repair(ctx))
-  if ctx.settings.round2.enabled and "repaired" in repairs.models:
-    ctx.stage("re-audit", lambda: reaudit.run(ctx))
+  goes_on = not ctx.settings.rounds.repairs(1) or repair_and_audit(ctx)
+  for number in range(2, ctx.settings.rounds.count + 1):
+    goes_on = goes_on and later_round(ctx, number)
   summary = ctx.stage("report", lambda: report.run(ctx))
   ctx.folder.finish("loop", Empty())
   return summary
+
+
+def repair_and_audit(ctx: Context) -> bool:
+  """Repairs the target of a round and says what that changed; returns whether it was repaired."""
+  repairs = ctx.stage("rectify", lambda: repair(ctx))
+  if REPAIRED not in repairs.models:
+    return False
+  ctx.stage("re-audit", lambda: reaudit.run(ctx))
+  return True
+
+
+def later_round(ctx: Context, number: int) -> bool:
+  """Runs a round on the repaired target; returns whether there is reason for another one."""
+  with ctx.opened(number) as own:
+    return ctx.stage(f"round {number}", lambda: _later_round(own))
+
+
+def _later_round(ctx: Context) -> bool:
+  ctx.stage("train", lambda: train.run(ctx))
+  ctx.stage("discover", lambda: discover.run(ctx))
+  ctx.stage("verify", lambda: verify.run(ctx))
+  found = ctx.stage("trace", lambda: trace.run(ctx))
+  number, config = ctx.round.number, ctx.settings.rounds
+  # Finds that show no mode are mostly the references' own errors.
+  repaired = config.repairs(number) and found.confirmed > 0 and repair_and_audit(ctx)
+  if not found.new:
+    print(f"  {nothing_new(number)}")
+  return repaired and bool(found.new)
 
 
 # ----------------------------------------------------------------------- stages of this file
@@ -138,27 +170,32 @@ def random_control(ctx: Context, trained_probes: int) -> Controlled:
 
 
 def repair(ctx: Context) -> Repairs:
-  """Repairs the target from the failures and from the controls; benchmarks each."""
+  """Repairs the target from the failures and from the controls; benchmarks each.
+
+  A later round has no controls, and its examples repeat some of those of the rounds before.
+  """
   if (found := ctx.folder.done("rectify", Repairs)) is not None:
     return found
   if ctx.models.target_is_remote:
     print(f"  {ctx.models.target_name} is an endpoint: without its weights it is not repaired")
     return ctx.folder.finish("rectify", Repairs({}))
   repaired = rectify.from_failures(ctx)
-  replay = rectify.replay_examples(ctx, len(repaired))
-  control = ctx.folder.control()
-  arms = {
-    "repaired": repaired,
-    "control_random": rectify.random_examples(ctx, control, len(repaired)),
-    "control_mined": rectify.mined_examples(ctx, control, len(repaired)),
-  }
+  arms = {REPAIRED: [*repaired, *rectify.repeated(ctx, len(repaired))]}
+  if ctx.round.is_first:
+    control = ctx.folder.control()
+    arms |= {
+      "control_random": rectify.random_examples(ctx, control, len(repaired)),
+      "control_mined": rectify.mined_examples(ctx, control, len(repaired)),
+    }
+  replay = rectify.replay_examples(ctx, len(arms[REPAIRED]))
   models = {}
   for name, examples in arms.items():
     if not examples:
       print(f"  {name}: nothing to train on")
       continue
+    ctx.folder.append_examples(name, examples)
     model = ctx.models.answering(rectify.repair(ctx, name, examples, replay))
-    table = suite.benchmark(ctx, model, ctx.folder.repaired(name), role=name)
+    table = suite.benchmark(ctx, model, ctx.folder.repaired(name), role=ctx.round.role(name))
     models[name] = RepairedModel(table, len(examples))
     print(evaluate.line(name, table), flush=True)
   return ctx.folder.finish("rectify", Repairs(models))

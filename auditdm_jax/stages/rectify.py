@@ -24,8 +24,9 @@ from auditdm_jax.core.config import UserError
 from auditdm_jax.rectify import curate as curate_lib
 from auditdm_jax.rectify import finetune, rows
 from auditdm_jax.rectify.curate import TrainingExample
+from auditdm_jax.rectify.recipes import Recipe
 from auditdm_jax.stages.context import Context
-from auditdm_jax.stages.results import Verified
+from auditdm_jax.stages.results import REPAIRED, Verified
 from auditdm_jax.vlm import Vlm, save_vlm
 
 MAX_REPLAY = 6_000
@@ -49,6 +50,7 @@ def repair(
 ) -> Vlm:
   """Fine-tunes the target on `examples` and saves it as rectify/<name>."""
   section, target = ctx.settings.rectify, ctx.models.weights
+  recipe = recipe_of(ctx, len(examples))
   layout = rows.RowLayout(
     target.writer(),
     target.template,
@@ -61,10 +63,10 @@ def repair(
   result = finetune.finetune(
     target.config,
     target.params,
-    section.recipe,
+    recipe,
     layout=layout,
     new=_data(ctx, target, examples),
-    replay=_data(ctx, target, replay) if section.recipe.replay else None,
+    replay=_data(ctx, target, replay) if recipe.replay else None,
     workdir=folder.parent,
     name=name,
     seed=ctx.settings.seed,
@@ -77,6 +79,33 @@ def repair(
       save_vlm(local, dataclasses.replace(model, extras=extras | {"examples": len(examples)}))
   runtime.barrier()
   return model
+
+
+def recipe_of(ctx: Context, new: int) -> Recipe:
+  """Returns the recipe for `new` examples.
+
+  Steps are those of the first round. A later one, which has fewer examples, goes through them as
+  often.
+  """
+  recipe = ctx.settings.rectify.recipe
+  if ctx.round.is_first or not recipe.steps:
+    return recipe
+  first = max(len(ctx.earlier()[0].examples(REPAIRED)), new)
+  return dataclasses.replace(recipe, steps=max(recipe.steps * new // first, 1))
+
+
+def repeated(ctx: Context, new: int) -> list[TrainingExample]:
+  """Returns what earlier rounds repaired with, to go beside `new` examples of this one.
+
+  They are `rounds.replay` of all, evenly over their modes.
+  """
+  share, config = ctx.settings.rounds.replay, ctx.settings.rectify.curate
+  size = round(new * share / (1 - share))
+  if not size:
+    return []
+  offered = [e for folder in ctx.earlier() for e in folder.examples(REPAIRED)]
+  config = dataclasses.replace(config, size=size)
+  return curate_lib.curate(offered, config, seed=ctx.settings.seed)[0]
 
 
 def check_replay(ctx: Context) -> None:
@@ -101,7 +130,7 @@ def replay_examples(ctx: Context, new: int) -> list[TrainingExample]:
   A target's training mix is rarely at hand, so replay is its own behaviour where all references say
   the same: abstentions too, or the repaired target would forget to abstain.
   """
-  recipe = ctx.settings.rectify.recipe
+  recipe = recipe_of(ctx, new)
   size = min(int(recipe.num_steps(new) * recipe.batch_size * recipe.replay), MAX_REPLAY)
   if not size:
     return []

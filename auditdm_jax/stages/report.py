@@ -19,7 +19,7 @@ from auditdm_jax.audit.attempt import Failure
 from auditdm_jax.audit.report import charts, listing
 from auditdm_jax.audit.report import data as report_data
 from auditdm_jax.audit.report.write import write_report
-from auditdm_jax.audit.summary import ALL_ARMS, RestChange, Summary
+from auditdm_jax.audit.summary import ALL_ARMS, LaterRound, ModeChange, RestChange, Summary
 from auditdm_jax.bench import page
 from auditdm_jax.core import paths, runtime
 from auditdm_jax.stages import methods, screen, shown, suite
@@ -87,9 +87,8 @@ def _write(ctx: Context, done: Round, summary: Summary) -> None:
     curves=_curves(summary, oracle=oracle),
     strategies=_strategies(summary, oracle=oracle),
     rectify=_rectify(summary),
-    second_round=_second_round(summary),
     pages=_pages(ctx, done),
-    rounds=_rounds(summary) if summary.second_round else (),
+    rounds=_rounds(summary, len(summary.reaudits)),
     health=done.evaluated.health if done.evaluated else None,
     finds=_finds(ctx, verified, failures, linked, summary.compared.not_looked_at),
     ledger=shown.ledger(ctx.folder.path),
@@ -389,45 +388,56 @@ def _rectify(summary: Summary) -> list[report_data.RectifyRow]:
   ]
 
 
-def _second_round(summary: Summary) -> list[report_data.SecondRoundRow]:
-  """The known modes, then those of the second round."""
-  second = summary.second_round
-  if second is None:
+def _rounds(summary: Summary, repairs: int) -> list[report_data.RoundView]:
+  """The rounds in numbers, and mode by mode; a run with one round that repaired nothing has none.
+
+  Args:
+    summary: the audit.
+    repairs: repaired targets, the controls left out.
+  """
+  if not repairs and len(summary.rounds) < 2:
     return []
-  known = [
-    report_data.SecondRoundRow(name=m.name, before=m.before, after=m.after, status=m.status)
-    for m in second.modes
+  later = {r.number: r for r in summary.later}
+  changes = {r.number: r.modes for r in summary.reaudits}
+  spent = {stage: x for stage, x in summary.seconds.items() if stage != "total"}
+  own = {r.round: spent.pop(f"round {r.round}", None) for r in summary.rounds}
+  own[1] = sum(spent.values()) if spent else None
+  return [
+    report_data.RoundView(
+      name=str(r.round),
+      row=r,
+      rest=_change(r.rest),
+      seconds=own[r.round],
+      found=_found(later[r.round]) if r.round in later else (),
+      changed=_changed(changes.get(r.round, ())),
+    )
+    for r in summary.rounds
   ]
+
+
+def _changed(modes: Sequence[ModeChange]) -> list[report_data.RoundModeRow]:
+  """What a repair made of the modes that were known, those of its own round first."""
+  return [
+    report_data.RoundModeRow(
+      name=m.name, before=m.before, after=m.after, status=m.status, origin=f"of round {m.round}"
+    )
+    for m in sorted(modes, key=lambda m: -m.round)
+  ]
+
+
+def _found(later: LaterRound) -> list[report_data.RoundModeRow]:
+  """The modes of a later round, new ones first."""
   order = {"new": 0, "missed": 1, "merged": 2, "split": 3, "same": 4}
-  found = sorted(second.found, key=lambda m: order.get(m.relation, 5))
-  return known + [
-    report_data.SecondRoundRow(
+  found = sorted(later.found, key=lambda m: order.get(m.relation, 5))
+  return [
+    report_data.RoundModeRow(
       name=m.name,
       before=m.before,
       after=m.after,
       status=m.relation,
-      origin="found in the second round" + (f"; of {', '.join(m.parents)}" if m.parents else ""),
+      origin=f"of {', '.join(m.parents)}" if m.parents else "",
     )
     for m in found
-  ]
-
-
-def _rounds(summary: Summary) -> list[report_data.RoundView]:
-  spent = {stage: x for stage, x in summary.seconds.items() if stage != "total"}
-  second = spent.pop("re-audit", None)
-  seconds = (sum(spent.values()) if spent else None, second)
-  return [
-    report_data.RoundView(
-      name=str(r.round),
-      confirmed=r.confirmed,
-      new=r.new,
-      repaired=r.repaired,
-      false_positive=r.false_positive,
-      rest=_change(r.rest),
-      queries=r.queries,
-      seconds=took,
-    )
-    for r, took in zip(summary.rounds, seconds)
   ]
 
 

@@ -15,6 +15,8 @@ from auditdm_jax.audit.summary import Accuracy, Kinds
 from auditdm_jax.audit.taxonomy import Taxonomy
 from auditdm_jax.audit.verify import Tally, View
 
+REPAIRED = "repaired"  # The model that goes on to the next round.
+
 Groups = Mapping[str, Rate]  # By group of the benchmark: "all", "gaps", "rest", "skill: …".
 
 

@@ -211,7 +211,7 @@ class DiscoverConfig:
   """How much is asked.
 
   Attributes:
-    probes: of the sweep, over all arms.
+    probes: of the sweep, over all arms; 0 = none, and the finds are those of GRPO.
     batch: probes between two decisions on who asks.
     search_probes: for the search success of the untrained and of the trained auditor, each.
     arms: how the budget moves.
@@ -223,8 +223,8 @@ class DiscoverConfig:
   arms: ArmsConfig = ArmsConfig()
 
   def __post_init__(self):
-    if min(self.probes, self.batch, self.search_probes) < 1:
-      raise ValueError("probes, batch and search_probes must be at least 1")
+    check(vars(self), "discover", "batch", "search_probes", least=1)
+    check(vars(self), "discover", "probes", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -270,21 +270,39 @@ class RectifyConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Round2Config:
-  """The second round.
+class RoundsConfig:
+  """How often the target is audited and repaired.
 
   Attributes:
-    enabled: whether the loop has one.
-    steps: of GRPO against the repaired target.
+    count: of rounds, at most: the loop stops after a round that finds nothing new. From the second
+      one on, the target is the repaired one of the round before.
+    repair_last: whether the last round repairs as well; otherwise it only audits.
+    steps: of GRPO in a later round, which goes on from the auditor of the round before.
+    probes: of the sweep in a later round; 0 = none, and the finds are those of GRPO.
+    replay: share of a later round's examples that repeat those of the rounds before.
     compare: what counts as a change of a known mode.
   """
 
-  steps: int
-  enabled: bool = True
+  count: int = 1
+  repair_last: bool = True
+  steps: int = 0
+  probes: int = 0
+  replay: float = 0.25
   compare: CompareConfig = CompareConfig()
 
   def __post_init__(self):
-    check(vars(self), "round2", "steps", least=int(self.enabled))
+    check(vars(self), "rounds", "count", least=1)
+    check(vars(self), "rounds", "steps", "probes", least=0)
+    check(vars(self), "rounds", "replay", least=0, below=1)
+    if self.count > 1 and not self.steps and not self.probes:
+      raise UserError(
+        f"config.rounds.count={self.count}: a later round asks nothing, since steps and probes are"
+        " both 0"
+      )
+
+  def repairs(self, number: int) -> bool:
+    """Whether a round is to repair its target."""
+    return self.repair_last or number < self.count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,7 +333,6 @@ class AuditConfig:
   verify: LimitedVerifyConfig
   taxonomy: NamingConfig
   rectify: RectifyConfig
-  round2: Round2Config
   mesh: dict[str, int]
   rules: tuple[Any, ...]
   rollout_mesh: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -324,6 +341,7 @@ class AuditConfig:
   preflight: PreflightConfig = PreflightConfig()
   stop: StopConfig = StopConfig()
   plan: PlanConfig = PlanConfig()
+  rounds: RoundsConfig = RoundsConfig()
 
   def __post_init__(self):
     check(vars(self), "config", "seed", least=0, below=2**32)
