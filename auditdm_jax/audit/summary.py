@@ -9,7 +9,7 @@ import dataclasses
 
 from auditdm_jax.audit.diversity import Diversity, Spread
 from auditdm_jax.audit.labels import LabelScores
-from auditdm_jax.audit.precision import FindPrecision, GradePrecision
+from auditdm_jax.audit.precision import FindPrecision, GradePrecision, LabelPrecision
 from auditdm_jax.audit.rates import Corrected, Rate
 from auditdm_jax.audit.rounds import is_new
 
@@ -41,12 +41,20 @@ class Coverage:
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-  """Held-out accuracy of a model, on planted gaps and on the rest; `examples` it was tuned on."""
+  """Held-out accuracy of a model, on planted gaps and on the rest.
+
+  Attributes:
+    examples: that it was tuned on; None if it was not.
+    sources: how many of them are from where.
+    labels: how many of their consensus labels are right, by each who knows, the best first.
+  """
 
   all: Rate
   gaps: Rate
   rest: Rate
   examples: int | None = None
+  sources: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  labels: tuple[LabelPrecision, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +174,7 @@ class CurvePoint:
 @dataclasses.dataclass(frozen=True)
 class Queries:
   """How often the models were asked; completions that repeat a probe of their step count once in
-  `grpo_distinct`.
+  `grpo_distinct`. Probes about an unlabelled pool (`bootstrap`) are not in the total.
   """
 
   grpo: int
@@ -175,6 +183,7 @@ class Queries:
   total: int
   control_random: int | None
   verify_looked_at: int
+  bootstrap: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ Every stage leaves a done.json; the same command run again continues where it st
 """
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import os
 import pathlib
 
@@ -27,9 +28,11 @@ from auditdm_jax.audit.summary import Kinds, Summary
 from auditdm_jax.core import paths, runtime
 from auditdm_jax.stages import (
   asking,
+  bootstrap,
   discover,
   evaluate,
   grading,
+  labelled,
   preflight,
   reaudit,
   rectify,
@@ -101,6 +104,8 @@ def run(ctx: Context) -> Summary:
 
 def repair_and_audit(ctx: Context) -> bool:
   """Repairs the target of a round and says what that changed; returns whether it was repaired."""
+  if ctx.settings.rectify.bootstraps and not ctx.models.target_is_remote:
+    ctx.stage("bootstrap", lambda: bootstrap.run(ctx))
   repairs = ctx.stage("rectify", lambda: repair(ctx))
   if REPAIRED not in repairs.models:
     return False
@@ -164,7 +169,9 @@ def random_control(ctx: Context, trained_probes: int) -> Controlled:
   """Asks random questions at the audit's total queries, GRPO's included; keeps them for repair."""
   if (found := ctx.folder.done(asking.CONTROL, Controlled)) is not None:
     return found
-  attempts = asking.random_control(ctx, trained_probes + ctx.settings.discover.probes)
+  config = ctx.settings
+  more = config.rectify.unlabelled.probes if config.rectify.strategy.bootstrapped else 0
+  attempts = asking.random_control(ctx, trained_probes + config.discover.probes + more)
   ctx.folder.write_control(attempts)
   return ctx.folder.finish(asking.CONTROL, Controlled(len(attempts)))
 
@@ -179,23 +186,31 @@ def repair(ctx: Context) -> Repairs:
   if ctx.models.target_is_remote:
     print(f"  {ctx.models.target_name} is an endpoint: without its weights it is not repaired")
     return ctx.folder.finish("rectify", Repairs({}))
-  repaired = rectify.from_failures(ctx)
-  arms = {REPAIRED: [*repaired, *rectify.repeated(ctx, len(repaired))]}
-  if ctx.round.is_first:
-    control = ctx.folder.control()
-    arms |= {
-      "control_random": rectify.random_examples(ctx, control, len(repaired)),
-      "control_mined": rectify.mined_examples(ctx, control, len(repaired)),
-    }
-  replay = rectify.replay_examples(ctx, len(arms[REPAIRED]))
-  models = {}
-  for name, examples in arms.items():
+  models, arms = {}, _arms(ctx)
+  replay = rectify.replay_examples(ctx, len(arms[REPAIRED].all))
+  for name, chosen in arms.items():
+    examples = chosen.all
     if not examples:
       print(f"  {name}: nothing to train on")
       continue
     ctx.folder.append_examples(name, examples)
+    labels = labelled.label_precision(ctx, examples)
+    print(f"  {name}: {evaluate.labels(len(examples), labels)}", flush=True)
     model = ctx.models.answering(rectify.repair(ctx, name, examples, replay))
     table = suite.benchmark(ctx, model, ctx.folder.repaired(name), role=ctx.round.role(name))
-    models[name] = RepairedModel(table, len(examples))
+    sources = {source: len(part) for source, part in chosen.examples.items()}
+    models[name] = RepairedModel(table, len(examples), sources, labels, chosen.left_out)
     print(evaluate.line(name, table), flush=True)
   return ctx.folder.finish("rectify", Repairs(models))
+
+
+def _arms(ctx: Context) -> dict[str, rectify.Chosen]:
+  """Returns what each model is trained on, by its name; the repaired target is the first."""
+  config = ctx.settings.rectify
+  repaired = rectify.by_strategy(ctx, config.strategy)
+  if not ctx.round.is_first:
+    earlier = rectify.repeated(ctx, len(repaired.all))
+    parts = {**repaired.examples, "earlier rounds": earlier}
+    return {REPAIRED: dataclasses.replace(repaired, examples=parts)}
+  beside = {name: rectify.by_strategy(ctx, s) for name, s in config.beside.items()}
+  return {REPAIRED: repaired, **rectify.controls(ctx, repaired), **beside}

@@ -19,13 +19,21 @@ from auditdm_jax.audit.attempt import Failure
 from auditdm_jax.audit.report import charts, listing
 from auditdm_jax.audit.report import data as report_data
 from auditdm_jax.audit.report.write import write_report
-from auditdm_jax.audit.summary import ALL_ARMS, LaterRound, ModeChange, RestChange, Summary
+from auditdm_jax.audit.summary import (
+  ALL_ARMS,
+  Accuracy,
+  LaterRound,
+  ModeChange,
+  RestChange,
+  Summary,
+)
 from auditdm_jax.bench import page
 from auditdm_jax.core import paths, runtime
 from auditdm_jax.stages import methods, screen, shown, suite
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import ModeRow, Verified
 from auditdm_jax.stages.run import TRAIN
+from auditdm_jax.stages.sections import CONTROLS
 from auditdm_jax.stages.summarise import Round, summarise
 
 CARDS = 8  # per mode
@@ -40,9 +48,14 @@ FUNNEL_NOTES = {
 REPAIR_NOTES = {
   "baseline": "the target as it was audited",
   "larger_sibling": "as it is",
-  "repaired": "with the auditor's verified failures",
   "control_random": "with random questions that have a consensus",
   "control_mined": "with failures among random questions",
+}
+SOURCE_NOTES = {
+  "labelled": "labelled questions",
+  "probes": "verified failures of the audit",
+  "bootstrapped": "verified failures on unlabelled images",
+  "random": "random questions",
 }
 
 
@@ -370,10 +383,11 @@ def _strategies(summary: Summary, *, oracle: bool) -> list[report_data.StrategyV
 
 
 def _rectify(summary: Summary) -> list[report_data.RectifyRow]:
-  queries = {
-    "repaired": summary.queries.total,
-    "control_mined": summary.queries.control_random,
-  }
+  spent = summary.queries
+  queries = {"control_mined": spent.control_random}
+  for name, row in summary.rectify.items():
+    if row.examples is not None and name not in CONTROLS:
+      queries[name] = spent.total + ("bootstrapped" in row.sources) * spent.bootstrap
   return [
     report_data.RectifyRow(
       name=name.replace("_", " "),
@@ -382,10 +396,17 @@ def _rectify(summary: Summary) -> list[report_data.RectifyRow]:
       rest=row.rest,
       examples=row.examples,
       queries=queries.get(name),
-      note=REPAIR_NOTES[name],
+      labels="; ".join(f"{charts.rate_text(x.right)}, by {x.by}" for x in row.labels),
+      note=_repair_note(name, row),
     )
     for name, row in summary.rectify.items()
   ]
+
+
+def _repair_note(name: str, row: Accuracy) -> str:
+  """What a model was trained on."""
+  parts = [f"{n:,} {SOURCE_NOTES.get(source, source)}" for source, n in row.sources.items()]
+  return "; ".join([*([REPAIR_NOTES[name]] if name in REPAIR_NOTES else []), *parts])
 
 
 def _rounds(summary: Summary, repairs: int) -> list[report_data.RoundView]:

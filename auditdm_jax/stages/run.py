@@ -46,6 +46,7 @@ from auditdm_jax.rectify.curate import TrainingExample
 T = TypeVar("T")
 
 TRAIN = "train"  # The training of an auditor, of which a round has one.
+VERIFY, BOOTSTRAP = "verify", "bootstrap"  # The stages that grade finds.
 _COMPLETIONS, _ATTEMPTS, _FAILURES = "completions", "attempts", "failures"
 _SAMPLE, _LABELS, _EXAMPLES = "sample", "labels", "examples"
 _CHUNK = 512  # Rows that are made at once.
@@ -191,16 +192,20 @@ class RunFolder:
 
   def failures(self) -> Stored[Failure]:
     """Returns the graded finds, with what people said of them since."""
-    return Stored(lambda: labels_lib.apply(self.graded(), self.labels()))
+    return self.failures_of(VERIFY)
 
-  def graded(self) -> Stored[Failure]:
-    """Returns the finds as verification graded them."""
-    files = self.records("verify")
+  def failures_of(self, stage: str) -> Stored[Failure]:
+    """The same of any stage that grades finds."""
+    return Stored(lambda: labels_lib.apply(self.graded(stage), self.labels()))
+
+  def graded(self, name: str = VERIFY) -> Stored[Failure]:
+    """Returns the finds of a stage as verification graded them."""
+    files = self.records(name)
     return Stored(lambda: map(Failure.from_dict, files.iterate(_FAILURES)))
 
-  def append_failures(self, failures: Sequence[Failure]) -> None:
-    """Appends those that are not there yet."""
-    files = self.records("verify")
+  def append_failures(self, failures: Sequence[Failure], *, name: str = VERIFY) -> None:
+    """Appends those of a stage that are not there yet."""
+    files = self.records(name)
     known = files.keys(_FAILURES, "key")
     new = (f for f in failures if f.probe.probe_id not in known)
     for chunk in chunks(new, _CHUNK):

@@ -7,6 +7,7 @@ They are read when a run starts, so that a mistake in the last stage's section e
 
 import dataclasses
 import pathlib
+import re
 from typing import Any
 
 from auditdm_jax.audit.arms import ArmsConfig
@@ -24,6 +25,7 @@ from auditdm_jax.images.config import ImagesConfig
 from auditdm_jax.plan.steps import PlanConfig
 from auditdm_jax.rectify import curate as curate_lib
 from auditdm_jax.rectify import recipes
+from auditdm_jax.rectify.strategy import StrategyConfig
 from auditdm_jax.rl.draws import RolloutConfig
 from auditdm_jax.rl.grpo import GrpoConfig
 from auditdm_jax.rl.reward import RewardConfig
@@ -250,6 +252,46 @@ class LimitedVerifyConfig(VerifyConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class LabelledConfig:
+  """The target's own labelled set, for a strategy with a share of it.
+
+  Attributes:
+    dataset: anything that `pool.dataset` could name, by its path, or the files of a benchmark; "" =
+      the run's.
+    split: of it; "" = `pool.images`.
+    benchmark: name of a benchmark whose files `dataset` is, such as "vqav2": its questions are put
+      as its transfers do, and `split` must not be the one it is measured on. "" = a pool.
+  """
+
+  dataset: str = ""
+  split: str = ""
+  benchmark: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class UnlabelledConfig:
+  """The pool of a bootstrapped strategy.
+
+  Attributes:
+    dataset: anything that `pool.dataset` could name, by its path; "" = the run's.
+    split: of it; "" = `pool.images`.
+    probes: that are asked about it, shared among the auditors.
+    auditors: how many stored auditors ask, the last one and earlier ones.
+  """
+
+  dataset: str = ""
+  split: str = ""
+  probes: int = 4_000
+  auditors: int = 3
+
+  def __post_init__(self):
+    check(vars(self), "rectify.unlabelled", "probes", "auditors", least=1)
+
+
+CONTROLS = ("control_random", "control_mined")  # Models that a repaired one is compared with.
+
+
+@dataclasses.dataclass(frozen=True)
 class RectifyConfig:
   """How the target is repaired.
 
@@ -257,16 +299,35 @@ class RectifyConfig:
     recipe: of the fine-tuning.
     length: tokens of an example: image, question and label.
     suffix: tokens of a label.
-    curate: which failures become examples.
+    curate: how many examples are taken, and how evenly.
+    strategy: what the repaired target is trained on.
+    beside: {NAME: strategy} of further models, to be compared with it.
+    labelled: the target's own labelled set.
+    unlabelled: the pool of a bootstrapped strategy.
   """
 
   recipe: recipes.Recipe
   length: int
   suffix: int
   curate: curate_lib.Config = curate_lib.Config()
+  strategy: StrategyConfig = StrategyConfig()
+  beside: dict[str, StrategyConfig] = dataclasses.field(default_factory=dict)
+  labelled: LabelledConfig = LabelledConfig()
+  unlabelled: UnlabelledConfig = UnlabelledConfig()
 
   def __post_init__(self):
     check(vars(self), "rectify", "length", "suffix", least=1)
+    for name in self.beside:
+      if not re.fullmatch("[a-z][a-z0-9_]{0,40}", name) or name in ("repaired", *CONTROLS):
+        raise UserError(
+          f"config.rectify.beside: {name!r} names no model; letters, digits and _ are right, and"
+          f" repaired, {' and '.join(CONTROLS)} are taken"
+        )
+
+  @property
+  def bootstraps(self) -> bool:
+    """Whether a strategy takes examples from an unlabelled pool."""
+    return any(s.bootstrapped for s in (self.strategy, *self.beside.values()))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from auditdm_jax.stages.asking import CONTROL as CONTROL_STAGE
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import (
   REPAIRED,
+  Bootstrapped,
   Controlled,
   Evaluated,
   ModeRow,
@@ -25,7 +26,7 @@ from auditdm_jax.stages.results import (
   accuracy_of,
 )
 from auditdm_jax.stages.rows import AttemptRow, RowReader, confirmed_of, rate_of
-from auditdm_jax.stages.run import RunFolder
+from auditdm_jax.stages.run import BOOTSTRAP, RunFolder
 from auditdm_jax.stages.truth import LEAST_FINDS, coverage, modes_of
 
 CONTROL = "control: random, equal queries"
@@ -44,6 +45,7 @@ class Round:
   repairs: Repairs | None = None
   reaudited: summary.Reaudited | None = None
   traced: summary.LaterRound | None = None  # None in the first round.
+  bootstrapped: Bootstrapped | None = None
 
   @classmethod
   def of(cls, folder: RunFolder) -> "Round":
@@ -63,6 +65,7 @@ class Round:
       folder.done("rectify", Repairs),
       folder.done("reaudit", summary.Reaudited),
       folder.done("trace", summary.LaterRound),
+      folder.done(BOOTSTRAP, Bootstrapped),
     )
 
 
@@ -117,6 +120,7 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
       total=len(found),
       control_random=None if random is None else len(random),
       verify_looked_at=done.verified.funnel["looked_at"],
+      bootstrap=done.bootstrapped.probes if done.bootstrapped else 0,
     ),
     find_precision=precision.best(labelled, grades),
     corrected=_corrected(labelled, found),
@@ -218,7 +222,7 @@ def _accuracies(
   if ctx.models.sibling_name:
     rows["larger_sibling"] = accuracy_of(evaluated.tables[ctx.models.sibling_name])
   for name, model in repairs.models.items() if repairs else ():
-    rows[name] = accuracy_of(model.table, examples=model.examples)
+    rows[name] = accuracy_of(model.table, of=model)
   return rows
 
 
@@ -347,8 +351,9 @@ def _with_repair(row: summary.RoundRow, done: Round, before: Sequence[Round]) ->
   """Adds what the repair of a round changed; `before` are the rounds before it."""
   model = done.repairs.models.get(REPAIRED) if done.repairs else None
   if model:
-    accuracy = accuracy_of(model.table, examples=model.examples)
-    row = dataclasses.replace(row, accuracy=accuracy, examples=model.examples)
+    accuracy = accuracy_of(model.table, of=model)
+    labels = next((x.right for x in model.labels), None)
+    row = dataclasses.replace(row, accuracy=accuracy, examples=model.examples, labels=labels)
   if (after := done.reaudited) is None:
     return row
   held = {m.mode_id for m in done.verified.modes if m.status == "confirmed"}

@@ -264,7 +264,10 @@ class StrategyView:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RectifyRow:
-  """Held-out accuracy of the baseline, the repaired target, a control or a larger sibling."""
+  """Held-out accuracy of the baseline, the repaired target, a control or a larger sibling.
+
+  `labels` says how many of its consensus labels are right.
+  """
 
   name: str
   all: Rate
@@ -272,6 +275,7 @@ class RectifyRow:
   rest: Rate | None = None
   examples: int | None = None
   queries: int | None = None
+  labels: str = ""
   note: str = ""
 
 
