@@ -111,7 +111,7 @@ def repeated(ctx: Context, new: int) -> list[TrainingExample]:
   if not size:
     return []
   offered = [e for folder in ctx.earlier() for e in folder.examples(REPAIRED)]
-  config = dataclasses.replace(config, size=size)
+  config = dataclasses.replace(config, size=size, cap=1.0)  # In turns, however few modes.
   return curate_lib.curate(offered, config, seed=ctx.settings.seed)[0]
 
 
