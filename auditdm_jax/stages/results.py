@@ -53,6 +53,8 @@ class Preflight:
     training: cost of all steps.
     sweep: cost of discovery.
     warnings: what the target does instead of answering, and what to change.
+    later: cost of GRPO and the sweeps of all later rounds.
+    unlabelled: cost of asking about an unlabelled pool, in all rounds that repair.
   """
 
   ensemble: Ensemble
@@ -62,6 +64,8 @@ class Preflight:
   training: Cost
   sweep: Cost
   warnings: tuple[Problem, ...]
+  later: Cost = Cost(0, 0, 0.0)
+  unlabelled: Cost = Cost(0, 0, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -430,6 +430,11 @@ class AuditConfig:
           f"config.bank.styles: no model {name!r}{did_you_mean(name, known)}; {', '.join(known)}"
         )
 
+  @property
+  def all_steps(self) -> int:
+    """Steps of GRPO over all rounds, if none of them is the last one before its time."""
+    return self.optim.steps + (self.rounds.count - 1) * self.rounds.steps
+
   def _check_endpoints(self) -> None:
     """Checks the names of endpoints, and that none stands where weights are needed.
 
