@@ -80,7 +80,7 @@ class ListedExamples:
   def __getitem__(self, i: int, /) -> Example:
     example = self._examples[i]
     return Example(
-      question=self._put(example.question),
+      question=example.question if example.is_prompt else self._put(example.question),
       answers=(example.label,),
       image=example.image_id,
       origin=example.origin_id or example.image_id,
