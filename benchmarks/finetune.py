@@ -197,6 +197,7 @@ def ours(
   """Tokens per second, share of waiting and GFLOP/s of our fine-tuning."""
   from auditdm_jax.models import flops
   from auditdm_jax.rectify import examples, features, finetune, recipes, rows
+  from auditdm_jax.rectify.tune import TuneConfig
   from auditdm_jax.vlm import load_vlm
 
   vlm = load_vlm(folder)
@@ -218,7 +219,7 @@ def ours(
     new=examples.JsonlExamples(data / "train.jsonl"),
     eye=features.Eye(vlm.pixels, vlm.encode, vlm.tower_id),
     seed=0,
-    tune=finetune.TuneConfig(validation=0.0, log_every=steps),
+    tune=TuneConfig(validation=0.0, log_every=steps),
     workdir=scratch / name,
     name=name,
   )

@@ -27,42 +27,10 @@ from auditdm_jax.rectify import features, kept, looks, recipes, rows, stream, tu
 from auditdm_jax.rectify import survey as survey_lib
 from auditdm_jax.rectify.examples import Examples
 from auditdm_jax.rectify.meter import StepMeter
+from auditdm_jax.rectify.tune import TuneConfig
 from auditdm_jax.rectify.validation import Validation
 
 _MAX_SKIPPED = 10
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TuneConfig:
-  """How a fine-tuning is watched and stored.
-
-  Attributes:
-    validation: share of the source images whose examples are held back; 0 = none, and the last
-      step's parameters are the result.
-    eval_every: steps between two losses on what was held back.
-    patience: losses in a row that are no better than the best, after which the training ends; 0 =
-      it never ends early.
-    eval_examples: most examples of new and of replay each that a loss is taken on.
-    feature_bytes: most bytes on disk for the features of a frozen tower. If they take more, the
-      tower runs in each step.
-    save_every: steps between two checkpoints.
-    log_every: steps between two rows of metrics.
-  """
-
-  validation: float = 0.1
-  eval_every: int = 100
-  patience: int = 4
-  eval_examples: int = 1_024
-  feature_bytes: int = 1 << 36
-  save_every: int = 200
-  log_every: int = 25
-
-  def __post_init__(self):
-    mine = vars(self)
-    config_lib.check(mine, "rectify.tune", "validation", least=0, most=0.5)
-    counts = ("eval_every", "eval_examples", "save_every", "log_every")
-    config_lib.check(mine, "rectify.tune", *counts, least=1)
-    config_lib.check(mine, "rectify.tune", "patience", "feature_bytes", least=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,7 +64,7 @@ def finetune(
   eye: features.Eye,
   seed: int,
   replay: Examples | None = None,
-  tune: TuneConfig = TuneConfig(),
+  tune: TuneConfig | None = None,
   mesh: jax.sharding.Mesh | None = None,
   workdir: str | os.PathLike | None = None,
   name: str = "rectify",
@@ -109,7 +77,7 @@ def finetune(
     eye: how the model looks at pictures.
     seed: decides the order of the examples, what is held back, and the dropout.
     replay: examples of the old mix; needed if and only if the recipe has a share of replay.
-    tune: how it is watched and stored.
+    tune: how it is watched and stored; None = the defaults.
     mesh: devices that share rows and masters; None is the default device.
     workdir: where checkpoints (`checkpoints/<name>`) and metrics go; nothing is stored if None.
     name: name of the run, on the screen and in the files.
@@ -120,6 +88,7 @@ def finetune(
     FloatingPointError: too many gradients were not finite.
   """
   _check(recipe, new, replay)
+  tune = tune or TuneConfig()
   sources = [new] if replay is None else [new, replay]
   surveys = [survey_lib.survey(source, layout, seed=seed) for source in sources]
   held = survey_lib.held_back(surveys, tune.validation)

@@ -25,8 +25,8 @@ from auditdm_jax.images.config import ImagesConfig
 from auditdm_jax.plan.steps import PlanConfig
 from auditdm_jax.rectify import curate as curate_lib
 from auditdm_jax.rectify import recipes
-from auditdm_jax.rectify.finetune import TuneConfig
 from auditdm_jax.rectify.strategy import StrategyConfig
+from auditdm_jax.rectify.tune import TuneConfig
 from auditdm_jax.rl.draws import RolloutConfig
 from auditdm_jax.rl.grpo import GrpoConfig
 from auditdm_jax.rl.reward import RewardConfig

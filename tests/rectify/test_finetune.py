@@ -13,6 +13,7 @@ from auditdm_jax.core import tree
 from auditdm_jax.models import gemma, multimodal, preprocess, siglip
 from auditdm_jax.rectify import curate, features, finetune, recipes, rows, supervised
 from auditdm_jax.rectify.examples import ListedExamples
+from auditdm_jax.rectify.tune import TuneConfig
 from auditdm_jax.text import tokenizer as tokenizer_lib
 from tests import drawn
 
@@ -73,7 +74,7 @@ def eye_of(config, params):
 
 
 _NEW, _OLD = examples("abcd", "red"), examples("ab", "blue")
-_TUNE = finetune.TuneConfig(validation=0.0)
+_TUNE = TuneConfig(validation=0.0)
 
 
 def _run(model, recipe=_RECIPE, *, new=_NEW, replay=_OLD, params=None, **options):
@@ -132,7 +133,7 @@ def test_a_tower_that_trains_sees_pixels(model):
 
 def test_the_best_parameters_are_kept_and_a_worse_loss_ends_the_training(model, tmp_path):
   recipe = dataclasses.replace(_RECIPE, steps=30, lr=0.5, warmup=0.0)  # It diverges.
-  tune = finetune.TuneConfig(validation=0.4, eval_every=2, patience=3)
+  tune = TuneConfig(validation=0.4, eval_every=2, patience=3)
   in_memory, on_disk = (_run(model, recipe, tune=tune, workdir=w) for w in (None, tmp_path))
   assert in_memory.steps == in_memory.best + 6 < 30
   _equal(in_memory.params, on_disk.params)
@@ -168,7 +169,7 @@ def test_loss_falls_and_only_the_tower_stays(model):
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(model, tmp_path, monkeypatch):
-  tune = finetune.TuneConfig(validation=0.5, eval_every=3, save_every=2)
+  tune = TuneConfig(validation=0.5, eval_every=3, save_every=2)
   straight = _run(model, tune=tune)
   make = supervised.make_step
 
