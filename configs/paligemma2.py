@@ -149,5 +149,5 @@ def audit(file: str, *, on: str, references: str, prompts: int, chips: int | Non
   )  # fmt: skip
   if on == "h200":
     c.rectify.recipe.micro_rows = 32
-  c.round2 = dict(enabled=True, steps=200)
+  c.rounds = dict(count=2, repair_last=False, steps=200)
   return c

@@ -23,7 +23,7 @@ CONFIG_ARGS = [
   ("scenes", "seed=-1", "seed='-1', not a whole number"),
   ("scenes", "error_rate=nan", "error_rate='nan', not a share like 0.1"),
   ("scenes", "error_rate=1.5", "error_rate='1.5', not a share"),
-  ("scenes", "round2=no", "round2='no', not 1 or 0"),
+  ("scenes", "rounds=no", "rounds='no', not a whole number"),
   ("scenes", "target=rar", r"target='rar', not easy or rare \(did you mean 'rare'\?\)"),
   ("paligemma2", "foo", "'foo': args are written name=value"),
   ("paligemma2", "chips=17", "chips=17, not a multiple of 4"),
@@ -57,7 +57,7 @@ def test_an_arg_of_a_config_that_is_none(name, arg, message):
 
 def test_args_of_configs_that_are_right():
   for name, arg in [
-    ("scenes", "target=rare,reward=plain,seed=1,error_rate=0.05,round2=0"),
+    ("scenes", "target=rare,reward=plain,seed=1,error_rate=0.05,rounds=1"),
     ("scenes", "gaps=seed:3,error_rate=1.0"),
     ("paligemma2", "on=v5e-16,chips=256,prompts=64"),
     ("paligemma2", "on=h200"),
