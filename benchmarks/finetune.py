@@ -7,7 +7,7 @@ COMMAND
 
 Memory: distinct JPEG files of 448 x 448 pixels, rows in a JSONL file, one pass over them with a
 tiny PaliGemma of that resolution, its tower frozen or trained. Each run is a process of its own,
-with a tenth of the images and with all of them, and with one arena of malloc: those that glibc makes
+with a tenth of the images and with all of them, and has one arena of malloc: those that glibc makes
 for threads keep some hundred MiB of what was freed. Prints JSON: MiB of resident memory before and
 at the peak, and MiB that the features of all images take on disk.
 
