@@ -168,3 +168,5 @@ def opened(
     yield [AsFeatures(f, s.image) for f, s in zip(files, surveys, strict=True)]
     for file in files:
       file.remove()
+    with contextlib.suppress(OSError):  # Another run has files there.
+      folder.rmdir()
