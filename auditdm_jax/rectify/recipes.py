@@ -1,8 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fine-tuning recipes as values: those of the PaliGemma transfers, and that of the scenes world.
+"""Fine-tuning recipes as values: the PaliGemma transfers, Gemma 3's, and that of the scenes world.
 
 Source of the transfers: big_vision, configs/proj/paligemma/transfers/*.py, `sweep_best` where it
 has the resolution and `get_config` otherwise. A name without a number is of 224 pixels.
+
+Gemma 3 has no published recipe for short answers, so its own is put together. The vision tower
+stays frozen, as in Gemma 3's training (arXiv:2503.19786, section 2.1). Learning rate, epochs and
+schedule are those that LLaMA-Factory fine-tunes the whole decoder of a chat model with images by
+(examples/train_full/qwen2_5vl_full_sft.yaml), the batch is that of Megatron-Bridge for Gemma 3
+(recipes/gemma3_vl). That the projector trains, that nothing decays and the micro-batches are ours.
+Learning rates of LoRA recipes, 2e-4 and the like, are not for training whole matrices.
 """
 
 from collections.abc import Mapping
@@ -237,6 +244,20 @@ _OF_TRANSFERS = [
   ),
 ]
 
+_OF_GEMMA3 = [
+  Recipe(
+    name=f"gemma3-{size}",
+    epochs=3,
+    batch_size=32,
+    lr=1e-5,
+    warmup=0.1,
+    parts=NO_TOWER,
+    micro_rows=rows,
+    remat=True,
+  )
+  for size, rows in (("4b", 0), ("12b", 16))
+]
+
 # The worlds' small models, which share a tower.
 _OF_SCENES = [
   Recipe(name="scenes-quick", steps=450, batch_size=64, lr=2.5e-3, replay=0.5, parts=NO_TOWER),
@@ -244,6 +265,7 @@ _OF_SCENES = [
 ]
 
 TRANSFERS = MappingProxyType({recipe.name: recipe for recipe in _OF_TRANSFERS})
+GEMMA3 = MappingProxyType({recipe.name: recipe for recipe in _OF_GEMMA3})
 SCENES = MappingProxyType({recipe.name: recipe for recipe in _OF_SCENES})
 
 
@@ -253,7 +275,7 @@ def get(name: str, *, where: str = "recipe") -> Recipe:
   Raises:
     UserError: there is none of that name; the error says `where` it stands.
   """
-  known = {**TRANSFERS, **SCENES}
+  known = {**TRANSFERS, **GEMMA3, **SCENES}
   if name not in known:
     raise config.UserError(
       f"{where}: no recipe {name!r}{config.did_you_mean(name, known)}; recipes: {', '.join(known)}"

@@ -34,7 +34,7 @@ class Batch:
   image: Any  # i32[B] row of `images`; None: each row has its own, and U is B
   tokens: Any  # i32[B,T]
   valid: Any  # bool[B,T]
-  ar: Any  # i32[B,T] 0 in the prompt, 1 in the suffix
+  ar: Any  # i32[B,T] of `multimodal.make_attn_mask`, see `rows`
   position: Any  # i32[B,C] where the hidden state that predicts each target stands
   targets: Any  # i32[B,C]
   mask: Any  # bool[B,C]
@@ -110,7 +110,7 @@ def loss_sum(
     features,
     batch.tokens,
     valid=batch.valid,
-    ar=batch.ar if config.kind == "paligemma" else None,
+    ar=batch.ar,
     dropout=dropout,
   )
   picked = jnp.take_along_axis(hidden, batch.position[..., None], axis=1)

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from auditdm_jax.core import mesh as mesh_lib
@@ -79,6 +80,10 @@ def trains_tower(recipe: recipes.Recipe, params: Any) -> bool:
   return any(path.startswith("img/") and not path.startswith("img/head/") for path in paths)
 
 
+def _row_losses(config: multimodal.VlmConfig, params: Any, batch: supervised.Batch) -> jax.Array:
+  return supervised.loss_sum(config, params, batch, label_smoothing=0.0)[1]
+
+
 class Tuning:
   """The step of a fine-tuning and the layout of its state, from shapes alone.
 
@@ -114,6 +119,10 @@ class Tuning:
       method=self._method,
       out_shardings=None if mesh is None else self._step_shardings(config),
     )
+    self._losses = jax.jit(
+      functools.partial(_row_losses, config),
+      out_shardings=None if mesh is None else mesh_lib.replicated(mesh),
+    )
 
   def init(self, params: Any) -> supervised.State:
     """Returns the state before the first step; `params` are copied."""
@@ -140,6 +149,11 @@ class Tuning:
     """One step."""
     with mesh_lib.use(self._mesh):
       return self.step(state, self.place(batch))
+
+  def row_losses(self, params: Any, batch: supervised.Batch) -> np.ndarray:
+    """Returns f32[B], without label smoothing and dropout."""
+    with mesh_lib.use(self._mesh):
+      return np.asarray(self._losses(params, self.place(batch)))
 
   def _fresh(self, params: Any) -> supervised.State:
     return supervised.init_state(params, self._tx, method=self._method)

@@ -16,7 +16,6 @@ from auditdm_jax.core import metrics, runtime, streams, tree
 from auditdm_jax.core.config import UserError
 from auditdm_jax.images import fit
 from auditdm_jax.images.client import ImageClient
-from auditdm_jax.models.multimodal import Params
 from auditdm_jax.rl import build, draws, probing, rollout, trainer
 from auditdm_jax.rl.batch import Trajectory
 from auditdm_jax.rl.drawing import Drawing
@@ -26,10 +25,10 @@ from auditdm_jax.rl.probing import Prober
 from auditdm_jax.rl.records import attempt_of
 from auditdm_jax.rl.scoring import Scorer
 from auditdm_jax.rl.sight import Sight
-from auditdm_jax.rl.stopping import NEVER, StopConfig
 from auditdm_jax.stages import remote
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.pools import InMemoryPool
+from auditdm_jax.stages.run import TRAIN
 from auditdm_jax.stages.truth import ModeKey
 
 SEARCH: draws.Walk = ("search",)  # The walk that measures search success.
@@ -41,24 +40,12 @@ _SEARCH_ROWS = 16  # Images in a chunk of it, for each sample of a group.
 # ----------------------------------------------------------------------------------- in training
 
 
-def train_auditor(
-  ctx: Context,
-  bank: ModelBank,
-  *,
-  name: str,
-  steps: int,
-  start: Params | None = None,
-  stop: StopConfig = NEVER,
-) -> trainer.TrainResult:
-  """Trains by GRPO.
+def train_auditor(ctx: Context, bank: ModelBank) -> trainer.TrainResult:
+  """Trains by GRPO for as many steps as the round has.
 
   Args:
     ctx: the run's config and models.
     bank: target and references.
-    name: of the training run.
-    steps: updates.
-    start: the first parameters; None = those of the config's auditor.
-    stop: when it gives up; by default never.
 
   Raises:
     UserError: too few groups are live.
@@ -67,33 +54,33 @@ def train_auditor(
   learner = Learner(
     vlm.config,
     settings.grpo,
-    optim=dataclasses.replace(settings.optim, steps=steps),
+    optim=settings.optim,
     mesh=mesh_lib.make_mesh(settings.mesh),
     rollout_mesh=None if models.rollout_mesh is models.mesh else models.rollout_mesh,
     rules=[(regex, tuple(spec)) for regex, spec in settings.rules],
-    params=vlm.params if start is None else start,
+    params=vlm.params,
     banned=vlm.writer().unsampled_ids(vlm.stop_ids),
   )
-  harvest = tuple(s for s in settings.checkpoints.harvest if s < steps)
+  harvest = tuple(s for s in settings.checkpoints.harvest if s < settings.optim.steps)
   s = settings
   return trainer.train(
     dataclasses.replace(settings.checkpoints, harvest=harvest),
-    make_rollout(ctx, bank, run=name, learner=learner),
+    make_rollout(ctx, bank, run=ctx.round.draws, learner=learner),
     learner,
     auditor=vlm,
     workdir=ctx.folder.path,
-    name=name,
+    name=TRAIN,
     # What decides a training run, in addition to what the trainer knows.
     identity=[
-      s.models,
+      ctx.written.models,  # Not where a repaired target lies; its round is in the draws' name.
       s.world,
       s.pool,
-      s.bank,
+      ctx.written.bank,
       s.judge,
       s.taxonomy,
       *remote.decisive(s.endpoints),
     ],
-    stop=stop,
+    stop=settings.stop,
   )
 
 

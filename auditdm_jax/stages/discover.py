@@ -37,6 +37,8 @@ def run(ctx: Context) -> Discovered:
   if (found := ctx.folder.done("discover", Discovered)) is not None:
     return found
   section = ctx.settings.discover
+  if not section.probes:
+    return ctx.folder.finish("discover", Discovered({}, 0))
   trained = ctx.folder.auditors() if ctx.settings.optim.steps else ()
   ask = _Sweep(ctx, {f"auditor@{step}": step for step in trained})
   arms = Arms(ask.names, config=section.arms, seed=ctx.settings.seed)
@@ -80,16 +82,19 @@ class _Sweep:
     self._ctx, self._checkpoints, self._bank = ctx, checkpoints, ctx.models.bank()
     self._pool = ctx.pool("images")
     self._auditor = Asker(ctx, self._bank, pool=self._pool)
-    self._random = RandomQuestions(self._pool, ctx.settings.seed, RANDOM)
-    self.names = [*checkpoints, UNTRAINED, *([RANDOM] if len(self._random) else [])]
+    drawn = RANDOM if ctx.round.is_first else f"{RANDOM} {ctx.round.draws}"
+    self._random = RandomQuestions(self._pool, ctx.settings.seed, drawn)
+    before = ctx.round.number - 1
+    self._start = f"auditor of round {before}" if before else UNTRAINED
+    self.names = [*checkpoints, self._start, *([RANDOM] if len(self._random) else [])]
     self._asked = {a.probe.probe_id for a in ctx.folder.completions() if a.verdict}
 
   def possible(self, plan: dict[str, int]) -> dict[str, int]:
-    """A plan in which the untrained auditor asks what the data set has no questions for."""
+    """A plan in which the auditor before training asks what the data set has no questions for."""
     over = max(plan.get(RANDOM, 0) - self._random.left, 0)
     if not over:
       return plan
-    return plan | {RANDOM: plan[RANDOM] - over, UNTRAINED: plan[UNTRAINED] + over}
+    return plan | {RANDOM: plan[RANDOM] - over, self._start: plan[self._start] + over}
 
   def batch(self, plan: dict[str, int], batch: int) -> list[Attempt]:
     """Asks and books a batch, arm by arm."""
@@ -110,6 +115,5 @@ class _Sweep:
       return []
     if arm == RANDOM:
       return ask_questions(self._ctx, self._bank, self._pool, self._random.next(n), arm=arm)
-    return self._auditor.ask(
-      self._checkpoints.get(arm), n, arm=arm, walk=("discover", arm, batch), asked=self._asked
-    )
+    walk = self._ctx.round.walk("discover", arm, batch)
+    return self._auditor.ask(self._checkpoints.get(arm), n, arm=arm, walk=walk, asked=self._asked)

@@ -210,7 +210,7 @@ def make() -> ConfigDict:
     length=1152,
     suffix=32,
   )
-  c.round2 = dict(enabled=False, steps=0)
+  c.rounds = dict(count=1)
   return c
 
 

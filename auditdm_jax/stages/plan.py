@@ -58,7 +58,8 @@ def main() -> int:
   if "models" not in _CONFIG.value:
     raise UserError("--config: it has no section `models`; plan is for configs of an audit")
   run = read(_CONFIG.value)
-  if elsewhere := _endpoints(build(AuditConfig, _CONFIG.value, name="config")):
+  settings = build(AuditConfig, _CONFIG.value, name="config")
+  if elsewhere := _endpoints(settings):
     print(
       f"{', '.join(elsewhere)}: behind endpoints; their memory and time are unknown, not zero",
       file=sys.stderr,
@@ -73,7 +74,7 @@ def main() -> int:
   for step in wanted:
     print(f"compiling {step.name}", file=sys.stderr, flush=True)
     done.append((step, compiling.compile_program(step.build, where, full=_FULL.value)))
-  plan = table.make(where, done, run_steps=run.optim.steps)
+  plan = table.make(where, done, run_steps=settings.all_steps)
   print(json.dumps(table.as_dict(plan)) if _JSON.value else table.text(plan))
   for row in plan.too_big():
     print(advice(run, plan, row), file=sys.stderr)

@@ -367,11 +367,8 @@ def train_model(
     gaps=gap_set(spec.gaps),
   )
   features = encode_all(model, mix)
-  layout = rows.RowLayout(
-    tokenizer,
-    model.template,
-    world.CELLS,
-    model.stop_ids[0],
+  layout = rows.RowLayout.of(
+    model,
     length=46 if spec.tasks else 30,
     suffix=mix_lib.MAX_CAPTION_WORDS + 2 if spec.tasks else 3,
   )

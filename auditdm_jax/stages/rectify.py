@@ -1,31 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """rectify: verified failures become training data that repairs the target, next to its controls.
 
-Labels are the references' consensus, never the oracle. Every arm has the same recipe and replay:
-  repaired         failures the auditor found
+Labels are the references' consensus or the data set's own, never the oracle. All models have the
+same recipe and replay:
+  repaired         `rectify.strategy`: failures that the auditor found, unless it says otherwise
   control_random   random questions with a consensus, at equal training examples
   control_mined    failures among random questions, at equal total queries (GRPO's included), taken
                    as evenly over modes as the auditor's
+  NAME             further strategies, `rectify.beside`
 
-The loop runs all three; this stage by itself repairs from the failures.
+In the controls random questions take the place of failures; labelled ones are the same. The loop
+trains all of them, in later rounds the first one; this stage by itself repairs from the failures.
 """
 
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import pathlib
 
 from ml_collections import ConfigDict
-import numpy as np
 
 from auditdm_jax.audit import taxonomy
 from auditdm_jax.audit.attempt import Attempt, unique_attempts, unique_finds
 from auditdm_jax.core import paths, runtime, streams
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rectify import curate as curate_lib
-from auditdm_jax.rectify import finetune, rows
+from auditdm_jax.rectify import features, finetune, rows
 from auditdm_jax.rectify.curate import TrainingExample
+from auditdm_jax.rectify.examples import ListedExamples
+from auditdm_jax.rectify.recipes import Recipe
+from auditdm_jax.rectify.strategy import StrategyConfig, confident
+from auditdm_jax.stages import sources
 from auditdm_jax.stages.context import Context
-from auditdm_jax.stages.results import Verified
+from auditdm_jax.stages.results import REPAIRED, Bootstrapped, Verified
+from auditdm_jax.stages.run import BOOTSTRAP, VERIFY
 from auditdm_jax.vlm import Vlm, save_vlm
 
 MAX_REPLAY = 6_000
@@ -36,7 +44,7 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> int:
   with Context(config, workdir, "rectify") as ctx:
     _ = ctx.models.weights  # Before anything is asked: an endpoint has none.
     check_replay(ctx)
-    examples = from_failures(ctx)
+    examples = by_strategy(ctx, ctx.settings.rectify.strategy).all
     if not examples:
       raise UserError(f"{ctx.folder.path}: no failure was verified, so there is nothing to repair")
     repair(ctx, "repaired", examples, replay_examples(ctx, len(examples)))
@@ -49,22 +57,18 @@ def repair(
 ) -> Vlm:
   """Fine-tunes the target on `examples` and saves it as rectify/<name>."""
   section, target = ctx.settings.rectify, ctx.models.weights
-  layout = rows.RowLayout(
-    target.writer(),
-    target.template,
-    target.config.num_image_tokens,
-    target.stop_ids[0],
-    length=section.length,
-    suffix=section.suffix,
-  )
+  recipe = recipe_of(ctx, len(examples))
+  layout = rows.RowLayout.of(target, length=section.length, suffix=section.suffix)
   folder = ctx.folder.repaired(name)
   result = finetune.finetune(
     target.config,
     target.params,
-    section.recipe,
+    recipe,
     layout=layout,
-    new=_data(ctx, target, examples),
-    replay=_data(ctx, target, replay) if section.recipe.replay else None,
+    new=_asked(ctx, target, examples),
+    replay=_asked(ctx, target, replay) if recipe.replay else None,
+    eye=_eye(ctx, target),
+    tune=section.tune,
     workdir=folder.parent,
     name=name,
     seed=ctx.settings.seed,
@@ -77,6 +81,33 @@ def repair(
       save_vlm(local, dataclasses.replace(model, extras=extras | {"examples": len(examples)}))
   runtime.barrier()
   return model
+
+
+def recipe_of(ctx: Context, new: int) -> Recipe:
+  """Returns the recipe for `new` examples.
+
+  Steps are those of the first round. A later one, which has fewer examples, goes through them as
+  often.
+  """
+  recipe = ctx.settings.rectify.recipe
+  if ctx.round.is_first or not recipe.steps:
+    return recipe
+  first = max(len(ctx.earlier()[0].examples(REPAIRED)), new)
+  return dataclasses.replace(recipe, steps=max(recipe.steps * new // first, 1))
+
+
+def repeated(ctx: Context, new: int) -> list[TrainingExample]:
+  """Returns what earlier rounds repaired with, to go beside `new` examples of this one.
+
+  They are `rounds.replay` of all, evenly over their modes.
+  """
+  share, config = ctx.settings.rounds.replay, ctx.settings.rectify.curate
+  size = round(new * share / (1 - share))
+  if not size:
+    return []
+  offered = [e for folder in ctx.earlier() for e in folder.examples(REPAIRED)]
+  config = dataclasses.replace(config, size=size, cap=1.0)  # In turns, however few modes.
+  return curate_lib.curate(offered, config, seed=ctx.settings.seed)[0]
 
 
 def check_replay(ctx: Context) -> None:
@@ -101,7 +132,7 @@ def replay_examples(ctx: Context, new: int) -> list[TrainingExample]:
   A target's training mix is rarely at hand, so replay is its own behaviour where all references say
   the same: abstentions too, or the repaired target would forget to abstain.
   """
-  recipe = ctx.settings.rectify.recipe
+  recipe = recipe_of(ctx, new)
   size = min(int(recipe.num_steps(new) * recipe.batch_size * recipe.replay), MAX_REPLAY)
   if not size:
     return []
@@ -129,16 +160,78 @@ def replay_examples(ctx: Context, new: int) -> list[TrainingExample]:
   return kept[:size]
 
 
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+  """What a model is trained on.
+
+  Attributes:
+    examples: by where they are from: labelled, probes, bootstrapped, random or earlier rounds.
+    left_out: failures whose consensus is not sure enough to be a label, by why.
+  """
+
+  examples: Mapping[str, Sequence[TrainingExample]]
+  left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+  @property
+  def all(self) -> list[TrainingExample]:
+    return [e for part in self.examples.values() for e in part]
+
+
+def by_strategy(ctx: Context, strategy: StrategyConfig) -> Chosen:
+  """Returns the examples of a strategy: of each source its share of `curate.size`, if it has them.
+
+  Raises:
+    UserError: the stage that makes a source did not run, or there is no labelled set.
+  """
+  size, left_out = ctx.settings.rectify.curate.size, Counter[str]()
+  parts: dict[str, Sequence[TrainingExample]] = {}
+  if strategy.labelled:
+    parts["labelled"] = sources.labelled_examples(ctx, _part(size, strategy.labelled))
+  for name, share, stage, result in (
+    ("probes", strategy.probes, VERIFY, Verified),
+    ("bootstrapped", strategy.bootstrapped, BOOTSTRAP, Bootstrapped),
+  ):
+    if share:
+      if ctx.folder.done(stage, result) is None:
+        raise UserError(f"{ctx.folder.path}: no verified failures; run the stage {stage} first")
+      parts[name], fell_out = _from_failures(ctx, stage, strategy, _part(size, share))
+      left_out.update(fell_out)
+  return Chosen(parts, left_out)
+
+
+def _part(size: int, share: float) -> int:
+  return max(round(size * share), 1)
+
+
 def from_failures(ctx: Context) -> list[TrainingExample]:
-  """Returns examples of the verified failures, evenly over modes and over sources."""
-  if ctx.folder.done("verify", Verified) is None:
-    raise UserError(f"{ctx.folder.path}: no verified failures; run the stage verify first")
+  """Returns examples of the audit's verified failures, evenly over modes and over sources."""
+  return by_strategy(ctx, StrategyConfig()).all
+
+
+def _from_failures(
+  ctx: Context, stage: str, strategy: StrategyConfig, size: int
+) -> tuple[list[TrainingExample], Mapping[str, int]]:
+  """Returns examples of failures whose consensus is sure enough, and why others fell out."""
   ctx.pool("images")  # So that their images are found by id.
-  # The grades above V1 make no difference: only a world with an oracle has them.
-  offered = [
-    TrainingExample.of(f, group=f.mode_id or _UNNAMED) for f in ctx.folder.failures() if f.verified
-  ]
-  return curate_lib.curate(offered, ctx.settings.rectify.curate, seed=ctx.settings.seed)[0]
+  if stage == BOOTSTRAP:
+    sources.unlabelled(ctx)
+  verified = (f for f in ctx.folder.failures_of(stage) if f.verified)
+  sure, left_out = confident(verified, strategy.confidence, ctx.judge, ctx.settings.bank.rule)
+  offered = [TrainingExample.of(f, group=f.mode_id or _UNNAMED) for f in sure]
+  config = dataclasses.replace(ctx.settings.rectify.curate, size=size)
+  return curate_lib.curate(offered, config, seed=ctx.settings.seed)[0], left_out
+
+
+def controls(ctx: Context, repaired: Chosen) -> dict[str, Chosen]:
+  """Returns the controls: random questions in place of failures, beside the same labelled ones."""
+  own = {name: part for name, part in repaired.examples.items() if name == "labelled"}
+  size, asked = len(repaired.all) - len(own.get("labelled", ())), ctx.folder.control()
+  if not size:
+    return {}
+  return {
+    "control_random": Chosen({**own, "random": random_examples(ctx, asked, size)}),
+    "control_mined": Chosen({**own, "random": mined_examples(ctx, asked, size)}),
+  }
 
 
 def random_examples(ctx: Context, attempts: Iterable[Attempt], size: int) -> list[TrainingExample]:
@@ -169,13 +262,13 @@ def mined_examples(ctx: Context, attempts: Iterable[Attempt], size: int) -> list
   return curate_lib.curate(offered, config, seed=ctx.settings.seed)[0]
 
 
-def _data(ctx: Context, vlm: Vlm, examples: Sequence[TrainingExample]) -> finetune.Data:
-  ids = list(dict.fromkeys(e.image_id for e in examples))
-  row = {image_id: i for i, image_id in enumerate(ids)}
-  features = ctx.models.cache.features(ctx.models.answering(vlm), ids, ctx.images)
-  return finetune.Data(
-    features=features.astype(np.float16),
-    image=np.array([row[e.image_id] for e in examples], np.int32),
-    questions=[vlm.style.put(e.question) for e in examples],
-    labels=[e.label for e in examples],
-  )
+def _asked(ctx: Context, vlm: Vlm, examples: Sequence[TrainingExample]) -> ListedExamples:
+  return ListedExamples(examples, load=ctx.images, put=vlm.style.put)
+
+
+def _eye(ctx: Context, vlm: Vlm) -> features.Eye:
+  """How the target sees what it trains on: pixels are those of a transfer, if it is one."""
+  form, pixels = ctx.settings.rectify.recipe.format, vlm.pixels
+  if form.res and pixels.origin == "big_vision":
+    pixels = dataclasses.replace(pixels, antialias=form.antialias)
+  return features.Eye(pixels, ctx.models.answering(vlm).encode, vlm.tower_id)

@@ -31,9 +31,7 @@ def run(ctx: Context) -> Trained:
   settings = ctx.settings
   if not settings.optim.steps:
     return ctx.folder.finish(TRAIN, Trained(0, 0, 0, None))
-  result = asking.train_auditor(
-    ctx, ctx.models.bank(), name=TRAIN, steps=settings.optim.steps, stop=settings.stop
-  )
+  result = asking.train_auditor(ctx, ctx.models.bank())
   return ctx.folder.finish(
     TRAIN, Trained(result.steps, result.completions, result.probes, result.best)
   )

@@ -3,11 +3,13 @@
 
 import dataclasses
 
+import jax
 import ml_collections
 import pytest
 
-from auditdm_jax.core import config
-from auditdm_jax.rectify import recipes
+from auditdm_jax.core import config, tree
+from auditdm_jax.models import multimodal, variants
+from auditdm_jax.rectify import recipes, tuning
 from auditdm_jax.stages import sections
 
 
@@ -20,6 +22,18 @@ def test_published_values():
     0.2,
   )
   assert recipes.get("forkme").wd == 3e-7 and recipes.get("refcoco").lr == 3e-5
+
+
+@pytest.mark.parametrize("name", ["gemma3-4b", "gemma3-12b"])
+def test_gemma3_trains_all_but_the_tower(name):
+  """Its published decoder and projector; the report's tower is frozen."""
+  recipe, model = recipes.get(name), variants.VARIANTS[name.replace("-", "_")]
+  shapes = jax.eval_shape(lambda key: multimodal.init(model, key), jax.random.key(0))
+  trained = {path for path in tree.flatten(shapes) if recipe.rate_of(path) is not None}
+  tower = {f"img/{path}" for path in tree.flatten(multimodal.tower(shapes))}
+  assert trained == set(tree.flatten(shapes)) - tower
+  assert any(path.startswith("img/head/") for path in trained)
+  assert not tuning.trains_tower(recipe, shapes)
 
 
 def test_steps_count_new_examples():
