@@ -386,7 +386,7 @@ def _rectify(summary: Summary) -> list[report_data.RectifyRow]:
   spent = summary.queries
   queries = {"control_mined": spent.control_random}
   for name, row in summary.rectify.items():
-    if row.examples is not None and name not in CONTROLS:
+    if name not in (suite.BASELINE, suite.LARGER, *CONTROLS):
       queries[name] = spent.total + ("bootstrapped" in row.sources) * spent.bootstrap
   return [
     report_data.RectifyRow(
