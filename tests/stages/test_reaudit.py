@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a repair changed over the modes of all rounds, and where the modes of a later one are from."""
+"""What a repair changed over the modes of all rounds, and which earlier modes later ones are."""
 
 import types
 
