@@ -36,7 +36,7 @@ from auditdm_jax.core import paths, runtime
 from auditdm_jax.stages import methods, screen, shown, suite
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import ModeRow, Verified
-from auditdm_jax.stages.run import TRAIN
+from auditdm_jax.stages.rounds import is_training
 from auditdm_jax.stages.sections import CONTROLS
 from auditdm_jax.stages.summarise import Round, summarise
 
@@ -318,7 +318,7 @@ def _opinion(f: Failure) -> tuple[str, str | None]:
 
 def _arm(f: Failure) -> str:
   """What loop.summarise calls the arm that found it."""
-  return "grpo" if f.probe.arm == TRAIN else f.probe.arm
+  return "grpo" if is_training(f.probe.arm) else f.probe.arm
 
 
 def _reproduce(ctx: Context, f: Failure) -> str:
@@ -390,7 +390,7 @@ def _rectify(summary: Summary) -> list[report_data.RectifyRow]:
   spent = summary.queries
   queries = {"control_mined": spent.control_random}
   for name, row in summary.rectify.items():
-    if row.examples is not None and name not in CONTROLS:
+    if name not in (suite.BASELINE, suite.LARGER, *CONTROLS):
       queries[name] = spent.total + ("bootstrapped" in row.sources) * spent.bootstrap
   return [
     report_data.RectifyRow(

@@ -30,6 +30,10 @@ def show(summary: Summary, folder: os.PathLike, *, spent: Mapping[str, float]) -
       f"gaps found {cover.gaps_found} of {cover.gaps_auditable} auditable"
       + (f" · effective modes {_number(cover.modes.common)}" if cover.modes else "")
     )
+  if summary.reaudits or summary.later:
+    console.print(rounds(summary))
+  if summary.stopped:
+    console.print(summary.stopped, markup=False)
   seconds = f" · {summary.seconds['total']:.0f} s" if summary.seconds else ""
   modes = summary.modes
   console.print(
@@ -59,6 +63,32 @@ def _answers(spent: Mapping[str, float]) -> str:
 def _number(found: HillEstimate) -> str:
   low, high = found.ci95
   return f"{found.value:.1f} ({low:.1f} to {high:.1f})"
+
+
+def rounds(summary: Summary) -> rich.table.Table:
+  """Returns a row for each round: what it found, and what its repair changed."""
+  made = rich.table.Table(title="Rounds", show_lines=False)
+  for column in (
+    *("", "modes", "new", "gaps found", "labels right", "repaired", "kept"),
+    *("accuracy: gaps", "rest"),
+  ):
+    made.add_column(column, justify="right")
+
+  def part(r: Rate | None) -> str:
+    return "–" if r is None or not r.n else f"{r.k:g}/{r.n}"
+
+  def cell(r: Rate | None) -> str:
+    if r is None or not r.n:
+      return "–"
+    return f"{r.value:.3f} [{r.ci95[0]:.2f}, {r.ci95[1]:.2f}] n={r.n}"
+
+  for row in summary.rounds:
+    counts = [str(row.round), str(row.confirmed), str(row.new)]
+    counts.append("–" if row.gaps_found is None else str(row.gaps_found))
+    after = row.accuracy
+    accuracy = [cell(after and after.gaps), cell(after and after.rest)]
+    made.add_row(*counts, cell(row.labels), part(row.repaired), part(row.kept), *accuracy)
+  return made
 
 
 def table(summary: Summary) -> rich.table.Table:

@@ -20,8 +20,9 @@ from auditdm_jax.core.config import UserError
 from auditdm_jax.rl.step import OptimConfig
 from auditdm_jax.stages import report, screen, summarise
 from auditdm_jax.stages.results import Evaluated, Found, ModeRow, RepairedModel, Repairs, Verified
+from auditdm_jax.stages.rounds import AuditRound
 from auditdm_jax.stages.run import TRAIN
-from auditdm_jax.stages.sections import NamingConfig
+from auditdm_jax.stages.sections import NamingConfig, RoundsConfig
 from auditdm_jax.stages.truth import Oracle
 from auditdm_jax.stages.worlds import World
 
@@ -71,11 +72,15 @@ class Run:
     bank=types.SimpleNamespace(max_new_tokens=3),
     optim=OptimConfig(),
     verify=VerifyConfig(),
+    rounds=RoundsConfig(),
   )
   seeds = Seeds((Skill("color_of", "The colour of a thing.", ("what color is the ring",)),))
 
   def __init__(self, folder):
-    self.folder = folder
+    self.folder, self.round = folder, AuditRound(1, folder.path)
+
+  def later(self):
+    return {}
 
   def pool(self, role):
     assert role == "images"
