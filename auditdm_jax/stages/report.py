@@ -33,7 +33,7 @@ from auditdm_jax.stages import methods, screen, shown, suite
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import ModeRow, Verified
 from auditdm_jax.stages.run import TRAIN
-from auditdm_jax.stages.sections import CONTROLS
+from auditdm_jax.stages.sections import CONTROLS, REWARDED
 from auditdm_jax.stages.summarise import Round, summarise
 
 CARDS = 8  # per mode
@@ -50,6 +50,7 @@ REPAIR_NOTES = {
   "larger_sibling": "as it is",
   "control_random": "with random questions that have a consensus",
   "control_mined": "with failures among random questions",
+  REWARDED: "by GRPO",
 }
 SOURCE_NOTES = {
   "labelled": "labelled questions",
