@@ -28,7 +28,7 @@ import tempfile
 import time
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 import numpy as np
 from PIL import Image
 
@@ -341,6 +341,7 @@ def speed() -> dict[str, Any]:
 def main(argv: list[str]) -> None:
   if len(argv) != 2 or argv[1] not in ("memory", "speed"):
     raise app.UsageError("say memory or speed")
+  logging.set_verbosity(logging.WARNING)  # Orbax says a lot.
   if _FOLDER.value:
     print(json.dumps(tune_tiny(pathlib.Path(_FOLDER.value), trained=_TRAINED.value)))
     return

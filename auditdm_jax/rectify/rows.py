@@ -12,7 +12,6 @@ with, in the notation of `models.multimodal.make_attn_mask`:
 
 from collections.abc import Sequence
 import dataclasses
-import functools
 from typing import Self
 
 import numpy as np
@@ -93,10 +92,8 @@ class RowLayout:
     slot = np.array(prompt) == self.tokenizer.image_id
     return 1 - (slot & np.insert(slot[:-1], 0, False))
 
-  @functools.lru_cache(maxsize=65536)  # noqa: B019  (layouts live as long as a run)
   def _prompt(self, text: str) -> list[int]:
     return prompts.render(self.tokenizer, self.template, text, self.num_image_tokens)
 
-  @functools.lru_cache(maxsize=65536)  # noqa: B019
   def _suffix(self, text: str) -> list[int]:
     return prompts.render_reply(self.tokenizer, self.template, text, stop_id=self.stop_id)
