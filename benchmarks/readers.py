@@ -43,7 +43,8 @@ from auditdm_jax.vlm import Vlm, load_vlm
 
 READERS = ("transformers", "trl", "vllm", "llama_cpp", "big_vision")
 WORDS = [chr(i) for i in range(ord("a"), ord("z") + 1)] + [f"w{i}" for i in range(82)]
-TOKENIZER = Tokenizer.word_level([w for w in WORDS])
+TOKENIZER = Tokenizer.word_level(WORDS)
+BLANK = "w0"  # Stands for the blank lines that the processor of the release puts around an image.
 SIDE = 16
 VISION = siglip.SiglipConfig(64, 2, 96, 2, patch_size=4, image_size=SIDE)
 TEXT = gemma.GemmaConfig(
@@ -122,9 +123,8 @@ def main(argv: list[str]) -> None:
     version, found = measure(_READER.value, _PYTHON.value, pathlib.Path(folder))
   table = rich.table.Table("model", "case", "asked", "largest difference", title=version)
   for d in found:
-    table.add_row(
-      d.model, d.case, d.asked, f"{d.value:.1e}" if d.value < 0.01 else f"{d.value:.2f}"
-    )
+    value = f"{d.value:.1e}" if d.value < 0.01 else f"{d.value:.2f}"
+    table.add_row(d.model, d.case, d.asked, value)
   rich.console.Console().print(table)
 
 
@@ -192,7 +192,7 @@ def make(
     Image.fromarray(image).save(work / f"{i}.png")
   pixels = preprocess.preprocess(list(images), size=SIDE)
   np.savez(work / "pixels.npz", pixels=pixels)
-  named = {k: TOKENIZER.id(k) for k in ("<bos>", "<start_of_image>", "<end_of_image>", "\n")}
+  named = {k: TOKENIZER.id(k) for k in ("<bos>", "<start_of_image>", "<end_of_image>", BLANK)}
   request: dict[str, Any] = {
     "kind": config.kind,
     "config": config.to_dict(),
@@ -230,6 +230,7 @@ def rows_of(config: multimodal.VlmConfig) -> dict[str, list[Row]]:
       prefix = (slots if image is not None else []) + [bos, *words(before)]
       return Row(prefix + words(behind), len(prefix), image, len(prefix) - 1)
     block = [TOKENIZER.id("<start_of_image>"), *slots, TOKENIZER.id("<end_of_image>")]
+    block = [TOKENIZER.id(BLANK), *block, TOKENIZER.id(BLANK)]
     tokens = [bos, *words(before), *(block if image is not None else []), *words(behind)]
     return Row(tokens, 0, image, len(tokens) - behind)
 

@@ -388,8 +388,8 @@ def test_strict_both_ways(case):
     hf.from_ours(config, flat | {"llm/other": leaves.of_array(np.ones(2))})
 
 
-# Names in the index of a released Gemma 3 (medgemma-27b-it), and in the script that made the released
-# PaliGemma 2 (transformers 4.47, convert_paligemma2_weights_to_hf.py); {} is the number of a layer.
+# Names in the index of a released Gemma 3 (medgemma-27b-it), and in the script that made the
+# released PaliGemma 2 (transformers 4.47, convert_paligemma2_weights_to_hf.py); {} is a layer.
 LAYER = """input_layernorm mlp.down_proj mlp.gate_proj mlp.up_proj post_attention_layernorm
   post_feedforward_layernorm pre_feedforward_layernorm self_attn.k_proj self_attn.o_proj
   self_attn.q_proj self_attn.v_proj""".split()
