@@ -11,6 +11,7 @@ another interpreter, in which the reader is installed, for log-probabilities of 
 
   text    one row without an image
   image   one row with an image
+  flat    one row with an image that is half as high as wide, which models squeeze to a square
   batch   three rows of different lengths, each with an image, padded as the reader does it
 
 Prints by model, case and way of asking the largest difference to our log-probabilities, over the
@@ -50,7 +51,7 @@ VISION = siglip.SiglipConfig(64, 2, 96, 2, patch_size=4, image_size=SIDE)
 TEXT = gemma.GemmaConfig(
   vocab_size=TOKENIZER.vocab_size,
   width=64,
-  depth=4,
+  depth=6,
   mlp_dim=128,
   num_heads=2,
   num_kv_heads=1,
@@ -72,7 +73,7 @@ MODELS = {
       TEXT,
       qk_norm=True,
       window=8,
-      layer_is_local=(True, True, True, False),
+      layer_is_local=(True,) * 5 + (False,),
       rope_base=1e6,
       rope_scale=8.0,
     ),
@@ -187,10 +188,11 @@ def make(
     export.write_big_vision(work / "model.npz", opened)
   cases = rows_of(config)
   rng = np.random.default_rng(1)
-  images = rng.integers(0, 256, (3, SIDE, SIDE, 3), dtype=np.uint8)
+  images = list(rng.integers(0, 256, (3, SIDE, SIDE, 3), dtype=np.uint8))
+  images.append(np.repeat(images[0][: SIDE // 4], 2, axis=0))
   for i, image in enumerate(images):
     Image.fromarray(image).save(work / f"{i}.png")
-  pixels = preprocess.preprocess(list(images), size=SIDE)
+  pixels = preprocess.preprocess(images, size=SIDE)
   np.savez(work / "pixels.npz", pixels=pixels)
   named = {k: TOKENIZER.id(k) for k in ("<bos>", "<start_of_image>", "<end_of_image>", BLANK)}
   request: dict[str, Any] = {
@@ -237,6 +239,7 @@ def rows_of(config: multimodal.VlmConfig) -> dict[str, list[Row]]:
   return {
     "text": [row(None, 6, 9)],
     "image": [row(0, 5, 8)],
+    "flat": [row(3, 5, 8)],
     "batch": [row(0, 3, 5), row(1, 9, 12), row(2, 2, 7)],
   }
 

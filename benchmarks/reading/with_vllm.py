@@ -64,7 +64,8 @@ def add_processor(folder, request) -> None:
   vocab = words["model"]["vocab"]
   for i in range(3):  # As in Gemma's tokenizer, several newlines are one token.
     vocab["\n" * (i + 2)] = vocab.pop(f"w{i}")
-  words["pre_tokenizer"]["pattern"] = {"Regex": words["pre_tokenizer"]["pattern"]["Regex"] + "|\n+"}
+  pattern = words["pre_tokenizer"]["pattern"]
+  pattern["Regex"] = "\\n+|" + pattern["Regex"]
   (folder / "tokenizer.json").write_text(json.dumps(words))
   tokenizer = transformers.PreTrainedTokenizerFast(
     tokenizer_file=str(folder / "tokenizer.json"),
