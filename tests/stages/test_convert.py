@@ -229,6 +229,74 @@ def test_a_folder_for_big_vision_keeps_what_an_npz_cannot_say(work):
   assert tensors_in(work / "back") == tensors_in(start)
 
 
+FULL = dataclasses.replace(
+  PALIGEMMA,
+  text=dataclasses.replace(TEXT, vocab_size=257_216, width=4, depth=1),
+  vision=dataclasses.replace(VISION, depth=1),
+  image_token_id=257_152,
+)
+ADDED = "hf_rows/llm/embedder/input_embedding"
+
+
+def test_every_pair_of_formats_keeps_every_bit_of_a_full_vocabulary(work, monkeypatch):
+  """Hugging Face adds 64 rows to big_vision's vocabulary; no zeros, no means: the same rows."""
+  monkeypatch.setattr(leaves, "_PIECE_BYTES", 1 << 20)
+  start = write_hf(work / "hf", FULL, dtype=ml_dtypes.bfloat16, max_shard_bytes=1 << 30)
+  formats = {"hf": "hf", "npz": "big_vision", "folder": "big_vision"}
+  formats |= {"native": "native", "orbax": "orbax"}
+
+  def convert_to(source, name, to):
+    path = work / (f"{name}.npz" if to == "npz" else name)
+    assert not run(f"--input={source}", f"--output={path}", f"--to={formats[to]}")
+    return path
+
+  paths = {"hf": start} | {to: convert_to(start, f"a_{to}", to) for to in formats if to != "hf"}
+  want = params_of(start)
+  for source, path in paths.items():
+    assert params_of(path) == want, source
+    for to in formats:
+      made = convert_to(path, f"b_{source}_{to}", to)
+      assert params_of(made) == want, (source, to)
+      if to == "hf":
+        assert tensors_in(made) == tensors_in(start), source
+      if to == "npz":
+        arrays = np.load(made)
+        assert arrays["params/llm/embedder/input_embedding"].shape == (257_152, 4)
+        assert [k for k in arrays.files if not k.startswith("params/")] == [ADDED]
+
+
+def test_rows_that_nothing_says_are_named(work, monkeypatch, caplog):
+  """As in a checkpoint that big_vision's trainer has saved."""
+  monkeypatch.setattr(leaves, "_PIECE_BYTES", 1 << 20)
+  tensors = {f"params/{k}": v for k, v in arrays_of(FULL).items()}
+  name = "params/llm/embedder/input_embedding"
+  np.savez(work / "x.npz", **(tensors | {name: tensors[name][:257_152]}))
+  assert not run(f"--input={work / 'x.npz'}", f"--output={work / 'hf'}", "--to=hf")
+  (line,) = [m for m in caplog.messages if "embedding" in m]
+  assert line.startswith("hf: rows 257152 to 257215 of the embedding are not in the input")
+
+
+@pytest.mark.parametrize(
+  ("config", "to", "message"),
+  [
+    (PALIGEMMA, "hf", "hf: vLLM runs a PaliGemma's prompt causally"),
+    (PALIGEMMA, "big_vision", None),
+    (GEMMA3, "hf", None),
+    (
+      dataclasses.replace(GEMMA3, text=dataclasses.replace(GEMMA3.text, local_rope_scale=2.0)),
+      "hf",
+      "hf: transformers before 5 does not scale",
+    ),
+  ],
+)
+def test_a_reader_that_would_run_another_model_is_named(work, caplog, config, to, message):
+  start = write_hf(work / "start", config)
+  assert not run(f"--input={start}", f"--output={work / to}", f"--to={to}")
+  lines = [m for m in caplog.messages if m.startswith(f"{to}: ")]
+  assert len(lines) == (message is not None)
+  assert message is None or lines[0].startswith(message)
+
+
 def test_another_dtype(work):
   start = write_hf(work / "hf", PALIGEMMA, dtype="float32")
   flags = (f"--input={start}", f"--output={work / 'short'}", "--to=hf", "--dtype=bfloat16")
