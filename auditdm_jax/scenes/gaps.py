@@ -81,33 +81,58 @@ RARE = (
 )
 
 
-def draw_gaps(seed: int, *, n: int = 8, share: float = 0.006) -> tuple[Gap, ...]:
-  """Draws up to `n` gaps (skill x answer), each of another skill.
+# What a gap can be drawn from: skills and the answer, or the slot, of which one value is left out.
+# All skills that teach a value are together, or the others would teach it.
+_DRAWN = (
+  (("dial",), "answer"),
+  (("gauge",), "answer"),
+  (("background",), "answer"),
+  (("row_of",), "answer"),
+  (("column_of",), "answer"),
+  (("digit_at", "digit_of"), "answer"),
+  (_COUNTS, "answer"),
+  (("color_with", "shape_with"), "digit"),
+  (("extreme_color", "extreme_shape"), "extreme"),
+)
+
+
+def draw_gaps(
+  seed: int, *, n: int = 8, least: float = 0.0025, most: float = 0.025
+) -> tuple[Gap, ...]:
+  """Draws `n` gaps that a target cannot close by what it learns elsewhere.
 
   Args:
-    share: the largest share of random questions that a single gap may take; the smallest is about
-      a seventh of it.
+    seed: of the draw.
+    n: how many; at most two from the same skills.
+    least: smallest share of random questions that a gap may take.
+    most: largest.
   """
-  rng = streams.rng(seed, "gaps")
-  counts = _answer_shares(streams.rng(0, "answer shares"))
-  options = sorted(k for k, v in counts.items() if 0.15 * share <= v <= share)
+  shares = _value_shares(streams.rng(0, "value shares"))
+  options = sorted(k for k, v in shares.items() if least <= v <= most)
+  left = dict.fromkeys(range(len(_DRAWN)), 2)
   chosen: list[Gap] = []
-  for i in rng.permutation(len(options)):
-    skill, answer = options[int(i)]
-    if len(chosen) < n and all(skill not in g.skills for g in chosen):
-      chosen.append(Gap(f"{skill} is {answer}", (skill,), (("answer", (answer,)),)))
+  for i in streams.rng(seed, "gaps").permutation(len(options)):
+    kind, value = options[int(i)]
+    if len(chosen) < n and left[kind]:
+      skills, slot = _DRAWN[kind]
+      left[kind] -= 1
+      name = f"{skills[0]} is {value}" if slot == "answer" else f"{skills[0]} of {slot} {value}"
+      chosen.append(Gap(name, skills, ((slot, (value,)),)))
   return tuple(chosen)
 
 
-def _answer_shares(rng, n: int = 6000) -> dict[tuple[str, str], float]:
-  """(skill, answer) -> share of random questions."""
-  out: dict[tuple[str, str], float] = {}
+def _value_shares(rng, n: int = 6000) -> dict[tuple[int, str], float]:
+  """(place in `_DRAWN`, value) -> share of random questions."""
+  out: dict[tuple[int, str], float] = {}
   for _ in range(n // 6):
     scene = world.sample_scene(rng)
     for _ in range(6):
       _, answer, program = questions.sample_question(rng, scene)
-      if answer not in (NONE, questions.UNANSWERABLE):
-        out[program.skill, answer] = out.get((program.skill, answer), 0) + 1 / n
+      values = {**dict(program.slots), "answer": answer}
+      for kind, (skills, slot) in enumerate(_DRAWN):
+        value = values.get(slot)
+        if program.skill in skills and value not in (None, NONE, questions.UNANSWERABLE):
+          out[kind, value] = out.get((kind, value), 0) + 1 / n
   return out
 
 

@@ -4,7 +4,8 @@
 Labels are the references' consensus, never the oracle. Every arm has the same recipe and replay:
   repaired         failures the auditor found
   control_random   random questions with a consensus, at equal training examples
-  control_mined    failures among random questions, at equal total queries (GRPO's included)
+  control_mined    failures among random questions, at equal total queries (GRPO's included), taken
+                   as evenly over modes as the auditor's
 
 The loop runs all three; this stage by itself repairs from the failures.
 """
@@ -16,7 +17,8 @@ import pathlib
 from ml_collections import ConfigDict
 import numpy as np
 
-from auditdm_jax.audit.attempt import Attempt, Find, unique_finds
+from auditdm_jax.audit import taxonomy
+from auditdm_jax.audit.attempt import Attempt, unique_attempts, unique_finds
 from auditdm_jax.core import paths, runtime, streams
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rectify import curate as curate_lib
@@ -27,6 +29,7 @@ from auditdm_jax.stages.results import Verified
 from auditdm_jax.vlm import Vlm, save_vlm
 
 MAX_REPLAY = 6_000
+_UNNAMED = "unnamed"  # The group of failures that belong to no mode.
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
@@ -127,16 +130,13 @@ def replay_examples(ctx: Context, new: int) -> list[TrainingExample]:
 
 
 def from_failures(ctx: Context) -> list[TrainingExample]:
-  """Returns examples of the verified failures, evenly over families of modes and over sources."""
-  if (verified := ctx.folder.done("verify", Verified)) is None:
+  """Returns examples of the verified failures, evenly over modes and over sources."""
+  if ctx.folder.done("verify", Verified) is None:
     raise UserError(f"{ctx.folder.path}: no verified failures; run the stage verify first")
   ctx.pool("images")  # So that their images are found by id.
-  families = verified.taxonomy.families
   # The grades above V1 make no difference: only a world with an oracle has them.
   offered = [
-    TrainingExample.of(f, group=families.get(f.mode_id, "unnamed") if f.mode_id else "unnamed")
-    for f in ctx.folder.failures()
-    if f.verified
+    TrainingExample.of(f, group=f.mode_id or _UNNAMED) for f in ctx.folder.failures() if f.verified
   ]
   return curate_lib.curate(offered, ctx.settings.rectify.curate, seed=ctx.settings.seed)[0]
 
@@ -144,17 +144,28 @@ def from_failures(ctx: Context) -> list[TrainingExample]:
 def random_examples(ctx: Context, attempts: Iterable[Attempt], size: int) -> list[TrainingExample]:
   """Returns random questions with a consensus, whether the target knew them or not."""
   known = [a for a in attempts if a.verdict and a.verdict.consensus is not None]
-  return _control(ctx, known, size)
+  config = curate_lib.Config(size=size, cap=1.0, balanced=False)
+  offered = [TrainingExample.of(a, group="random") for a in known]
+  return curate_lib.curate(offered, config, seed=ctx.settings.seed)[0]
 
 
 def mined_examples(ctx: Context, attempts: Iterable[Attempt], size: int) -> list[TrainingExample]:
-  """Returns random questions on which the target conflicts with the consensus."""
-  return _control(ctx, unique_finds(attempts), size)
+  """Returns random questions on which the target conflicts with the consensus.
 
-
-def _control(ctx: Context, asked: Sequence[Attempt | Find], size: int) -> list[TrainingExample]:
-  config = curate_lib.Config(size=size, cap=1.0, balanced=False)
-  offered = [TrainingExample.of(a, group="random") for a in asked]
+  They are taken as evenly as the audit's failures, over the modes that the random questions show by
+  themselves: what the auditor found is not for its control.
+  """
+  tax = taxonomy.discover_modes(
+    unique_attempts(attempts), ctx.seeds, config=ctx.settings.taxonomy.modes, gallery=ctx.gallery
+  )
+  finds = unique_finds(attempts)
+  images = ctx.gallery.terms(tax.looks, [f.probe for f in finds])
+  modes = tax.match([f.probe.question for f in finds], [f.consensus for f in finds], images)
+  offered = [
+    TrainingExample.of(f, group=mode.mode_id if mode else _UNNAMED)
+    for f, mode in zip(finds, modes, strict=True)
+  ]
+  config = dataclasses.replace(ctx.settings.rectify.curate, size=size)
   return curate_lib.curate(offered, config, seed=ctx.settings.seed)[0]
 
 

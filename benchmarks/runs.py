@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop over several runs, each with its own seed and its own drawn gaps: means over runs.
+
+COMMAND
+  python -m benchmarks.runs --workdir=runs/drawn [--seeds=101,102,103,104,105,106,107,108]
+    [--curves=250,500] [--table]
+
+The probes of one run say how sure that audit is, and nothing about another target. Here a run is
+the unit. For each seed a target is trained without the questions of gaps that the seed draws
+(`pretrain`, gaps=seed:N). Then the loop audits and repairs it with that seed; nobody has tuned to
+these gaps. This takes about 7 and 15 minutes of one core. What was stopped goes on. `--table` runs
+nothing and prints what is finished.
+
+Printed for each figure: mean over runs, standard deviation, 95 % t interval of the mean, smallest
+and largest value. Differences are paired within runs. `--curves` repairs again from the given
+numbers of examples, from the audit's failures and from mined failures, taken alike.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import pathlib
+import shutil
+import subprocess
+import sys
+
+from absl import app, flags
+import numpy as np
+import rich.console
+import rich.table
+from scipy import stats
+
+from auditdm_jax.audit.rates import Rate
+from auditdm_jax.audit.summary import Summary
+from auditdm_jax.core import jsonio, typed
+from auditdm_jax.stages import rectify, suite
+from auditdm_jax.stages.context import Context
+from configs import scenes
+
+_FLAGS = flags.FlagValues()
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "folder of the runs", required=True, flag_values=_FLAGS
+)
+_SEEDS = flags.DEFINE_list(
+  "seeds", [str(s) for s in range(101, 109)], "one run each", flag_values=_FLAGS
+)
+_CURVES = flags.DEFINE_list("curves", [], "numbers of examples", flag_values=_FLAGS)
+_TABLE = flags.DEFINE_bool("table", False, "run nothing", flag_values=_FLAGS)
+
+_SHARED = ("data", "images", "records", "verify", "control", "heldout")  # What repairs start from.
+_REPAIRED, _RANDOM, _MINED = "repaired", "control_random", "control_mined"
+_AUDIT, _CONTROL = "all of the above", "control: random, equal queries"
+
+Figure = Callable[[Summary], float | None]
+
+
+def _percent(rate: Rate | None) -> float | None:
+  return None if rate is None or not rate.n else 100 * rate.value
+
+
+def _accuracy(role: str, group: str) -> Figure:
+  """Accuracy of a model on the gaps or on the rest."""
+
+  def figure(run: Summary) -> float | None:
+    found = run.rectify.get(role)
+    return _percent({"gaps": found.gaps, "rest": found.rest}[group]) if found else None
+
+  return figure
+
+
+def _less(a: Figure, b: Figure) -> Figure:
+  """The difference within a run."""
+
+  def figure(run: Summary) -> float | None:
+    x, y = a(run), b(run)
+    return None if x is None or y is None else x - y
+
+  return figure
+
+
+def _finds(run: Summary) -> float | None:
+  """Confirmed unique finds of the audit for each of the control's."""
+  ours, control = run.arms[_AUDIT].confirmed_unique, run.arms[_CONTROL].confirmed_unique
+  return ours / control if ours and control else None
+
+
+def _queries(arm: str) -> Figure:
+  """Queries to the last auditable gap, if all were found."""
+
+  def figure(run: Summary) -> float | None:
+    to_gaps = run.arms[arm].queries_to_gaps or ()
+    return to_gaps[-1] if run.coverage and len(to_gaps) == run.coverage.gaps_auditable else None
+
+  return figure
+
+
+FIGURES: dict[str, Figure] = {
+  "search success, prompt-only, %": lambda run: _percent(run.search and run.search.prompt_only),
+  "search success, trained, %": lambda run: _percent(run.search and run.search.trained),
+  "precision of verified failures, %": lambda run: _percent(run.precision),
+  "confirmed unique finds, times those of random questions": _finds,
+  "auditable gaps": lambda run: run.coverage and run.coverage.gaps_auditable,
+  "of these found": lambda run: run.coverage and run.coverage.gaps_found,
+  "queries to the last gap": _queries(_AUDIT),
+  "the same, random questions": _queries(_CONTROL),
+  "confirmed modes": lambda run: run.modes.confirmed,
+  "of these borne out by the oracle, %": lambda run: _percent(run.modes.precision),
+  "gaps with a confirmed mode, %": lambda run: _percent(run.modes.recall),
+  "accuracy on the gaps: target, %": _accuracy("baseline", "gaps"),
+  "repaired": _accuracy(_REPAIRED, "gaps"),
+  "control: random questions": _accuracy(_RANDOM, "gaps"),
+  "control: mined failures": _accuracy(_MINED, "gaps"),
+  "larger sibling": _accuracy("larger_sibling", "gaps"),
+  "repaired less random questions": _less(_accuracy(_REPAIRED, "gaps"), _accuracy(_RANDOM, "gaps")),
+  "repaired less mined failures": _less(_accuracy(_REPAIRED, "gaps"), _accuracy(_MINED, "gaps")),
+  "accuracy on the rest: target, %": _accuracy("baseline", "rest"),
+  "repaired less target": _less(_accuracy(_REPAIRED, "rest"), _accuracy("baseline", "rest")),
+  "repaired less mined failures, rest": _less(
+    _accuracy(_REPAIRED, "rest"), _accuracy(_MINED, "rest")
+  ),
+  "same auditor against the repaired target, %": lambda run: _percent(run.reaudit),
+}
+
+
+# -------------------------------------------------------------------------------------- the runs
+
+
+def run(seed: str, folder: pathlib.Path) -> None:
+  """Trains the target of a seed and runs its loop, or goes on with them."""
+  target = folder / "models/target"
+  if not (target / "config.json").is_file():
+    arg = f"only=target,gaps=seed:{seed},seed={seed}"
+    tower = folder / "models/siglip"
+    if not tower.exists():
+      shutil.copytree(pathlib.Path(scenes.WEIGHTS) / "siglip", tower)
+    _program("pretrain", f"--config=configs/pretrain_scenes.py:{arg}", f"--workdir={folder}")
+  _program(
+    "loop",
+    f"--config=configs/scenes.py:{_argument(seed)}",
+    f"--config.models.target={target}",
+    f"--workdir={folder / 'loop'}",
+  )
+
+
+def _argument(seed: str) -> str:
+  return f"gaps=seed:{seed},seed={seed}"
+
+
+def _program(*args: str) -> None:
+  subprocess.run([sys.executable, "-m", "auditdm_jax", *args], check=True)
+
+
+def summary_of(folder: pathlib.Path) -> Summary | None:
+  """Returns the summary of a finished run."""
+  path = folder / "loop/summary.json"
+  if not (folder / "loop/loop/done.json").exists():
+    return None
+  return typed.load(Summary, jsonio.read_json(path))
+
+
+# ---------------------------------------------------------------------------------------- curves
+
+
+@dataclasses.dataclass(frozen=True)
+class RepairPoint:
+  """Accuracy in percent after a repair from `examples` failures."""
+
+  examples: int
+  gaps: float
+  rest: float
+
+
+def curve(seed: str, folder: pathlib.Path, arm: str, size: int) -> RepairPoint:
+  """Repairs from fewer examples than the loop did, in a folder that shares the loop's records."""
+  known = folder / "curves" / f"{arm}-{size}" / "point.json"
+  if known.exists():
+    return typed.load(RepairPoint, jsonio.read_json(known))
+  known.parent.mkdir(parents=True, exist_ok=True)
+  for name in _SHARED:
+    shared, link = folder / "loop" / name, known.parent / name
+    if shared.exists() and not link.is_symlink():
+      link.symlink_to(shared.resolve())
+  config = scenes.get_config(_argument(seed))
+  config.models.target = str(folder / "models/target")
+  config.rectify.curate.size = size
+  with Context(config, known.parent, "curve") as ctx:
+    if arm == _REPAIRED:
+      examples = rectify.from_failures(ctx)
+    else:
+      examples = rectify.mined_examples(ctx, ctx.folder.control(), size)
+    replay = rectify.replay_examples(ctx, len(examples))
+    model = ctx.models.answering(rectify.repair(ctx, arm, examples, replay))
+    table = suite.benchmark(ctx, model, ctx.folder.repaired(arm), role=arm)
+  point = RepairPoint(len(examples), 100 * table["gaps"].value, 100 * table["rest"].value)
+  jsonio.write_json(known, point)
+  return point
+
+
+# ---------------------------------------------------------------------------------------- tables
+
+
+def over_runs(values: Sequence[float]) -> tuple[str, str, str, str]:
+  """Mean with its 95 % t interval, standard deviation, range and number: runs are the units."""
+  x = np.asarray(values, float)
+  if len(x) < 2:
+    return (f"{x.mean():.1f}" if len(x) else "–", "–", "–", str(len(x)))
+  half = stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5
+  mean = x.mean()
+  interval = f"{mean:.1f} [{mean - half:.1f}, {mean + half:.1f}]"
+  return interval, f"{x.std(ddof=1):.1f}", f"{x.min():.1f} to {x.max():.1f}", str(len(x))
+
+
+def table(title: str, rows: dict[str, Sequence[float]], console: rich.console.Console) -> None:
+  """Prints one line for each figure."""
+  out = rich.table.Table(title=title)
+  for column in ("", "mean [95 %]", "sd", "range", "runs"):
+    out.add_column(column, no_wrap=True)
+  for name, values in rows.items():
+    out.add_row(name, *over_runs(values))
+  console.print(out)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  """Reads the flags of this program, then absl's; other benchmarks have flags of these names."""
+  return flags.FLAGS(_FLAGS(argv, known_only=True))
+
+
+def main(argv: Sequence[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected argument {argv[1]!r}")
+  folders = {seed: pathlib.Path(_WORKDIR.value) / seed for seed in _SEEDS.value}
+  if not _TABLE.value:
+    for seed, folder in folders.items():
+      run(seed, folder)
+  finished = {seed: found for seed, f in folders.items() if (found := summary_of(f))}
+  console = rich.console.Console(width=130)
+  rows = {
+    name: [x for found in finished.values() if (x := figure(found)) is not None]
+    for name, figure in FIGURES.items()
+  }
+  table(f"runs of seeds {', '.join(finished)}", rows, console)
+  for size in map(int, _CURVES.value):
+    points = {
+      arm: [curve(seed, folders[seed], arm, size) for seed in finished]
+      for arm in (_REPAIRED, _MINED)
+    }
+    ours, mined = points[_REPAIRED], points[_MINED]
+    rows = {
+      "gaps: repaired": [p.gaps for p in ours],
+      "gaps: mined failures": [p.gaps for p in mined],
+      "gaps: difference": [a.gaps - b.gaps for a, b in zip(ours, mined, strict=True)],
+      "rest: difference": [a.rest - b.rest for a, b in zip(ours, mined, strict=True)],
+      "examples of the audit": [p.examples for p in ours],
+      "examples mined": [p.examples for p in mined],
+    }
+    table(f"{size} examples", rows, console)
+
+
+if __name__ == "__main__":
+  app.run(main, flags_parser=_parse)
