@@ -2,8 +2,9 @@
 """Runs one stage: `python -m auditdm_jax STAGE --config=configs/X.py[:args] --workdir=DIR`.
 
 Any value of the config can be overridden: `--config.a.b=c`. The same command run again resumes.
-`answer`, `compare`, `convert`, `label`, `minimise`, `pack`, `plan`, `repro` and `serve` take flags
-of their own, which --help after the stage lists; `audit` makes a config of its flags.
+`answer`, `compare`, `convert`, `export`, `import`, `label`, `leaks`, `minimise`, `pack`, `plan`,
+`repro` and `serve` take flags of their own, which --help after the stage lists; `audit` makes a
+config of its flags.
 """
 
 import ast
@@ -32,6 +33,8 @@ _TOOLS = {
   "answer",
   "compare",
   "convert",
+  "export",
+  "import",
   "label",
   "leaks",
   "minimise",

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training examples as folders for other trainers: what all formats have in common.
 
-  1. What no folder may hold is refused, with the reason: hostile text, and pictures of benchmarks.
-  2. Source images are shared out: all that goes back to one of them is in train, or all in val.
-  3. A writer (`rectify.writers`) adds the files of its format; this module adds what follows.
-  4. The folder appears when it is whole. The same export again leaves it as it is.
+1. What no folder may hold is refused, with the reason: hostile text, and pictures of benchmarks.
+2. Source images are shared out: all that goes back to one of them is in train, or all in val.
+3. A writer (`rectify.writers`) adds the files of its format; this module adds what follows.
+4. The folder appears when it is whole. The same export again leaves it as it is.
 
-  export.json     the format, the run, licence, counts, and a hash of the content
-  meta.jsonl      by row: question, label, image, source image, licence, who asked
-  refused.jsonl   examples that were left out, and why
+export.json     the format, the run, licence, counts, and a hash of the content
+meta.jsonl      by row: question, label, image, source image, licence, who asked
+refused.jsonl   examples that were left out, and why
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from auditdm_jax.audit.leaks import LeakIndex
-from auditdm_jax.core import jsonio
+from auditdm_jax.core import jsonio, jsonl
 from auditdm_jax.core.config import UserError, check
 from auditdm_jax.rectify.curate import TrainingExample
 
@@ -299,6 +299,18 @@ def read_header(directory: str | os.PathLike) -> Mapping[str, Any]:
   if not isinstance(header, dict) or header.get("export") != FORMAT:
     raise UserError(f"{directory}: not an export of this version: it has no such {HEADER}")
   return header
+
+
+def read_meta(directory: str | os.PathLike) -> list[Mapping[str, Any]]:
+  """Returns the rows of meta.jsonl.
+
+  Raises:
+    UserError: the file is not there, or damaged.
+  """
+  path = pathlib.Path(directory) / META
+  if not path.is_file():
+    raise UserError(f"{path}: no such file; the folder is no export")
+  return [row for _, row in jsonl.JsonLines(path).iterate()]
 
 
 def _known(final: pathlib.Path) -> Mapping[str, Any] | None:

@@ -25,11 +25,10 @@ from auditdm_jax.rectify import curate as curate_lib
 from auditdm_jax.rectify import finetune, rows
 from auditdm_jax.rectify.curate import TrainingExample
 from auditdm_jax.stages.context import Context
-from auditdm_jax.stages.results import Verified
+from auditdm_jax.stages.examples import UNNAMED, from_failures
 from auditdm_jax.vlm import Vlm, save_vlm
 
 MAX_REPLAY = 6_000
-_UNNAMED = "unnamed"  # The group of failures that belong to no mode.
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
@@ -129,18 +128,6 @@ def replay_examples(ctx: Context, new: int) -> list[TrainingExample]:
   return kept[:size]
 
 
-def from_failures(ctx: Context) -> list[TrainingExample]:
-  """Returns examples of the verified failures, evenly over modes and over sources."""
-  if ctx.folder.done("verify", Verified) is None:
-    raise UserError(f"{ctx.folder.path}: no verified failures; run the stage verify first")
-  ctx.pool("images")  # So that their images are found by id.
-  # The grades above V1 make no difference: only a world with an oracle has them.
-  offered = [
-    TrainingExample.of(f, group=f.mode_id or _UNNAMED) for f in ctx.folder.failures() if f.verified
-  ]
-  return curate_lib.curate(offered, ctx.settings.rectify.curate, seed=ctx.settings.seed)[0]
-
-
 def random_examples(ctx: Context, attempts: Iterable[Attempt], size: int) -> list[TrainingExample]:
   """Returns random questions with a consensus, whether the target knew them or not."""
   known = [a for a in attempts if a.verdict and a.verdict.consensus is not None]
@@ -162,7 +149,7 @@ def mined_examples(ctx: Context, attempts: Iterable[Attempt], size: int) -> list
   images = ctx.gallery.terms(tax.looks, [f.probe for f in finds])
   modes = tax.match([f.probe.question for f in finds], [f.consensus for f in finds], images)
   offered = [
-    TrainingExample.of(f, group=mode.mode_id if mode else _UNNAMED)
+    TrainingExample.of(f, group=mode.mode_id if mode else UNNAMED)
     for f, mode in zip(finds, modes, strict=True)
   ]
   config = dataclasses.replace(ctx.settings.rectify.curate, size=size)

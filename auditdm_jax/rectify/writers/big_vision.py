@@ -87,6 +87,7 @@ class StartModel:
     config: its architecture.
     init: path of an f32 npz on the machine that trains; "" = `write_init` writes it.
     tokenizer: SentencePiece file to copy; or a path on the machine that trains, such as gs://…
+    tokensets: what big_vision has to add to it: "loc" and "seg", unless they are in it.
     count_tokens: tokens of a text, without specials.
     write_init: writes the npz.
   """
@@ -94,6 +95,7 @@ class StartModel:
   config: VlmConfig
   init: str
   tokenizer: str | pathlib.Path
+  tokensets: tuple[str, ...]
   count_tokens: Callable[[str], int]
   write_init: Callable[[pathlib.Path], None]
 
@@ -169,13 +171,16 @@ def config_text(
   """Returns the text of bv_config.py."""
   beside = isinstance(model.tokenizer, pathlib.Path)
   variant, sizes = _llm(model.config)
-  steps = f"c.total_steps = {recipe.steps}" if recipe.steps else f"c.total_epochs = {recipe.epochs!r}"
+  steps = (
+    f"c.total_steps = {recipe.steps}" if recipe.steps else f"c.total_epochs = {float(recipe.epochs)!r}"
+  )
   return bv_template.BV_CONFIG.substitute(
     recipe_name=transfer.name,
     model_init=repr(model.init) if model.init else f'os.path.join(HERE, "{MODEL}")',
     tokenizer=f'os.path.join(HERE, "{TOKENIZER}")' if beside else repr(model.tokenizer),
+    tokensets=repr(model.tokensets),
     img=pprint.pformat(_img(model.config)),
-    llm=pprint.pformat({"variant": variant, "vocab_size": _rows(model.config)}),
+    llm=pprint.pformat({"variant": variant, "vocab_size": rows_of(model.config)}),
     sizes=bv_template.SIZES.substitute(sizes=pprint.pformat(sizes)) if sizes else "\n",
     res=model.config.tower.image_size,
     text_len=text_len,
@@ -256,7 +261,7 @@ def _llm(config: VlmConfig) -> tuple[str, dict[str, Any]]:
     "head_dim": t.head_dim,
     "norm_eps": 1e-6,
     "query_pre_attn_norm": "rsqrt_head_dim" if by_head else "rsqrt_emb_per_head",
-    "vocab_size": _rows(config),
+    "vocab_size": rows_of(config),
     "attn_logits_softcap": t.attn_softcap,
     "post_norms": t.post_norms,
     "scan": True,
@@ -265,7 +270,7 @@ def _llm(config: VlmConfig) -> tuple[str, dict[str, Any]]:
   return variant, sizes
 
 
-def _rows(config: VlmConfig) -> int:
+def rows_of(config: VlmConfig) -> int:
   """Rows of the embedding in big_vision's npz, which has none for the image token."""
   return min(config.text.vocab_size, config.image_token_id)
 

@@ -21,7 +21,7 @@ import numpy as np
 HERE = os.path.dirname(os.path.abspath(__file__))
 MODEL_INIT = $model_init  # An f32 npz: at lr 1e-5 most bf16 weights would not move.
 TOKENIZER_FILE = $tokenizer
-TOKENIZER = f'gemma(tokensets=("loc", "seg"), model={TOKENIZER_FILE!r})'
+TOKENIZER = f"gemma(tokensets=$tokensets, model={TOKENIZER_FILE!r})"
 RES = $res
 TEXT_LEN = $text_len  # The longest row has $longest; beyond this a row loses its suffix silently.
 ANSWER_LEN = $answer_len  # Tokens that an evaluated answer may have.
@@ -90,7 +90,7 @@ $evals
 ''')
 
 # Without these lines big_vision knows no Gemma but those that were published.
-SIZES = string.Template('''
+SIZES = string.Template("""
 import big_vision.models.ppp.gemma as bv_gemma
 import ml_collections
 
@@ -104,10 +104,10 @@ def _sizes(variant):
 
 bv_gemma.get_config = _sizes
 
-''')
+""")
 
 # `keep` has what the evaluator takes to the CPU: any other text in a batch ends the run.
-EVALS = string.Template('''\
+EVALS = string.Template("""\
   c.evals["val/pplx"] = dict(
     type="proj.paligemma.perplexity",
     pred="logits",
@@ -132,4 +132,4 @@ EVALS = string.Template('''\
       transfers.combine_and_keep_eval(c.text_len, keep=$keep),
     ]),
 $more  )
-''')
+""")
