@@ -192,6 +192,7 @@ def _write(
   with tempfile.TemporaryDirectory(prefix=".import-", dir=None if remote else folder.parent) as x:
     made = pathlib.Path(x) / folder.name
     model_export.write_native(made, dataclasses.replace(opened, extras=extras))
+    describe_vlm(made)  # What cannot be asked is told before it has its name.
     if remote:
       with paths.writing(folder) as local:
         for file in made.iterdir():
