@@ -188,6 +188,18 @@ def open_model(
   )
 
 
+def has_config(path: str | os.PathLike) -> bool:
+  """Returns whether a config.json says what the parameters at `path` are, so that none is guessed.
+
+  Those that a trainer has just saved have none.
+  """
+  path = pathlib.Path(path)
+  found = big_vision.find(path)
+  if found is None and path.is_dir() and _read_header(path) is not None:
+    return True
+  return _header_beside(found or path) is not None
+
+
 def content_hash(path: str | os.PathLike) -> str:
   """Returns 64 hex digits of a model's parameters, whatever file and float they are stored in.
 

@@ -143,13 +143,13 @@ class Firewall:
 
     A made picture is looked at besides the one that it was made from.
     """
-    for image_id in dict.fromkeys((sourced.example.image_id, sourced.source_image)):
+    images = dict.fromkeys((sourced.example.image_id, sourced.source_image))
+    for image_id in images:
       if image_id in self.reserved:
         return f"image {image_id} is held out for evaluation"
-      if self.index is not None:
-        hits = self.index.hits(load(image_id), sourced.example.question)
-        if hits:
-          return f"image {image_id} looks like that of {hits[0].source} {hits[0].item_id}"
+    for image_id in images if self.index is not None else ():
+      if hits := self.index.hits(load(image_id), sourced.example.question):
+        return f"image {image_id} looks like that of {hits[0].source} {hits[0].item_id}"
     return ""
 
 

@@ -86,13 +86,25 @@ def run(ctx: Context, output: pathlib.Path, options: Options) -> tuple[bool, Exp
     raise UserError(f"{ctx.folder.path}: no failure was verified, so there is nothing to export")
   exported = export.collect(
     examples,
-    load=ctx.images,
+    load=lambda image_id: _image(ctx, image_id),
     firewall=firewall(ctx, options.leaks),
     val_share=options.val_share,
     seed=ctx.settings.seed,
     allow_locations=transfer_name(ctx, options.recipe).startswith("refcoco"),
   )
   return WRITERS[options.to](ctx, output, options, exported)
+
+
+def _image(ctx: Context, image_id: str) -> np.ndarray:
+  """Returns an image of the run.
+
+  Raises:
+    UserError: it is not there.
+  """
+  try:
+    return ctx.images(image_id)
+  except KeyError as e:
+    raise UserError(f"{e.args[0]}, but a verified failure is about it; is the run whole?") from e
 
 
 def sourced(ctx: Context) -> list[Sourced]:
@@ -222,7 +234,7 @@ def _to_big_vision(
     ctx,
     options,
     recipe={"name": name, **dataclasses.asdict(recipe)},
-    transfer=_plain(transfer),
+    transfer=transfer,
     model_init=options.model_init,
     tokenizer=options.tokenizer,
   )
@@ -288,12 +300,12 @@ def transfer_of(name: str, own: Style) -> Transfer:
   prompt = prompt_of(name)
   style = style_of(prompt, own)
   if prompt is None:
-    return Transfer(name=name, prefix=style.put)
+    return Transfer(name=name, style=style)
   evaluator, to_lower = _EVALUATORS.get(prompt.metric.name, ("storepreds", False))
   antialias = prompt.antialias is not False
   return Transfer(
     name=name,
-    prefix=style.put,
+    style=style,
     antialias=antialias if prompt.antialias_train is None else prompt.antialias_train,
     antialias_eval=antialias,
     evaluator=evaluator,
@@ -301,11 +313,6 @@ def transfer_of(name: str, own: Style) -> Transfer:
     beam=prompt.beam,
     answer_len=prompt.max_tokens,
   )
-
-
-def _plain(transfer: Transfer) -> dict[str, Any]:
-  """Returns a transfer for export.json, its prompt written out."""
-  return {**vars(transfer), "prefix": transfer.prefix("{question}")}
 
 
 def _start(ctx: Context, target: Vlm, options: Options) -> StartModel:

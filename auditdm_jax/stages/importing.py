@@ -10,14 +10,15 @@ import shutil
 import tempfile
 from typing import Any
 
+from auditdm_jax.audit.rates import Rate
+from auditdm_jax.bench import heldout, results, specs
 from auditdm_jax.bench import predict as predict_lib
-from auditdm_jax.bench import results, specs
 from auditdm_jax.bench.items import BenchmarkItem, Provenance
 from auditdm_jax.bench.predict import Questions
 from auditdm_jax.bench.predictions import MAX_PREDICTION, ModelId, Prediction, PredictionStore
-from auditdm_jax.bench.results import BenchResult, ResultStore
+from auditdm_jax.bench.results import ResultRows, ResultStore
 from auditdm_jax.bench.specs import BenchmarkSpec, Family, MetricName, PromptSpec
-from auditdm_jax.core import jsonio, paths, runtime
+from auditdm_jax.core import jsonio, paths, runtime, typed
 from auditdm_jax.core.config import UserError
 from auditdm_jax.models import export as model_export
 from auditdm_jax.models import weights
@@ -26,10 +27,10 @@ from auditdm_jax.models.preprocess import Pixels
 from auditdm_jax.models.weights import COMPUTE, Opened
 from auditdm_jax.rectify import export
 from auditdm_jax.rectify.writers import big_vision
+from auditdm_jax.rectify.writers.big_vision import Transfer
 from auditdm_jax.stages import exporting, suite
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import Groups, RepairedModel, Repairs
-from auditdm_jax.text.styles import Style
 from auditdm_jax.vlm import Vlm, describe_vlm, extras_of
 
 SCORES = "export-val"  # The folder of answers to an export's validation questions, and the entry.
@@ -111,8 +112,7 @@ def open_like(source: pathlib.Path, target: VlmConfig, *, what: str) -> Opened:
     more = len(differences) - _SHOWN
     said = "; ".join(differences[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
     raise UserError(f"{source}: not a checkpoint of the target {what}: {said}")
-  bare = "inferred" in opened.extras["origin"]
-  if not bare:
+  if weights.has_config(source):
     return weights.open_model(source, dtype="float32")
   opened = weights.open_model(source, model=target, dtype="float32")
   text = dataclasses.replace(opened.config.text, final_softcap=0.0)
@@ -163,15 +163,10 @@ def _ways(
   model = dataclasses.replace(target, style=style, extras={"origin": {"format": "native"}})
   if opened.extras["origin"]["format"] != "big_vision":
     return extras_of(model)
-  transfer = header.get("transfer") if header else None
-  antialias = True
-  if isinstance(transfer, dict):
-    before, _, after = str(transfer["prefix"]).partition("{question}")
-    antialias = bool(transfer["antialias_eval"])
-    if (before, after) != (style.prefix, style.suffix):
-      model = dataclasses.replace(model, style=Style("transfer", prefix=before, suffix=after))
-  pixels = Pixels("big_vision", antialias=antialias)
-  return extras_of(dataclasses.replace(model, pixels=pixels))
+  transfer = _transfer(header)
+  pixels = Pixels("big_vision", antialias=transfer.antialias_eval if transfer else True)
+  style = transfer.style if transfer else style
+  return extras_of(dataclasses.replace(model, pixels=pixels, style=style))
 
 
 def _write(
@@ -227,8 +222,12 @@ def _lines(name: str, table: Groups) -> Iterator[str]:
   for group in ("all", "gaps", "rest"):
     rate = table.get(group)
     if rate is not None and rate.n:
-      low, high = rate.ci95
-      yield f"{name}, {group}: {rate.value:.3f} [{low:.3f}, {high:.3f}] n={rate.n}"
+      yield f"{name}, {group}: {_told(rate)}"
+
+
+def _told(rate: Rate) -> str:
+  low, high = rate.ci95
+  return f"{rate.value:.3f} [{low:.3f}, {high:.3f}] n={rate.n}"
 
 
 # --------------------------------------------------------------------------------------- answers
@@ -252,38 +251,34 @@ def _answers(
     if options.answers:
       raise UserError(f"--answers={path}: no such file")
     return
-  if header is None or "transfer" not in header:
-    raise UserError(f"{path}: answers to which questions? --export names the folder of the export")
   folder = pathlib.Path(options.export or exporting.folder_of(ctx, "big_vision"))
-  head = score(ctx, folder, header, path, model=model)
-  value = head.values[head.primary]
-  yield (
-    f"{path.name}: {head.metric.name} {'–' if value is None else format(value, '.4g')}"
-    f"  n={head.units:,} images={head.images:,}"
-  )
+  if header is None:
+    raise UserError(f"{path}: answers to which questions? --export names the folder of the export")
+  rows = score(ctx, folder, path, model=model)
+  rate = heldout.rates_of(rows, {heldout.ALL: list(rows.units)})[heldout.ALL]
+  yield f"{path.name}, {rows.head.metric.name}: {_told(rate)}"
 
 
-def score(
-  ctx: Context,
-  folder: pathlib.Path,
-  header: Mapping[str, Any],
-  path: pathlib.Path,
-  *,
-  model: ModelId,
-) -> BenchResult:
+def _transfer(header: Mapping[str, Any] | None) -> Transfer | None:
+  """Returns how an export for big_vision asks and sees; None if there is none."""
+  if header is None or "transfer" not in header:
+    return None
+  return typed.load(Transfer, header["transfer"])
+
+
+def score(ctx: Context, folder: pathlib.Path, path: pathlib.Path, *, model: ModelId) -> ResultRows:
   """Stores answers to an export's validation questions as predictions, and scores them.
 
   Args:
     ctx: the run, in whose folder `SCORES` they go.
     folder: the export.
-    header: its export.json.
     path: what an evaluator of big_vision wrote.
     model: who answered.
 
   Raises:
     UserError: the file is damaged, or answers other questions.
   """
-  questions = _questions(ctx, folder, header)
+  questions = _questions(ctx, folder)
   said = read_answers(path)
   ids = {item.item_id for item in questions.items}
   if said.keys() != ids:
@@ -312,16 +307,23 @@ def score(
   scored = paired.score(results.find_metric(name, where="config.benchmark.scorer"), name)
   if scored.head.result not in {head.result for head in kept.heads()}:
     kept.append(scored)
-  return scored.head
+  return scored
 
 
-def _questions(ctx: Context, folder: pathlib.Path, header: Mapping[str, Any]) -> Questions:
-  """Returns the validation questions of an export as a benchmark."""
-  transfer = header["transfer"]
+def _questions(ctx: Context, folder: pathlib.Path) -> Questions:
+  """Returns the validation questions of an export as a benchmark.
+
+  Raises:
+    UserError: the folder is no export for big_vision.
+  """
+  header = export.read_header(folder)
+  transfer = _transfer(header)
+  if transfer is None:
+    raise UserError(f"{folder}: not an export for big_vision, whose evaluator writes answers")
   prompt = PromptSpec(
-    template=transfer["prefix"],
+    template=transfer.style.put("{question}"),
     metric=_metric(ctx, transfer),
-    max_tokens=transfer["answer_len"],
+    max_tokens=transfer.answer_len,
     source="big_vision",
   )
   spec = BenchmarkSpec(
@@ -356,13 +358,13 @@ def _questions(ctx: Context, folder: pathlib.Path, header: Mapping[str, Any]) ->
   )
 
 
-def _metric(ctx: Context, transfer: Mapping[str, Any]) -> MetricName:
+def _metric(ctx: Context, transfer: Transfer) -> MetricName:
   """Returns the transfer's metric, if one answer in words is enough for it; or else the run's.
 
   The consensus is one answer, of which VQA accuracy would want three.
   """
-  prompt = exporting.prompt_of(transfer["name"])
-  if prompt is None or transfer["evaluator"] == "storepreds":
+  prompt = exporting.prompt_of(transfer.name)
+  if prompt is None or transfer.evaluator == "storepreds":
     return MetricName(name=ctx.settings.benchmark.scorer, variant="own")
   name = prompt.metric.name
   if name in ("vqa_accuracy", "okvqa_accuracy"):

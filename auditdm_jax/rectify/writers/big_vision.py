@@ -31,6 +31,8 @@ from auditdm_jax.rectify import export
 from auditdm_jax.rectify.export import Exported, ExportRow
 from auditdm_jax.rectify.recipes import Recipe
 from auditdm_jax.rectify.writers import bv_template
+from auditdm_jax.text import styles
+from auditdm_jax.text.styles import Style
 
 PREDICTIONS = "val_answers.json"  # Where the evaluator writes, in big_vision's workdir.
 MODEL, TOKENIZER = "model.npz", "tokenizer.model"
@@ -59,7 +61,7 @@ class Transfer:
 
   Attributes:
     name: of the recipe.
-    prefix: question -> prompt, without the newline that ends it.
+    style: how the model is asked; a newline ends the prompt.
     antialias: whether training resizes with it.
     antialias_eval: whether evaluation does.
     evaluator: big_vision's, as far as one answer in words is enough for it: "vqa" (exact match and
@@ -70,7 +72,7 @@ class Transfer:
   """
 
   name: str
-  prefix: Callable[[str], str]
+  style: Style = styles.PALIGEMMA
   antialias: bool = True
   antialias_eval: bool = True
   evaluator: Evaluator = "vqa"
@@ -133,7 +135,7 @@ def write(
         {
           "id": row.row_id,
           "image": row.image,
-          "prefix": transfer.prefix(row.question),
+          "prefix": transfer.style.put(row.question),
           "suffix": row.label,
         }
         for row in rows
@@ -152,7 +154,7 @@ def write(
 
 
 def _length(row: ExportRow, transfer: Transfer, model: StartModel) -> int:
-  prefix = transfer.prefix(row.question)
+  prefix = transfer.style.put(row.question)
   return model.count_tokens(prefix) + model.count_tokens(row.label) + _OVERHEAD
 
 
@@ -172,7 +174,9 @@ def config_text(
   beside = isinstance(model.tokenizer, pathlib.Path)
   variant, sizes = _llm(model.config)
   steps = (
-    f"c.total_steps = {recipe.steps}" if recipe.steps else f"c.total_epochs = {float(recipe.epochs)!r}"
+    f"c.total_steps = {recipe.steps}"
+    if recipe.steps
+    else f"c.total_epochs = {float(recipe.epochs)!r}"
   )
   return bv_template.BV_CONFIG.substitute(
     recipe_name=transfer.name,
