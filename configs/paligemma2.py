@@ -124,7 +124,10 @@ def recipe(file: str, *, on: str, references: str, prompts: int, chips: int | No
 
   # ---- rectify: VQAv2's transfer recipe at 448 pixels
   c.rectify = dict(
-    recipe=dict(epochs=10, batch_size=256, lr=1e-5, remat=True),
+    # The tower's features are made once: it stays as it is.
+    recipe=dict(
+      name="vqav2-448", parts=(("img/(?!head/).*", None), (".*", 1.0)), remat=True
+    ),
     curate=dict(size=10_000, cap=0.15),
     length=1088, suffix=16,
   )  # fmt: skip

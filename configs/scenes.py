@@ -129,7 +129,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
   # ---- rectify, evaluate, second round
   c.rectify = dict(
-    recipe=dict(steps=1_000, batch_size=64, micro_rows=8, lr=2e-3, replay=0.5),
+    recipe=dict(name="scenes", steps=1_000, micro_rows=8, lr=2e-3),
     curate=dict(size=3_000, cap=0.15),
     length=30, suffix=3,
   )  # fmt: skip

@@ -124,7 +124,7 @@ def finetune(
   Args:
     layout: how questions and labels become rows.
     new: the examples to learn.
-    seed: decides the order of the examples.
+    seed: decides the order of the examples and the dropout.
     replay: examples of the old mix; needed if and only if the recipe has a share of replay.
     mesh: devices that share rows and masters; None is the default device.
     workdir: where checkpoints (`checkpoints/<name>`) and metrics go; nothing is stored if None.
@@ -134,9 +134,9 @@ def finetune(
     UserError: recipe and data do not fit, or a checkpoint is of other data or another recipe.
     FloatingPointError: too many gradients were not finite.
   """
-  _check(recipe, new, replay)
+  _check(recipe, params, new, replay)
   steps = recipe.num_steps(len(new))
-  tune = tuning.Tuning(config, recipe, steps=steps, mesh=mesh)
+  tune = tuning.Tuning(config, recipe, steps=steps, seed=seed, mesh=mesh)
   state = tune.init(params)
   with contextlib.ExitStack() as stack:
     run = None
@@ -170,15 +170,18 @@ def finetune(
   return _result(state, loss)
 
 
-def _check(recipe: recipes.Recipe, new: Data, replay: Data | None) -> None:
+def _check(recipe: recipes.Recipe, params: Any, new: Data, replay: Data | None) -> None:
   wants_replay = recipe.new_per_batch < recipe.batch_size
   if not len(new):
     raise config_lib.UserError("there are no new examples to train on")
   if wants_replay != (replay is not None and len(replay) > 0):
     have = "none was given" if wants_replay else "some was given"
     raise config_lib.UserError(f"the recipe's share of replay is {recipe.replay}, but {have}")
-  if recipe.llm_dropout:
-    raise config_lib.UserError("native fine-tuning has no dropout; use a recipe without, or export")
+  if tuning.trains_tower(recipe, params):
+    raise config_lib.UserError(
+      "the recipe trains the vision tower, whose features were made before; freeze it with"
+      " parts=(('img/(?!head/).*', None), ('.*', 1.0))"
+    )
 
 
 def _fingerprint(

@@ -90,7 +90,7 @@ def run(ctx: Context, output: pathlib.Path, options: Options) -> tuple[bool, Exp
     firewall=firewall(ctx, options.leaks),
     val_share=options.val_share,
     seed=ctx.settings.seed,
-    allow_locations=transfer_name(ctx, options.recipe).startswith("refcoco"),
+    allow_locations=recipe_of(ctx, options.recipe).name.startswith("refcoco"),
   )
   return WRITERS[options.to](ctx, output, options, exported)
 
@@ -225,15 +225,14 @@ def _to_big_vision(
       " folder of its weights"
     )
   target = describe_vlm(ctx.settings.models.target)
-  name = transfer_name(ctx, options.recipe)
-  recipe = recipes.get(options.recipe) if options.recipe else ctx.settings.rectify.recipe
-  transfer = transfer_of(name, ctx.settings.bank.style_of(target.name, target.style))
+  recipe = recipe_of(ctx, options.recipe)
+  transfer = transfer_of(recipe, ctx.settings.bank.style_of(target.name, target.style))
   model = _start(ctx, target, options)
   exported = big_vision.fitting(exported, transfer, model)
   header = _header(
     ctx,
     options,
-    recipe={"name": name, **dataclasses.asdict(recipe)},
+    recipe=recipe,
     transfer=transfer,
     model_init=options.model_init,
     tokenizer=options.tokenizer,
@@ -260,13 +259,9 @@ WRITERS: Mapping[str, Writer] = MappingProxyType(
 # ------------------------------------------------------------------------------------ big_vision
 
 
-def transfer_name(ctx: Context, recipe: str) -> str:
-  """Returns the name of the recipe; that of the config, if it is one of the named ones."""
-  if recipe:
-    recipes.get(recipe)
-    return recipe
-  mine: Recipe = ctx.settings.rectify.recipe
-  return next((name for name, known in recipes.TRANSFERS.items() if known == mine), "own")
+def recipe_of(ctx: Context, name: str) -> Recipe:
+  """Returns a recipe by name; that of the config for ""."""
+  return recipes.get(name, where="--recipe") if name else ctx.settings.rectify.recipe
 
 
 def prompt_of(name: str) -> PromptSpec | None:
@@ -277,12 +272,11 @@ def prompt_of(name: str) -> PromptSpec | None:
   return specs.find(base, where="recipe").prompts.get(Family.TRANSFER)
 
 
-def style_of(prompt: PromptSpec | None, own: Style) -> Style:
-  """Returns how the target is asked after training: as the transfer has it, if it asks questions.
+def style_of(template: str, own: Style) -> Style:
+  """Returns how the target is asked after training: as a transfer's template, if it asks questions.
 
   Captions ask nothing, and a multiple choice without options is a question as any other.
   """
-  template = prompt.template if prompt else ""
   before, mark, after = template.partition("{question}")
   if not mark or "{" in before + after:
     return own
@@ -290,24 +284,22 @@ def style_of(prompt: PromptSpec | None, own: Style) -> Style:
   return same[0] if same else Style("transfer", prefix=before, suffix=after)
 
 
-def transfer_of(name: str, own: Style) -> Transfer:
-  """Returns a transfer as big_vision has it.
+def transfer_of(recipe: Recipe, own: Style) -> Transfer:
+  """Returns what a recipe's transfer has besides its numbers.
 
   Args:
-    name: of its recipe.
-    own: how the target is asked; it is asked so where the transfer says nothing.
+    recipe: of the transfer, or one's own.
+    own: how the target is asked; it is asked so where no transfer says otherwise.
   """
-  prompt = prompt_of(name)
-  style = style_of(prompt, own)
+  name, prompt, antialias = recipe.name or "own", prompt_of(recipe.name), recipe.format.antialias
   if prompt is None:
-    return Transfer(name=name, style=style)
+    return Transfer(name=name, style=own, antialias=antialias, antialias_eval=antialias)
   evaluator, to_lower = _EVALUATORS.get(prompt.metric.name, ("storepreds", False))
-  antialias = prompt.antialias is not False
   return Transfer(
     name=name,
-    style=style,
-    antialias=antialias if prompt.antialias_train is None else prompt.antialias_train,
-    antialias_eval=antialias,
+    style=style_of(recipe.format.prompt, own),
+    antialias=antialias,
+    antialias_eval=antialias if prompt.antialias is None else prompt.antialias,
     evaluator=evaluator,
     to_lower=to_lower,
     beam=prompt.beam,

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from auditdm_jax.core import jsonio, overrides, paths
 from auditdm_jax.core import pool as pool_lib
 from auditdm_jax.core.config import UserError, build, did_you_mean
+from auditdm_jax.rectify import recipes
 from auditdm_jax.stages import sections
 
 CONFIG = "config.py"
@@ -205,7 +206,7 @@ def make() -> ConfigDict:
     fresh=dict(asks=max(budget // 8, 1)),
   )
   c.rectify = dict(
-    recipe=dict(epochs=3, batch_size=32, micro_rows=8, lr=1e-5, remat=True),
+    recipe=dict(epochs=3, batch_size=32, micro_rows=8, lr=1e-5, remat=True, parts=recipes.NO_TOWER),
     length=1152,
     suffix=32,
   )

@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 
 from auditdm_jax.audit.ask import BankConfig
+from auditdm_jax.core import tree
 from auditdm_jax.core.config import OVERRIDES, UserError
-from auditdm_jax.plan import chips, compiling, programs, steps, table
+from auditdm_jax.models import variants
+from auditdm_jax.plan import chips, compiling, hlo, programs, steps, table
+from auditdm_jax.rectify import recipes
 from auditdm_jax.rectify.recipes import Recipe
 from auditdm_jax.rl.draws import RolloutConfig
 from auditdm_jax.rl.grpo import GrpoConfig
@@ -150,11 +153,53 @@ def test_what_would_make_a_repair_smaller():
   found = steps.changes(run(recipe=recipe), named(steps.steps(run(), 8), "repair"), 8)
   assert [text for text, _ in found] == [
     "--config.rectify.recipe.remat=True",
-    "--config.rectify.recipe.remat=True --config.rectify.recipe.micro_rows=2",
+    "--config.rectify.recipe.remat=True --config.rectify.recipe.micro_rows=8",
   ]
   last = found[-1][1].recipe
-  assert last.remat and last.micro_rows == 2 and last.batch_size == 16
+  assert last.remat and last.micro_rows == 8 and last.batch_size == 16
   assert not steps.changes(run(recipe=last), named(steps.steps(run(), 8), "repair"), 8)
+
+
+@pytest.mark.parametrize("name", recipes.TRANSFERS)
+def test_the_repair_of_every_recipe_has_its_images_and_rows(name):
+  known = recipes.get(name)
+  target = variants.VARIANTS["paligemma2_3b_448"]
+  big = run(answering={"target": target}, layout=programs.MeshLayout({"fsdp": -1}), suffix=16)
+  (planned,) = steps.repairs(big, [name])
+  built = planned.build(jax.devices()[:1])
+  state, batch = built.args
+  res, rows = known.format.res, known.batch_size
+  patches = (res // 14) ** 2
+  tower = () if name == "gqa-448" else (rows, res, res, 3)
+  assert batch.images.shape == (tower or (rows, patches, 1152)) and batch.image is None
+  assert batch.tokens.shape == (rows, patches + known.format.text_len)
+  assert state.params["img"]["pos_embedding"].shape == (1, patches, 1152)
+  moments = {path.partition("mu/")[2] for path in tree.flatten(state.opt_state)}
+  assert ("img/embedding/kernel" in moments) == bool(tower)
+  assert planned.updates == known.num_steps(1_100_000)
+
+
+def test_a_repair_that_cannot_be_planned():
+  with pytest.raises(UserError, match="--recipes: no recipe 'chartq' .did you mean 'chartqa'"):
+    steps.repairs(run(), ["chartq"])
+  with pytest.raises(UserError, match="the target is an endpoint"):
+    steps.repairs(run(target=""), ["chartqa"])
+
+
+def test_a_plan_says_what_a_whole_repair_costs():
+  where = chips.parse("v5e:4x4")
+  (planned,) = steps.repairs(run(), ["vqav2-448"])
+  traffic = hlo.Traffic(memory=1e9, collectives={})
+  done = compiling.Compiled(16e15, 0, 4 * chips.GIB, False, (), traffic, 1.0)
+  plan = table.make(where, [(planned, done)], run_steps=10)
+  updates = round(10 * 1_100_000 / 256)
+  best = 1e15 / where.chip.flops * updates * 16 / 3600
+  worst = best + 1e9 / where.chip.memory_rate * updates * 16 / 3600
+  assert (
+    f"repair vqav2-448: {updates:,} updates, {best:.0f} to {worst:.0f} chip-hours"
+    in table.text(plan)
+  )
+  assert "a step:" not in table.text(plan)
 
 
 def configured(monkeypatch, flags_given):

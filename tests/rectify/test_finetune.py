@@ -10,12 +10,14 @@ import pytest
 from auditdm_jax.core import config as config_lib
 from auditdm_jax.core import tree
 from auditdm_jax.models import gemma, multimodal, siglip
-from auditdm_jax.rectify import finetune, recipes, rows, supervised, tuning
+from auditdm_jax.rectify import finetune, recipes, rows, supervised
 from auditdm_jax.text import tokenizer as tokenizer_lib
 from tests import drawn
 
 _WORDS = "color shape of a b c d red blue".split()
-_RECIPE = recipes.Recipe(steps=8, batch_size=8, lr=3e-3, replay=0.5, warmup=0.1)
+_RECIPE = recipes.Recipe(
+  steps=8, batch_size=8, lr=3e-3, replay=0.5, warmup=0.1, parts=recipes.NO_TOWER
+)
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +79,8 @@ def test_micro_batches_are_the_batch(model):
     **layout.rows([f"color of {x}" for x in "abcdabcd"], ["red"] * 5 + [""] * 3),
   )
   whole, halves = (
-    jax.jit(supervised.loss_and_grads, static_argnames=("config", "label_smoothing", "micro_rows"))(
-      config, params, batch, label_smoothing=0.1, micro_rows=rows
+    jax.jit(supervised.loss_and_grads, static_argnames=("config", "method"))(
+      config, params, batch, method=supervised.Method(label_smoothing=0.1, micro_rows=rows)
     )
     for rows in (0, 2)
   )
@@ -104,18 +106,6 @@ def test_loss_falls_and_only_the_tower_stays(model):
   for path in before:
     tower = path.startswith("img/") and not path.startswith("img/head")
     assert np.array_equal(before[path], after[path]) == tower or path.endswith("bias"), path
-
-
-@pytest.mark.parametrize("frozen", ["img", "llm"])
-def test_frozen_parts_stay(frozen):
-  recipe = recipes.Recipe(steps=10, batch_size=1, lr=0.1, wd=0.1, freeze=(frozen,))
-  params = {"img": {"head": {"kernel": np.ones(2)}}, "llm": {"x": {"w": np.ones(2)}}}
-  tx = tuning.optimizer(recipe, 10)
-  state = tx.init(params)
-  for _ in range(2):
-    updates, state = tx.update(params, state, params)
-  moved = {part: any(np.any(x != 0) for x in jax.tree.leaves(updates[part])) for part in params}
-  assert moved == {"img": frozen != "img", "llm": frozen != "llm"}
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(model, tmp_path, monkeypatch):
@@ -176,32 +166,12 @@ def test_gradients_that_stay_non_finite_are_an_error(model):
     )
 
 
-def test_the_optimiser_is_that_of_the_transfers():
-  recipe = recipes.Recipe(steps=100, batch_size=1, lr=0.1, wd=0.01)
-  params = {
-    "img": {"head": {"kernel": np.ones(2), "bias": np.ones(2)}},
-    "llm": {"x": {"w": np.ones(2)}},
-  }
-  tx = tuning.optimizer(recipe, 100)
-  state = tx.init(params)
-  zero = jax.tree.map(np.zeros_like, params)
-  first, state = tx.update(zero, state, params)
-  assert all(np.all(x == 0) for x in jax.tree.leaves(first))  # The warm-up starts at 0.
-  second, state = tx.update(zero, state, params)
-  np.testing.assert_allclose(
-    second["img"]["head"]["kernel"], -0.01 * tuning.schedule(recipe, 100)(1)
-  )
-  assert np.all(second["img"]["head"]["bias"] == 0) and np.all(second["llm"]["x"]["w"] == 0)
-  at = tuning.schedule(recipe, 100)
-  assert at(0) == 0 and at(5) == 1 and float(at(100)) == pytest.approx(0, abs=1e-6)
-
-
 @pytest.mark.parametrize(
   ("recipe", "replay", "message"),
   [
     (_RECIPE, None, "none was given"),
     (dataclasses.replace(_RECIPE, replay=0.0), _OLD, "some was given"),
-    (dataclasses.replace(_RECIPE, llm_dropout=0.1), _OLD, "dropout"),
+    (dataclasses.replace(_RECIPE, parts=recipes.EVERYTHING), _OLD, "trains the vision tower"),
   ],
 )
 def test_recipe_and_data_must_fit(model, recipe, replay, message):

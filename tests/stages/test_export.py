@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """export and import by their commands, on runs that no model has to answer in."""
 
-import dataclasses
 import json
 import pathlib
 
@@ -15,8 +14,7 @@ from auditdm_jax.bench import specs
 from auditdm_jax.core import pool as pool_lib
 from auditdm_jax.models import export as model_export
 from auditdm_jax.models import leaves, tensor_files, weights
-from auditdm_jax.rectify import export
-from auditdm_jax.rectify.writers import big_vision
+from auditdm_jax.rectify import export, recipes
 from auditdm_jax.stages import exporting, importing
 from auditdm_jax.text import styles
 from auditdm_jax.vlm import describe_vlm
@@ -304,13 +302,15 @@ def test_answers_to_other_questions_are_refused(root, call, tmp_path, measured):
 
 def test_styles_of_transfers():
   own = styles.COMPLETION
-  assert exporting.style_of(exporting.prompt_of("gqa"), own) == styles.PALIGEMMA
-  assert exporting.style_of(exporting.prompt_of("docvqa-448"), own) == styles.BARE
-  for name in ("cococap", "ai2d", "own", "scenes"):  # Of a caption or of options.
-    assert exporting.style_of(exporting.prompt_of(name), own) == own
-  transfer = exporting.transfer_of("ai2d", own)
-  assert (transfer.antialias, transfer.antialias_eval) == (True, False)
-  assert exporting.transfer_of("cococap", own).beam == 2
-  assert dataclasses.replace(transfer, name="x") == big_vision.Transfer(
-    name="x", style=own, antialias_eval=False, evaluator="vqa", answer_len=128
-  )
+  transfers = {
+    r: exporting.transfer_of(recipes.get(r), own) for r in (*recipes.TRANSFERS, "scenes")
+  }
+  assert transfers["gqa"].style == styles.PALIGEMMA
+  assert transfers["docvqa-448"].style == styles.BARE
+  for name in ("cococap", "ai2d", "forkme", "scenes"):  # Of a caption, of options, of none.
+    assert transfers[name].style == own
+  assert (transfers["ai2d"].antialias, transfers["ai2d"].antialias_eval) == (True, False)
+  assert transfers["cococap"].beam == 2 and transfers["cococap"].evaluator == "storepreds"
+  assert {name for name, t in transfers.items() if not t.antialias} == {
+    *("gqa", "gqa-448", "refcoco", "refcoco-448", "refcoco-896", "cococap", "cococap-448")
+  }

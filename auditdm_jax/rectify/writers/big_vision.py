@@ -198,15 +198,18 @@ def config_text(
     clip=repr(recipe.clip),
     label_smoothing=repr(recipe.label_smoothing),
     warmup=repr(recipe.warmup),
-    schedule=_schedule(recipe),
+    schedule_lines=_schedule(recipe),
     llm_dropout=repr(recipe.llm_dropout),
     evals=_evals(transfer) if has_val else "",
   )
 
 
 def _schedule(recipe: Recipe) -> str:
-  parts = {part: "None" if part in recipe.freeze else "schedule" for part in ("img", "llm")}
-  return f'[("img/.*", {parts["img"]}), ("llm/.*", {parts["llm"]})]'
+  """Returns the lines that say which parts are trained, and how fast; None = not trained."""
+  parts = ", ".join(f"({x!r}, {'None' if r is None else 'schedule'})" for x, r in recipe.parts)
+  rates = [(regex, rate) for regex, rate in recipe.parts if rate is not None]
+  mults = f"\n  c.lr_mults = {rates!r}" if any(rate != 1.0 for _, rate in rates) else ""
+  return f"c.schedule = [{parts}]{mults}"
 
 
 def _evals(transfer: Transfer) -> str:

@@ -69,7 +69,7 @@ def get_config(arg=None):
   c.grad_clip_norm = $clip
   c.label_smoothing = $label_smoothing
   schedule = dict(decay_type="cosine", warmup_percent=$warmup)
-  c.schedule = $schedule
+  $schedule_lines
 
   c.evals = {}
 $evals

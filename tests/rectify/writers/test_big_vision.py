@@ -193,10 +193,14 @@ def test_a_transfer_may_resize_otherwise_and_search(tmp_path, run_config):
 
 
 def test_frozen_parts_have_no_schedule_and_steps_replace_epochs(tmp_path, run_config):
-  recipe = recipes.Recipe(steps=7, batch_size=8, lr=1e-4, freeze=("img",))
+  recipe = recipes.Recipe(steps=7, batch_size=8, lr=1e-4, parts=recipes.NO_IMAGE_PART)
   write(tmp_path / "out", collect(val_share=0), recipe=recipe)
   c = run_config(tmp_path / "out")
   assert c.schedule[0] == ("img/.*", None) and c.schedule[1][1] and c.total_steps == 7
+  assert "lr_mults" not in c
+  recipe = dataclasses.replace(recipe, parts=(("img/.*", None), ("llm/.*", 0.5)))
+  write(tmp_path / "slow", collect(val_share=0), recipe=recipe)
+  assert run_config(tmp_path / "slow").lr_mults == (("llm/.*", 0.5),)
   assert "total_epochs" not in c and not c.evals
 
 
