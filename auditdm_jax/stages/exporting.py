@@ -195,7 +195,9 @@ def target_style(ctx: Context) -> Style:
 
 
 def _to_chat(write: Callable[..., Mapping[str, Any]]) -> Callable[..., tuple[bool, Exported]]:
-  def to(ctx: Context, output: pathlib.Path, options: Options, exported: Exported):
+  def to(
+    ctx: Context, output: pathlib.Path, options: Options, exported: Exported
+  ) -> tuple[bool, Exported]:
     style = target_style(ctx)
     header = _header(ctx, options, style=style)
 

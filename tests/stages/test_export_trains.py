@@ -101,6 +101,7 @@ def test_three_steps_and_back(tmp_path, recipe, style, metric):
     limit = {"chartqa": 48, "gqa-448": 32}[recipe]
     ours = back.answer(pictures, [row["prefix"] for row in rows], max_new_tokens=limit)
     lower = (lambda text: text.lower()) if recipe == "chartqa" else str
-    same = [lower(a) == said[row["id"]] for a, row in zip(ours, rows, strict=True)]
+    # A blank in front, which `answer` takes off, is of the first word's piece.
+    same = [lower(a) == said[row["id"]].strip() for a, row in zip(ours, rows, strict=True)]
     print(f"{recipe}: {sum(same)} of {len(same)} greedy answers are big_vision's own")
     assert sum(same) >= len(same) - 1  # Its cache is in bf16, and ties are possible.

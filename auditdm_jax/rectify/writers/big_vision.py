@@ -18,7 +18,6 @@ import json
 import math
 import os
 import pathlib
-import pprint
 import shutil
 from types import MappingProxyType
 from typing import Any, Literal
@@ -183,9 +182,9 @@ def config_text(
     model_init=repr(model.init) if model.init else f'os.path.join(HERE, "{MODEL}")',
     tokenizer=f'os.path.join(HERE, "{TOKENIZER}")' if beside else repr(model.tokenizer),
     tokensets=repr(model.tokensets),
-    img=pprint.pformat(_img(model.config)),
-    llm=pprint.pformat({"variant": variant, "vocab_size": rows_of(model.config)}),
-    sizes=bv_template.SIZES.substitute(sizes=pprint.pformat(sizes)) if sizes else "\n",
+    img=repr(_img(model.config)),
+    llm=repr({"variant": variant, "vocab_size": rows_of(model.config)}),
+    sizes=_sizes_lines(sizes) if sizes else "\n",
     res=model.config.tower.image_size,
     text_len=text_len,
     longest=longest,
@@ -202,6 +201,11 @@ def config_text(
     llm_dropout=repr(recipe.llm_dropout),
     evals=_evals(transfer) if has_val else "",
   )
+
+
+def _sizes_lines(sizes: Mapping[str, Any]) -> str:
+  lines = "\n".join(f"    {key}={value!r}," for key, value in sizes.items())
+  return bv_template.SIZES.substitute(sizes=lines)
 
 
 def _schedule(recipe: Recipe) -> str:

@@ -19,7 +19,8 @@ import jax
 import numpy as np
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-MODEL_INIT = $model_init  # An f32 npz: at lr 1e-5 most bf16 weights would not move.
+# In f32: at lr 1e-5 most bf16 weights would not move.
+MODEL_INIT = $model_init
 TOKENIZER_FILE = $tokenizer
 TOKENIZER = f"gemma(tokensets=$tokensets, model={TOKENIZER_FILE!r})"
 RES = $res
@@ -98,7 +99,9 @@ _published = bv_gemma.get_config
 
 
 def _sizes(variant):
-  own = $sizes
+  own = dict(
+$sizes
+  )
   return ml_collections.ConfigDict(own) if variant == own["variant"] else _published(variant)
 
 
