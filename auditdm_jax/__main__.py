@@ -31,6 +31,8 @@ _TOOLS = {
   "answer",
   "compare",
   "convert",
+  "export",
+  "import",
   "label",
   "leaks",
   "minimise",

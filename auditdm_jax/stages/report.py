@@ -36,13 +36,8 @@ from auditdm_jax.core import paths, runtime
 from auditdm_jax.stages import methods, screen, shown, suite
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import ModeRow, Verified
-<<<<<<< HEAD
 from auditdm_jax.stages.rounds import is_training
-from auditdm_jax.stages.sections import CONTROLS
-=======
-from auditdm_jax.stages.run import TRAIN
 from auditdm_jax.stages.sections import CONTROLS, REWARDED
->>>>>>> 80a85e56df4d3dbfc9411a35c2a4e1cc15563b2d
 from auditdm_jax.stages.summarise import Round, summarise
 
 CARDS = 8  # per mode

@@ -10,8 +10,9 @@ from PIL import Image
 import pytest
 
 from auditdm_jax.core.config import UserError
-from auditdm_jax.stages import discover, loop, rectify, verify
+from auditdm_jax.stages import discover, loop, verify
 from auditdm_jax.stages.context import Context
+from auditdm_jax.stages.examples import from_failures
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -76,7 +77,7 @@ def test_a_key_that_nobody_reads_is_refused_at_once(config, tmp_path):
   [
     (discover.run, "train"),
     (verify.run, "discover"),
-    (rectify.from_failures, "verify"),
+    (from_failures, "verify"),
   ],
 )
 def test_a_stage_without_the_one_before_says_which(config, tmp_path, run, first):
