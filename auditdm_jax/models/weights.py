@@ -230,7 +230,7 @@ def _open_bare(path: pathlib.Path, model: VlmConfig | None, dtype: Any) -> Opene
   header = _header_beside(found)
   if model is None and header is not None:
     config = _config(header, found.parent)
-    return Opened(config, flat, _extras(header), side)
+    return Opened(config, big_vision.join(flat), _extras(header), side)
   origin = {"format": format}
   if model is None:
     model, origin["inferred"] = big_vision.infer(flat, str(path))
@@ -272,15 +272,13 @@ def _native_tree(path: pathlib.Path, header: Mapping[str, Any], dtype: Any) -> d
     return tensor_files.read_orbax(path / name)
   if big_vision.find(path / name) is None:
     raise UserError(f"{path}/config.json: weights {name!r} is neither an npz file nor of Orbax")
-  return big_vision.read(path / name, dtype)
+  return big_vision.join(big_vision.read(path / name, dtype))
 
 
 def _open_hf(path: pathlib.Path, header: dict[str, Any], dtype: Any) -> Opened:
   config = hf_config.read_config(header, where=f"{path}/config.json")
-  tensors = read_safetensors(path)
-  layout = dataclasses.asdict(hf.detect_layout(tensors, where=str(path)))
-  origin = {"format": "hf", "layout": layout, "config": header}
-  flat = hf.to_ours(config, tensors, where=str(path), dtype=dtype)
+  flat = hf.to_ours(config, read_safetensors(path), where=str(path), dtype=dtype)
+  origin = {"format": "hf", "config": header}
   return Opened(config, flat, {"origin": origin}, side_files(path))
 
 

@@ -8,7 +8,7 @@ Gemma 3 has no published recipe for short answers, so its own is put together. T
 stays frozen, as in Gemma 3's training (arXiv:2503.19786, section 2.1). Learning rate, epochs and
 schedule are those that LLaMA-Factory fine-tunes the whole decoder of a chat model with images by
 (examples/train_full/qwen2_5vl_full_sft.yaml), the batch is that of Megatron-Bridge for Gemma 3
-(recipes/gemma3_vl). That the projector trains, that nothing decays and the micro-batches are ours.
+(recipes/gemma3_vl). That the projector trains and that nothing decays is ours.
 Learning rates of LoRA recipes, 2e-4 and the like, are not for training whole matrices.
 """
 
@@ -252,10 +252,9 @@ _OF_GEMMA3 = [
     lr=1e-5,
     warmup=0.1,
     parts=NO_TOWER,
-    micro_rows=rows,
     remat=True,
   )
-  for size, rows in (("4b", 0), ("12b", 16))
+  for size in ("4b", "12b")
 ]
 
 # The worlds' small models, which share a tower.

@@ -45,13 +45,14 @@ from auditdm_jax.stages import (
 )
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import REPAIRED, Controlled, Empty, RepairedModel, Repairs, Searched
+from auditdm_jax.stages.sections import REWARDED
 from auditdm_jax.stages.summarise import nothing_new
 from auditdm_jax.stages.truth import coverage, modes_of
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
   with Context(config, workdir, "loop") as ctx:
-    screen.show(run(ctx), ctx.folder.path)
+    screen.show(run(ctx), ctx.folder.path, spent=ctx.spent())
   return 0
 
 
@@ -196,7 +197,8 @@ def repair(ctx: Context) -> Repairs:
     ctx.folder.append_examples(name, examples)
     labels = labelled.label_precision(ctx, examples)
     print(f"  {name}: {evaluate.labels(len(examples), labels)}", flush=True)
-    model = ctx.models.answering(rectify.repair(ctx, name, examples, replay))
+    tune = rectify.repair_by_reward if name == REWARDED else rectify.repair
+    model = ctx.models.answering(tune(ctx, name, examples, replay))
     table = suite.benchmark(ctx, model, ctx.folder.repaired(name), role=ctx.round.role(name))
     sources = {source: len(part) for source, part in chosen.examples.items()}
     models[name] = RepairedModel(table, len(examples), sources, labels, chosen.left_out)
@@ -213,4 +215,6 @@ def _arms(ctx: Context) -> dict[str, rectify.Chosen]:
     parts = {**repaired.examples, "earlier rounds": earlier}
     return {REPAIRED: dataclasses.replace(repaired, examples=parts)}
   beside = {name: rectify.by_strategy(ctx, s) for name, s in config.beside.items()}
+  if config.answering.optim.steps:
+    beside[REWARDED] = repaired
   return {REPAIRED: repaired, **rectify.controls(ctx, repaired), **beside}

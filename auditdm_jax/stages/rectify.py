@@ -8,6 +8,7 @@ same recipe and replay:
   control_mined    failures among random questions, at equal total queries (GRPO's included), taken
                    as evenly over modes as the auditor's
   NAME             further strategies, `rectify.beside`
+  repaired_grpo    the examples of `repaired`, by GRPO, if `rectify.answering.optim.steps` is not 0
 
 In the controls random questions take the place of failures; labelled ones are the same. The loop
 trains all of them, in later rounds the first one; this stage by itself repairs from the failures.
@@ -17,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import pathlib
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -30,10 +32,11 @@ from auditdm_jax.rectify.curate import TrainingExample
 from auditdm_jax.rectify.examples import ListedExamples
 from auditdm_jax.rectify.recipes import Recipe
 from auditdm_jax.rectify.strategy import StrategyConfig, confident
-from auditdm_jax.stages import sources
+from auditdm_jax.stages import rewarded, sources
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import REPAIRED, Bootstrapped, Verified
 from auditdm_jax.stages.run import BOOTSTRAP, VERIFY
+from auditdm_jax.stages.sections import REWARDED
 from auditdm_jax.vlm import Vlm, save_vlm
 
 MAX_REPLAY = 6_000
@@ -47,8 +50,12 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> int:
     examples = by_strategy(ctx, ctx.settings.rectify.strategy).all
     if not examples:
       raise UserError(f"{ctx.folder.path}: no failure was verified, so there is nothing to repair")
-    repair(ctx, "repaired", examples, replay_examples(ctx, len(examples)))
+    replay = replay_examples(ctx, len(examples))
+    repair(ctx, REPAIRED, examples, replay)
     print(f"repaired target: {ctx.folder.repaired()}")
+    if ctx.settings.rectify.answering.optim.steps:
+      repair_by_reward(ctx, REWARDED, examples, replay)
+      print(f"and by GRPO: {ctx.folder.repaired(REWARDED)}")
   return 0
 
 
@@ -74,11 +81,23 @@ def repair(
     seed=ctx.settings.seed,
     mesh=ctx.models.mesh,
   )
-  model = target.with_params(result.params, name=name)
+  return _save(ctx, name, result.params, len(examples))
+
+
+def repair_by_reward(
+  ctx: Context, name: str, examples: Sequence[TrainingExample], replay: Sequence[TrainingExample]
+) -> Vlm:
+  """As `repair`, by GRPO: what is rewarded is an answer that the judge takes for the label."""
+  return _save(ctx, name, rewarded.tuned(ctx, name, examples, replay), len(examples))
+
+
+def _save(ctx: Context, name: str, params: Any, examples: int) -> Vlm:
+  """Saves the target with these parameters as rectify/<name>."""
+  folder, model = ctx.folder.repaired(name), ctx.models.weights.with_params(params, name=name)
   extras = {k: v for k, v in model.extras.items() if k != "tower"}
   if runtime.is_main():
     with paths.writing(folder) as local:
-      save_vlm(local, dataclasses.replace(model, extras=extras | {"examples": len(examples)}))
+      save_vlm(local, dataclasses.replace(model, extras=extras | {"examples": examples}))
   runtime.barrier()
   return model
 

@@ -3,6 +3,10 @@
 
 It tells what is there once the stage verify is done, and names what was not measured. Run again
 after more stages, it has theirs too.
+
+Reads:  everything in WORKDIR.
+Writes: WORKDIR/summary.json and WORKDIR/report.
+Costs:  no model is asked; images of pages are written.
 """
 
 from collections import Counter
@@ -32,8 +36,13 @@ from auditdm_jax.core import paths, runtime
 from auditdm_jax.stages import methods, screen, shown, suite
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import ModeRow, Verified
-from auditdm_jax.stages.run import TRAIN
+<<<<<<< HEAD
+from auditdm_jax.stages.rounds import is_training
 from auditdm_jax.stages.sections import CONTROLS
+=======
+from auditdm_jax.stages.run import TRAIN
+from auditdm_jax.stages.sections import CONTROLS, REWARDED
+>>>>>>> 80a85e56df4d3dbfc9411a35c2a4e1cc15563b2d
 from auditdm_jax.stages.summarise import Round, summarise
 
 CARDS = 8  # per mode
@@ -50,6 +59,7 @@ REPAIR_NOTES = {
   "larger_sibling": "as it is",
   "control_random": "with random questions that have a consensus",
   "control_mined": "with failures among random questions",
+  REWARDED: "by GRPO",
 }
 SOURCE_NOTES = {
   "labelled": "labelled questions",
@@ -61,7 +71,7 @@ SOURCE_NOTES = {
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
   with Context(config, workdir, "report") as ctx:
-    screen.show(run(ctx), ctx.folder.path)
+    screen.show(run(ctx), ctx.folder.path, spent=ctx.spent())
   return 0
 
 
@@ -105,7 +115,7 @@ def _write(ctx: Context, done: Round, summary: Summary) -> None:
     health=done.evaluated.health if done.evaluated else None,
     finds=_finds(ctx, verified, failures, linked, summary.compared.not_looked_at),
     ledger=shown.ledger(ctx.folder.path),
-    cost=shown.cost(manifest, summary.seconds),
+    cost=shown.cost(ctx.spent(), summary.seconds),
     too_small=shown.too_small(summary, verified),
     code=shown.code(manifest),
     not_measured=methods.not_measured(ctx, done, summary, failures),
@@ -314,7 +324,7 @@ def _opinion(f: Failure) -> tuple[str, str | None]:
 
 def _arm(f: Failure) -> str:
   """What loop.summarise calls the arm that found it."""
-  return "grpo" if f.probe.arm == TRAIN else f.probe.arm
+  return "grpo" if is_training(f.probe.arm) else f.probe.arm
 
 
 def _reproduce(ctx: Context, f: Failure) -> str:
@@ -386,7 +396,7 @@ def _rectify(summary: Summary) -> list[report_data.RectifyRow]:
   spent = summary.queries
   queries = {"control_mined": spent.control_random}
   for name, row in summary.rectify.items():
-    if row.examples is not None and name not in CONTROLS:
+    if name not in (suite.BASELINE, suite.LARGER, *CONTROLS):
       queries[name] = spent.total + ("bootstrapped" in row.sources) * spent.bootstrap
   return [
     report_data.RectifyRow(

@@ -27,6 +27,7 @@ from auditdm_jax.rectify import curate as curate_lib
 from auditdm_jax.rectify import recipes
 from auditdm_jax.rectify.strategy import StrategyConfig
 from auditdm_jax.rectify.tune import TuneConfig
+from auditdm_jax.rl.answering import AnsweringConfig
 from auditdm_jax.rl.draws import RolloutConfig
 from auditdm_jax.rl.grpo import GrpoConfig
 from auditdm_jax.rl.reward import RewardConfig
@@ -289,7 +290,9 @@ class UnlabelledConfig:
     check(vars(self), "rectify.unlabelled", "probes", "auditors", least=1)
 
 
+REWARDED = "repaired_grpo"  # The model that GRPO repairs, from the examples of the repaired one.
 CONTROLS = ("control_random", "control_mined")  # Models that a repaired one is compared with.
+_TAKEN = ("repaired", REWARDED, *CONTROLS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,6 +309,7 @@ class RectifyConfig:
     labelled: the target's own labelled set.
     unlabelled: the pool of a bootstrapped strategy.
     tune: how the fine-tuning is watched and stored.
+    answering: GRPO on the examples of the repaired target, which makes one more model in round 1.
   """
 
   recipe: recipes.Recipe
@@ -317,14 +321,15 @@ class RectifyConfig:
   labelled: LabelledConfig = LabelledConfig()
   unlabelled: UnlabelledConfig = UnlabelledConfig()
   tune: TuneConfig = TuneConfig()
+  answering: AnsweringConfig = AnsweringConfig()
 
   def __post_init__(self):
     check(vars(self), "rectify", "length", "suffix", least=1)
     for name in self.beside:
-      if not re.fullmatch("[a-z][a-z0-9_]{0,40}", name) or name in ("repaired", *CONTROLS):
+      if not re.fullmatch("[a-z][a-z0-9_]{0,40}", name) or name in _TAKEN:
         raise UserError(
           f"config.rectify.beside: {name!r} names no model; letters, digits and _ are right, and"
-          f" repaired, {' and '.join(CONTROLS)} are taken"
+          f" {', '.join(_TAKEN)} are taken"
         )
 
   @property
@@ -411,6 +416,7 @@ class AuditConfig:
     check(vars(self), "config", "seed", least=0, below=2**32)
     models = self.models
     self._check_endpoints()
+    self._check_trained_on()
     ensemble = (models.target, *models.references)
     outside = self.verify.model
     if outside and _name(outside) in map(_name, ensemble):
@@ -431,6 +437,23 @@ class AuditConfig:
       if name not in known:
         raise UserError(
           f"config.bank.styles: no model {name!r}{did_you_mean(name, known)}; {', '.join(known)}"
+        )
+
+  def _check_trained_on(self) -> None:
+    """Checks that no repair trains on a split that it is measured on.
+
+    Raises:
+      UserError: one does.
+    """
+    measured = {self.pool.heldout, self.pool.fresh} - {"", self.pool.images}
+    for key, section in (
+      ("labelled", self.rectify.labelled),
+      ("unlabelled", self.rectify.unlabelled),
+    ):
+      if section.dataset in ("", self.pool.dataset) and section.split in measured:
+        raise UserError(
+          f"config.rectify.{key}.split: repairs are measured on {section.split!r} of this data set;"
+          f" name another split, such as {self.pool.images!r}"
         )
 
   @property

@@ -47,6 +47,11 @@ def test_styles_are_those_of_the_models_and_go_into_the_manifest(config, tmp_pat
   with Context(config, tmp_path / "run", "train") as ctx:
     image = np.zeros((64, 64, 3), np.uint8)
     ctx.models.bank().answers([image], ["what color is the background"])
+    assert ctx.spent()["answers/ref_gemma3"] == 1
+  with Context(config, tmp_path / "run", "verify") as ctx:
+    ctx.models.bank().answers([image], ["what color is the circle"])
+    assert ctx.spent()["answers/ref_gemma3"] == 2  # Of the stage before, and of this one so far.
+    assert "seconds" not in ctx.spent()
   stage = json.loads((tmp_path / "run/manifest.json").read_text())["stages"]["train"]
   asked = {name: style["name"] for name, style in stage["styles"].items()}
   assert asked == {"target_easy": "plain", "ref_paligemma2": "plain", "ref_gemma3": "mine"}
