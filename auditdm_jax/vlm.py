@@ -71,13 +71,13 @@ def _with_ways(path: pathlib.Path, loaded: Loaded, *, mesh: Mesh | None, dtype: 
   folder = weights.side_folder(path)
   tokenizer = _tokenizer(folder, config)
   where = f"{folder}/config.json"
-  own = {key: extras.pop(key) for key in _OWN if key in extras}
+  own: dict[str, Any] = {key: extras.pop(key) for key in _OWN if key in extras}
   if origin == "hf":
     own = _hf_ways(folder, config, tokenizer) | own
   elif origin != "native":
     style = styles.style_for(path.resolve().name, paligemma=True, has_turns=False)
     ways = {"template": prompts_lib.PALIGEMMA, "stop": [_EOS], "pixels": _BIG_VISION}
-    own = ways | {"style": style} | own
+    own = {**ways, "style": style, **own}
   template, stop = own.get("template"), own.get("stop")
   if not isinstance(template, str) or not isinstance(stop, list) or not stop:
     raise UserError(f"{where}: needs a 'template' and a list 'stop' of tokens")

@@ -147,7 +147,9 @@ class Firewall:
     for image_id in images:
       if image_id in self.reserved:
         return f"image {image_id} is held out for evaluation"
-    for image_id in images if self.index is not None else ():
+    if self.index is None:
+      return ""
+    for image_id in images:
       if hits := self.index.hits(load(image_id), sourced.example.question):
         return f"image {image_id} looks like that of {hits[0].source} {hits[0].item_id}"
     return ""

@@ -285,7 +285,8 @@ def score(ctx: Context, folder: pathlib.Path, path: pathlib.Path, *, model: Mode
     missing, strange = sorted(ids - said.keys()), sorted(said.keys() - ids)
     what = f"no answer to {missing[0]}" if missing else f"{strange[0]!r:.80} is no question there"
     raise UserError(f"{path}: not the answers to the {len(ids)} questions of {folder}: {what}")
-  store, kept = (kind(ctx.folder.path / SCORES) for kind in (PredictionStore, ResultStore))
+  place = ctx.folder.path / SCORES
+  store, kept = PredictionStore(place), ResultStore(place)
   rows = [_prediction(questions, item, said[item.item_id], model) for item in questions.items]
   settled = store.settled()
   store.append([row for row in rows if row.key not in settled])
