@@ -5,6 +5,11 @@
    measured on, to the repaired target. Each is compared with the target of the round that found it.
 2. The same probes outside all modes: what the repair made worse.
 3. The auditor of the round against the repaired target.
+
+Reads:  WORKDIR/verify, WORKDIR/auditors, WORKDIR/rectify/repaired.
+Writes: WORKDIR/reaudit and the next round's records.
+Costs:  config.round2.steps steps of GRPO, config.discover.search_probes probes, and the fresh
+        probes once more.
 """
 
 import pathlib
