@@ -6,10 +6,9 @@
 2. The same probes outside all modes: what the repair made worse.
 3. The auditor of the round against the repaired target.
 
-Reads:  WORKDIR/verify, WORKDIR/auditors, WORKDIR/rectify/repaired.
-Writes: WORKDIR/reaudit and the next round's records.
-Costs:  config.round2.steps steps of GRPO, config.discover.search_probes probes, and the fresh
-        probes once more.
+Reads:  WORKDIR/verify and WORKDIR/fresh of this and earlier rounds, WORKDIR/auditors, the repair.
+Writes: WORKDIR/reaudit.
+Costs:  the fresh probes of all rounds once more, and config.discover.search_probes probes.
 """
 
 import pathlib
