@@ -4,6 +4,11 @@
 1. Several stored auditors ask about the pool's images; no label of the pool is looked at.
 2. Finds that the audit does not have are verified as its own are, except for V2 by an oracle.
 3. Those whose consensus is sure enough are kept; `rectify.strategy` says what is sure.
+
+Reads:  the pool of images, WORKDIR/auditors.
+Writes: WORKDIR/bootstrap.
+Costs:  the questions of several auditors about the pool that config.rectify.unlabelled names, and
+        the verification of their finds.
 """
 
 import dataclasses

@@ -13,6 +13,11 @@
   8. report      the same pages again, with repairs and rounds; summary.json and a table
 
 Every stage leaves a done.json; the same command run again continues where it stopped.
+
+Reads:  the config, the models, the data set.
+Writes: WORKDIR, with WORKDIR/report/index.html (docs/run-folder.md).
+Costs:  all of its stages, see their helps; minutes for configs/scenes.py on two CPU cores. `plan`
+        and `doctor` say more of larger ones.
 """
 
 from collections.abc import Mapping, Sequence

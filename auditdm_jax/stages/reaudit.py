@@ -5,6 +5,10 @@
    measured on, to the repaired target. Each is compared with the target of the round that found it.
 2. The same probes outside all modes: what the repair made worse.
 3. The auditor of the round against the repaired target.
+
+Reads:  WORKDIR/verify and WORKDIR/fresh of this and earlier rounds, WORKDIR/auditors, the repair.
+Writes: WORKDIR/reaudit.
+Costs:  the fresh probes of all rounds once more, and config.discover.search_probes probes.
 """
 
 import pathlib

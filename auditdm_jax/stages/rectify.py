@@ -12,6 +12,10 @@ same recipe and replay:
 
 In the controls random questions take the place of failures; labelled ones are the same. The loop
 trains all of them, in later rounds the first one; this stage by itself repairs from the failures.
+
+Reads:  WORKDIR/verify, and the target's weights.
+Writes: WORKDIR/rectify/repaired.
+Costs:  fine-tuning of the target by config.rectify.recipe; `plan` says more.
 """
 
 from collections.abc import Iterable, Sequence

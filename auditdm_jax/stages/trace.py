@@ -4,6 +4,10 @@
 Its modes come from its own attempts alone. They are traced to the earlier ones by their members,
 and their fresh probes go to the target of the round before as well, see `audit.rounds`. A round
 that finds no mode that is new to the audit is the last one.
+
+Reads:  WORKDIR/rounds/N, whose failures are verified, and the rounds before.
+Writes: WORKDIR/rounds/N/trace.
+Costs:  the fresh probes of the round's modes, put to the target of the round before.
 """
 
 from collections import Counter
