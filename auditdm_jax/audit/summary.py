@@ -173,8 +173,12 @@ class CurvePoint:
 
 @dataclasses.dataclass(frozen=True)
 class Queries:
-  """How often the models were asked; completions that repeat a probe of their step count once in
-  `grpo_distinct`. Probes about an unlabelled pool (`bootstrap`) are not in the total.
+  """How many questions about an image the audit put to the models together.
+
+  Completions that repeat a probe of their step count once in `grpo_distinct`. How often each model
+  answered, also in benchmarks, verification and controls, is `cost` in the manifest.
+
+  Probes about an unlabelled pool (`bootstrap`) are not in the total.
   """
 
   grpo: int

@@ -21,12 +21,6 @@ import ml_collections
 T = TypeVar("T")
 _NAME = re.compile(r"[A-Za-z_][\w-]*")  # Not a path, which may be a key too.
 
-# Of the flag --config: keys that a file leaves at their defaults can be given too. What is no key
-# of a section, `build` refuses.
-OVERRIDES: Mapping[str, Any] = types.MappingProxyType(
-  {"lock_config": False, "accept_new_attributes": True}
-)
-
 
 class UserError(ValueError):
   """A mistake the user can mend; `__main__` prints it as text, without a traceback."""

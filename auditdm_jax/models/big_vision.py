@@ -7,6 +7,11 @@ Our tree is big_vision's, so most names map to themselves. What differs is taken
     img/Transformer/encoderblock_7/…           one array per layer, of an unscanned model: stacked
     llm/layers/7/…
     llm/layers/attn/qkv_einsum/w [L,3,N,D,H]   as many kv-heads as heads: q_einsum and kv_einsum
+    hf_rows/llm/embedder/input_embedding       rows that Hugging Face adds to a full vocabulary
+
+The last is ours. big_vision's loader takes what is below params/ and leaves the rest of an npz, so
+that its trainers see the vocabulary they know, and a model from Hugging Face is itself again after
+the way back.
 
 A checkpoint has no config. Sizes are read off the shapes; what no shape tells is what big_vision
 sets for the Gemma whose shapes they are (models/ppp/gemma.py).
@@ -31,6 +36,7 @@ _PREFIXES = ("params/", "opt/target/")
 _LAYER = re.compile(r"(img/Transformer/encoderblock|llm/layers)[_/](\d+)/(.+)")
 _QKV, _Q, _KV = (f"llm/layers/attn/{name}_einsum/w" for name in ("qkv", "q", "kv"))
 _EMBEDDING = "llm/embedder/input_embedding"
+_ADDED = f"hf_rows/{_EMBEDDING}"
 _HEAD = "llm/embedder/output_embedding"  # Only in a model whose head is not tied.
 _POSITIONS = "img/pos_embedding"
 VOCAB = 256_000 + 1024 + 128  # Gemma's pieces, <loc0000> to <loc1023>, <seg000> to <seg127>.
@@ -76,7 +82,7 @@ def find(path: pathlib.Path) -> pathlib.Path | None:
 
 
 def read(path: pathlib.Path, dtype: Any = None) -> dict[str, Leaf]:
-  """Reads what `find` found, as leaves of our tree.
+  """Reads what `find` found, as leaves of our tree, with added rows still by themselves.
 
   Args:
     path: the file or folder.
@@ -95,8 +101,11 @@ def read(path: pathlib.Path, dtype: Any = None) -> dict[str, Leaf]:
 def to_ours(tensors: Mapping[str, Leaf], dtype: Any = None) -> dict[str, Leaf]:
   """Renames, stacks and splits arrays of big_vision to leaves of our tree.
 
-  Layers in several dtypes are cast to `dtype`; None refuses them.
+  Layers in several dtypes are cast to `dtype`; None refuses them. Added rows keep their name, and
+  `join` appends them to the others once the sizes are known.
   """
+  added = {k: v for k, v in tensors.items() if k == _ADDED}
+  tensors = {k: v for k, v in tensors.items() if k not in added}
   for prefix in _PREFIXES:
     if any(name.startswith(prefix) for name in tensors):
       # Besides the parameters, a trainer keeps its optimizer and its clock.
@@ -115,13 +124,31 @@ def to_ours(tensors: Mapping[str, Leaf], dtype: Any = None) -> dict[str, Leaf]:
     out[name] = leaves.stack([parts[i] for i in sorted(parts)], dtype)
   if _QKV in out:
     out[_Q], out[_KV] = _split(out.pop(_QKV))
-  return {name: out[name] for name in sorted(out)}
+  return {name: out[name] for name in sorted(out)} | added
+
+
+def join(tree: Mapping[str, Leaf]) -> dict[str, Leaf]:
+  """Returns the tree with added rows at the end of the embedding, if there are any.
+
+  Raises:
+    UserError: they are not as wide as the embedding.
+  """
+  tree = dict(tree)
+  added = tree.pop(_ADDED, None)
+  if added is None or _EMBEDDING not in tree:
+    return tree
+  table = tree[_EMBEDDING]
+  if len(added.shape) != 2 or added.shape[1:] != table.shape[1:]:
+    raise UserError(f"{added.source}: expected (rows, {table.shape[-1]}), got {added.shape}")
+  tree[_EMBEDDING] = _append(table, leaves.cast(added, table.dtype))
+  return tree
 
 
 def from_ours(config: VlmConfig, tree: Mapping[str, Leaf]) -> dict[str, Leaf]:
   """Names the leaves of our tree as big_vision's trainers want them, "params/…".
 
-  Leaves out the rows that Hugging Face adds to a full vocabulary, from the image token on.
+  The rows that Hugging Face adds to a full vocabulary, from the image token on, get a name of their
+  own, which big_vision does not look at.
 
   Raises:
     UserError: big_vision has no such model.
@@ -130,9 +157,12 @@ def from_ours(config: VlmConfig, tree: Mapping[str, Leaf]) -> dict[str, Leaf]:
   out = dict(tree)
   if config.text.num_heads == config.text.num_kv_heads:
     out[_QKV] = _join(out.pop(_Q), out.pop(_KV))
-  if config.image_token_id == VOCAB:
-    out[_EMBEDDING] = dataclasses.replace(out[_EMBEDDING], shape=(VOCAB, config.text.width))
-  return {f"params/{name}": out[name] for name in sorted(out)}
+  added = {}
+  if config.image_token_id == VOCAB < config.text.vocab_size:
+    table = out[_EMBEDDING]
+    out[_EMBEDDING] = _rows(table, 0, VOCAB)
+    added[_ADDED] = _rows(table, VOCAB, table.shape[0])
+  return {f"params/{name}": out[name] for name in sorted(out)} | added
 
 
 def _check_known(config: VlmConfig, tree: Mapping[str, Leaf]) -> None:
@@ -219,14 +249,15 @@ def fit(config: VlmConfig, tree: Mapping[str, Leaf]) -> tuple[VlmConfig, dict[st
   """Returns the config and the tree, made to fit each other in the two things that may differ.
 
   Position embeddings of another resolution are resampled. A full vocabulary may lack the rows that
-  Hugging Face has added, from the image token on.
+  Hugging Face has added, from the image token on; where they are given, they are `join`ed.
   """
-  tree = dict(tree)
+  tree = join(tree)
   positions = tree.get(_POSITIONS)
   if config.vision is not None and positions is not None and len(positions.shape) == 3:
     tree[_POSITIONS] = _resize_positions(positions, config.vision.num_patches)
-  if _EMBEDDING in tree and tree[_EMBEDDING].shape[0] == VOCAB == config.image_token_id:
-    config = dataclasses.replace(config, text=dataclasses.replace(config.text, vocab_size=VOCAB))
+  if _EMBEDDING in tree and tree[_EMBEDDING].shape[0] >= VOCAB == config.image_token_id:
+    rows = tree[_EMBEDDING].shape[0]
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, vocab_size=rows))
   return config, tree
 
 
@@ -257,6 +288,28 @@ def _resize_positions(leaf: Leaf, patches: int) -> Leaf:
     return grid.reshape(1, patches, -1).astype(leaf.dtype)[index]
 
   return Leaf((1, patches, leaf.shape[2]), leaf.dtype, read, leaf.source)
+
+
+def _rows(leaf: Leaf, first: int, last: int) -> Leaf:
+  """Returns rows `first` to `last` - 1 of a matrix."""
+
+  def read(index: Index) -> np.ndarray:
+    return leaf.read((slice(first + index[0].start, first + index[0].stop), index[1]))
+
+  return dataclasses.replace(leaf, shape=(last - first, *leaf.shape[1:]), read=read)
+
+
+def _append(leaf: Leaf, added: Leaf) -> Leaf:
+  """Returns a matrix with the rows of both."""
+  old = leaf.shape[0]
+
+  def read(index: Index) -> np.ndarray:
+    first, last = index[0].start, index[0].stop
+    upper = leaf.read((slice(min(first, old), min(last, old)), index[1]))
+    lower = added.read((slice(max(first - old, 0), max(last - old, 0)), index[1]))
+    return np.concatenate([upper, lower])
+
+  return dataclasses.replace(leaf, shape=(old + added.shape[0], *leaf.shape[1:]), read=read)
 
 
 def _grow(leaf: Leaf, rows: int) -> Leaf:

@@ -8,6 +8,7 @@ name when it is whole, and not at all if anything fails.
 from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
+import logging
 import os
 import pathlib
 import shutil
@@ -50,26 +51,28 @@ def write_big_vision(path: pathlib.Path, opened: Opened, *, tick: Tick = no_prog
     with _new(path) as file:
       tensor_files.write_npz(file, tensors, tick=tick)
     return
-  rows = tensors["params/llm/embedder/input_embedding"].shape[0]
-  text = dataclasses.replace(opened.config.text, vocab_size=rows)
   with _new_folder(path) as folder:
     tensor_files.write_npz(folder / "model.npz", tensors, tick=tick)
-    config = dataclasses.replace(opened.config, text=text)
-    _write_rest(folder, dataclasses.replace(opened, config=config), weights="model.npz")
+    _write_rest(folder, opened, weights="model.npz")
 
 
 def write_hf(path: pathlib.Path, opened: Opened, *, tick: Tick = no_progress) -> None:
-  """Writes a folder for transformers; what came from one has its config.json and names again."""
+  """Writes a folder for transformers, vLLM and what else reads a released checkpoint.
+
+  Tensors are named as in the released ones. What came from transformers has its config.json again.
+  If transformers 5 wrote it, it also says in the words of older readers what they look for.
+  """
   config, flat = opened.config, dict(opened.tree)
-  origin = opened.extras["origin"]
+  origin, made = opened.extras["origin"], None
   # What came from Hugging Face without such a row has none again.
   if config.image_token_id >= config.text.vocab_size and not _is_still(origin, config):
+    made = config.text.vocab_size
     config, flat = big_vision.with_image_token(config, flat)
   if _is_still(origin, config):
-    header, layout = origin["config"], hf.Prefixes(**origin["layout"])
+    header = hf_config.with_older_keys(origin["config"], config)
   else:
-    header, layout = hf_config.write_config(config), None
-  tensors = hf.from_ours(config, flat, layout=layout)
+    header = hf_config.write_config(config)
+  tensors = hf.from_ours(config, flat)
   with _new_folder(path) as folder:
     tensor_files.write_safetensors(folder, tensors, tick=tick)
     write_side_files(folder, opened.side)
@@ -82,6 +85,28 @@ def write_hf(path: pathlib.Path, opened: Opened, *, tick: Tick = no_progress) ->
       )
       jsonio.write_json(folder / "preprocessor_config.json", settings)
     jsonio.write_json(folder / "config.json", _with_dtype(header, tensors))
+  if made is not None:
+    logging.warning(
+      "%s: rows %d to %d of the embedding are not in the input: each is the mean of the others",
+      *(path.name, made, config.text.vocab_size - 1),
+    )
+  _warn_of_readers(path.name, config)
+
+
+def _warn_of_readers(name: str, config: VlmConfig) -> None:
+  """Says which usual reader of such a folder would run another model; docs/compatibility.md."""
+  if config.kind == "paligemma":
+    logging.warning(
+      "%s: vLLM runs a PaliGemma's prompt causally, which is not the model as trained; "
+      "transformers and big_vision run it as trained",
+      name,
+    )
+  elif config.text.local_rope_scale != 1 and any(config.text.layer_is_local):
+    logging.warning(
+      "%s: transformers before 5 does not scale the rotary embedding of layers with a window, "
+      "which this model does: read it with transformers 5",
+      name,
+    )
 
 
 def _with_dtype(header: Any, tensors: Mapping[str, Leaf]) -> Any:

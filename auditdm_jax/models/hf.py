@@ -49,14 +49,18 @@ class Prefixes:
   """
 
   text: str = "language_model.model."
-  tower: str = "vision_tower."
+  tower: str = "vision_tower.vision_model."
   projector: str = "multi_modal_projector."
   head: str = ""
   embedding: str = _EMBEDDING
 
 
-def default_layout(config: VlmConfig) -> Prefixes:
-  """Returns the layout that transformers 5 writes, and 4.5x reads."""
+def released_layout(config: VlmConfig) -> Prefixes:
+  """Returns the layout of the released checkpoints, which every reader takes.
+
+  transformers 5 reads it and writes another. It calls the tower `vision_tower.`, where 4.57 does
+  not find it and starts from a random tower, and vLLM refuses the checkpoint.
+  """
   text = "model." if config.vision is None else "language_model.model."
   head = "" if config.text.tied_head else text.removesuffix("model.") + _HEAD
   return Prefixes(text=text, head=head)
@@ -119,34 +123,23 @@ def to_ours(
 
 
 def from_ours(
-  config: VlmConfig,
-  leaves: Mapping[str, Leaf],
-  *,
-  layout: Prefixes | None = None,
-  where: str = "parameters",
+  config: VlmConfig, leaves: Mapping[str, Leaf], *, where: str = "parameters"
 ) -> dict[str, Leaf]:
-  """Returns the checkpoint's tensors by name; the inverse of `to_ours`.
+  """Returns the checkpoint's tensors by their released names; the inverse of `to_ours`.
 
   Args:
     config: the model.
     leaves: its parameters by path.
-    layout: how names start; None is `default_layout`. With a head although the config ties it, the
-      embedding is written twice, as it came.
     where: the parameters, for errors.
 
   Raises:
     UserError: a parameter is missing, not used, or of another shape than the config says.
   """
-  layout = layout or default_layout(config)
-  if not config.text.tied_head and not layout.head:
-    layout = dataclasses.replace(layout, head=default_layout(config).head)
-  rows = list(_rows(config, layout))
+  rows = list(_rows(config, released_layout(config)))
   _check({row.path: row.shape for row in rows}, leaves, where)
   out = {}
   for row in rows:
     out |= row.tensors(leaves[row.path])
-  if config.text.tied_head and layout.head and layout.embedding:
-    out[layout.head] = out[layout.text + layout.embedding]
   return out
 
 

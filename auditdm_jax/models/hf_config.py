@@ -359,6 +359,8 @@ def _read_vision(top: _Section, missing: Mapping[str, Any]) -> siglip.SiglipConf
 def write_config(config: VlmConfig) -> dict[str, Any]:
   """Returns the config.json of a model that did not come with one; for transformers 4.5x and 5.
 
+  `rope_parameters` is what transformers 5 reads first, `rope_theta` and its like what others do.
+
   Raises:
     UserError: config.json has no words for the model, such as a softcap in a Gemma 3.
   """
@@ -400,13 +402,12 @@ def _write_text(t: GemmaConfig) -> dict[str, Any]:
     "rms_norm_eps": t.norm_eps,
     "attention_bias": t.attn_bias,
     "tie_word_embeddings": t.tied_head,
-    "rope_theta": t.rope_base,
-    "rope_scaling": _write_rope(t.rope_scale),
   }
+  out |= _older_rope(t) | {"rope_parameters": _newer_rope(t)}
   if kind == "gemma":
     return out | {"hidden_act": activation, "final_logit_softcapping": t.final_softcap or None}
   kinds = {True: "sliding_attention", False: "full_attention"}
-  out |= {
+  return out | {
     "hidden_activation": activation,
     "query_pre_attn_scalar": round((t.query_scale or t.head_dim**-0.5) ** -2),
     "sliding_window": t.window or _GEMMA2["sliding_window"],  # Not null: transformers reads it.
@@ -414,19 +415,47 @@ def _write_text(t: GemmaConfig) -> dict[str, Any]:
     "attn_logit_softcapping": t.attn_softcap or None,
     "final_logit_softcapping": t.final_softcap or None,
   }
-  if kind == "gemma3_text":
-    out["rope_local_base_freq"] = t.local_rope_base
-    if t.local_rope_scale != 1:  # Only transformers 5 has words for it.
-      local = _write_rope(t.local_rope_scale) | {"rope_theta": t.local_rope_base}
-      full = _write_rope(t.rope_scale) or {"rope_type": "default"}
-      full |= {"rope_theta": t.rope_base}
-      out["rope_parameters"] = {"full_attention": full, "sliding_attention": local}
-      del out["rope_scaling"]
-  return out
 
 
-def _write_rope(scale: float) -> dict[str, Any] | None:
-  return None if scale == 1 else {"rope_type": "linear", "factor": scale}
+def with_older_keys(header: Mapping[str, Any], config: VlmConfig) -> dict[str, Any]:
+  """Returns a config.json of transformers 5 that older readers take, too.
+
+  They do not look at `rope_parameters`, so the same is said in their words beside it. A config.json
+  without that key is in their words already and is returned as it is.
+
+  Args:
+    header: the config.json.
+    config: the model that it describes.
+  """
+  part = header.get("text_config")
+  section = part if isinstance(part, Mapping) else header
+  if section.get("rope_parameters") is None:
+    return dict(header)
+  section = {**section, **_older_rope(config.text)}
+  return {**header, "text_config": section} if isinstance(part, Mapping) else section
+
+
+def _older_rope(t: GemmaConfig) -> dict[str, Any]:
+  """Returns how transformers before 5 says the rotary embedding; no local layer is scaled there."""
+  scaling = None if t.rope_scale == 1 else {"rope_type": "linear", "factor": t.rope_scale}
+  local = {"rope_local_base_freq": t.local_rope_base} if t.qk_norm else {}
+  return {"rope_theta": t.rope_base, "rope_scaling": scaling} | local
+
+
+def _newer_rope(t: GemmaConfig) -> dict[str, Any]:
+  """Returns how transformers 5 says the rotary embedding."""
+
+  def rope(base: float, scale: float) -> dict[str, Any]:
+    kind = {"rope_type": "default"} if scale == 1 else {"rope_type": "linear", "factor": scale}
+    return kind | {"rope_theta": base}
+
+  full = rope(t.rope_base, t.rope_scale)
+  if not t.qk_norm:
+    return full
+  return {
+    "full_attention": full,
+    "sliding_attention": rope(t.local_rope_base, t.local_rope_scale),
+  }
 
 
 def _write_vision(v: siglip.SiglipConfig) -> dict[str, Any]:

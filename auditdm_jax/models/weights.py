@@ -165,9 +165,11 @@ def open_model(
     UserError: as `load`.
   """
   path, dtype = pathlib.Path(path), None if dtype is None else jnp.dtype(dtype)
-  if not path.exists() and big_vision.find(path) is None:
+  found = big_vision.find(path)
+  if not path.exists() and found is None:
     raise UserError(f"{path}: no such file or folder")
-  header = _read_header(path) if path.is_dir() else None
+  # The config.json of big_vision's trainer says how it trained, not what.
+  header = _read_header(path) if path.is_dir() and found is None else None
   if header is None:
     opened = _open_bare(path, model, dtype)
   elif model is not None:
@@ -184,6 +186,18 @@ def open_model(
   return dataclasses.replace(
     opened, tree={k: leaves.cast(v, dtype) for k, v in opened.tree.items()}
   )
+
+
+def has_config(path: str | os.PathLike) -> bool:
+  """Returns whether a config.json says what the parameters at `path` are, so that none is guessed.
+
+  Those that a trainer has just saved have none.
+  """
+  path = pathlib.Path(path)
+  found = big_vision.find(path)
+  if found is None and path.is_dir() and _read_header(path) is not None:
+    return True
+  return _header_beside(found or path) is not None
 
 
 def content_hash(path: str | os.PathLike) -> str:
@@ -230,7 +244,7 @@ def _open_bare(path: pathlib.Path, model: VlmConfig | None, dtype: Any) -> Opene
   header = _header_beside(found)
   if model is None and header is not None:
     config = _config(header, found.parent)
-    return Opened(config, flat, _extras(header), side)
+    return Opened(config, big_vision.join(flat), _extras(header), side)
   origin = {"format": format}
   if model is None:
     model, origin["inferred"] = big_vision.infer(flat, str(path))
@@ -272,15 +286,13 @@ def _native_tree(path: pathlib.Path, header: Mapping[str, Any], dtype: Any) -> d
     return tensor_files.read_orbax(path / name)
   if big_vision.find(path / name) is None:
     raise UserError(f"{path}/config.json: weights {name!r} is neither an npz file nor of Orbax")
-  return big_vision.read(path / name, dtype)
+  return big_vision.join(big_vision.read(path / name, dtype))
 
 
 def _open_hf(path: pathlib.Path, header: dict[str, Any], dtype: Any) -> Opened:
   config = hf_config.read_config(header, where=f"{path}/config.json")
-  tensors = read_safetensors(path)
-  layout = dataclasses.asdict(hf.detect_layout(tensors, where=str(path)))
-  origin = {"format": "hf", "layout": layout, "config": header}
-  flat = hf.to_ours(config, tensors, where=str(path), dtype=dtype)
+  flat = hf.to_ours(config, read_safetensors(path), where=str(path), dtype=dtype)
+  origin = {"format": "hf", "config": header}
   return Opened(config, flat, {"origin": origin}, side_files(path))
 
 

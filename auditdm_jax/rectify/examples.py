@@ -168,13 +168,13 @@ class PoolExamples:
   See `core.pool.open_pool` for what can be opened.
   """
 
-  def __init__(self, pool: pool_lib.ImagePool, *, put: Callable[[str], str]):
-    """Takes a pool, and how the model is asked a question.
+  def __init__(self, pool: pool_lib.ImagePool, *, name: str, put: Callable[[str], str]):
+    """Takes a pool, what errors call it, and how the model is asked a question.
 
     Raises:
       UserError: no question has an answer.
     """
-    self._pool, self._put = pool, put
+    self._pool, self._name, self._put = pool, name, put
     self._ids = np.array(pool.image_ids(range(len(pool))), "S64")
     places = array.array("q")
     for i in range(len(pool)):
@@ -182,7 +182,7 @@ class PoolExamples:
         if said:
           places.extend((i, j))
     if not places:
-      raise UserError(f"no question of the split {pool.split} has an answer to train on")
+      raise UserError(f"{name}: no question of the split {pool.split} has an answer to train on")
     self._places = np.frombuffer(places, np.int64).reshape(-1, 2)
 
   def __len__(self) -> int:
@@ -196,7 +196,7 @@ class PoolExamples:
       answers=self._pool.answers(i)[j],
       image=image,
       origin=image,
-      where=f"{self._pool.question_ids(i)[j]} of {self._pool.split}",
+      where=f"{self._name}: {self._pool.question_ids(i)[j]}",
       open=functools.partial(self._pool.image, i),
     )
 

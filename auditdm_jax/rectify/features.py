@@ -65,7 +65,7 @@ class FeatureFile:
     """
     if features.shape[1:] != self._shape:
       raise ValueError(f"features {features.shape}, but rows are {self._shape}")
-    data = memoryview(np.ascontiguousarray(features, np.float16)).cast("B")
+    data = memoryview(np.asarray(features, np.float16).tobytes())
     try:
       while data:
         data = data[self._file.write(data) :]

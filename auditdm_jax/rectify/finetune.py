@@ -108,12 +108,16 @@ def finetune(
     kept_back = [dataclasses.replace(p, chosen=c) for p, c in zip(parts, chosen, strict=True)]
     found = [dataclasses.asdict(recipe), steps, seed, tune.validation, tune.eval_every]
     fingerprint = jsonio.canonical_hash([found, [s.digest for s in surveys]])
+    validation = Validation(tuned, feed, kept_back)
+    run = kept.Kept(
+      *(workdir, name, fingerprint), patience=tune.patience, validates=bool(validation)
+    )
     passes = 3 if trains else 1 if isinstance(shown[0], looks.AsPixels) else 0
     loop = _Loop(
       tuned=tuned,
       feed=feed,
-      validation=Validation(tuned, feed, kept_back),
-      run=stack.enter_context(kept.Kept(workdir, name, fingerprint, patience=tune.patience)),
+      validation=validation,
+      run=stack.enter_context(run),
       meter=StepMeter(config, tower_passes=passes, devices=1 if mesh is None else mesh.size),
       config=tune,
       steps=steps,

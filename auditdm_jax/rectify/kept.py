@@ -12,6 +12,8 @@ from auditdm_jax.core import checkpoint, paths, runtime
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rectify import supervised
 
+_WORST = -1e30  # Orbax warns of checkpoints without a score.
+
 
 class Kept:
   """The checkpoints of one run, and how the loss on what was held back went.
@@ -24,7 +26,13 @@ class Kept:
   """
 
   def __init__(
-    self, workdir: str | os.PathLike | None, name: str, fingerprint: str, *, patience: int
+    self,
+    workdir: str | os.PathLike | None,
+    name: str,
+    fingerprint: str,
+    *,
+    patience: int,
+    validates: bool,
   ):
     """Opens `<workdir>/checkpoints/<name>`; without a workdir the best is kept in memory.
 
@@ -33,11 +41,12 @@ class Kept:
       name: of the run.
       fingerprint: tells it from one with other examples or another recipe.
       patience: losses in a row that are no better, after which it is over; 0 = never.
+      validates: whether there will be losses.
     """
     self._checkpointer = None
     if workdir:
       folder = paths.as_path(workdir) / "checkpoints" / name
-      self._checkpointer = checkpoint.Checkpointer(folder, keep=1, keep_best=True)
+      self._checkpointer = checkpoint.Checkpointer(folder, keep=1, keep_best=validates)
     self._fingerprint, self._patience = fingerprint, patience
     self.best_step: int | None = None
     self.best_loss: float | None = None
@@ -79,7 +88,7 @@ class Kept:
       "best_loss": self.best_loss,
       "worse": self._worse,
     }
-    score = -self.best_loss if is_best and self.best_loss is not None else None
+    score = -self.best_loss if is_best and self.best_loss is not None else _WORST
     self._checkpointer.save(step, _flat(state), extras, score=score)
 
   def restore(self, state: supervised.State) -> supervised.State:

@@ -14,6 +14,7 @@ import tempfile
 from typing import Protocol
 
 import grain
+import jax.numpy as jnp
 import numpy as np
 
 from auditdm_jax.core import jsonio, paths, runtime
@@ -95,8 +96,8 @@ def squares(
   source: Examples, chosen: Sequence[int] | np.ndarray, *, size: int, how: preprocess.Pixels
 ) -> Iterator[list[np.ndarray]]:
   """Yields the pictures of some examples u8[size,size,3] in order, some at a time."""
-  opened = grain.MapDataset.source(np.asarray(chosen)).map(
-    lambda i: square(source[int(i)], size=size, how=how)
+  opened = grain.MapDataset.range(len(chosen)).map(
+    lambda i: square(source[int(chosen[i])], size=size, how=how)
   )
   with contextlib.closing(iter(threaded(opened, size=_AT_ONCE, row_bytes=3 * size**2))) as chunks:
     yield from chunks
@@ -147,11 +148,12 @@ def opened(
     return
 
   def encode(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    return np.asarray(multimodal.pool(eye.encode(pictures), config.mm_tokens))
+    return np.asarray(multimodal.pool(jnp.asarray(eye.encode(pictures)), config.mm_tokens))
 
   with contextlib.ExitStack() as stack:
-    here = workdir is not None and not paths.is_remote(workdir)
-    own = workdir if here else stack.enter_context(tempfile.TemporaryDirectory())
+    own = workdir
+    if own is None or paths.is_remote(own):
+      own = stack.enter_context(tempfile.TemporaryDirectory())
     folder = pathlib.Path(own) / "features"
     files: list[features.FeatureFile] = []
     for i, s in enumerate(surveys):
@@ -168,3 +170,5 @@ def opened(
     yield [AsFeatures(f, s.image) for f, s in zip(files, surveys, strict=True)]
     for file in files:
       file.remove()
+    with contextlib.suppress(OSError):  # Another run has files there.
+      folder.rmdir()

@@ -8,6 +8,7 @@ asked for the batch, which is more than the devices were idle: the share is an u
 
 from collections.abc import Iterator
 import time
+from typing import Any
 
 import jax
 
@@ -40,7 +41,8 @@ class StepMeter:
     """Returns the next batch, once the devices have at most one step to do."""
     asked = time.perf_counter()
     batch = next(feed)
-    if self._running is None or self._running.is_ready():
+    running: Any = self._running  # The stubs of jax have no `is_ready`.
+    if running is None or running.is_ready():
       self._waited += time.perf_counter() - asked
     jax.block_until_ready(self._before)
     return batch

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import grain
 import jax
@@ -67,7 +67,7 @@ class _Walk:
   def __init__(self, seed: int, part: str, size: int, *, any_answer: bool):
     self._seed, self._part, self._size, self._any = seed, part, size, any_answer
     numbers = grain.MapDataset.range(size).seed(streams.word(seed, "finetune", part))
-    self._order = numbers.shuffle().repeat()
+    self._order: Any = numbers.shuffle().repeat()
 
   def example(self, place: int) -> int:
     """Returns which example has a place of the walk."""
@@ -187,7 +187,7 @@ def placed(
   where = mesh_lib.rows_sharding(mesh, size)
 
   def put(x: np.ndarray) -> jax.Array:
-    def cut(index: tuple[slice, ...]) -> np.ndarray:
+    def cut(index: Any) -> np.ndarray:
       start, stop, _ = index[0].indices(size)
       first = int(np.searchsorted(own, start))
       return x[first : first + stop - start]

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who asks: an auditor in training, stored auditors, and the data set's own questions."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -232,6 +233,7 @@ class Asker:
     arm: str,
     walk: draws.Walk,
     asked: Collection[str] | None = None,
+    label: str = "",
   ) -> list[Attempt]:
     """Returns `n` attempts, made in chunks of one static shape: a pure function of the arguments.
 
@@ -242,24 +244,27 @@ class Asker:
       walk: the name of the draws; which images are looked at follows from it, and not from `step`.
       asked: ids of the probes that were asked before. Instead of these and of repeats another is
         drawn, up to twice as many as wanted; an auditor that still repeats itself may.
+      label: of the progress line; "" = none.
     """
     scale = self._ctx.settings.grpo.group_size
     counts = {s: k * scale for s, k in self._prober.config.counts().items()}
     seed = self._ctx.settings.seed
     out: list[Attempt] = []
     chunk = 0
-    while len(out) < n:
-      prompts = draws.draw_prompts(counts, seed=seed, walk=walk, step=chunk, size=len(self._pool))
-      done = self._prober.generate(self._take(step), prompts, timer=metrics.Timer(), group=1)
-      # What is invalid is asked again, but not for ever.
-      probing.check_valid(done, self._prober.config.max_invalid, step=chunk)
-      if asked is not None and chunk * sum(counts.values()) < 2 * n:
-        done = unasked(done, {*asked, *(a.probe.probe_id for a in out)})
-      # A share of every strategy when not all are wanted.
-      keep = streams.rng(seed, "kept", *walk, chunk).permutation(len(done))[: n - len(out)]
-      done = self._scorer.judge([done[i] for i in sorted(keep)])
-      out += [attempt_of(t, arm=arm, step=step or 0) for t in done if not t.invalid]
-      chunk += 1
+    with progress_of(n, label) as show:
+      while len(out) < n:
+        prompts = draws.draw_prompts(counts, seed=seed, walk=walk, step=chunk, size=len(self._pool))
+        done = self._prober.generate(self._take(step), prompts, timer=metrics.Timer(), group=1)
+        # What is invalid is asked again, but not for ever.
+        probing.check_valid(done, self._prober.config.max_invalid, step=chunk)
+        if asked is not None and chunk * sum(counts.values()) < 2 * n:
+          done = unasked(done, {*asked, *(a.probe.probe_id for a in out)})
+        # A share of every strategy when not all are wanted.
+        keep = streams.rng(seed, "kept", *walk, chunk).permutation(len(done))[: n - len(out)]
+        done = self._scorer.judge([done[i] for i in sorted(keep)])
+        out += [attempt_of(t, arm=arm, step=step or 0) for t in done if not t.invalid]
+        chunk += 1
+        show(len(out))
     return out
 
   @property
@@ -366,18 +371,26 @@ def ask_questions(
     cascade: overrides the bank's config.
   """
   ids = [pool.image_id(i) for i, _ in asked]
-  progress = metrics.Progress(len(asked), label) if label else None
-  verdicts = bank.verdicts(
-    ctx.images,
-    [q for _, q in asked],
-    image_ids=ids,
-    cascade=cascade,
-    progress=(lambda done, _: progress.update(done)) if progress else None,
-  )
-  if progress:
-    progress.close()
+  with progress_of(len(asked), label) as show:
+    verdicts = bank.verdicts(
+      ctx.images,
+      [q for _, q in asked],
+      image_ids=ids,
+      cascade=cascade,
+      progress=lambda done, _: show(done),
+    )
   rows = zip(unanswered(ctx, pool, asked, arm=arm), verdicts, strict=True)
   return [dataclasses.replace(attempt, verdict=verdict) for attempt, verdict in rows]
+
+
+@contextlib.contextmanager
+def progress_of(total: int, label: str) -> Iterator[Callable[[int], None]]:
+  """Yields what is told how much is done; it shows that under a label, and without one nothing."""
+  if not label:
+    yield lambda done: None
+    return
+  with metrics.Progress(total, label) as progress:
+    yield progress.update
 
 
 def unanswered(
@@ -423,7 +436,8 @@ def fresh_attempts(ctx: Context, *, bank: ModelBank | None = None) -> list[Attem
     return ask_questions(ctx, bank, pool, asked, arm=FRESH, label="fresh probes", cascade=False)
   n, step = min(config.rest, ctx.settings.discover.search_probes), ctx.settings.optim.steps or None
   asker = fresh_asker(ctx, bank)
-  return [a for a in asker.ask(step, n, arm=FRESH, walk=(FRESH,), asked=()) if a.verdict]
+  drawn = asker.ask(step, n, arm=FRESH, walk=(FRESH,), asked=(), label="fresh probes")
+  return [a for a in drawn if a.verdict]
 
 
 def asks_data_set(ctx: Context) -> bool:

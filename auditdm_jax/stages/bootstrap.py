@@ -93,5 +93,5 @@ def _new_finds(ctx: Context) -> list[Find]:
   known = {a.probe.probe_id for a in ctx.folder.attempts() if a.verdict}
   finds = unique_finds(a for _, batch in ctx.folder.batches(BOOTSTRAP) for a in batch)
   finds = [f for f in finds if f.probe.probe_id not in known]
-  order = streams.rng(ctx.settings.seed, *ctx.round.walk(BOOTSTRAP)).permutation(len(finds))
+  order = streams.rng(ctx.settings.seed, BOOTSTRAP, ctx.round.number).permutation(len(finds))
   return [finds[int(i)] for i in sorted(order[: ctx.settings.verify.limit])]

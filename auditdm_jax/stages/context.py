@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a stage opens from one config and one workdir, whose manifest it writes."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import copy
@@ -147,9 +148,8 @@ class Context:
     self._stack.close()
     if runtime.is_main():
       seconds = round(time.perf_counter() - self._start, 1)
-      costs = {**self.models.answers(), **self.remotes.usage(), **self._judged()}
       manifest = self.folder.manifest
-      manifest.add_cost(self._stage, **costs, seconds=seconds)
+      manifest.add_cost(self._stage, **self._costs(), seconds=seconds)
       manifest.note(self._stage, "styles", self.models.styles())
       if facts := self.remotes.facts():
         manifest.note(self._stage, "endpoints", facts)
@@ -157,6 +157,17 @@ class Context:
         facts = {"model": self.settings.judge.model, "identity": model.identity}
         prompt = jsonio.canonical_hash(judge_model.PROMPT)
         manifest.note(self._stage, "judge", {**facts, "prompt": prompt})
+
+  def spent(self) -> Counter[str]:
+    """Returns what all stages have cost so far, this one included, as the manifest names it."""
+    spent = Counter(self._costs())
+    for stage in self.folder.manifest.read()["stages"].values():
+      spent.update({k: v for k, v in stage.get("cost", {}).items() if k != "seconds"})
+    return spent
+
+  def _costs(self) -> dict[str, int]:
+    """Returns what has been spent since the start, which the manifest learns at the end."""
+    return {**self.models.answers(), **self.remotes.usage(), **self._judged()}
 
   def _judged(self) -> dict[str, int]:
     """Counts of the judge's model by "judge/WHAT"."""

@@ -4,6 +4,10 @@
 Arms are the trained auditor's checkpoints, the untrained auditor, and random questions if the data
 set has any. The budget moves to the arm that brings finds of new kinds. Finds made during GRPO are
 free and are kept. The control is random questions alone at equal total queries, GRPO's included.
+
+Reads:  WORKDIR/auditors and WORKDIR/records, which train writes.
+Writes: WORKDIR/discover.
+Costs:  config.discover.probes probes, each answered by target and references.
 """
 
 from collections.abc import Collection, Sequence
@@ -46,17 +50,16 @@ def run(ctx: Context) -> Discovered:
     ask.book(attempts)
     _observe(arms, plan, attempts, mode_key)
     done = batch + 1
-  progress = metrics.Progress(section.probes, "discover")
-  finds = 0
-  for batch in range(done, -(-section.probes // section.batch)):
-    plan = ask.possible(arms.allocate(section.batch))
-    attempts = ask.batch(plan, batch)
-    ctx.folder.append_sweep(batch, attempts)
-    _observe(arms, plan, attempts, mode_key)
-    finds += sum(a.find is not None for a in attempts)
-    shown = " ".join(f"{arm}:{n}" for arm, n in plan.items())
-    progress.update((batch + 1) * section.batch, finds=finds, arms=shown)
-  progress.close()
+  before, finds = done * section.batch, 0
+  with metrics.Progress(section.probes, "discover", done=before) as progress:
+    for batch in range(done, -(-section.probes // section.batch)):
+      plan = ask.possible(arms.allocate(section.batch))
+      attempts = ask.batch(plan, batch)
+      ctx.folder.append_sweep(batch, attempts)
+      _observe(arms, plan, attempts, mode_key)
+      finds += sum(a.find is not None for a in attempts)
+      shown = " ".join(f"{arm}:{n}" for arm, n in plan.items())
+      progress.update((batch + 1) * section.batch, finds=finds, arms=shown)
   return ctx.folder.finish("discover", Discovered(arms.summary(), section.probes))
 
 

@@ -3,6 +3,10 @@
 
 Accuracy per skill, per planted gap, on all gaps and on the rest, each with n and its interval. The
 health of the ensemble (errors that its models share) is measured on the same questions.
+
+Reads:  the held-out images with their questions and answers.
+Writes: WORKDIR/evaluate, WORKDIR/heldout, WORKDIR/benchmark.
+Costs:  an answer of each model to each held-out question.
 """
 
 from collections.abc import Sequence

@@ -44,6 +44,7 @@ from auditdm_jax.stages import (
   verify,
 )
 from auditdm_jax.stages.context import Context
+from auditdm_jax.stages.examples import Chosen, by_strategy
 from auditdm_jax.stages.results import REPAIRED, Controlled, Empty, RepairedModel, Repairs, Searched
 from auditdm_jax.stages.sections import REWARDED
 from auditdm_jax.stages.summarise import nothing_new
@@ -52,7 +53,7 @@ from auditdm_jax.stages.truth import coverage, modes_of
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
   with Context(config, workdir, "loop") as ctx:
-    screen.show(run(ctx), ctx.folder.path)
+    screen.show(run(ctx), ctx.folder.path, spent=ctx.spent())
   return 0
 
 
@@ -206,15 +207,15 @@ def repair(ctx: Context) -> Repairs:
   return ctx.folder.finish("rectify", Repairs(models))
 
 
-def _arms(ctx: Context) -> dict[str, rectify.Chosen]:
+def _arms(ctx: Context) -> dict[str, Chosen]:
   """Returns what each model is trained on, by its name; the repaired target is the first."""
   config = ctx.settings.rectify
-  repaired = rectify.by_strategy(ctx, config.strategy)
+  repaired = by_strategy(ctx, config.strategy)
   if not ctx.round.is_first:
     earlier = rectify.repeated(ctx, len(repaired.all))
     parts = {**repaired.examples, "earlier rounds": earlier}
     return {REPAIRED: dataclasses.replace(repaired, examples=parts)}
-  beside = {name: rectify.by_strategy(ctx, s) for name, s in config.beside.items()}
+  beside = {name: by_strategy(ctx, s) for name, s in config.beside.items()}
   if config.answering.optim.steps:
     beside[REWARDED] = repaired
   return {REPAIRED: repaired, **rectify.controls(ctx, repaired), **beside}

@@ -12,6 +12,10 @@ splits the programs, and their memory is an upper bound.
 
 plans the repair of the target by recipes alone, each at its resolution, and says what it costs for
 config.plan.examples; --recipes=all is for those of all transfers.
+
+Reads:  the config and the config.json of its models, no weights.
+Writes: nothing; it prints.
+Costs:  compiling each program: seconds on a CPU, with --full minutes.
 """
 
 import functools
@@ -20,9 +24,10 @@ import pathlib
 import sys
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from auditdm_jax.core.config import OVERRIDES, UserError, build, did_you_mean
+from auditdm_jax.core import overrides
+from auditdm_jax.core.config import UserError, build, did_you_mean
 from auditdm_jax.models import variants, weights
 from auditdm_jax.models.multimodal import VlmConfig
 from auditdm_jax.plan import chips, compiling, programs, steps, table
@@ -31,9 +36,7 @@ from auditdm_jax.stages.sections import AuditConfig
 from auditdm_jax.text import styles
 
 FLAGS = flags.FlagValues()
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "The config.", flag_values=FLAGS, **OVERRIDES
-)
+_CONFIG = overrides.define("The config.", flag_values=FLAGS)
 _TOPOLOGY = flags.DEFINE_string(
   "topology", None, "The chips, such as v5e:4x4 or gpu:h200x8.", flag_values=FLAGS
 )
@@ -53,8 +56,7 @@ def main() -> int:
   where = chips.parse(_TOPOLOGY.value)
   compiling.check(where)
   if "models" not in _CONFIG.value:
-    file = config_flags.get_config_filename(FLAGS["config"])
-    raise UserError(f"{file} has no section `models`; plan is for configs of an audit")
+    raise UserError("--config: it has no section `models`; plan is for configs of an audit")
   run = read(_CONFIG.value)
   settings = build(AuditConfig, _CONFIG.value, name="config")
   if elsewhere := _endpoints(settings):

@@ -5,6 +5,10 @@
 2. Every model gets that frozen tower and learns its own questions from its own seed; a target never
    sees the questions of its gaps; the auditor learns to write questions, edits and captions.
 3. Each model is measured on held-out scenes and saved with its recipe and accuracy.
+
+Reads:  the config only: images are drawn.
+Writes: WORKDIR/models, a folder a model.
+Costs:  training of a vision tower and of each model of the config.
 """
 
 import dataclasses

@@ -14,8 +14,7 @@ In the controls random questions take the place of failures; labelled ones are t
 trains all of them, in later rounds the first one; this stage by itself repairs from the failures.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 import pathlib
 from typing import Any
@@ -31,16 +30,14 @@ from auditdm_jax.rectify import features, finetune, rows
 from auditdm_jax.rectify.curate import TrainingExample
 from auditdm_jax.rectify.examples import ListedExamples
 from auditdm_jax.rectify.recipes import Recipe
-from auditdm_jax.rectify.strategy import StrategyConfig, confident
-from auditdm_jax.stages import rewarded, sources
+from auditdm_jax.stages import rewarded
 from auditdm_jax.stages.context import Context
-from auditdm_jax.stages.results import REPAIRED, Bootstrapped, Verified
-from auditdm_jax.stages.run import BOOTSTRAP, VERIFY
+from auditdm_jax.stages.examples import UNNAMED, Chosen, by_strategy
+from auditdm_jax.stages.results import REPAIRED
 from auditdm_jax.stages.sections import REWARDED
 from auditdm_jax.vlm import Vlm, save_vlm
 
 MAX_REPLAY = 6_000
-_UNNAMED = "unnamed"  # The group of failures that belong to no mode.
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
@@ -179,68 +176,6 @@ def replay_examples(ctx: Context, new: int) -> list[TrainingExample]:
   return kept[:size]
 
 
-@dataclasses.dataclass(frozen=True)
-class Chosen:
-  """What a model is trained on.
-
-  Attributes:
-    examples: by where they are from: labelled, probes, bootstrapped, random or earlier rounds.
-    left_out: failures whose consensus is not sure enough to be a label, by why.
-  """
-
-  examples: Mapping[str, Sequence[TrainingExample]]
-  left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
-
-  @property
-  def all(self) -> list[TrainingExample]:
-    return [e for part in self.examples.values() for e in part]
-
-
-def by_strategy(ctx: Context, strategy: StrategyConfig) -> Chosen:
-  """Returns the examples of a strategy: of each source its share of `curate.size`, if it has them.
-
-  Raises:
-    UserError: the stage that makes a source did not run, or there is no labelled set.
-  """
-  size, left_out = ctx.settings.rectify.curate.size, Counter[str]()
-  parts: dict[str, Sequence[TrainingExample]] = {}
-  if strategy.labelled:
-    parts["labelled"] = sources.labelled_examples(ctx, _part(size, strategy.labelled))
-  for name, share, stage, result in (
-    ("probes", strategy.probes, VERIFY, Verified),
-    ("bootstrapped", strategy.bootstrapped, BOOTSTRAP, Bootstrapped),
-  ):
-    if share:
-      if ctx.folder.done(stage, result) is None:
-        raise UserError(f"{ctx.folder.path}: no verified failures; run the stage {stage} first")
-      parts[name], fell_out = _from_failures(ctx, stage, strategy, _part(size, share))
-      left_out.update(fell_out)
-  return Chosen(parts, left_out)
-
-
-def _part(size: int, share: float) -> int:
-  return max(round(size * share), 1)
-
-
-def from_failures(ctx: Context) -> list[TrainingExample]:
-  """Returns examples of the audit's verified failures, evenly over modes and over sources."""
-  return by_strategy(ctx, StrategyConfig()).all
-
-
-def _from_failures(
-  ctx: Context, stage: str, strategy: StrategyConfig, size: int
-) -> tuple[list[TrainingExample], Mapping[str, int]]:
-  """Returns examples of failures whose consensus is sure enough, and why others fell out."""
-  ctx.pool("images")  # So that their images are found by id.
-  if stage == BOOTSTRAP:
-    sources.unlabelled(ctx)
-  verified = (f for f in ctx.folder.failures_of(stage) if f.verified)
-  sure, left_out = confident(verified, strategy.confidence, ctx.judge, ctx.settings.bank.rule)
-  offered = [TrainingExample.of(f, group=f.mode_id or _UNNAMED) for f in sure]
-  config = dataclasses.replace(ctx.settings.rectify.curate, size=size)
-  return curate_lib.curate(offered, config, seed=ctx.settings.seed)[0], left_out
-
-
 def controls(ctx: Context, repaired: Chosen) -> dict[str, Chosen]:
   """Returns the controls: random questions in place of failures, beside the same labelled ones."""
   own = {name: part for name, part in repaired.examples.items() if name == "labelled"}
@@ -274,7 +209,7 @@ def mined_examples(ctx: Context, attempts: Iterable[Attempt], size: int) -> list
   images = ctx.gallery.terms(tax.looks, [f.probe for f in finds])
   modes = tax.match([f.probe.question for f in finds], [f.consensus for f in finds], images)
   offered = [
-    TrainingExample.of(f, group=mode.mode_id if mode else _UNNAMED)
+    TrainingExample.of(f, group=mode.mode_id if mode else UNNAMED)
     for f, mode in zip(finds, modes, strict=True)
   ]
   config = dataclasses.replace(ctx.settings.rectify.curate, size=size)

@@ -3,6 +3,10 @@
 
 It tells what is there once the stage verify is done, and names what was not measured. Run again
 after more stages, it has theirs too.
+
+Reads:  everything in WORKDIR.
+Writes: WORKDIR/summary.json and WORKDIR/report.
+Costs:  no model is asked; images of pages are written.
 """
 
 from collections import Counter
@@ -32,7 +36,7 @@ from auditdm_jax.core import paths, runtime
 from auditdm_jax.stages import methods, screen, shown, suite
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import ModeRow, Verified
-from auditdm_jax.stages.run import TRAIN
+from auditdm_jax.stages.rounds import is_training
 from auditdm_jax.stages.sections import CONTROLS, REWARDED
 from auditdm_jax.stages.summarise import Round, summarise
 
@@ -62,7 +66,7 @@ SOURCE_NOTES = {
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
   with Context(config, workdir, "report") as ctx:
-    screen.show(run(ctx), ctx.folder.path)
+    screen.show(run(ctx), ctx.folder.path, spent=ctx.spent())
   return 0
 
 
@@ -106,7 +110,7 @@ def _write(ctx: Context, done: Round, summary: Summary) -> None:
     health=done.evaluated.health if done.evaluated else None,
     finds=_finds(ctx, verified, failures, linked, summary.compared.not_looked_at),
     ledger=shown.ledger(ctx.folder.path),
-    cost=shown.cost(manifest, summary.seconds),
+    cost=shown.cost(ctx.spent(), summary.seconds),
     too_small=shown.too_small(summary, verified),
     code=shown.code(manifest),
     not_measured=methods.not_measured(ctx, done, summary, failures),
@@ -315,7 +319,7 @@ def _opinion(f: Failure) -> tuple[str, str | None]:
 
 def _arm(f: Failure) -> str:
   """What loop.summarise calls the arm that found it."""
-  return "grpo" if f.probe.arm == TRAIN else f.probe.arm
+  return "grpo" if is_training(f.probe.arm) else f.probe.arm
 
 
 def _reproduce(ctx: Context, f: Failure) -> str:
@@ -387,7 +391,7 @@ def _rectify(summary: Summary) -> list[report_data.RectifyRow]:
   spent = summary.queries
   queries = {"control_mined": spent.control_random}
   for name, row in summary.rectify.items():
-    if row.examples is not None and name not in CONTROLS:
+    if name not in (suite.BASELINE, suite.LARGER, *CONTROLS):
       queries[name] = spent.total + ("bootstrapped" in row.sources) * spent.bootstrap
   return [
     report_data.RectifyRow(

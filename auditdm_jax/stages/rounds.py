@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import dataclasses
 import os
 import pathlib
+import re
 from typing import Any
 
 from auditdm_jax.audit.preflight import PreflightConfig
@@ -25,6 +26,14 @@ from auditdm_jax.stages.run import TRAIN
 from auditdm_jax.stages.sections import AuditConfig
 
 FOLDER = "rounds"
+
+
+_LATER = re.compile("round[0-9]+")
+
+
+def is_training(arm: str) -> bool:
+  """Whether an arm is the training of an auditor, in whichever round."""
+  return arm == TRAIN or _LATER.fullmatch(arm) is not None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@
   rounds/N/                  the same of a later round, see `stages.rounds`
   labels/                    finds that were drawn for people to label, and their labels
   minimised/                 what is left of single failures
-  images/                    made images by the hash of their content
+  images/                    made images by the hash of their content, in 256 folders
   summary.json  seconds.json what was found so far, and how long stages took
 
 All processes come by here in the same order (`core.runtime`), and the first one writes. They wait
@@ -282,7 +282,7 @@ class RunFolder:
   @functools.cached_property
   def images(self) -> Images:
     """The made images."""
-    return Images(self.path / "images")
+    return Images(self.path / "images", fan_out=True)
 
   @functools.cached_property
   def manifest(self) -> Manifest:

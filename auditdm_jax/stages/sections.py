@@ -416,6 +416,7 @@ class AuditConfig:
     check(vars(self), "config", "seed", least=0, below=2**32)
     models = self.models
     self._check_endpoints()
+    self._check_trained_on()
     ensemble = (models.target, *models.references)
     outside = self.verify.model
     if outside and _name(outside) in map(_name, ensemble):
@@ -436,6 +437,23 @@ class AuditConfig:
       if name not in known:
         raise UserError(
           f"config.bank.styles: no model {name!r}{did_you_mean(name, known)}; {', '.join(known)}"
+        )
+
+  def _check_trained_on(self) -> None:
+    """Checks that no repair trains on a split that it is measured on.
+
+    Raises:
+      UserError: one does.
+    """
+    measured = {self.pool.heldout, self.pool.fresh} - {"", self.pool.images}
+    for key, section in (
+      ("labelled", self.rectify.labelled),
+      ("unlabelled", self.rectify.unlabelled),
+    ):
+      if section.dataset in ("", self.pool.dataset) and section.split in measured:
+        raise UserError(
+          f"config.rectify.{key}.split: repairs are measured on {section.split!r} of this data set;"
+          f" name another split, such as {self.pool.images!r}"
         )
 
   @property

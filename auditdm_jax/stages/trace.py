@@ -7,7 +7,7 @@ that finds no mode that is new to the audit is the last one.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 import dataclasses
 import pathlib
 
@@ -105,7 +105,7 @@ def traced(ctx: Context, verified: Verified) -> tuple[TracedMode, ...]:
 
 
 def _earlier(
-  ctx: Context, attempts: Sequence[Attempt]
+  ctx: Context, attempts: Iterable[Attempt]
 ) -> tuple[dict[str, Mode], list[Mode | None]]:
   """Returns the modes of all rounds before by id, and which of them each attempt falls under."""
   modes: dict[str, Mode] = {}

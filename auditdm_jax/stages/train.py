@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""train: trains the auditor with GRPO against the target and the references."""
+"""train: trains the auditor with GRPO against the target and the references.
+
+Reads:  the images that config.pool.images names, the models.
+Writes: WORKDIR/auditors, WORKDIR/checkpoints, WORKDIR/records/train, WORKDIR/metrics.
+Costs:  config.optim.steps steps, each of config.rollout.prompts x config.grpo.group_size probes
+        that target and references answer; `plan` says more.
+"""
 
 import pathlib
 

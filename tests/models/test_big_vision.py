@@ -137,6 +137,8 @@ def test_checkpoints_of_the_trainer(tmp_path, dtype):
   )
   manager.wait_until_finished()
   (tmp_path / "run" / "checkpoint.bv-LAST").write_text("000000002")
+  # The trainer writes down its own config, which is that of no model.
+  (tmp_path / "run" / "config.json").write_text('{"lr": 1e-5}')
   for path in (folder, tmp_path / "run" / "checkpoint.bv", tmp_path / "run"):
     same(weights.load(path).params, arrays)
   leaf = weights.open_model(folder).tree["llm/layers/mlp/linear"]
@@ -216,14 +218,49 @@ def test_a_row_for_the_image_token_is_never_the_likeliest():
   assert (logits[:, :20].max(1) > logits[:, 20:].max(1)).all()
 
 
-def test_a_full_vocabulary_is_cut_where_big_visions_ends():
-  text = dataclasses.replace(TEXT, vocab_size=257_216, width=4, depth=1)
-  config = dataclasses.replace(CFG, text=text, image_token_id=257_152)
-  flat = {k: leaves.of_array(v) for k, v in arrays_of(config).items()}
-  written = big_vision.from_ours(config, flat)["params/llm/embedder/input_embedding"]
-  whole = flat["llm/embedder/input_embedding"].whole()
-  assert written.shape == (257_152, 4)
-  np.testing.assert_array_equal(written.whole(), whole[:257_152])
+FULL = dataclasses.replace(
+  CFG,
+  text=dataclasses.replace(TEXT, vocab_size=257_216, width=4, depth=1),
+  vision=dataclasses.replace(VISION, depth=1),
+  image_token_id=257_152,
+)
+ADDED = "hf_rows/llm/embedder/input_embedding"
+
+
+def test_rows_behind_a_full_vocabulary_lie_where_big_vision_does_not_look():
+  flat = {k: leaves.of_array(v) for k, v in arrays_of(FULL).items()}
+  written = big_vision.from_ours(FULL, flat)
+  assert [k for k in written if not k.startswith("params/")] == [ADDED]
+  table = flat["llm/embedder/input_embedding"].whole()
+  given = written["params/llm/embedder/input_embedding"]
+  assert given.shape == (257_152, 4) and written[ADDED].shape == (64, 4)
+  np.testing.assert_array_equal(given.whole(), table[:257_152])
+  np.testing.assert_array_equal(written[ADDED].whole(), table[257_152:])
+  np.testing.assert_array_equal(
+    written[ADDED].read((slice(3, 9), slice(1, 3))), table[257_155:257_161, 1:3]
+  )
+
+
+@pytest.mark.parametrize("model", [None, FULL])
+def test_rows_behind_a_full_vocabulary_come_back(tmp_path, model):
+  arrays = arrays_of(FULL, dtype=ml_dtypes.bfloat16)
+  flat = {k: leaves.of_array(v) for k, v in arrays.items()}
+  tensor_files.write_npz(tmp_path / "x.npz", big_vision.from_ours(FULL, flat))
+  opened = weights.open_model(tmp_path / "x.npz", model=model)
+  assert opened.config.text.vocab_size == 257_216 and opened.config.image_token_id == 257_152
+  table = opened.tree["llm/embedder/input_embedding"]
+  want = arrays["llm/embedder/input_embedding"]
+  assert table.dtype == want.dtype and table.whole().tobytes() == want.tobytes()
+  for first, last in ((257_150, 257_153), (0, 3), (257_160, 257_216)):
+    part = table.read((slice(first, last), slice(1, 4)))
+    np.testing.assert_array_equal(part, want[first:last, 1:4])
+
+
+def test_rows_of_another_width_are_refused(tmp_path):
+  arrays = {f"params/{k}": v for k, v in arrays_of(CFG).items()}
+  path = save_npz(tmp_path / "x.npz", arrays | {ADDED: np.zeros((64, 15), np.float32)})
+  with pytest.raises(UserError, match=r"expected \(rows, 16\), got \(64, 15\)"):
+    weights.load(path)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ import pytest
 
 from auditdm_jax.core import tree
 from auditdm_jax.core.config import UserError
-from auditdm_jax.models import hf, hf_config, leaves, weights
+from auditdm_jax.models import hf, hf_config, leaves, variants, weights
 from auditdm_jax.models import multimodal as mm
 
 torch = pytest.importorskip("torch")
@@ -259,21 +260,21 @@ def test_text_only_and_batch_of_one(case, make):
 
 
 @EACH
-def test_round_trip_is_bitwise_in_every_layout(case, make):
+def test_every_layout_becomes_that_of_the_releases_bit_for_bit(case, make):
+  """The folder is as transformers 5 writes it."""
   c = case(make)
   config, given = read(c.folder)
+  released = {older(k): v for k, v in given.items()}
   for rename in (lambda n: n, older, nested):
-    tensors = {rename(k): v for k, v in given.items()}
-    layout = hf.detect_layout(tensors)
-    back = hf.from_ours(config, hf.to_ours(config, tensors), layout=layout)
-    assert set(back) == set(tensors)
-    for name, leaf in tensors.items():
+    back = hf.from_ours(config, hf.to_ours(config, {rename(k): v for k, v in given.items()}))
+    assert set(back) == set(released)
+    for name, leaf in released.items():
       assert back[name].dtype == leaf.dtype
       np.testing.assert_array_equal(back[name].whole(), leaf.whole(), err_msg=name)
 
 
 def older(name):
-  """As transformers 4.4x wrote it."""
+  """As the releases and transformers 4 call it."""
   return name.replace("vision_tower.", "vision_tower.vision_model.")
 
 
@@ -338,11 +339,10 @@ def test_every_slice_of_a_leaf_is_that_part_of_the_whole(case):
     np.testing.assert_array_equal(leaf.read(tuple(index)), leaf.whole()[tuple(index)], err_msg=name)
 
 
-def test_a_stored_copy_of_a_tied_head_is_kept_and_another_head_is_refused(case):
+def test_a_stored_copy_of_a_tied_head_is_taken_and_another_head_is_refused(case):
   config, tensors = read(case(gemma2_text).folder)
   copy = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]}
-  back = hf.from_ours(config, hf.to_ours(config, copy), layout=hf.detect_layout(copy))
-  assert "lm_head.weight" in back
+  assert set(hf.from_ours(config, hf.to_ours(config, copy))) == set(tensors)
   other = leaves.of_array(tensors["model.embed_tokens.weight"].whole() + 1)
   with pytest.raises(UserError, match="lm_head.weight is not a copy .* tie_word_embeddings"):
     hf.to_ours(config, tensors | {"lm_head.weight": other})
@@ -358,8 +358,7 @@ def test_a_tied_embedding_may_be_there_as_the_head_only(case, rename):
   assert flat.keys() == got.keys()
   for k, leaf in flat.items():
     np.testing.assert_array_equal(got[k].whole(), leaf.whole(), err_msg=k)
-  layout = hf.Prefixes(**dataclasses.asdict(hf.detect_layout(only)))
-  assert set(hf.from_ours(config, got, layout=layout)) == set(only)
+  assert not any(name.endswith("lm_head.weight") for name in hf.from_ours(config, got))
   untied = dataclasses.replace(config, text=dataclasses.replace(config.text, tied_head=False))
   with pytest.raises(UserError, match=f"no {name}"):
     hf.to_ours(untied, only)
@@ -387,6 +386,53 @@ def test_strict_both_ways(case):
     hf.from_ours(config, {k: v for k, v in flat.items() if k != "llm/final_norm/scale"})
   with pytest.raises(UserError, match="llm/other .* is not used"):
     hf.from_ours(config, flat | {"llm/other": leaves.of_array(np.ones(2))})
+
+
+# Names in the index of a released Gemma 3 (medgemma-27b-it), and in the script that made the
+# released PaliGemma 2 (transformers 4.47, convert_paligemma2_weights_to_hf.py); {} is a layer.
+LAYER = """input_layernorm mlp.down_proj mlp.gate_proj mlp.up_proj post_attention_layernorm
+  post_feedforward_layernorm pre_feedforward_layernorm self_attn.k_proj self_attn.o_proj
+  self_attn.q_proj self_attn.v_proj""".split()
+TOWER_LAYER = """layer_norm1 layer_norm2 mlp.fc1 mlp.fc2 self_attn.k_proj self_attn.out_proj
+  self_attn.q_proj self_attn.v_proj""".split()
+TOWER = "vision_tower.vision_model"
+RELEASED = {
+  "language_model.model.embed_tokens.weight",
+  "language_model.model.norm.weight",
+  *(f"language_model.model.layers.{{}}.{name}.weight" for name in LAYER),
+  f"{TOWER}.embeddings.patch_embedding.bias",
+  f"{TOWER}.embeddings.patch_embedding.weight",
+  f"{TOWER}.embeddings.position_embedding.weight",
+  *(f"{TOWER}.encoder.layers.{{}}.{n}.{x}" for n in TOWER_LAYER for x in ("bias", "weight")),
+  f"{TOWER}.post_layernorm.bias",
+  f"{TOWER}.post_layernorm.weight",
+}
+RELEASED_ONLY = {
+  "gemma3_4b": {
+    "language_model.model.layers.{}.self_attn.k_norm.weight",
+    "language_model.model.layers.{}.self_attn.q_norm.weight",
+    "multi_modal_projector.mm_input_projection_weight",
+    "multi_modal_projector.mm_soft_emb_norm.weight",
+  },
+  "paligemma2_3b_224": {
+    "multi_modal_projector.linear.bias",
+    "multi_modal_projector.linear.weight",
+  },
+}
+
+
+@pytest.mark.parametrize("name", RELEASED_ONLY)
+def test_tensors_are_called_as_in_the_released_checkpoints(name):
+  config = variants.VARIANTS[name]
+  shapes = tree.flatten(jax.eval_shape(lambda k: mm.init(config, k), jax.random.key(0)))
+  flat = {k: leaves.Leaf(v.shape, np.dtype("float32"), None) for k, v in shapes.items()}
+  got = sorted(hf.from_ours(config, flat))
+  patterns = {re.sub(r"layers\.\d+\.", "layers.{}.", k) for k in got}
+  assert patterns == RELEASED | RELEASED_ONLY[name]
+  depths = {"language_model.model": config.text.depth, f"{TOWER}.encoder": config.tower.depth}
+  for prefix, depth in depths.items():
+    numbers = {m[1] for k in got if (m := re.match(re.escape(prefix) + r"\.layers\.(\d+)\.", k))}
+    assert numbers == set(map(str, range(depth)))
 
 
 def test_the_parameters_are_the_model_s(case):

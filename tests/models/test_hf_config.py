@@ -2,6 +2,7 @@
 """config.json files: the published ones, odd ones, and those that are refused."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -256,3 +257,37 @@ def test_what_config_json_has_no_words_for_is_refused():
   ):
     with pytest.raises(UserError, match=message):
       hf_config.write_config(config)
+
+
+def test_the_rotary_embedding_is_said_in_old_and_in_new_words():
+  """Old as released, new as transformers 5.23 saves it after reading a release."""
+  gemma3_4b = hf_config.write_config(variants.VARIANTS["gemma3_4b"])["text_config"]
+  assert gemma3_4b["rope_theta"] == 1e6 and gemma3_4b["rope_local_base_freq"] == 1e4
+  assert gemma3_4b["rope_scaling"] == SCALED
+  assert gemma3_4b["rope_parameters"] == {
+    GLOBAL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+    LOCAL: {"rope_type": "default", "rope_theta": 1e4},
+  }
+  paligemma2 = hf_config.write_config(variants.VARIANTS["paligemma2_3b_224"])["text_config"]
+  assert paligemma2["rope_theta"] == 1e4 and paligemma2["rope_scaling"] is None
+  assert paligemma2["rope_parameters"] == {"rope_type": "default", "rope_theta": 1e4}
+  assert "rope_local_base_freq" not in paligemma2
+
+
+@pytest.mark.parametrize("name", ["gemma3_4b", "gemma3_1b", "paligemma2_3b_224"])
+def test_a_config_of_transformers_5_gets_the_old_words_and_a_released_one_stays(name):
+  config = variants.VARIANTS[name]
+  written = hf_config.write_config(config) | {"transformers_version": "5.23.0"}
+  old = ("rope_theta", "rope_scaling", "rope_local_base_freq")
+
+  def without(header, keys):
+    if "text_config" not in header:
+      return {k: v for k, v in header.items() if k not in keys}
+    return header | {"text_config": without(header["text_config"], keys)}
+
+  new = without(written, old)
+  given = json.dumps(new)
+  assert hf_config.with_older_keys(new, config) == written
+  assert json.dumps(new) == given
+  released = without(written, ("rope_parameters",))
+  assert hf_config.with_older_keys(released, config) == released

@@ -8,13 +8,12 @@ import sys
 
 from absl import flags
 import jax
-from ml_collections import config_flags
 import numpy as np
 import pytest
 
 from auditdm_jax.audit.ask import BankConfig
-from auditdm_jax.core import tree
-from auditdm_jax.core.config import OVERRIDES, UserError
+from auditdm_jax.core import overrides, tree
+from auditdm_jax.core.config import UserError
 from auditdm_jax.models import variants
 from auditdm_jax.plan import chips, compiling, hlo, programs, steps, table
 from auditdm_jax.rectify import recipes
@@ -23,6 +22,7 @@ from auditdm_jax.rl.draws import RolloutConfig
 from auditdm_jax.rl.grpo import GrpoConfig
 from auditdm_jax.rl.step import OptimConfig
 from auditdm_jax.stages import plan as stage
+from auditdm_jax.stages.sections import AuditConfig
 from tests.rl import fakes, tiny
 
 
@@ -160,8 +160,8 @@ def test_what_would_make_a_repair_smaller():
   assert not steps.changes(run(recipe=last), named(steps.steps(run(), 8), "repair"), 8)
 
 
-@pytest.mark.parametrize("name", recipes.TRANSFERS)
-def test_the_repair_of_every_recipe_has_its_images_and_rows(name):
+@pytest.mark.parametrize("name", ["vqav2", "gqa-448", "chartqa-896", "refcoco-896", "forkme"])
+def test_the_repair_by_a_recipe_has_its_images_and_rows(name):
   known = recipes.get(name)
   target = variants.VARIANTS["paligemma2_3b_448"]
   big = run(answering={"target": target}, layout=programs.MeshLayout({"fsdp": -1}), suffix=16)
@@ -202,12 +202,11 @@ def test_a_plan_says_what_a_whole_repair_costs():
   assert "a step:" not in table.text(plan)
 
 
-def configured(monkeypatch, flags_given):
+def configured(flags_given):
   """What the stage reads, from flags as a shell splits them."""
   values = flags.FlagValues()
-  config = config_flags.DEFINE_config_file("config", None, "", flag_values=values, **OVERRIDES)
-  monkeypatch.setattr(sys, "argv", ["plan", *shlex.split(flags_given)])
-  values(sys.argv)
+  config = overrides.define("", flag_values=values)
+  overrides.parse_flags(values, shlex.split(flags_given), AuditConfig)
   return stage.read(config.value)
 
 
@@ -221,13 +220,13 @@ def configured(monkeypatch, flags_given):
     ("configs/scenes.py", 8, "repair", 1),
   ],
 )
-def test_advice_can_be_typed(monkeypatch, config, devices, name, count):
+def test_advice_can_be_typed(config, devices, name, count):
   given = f"--config={config}"
-  asked = configured(monkeypatch, given)
+  asked = configured(given)
   found = steps.changes(asked, named(steps.steps(asked, devices), name), devices)
   assert len(found) == count and len({text for text, _ in found}) == count
   for text, changed in found:
-    assert configured(monkeypatch, f"{given} {text}") == changed, text
+    assert configured(f"{given} {text}") == changed, text
     steps.steps(changed, devices)
     rows = changed.optim.micro_rows
     assert rows % devices == 0 and (not asked.optim.micro_rows or rows <= asked.optim.micro_rows)
@@ -238,7 +237,7 @@ MISTAKES = [
   (["--config.mesh.data=0"], "sizes are at least 1"),
   (["--config.optim.micro_rows=3"], "optim.micro_rows=3: must be a multiple of the 8 devices"),
   (["--config.optim.b1=3.0"], "optim.b1=3.0: must be"),  # A key that the file does not have.
-  (["--config.optim.lrr=1"], "config.optim.lrr: unknown key (did you mean 'lr'?)"),
+  (["--config.optim.lrr=1"], "config.optim has no key 'lrr' (did you mean 'lr'?)"),
   (["--config.models.references=('a/x', 'b/x')"], "a/x and b/x have one name, x"),
 ]
 
@@ -276,7 +275,7 @@ def test_the_train_step_compiles_for_eight_devices():
   assert done.flops > 1e5
 
 
-def test_each_model_answers_in_the_length_of_its_style(monkeypatch):
-  asked = configured(monkeypatch, "--config=configs/paligemma2.py")
+def test_each_model_answers_in_the_length_of_its_style():
+  asked = configured("--config=configs/paligemma2.py")
   assert asked.answer_tokens["paligemma2-3b-mix-448"] == asked.bank.max_new_tokens == 16
   assert asked.answer_tokens["gemma-3-12b-it"] == 32

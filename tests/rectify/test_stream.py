@@ -248,12 +248,13 @@ class _Pool:
 
 def test_questions_of_a_pool_without_answers_are_left_out():
   pool = _Pool()
-  source = PoolExamples(pool, put=lambda q: q + " r4")
+  source = PoolExamples(pool, name="data/vqa", put=lambda q: q + " r4")
   assert [(e.question, e.answers) for e in source] == [("q1 r4", ("r1",)), ("q2 r4", ("r2", "r3"))]
+  assert source[1].where == "data/vqa: train/1/1"
   assert source[1].image == f"{1:064d}" and np.all(source[1].open() == 1)
   pool.answers = lambda i: ((),) * (i + 1)
-  with pytest.raises(UserError, match="no question of the split train has an answer"):
-    PoolExamples(pool, put=str)
+  with pytest.raises(UserError, match="data/vqa: no question of the split train has an answer"):
+    PoolExamples(pool, name="data/vqa", put=str)
 
 
 def test_features_are_appended_once_and_read_by_row(tmp_path):

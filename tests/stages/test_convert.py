@@ -57,6 +57,7 @@ GEMMA3 = mm.VlmConfig(
   mm_tokens=1,
 )
 CONFIGS = {"paligemma": PALIGEMMA, "gemma3": GEMMA3}
+OLDER_KEYS = {"rope_theta", "rope_scaling", "rope_local_base_freq"}
 
 
 def run(*flags: str) -> int:
@@ -87,17 +88,17 @@ def arrays_of(config, dtype="float32"):
   return {k: (0.3 * rng.standard_normal(v.shape)).astype(dtype) for k, v in shapes.items()}
 
 
-def write_hf(folder, config, *, dtype="float32", old=False, max_shard_bytes=10_000, **header):
-  """A folder as transformers writes it, from random parameters; its names the older ones."""
-  layout = hf.default_layout(config)
-  if old:
-    layout = hf.Prefixes(text="language_model.model.", tower="vision_tower.vision_model.")
+def write_hf(folder, config, *, dtype="float32", newer=False, max_shard_bytes=10_000, **header):
+  """A folder as a release is, or as transformers 5 writes it, from random parameters."""
   flat = {k: leaves.of_array(v) for k, v in arrays_of(config, dtype).items()}
-  folder.mkdir()
-  tensor_files.write_safetensors(
-    folder, hf.from_ours(config, flat, layout=layout), max_shard_bytes=max_shard_bytes
-  )
+  tensors = hf.from_ours(config, flat)
   header = hf_config.write_config(config) | {"torch_dtype": np.dtype(dtype).name} | header
+  if newer:
+    tensors = {k.replace(".vision_model.", "."): v for k, v in tensors.items()}
+    for key in OLDER_KEYS & set(header["text_config"]):
+      del header["text_config"][key]
+  folder.mkdir()
+  tensor_files.write_safetensors(folder, tensors, max_shard_bytes=max_shard_bytes)
   (folder / "config.json").write_text(json.dumps(header))
   (folder / "tokenizer.json").write_text("{}")
   (folder / "preprocessor_config.json").write_text(
@@ -122,17 +123,29 @@ def params_of(path):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", ml_dtypes.bfloat16])
 @pytest.mark.parametrize("kind", CONFIGS)
-@pytest.mark.parametrize("old", [False, True], ids=["new_names", "old_names"])
-def test_from_hugging_face_and_back_is_the_same(work, dtype, kind, old):
-  """Over our own format and over Orbax: tensors, their names, config and what lies beside."""
-  start = write_hf(work / "hf", CONFIGS[kind], dtype=dtype, old=old, transformers_version="4.50.0")
+@pytest.mark.parametrize("newer", [False, True], ids=["released", "transformers_5"])
+def test_from_hugging_face_and_back_is_the_same(work, dtype, kind, newer):
+  """Over our own format and over Orbax: tensors, config and what lies beside, in released names."""
+  start = write_hf(
+    work / "hf", CONFIGS[kind], dtype=dtype, newer=newer, transformers_version="4.50.0"
+  )
   assert len(list(start.glob("*.safetensors"))) > 1
+  released = {
+    k.replace("vision_tower.", "vision_tower.vision_model.") if newer else k: v
+    for k, v in tensors_in(start).items()
+  }
   for middle in ("native", "orbax"):
     assert not run(f"--input={start}", f"--output={work / middle}", f"--to={middle}")
     back = work / f"hf_{middle}"
     assert not run(f"--input={work / middle}", f"--output={back}", "--to=hf")
-    assert tensors_in(back) == tensors_in(start)
-    for name in ("config.json", "tokenizer.json", "preprocessor_config.json"):
+    assert tensors_in(back) == released
+    header = json.loads((start / "config.json").read_text())
+    if newer:
+      written = hf_config.write_config(CONFIGS[kind])["text_config"]
+      assert set(written) - set(header["text_config"]) == OLDER_KEYS & set(written)
+      header["text_config"] |= {k: written[k] for k in OLDER_KEYS & set(written)}
+    assert json.loads((back / "config.json").read_text()) == header
+    for name in ("tokenizer.json", "preprocessor_config.json"):
       assert json.loads((back / name).read_text()) == json.loads((start / name).read_text())
   assert not list(work.glob(".*"))
 
@@ -214,6 +227,74 @@ def test_a_folder_for_big_vision_keeps_what_an_npz_cannot_say(work):
     assert params_of(path) == params_of(start)
   assert not run(f"--input={work / 'bv'}", f"--output={work / 'back'}", "--to=hf")
   assert tensors_in(work / "back") == tensors_in(start)
+
+
+FULL = dataclasses.replace(
+  PALIGEMMA,
+  text=dataclasses.replace(TEXT, vocab_size=257_216, width=4, depth=1),
+  vision=dataclasses.replace(VISION, depth=1),
+  image_token_id=257_152,
+)
+ADDED = "hf_rows/llm/embedder/input_embedding"
+
+
+def test_every_pair_of_formats_keeps_every_bit_of_a_full_vocabulary(work, monkeypatch):
+  """Hugging Face adds 64 rows to big_vision's vocabulary; no zeros, no means: the same rows."""
+  monkeypatch.setattr(leaves, "_PIECE_BYTES", 1 << 20)
+  start = write_hf(work / "hf", FULL, dtype=ml_dtypes.bfloat16, max_shard_bytes=1 << 30)
+  formats = {"hf": "hf", "npz": "big_vision", "folder": "big_vision"}
+  formats |= {"native": "native", "orbax": "orbax"}
+
+  def convert_to(source, name, to):
+    path = work / (f"{name}.npz" if to == "npz" else name)
+    assert not run(f"--input={source}", f"--output={path}", f"--to={formats[to]}")
+    return path
+
+  paths = {"hf": start} | {to: convert_to(start, f"a_{to}", to) for to in formats if to != "hf"}
+  want = params_of(start)
+  for source, path in paths.items():
+    assert params_of(path) == want, source
+    for to in formats:
+      made = convert_to(path, f"b_{source}_{to}", to)
+      assert params_of(made) == want, (source, to)
+      if to == "hf":
+        assert tensors_in(made) == tensors_in(start), source
+      if to == "npz":
+        arrays = np.load(made)
+        assert arrays["params/llm/embedder/input_embedding"].shape == (257_152, 4)
+        assert [k for k in arrays.files if not k.startswith("params/")] == [ADDED]
+
+
+def test_rows_that_nothing_says_are_named(work, monkeypatch, caplog):
+  """As in a checkpoint that big_vision's trainer has saved."""
+  monkeypatch.setattr(leaves, "_PIECE_BYTES", 1 << 20)
+  tensors = {f"params/{k}": v for k, v in arrays_of(FULL).items()}
+  name = "params/llm/embedder/input_embedding"
+  np.savez(work / "x.npz", **(tensors | {name: tensors[name][:257_152]}))
+  assert not run(f"--input={work / 'x.npz'}", f"--output={work / 'hf'}", "--to=hf")
+  (line,) = [m for m in caplog.messages if "embedding" in m]
+  assert line.startswith("hf: rows 257152 to 257215 of the embedding are not in the input")
+
+
+@pytest.mark.parametrize(
+  ("config", "to", "message"),
+  [
+    (PALIGEMMA, "hf", "hf: vLLM runs a PaliGemma's prompt causally"),
+    (PALIGEMMA, "big_vision", None),
+    (GEMMA3, "hf", None),
+    (
+      dataclasses.replace(GEMMA3, text=dataclasses.replace(GEMMA3.text, local_rope_scale=2.0)),
+      "hf",
+      "hf: transformers before 5 does not scale",
+    ),
+  ],
+)
+def test_a_reader_that_would_run_another_model_is_named(work, caplog, config, to, message):
+  start = write_hf(work / "start", config)
+  assert not run(f"--input={start}", f"--output={work / to}", f"--to={to}")
+  lines = [m for m in caplog.messages if m.startswith(f"{to}: ")]
+  assert len(lines) == (message is not None)
+  assert message is None or lines[0].startswith(message)
 
 
 def test_another_dtype(work):
@@ -304,7 +385,10 @@ def test_what_we_write_loads_in_transformers(work, kind):
   model.save_pretrained(work / "hf", max_shard_size="30KB")
   assert not run(f"--input={work / 'hf'}", f"--output={work / 'ours'}", "--to=native")
   assert not run(f"--input={work / 'ours'}", f"--output={work / 'back'}", "--to=hf")
-  assert tensors_in(work / "back") == tensors_in(work / "hf")
+  assert tensors_in(work / "back") == {
+    k.replace("vision_tower.", "vision_tower.vision_model."): v
+    for k, v in tensors_in(work / "hf").items()
+  }
   header = json.loads((work / "ours" / "config.json").read_text())
   (work / "ours" / "config.json").write_text(json.dumps(header | {"origin": {"format": "native"}}))
   assert not run(f"--input={work / 'ours'}", f"--output={work / 'fresh'}", "--to=hf")

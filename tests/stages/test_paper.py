@@ -56,6 +56,8 @@ def get_config():
     "scenes",
     "scenes:target=rare,reward=plain",
     "scenes:images=diffusion",
+    "scenes:strategy=both,rounds=3",
+    "scenes:strategy=all",
     "ablations/scenes:arm=base",
   ],
 )

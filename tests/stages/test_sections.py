@@ -118,6 +118,8 @@ def test_what_is_at_the_edge_is_right(changes):
     ({"models.references": ()}, "config.models.references is empty"),
     ({"models.references": ("a", "")}, "config.models.references: a name is empty"),
     ({"models.references": ("a", "a")}, "config.models: a is named twice"),
+    ({"rectify.labelled": {"split": "heldout"}}, "repairs are measured on 'heldout'"),
+    ({"rectify.unlabelled": {"split": "rounds"}}, "repairs are measured on 'rounds'"),
     *(
       ({"pool.shares": shares}, "must not be negative, and add up to 1")
       for shares in ((0.5, 0.5, 0.5), (1.2, -0.1, -0.1), (NAN, 0.5, 0.5), (INF, 0.0, 0.0))

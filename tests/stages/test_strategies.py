@@ -19,6 +19,7 @@ from auditdm_jax.rectify import curate
 from auditdm_jax.rectify.curate import TrainingExample
 from auditdm_jax.rectify.strategy import ConfidenceConfig, StrategyConfig
 from auditdm_jax.stages import bootstrap, evaluate, labelled, rectify, sources
+from auditdm_jax.stages.examples import by_strategy, from_failures
 from auditdm_jax.stages.pools import ImageSource
 from auditdm_jax.stages.results import Bootstrapped
 from auditdm_jax.stages.rounds import AuditRound
@@ -127,9 +128,9 @@ def verified(monkeypatch):
 
 def test_shares_of_the_sources(tmp_path, verified):
   ctx = _context(tmp_path)
-  assert _arms(rectify.from_failures(ctx)) == {"audit": 24}
+  assert _arms(from_failures(ctx)) == {"audit": 24}
   both = StrategyConfig(probes=0.25, labelled=0.5, bootstrapped=0.25)
-  found = rectify.by_strategy(ctx, both)
+  found = by_strategy(ctx, both)
   assert {name: len(part) for name, part in found.examples.items()} == {
     "labelled": 12,
     "probes": 6,
@@ -142,7 +143,7 @@ def test_shares_of_the_sources(tmp_path, verified):
 
 def test_controls_have_the_same_labelled_questions_and_random_ones_for_failures(tmp_path, verified):
   ctx = _context(tmp_path)
-  repaired = rectify.by_strategy(ctx, StrategyConfig(probes=0.5, labelled=0.5))
+  repaired = by_strategy(ctx, StrategyConfig(probes=0.5, labelled=0.5))
   found = rectify.controls(ctx, repaired)
   assert set(found) == {"control_random", "control_mined"}
   for control in found.values():
@@ -162,7 +163,7 @@ def test_an_oracle_does_not_choose_what_is_trained_on(tmp_path, verified):
   by = Opinion(by="model m", side="consensus", answer="red")
   ctx.folder.append_failures([_failure(i, grade="V2", opinion=by) for i in range(110, 113)])
   sure = StrategyConfig(confidence=ConfidenceConfig(grade="V2"))
-  found = rectify.by_strategy(ctx, sure)
+  found = by_strategy(ctx, sure)
   assert {e.image_id for e in found.all} == {"p110", "p111", "p112"}
   assert found.left_out == {"below V2": 34}
 
@@ -171,7 +172,7 @@ def test_a_source_that_was_not_made_is_one_line(tmp_path, verified):
   ctx = _context(tmp_path)
   (tmp_path / "bootstrap/done.json").unlink()
   with pytest.raises(UserError, match="run the stage bootstrap first"):
-    rectify.by_strategy(ctx, StrategyConfig(probes=0.0, bootstrapped=1.0))
+    by_strategy(ctx, StrategyConfig(probes=0.0, bootstrapped=1.0))
 
 
 def test_names_of_further_models():

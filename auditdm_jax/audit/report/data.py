@@ -331,6 +331,27 @@ class ExtraPage:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RunRow:
+  """A run in a list of runs.
+
+  Attributes:
+    name: of its folder, below the folder of the list.
+    target: the audited model's name; "" = not known.
+    started: when its first stage did, in ISO's form; "" = not known.
+    state: how far it is.
+    headline: what its last report says it found; "" = there is none.
+    link: address of that report, relative to the list; "" = there is none.
+  """
+
+  name: str
+  target: str
+  started: str
+  state: str
+  headline: str
+  link: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportData:
   """Everything that `write_report` needs.
 

@@ -215,13 +215,19 @@ def _init(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _run(folder: pathlib.Path, name: str) -> dict[str, np.ndarray]:
-  """Lets the trainer run and returns its batches, losses and last parameters."""
-  import big_vision.utils as u
-
+  """Lets the trainer run and returns what it left."""
   workdir = folder / f"run-{name}"
   command = [sys.executable, "-m", "big_vision.trainers.proj.paligemma.train"]
   command += [f"--config={pathlib.Path(__file__).absolute()}:{name}", f"--workdir={workdir}"]
   subprocess.run(command, check=True, env=os.environ | {"GOLDEN_FOLDER": str(folder)})
+  return _read(folder, name)
+
+
+def _read(folder: pathlib.Path, name: str) -> dict[str, np.ndarray]:
+  """Returns a run's batches, losses and last parameters."""
+  import big_vision.utils as u
+
+  workdir = folder / f"run-{name}"
   batches = np.load(folder / f"{name}.batches.npz")
   found = {}
   for key in ("text", "mask_ar", "mask_loss", "image"):
@@ -232,10 +238,9 @@ def _run(folder: pathlib.Path, name: str) -> dict[str, np.ndarray]:
       values = raw
     found[key] = values.astype(np.uint8)
   lines = (workdir / "big_vision_metrics.txt").read_text().splitlines()
-  steps = [json.loads(line) for line in lines]
-  steps = [step for step in steps if "training_loss" in step]
+  steps = [step for step in map(json.loads, lines) if "training_loss" in step]
   for key in ("training_loss", "l2_grads", "global_schedule"):
-    found[key] = np.array([step[key] for step in steps])
+    found[key] = np.array([step[key] for step in steps[:NUM_STEPS]])  # The last is there twice.
   loaded = u.tree_flatten_with_names(u.load_params(str(workdir / "checkpoint.bv")))[0]
   found |= {f"after/{key}": np.asarray(x, np.float32) for key, x in loaded}
   return found
