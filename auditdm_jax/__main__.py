@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs one stage: `python -m auditdm_jax STAGE --config=configs/X.py[:args] --workdir=DIR`.
+"""Runs one stage: `auditdm STAGE --config=configs/X.py[:args] --workdir=DIR`.
 
-Any value of the config can be overridden: `--config.a.b=c`. The same command run again resumes.
-`answer`, `compare`, `convert`, `label`, `minimise`, `pack`, `plan`, `repro` and `serve` take flags
-of their own, which --help after the stage lists; `audit` makes a config of its flags.
+`python -m auditdm_jax STAGE` is the same. Any value of the config can be overridden:
+`--config.a.b=c`; `--config.a=help` lists the section `a`. The same command run again resumes.
+Stages of `_TOOLS` take flags of their own, which --help after the stage lists; `audit` makes a
+config of its flags.
 """
 
 import ast
-from collections.abc import Iterator
-import contextlib
 import errno
 import importlib
+import os
 import pathlib
 import signal
 import sys
@@ -19,11 +19,10 @@ from types import FrameType, ModuleType
 from typing import Any, NoReturn
 
 from absl import flags
-from ml_collections import config_flags
 
 from auditdm_jax import stages
 from auditdm_jax.core import overrides, paths
-from auditdm_jax.core.config import OVERRIDES, UserError, did_you_mean
+from auditdm_jax.core.config import UserError, did_you_mean
 
 # Runs in an environment of its own, which need not have jax, and leaves nothing behind.
 _SERVERS = {"serve_images"}
@@ -32,29 +31,61 @@ _TOOLS = {
   "answer",
   "compare",
   "convert",
+  "export",
+  "import",
   "label",
   "leaks",
   "minimise",
   "pack",
   "plan",
   "repro",
+  "runs",
   "serve",
 }
 # Those of them that take arguments without names: `main` gets them.
-_WORDS = {"compare", "leaks", "minimise", "repro"}
+_WORDS = {"compare", "leaks", "minimise", "repro", "runs"}
 # Look at what a run would need, in a temporary folder if none is given.
 _LOOKS = {"doctor"}
 # Stages that take flags in place of a config, and the module of these.
 _SHORT = {"audit": "own"}
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "The config, such as configs/scenes.py.", **OVERRIDES
-)
+# Stages whose config is not that of an audit: the module and the dataclass that it is read into.
+_SECTIONS = {
+  **dict.fromkeys(("logs", "predict", "score", "table"), ("benchmarks", "BenchmarksConfig")),
+  "pretrain": ("pretrain", "PretrainConfig"),
+  "serve_images": ("serve_images", "ServedConfig"),
+}
+_CONFIG = overrides.define("The config, such as configs/scenes.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run; made if it is not there.")
 _DEVICES = flags.DEFINE_integer("devices", 0, "Split the CPU into so many devices.", lower_bound=0)
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "This is one of several processes.")
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "host:port of process 0; '' = asks.")
 _PROCESSES = flags.DEFINE_integer("processes", 0, "How many; 0 = asks.", lower_bound=0)
 _PROCESS = flags.DEFINE_integer("process", -1, "Which one this is; -1 = asks.", lower_bound=-1)
+
+
+_HELP = {"--help", "-h", "-help", "help"}
+_FIRST = """\
+usage: auditdm STAGE [flags]      python -m auditdm_jax STAGE [flags] is the same
+
+First:
+  auditdm audit --auditor=DIR --target=DIR --references=DIR,DIR --images=DIR --workdir=runs/first
+      from your own models and images to a report: runs/first/report/index.html
+  auditdm doctor --config=configs/paligemma2.py
+      whether a config would run on this machine, without training anything
+  auditdm loop --config=configs/scenes.py --workdir=runs/scenes
+      all of AuditDM in a world of drawn scenes, in minutes on two CPU cores
+
+Stages; `auditdm STAGE --help` says what one reads, writes and costs, and its flags:"""
+_COMMON = """\
+Flags of stages with a config:
+  --config=FILE[:ARGS]   a Python file such as configs/scenes.py:target=rare
+  --config.KEY=VALUE     any key of it: --config.optim.steps=300; docs/config.md has them all
+  --config.KEY=help      lists a section with types, defaults and meanings; --config=help lists all
+  --workdir=DIR          where results go; a folder, or gs://BUCKET/RUN
+  --devices=N            splits the CPU into N devices
+  --distributed          one of several processes. TPU pods, GKE, SLURM and Open MPI tell the rest;
+                         elsewhere --coordinator=host:port --processes=N --process=K
+The same command run again continues where it stopped."""
 
 
 class _Terminated(KeyboardInterrupt):
@@ -76,33 +107,26 @@ def list_stages() -> dict[str, str]:
 
 
 def usage() -> str:
-  """Returns the help text."""
-  rows = [f"  {name:14}{doc}" for name, doc in list_stages().items()]
-  return "\n".join(
-    [
-      "usage: python -m auditdm_jax STAGE --config=configs/X.py[:args] --workdir=DIR"
-      " [--config.a.b=c] [--devices=N]",
-      *rows,
-      f"{', '.join(sorted(_TOOLS | _SHORT.keys()))} have other flags: --help after the stage lists"
-      " them.",
-      "The same command run again continues where it stopped.",
-      "Several processes: --distributed on each of them. TPU pods, GKE, SLURM and Open MPI tell the"
-      " rest; elsewhere --coordinator=host:port --processes=N --process=K.",
-    ]
-  )
+  """Returns the help text: what people need first, then all stages."""
+  rows = [
+    f"  {name:13}{doc.removeprefix(f'{name}: ').rstrip('.')}" for name, doc in list_stages().items()
+  ]
+  return "\n".join([_FIRST, *rows, "", _COMMON])
 
 
-def tool_usage(module: str) -> str:
-  """Returns the help text of a stage that has flags of its own."""
-  own = _stage(_SHORT.get(module, module))
-  return f"{_stage(module).__doc__}\n{own.FLAGS.module_help(own)}"
+def stage_usage(module: str) -> str:
+  """Returns the help text of one stage: what it does, reads, writes and costs, and its flags."""
+  flagged = module in _TOOLS | _SHORT.keys()
+  own = _stage(_SHORT.get(module, module)) if flagged else None
+  about = ast.get_docstring(ast.parse(_path(module).read_text(encoding="utf-8"))) or ""
+  return f"{about}\n\n{_COMMON if own is None else own.FLAGS.module_help(own).lstrip()}"
 
 
-def parse(argv: list[str]) -> tuple[str, list[str]]:
-  """Parses the flags and returns the module name of the stage, and arguments that are no flags.
+def named_stage(argv: list[str]) -> str:
+  """Returns the module name of the stage that the first argument names.
 
   Raises:
-    UserError: no such stage, or flags that cannot be read.
+    UserError: it names no stage.
   """
   known = list_stages()
   if not argv or argv[0].startswith("-"):
@@ -110,50 +134,48 @@ def parse(argv: list[str]) -> tuple[str, list[str]]:
   stage = argv[0].replace("_", "-")
   if stage not in known:
     raise UserError(f"no stage {argv[0]!r}{did_you_mean(stage, known)}\n" + usage())
-  module = stage.replace("-", "_")
+  return stage.replace("-", "_")
+
+
+def parse(argv: list[str], module: str) -> list[str]:
+  """Parses the flags of a stage and returns arguments that are no flags.
+
+  Raises:
+    UserError: flags that cannot be read.
+  """
   own = _stage(module).FLAGS if module in _TOOLS else flags.FLAGS
   if module in _SHORT:
     argv = _stage(_SHORT[module]).expand(argv)
-  argv = overrides.take(argv)
-  sys.argv = [sys.argv[0], *argv]  # Where ml_collections looks for overrides.
-  rest = overrides.parse_flags(own, argv[1:])
+  sys.argv = [sys.argv[0], *argv]  # As manifests and reports tell it.
+  _, given = overrides.split(argv[1:])
+  sections = _sections(module) if given and "config" in own else None  # Seconds of importing.
+  rest = overrides.parse_flags(own, argv[1:], sections)
   if rest and module not in _WORDS:
     raise UserError(f"not a flag: {' '.join(rest)}; flags are written --name=value")
   if module in _TOOLS:
-    return module, rest
+    return rest
   if _CONFIG.value is None:
     raise UserError("--config is missing, such as --config=configs/scenes.py")
-  given = next((arg for arg in argv if arg.startswith("--config")), "--config")
-  overrides.locked(_CONFIG.value, given)
   if _WORKDIR.value is None and module not in _SERVERS | _LOOKS:
     raise UserError("--workdir is missing: where the results go, such as --workdir=runs/first")
-  return module, rest
-
-
-@contextlib.contextmanager
-def _mistakes() -> Iterator[None]:
-  """What absl and ml_collections say of flags that cannot be read becomes a UserError."""
-  try:
-    yield
-  except UserError:
-    raise
-  except (AttributeError, KeyError) as e:  # Of ml_collections, with a repr inside a repr.
-    message = str(e).replace("\\n", " ").translate({ord(c): None for c in "'\"\\"})
-    raise UserError(f"--config.…: no such key: {message}") from e
-  except (flags.Error, OSError, TypeError, ValueError) as e:
-    # Of a complaint raised by the config file itself only the last line, not ml_collections' trace.
-    raise UserError(str(e).strip().rpartition("\n")[2]) from e
+  return rest
 
 
 def run(argv: list[str]) -> int:
   """Runs the stage that the arguments name and returns the exit code."""
-  if not argv or {"--help", "-h", "-help"} & set(argv):
-    tool = argv[0].replace("-", "_") if argv else ""
-    print(tool_usage(tool) if tool in _TOOLS | _SHORT.keys() else usage())
+  if not argv or argv[0] in _HELP:
+    print(usage())
     return 0 if argv else 2
   signal.signal(signal.SIGTERM, _terminate)
   try:
-    module, words = parse(argv)
+    module = named_stage(argv)
+    if _HELP & set(argv[1:]):
+      print(stage_usage(module))
+      return 0
+    if overrides.asks_help(argv):
+      print(overrides.listing(argv, _sections(module)))
+      return 0
+    words = parse(argv, module)
     if module in _TOOLS:
       importlib.import_module("auditdm_jax.core.runtime").setup()
       try:
@@ -200,6 +222,13 @@ def main(argv: list[str]) -> NoReturn:
   sys.exit(code)
 
 
+def script() -> NoReturn:
+  """The console script `auditdm`: finds modules of the current folder, as `python -m` does."""
+  if (here := os.getcwd()) not in sys.path and "" not in sys.path:
+    sys.path.insert(0, here)
+  main(sys.argv[1:])
+
+
 def _workdir() -> Any:
   """The folder of the run, which is made; None without one."""
   if _WORKDIR.value is None:
@@ -217,6 +246,16 @@ def _cluster(runtime: ModuleType) -> Any:
       raise UserError("--coordinator, --processes and --process need --distributed")
     return None
   return runtime.Cluster(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+
+
+def _path(module: str) -> pathlib.Path:
+  return pathlib.Path(stages.__path__[0], f"{module}.py")
+
+
+def _sections(module: str) -> type:
+  """Returns the dataclass that the config of a stage is read into."""
+  place, name = _SECTIONS.get(module, ("sections", "AuditConfig"))
+  return vars(_stage(place))[name]
 
 
 def _stage(module: str) -> ModuleType:

@@ -17,12 +17,13 @@ from auditdm_jax.core.config import UserError
 from auditdm_jax.models import preprocess, weights
 from auditdm_jax.models.multimodal import VlmConfig
 from auditdm_jax.models.preprocess import Pixels
+from auditdm_jax.models.weights import Loaded
 from auditdm_jax.text import hf, styles
 from auditdm_jax.text import prompts as prompts_lib
 from auditdm_jax.text.tokenizer import FILENAMES, Tokenizer
 from auditdm_jax.vlm_model import Completion, Prompt, Vlm
 
-__all__ = ["Completion", "Prompt", "Vlm", "load_vlm", "save_vlm"]
+__all__ = ["Completion", "Prompt", "Vlm", "describe_vlm", "extras_of", "load_vlm", "save_vlm"]
 
 # Of PaliGemma's own demonstrations and most of its transfer configs; the others do not antialias.
 _BIG_VISION = Pixels("big_vision", antialias=True)
@@ -49,18 +50,34 @@ def load_vlm(path: str | os.PathLike, *, mesh: Mesh | None = None, dtype: Any = 
   """
   path = pathlib.Path(path)
   loaded = weights.load(path, mesh=mesh, dtype=dtype)
+  return _with_ways(path, loaded, mesh=mesh, dtype=dtype)
+
+
+def describe_vlm(path: str | os.PathLike) -> Vlm:
+  """Reads all of a model but its parameters, of which it has none.
+
+  Raises:
+    UserError: as `load_vlm`.
+  """
+  opened = weights.open_model(path)
+  bare = weights.Loaded(opened.config, {}, opened.extras, opened.side)
+  return _with_ways(pathlib.Path(path), bare, mesh=None, dtype=jnp.float32)
+
+
+def _with_ways(path: pathlib.Path, loaded: Loaded, *, mesh: Mesh | None, dtype: Any) -> Vlm:
+  """Returns a model with how it is asked, as its origin or its config.json says."""
   config, extras = loaded.config, dict(loaded.extras)
   origin = extras["origin"]["format"]
   folder = weights.side_folder(path)
   tokenizer = _tokenizer(folder, config)
   where = f"{folder}/config.json"
-  own = {key: extras.pop(key) for key in _OWN if key in extras}
+  own: dict[str, Any] = {key: extras.pop(key) for key in _OWN if key in extras}
   if origin == "hf":
     own = _hf_ways(folder, config, tokenizer) | own
   elif origin != "native":
     style = styles.style_for(path.resolve().name, paligemma=True, has_turns=False)
     ways = {"template": prompts_lib.PALIGEMMA, "stop": [_EOS], "pixels": _BIG_VISION}
-    own = ways | {"style": style} | own
+    own = {**ways, "style": style, **own}
   template, stop = own.get("template"), own.get("stop")
   if not isinstance(template, str) or not isinstance(stop, list) or not stop:
     raise UserError(f"{where}: needs a 'template' and a list 'stop' of tokens")
@@ -90,13 +107,19 @@ def save_vlm(path: str | os.PathLike, vlm: Vlm, *, dtype: str = "float32") -> No
   The tower is written with the model unless `vlm.extras["tower"]` names its folder, relative to
   `path`.
   """
+  extras = extras_of(vlm)
+  weights.save(path, vlm.config, vlm.params, vlm.tokenizer, extras, dtype=dtype, side=vlm.side)
+
+
+def extras_of(vlm: Vlm) -> dict[str, Any]:
+  """Returns what config.json says of a model besides its architecture: how it is asked."""
   stop = [vlm.tokenizer.token(i) if vlm.tokenizer else i for i in vlm.stop_ids]
   extras = vlm.extras | {"template": vlm.template, "stop": stop}
   if vlm.pixels != Pixels():
     extras["pixels"] = dataclasses.asdict(vlm.pixels)
   if vlm.style != styles.PLAIN:
     extras["style"] = dataclasses.asdict(vlm.style)
-  weights.save(path, vlm.config, vlm.params, vlm.tokenizer, extras, dtype=dtype, side=vlm.side)
+  return extras
 
 
 def _tokenizer(folder: pathlib.Path, config: VlmConfig) -> Tokenizer | None:

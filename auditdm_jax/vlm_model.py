@@ -349,6 +349,15 @@ class Vlm:
       raise UserError(f"model {self.name!r} has no tokenizer: none of {', '.join(FILENAMES)}")
     return self.tokenizer
 
+  @property
+  def terminator(self) -> int:
+    """The id that a label ends with, see `prompts.terminator`.
+
+    Raises:
+      UserError: the model has no tokenizer.
+    """
+    return prompts_lib.terminator(self.writer(), self.template, self.stop_ids)
+
   def _vision(self) -> siglip.SiglipConfig:
     if self.config.vision is None:
       raise UserError(f"model {self.name!r} has no vision tower")

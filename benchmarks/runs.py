@@ -34,6 +34,7 @@ from auditdm_jax.audit.summary import Summary
 from auditdm_jax.core import jsonio, typed
 from auditdm_jax.stages import rectify, suite
 from auditdm_jax.stages.context import Context
+from auditdm_jax.stages.examples import from_failures
 from configs import scenes
 
 _FLAGS = flags.FlagValues()
@@ -184,7 +185,7 @@ def curve(seed: str, folder: pathlib.Path, arm: str, size: int) -> RepairPoint:
   config.rectify.curate.size = size
   with Context(config, known.parent, "curve") as ctx:
     if arm == _REPAIRED:
-      examples = rectify.from_failures(ctx)
+      examples = from_failures(ctx)
     else:
       examples = rectify.mined_examples(ctx, ctx.folder.control(), size)
     replay = rectify.replay_examples(ctx, len(examples))

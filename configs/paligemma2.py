@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The paper's recipe: a Gemma 3 auditor of 4B against PaliGemma 2 of 3B at 448 pixels.
+"""The paper's recipe: a Gemma 3 auditor of 4B against PaliGemma 2 of 3B, at 448 pixels.
 
 COMMAND
   python -m auditdm_jax plan --config=configs/paligemma2.py:on=v5e-16 --topology=v5e:4x4
   python -m auditdm_jax train --config=configs/paligemma2.py:on=v5e-16 --workdir=runs/paligemma2
 
+  python -m auditdm_jax plan --config=configs/paligemma2.py:recipe=chartqa,pixels=224 \\
+    --topology=v5e:4x4 --only=repair
+
 ARGS, as configs/paligemma2.py:on=v6e-8,references=28b
   on          v5e-16 | v5e-64 | v6e-8 | v6e-16 | v5p-8 | h200 | h100-8: the chips; layouts follow
   references  10b: PaliGemma 2 10B, Gemma 3 4B and 12B | 28b: and PaliGemma 2 28B
+  recipe      vqav2 | gqa | okvqa | ai2d | docvqa | chartqa | refcoco | cococap | forkme: the
+              transfer of big_vision by whose recipe the target is repaired
+  pixels      448 | 224: side of the target's images, and of its checkpoint
   prompts     per step, a multiple of 32; the paper's batch of 256 completions is 32 x 8
   chips       others than `on` says, of its kind, to see how the recipe scales
 
@@ -30,20 +36,33 @@ SLICES = {
 FOLDERS = {
   "models/gemma-3-4b-it": "gemma3_4b",
   "models/gemma-3-12b-it": "gemma3_12b",
+  "models/paligemma2-3b-mix-224": "paligemma2_3b_224",
   "models/paligemma2-3b-mix-448": "paligemma2_3b_448",
   "models/paligemma2-10b-mix-448": "paligemma2_10b_448",
   "models/paligemma2-28b-mix-448": "paligemma2_28b_448",
 }
-ARGS = {"on": tuple(SLICES), "references": ("10b", "28b"), "prompts": 32, "chips": int}
+# Tokens of a repair's row in addition to the image; the recipes that are not named have 64.
+TEXT = {"ai2d": 128, "forkme": 128}
+RECIPES = (
+  "vqav2", "gqa", "okvqa", "ai2d", "docvqa", "chartqa", "refcoco", "cococap", "forkme",
+)  # fmt: skip
+COMMON = {"on": tuple(SLICES), "references": ("10b", "28b"), "prompts": 32, "chips": int}
+ARGS = {**COMMON, "recipe": RECIPES, "pixels": ("448", "224")}
 
 
 def get_config(arg: str = "") -> ConfigDict:
   file = "configs/paligemma2.py"
-  return recipe(file, **parse(file, arg, ARGS))
+  args = parse(file, arg, ARGS)
+  transfer, pixels = args.pop("recipe"), args.pop("pixels")
+  c = audit(file, **args)
+  c.models.target = f"models/paligemma2-3b-mix-{pixels}"
+  c.rectify.recipe.name = transfer if pixels == "224" else f"{transfer}-{pixels}"
+  c.rectify.length = (int(pixels) // 14) ** 2 + TEXT.get(transfer, 64)
+  return c
 
 
-def recipe(file: str, *, on: str, references: str, prompts: int, chips: int | None) -> ConfigDict:
-  """The recipe with PaliGemma 2 as the target.
+def audit(file: str, *, on: str, references: str, prompts: int, chips: int | None) -> ConfigDict:
+  """Returns the audit of PaliGemma 2 at 448 pixels, repaired by VQAv2's transfer.
 
   Args:
     file: what errors call the config.
@@ -122,13 +141,13 @@ def recipe(file: str, *, on: str, references: str, prompts: int, chips: int | No
   c.verify = dict(limit=4_000, paraphrases=2, jitters=2, model="", paraphraser="auditor")
   c.taxonomy = dict(skills="data/vqav2/skills.yaml", kinds="data/vqav2/kinds.yaml")
 
-  # ---- rectify: VQAv2's transfer recipe at 448 pixels
+  # ---- rectify: a transfer of big_vision, which trains the vision tower too
   c.rectify = dict(
-    recipe=dict(epochs=10, batch_size=256, lr=1e-5, remat=True),
+    recipe=dict(name="vqav2-448", remat=True),
     curate=dict(size=10_000, cap=0.15),
     length=1088, suffix=16,
   )  # fmt: skip
   if on == "h200":
     c.rectify.recipe.micro_rows = 32
-  c.round2 = dict(enabled=True, steps=200)
+  c.rounds = dict(count=2, repair_last=False, steps=200)
   return c

@@ -11,7 +11,9 @@ ARGS, as configs/scenes.py:target=rare,reward=plain,seed=1
   error_rate  share of images that the image service gets wrong
   images      exact (drawn by the world's renderer) | diffusion (by a FLUX pipeline that was trained
               on scenes; needs launch/image_server/requirements.txt)
-  round2      0 skips the second round
+  rounds      most rounds; of several, the last one audits and does not repair
+  strategy    what the repaired target is trained on: audit (its verified failures) | labelled |
+              bootstrapped | both; all trains the other three beside the first. See docs/rounds.md
   gaps        those of another target, which config.models.target then names: seed:N
   talk        off | sentences | synonyms | letters | all: how the models say their answers. With
               --config.bank.styles="(('target_easy','plain'),…)" for every model, what they say is
@@ -39,9 +41,17 @@ VOICES = {
   "all": {"sentences": 0.6, "synonyms": 0.3, "letters": 0.15, "refusals": 0.005},
 }
 
+# Shares of what a repair is trained on. The labelled questions are the pool's own.
+STRATEGIES = {
+  "audit": {"probes": 1.0},
+  "labelled": {"labelled": 0.5, "probes": 0.5},
+  "bootstrapped": {"bootstrapped": 1.0, "probes": 0.0},
+  "both": {"labelled": 0.34, "bootstrapped": 0.33, "probes": 0.33},
+}
+
 ARGS = {
   "target": ("easy", "rare"), "reward": ("novelty", "plain"), "seed": 0, "error_rate": 0.0,
-  "round2": ("1", "0"), "gaps": "", "images": ("exact", "diffusion"),
+  "rounds": 2, "strategy": (*STRATEGIES, "all"), "gaps": "", "images": ("exact", "diffusion"),
   "talk": ("off", "sentences", "synonyms", "letters", "all"),
 }  # fmt: skip
 
@@ -127,13 +137,17 @@ def get_config(arg: str = "") -> ConfigDict:
   )  # fmt: skip
   c.taxonomy = dict(skills="data/scenes/skills.yaml")
 
-  # ---- rectify, evaluate, second round
+  # ---- rectify, evaluate, further rounds
   c.rectify = dict(
-    recipe=dict(steps=1_000, batch_size=64, micro_rows=8, lr=2e-3, replay=0.5),
+    recipe=dict(name="scenes", steps=1_000, micro_rows=8, lr=2e-3),
     curate=dict(size=3_000, cap=0.15),
     length=30, suffix=3,
   )  # fmt: skip
-  c.round2 = dict(enabled=args["round2"] == "1", steps=60)
+  if args["strategy"] == "all":
+    c.rectify.beside = {k: v for k, v in STRATEGIES.items() if k != "audit"}
+  elif args["strategy"] != "audit":
+    c.rectify.strategy = STRATEGIES[args["strategy"]]
+  c.rounds = dict(count=args["rounds"], repair_last=args["rounds"] == 1, steps=60)
   if rare:
     c.optim.steps = 240
     c.discover.probes = 24_000

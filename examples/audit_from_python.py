@@ -23,7 +23,7 @@ SHORT = {
   "discover.search_probes": 200,
   "rectify.recipe.steps": 100,
   "rectify.curate.size": 200,
-  "round2.enabled": False,
+  "rounds.count": 1,
 }
 
 

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The args of the configs: what is wrong teaches, and they are read from any working directory."""
 
+import dataclasses
 import importlib
 import pathlib
 import subprocess
 import sys
 
 import pytest
+
+from auditdm_jax.rectify import recipes
+from auditdm_jax.stages import plan
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -19,7 +23,7 @@ CONFIG_ARGS = [
   ("scenes", "seed=-1", "seed='-1', not a whole number"),
   ("scenes", "error_rate=nan", "error_rate='nan', not a share like 0.1"),
   ("scenes", "error_rate=1.5", "error_rate='1.5', not a share"),
-  ("scenes", "round2=no", "round2='no', not 1 or 0"),
+  ("scenes", "rounds=no", "rounds='no', not a whole number"),
   ("scenes", "target=rar", r"target='rar', not easy or rare \(did you mean 'rare'\?\)"),
   ("paligemma2", "foo", "'foo': args are written name=value"),
   ("paligemma2", "chips=17", "chips=17, not a multiple of 4"),
@@ -27,6 +31,10 @@ CONFIG_ARGS = [
   ("paligemma2", "chips=0", "chips=0, not a multiple"),
   ("paligemma2", "chips=-4", "chips='-4', not a whole number"),
   ("paligemma2", "prompts=x", "prompts='x', not a whole number"),
+  ("paligemma2", "recipe=chart_qa", r"recipe='chart_qa', not vqav2, .*mean 'chartqa'"),
+  ("paligemma2", "pixels=896", "pixels='896', not 448 or 224"),
+  ("gemma3", "target=27b", "target='27b', not 4b or 12b"),
+  ("gemma3", "recipe=vqav2", "unknown arg 'recipe'"),
   ("gemma3", "references=28b", "references='28b', not 12b or 27b"),
   ("gemma3", "chips=17", "chips=17, not a multiple of 4"),
   ("flux", "foo", "'foo': args are written name=value"),
@@ -49,17 +57,48 @@ def test_an_arg_of_a_config_that_is_none(name, arg, message):
 
 def test_args_of_configs_that_are_right():
   for name, arg in [
-    ("scenes", "target=rare,reward=plain,seed=1,error_rate=0.05,round2=0"),
+    ("scenes", "target=rare,reward=plain,seed=1,error_rate=0.05,rounds=1"),
     ("scenes", "gaps=seed:3,error_rate=1.0"),
     ("paligemma2", "on=v5e-16,chips=256,prompts=64"),
     ("paligemma2", "on=h200"),
+    ("paligemma2", "recipe=docvqa,pixels=224"),
     ("gemma3", "on=v6e-8,references=27b"),
+    ("gemma3", "target=12b"),
     ("pretrain_scenes", "only=ref_gemma3,steps=5,gaps=seed:4"),
     ("ablations.scenes", "arm=group-4,seed=2"),
     ("benchmarks", "baseline=a,repaired=b,vqav2=data/vqa,limit=500"),
     ("benchmarks", "run=runs/scenes,target=rare"),
   ]:
     importlib.import_module(f"configs.{name}").get_config(arg)
+
+
+@pytest.mark.parametrize(
+  ("name", "arg", "recipe", "length"),
+  [
+    ("paligemma2", "", "vqav2-448", 1024 + 64),
+    ("paligemma2", "recipe=chartqa,pixels=224", "chartqa", 256 + 64),
+    ("paligemma2", "recipe=ai2d,pixels=448", "ai2d-448", 1024 + 128),
+    ("gemma3", "on=h200", "gemma3-4b", 256 + 128),
+    ("gemma3", "target=12b", "gemma3-12b", 256 + 128),
+  ],
+)
+def test_configs_name_recipes(name, arg, recipe, length):
+  run = plan.read(importlib.import_module(f"configs.{name}").get_config(arg))
+  known = recipes.get(recipe)
+  same = dataclasses.replace(known, remat=run.recipe.remat, micro_rows=run.recipe.micro_rows)
+  assert run.recipe == same and run.recipe.remat
+  target = run.answering[run.target]
+  assert known.format.res in (0, target.tower.image_size)
+  # A row has room for the image and all text that a transfer has.
+  section = importlib.import_module(f"configs.{name}").get_config(arg).rectify
+  assert section.length == length >= target.num_image_tokens + known.format.text_len
+
+
+def test_every_transfer_is_an_arg():
+  args = importlib.import_module("configs.paligemma2").RECIPES
+  assert {f"{name}{size}" for name in args for size in ("", "-448")} == {
+    name for name in recipes.TRANSFERS if not name.endswith("-896")
+  }
 
 
 def test_args_have_the_types_of_their_defaults():

@@ -45,8 +45,8 @@ def test_a_config_takes_arguments_and_overrides(file):
   ("path", "given", "message"),
   [
     ("nothing.py", {}, "nothing.py"),
-    ("", {"grop.lr": 2}, "no such key: grop Did you mean grpo"),
-    ("", {"grpo.lr": "fast"}, "could not convert string to float: 'fast'"),
+    ("", {"grop.lr": 2}, "no key 'grop' .did you mean 'grpo'"),
+    ("", {"grpo.lr": "fast"}, "--config.grpo.lr=fast: expected a number"),
     ("", {"grpo.lr.x": 1}, "not a section"),
   ],
 )

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -74,11 +75,17 @@ def test_a_stage_gets_config_and_workdir(start, tmp_path):
 @pytest.mark.parametrize(
   ("flags", "config", "message"),
   [
-    (["--config.grop.lr=2"], "config.py", "no such key: grop Did you mean grpo"),
-    (["--config.grpo.lr=x"], "config.py", "could not convert string to float: 'x'"),
+    (
+      ["--config.grop.lr=2"],
+      "config.py",
+      "--config.grop.lr: config has no key 'grop' (did you mean 'grpo'?)",
+    ),
+    (["--config.grpo.lr=x"], "config.py", "--config.grpo.lr=x: expected a number"),
     (["--wrkdir=x"], "config.py", "Unknown command line flag 'wrkdir'. Did you mean: workdir"),
     (["more"], "config.py", "not a flag: more"),
+    (["--config.images.client.deadline=3"], "config.py", "(did you mean 'deadline_s'?)"),
     ([], "nothing.py", "nothing.py: no such file"),
+    ([], "confg.py", "confg.py: no such file (did you mean "),
     ([], "config.py:bad", "ValueError: target must be easy or rare"),
   ],
 )
@@ -105,6 +112,16 @@ def test_a_mistake_is_one_line(start, flags, config, message):
 def test_a_mistake_about_the_machine_is_one_line(start, tmp_path, flags, message):
   code, out, err = finish(start("return 0", *(flag.format(tmp_path) for flag in flags)))
   assert code == 2 and re.search(message, err) and len(err.splitlines()) == 1, err
+
+
+def test_a_key_that_the_file_leaves_out_is_given_and_listed(start):
+  given = ["--config.images.client.security.token=7 'x'", "--config.mesh.fsdp", "-1"]
+  process = start("print(config.images, config.mesh)\nreturn 0", *given)
+  code, out, err = finish(process)
+  assert (code, err) == (0, "") and "token: 7 'x'" in out and "fsdp: -1" in out
+  code, out, err = finish(start("raise ValueError", "--config.images.client.security=help"))
+  assert (code, err) == (0, "") and "--config.images.client.security.KEY" in out
+  assert "  token " in out and "a shared secret" in out
 
 
 def test_a_full_disk_is_one_line(start):
@@ -160,10 +177,47 @@ finally:
 
 
 def test_stages_are_listed(capsys):
-  assert main_lib.run(["--help"]) == 0
+  for words in (["--help"], ["-h"], ["help"]):
+    assert main_lib.run(words) == 0
+    out = capsys.readouterr().out
+    for name, doc in main_lib.list_stages().items():
+      assert name in out and doc, f"{name} has no docstring"
+  first = out[: out.index("Stages;")]
+  commands = re.findall(r"^  auditdm (\S+)", first, re.M)
+  assert commands == ["audit", "doctor", "loop"]
+  assert max(map(len, out.splitlines())) <= 100
+
+
+# Whose helps are their steps.
+STEPS = {"loop", "reaudit", "rectify"}
+
+
+@pytest.mark.parametrize("stage", sorted(main_lib.list_stages().keys() - STEPS))
+def test_a_stage_says_what_it_reads_writes_and_costs(stage, capsys):
+  assert main_lib.run([stage, "--help"]) == 0
   out = capsys.readouterr().out
-  for name, doc in main_lib.list_stages().items():
-    assert name in out and doc, f"{name} has no docstring"
+  for word in ("Reads:", "Writes:", "Costs:"):
+    assert re.search(rf"^{word} +\S", out, re.M), f"{stage} --help has no line {word}"
+  assert "\n  --" in out  # Its flags.
+
+
+def test_the_console_script_finds_modules_of_the_folder(tmp_path, monkeypatch):
+  project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+  module, _, name = project["scripts"]["auditdm"].partition(":")
+  code = f"import sys, {module} as m\nsys.argv = ['auditdm', *sys.argv[1:]]\nm.{name}()"
+  (tmp_path / "mine.py").write_text("raise ImportError('mine was found')")
+  given = ["serve-images", f"--config={tmp_path}/c.py", "--config.images.backend=mine:MAKE"]
+  (tmp_path / "c.py").write_text(CONFIG.replace('"grpo"', '"images": {}, "grpo"'))
+  command = [sys.executable, "-P", "-c", code]
+  env = os.environ | {"PYTHONPATH": str(ROOT)}
+  done = subprocess.run(
+    [*command, *given], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+  )
+  assert "mine was found" in done.stderr
+  done = subprocess.run(
+    [*command, "--help"], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0 and done.stdout.startswith("usage: auditdm STAGE")
 
 
 def test_unknown_stage(capsys):

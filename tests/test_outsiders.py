@@ -89,7 +89,7 @@ def test_four_things_of_ones_own_run_a_loop_and_no_line_of_the_package_changes(t
     "verify.limit=8",
     "rectify.recipe.steps=2",
     "rectify.curate.size=8",
-    "round2.enabled=False",
+    "rounds.count=1",
   ]
   command = [
     sys.executable,

@@ -55,13 +55,30 @@ class Labels:
     return [_vote(find, labels, judge) for find, labels in zip(finds, known)]
 
 
-def _vote(find: Find, labels: Sequence[str], judge: Judge) -> Opinion:
-  """Counts labels for both answers.
+def by_votes(votes: int, labels: int) -> bool | None:
+  """Returns whether an answer is right by those of `labels` labels that give it; None = undecided.
 
   As in VQA's accuracy, an answer is right if three labels give it. With fewer than five labels more
   than half of them must (ours). An answer is wrong if no label gives it; of five or more labels one
-  may stray (ours). In between the labels decide nothing.
+  may stray (ours).
   """
+  many = labels >= _MANY
+  if votes >= (3 if many else labels // 2 + 1):
+    return True
+  return False if votes <= (1 if many else 0) else None
+
+
+# Whether the consensus is right, and the target -> whose side that is.
+_SIDES: dict[tuple[bool | None, bool | None], Side] = {
+  (True, True): "both",
+  (True, False): "consensus",
+  (False, True): "target",
+  (False, False): "neither",
+}
+
+
+def _vote(find: Find, labels: Sequence[str], judge: Judge) -> Opinion:
+  """Counts labels for both answers, see `by_votes`."""
   if not labels:
     return Opinion(by="labels", side="not measured", note="no question of the data set")
   question = find.probe.question
@@ -69,17 +86,8 @@ def _vote(find: Find, labels: Sequence[str], judge: Judge) -> Opinion:
     sum(judge.same(label, answer, question=question) for label in labels)
     for answer in (find.consensus, find.said)
   )
-  many = len(labels) >= _MANY
-  least, stray = (3, 1) if many else (len(labels) // 2 + 1, 0)
-  side: Side = "undecided"
-  if consensus >= least and said >= least:
-    side = "both"
-  elif consensus >= least and said <= stray:
-    side = "consensus"
-  elif said >= least and consensus <= stray:
-    side = "target"
-  elif max(consensus, said) <= stray:
-    side = "neither"
+  votes = by_votes(consensus, len(labels)), by_votes(said, len(labels))
+  side: Side = _SIDES.get(votes, "undecided")
   return Opinion(
     by="labels",
     side=side,

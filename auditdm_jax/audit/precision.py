@@ -278,6 +278,14 @@ def by_people(failure: Failure) -> bool | None:
   return {"right": True, "wrong": False}.get(failure.label or "")
 
 
+@dataclasses.dataclass(frozen=True)
+class LabelPrecision:
+  """How many training labels are right, by who knows: "people", "oracle" or "labels"."""
+
+  by: str
+  right: Rate
+
+
 def best(labelled: FindPrecision | None, grades: Sequence[GradePrecision]) -> FindPrecision | None:
   """Returns what is known best of finds: by people, then by labelled questions, then by an oracle.
 

@@ -9,8 +9,9 @@ import dataclasses
 
 from auditdm_jax.audit.diversity import Diversity, Spread
 from auditdm_jax.audit.labels import LabelScores
-from auditdm_jax.audit.precision import FindPrecision, GradePrecision
+from auditdm_jax.audit.precision import FindPrecision, GradePrecision, LabelPrecision
 from auditdm_jax.audit.rates import Corrected, Rate
+from auditdm_jax.audit.rounds import is_new
 
 ALL_ARMS = "all of the above"  # Their sum, among the arms.
 
@@ -40,12 +41,20 @@ class Coverage:
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-  """Held-out accuracy of a model, on planted gaps and on the rest; `examples` it was tuned on."""
+  """Held-out accuracy of a model, on planted gaps and on the rest.
+
+  Attributes:
+    examples: that it was tuned on; None if it was not.
+    sources: how many of them are from where.
+    labels: how many of their consensus labels are right, by each who knows, the best first.
+  """
 
   all: Rate
   gaps: Rate
   rest: Rate
   examples: int | None = None
+  sources: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  labels: tuple[LabelPrecision, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,8 +173,12 @@ class CurvePoint:
 
 @dataclasses.dataclass(frozen=True)
 class Queries:
-  """How often the models were asked; completions that repeat a probe of their step count once in
-  `grpo_distinct`.
+  """How many questions about an image the audit put to the models together.
+
+  Completions that repeat a probe of their step count once in `grpo_distinct`. How often each model
+  answered, also in benchmarks, verification and controls, is `cost` in the manifest.
+
+  Probes about an unlabelled pool (`bootstrap`) are not in the total.
   """
 
   grpo: int
@@ -174,6 +187,7 @@ class Queries:
   total: int
   control_random: int | None
   verify_looked_at: int
+  bootstrap: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +227,7 @@ class Compared:
 
 @dataclasses.dataclass(frozen=True)
 class ModeChange:
-  """A known mode before and after the repair, see `audit.compare`."""
+  """A known mode before and after a repair, see `audit.compare`; `round` is where it was found."""
 
   mode_id: str
   name: str
@@ -222,19 +236,20 @@ class ModeChange:
   after: Rate
   change_ci95: tuple[float, float]
   q: float
+  round: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class TracedMode:
-  """A mode of the second round, and what it is to those of the first, see `audit.rounds`.
+  """A mode of a later round, and what it is to those of the rounds before, see `audit.rounds`.
 
   Attributes:
     relation: same, split, merged, new, missed, not confirmed, or too few.
     status: what fresh probes say: confirmed, not confirmed, or too few.
     parents: names of the earlier modes with a part in it.
     covered: its members that fall under any earlier mode.
-    before: failure rate of the first target on its fresh probes; None without any.
-    after: the same of the repaired target.
+    before: failure rate of the target of the round before on its fresh probes; None without any.
+    after: the same of the round's target.
     k: failures of its discovery.
     n: attempts of its discovery.
   """
@@ -267,53 +282,83 @@ class RoundRow:
 
   Attributes:
     confirmed: modes that fresh probes confirm.
-    new: those of them that the round before did not have.
-    repaired: confirmed modes of the round before that are fixed or improved.
+    new: those of them that no earlier round had.
+    gaps_found: planted gaps with enough confirmed finds in this round.
     false_positive: unique finds that the oracle does not confirm; without one, labelled finds that
-      are not real, in the first round.
-    rest: outside all modes of the round before.
+      are not real.
     queries: probes that were put to the models.
+    examples: that its repair learned.
+    labels: of their labels, those that are right, by who knows best.
+    repaired: its confirmed modes that its repair fixes or improves.
+    kept: modes that earlier repairs fixed or improved, and that its repaired target still has so.
+    rest: outside all its modes, before and after its repair.
+    accuracy: of its repaired target on the benchmark.
   """
 
   round: int
   confirmed: int
   new: int
-  repaired: Rate | None
+  gaps_found: int | None
   false_positive: Rate | None
-  rest: RestChange | None
   queries: int
+  examples: int | None = None
+  labels: Rate | None = None
+  repaired: Rate | None = None
+  kept: Rate | None = None
+  rest: RestChange | None = None
+  accuracy: Accuracy | None = None
 
 
 @dataclasses.dataclass(frozen=True)
-class SecondRound:
-  """The audit of the repaired target.
+class Reaudited:
+  """What a round's repair changed.
 
   Attributes:
-    success: search success of the auditor of the first round.
-    modes: the known modes on the same fresh probes.
-    first_steps: search success of the first steps of GRPO against the repaired target.
-    last_steps: the same of the last steps.
-    finds_by_gap: confirmed unique finds.
-    found: modes of the second round.
-    rest: fresh probes outside all known modes; None if there are none.
-    queries: probes of the round.
-    finds: unique finds that the oracle confirms; None without one.
+    number: of the round.
+    success: search success of the round's auditor against the repaired target.
+    modes: all modes known so far, of earlier rounds too, on their fresh probes.
+    rest: fresh probes of the round outside all its modes; None if there are none.
+    queries: probes that it took.
   """
 
+  number: int
   success: Rate
   modes: tuple[ModeChange, ...]
+  rest: RestChange | None = None
+  queries: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class LaterRound:
+  """The audit of a repaired target.
+
+  Attributes:
+    number: of the round.
+    first_steps: search success of the first steps of GRPO.
+    last_steps: the same of the last steps.
+    finds_by_gap: confirmed unique finds.
+    finds: unique finds that the oracle confirms; None without one.
+    found: modes of the round.
+    queries: probes of the round.
+  """
+
+  number: int
   first_steps: Rate
   last_steps: Rate
   finds_by_gap: Mapping[str, int]
-  found: tuple[TracedMode, ...] = ()
-  rest: RestChange | None = None
-  queries: int = 0
-  finds: Rate | None = None
+  finds: Rate | None
+  found: tuple[TracedMode, ...]
+  queries: int
 
   @property
   def new(self) -> tuple[TracedMode, ...]:
-    """Modes that the first round did not have, and that hold."""
-    return tuple(m for m in self.found if m.relation == "new")
+    """Modes that no earlier round had, and that hold."""
+    return tuple(m for m in self.found if is_new(m.relation))
+
+  @property
+  def confirmed(self) -> int:
+    """How many modes fresh probes confirm."""
+    return sum(m.status == "confirmed" for m in self.found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -333,7 +378,10 @@ class Summary:
     grades: how many finds are real grade by grade, by each who knows.
     coverage: by the oracle.
     rectify: accuracy by model: baseline, larger sibling, repaired, controls.
-    reaudit: `second_round.success`.
+    reaudit: search success of the first round's auditor against the repaired target.
+    reaudits: what the repairs of the rounds changed, in their order.
+    later: the rounds after the first one.
+    stopped: why there are no more rounds; "" if there are as many as were wanted.
     arms: by arm, with their sum, and the control if there was one.
     seconds: by stage.
     labels: what people say of a random sample of finds; None without labels.
@@ -352,7 +400,8 @@ class Summary:
   modes: ModeScores
   rectify: Mapping[str, Accuracy]
   reaudit: Rate | None
-  second_round: SecondRound | None
+  reaudits: tuple[Reaudited, ...]
+  later: tuple[LaterRound, ...]
   arms: Mapping[str, Arm]
   strategies: Mapping[str, StrategyRow]
   curve: tuple[CurvePoint, ...]
@@ -364,6 +413,7 @@ class Summary:
   labels: LabelScores | None = None
   right_failures: Rate | None = None
   rounds: tuple[RoundRow, ...] = ()
+  stopped: str = ""
 
   @property
   def alarms(self) -> tuple[str, ...]:

@@ -21,12 +21,6 @@ import ml_collections
 T = TypeVar("T")
 _NAME = re.compile(r"[A-Za-z_][\w-]*")  # Not a path, which may be a key too.
 
-# Of the flag --config: keys that a file leaves at their defaults can be given too. What is no key
-# of a section, `build` refuses.
-OVERRIDES: Mapping[str, Any] = types.MappingProxyType(
-  {"lock_config": False, "accept_new_attributes": True}
-)
-
 
 class UserError(ValueError):
   """A mistake the user can mend; `__main__` prints it as text, without a traceback."""
@@ -36,6 +30,22 @@ def did_you_mean(name: str, known: typing.Iterable[str]) -> str:
   """Returns " (did you mean 'x'?)" for the nearest of `known`, or "" if none is near."""
   near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
   return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+class Named:
+  """A dataclass whose values may have names, so that a config can say which one it means.
+
+  A section may then be the name alone, or have it as its key `name` beside the keys that differ.
+  """
+
+  @classmethod
+  def by_name(cls, name: str, *, where: str) -> Any:
+    """Returns the value of that name.
+
+    Raises:
+      UserError: there is none; the error says `where` the name stands.
+    """
+    raise NotImplementedError
 
 
 def load_object(path: str, cls: type[T], *, where: str) -> T:
@@ -83,15 +93,23 @@ def _imported(path: str, where: str) -> Any:
   return vars(module)[name]
 
 
-def build(cls: type[T], section: Mapping[str, Any] | ml_collections.ConfigDict, *, name="") -> T:
+def build(
+  cls: type[T],
+  section: Mapping[str, Any] | ml_collections.ConfigDict | str,
+  *,
+  name: str = "",
+  base: Mapping[str, Any] = types.MappingProxyType({}),
+) -> T:
   """Builds the dataclass `cls` from a config section.
 
   Nested dataclasses are built from nested sections, tuples from lists or tuples, floats from ints.
 
   Args:
     cls: a dataclass whose fields have type hints.
-    section: the keys, one per field; fields with defaults may be left out.
+    section: the keys, one per field; fields with defaults may be left out. A name alone for a
+      `Named`.
     name: what the errors call the section, such as "config.grpo"; the class's name if empty.
+    base: values of the fields that the section leaves out; else their defaults.
 
   Raises:
     UserError: an unknown key, a missing key or a value of the wrong type.
@@ -99,8 +117,12 @@ def build(cls: type[T], section: Mapping[str, Any] | ml_collections.ConfigDict, 
   name = name or f"{cls.__module__.rpartition('.')[2]}.{cls.__qualname__}"
   if isinstance(section, cls):
     return section
+  if issubclass(cls, Named) and isinstance(section, str):
+    return cls.by_name(section, where=name)
   if not isinstance(section, Mapping | ml_collections.ConfigDict):
     raise UserError(f"{name}: expected a section with keys, got {section!r}")
+  if issubclass(cls, Named) and section.get("name"):
+    base = vars(cls.by_name(_convert_plain(str, section["name"], f"{name}.name"), where=name))
   hints = typing.get_type_hints(cls)
   fields = {f.name: f for f in dataclasses.fields(cast(type[Any], cls)) if f.init}
   check_spelling(section, name)
@@ -113,6 +135,7 @@ def build(cls: type[T], section: Mapping[str, Any] | ml_collections.ConfigDict, 
     key
     for key, field in fields.items()
     if key not in section
+    and key not in base
     and field.default is dataclasses.MISSING
     and field.default_factory is dataclasses.MISSING
   ]
@@ -120,10 +143,15 @@ def build(cls: type[T], section: Mapping[str, Any] | ml_collections.ConfigDict, 
     raise UserError(f"{name} has none of the keys {', '.join(missing)}")
   if missing:
     raise UserError(f"{name}.{missing[0]}: missing key{did_you_mean(missing[0], section)}")
-  values = {}
+  values = {key: base[key] for key in fields if key in base}
   for key in fields:
-    if key in section:
-      values[key] = _convert(hints[key], section[key], f"{name}.{key}")
+    if key not in section:
+      continue
+    hint, where = hints[key], f"{name}.{key}"
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and key in base:
+      values[key] = build(hint, section[key], name=where, base=vars(base[key]))
+    else:
+      values[key] = _convert(hint, section[key], where)
   try:
     return cls(**values)
   except UserError:

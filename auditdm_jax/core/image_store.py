@@ -17,11 +17,18 @@ _IMAGE_ID = re.compile(r"[0-9a-f]{64}")
 
 
 class Images:
-  """Lossless images `<dir>/<image_id>.png`; the id is the sha256 of the shape and the RGB bytes."""
+  """Lossless images `<dir>/<image_id>.png`; the id is the sha256 of the shape and the RGB bytes.
 
-  def __init__(self, dir: str | os.PathLike):
+  With `fan_out` they are in 256 folders, `<dir>/<first two digits>/<image_id>.png`: a folder of a
+  hundred thousand files is slow on many file systems. Images that lie in `<dir>` are found there.
+  """
+
+  def __init__(self, dir: str | os.PathLike, *, fan_out: bool = False):
+    """Opens the folder, which is made if it is not there."""
     self.dir = paths.as_path(dir)
     self.dir.mkdir(parents=True, exist_ok=True)
+    self._fan_out = fan_out
+    self._is_flat = not fan_out or any(True for _ in self.dir.glob("*.png"))
 
   @staticmethod
   def id_of(image: np.ndarray) -> str:
@@ -69,7 +76,10 @@ class Images:
     """Returns where the image is or would be."""
     if not _IMAGE_ID.fullmatch(image_id):
       raise ValueError(f"not an image id: {image_id!r}")
-    return self.dir / f"{image_id}.png"
+    flat = self.dir / f"{image_id}.png"
+    if not self._fan_out or self._is_flat and flat.exists():
+      return flat
+    return self.dir / image_id[:2] / flat.name
 
   def __contains__(self, image_id: str) -> bool:
     return self.path(image_id).exists()

@@ -130,6 +130,7 @@ class Progress:
     done: int = 0,
     stream: TextIO | None = None,
     every_s: float = 15.0,
+    after_s: float = 0.0,
   ):
     """Starts at `done` of `total`; the ETA counts only what is done from here on.
 
@@ -139,31 +140,27 @@ class Progress:
       done: units of an earlier run.
       stream: where to, stderr by default.
       every_s: seconds between plain lines.
+      after_s: what is done sooner than that is not shown.
     """
     self._total, self._label, self._done, self._first = total, label, done, done
     self._stream = stream or sys.stderr
     self._every_s = every_s
     self._start = self._last = time.monotonic()
     self._text = ""
-    self._bar = None
-    if self._stream.isatty():
-      self._bar = rich.progress.Progress(
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
-        rich.progress.TextColumn("{task.fields[text]}"),
-        console=rich.console.Console(file=self._stream),
-      )
-      self._task = self._bar.add_task(label, total=total, completed=done, text="")
-      self._bar.start()
+    self._after_s = after_s
+    self._bar: rich.progress.Progress | None = None
+    self._is_terminal = self._stream.isatty()
+    if self._is_terminal and not after_s:
+      self._draw()
 
   def update(self, done: int, **fields: Any) -> None:
     """Says that `done` of the total are done, and shows `fields` such as reward=0.31 next to it."""
     self._done = done
     self._text = "  ".join(f"{k} {_short(v)}" for k, v in fields.items())
-    if self._bar:
-      self._bar.update(self._task, completed=done, text=self._text)
+    if not self._is_due:
+      return
+    if self._is_terminal:
+      (self._bar or self._draw()).update(self._task, completed=done, text=self._text)
     elif time.monotonic() - self._last >= self._every_s:
       self._line()
 
@@ -171,8 +168,25 @@ class Progress:
     """Draws the last state."""
     if self._bar:
       self._bar.stop()
-    else:
+    elif self._is_due and not self._is_terminal:
       self._line()
+
+  @property
+  def _is_due(self) -> bool:
+    return time.monotonic() - self._start >= self._after_s
+
+  def _draw(self) -> rich.progress.Progress:
+    self._bar = rich.progress.Progress(
+      rich.progress.TextColumn("{task.description}"),
+      rich.progress.BarColumn(),
+      rich.progress.MofNCompleteColumn(),
+      rich.progress.TimeRemainingColumn(elapsed_when_finished=True),
+      rich.progress.TextColumn("{task.fields[text]}"),
+      console=rich.console.Console(file=self._stream),
+    )
+    self._task = self._bar.add_task(self._label, total=self._total, completed=self._done, text="")
+    self._bar.start()
+    return self._bar
 
   def _line(self) -> None:
     self._last = time.monotonic()

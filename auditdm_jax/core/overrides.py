@@ -1,66 +1,95 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments `--config.a.b=value` as people write them, to those that ml_collections understands.
+"""Configs from a command line: `--config=FILE[:ARGS]` and `--config.a.b=value` as people write it.
 
-1. A key may have a dash: `prompts.edit-only` is `prompts['edit-only']`. Where the file has a key in
-   the other spelling, with dashes for underscores or the reverse, that one is meant.
-2. Sections that the file leaves out can be given: `images.client.deadline_s=8`, without
-   `images.client`, is `images.client={'deadline_s': 8}`.
-3. Names for a tuple may stand between commas: `references=a,b`.
+1. Any key of any section can be given, also one that the file leaves out: the section's dataclass
+   says which keys there are and of which types they are.
+2. A key may have a dash: `prompts.edit-only` is `prompts['edit-only']`. Where the file or the
+   dataclass has the key in the other spelling, with dashes for underscores or the reverse, that one
+   is meant.
+3. Values are read as their types have them, see `core.values`.
+4. Overrides hold in the order in which they are given: the last one of a key counts. Tuples of one
+   key add up.
+5. `--config.a=help` lists a section, see `core.described`.
 """
 
-import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 import difflib
-import keyword
 import re
 from typing import Any
 
 from absl import flags
 import ml_collections
-from ml_collections import config_flags
 
-from auditdm_jax.core.config import OVERRIDES, UserError
+from auditdm_jax.core import config_file, described, values
+from auditdm_jax.core.config import UserError, did_you_mean
 
-_FLAG = re.compile(r"--?config\.([^=]+)=(.*)", re.DOTALL)
-_PART = re.compile(r"\.?([^.\[\]]+)|\[(?:'([^']*)'|\"([^\"]*)\")\]")
-_Section = Mapping | ml_collections.ConfigDict
+_FLAG = re.compile(r"--?config([.\[][^=]*)(?:=(.*))?", re.DOTALL)
+_ALL = re.compile(f"--?config={described.HELP}")
+_PART = re.compile(r"\.?([^.\[\]]+)|\[(?:'([^']*)'|\"([^\"]*)\"|([^\]'\"]+))\]")
 
 
 @dataclasses.dataclass(frozen=True)
-class _Override:
-  """One argument: a path of keys and a value as text."""
+class Override:
+  """One argument.
+
+  Attributes:
+    keys: the path of keys.
+    value: as text from a command line, as an object from Python.
+  """
 
   keys: tuple[str, ...]
-  text: str
-
-  def __str__(self) -> str:
-    first, *rest = self.keys
-    plain = [f".{k}" if k.isidentifier() and not keyword.iskeyword(k) else f"[{k!r}]" for k in rest]
-    return f"--config.{first}{''.join(plain)}={self.text}"
+  value: Any
 
   @property
-  def value(self) -> Any:
-    """The value of a key whose type is not known, as ml_collections reads it."""
-    text = self.text.capitalize() if self.text in ("true", "false") else self.text
-    try:
-      return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-      return text
+  def where(self) -> str:
+    """The argument without its value."""
+    return f"--config.{'.'.join(self.keys)}"
 
 
-def take(argv: Sequence[str]) -> list[str]:
-  """Returns all arguments, those of overrides in ml_collections' form.
+def define(text: str, *, flag_values: flags.FlagValues = flags.FLAGS) -> flags.FlagHolder[Any]:
+  """Defines the flag --config, whose value is a ConfigDict once `parse_flags` has seen it."""
+  return flags.DEFINE_string("config", None, text, flag_values=flag_values)
+
+
+def parse_flags(
+  flag_values: flags.FlagValues, argv: Sequence[str], sections: type | None = None
+) -> list[str]:
+  """Parses arguments, those of the config with them; returns those that are no flags.
+
+  Args:
+    flag_values: the flags that are known.
+    argv: without the name of the program.
+    sections: the dataclass that the config is read into.
 
   Raises:
-    UserError: an override names a key of something that is not a section.
+    UserError: they cannot be read.
   """
-  parsed = [(arg, _parse(arg)) for arg in argv]
-  if any(override for _, override in parsed):
-    config = _read(argv)
-    known = [_tuple(_respell(x, config), config) if x else arg for arg, x in parsed]
-    argv = [str(arg) for arg in _join_absent(known, config)]
-  return list(argv)
+  rest, given = split(argv)
+  try:
+    words = flag_values(["", *rest])[1:]
+  except flags.Error as e:
+    raise UserError(str(e).strip().rpartition("\n")[2]) from e
+  spec = flag_values["config"].value if "config" in flag_values else None
+  if isinstance(spec, str):
+    flag_values["config"].value = _read(spec, given, sections)
+  elif given and spec is None:
+    raise UserError(f"{given[0].where} changes a config; --config is missing")
+  return words
+
+
+def read(
+  spec: str, given: Sequence[str] = (), sections: type | None = None
+) -> ml_collections.ConfigDict:
+  """Returns the config of a file with the overrides `--config.a.b=value` that are given, locked.
+
+  Raises:
+    UserError: no such file or key, or a value of the wrong type.
+  """
+  rest, parsed = split(given)
+  if rest:
+    raise UserError(f"{rest[0]}: not of the form --config.a.b=value")
+  return _read(spec, parsed, sections)
 
 
 def load_config(path_and_args: str, **overrides: Any) -> ml_collections.ConfigDict:
@@ -79,157 +108,170 @@ def load_config(path_and_args: str, **overrides: Any) -> ml_collections.ConfigDi
   Raises:
     UserError: no such file or key, or a value of the wrong type.
   """
-  given = [f"--config.{key}={x if isinstance(x, str) else repr(x)}" for key, x in overrides.items()]
-  return locked(read(path_and_args, given), path_and_args)
+  given = [Override(_keys(f".{key}", key), value) for key, value in overrides.items()]
+  return _read(path_and_args, given, None)
 
 
-def read(path_and_args: str, given: Sequence[str]) -> ml_collections.ConfigDict:
-  """Returns the config of a file with the overrides `--config.a.b=value` that are given.
+def split(argv: Sequence[str]) -> tuple[list[str], list[Override]]:
+  """Returns the other arguments, and the overrides among them.
+
+  Raises:
+    UserError: one names no key.
+  """
+  rest, found = [], []
+  following = list(argv)
+  while following:
+    arg = following.pop(0)
+    match = _FLAG.fullmatch(arg)
+    if not match:
+      rest.append(arg)
+      continue
+    text = match[2]
+    if text is None:  # `--config.a.b value`, or a switch.
+      text = following.pop(0) if following and not following[0].startswith("--") else "true"
+    found.append(Override(_keys(match[1], arg), text))
+  return rest, found
+
+
+def apply(
+  config: ml_collections.ConfigDict, given: Sequence[Override], sections: type | None = None
+) -> None:
+  """Sets the values of overrides in a config.
+
+  Args:
+    config: is changed.
+    given: in the order in which they hold.
+    sections: the dataclass that the config is read into; None = its keys are not known, and types
+      are those of the values that are there.
 
   Raises:
     UserError: no such key, or a value of the wrong type.
   """
+  seen: dict[tuple[str, ...], tuple[Any, ...]] = {}
+  with config.unlocked(), config.ignore_type():
+    for override in given:
+      section, name = _set(config, override, Any if sections is None else sections)
+      value: Any = section[name]
+      if isinstance(value, tuple):
+        section[name] = seen[override.keys] = (*seen.get(override.keys, ()), *value)
+
+
+def asks_help(argv: Sequence[str]) -> bool:
+  """Returns whether an argument such as `--config.a=help` asks for a listing."""
+  rest, given = split(argv)
+  return any(x.value == described.HELP for x in given) or any(map(_ALL.fullmatch, rest))
+
+
+def listing(argv: Sequence[str], sections: type) -> str:
+  """Returns the listings that arguments ask for, with the values of --config if it is given.
+
+  Raises:
+    UserError: there is no such section, or the config cannot be read.
+  """
+  rest, given = split(argv)
+  asked = [x.keys for x in given if x.value == described.HELP]
+  asked += [() for _ in filter(_ALL.fullmatch, rest)]
   values = flags.FlagValues()
-  argv = take([f"--config={path_and_args}", *given])
-  holder = config_flags.DEFINE_config_file(
-    "config", None, "", flag_values=values, sys_argv=["", *argv], **OVERRIDES
-  )
-  parse_flags(values, argv)
-  return holder.value
+  define("", flag_values=values)
+  others = [arg for arg in argv if not arg.endswith(f"={described.HELP}")]
+  parse_flags(values, [arg for arg in others if re.match("--?config[=.]", arg)], sections)
+  config = values["config"].value or ml_collections.ConfigDict()
+  return "\n\n".join(described.listing(sections, keys, config) for keys in dict.fromkeys(asked))
 
 
-def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
-  """Parses arguments that `take` returned; returns those that are no flags.
-
-  Raises:
-    UserError: they cannot be read.
-  """
-  try:
-    return values(["", *argv])[1:]
-  except (AttributeError, KeyError) as e:  # Of ml_collections, with a repr inside a repr.
-    message = str(e).replace("\\n", " ").translate({ord(c): None for c in "'\"\\"})
-    raise UserError(f"--config.…: no such key: {message}") from e
-  except (flags.Error, OSError, TypeError, ValueError) as e:
-    # Of a complaint raised by the config file itself only the last line, not ml_collections' trace.
-    raise UserError(str(e).strip().rpartition("\n")[2]) from e
+def _read(spec: str, given: Sequence[Override], sections: type | None) -> ml_collections.ConfigDict:
+  config = config_file.read(spec)
+  apply(config, given, sections)
+  return config.lock()
 
 
-def locked(config: ml_collections.ConfigDict, given: str) -> ml_collections.ConfigDict:
-  """Returns the config, to which no key can be added any more.
-
-  Raises:
-    UserError: its file, which is called `given`, does not exist.
-  """
-  try:
-    config.lock()
-  except OSError as e:  # ml_collections holds it back until the config is used.
-    raise UserError(f"{given}: no such file") from e
-  return config
+def _keys(path: str, arg: str) -> tuple[str, ...]:
+  """Returns the keys of a path `.a.b['c']`."""
+  parts = list(_PART.finditer(path))
+  if not parts or "".join(part[0] for part in parts) != path:
+    raise UserError(f"{arg}: keys are written --config.a.b=value or --config.a['b']=value")
+  return tuple(next(filter(None, part.groups()), "") for part in parts)
 
 
-def _read(argv: Sequence[str]) -> ml_collections.ConfigDict:
-  """Returns the config without overrides; an empty one if there is none or it cannot be read."""
-  values = flags.FlagValues()
-  holder = config_flags.DEFINE_config_file(
-    "config", None, "", flag_values=values, sys_argv=[], **OVERRIDES
-  )
-  given: list[str] = []
-  for arg, following in zip(argv, [*argv[1:], ""]):
-    if match := re.match("--?config(=|$)", arg):
-      given += [arg] if match[1] else [arg, following]
-  try:
-    values(["", *given])
-    config = holder.value
-    return config if isinstance(config, ml_collections.ConfigDict) else ml_collections.ConfigDict()
-  except Exception:  # The file is a program; it is run again where its errors are told.
-    return ml_collections.ConfigDict()
+def _set(
+  config: ml_collections.ConfigDict, override: Override, hint: Any
+) -> tuple[ml_collections.ConfigDict, str]:
+  """Sets one value, makes the sections that lead to it, and returns where it is."""
+  section, name = config, ""
+  for depth, key in enumerate(override.keys, 1):
+    if depth > 1:
+      section = _inner(section, name, hint, override, depth - 1)
+    name, hint = _found(section, key, hint, override, depth)
+  _put(section, name, override, hint)
+  return section, name
 
 
-def _parse(arg: str) -> _Override | None:
-  """Returns the override in an argument; None for other arguments and other forms."""
-  match = _FLAG.fullmatch(arg)
-  parts = list(_PART.finditer(match[1])) if match else []
-  if not match or "".join(part[0] for part in parts) != match[1]:
-    return None
-  return _Override(tuple(next(filter(None, part.groups()), "") for part in parts), match[2])
-
-
-def _respell(override: _Override, config: _Section) -> _Override:
-  """Returns the override with its keys in the file's spelling.
+def _inner(
+  section: ml_collections.ConfigDict, name: str, hint: Any, override: Override, depth: int
+) -> ml_collections.ConfigDict:
+  """Returns a section of a section, which is made if the file leaves it out.
 
   Raises:
-    UserError: it names a key of something that is not a section.
+    UserError: it is no section.
   """
-  keys: list[str] = []
-  section: Any = config
-  for key in override.keys:
-    if section is not None and not isinstance(section, _Section):
-      raise UserError(
-        f"--config.{'.'.join(override.keys)}: config.{'.'.join(keys)} is {section!r:.60}, not a"
-        " section with keys"
-      )
-    known = () if section is None else section
-    same = [str(k) for k in known if _plain(str(k)) == _plain(key)]
-    keys.append(same[0] if key not in known and len(same) == 1 else key)
-    section = section[keys[-1]] if section is not None and keys[-1] in section else None
-  return _Override(tuple(keys), override.text)
+  path = ".".join(("config", *override.keys[:depth]))
+  if section.get(name) is None:
+    if not _has_keys(hint):
+      raise UserError(f"{override.where}: {path} is a {described.type_name(hint)}, not a section")
+    section[name] = ml_collections.ConfigDict()
+  inner = section[name]
+  if not isinstance(inner, ml_collections.ConfigDict):
+    raise UserError(f"{override.where}: {path} is {inner!r:.60}, not a section with keys")
+  return inner
+
+
+def _put(section: ml_collections.ConfigDict, name: str, override: Override, hint: Any) -> None:
+  value = override.value
+  if isinstance(value, str):
+    known = values.like(section[name]) if hint is Any and name in section else hint
+    value = values.parse(known, value, override.where)
+  elif hint is Any and isinstance(section.get(name), float) and isinstance(value, int):
+    value = float(value)
+  try:
+    section[name] = value
+  except (TypeError, ValueError) as e:  # A key with a dot in it.
+    raise UserError(f"{override.where}: {e}") from e
+
+
+def _found(
+  section: ml_collections.ConfigDict, key: str, hint: Any, override: Override, depth: int
+) -> tuple[str, Any]:
+  """Returns a key as the file or the dataclass spells it, and the type of its value.
+
+  Raises:
+    UserError: there is no such key, or a key without a type is nearly one that is there.
+  """
+  inner, of_keys = described.section_in(hint), described.value_hint(hint)
+  fields = {} if inner is None else {x.name: x.hint for x in described.keys_of(inner)}
+  names = [str(name) for name in section]
+  same = [name for name in dict.fromkeys([*names, *fields]) if _plain(name) == _plain(key)]
+  name = key if key in same or len(same) != 1 else same[0]
+  if name in fields:
+    return name, fields[name]
+  if of_keys is not None or name in names:
+    return name, Any if of_keys is None else of_keys
+  path = ".".join(("config", *override.keys[: depth - 1]))
+  if fields:
+    near = did_you_mean(key, [*fields, *names])
+    raise UserError(
+      f"{override.where}: {path} has no key {key!r}{near}; --{path}={described.HELP} lists its keys"
+    )
+  is_section = depth < len(override.keys) or isinstance(override.value, dict)
+  if is_section and (near := difflib.get_close_matches(key, names, n=1, cutoff=0.7)):
+    raise UserError(f"{override.where}: {path} has no key {key!r} (did you mean {near[0]!r}?)")
+  return name, Any
+
+
+def _has_keys(hint: Any) -> bool:
+  known = described.section_in(hint), described.value_hint(hint)
+  return hint is Any or any(x is not None for x in known)
 
 
 def _plain(key: str) -> str:
   """Returns a key without the difference of dash and underscore."""
   return key.replace("-", "_")
-
-
-def _tuple(override: _Override, config: _Section) -> _Override:
-  section: Any = config
-  for key in override.keys:
-    section = section[key] if isinstance(section, _Section) and key in section else None
-  text = override.text
-  if not isinstance(section, tuple) or "," not in text or override.value != text:
-    return override
-  return _Override(override.keys, repr(tuple(part.strip() for part in text.split(",") if part)))
-
-
-def _join_absent(args: Sequence[str | _Override], config: _Section) -> list[str | _Override]:
-  """The arguments, with one for each section that the file leaves out in place of its keys'."""
-  out: list[str | _Override] = []
-  made: dict[tuple[str, ...], tuple[int, dict[str, Any]]] = {}
-  for arg in args:
-    root = _absent(arg, config) if isinstance(arg, _Override) else ()
-    if not root or not isinstance(arg, _Override):
-      out.append(arg)
-      continue
-    place, section = made.setdefault(root, (len(out), {}))
-    out[place : place + 1] = [_Override(root, "")]
-    _put(section, arg.keys[len(root) :], arg.value)
-  for root, (place, section) in made.items():
-    out[place] = _Override(root, repr(section))
-  return out
-
-
-def _put(section: dict[str, Any], keys: Sequence[str], value: Any) -> None:
-  """Sets a value of nested sections, or all values of one."""
-  for key in keys[:-1] if keys else ():
-    inner = section.get(key)
-    section[key] = section = inner if isinstance(inner, dict) else {}
-  if keys:
-    section[keys[-1]] = value
-  else:
-    section.update(value)
-
-
-def _absent(override: _Override, config: _Section) -> tuple[str, ...]:
-  """Returns the outermost section of an override that the file leaves out; () if there is none.
-
-  A name that is nearly that of a section next to it is a mistake, and left to be told.
-  """
-  section: Any = config
-  for depth, key in enumerate(override.keys, 1):
-    if not isinstance(section, _Section) or not section:
-      return ()
-    if key not in section:
-      near = difflib.get_close_matches(key, list(map(str, section)), n=1, cutoff=0.7)
-      is_section = depth < len(override.keys) or isinstance(override.value, dict)
-      return override.keys[:depth] if is_section and not near else ()
-    section = section[key]
-  return ()

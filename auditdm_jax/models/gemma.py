@@ -217,6 +217,29 @@ class Past:
     return Past(self.prefix, (k, v))
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Dropout:
+  """The noise of one forward pass in training, where big_vision has it (models/ppp/gemma.py).
+
+  Each block drops floats of what it adds to the stream: of attention's output after its post norm,
+  of the MLP's before it. Image and padding tokens are treated as all others.
+  """
+
+  keys: Array  # key[L,2], for attention and MLP of each layer; key[2] in a block
+  rate: float = dataclasses.field(metadata={"static": True})
+
+  @classmethod
+  def draw(cls, config: GemmaConfig, key: Array, *, rate: float) -> "Dropout":
+    """Returns the noise that a key stands for."""
+    return cls(jax.random.split(key, (config.depth, 2)), rate)
+
+  def __call__(self, x: Array, place: int) -> Array:
+    """Returns x, a share `rate` of it zero and the rest larger; `place` is 0 or 1."""
+    keep = jax.random.bernoulli(self.keys[place], 1 - self.rate, x.shape)
+    return jnp.where(keep, x / (1 - self.rate), 0)
+
+
 def attend(q: Array, k: Array, v: Array, mask: Array, *, past: Past | None, cap: float) -> Array:
   """Grouped-query attention over `past` followed by the call's own keys.
 
@@ -384,7 +407,15 @@ class Block(nn.Module):
   transposed: bool = False
 
   @nn.compact
-  def __call__(self, x: Array, is_local: Array, past: Past | None, angles: Array, mask: Array):
+  def __call__(
+    self,
+    x: Array,
+    is_local: Array,
+    past: Past | None,
+    dropout: Dropout | None,
+    angles: Array,
+    mask: Array,
+  ):
     config = self.config
     x = mesh_lib.constrain(x, "rows")
     pick = is_local.astype(jnp.int32)
@@ -393,8 +424,10 @@ class Block(nn.Module):
     y, kv = Attention(config, self.transposed, name="attn")(
       y, cos=angles[0, pick], sin=angles[1, pick], mask=mask[pick], past=past
     )
-    x = x + (RMSNorm(**post, name="post_attention_norm")(y) if config.post_norms else y)
+    y = RMSNorm(**post, name="post_attention_norm")(y) if config.post_norms else y
+    x = x + (y if dropout is None else dropout(y, 0))
     y = Mlp(config, self.transposed, name="mlp")(RMSNorm(config.norm_eps, name="pre_ffw_norm")(x))
+    y = y if dropout is None else dropout(y, 1)
     x = x + (RMSNorm(**post, name="post_ffw_norm")(y) if config.post_norms else y)
     return x, kv if self.keep_kv else None
 
@@ -462,7 +495,7 @@ class Gemma(nn.Module):
       block,
       variable_axes={"params": 0},
       split_rngs={"params": True},
-      in_axes=(0, 0, nn.broadcast, nn.broadcast),
+      in_axes=(0, 0, 0, nn.broadcast, nn.broadcast),
       length=config.depth,
       unroll=config.unroll,
     )(config, self.keep_kv)
@@ -480,6 +513,7 @@ class Gemma(nn.Module):
     mask: Array,
     wide: Array | None = None,
     past: Past | list[Past] | None = None,
+    dropout: Dropout | None = None,
   ) -> tuple[Array, Any]:
     """Runs the blocks and the final norm.
 
@@ -492,6 +526,7 @@ class Gemma(nn.Module):
       wide: bool[B,T,S+C+T], the part of `mask` that a window leaves alone, or None.
       past: what came out of earlier calls, or None. With `split` a list of one per layer, which
         no step has to cut out of the whole.
+      dropout: the noise of training, or None. Not with `split`, which is for decoding.
 
     Returns:
       [B,T,D], and the keys and values ([L,B,T,K,H], [L,B,T,K,H]) of this call (None unless
@@ -513,11 +548,11 @@ class Gemma(nn.Module):
     masks = jnp.stack([mask, mask & (near if wide is None else near | wide)])
     x = x.astype(config.dtype)
     if not self.split:
-      x, kv = self.layers(x, is_local, past, angles, masks)
+      x, kv = self.layers(x, is_local, past, dropout, angles, masks)
       return self.final_norm(x), kv
     kvs = []
     for i, layer in enumerate(self.layers):
-      x, kv = layer(x, is_local[i], past and past[i], angles, masks)
+      x, kv = layer(x, is_local[i], past and past[i], None, angles, masks)
       kvs.append(kv)
     return self.final_norm(x), kvs
 

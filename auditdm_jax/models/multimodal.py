@@ -248,6 +248,7 @@ def hidden(
   valid: Array,
   ar: Array | None = None,
   segment: Array | None = None,
+  dropout: gemma.Dropout | None = None,
 ) -> Array:
   """Returns the full forward pass.
 
@@ -260,12 +261,21 @@ def hidden(
     ar: i32[B,T] of `make_attn_mask`; None is `default_ar`. A PaliGemma row with a suffix must
       give it.
     segment: i32[B,T] of `make_attn_mask`; None is one segment.
+    dropout: the noise of training, or None.
 
   Returns:
     [B,T,D] after the final norm, for `unembed`.
   """
   return prefill(
-    config, params, features, tokens, valid=valid, ar=ar, segment=segment, keep_kv=False
+    config,
+    params,
+    features,
+    tokens,
+    valid=valid,
+    ar=ar,
+    segment=segment,
+    dropout=dropout,
+    keep_kv=False,
   )[0]
 
 
@@ -278,6 +288,7 @@ def prefill(
   valid: Array,
   ar: Array | None = None,
   segment: Array | None = None,
+  dropout: gemma.Dropout | None = None,
   keep_kv: bool = True,
 ) -> tuple[Array, Any]:
   """As `hidden`; also returns the keys and values as `gemma.Gemma.decode` does."""
@@ -290,6 +301,7 @@ def prefill(
     mask=make_attn_mask(valid, ar, segment),
     # PaliGemma's prefix sees all of itself in every layer, Gemma 3's image only what is near.
     wide=same_block(ar) if config.kind == "paligemma" else None,
+    dropout=dropout,
   )
 
 

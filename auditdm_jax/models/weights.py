@@ -165,9 +165,11 @@ def open_model(
     UserError: as `load`.
   """
   path, dtype = pathlib.Path(path), None if dtype is None else jnp.dtype(dtype)
-  if not path.exists() and big_vision.find(path) is None:
+  found = big_vision.find(path)
+  if not path.exists() and found is None:
     raise UserError(f"{path}: no such file or folder")
-  header = _read_header(path) if path.is_dir() else None
+  # The config.json of big_vision's trainer says how it trained, not what.
+  header = _read_header(path) if path.is_dir() and found is None else None
   if header is None:
     opened = _open_bare(path, model, dtype)
   elif model is not None:
@@ -184,6 +186,18 @@ def open_model(
   return dataclasses.replace(
     opened, tree={k: leaves.cast(v, dtype) for k, v in opened.tree.items()}
   )
+
+
+def has_config(path: str | os.PathLike) -> bool:
+  """Returns whether a config.json says what the parameters at `path` are, so that none is guessed.
+
+  Those that a trainer has just saved have none.
+  """
+  path = pathlib.Path(path)
+  found = big_vision.find(path)
+  if found is None and path.is_dir() and _read_header(path) is not None:
+    return True
+  return _header_beside(found or path) is not None
 
 
 def content_hash(path: str | os.PathLike) -> str:

@@ -22,7 +22,8 @@ from typing import Any
 import jax
 
 from auditdm_jax.core.config import UserError
-from auditdm_jax.plan import chips, hlo
+from auditdm_jax.plan import chips
+from auditdm_jax.plan import traffic as traffic_lib
 from auditdm_jax.plan.child import Task
 
 _LAST = "*after_optimizations_after_buffer_assignment.txt"
@@ -50,7 +51,7 @@ class Compiled:
   total: float
   refused: bool
   buffers: tuple[str, ...]
-  traffic: hlo.Traffic | None
+  traffic: traffic_lib.Traffic | None
   cpu_s: float
 
 
@@ -152,7 +153,7 @@ def _verdict(said: dict[str, Any], dump: pathlib.Path, errors: str, cpu_s: float
   total, buffers = said.get("total", 0.0), ()
   for path in dump.glob(_REPORT):  # Of a TPU's: all at its fullest, as the compiler itself checks.
     total, buffers = _read_report(path.read_text())
-  traffic = hlo.Module(texts[-1].read_text()).traffic()
+  traffic = traffic_lib.read(texts[-1].read_text())
   return Compiled(**known, total=total, refused=False, buffers=buffers, traffic=traffic)
 
 

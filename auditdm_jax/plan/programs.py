@@ -164,13 +164,16 @@ def repair(
   tune = tuning.Tuning(model, recipe, steps=1000, mesh=mesh)
   ints = dict.fromkeys(("tokens", "ar"), (jnp.int32, (n, length)))
   ints |= dict.fromkeys(("position", "targets"), (jnp.int32, (n, suffix)))
+  images = (jnp.float16, (n, vision.num_patches, vision.width))
+  if tuning.trains_tower(recipe, _shapes(model)):
+    images = (jnp.uint8, (n, vision.image_size, vision.image_size, 3))
   shapes = ints | {
-    "images": (jnp.float16, (n, vision.num_patches, vision.width)),
-    "image": (jnp.int32, (n,)),
+    "images": images,
     "valid": (jnp.bool, (n, length)),
     "mask": (jnp.bool, (n, suffix)),
   }
-  batch = supervised.Batch(**{k: _rows(mesh, shape, dtype) for k, (dtype, shape) in shapes.items()})
+  rows = {k: _rows(mesh, shape, dtype) for k, (dtype, shape) in shapes.items()}
+  batch = supervised.Batch(image=None, **rows)
   state = tune.abstract_state(_shapes(model))
   return Built(tune.step, (state, batch), mesh, state)
 

@@ -2,7 +2,7 @@
 """What a run does: which programs, with which shapes, and how often per GRPO step."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 import math
@@ -11,7 +11,7 @@ import shlex
 from auditdm_jax import vlm_batching as batching
 from auditdm_jax.audit.ask import BankConfig
 from auditdm_jax.core import mesh as mesh_lib
-from auditdm_jax.core.config import check
+from auditdm_jax.core.config import UserError, check
 from auditdm_jax.models.multimodal import VlmConfig
 from auditdm_jax.plan import programs
 from auditdm_jax.plan.child import Built
@@ -34,14 +34,16 @@ class PlanConfig:
     architectures: {folder: name in `models.variants`} of models that are not there yet.
     task_tokens: length of the auditor's instructions and the turns around them, without the image.
     question_tokens: length of a question to target and references, without the image.
+    examples: of the target's repair; the default is about what the paper's has.
   """
 
   architectures: Mapping[str, str] = dataclasses.field(default_factory=dict)
   task_tokens: int = 128
   question_tokens: int = 48
+  examples: int = 1_100_000
 
   def __post_init__(self):
-    check(vars(self), "plan", "task_tokens", "question_tokens", least=1)
+    check(vars(self), "plan", "task_tokens", "question_tokens", "examples", least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,12 +112,14 @@ class PlannedProgram:
     build: see `plan.programs`.
     calls: per GRPO step; 0 for what is not part of one.
     keeps: what of it stays on the devices through the whole step; "" for nothing.
+    updates: calls of the whole repair; 0 for what is not one.
   """
 
   name: str
   build: Callable[..., Built]
   calls: int
   keeps: str = ""
+  updates: int = 0
 
 
 def steps(run: PlannedRun, devices: int) -> list[PlannedProgram]:
@@ -142,7 +146,9 @@ def steps(run: PlannedRun, devices: int) -> list[PlannedProgram]:
   train = functools.partial(programs.train, auditor=auditor)
   found.append(PlannedProgram("train", train, run.grpo.updates, keeps=STATE))
   if run.recipe is not None and run.target:
-    found.append(_repair(run))
+    text = run.plan.question_tokens + run.suffix
+    model = run.answering[run.target]
+    found.append(_repair(run, "repair", run.recipe, model=model, text=text))
   return found
 
 
@@ -229,18 +235,43 @@ def _sizes(model: VlmConfig, n: int, most: int) -> list[int]:
   return [batching.bucket(piece, small=small) for piece in _pieces(n, most)]
 
 
-def _repair(run: PlannedRun) -> PlannedProgram:
-  target = run.answering[run.target]
-  length = target.num_image_tokens + run.plan.question_tokens + run.suffix
+def _repair(
+  run: PlannedRun, name: str, recipe: recipes.Recipe, *, model: VlmConfig, text: int
+) -> PlannedProgram:
+  """Returns one update of a repair, in rows of an image and `text` tokens."""
   build = functools.partial(
     programs.repair,
-    model=target,
-    recipe=run.recipe,
+    model=model,
+    recipe=recipe,
     layout=run.layout,
-    length=length,
-    suffix=run.suffix,
+    length=model.num_image_tokens + text,
+    suffix=min(run.suffix, text),
   )
-  return PlannedProgram("repair", build, 0)
+  return PlannedProgram(name, build, 0, updates=recipe.num_steps(run.plan.examples))
+
+
+def repairs(run: PlannedRun, names: Iterable[str]) -> list[PlannedProgram]:
+  """Returns the repair of the target by each recipe, at the recipe's resolution and row length.
+
+  What the config says of memory (`remat`, `micro_rows`) holds for all of them.
+
+  Raises:
+    UserError: there is no such recipe, or no target that can be repaired.
+  """
+  if run.recipe is None or not run.target:
+    raise UserError("there is no repair: the target is an endpoint")
+  found = []
+  for name in names:
+    recipe = recipes.get(name, where="--recipes")
+    rows = run.recipe.micro_rows if run.recipe.micro_rows < recipe.batch_size else 0
+    recipe = dataclasses.replace(recipe, remat=run.recipe.remat, micro_rows=rows)
+    model = run.answering[run.target]
+    if recipe.format.res:
+      vision = dataclasses.replace(model.tower, image_size=recipe.format.res)
+      model = dataclasses.replace(model, vision=vision)
+    text = recipe.format.text_len or run.plan.question_tokens + run.suffix
+    found.append(_repair(run, f"repair {name}", recipe, model=model, text=text))
+  return found
 
 
 def _micro_rows(run: PlannedRun, devices: int) -> list[int]:
@@ -293,14 +324,17 @@ def changes(
       if smaller:
         fields = smaller
         add(layout, flags)
-  elif step.name == "repair" and run.recipe is not None:
+  elif step.updates and run.recipe is not None:
     recipe, text = dataclasses.replace(run.recipe, remat=True), ""
     if not run.recipe.remat:
       text = "--config.rectify.recipe.remat=True"
       found.append((text, dataclasses.replace(run, recipe=recipe)))
-    if not recipe.micro_rows and recipe.batch_size % _MICRO_BATCHES == 0:
-      rows = recipe.batch_size // _MICRO_BATCHES
-      text = f"{text} --config.rectify.recipe.micro_rows={rows}".strip()
-      recipe = dataclasses.replace(recipe, micro_rows=rows)
-      found.append((text, dataclasses.replace(run, recipe=recipe)))
+    shards, batch = _row_shards(run, devices), recipe.batch_size
+    some = max(batch // _MICRO_BATCHES // shards, 1) * shards
+    for rows in dict.fromkeys((some, shards)):
+      if batch % rows == 0 and rows < (recipe.micro_rows or batch):
+        flags = f"{text} --config.rectify.recipe.micro_rows={rows}".strip()
+        found.append(
+          (flags, dataclasses.replace(run, recipe=dataclasses.replace(recipe, micro_rows=rows)))
+        )
   return found

@@ -84,6 +84,11 @@ class Plan:
     best, worst = (s * self.run_steps * self.where.size / 3600 for s in self.step_s)
     return best, worst
 
+  def repair_hours(self, row: ProgramRow) -> tuple[float, float]:
+    """Chip-hours of a whole repair: with perfect overlap, and with none."""
+    chips_s = row.step.updates * self.where.size / 3600
+    return row.best * chips_s, sum(row.seconds.values()) * chips_s
+
 
 def make(
   where: chips.Slice, done: Sequence[tuple[PlannedProgram, Compiled]], *, run_steps: int
@@ -124,9 +129,12 @@ def text(plan: Plan) -> str:
     lines.append(_line(plan, row))
     if row.compiled.buffers:
       lines.append(f"{'':{_NAME}} largest: {'; '.join(row.compiled.buffers[:3])}")
-  kept = ", ".join(f"{name} {size / chips.GIB:.2f}" for name, size in plan.kept.items())
-  lines.append(f"stays on a chip, GiB: {kept}")
+  if plan.kept:
+    kept = ", ".join(f"{name} {size / chips.GIB:.2f}" for name, size in plan.kept.items())
+    lines.append(f"stays on a chip, GiB: {kept}")
   if plan.where.chip.flops is not None:
+    lines += _repairs(plan)
+  if plan.where.chip.flops is not None and any(row.step.calls for row in plan.rows):
     (best, worst), hours = plan.step_s, plan.chip_hours
     lines.append(
       f"a step: {best:.1f} s if all overlaps, {worst:.1f} s if nothing does, without the image"
@@ -151,6 +159,18 @@ def _line(plan: Plan, row: ProgramRow) -> str:
   )
 
 
+def _repairs(plan: Plan) -> list[str]:
+  """Says what whole repairs cost."""
+  lines = []
+  for row in plan.rows:
+    if row.step.updates and not row.compiled.refused:
+      best, worst = plan.repair_hours(row)
+      lines.append(
+        f"{row.step.name}: {row.step.updates:,} updates, {best:.0f} to {worst:.0f} chip-hours"
+      )
+  return lines
+
+
 def as_dict(plan: Plan) -> dict[str, Any]:
   """For `--json`."""
   best, worst = plan.step_s
@@ -167,6 +187,8 @@ def as_dict(plan: Plan) -> dict[str, Any]:
       {
         "name": row.step.name,
         "calls": row.step.calls,
+        "updates": row.step.updates,
+        "chip_hours": plan.repair_hours(row) if row.step.updates else None,
         "total_bytes": row.compiled.total,
         "beside_bytes": row.beside,
         "refused": row.compiled.refused,

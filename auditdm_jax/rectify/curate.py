@@ -16,6 +16,8 @@ from typing import Self
 from auditdm_jax.audit.attempt import Attempt, Find
 from auditdm_jax.core import streams
 
+LABELS = "labels"  # The source of examples whose label is no consensus.
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
@@ -44,7 +46,9 @@ class TrainingExample:
   Attributes:
     label: what the target is to answer.
     group: failure mode or question template, what the cap counts.
-    source: which auditor checkpoint or arm asked.
+    source: which auditor checkpoint or arm asked; `LABELS` if the label is the data set's own.
+    origin_id: the image that a made image goes back to; "" = the image itself.
+    is_prompt: the question is put as it is, and not in the target's style.
     provenance: goes with the example unread.
   """
 
@@ -53,6 +57,8 @@ class TrainingExample:
   label: str
   group: str = ""
   source: str = ""
+  origin_id: str = ""
+  is_prompt: bool = False
   provenance: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   @property
@@ -76,6 +82,7 @@ class TrainingExample:
       label=asked.verdict.consensus,
       group=group,
       source=source,
+      origin_id=probe.origin_id,
       provenance={
         "probe_id": probe.probe_id,
         "strategy": probe.strategy,

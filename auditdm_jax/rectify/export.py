@@ -1,245 +1,372 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes training examples as a folder that big_vision trains PaliGemma 2 on without any change.
+"""Training examples as folders for other trainers: what all formats have in common.
 
-  train.jsonl, val.jsonl   {"id", "image", "prefix", "suffix"}, strings only
-  images/                  what `image` names
-  bv_config.py             the config, with the recipe's values
-  meta.jsonl               where each row came from
-  stats.json               counts and lengths
+1. What no folder may hold is refused, with the reason: hostile text, and pictures of benchmarks.
+2. Source images are shared out: all that goes back to one of them is in train, or all in val.
+3. A writer (`rectify.writers`) adds the files of its format; this module adds what follows.
+4. The folder appears when it is whole. The same export again leaves it as it is.
 
-big_vision fails late or silently on bad rows (a missing file kills the run when it is reached, a
-long prompt loses its answer), so `check` holds the written folder to every rule before it is put
-in place.
+export.json     the format, the run, licence, counts, and a hash of the content
+meta.jsonl      by row: question, label, image, source image, licence, who asked
+refused.jsonl   examples that were left out, and why
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
 import re
 import shutil
-import tempfile
+from typing import Any, Literal
 
+import numpy as np
 from PIL import Image
 
-from auditdm_jax.core import config as config_lib
-from auditdm_jax.core import jsonio
-from auditdm_jax.rectify import bv_template, curate, recipes
-from auditdm_jax.text import styles
+from auditdm_jax.audit.leaks import LeakIndex
+from auditdm_jax.core import jsonio, jsonl
+from auditdm_jax.core.config import UserError, check
+from auditdm_jax.rectify.curate import TrainingExample
 
-_KEYS = ("id", "image", "prefix", "suffix")
-_FORMATS = ("PNG", "JPEG", "BMP", "GIF")  # What tf.io.decode_image reads.
+Split = Literal["train", "val"]
+LoadImage = Callable[[str], np.ndarray]  # image id -> u8[H,W,3]
+
+FORMAT = "auditdm-export-1"
+HEADER, META, REFUSED = "export.json", "meta.jsonl", "refused.jsonl"
+MAX_TEXT = 1_000  # Characters of a question or of a label.
+_SHOWN = 200  # Characters of a refused text.
 _LOCATION = re.compile(r"<(loc\d{4}|seg\d{3})>")
-_OVERHEAD = 3  # BOS, the "\n" between prefix and suffix, EOS
-_FORMAT = "auditdm-bv-export-1"
+# What tokenizers and chat templates may take for a token of their own: <image>, <|im_end|>, [INST].
+_SPECIAL = re.compile(r"<[^<>\s]{1,60}>|\[/?[A-Z_]{3,20}\]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class BigVision:
-  """The model that is to be fine-tuned.
+class Sourced:
+  """An example, and where its picture comes from.
 
   Attributes:
-    model_init: path of an f32 npz of the pretrained checkpoint.
-    tokenizer: path of gemma_tokenizer.model.
-    llm_variant: gemma2_2b, gemma2_9b or gemma2_27b.
-    res: 224, 448 or 896.
-    max_text_len: rows with more tokens are left out and counted.
+    example: what is to be learned.
+    source_image: id of the image that its picture goes back to; its own if it was not made.
+    source: data set, split and item of that image.
   """
 
-  model_init: str
-  tokenizer: str = "gs://big_vision/gemma_tokenizer.model"
-  llm_variant: str = "gemma2_2b"
-  res: int = 224
-  max_text_len: int = 128
+  example: TrainingExample
+  source_image: str
+  source: str = ""
 
 
-def export(
-  directory: str | os.PathLike,
-  train: Sequence[curate.TrainingExample],
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportRow:
+  """An example that is exported; `row_id` is unique in the folder."""
+
+  row_id: str
+  split: Split
+  sourced: Sourced
+
+  @property
+  def question(self) -> str:
+    return self.sourced.example.question
+
+  @property
+  def label(self) -> str:
+    return self.sourced.example.label
+
+  @property
+  def image(self) -> str:
+    """The file's name."""
+    return f"{self.sourced.example.image_id}.png"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Refusal:
+  """An example that is left out, and why: a word to count by, and one line."""
+
+  sourced: Sourced
+  kind: str
+  why: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Exported:
+  """What goes into a folder.
+
+  Attributes:
+    rows: train first.
+    refused: what does not.
+    load: reads an image.
+  """
+
+  rows: Sequence[ExportRow]
+  refused: Sequence[Refusal]
+  load: LoadImage
+
+  def of(self, split: Split) -> list[ExportRow]:
+    """Returns the rows of a split."""
+    return [row for row in self.rows if row.split == split]
+
+  def without(self, problem: Callable[[ExportRow], str], *, kind: str) -> "Exported":
+    """Returns the same with the rows refused of which `problem` says something.
+
+    Raises:
+      UserError: nothing is left to train on.
+    """
+    said = {row.row_id: problem(row) for row in self.rows}
+    bad = [row for row in self.rows if said[row.row_id]]
+    refused = [Refusal(sourced=r.sourced, kind=kind, why=said[r.row_id]) for r in bad]
+    kept = dataclasses.replace(
+      self,
+      rows=[row for row in self.rows if not said[row.row_id]],
+      refused=[*self.refused, *refused],
+    )
+    _check_some(kept.of("train"), kept.refused)
+    return kept
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Firewall:
+  """Evaluation data that no example may repeat.
+
+  A picture that looks like one of a benchmark is refused whatever is asked about it.
+
+  Attributes:
+    reserved: ids of evaluation images.
+    index: pictures of benchmarks; None if there are none.
+  """
+
+  reserved: frozenset[str] = frozenset()
+  index: LeakIndex | None = None
+
+  def problem(self, sourced: Sourced, load: LoadImage) -> str:
+    """Returns which evaluation data an example repeats, or "".
+
+    A made picture is looked at besides the one that it was made from.
+    """
+    images = dict.fromkeys((sourced.example.image_id, sourced.source_image))
+    for image_id in images:
+      if image_id in self.reserved:
+        return f"image {image_id} is held out for evaluation"
+    if self.index is None:
+      return ""
+    for image_id in images:
+      if hits := self.index.hits(load(image_id), sourced.example.question):
+        return f"image {image_id} looks like that of {hits[0].source} {hits[0].item_id}"
+    return ""
+
+
+def collect(
+  examples: Iterable[Sourced],
   *,
-  image_path: Callable[[str], pathlib.Path],
-  count_tokens: Callable[[str], int],
-  recipe: recipes.Recipe,
-  model: BigVision,
-  val: Sequence[curate.TrainingExample] = (),
-  recipe_name: str = "",
-  prefix: Callable[[str], str] = styles.PALIGEMMA.put,
-  reserved_images: Collection[str] = (),
+  load: LoadImage,
+  firewall: Firewall,
+  val_share: float = 0.1,
+  seed: int = 0,
   allow_locations: bool = False,
-) -> dict[str, int]:
-  """Writes the folder and returns its counts.
+) -> Exported:
+  """Refuses what must not be exported, and shares the rest out.
 
   Args:
-    image_path: image id -> file.
-    count_tokens: tokens of a text by PaliGemma's tokenizer, without specials.
-    reserved_images: ids of evaluation images; one of them among the examples is an error.
+    examples: at most one for an image and question.
+    load: reads an image.
+    firewall: evaluation data.
+    val_share: share of the source images whose examples are for validation, in [0, 1); unless it
+      is 0, at least one of two or more.
+    seed: decides which.
     allow_locations: keep `<loc0123>` and `<seg012>` in texts, where they become single tokens.
 
   Raises:
-    UserError: the examples break a rule that cannot be kept by leaving a row out.
+    UserError: nothing is left to train on.
   """
-  final = pathlib.Path(directory).absolute()
-  if final.exists() and any(final.iterdir()) and not (final / "stats.json").is_file():
-    raise config_lib.UserError(f"{final} is not empty and is not an export")
-  if recipe.replay:
-    raise config_lib.UserError("an export holds no replay data; use a recipe with replay=0")
-  leaked = {e.image_id for e in (*train, *val)} & set(reserved_images)
-  shared = {e.image_id for e in train} & {e.image_id for e in val}
-  if leaked or shared:
-    which = "evaluation images among the examples" if leaked else "images in both train and val"
-    raise config_lib.UserError(f"{which}, for instance {min(leaked or shared)}")
-  final.parent.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(prefix=f".{final.name}-", dir=final.parent) as scratch:
-    building = pathlib.Path(scratch) / "new"
-    (building / "images").mkdir(parents=True)
-    stats = {"rows": 0, "too_long": 0, "longest": 0}
-    meta = []
-    for split, examples in (("train", train), ("val", val)):
-      rows = _rows(examples, split, prefix, count_tokens, model.max_text_len, stats, meta)
-      _write_jsonl(building / f"{split}.jsonl", rows)
-      for row in rows:
-        _copy_image(
-          image_path(row["image"].removesuffix(".png")), building / "images" / row["image"]
-        )
-    _write_jsonl(building / "meta.jsonl", meta)
-    stats["text_len"] = -(-max(stats["longest"], 16) // 16) * 16
-    text = _config_text(final, recipe, model, stats, recipe_name=recipe_name, has_val=bool(val))
-    (building / "bv_config.py").write_text(text, encoding="utf-8")
-    jsonio.write_json(building / "stats.json", {"format": _FORMAT, **stats})
-    check(building, allow_locations=allow_locations)
-    if final.exists():
-      final.rename(pathlib.Path(scratch) / "old")
-    building.rename(final)
-  return stats
-
-
-def _rows(examples, split, prefix, count_tokens, limit, stats, meta) -> list[dict[str, str]]:
-  """Returns the rows that are short enough; `stats` and `meta` are added to."""
-  rows = []
-  for i, example in enumerate(examples):
-    row = {
-      "id": f"{split}-{i:06d}",
-      "image": f"{example.image_id}.png",
-      "prefix": prefix(example.question),
-      "suffix": example.label,
-    }
-    length = count_tokens(row["prefix"]) + count_tokens(row["suffix"]) + _OVERHEAD
-    if length > limit:
-      stats["too_long"] += 1
-      continue
-    stats["rows"] += 1
-    stats["longest"] = max(stats["longest"], length)
-    rows.append(row)
-    meta.append({"id": row["id"], "image_id": example.image_id, **example.provenance})
-  return rows
-
-
-def _write_jsonl(path: pathlib.Path, rows: Sequence[Mapping[str, str]]) -> None:
-  lines = (json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
-  path.write_text("".join(lines), encoding="utf-8")
-
-
-def _copy_image(source: pathlib.Path, target: pathlib.Path) -> None:
-  """Copies a PNG as it is and writes anything else as PNG."""
-  if target.exists():
-    return
-  if not source.is_file():
-    raise config_lib.UserError(f"no image file {source}")
-  with Image.open(source) as image:
-    if image.format == "PNG" and image.mode == "RGB":
-      shutil.copyfile(source, target)
+  check({"val_share": val_share}, "export", "val_share", least=0, below=1)
+  kept, refused = [], []
+  for sourced in examples:
+    if why := _text_problem(sourced.example, allow_locations):
+      refused.append(Refusal(sourced=sourced, kind="text", why=why))
+    elif why := firewall.problem(sourced, load):
+      refused.append(Refusal(sourced=sourced, kind="benchmark", why=why))
     else:
-      image.convert("RGB").save(target)
+      kept.append(sourced)
+  held = _held_images([s.source_image for s in kept], val_share, seed)
+  rows: list[ExportRow] = []
+  splits: tuple[Split, Split] = ("train", "val")
+  for split in splits:
+    own = [s for s in kept if (s.source_image in held) == (split == "val")]
+    rows += [
+      ExportRow(row_id=f"{split}-{i:06d}", split=split, sourced=s) for i, s in enumerate(own)
+    ]
+  _check_some([row for row in rows if row.split == "train"], refused)
+  return Exported(rows=rows, refused=refused, load=load)
 
 
-def _config_text(final, recipe, model, stats, *, recipe_name, has_val) -> str:
-  tokenizer = f'gemma(tokensets=("loc", "seg"), model="{model.tokenizer}")'
-  length = (
-    f"c.total_steps = {recipe.steps}" if recipe.steps else f"c.total_epochs = {recipe.epochs!r}"
-  )
-  schedules = {part: "None" if part in recipe.freeze else "schedule" for part in ("img", "llm")}
-  return bv_template.BV_CONFIG.substitute(
-    here=str(final).replace("\\", "/"),
-    recipe_name=recipe_name or "unnamed",
-    model_init=repr(model.model_init),
-    tokenizer=repr(tokenizer),
-    llm_variant=repr(model.llm_variant),
-    res=model.res,
-    text_len=stats["text_len"],
-    longest=stats["longest"],
-    batch_size=recipe.batch_size,
-    length_line=length,
-    lr=repr(recipe.lr),
-    wd=repr(recipe.wd),
-    clip=repr(recipe.clip),
-    label_smoothing=repr(recipe.label_smoothing),
-    warmup=repr(recipe.warmup),
-    img_schedule=schedules["img"],
-    llm_schedule=schedules["llm"],
-    llm_dropout=repr(recipe.llm_dropout),
-    has_val=has_val,
-  )
+def _check_some(train: Sequence[ExportRow], refused: Sequence[Refusal]) -> None:
+  if not train:
+    reason = f"; the first of {len(refused)} refused: {refused[0].why}" if refused else ""
+    raise UserError(f"no example is left to train on{reason}")
 
 
-def check(directory: str | os.PathLike, *, allow_locations: bool = False) -> None:
-  """Holds a folder's JSONL files and images to the rules of big_vision's reader.
+def _held_images(images: Sequence[str], share: float, seed: int) -> set[str]:
+  """Returns the source images for validation: those whose hash comes first."""
+  distinct = sorted(set(images), key=lambda i: hashlib.sha256(f"{seed}/{i}".encode()).digest())
+  if not share or len(distinct) < 2:
+    return set()
+  return set(distinct[: min(max(1, round(share * len(distinct))), len(distinct) - 1)])
+
+
+def _text_problem(example: TrainingExample, allow_locations: bool) -> str:
+  """Returns what is wrong with the texts of an example, or ""."""
+  for name, text in (("question", example.question), ("label", example.label)):
+    if not text.strip():
+      return f"the {name} is empty"
+    if len(text) > MAX_TEXT:
+      return f"the {name} has {len(text):,} characters, at most {MAX_TEXT:,}"
+    if not text.isprintable():
+      return f"the {name} has control characters or unpaired surrogates"
+    rest = _LOCATION.sub("", text) if allow_locations else text
+    if found := _SPECIAL.search(rest):
+      return f"the {name} spells out what may be a special token: {found[0]}"
+  return ""
+
+
+# -------------------------------------------------------------------------------------- folders
+
+
+def write(
+  directory: str | os.PathLike,
+  exported: Exported,
+  fill: Callable[[pathlib.Path], Mapping[str, Any]],
+  *,
+  header: Mapping[str, Any],
+) -> bool:
+  """Writes a folder, unless it is there as it would be written.
+
+  Args:
+    directory: where; an earlier export there is replaced.
+    exported: what.
+    fill: writes the files of the format into a folder, and returns facts for export.json.
+    header: of export.json: the format, its settings and the run. It decides, with the rows, what
+      the folder's content is.
+
+  Returns:
+    Whether it was written.
 
   Raises:
-    UserError: names the file, the row and the rule.
+    UserError: the folder holds something else.
   """
-  root = pathlib.Path(directory)
-  seen: set[str] = set()
-  decoded: set[str] = set()
-  for split in ("train", "val"):
-    path = root / f"{split}.jsonl"
-    data = path.read_bytes()
-    if split == "train" and not data:
-      raise config_lib.UserError(f"{path.name}: no rows")
-    if data.startswith(b"\xef\xbb\xbf"):
-      raise config_lib.UserError(f"{path.name}: starts with a byte order mark")
-    lines = data.decode("utf-8").removesuffix("\n").split("\n") if data else []
-    for number, line in enumerate(lines, 1):
-      problem = _problem(line, root / "images", seen, decoded, allow_locations)
-      if problem:
-        raise config_lib.UserError(f"{path.name}:{number}: {problem}")
-
-
-def _problem(
-  line: str, images: pathlib.Path, seen: set[str], decoded: set[str], allow_locations: bool
-) -> str | None:
-  """Returns what is wrong with a row, or None."""
+  final = pathlib.Path(directory).absolute()
+  content = jsonio.canonical_hash([FORMAT, header, [_meta(r, "") for r in exported.rows]])
+  known = _known(final)
+  if known is not None and known.get("content") == content:
+    return False
+  building = final.with_name(f".{final.name}.unfinished")
+  shutil.rmtree(building, ignore_errors=True)  # Of a run that was killed.
+  building.mkdir(parents=True)
   try:
-    row = json.loads(line)
-  except ValueError:
-    return "not JSON (blank lines are not allowed)"
-  if not isinstance(row, dict) or set(row) != set(_KEYS):
-    return f"every row has exactly the keys {', '.join(_KEYS)}"
-  wrong = [key for key in _KEYS if not isinstance(row[key], str)]
-  if wrong:
-    return f"{wrong[0]} is not a string"
-  if not row["suffix"].strip() or not row["prefix"].strip():
-    return "an empty prefix or suffix teaches nothing"
-  for key in ("prefix", "suffix"):
-    if not row[key].isprintable():
-      return f"{key} has control characters or unpaired surrogates: {row[key][:40]!r}"
-    if _LOCATION.search(row[key]) and not allow_locations:
-      return f"{key} has location or segment tokens written out: {row[key][:40]!r}"
-  if row["id"] in seen:
-    return f"id {row['id']!r} is used twice"
-  seen.add(row["id"])
-  return None if row["image"] in decoded else _image_problem(row["image"], images, decoded)
+    facts = fill(building)
+    licence = str(header.get("licence", ""))
+    write_jsonl(building / META, [_meta(row, licence) for row in exported.rows])
+    write_jsonl(building / REFUSED, map(_refused, exported.refused))
+    counts = {
+      **{split: len(exported.of(split)) for split in ("train", "val")},
+      "refused": dict(Counter(r.kind for r in exported.refused)),
+    }
+    files = sorted(p.name for p in building.iterdir())
+    jsonio.write_json(
+      building / HEADER,
+      {
+        "export": FORMAT,
+        "content": content,
+        **header,
+        "rows": counts,
+        **facts,
+        "files": [*files, HEADER],
+      },
+    )
+    if final.exists():
+      shutil.rmtree(final)
+    building.rename(final)
+  finally:
+    shutil.rmtree(building, ignore_errors=True)
+  return True
 
 
-def _image_problem(name: str, images: pathlib.Path, decoded: set[str]) -> str | None:
-  path = images / name
-  if not path.resolve().is_relative_to(images.resolve()) or not path.is_file():
-    return f"no image {name!r}"
-  try:
-    with Image.open(path) as image:
-      image.load()
-      kind = image.format
-  except (OSError, SyntaxError) as e:
-    return f"{name} cannot be decoded ({e})"
-  decoded.add(name)
-  return None if kind in _FORMATS else f"{name} is {kind}; TensorFlow reads {', '.join(_FORMATS)}"
+def read_header(directory: str | os.PathLike) -> Mapping[str, Any]:
+  """Returns export.json of a folder.
+
+  Raises:
+    UserError: it is no export.
+  """
+  path = pathlib.Path(directory) / HEADER
+  header = jsonio.read_json(path) if path.is_file() else None
+  if not isinstance(header, dict) or header.get("export") != FORMAT:
+    raise UserError(f"{directory}: not an export of this version: it has no such {HEADER}")
+  return header
+
+
+def read_meta(directory: str | os.PathLike) -> list[Mapping[str, Any]]:
+  """Returns the rows of meta.jsonl.
+
+  Raises:
+    UserError: the file is not there, or damaged.
+  """
+  path = pathlib.Path(directory) / META
+  if not path.is_file():
+    raise UserError(f"{path}: no such file; the folder is no export")
+  return [row for _, row in jsonl.JsonLines(path).iterate()]
+
+
+def _known(final: pathlib.Path) -> Mapping[str, Any] | None:
+  """Returns export.json of what is in the way; None if nothing is.
+
+  Raises:
+    UserError: it is no export, or has files that no export wrote.
+  """
+  if not final.exists() or (final.is_dir() and not any(final.iterdir())):
+    return None
+  header = read_header(final)
+  if strange := sorted({p.name for p in final.iterdir()} - set(header.get("files", ()))):
+    raise UserError(f"{final}: {strange[0]} is not of the export, and would be lost; move it")
+  return header
+
+
+def _meta(row: ExportRow, licence: str) -> dict[str, Any]:
+  example = row.sourced.example
+  return {
+    "id": row.row_id,
+    "split": row.split,
+    "question": row.question,
+    "label": row.label,
+    "image_id": example.image_id,
+    "source_image_id": row.sourced.source_image,
+    "source": row.sourced.source,
+    "licence": licence,
+    "group": example.group,
+    "provenance": dict(example.provenance),
+  }
+
+
+def _refused(refusal: Refusal) -> dict[str, str]:
+  example = refusal.sourced.example
+  return {
+    "kind": refusal.kind,
+    "why": refusal.why,
+    "image_id": example.image_id,
+    "question": example.question[:_SHOWN],
+    "label": example.label[:_SHOWN],
+    "probe_id": example.provenance.get("probe_id", ""),
+  }
+
+
+def write_jsonl(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
+  """Writes rows as JSON in ASCII, one a line."""
+  with open(path, "w", encoding="ascii") as file:
+    for row in rows:
+      file.write(json.dumps(row, ensure_ascii=True) + "\n")
+
+
+def write_images(folder: pathlib.Path, rows: Sequence[ExportRow], load: LoadImage) -> None:
+  """Writes the rows' images as PNG, each once."""
+  folder.mkdir()
+  for row in rows:
+    if not (folder / row.image).exists():
+      Image.fromarray(load(row.sourced.example.image_id)).save(folder / row.image, compress_level=1)

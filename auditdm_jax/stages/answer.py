@@ -5,6 +5,10 @@
 
 Several images and one prompt, one image and several prompts, or as many of both: each prompt is
 asked about its image. One answer is printed as it is, several as lines of JSON.
+
+Reads:  the model's folder and the images.
+Writes: nothing.
+Costs:  loading the model, then one answer a prompt.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who asks: an auditor in training, stored auditors, and the data set's own questions."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -15,7 +16,6 @@ from auditdm_jax.core import metrics, runtime, streams, tree
 from auditdm_jax.core.config import UserError
 from auditdm_jax.images import fit
 from auditdm_jax.images.client import ImageClient
-from auditdm_jax.models.multimodal import Params
 from auditdm_jax.rl import build, draws, probing, rollout, trainer
 from auditdm_jax.rl.batch import Trajectory
 from auditdm_jax.rl.drawing import Drawing
@@ -25,10 +25,10 @@ from auditdm_jax.rl.probing import Prober
 from auditdm_jax.rl.records import attempt_of
 from auditdm_jax.rl.scoring import Scorer
 from auditdm_jax.rl.sight import Sight
-from auditdm_jax.rl.stopping import NEVER, StopConfig
 from auditdm_jax.stages import remote
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.pools import InMemoryPool
+from auditdm_jax.stages.run import TRAIN
 from auditdm_jax.stages.truth import ModeKey
 
 SEARCH: draws.Walk = ("search",)  # The walk that measures search success.
@@ -40,24 +40,12 @@ _SEARCH_ROWS = 16  # Images in a chunk of it, for each sample of a group.
 # ----------------------------------------------------------------------------------- in training
 
 
-def train_auditor(
-  ctx: Context,
-  bank: ModelBank,
-  *,
-  name: str,
-  steps: int,
-  start: Params | None = None,
-  stop: StopConfig = NEVER,
-) -> trainer.TrainResult:
-  """Trains by GRPO.
+def train_auditor(ctx: Context, bank: ModelBank) -> trainer.TrainResult:
+  """Trains by GRPO for as many steps as the round has.
 
   Args:
     ctx: the run's config and models.
     bank: target and references.
-    name: of the training run.
-    steps: updates.
-    start: the first parameters; None = those of the config's auditor.
-    stop: when it gives up; by default never.
 
   Raises:
     UserError: too few groups are live.
@@ -66,33 +54,33 @@ def train_auditor(
   learner = Learner(
     vlm.config,
     settings.grpo,
-    optim=dataclasses.replace(settings.optim, steps=steps),
+    optim=settings.optim,
     mesh=mesh_lib.make_mesh(settings.mesh),
     rollout_mesh=None if models.rollout_mesh is models.mesh else models.rollout_mesh,
     rules=[(regex, tuple(spec)) for regex, spec in settings.rules],
-    params=vlm.params if start is None else start,
+    params=vlm.params,
     banned=vlm.writer().unsampled_ids(vlm.stop_ids),
   )
-  harvest = tuple(s for s in settings.checkpoints.harvest if s < steps)
+  harvest = tuple(s for s in settings.checkpoints.harvest if s < settings.optim.steps)
   s = settings
   return trainer.train(
     dataclasses.replace(settings.checkpoints, harvest=harvest),
-    make_rollout(ctx, bank, run=name, learner=learner),
+    make_rollout(ctx, bank, run=ctx.round.draws, learner=learner),
     learner,
     auditor=vlm,
     workdir=ctx.folder.path,
-    name=name,
+    name=TRAIN,
     # What decides a training run, in addition to what the trainer knows.
     identity=[
-      s.models,
+      ctx.written.models,  # Not where a repaired target lies; its round is in the draws' name.
       s.world,
       s.pool,
-      s.bank,
+      ctx.written.bank,
       s.judge,
       s.taxonomy,
       *remote.decisive(s.endpoints),
     ],
-    stop=stop,
+    stop=settings.stop,
   )
 
 
@@ -245,6 +233,7 @@ class Asker:
     arm: str,
     walk: draws.Walk,
     asked: Collection[str] | None = None,
+    label: str = "",
   ) -> list[Attempt]:
     """Returns `n` attempts, made in chunks of one static shape: a pure function of the arguments.
 
@@ -255,24 +244,27 @@ class Asker:
       walk: the name of the draws; which images are looked at follows from it, and not from `step`.
       asked: ids of the probes that were asked before. Instead of these and of repeats another is
         drawn, up to twice as many as wanted; an auditor that still repeats itself may.
+      label: of the progress line; "" = none.
     """
     scale = self._ctx.settings.grpo.group_size
     counts = {s: k * scale for s, k in self._prober.config.counts().items()}
     seed = self._ctx.settings.seed
     out: list[Attempt] = []
     chunk = 0
-    while len(out) < n:
-      prompts = draws.draw_prompts(counts, seed=seed, walk=walk, step=chunk, size=len(self._pool))
-      done = self._prober.generate(self._take(step), prompts, timer=metrics.Timer(), group=1)
-      # What is invalid is asked again, but not for ever.
-      probing.check_valid(done, self._prober.config.max_invalid, step=chunk)
-      if asked is not None and chunk * sum(counts.values()) < 2 * n:
-        done = unasked(done, {*asked, *(a.probe.probe_id for a in out)})
-      # A share of every strategy when not all are wanted.
-      keep = streams.rng(seed, "kept", *walk, chunk).permutation(len(done))[: n - len(out)]
-      done = self._scorer.judge([done[i] for i in sorted(keep)])
-      out += [attempt_of(t, arm=arm, step=step or 0) for t in done if not t.invalid]
-      chunk += 1
+    with progress_of(n, label) as show:
+      while len(out) < n:
+        prompts = draws.draw_prompts(counts, seed=seed, walk=walk, step=chunk, size=len(self._pool))
+        done = self._prober.generate(self._take(step), prompts, timer=metrics.Timer(), group=1)
+        # What is invalid is asked again, but not for ever.
+        probing.check_valid(done, self._prober.config.max_invalid, step=chunk)
+        if asked is not None and chunk * sum(counts.values()) < 2 * n:
+          done = unasked(done, {*asked, *(a.probe.probe_id for a in out)})
+        # A share of every strategy when not all are wanted.
+        keep = streams.rng(seed, "kept", *walk, chunk).permutation(len(done))[: n - len(out)]
+        done = self._scorer.judge([done[i] for i in sorted(keep)])
+        out += [attempt_of(t, arm=arm, step=step or 0) for t in done if not t.invalid]
+        chunk += 1
+        show(len(out))
     return out
 
   @property
@@ -379,18 +371,26 @@ def ask_questions(
     cascade: overrides the bank's config.
   """
   ids = [pool.image_id(i) for i, _ in asked]
-  progress = metrics.Progress(len(asked), label) if label else None
-  verdicts = bank.verdicts(
-    ctx.images,
-    [q for _, q in asked],
-    image_ids=ids,
-    cascade=cascade,
-    progress=(lambda done, _: progress.update(done)) if progress else None,
-  )
-  if progress:
-    progress.close()
+  with progress_of(len(asked), label) as show:
+    verdicts = bank.verdicts(
+      ctx.images,
+      [q for _, q in asked],
+      image_ids=ids,
+      cascade=cascade,
+      progress=lambda done, _: show(done),
+    )
   rows = zip(unanswered(ctx, pool, asked, arm=arm), verdicts, strict=True)
   return [dataclasses.replace(attempt, verdict=verdict) for attempt, verdict in rows]
+
+
+@contextlib.contextmanager
+def progress_of(total: int, label: str) -> Iterator[Callable[[int], None]]:
+  """Yields what is told how much is done; it shows that under a label, and without one nothing."""
+  if not label:
+    yield lambda done: None
+    return
+  with metrics.Progress(total, label) as progress:
+    yield progress.update
 
 
 def unanswered(
@@ -436,7 +436,8 @@ def fresh_attempts(ctx: Context, *, bank: ModelBank | None = None) -> list[Attem
     return ask_questions(ctx, bank, pool, asked, arm=FRESH, label="fresh probes", cascade=False)
   n, step = min(config.rest, ctx.settings.discover.search_probes), ctx.settings.optim.steps or None
   asker = fresh_asker(ctx, bank)
-  return [a for a in asker.ask(step, n, arm=FRESH, walk=(FRESH,), asked=()) if a.verdict]
+  drawn = asker.ask(step, n, arm=FRESH, walk=(FRESH,), asked=(), label="fresh probes")
+  return [a for a in drawn if a.verdict]
 
 
 def asks_data_set(ctx: Context) -> bool:

@@ -12,6 +12,11 @@
 
 The same command run again continues where it stopped. That no failure was found is a result: the
 report then says how many questions were compared, and below which rate failures are.
+
+Reads:  the models, the images, and questions about them.
+Writes: WORKDIR, with WORKDIR/report/index.html (docs/run-folder.md).
+Costs:  at most --budget probes, each answered by target and references at most once; verification
+        asks at most twice as many questions more. The preflight says how long that takes here.
 """
 
 import pathlib
@@ -25,7 +30,7 @@ from auditdm_jax.stages.context import Context
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
   with Context(config, workdir, "audit") as ctx:
-    screen.show(run(ctx), ctx.folder.path)
+    screen.show(run(ctx), ctx.folder.path, spent=ctx.spent())
   return 0
 
 

@@ -14,6 +14,10 @@ fresh questions, and those of NEW if that is a run.
 Writes ledger.md, ledger.json and junit.xml. Exits with 0 if nothing got worse, 1 if something is
 new or regressed, 2 if the command or a file is wrong, and with --strict 3 if something is unsure.
 See docs/compare-and-packs.md.
+
+Reads:  models or runs, and the pack.
+Writes: --output, by default compared/.
+Costs:  an answer of each model to each probe; two of one model with --against_itself.
 """
 
 from collections.abc import Sequence
@@ -22,7 +26,6 @@ import dataclasses
 import tempfile
 
 from absl import flags
-from ml_collections import config_flags
 
 from auditdm_jax.audit import compare as compare_lib
 from auditdm_jax.audit import ledger as ledger_lib
@@ -30,7 +33,8 @@ from auditdm_jax.audit import pack as pack_lib
 from auditdm_jax.audit.compare import CompareConfig, PairedOutcome
 from auditdm_jax.audit.ledger import ChangedProbe, ComparedModel, Ledger
 from auditdm_jax.audit.pack import Pack
-from auditdm_jax.core.config import OVERRIDES, UserError
+from auditdm_jax.core import overrides
+from auditdm_jax.core.config import UserError
 from auditdm_jax.stages import past, replay
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.replay import Opener, ProbeSet
@@ -62,9 +66,7 @@ _JUDGE = flags.DEFINE_string(
   "A model that says where the judge's rules do not whether two answers mean the same.",
   flag_values=FLAGS,
 )
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "A config whose endpoints are meant.", flag_values=FLAGS, **OVERRIDES
-)
+_CONFIG = overrides.define("A config whose endpoints are meant.", flag_values=FLAGS)
 _DTYPE = flags.DEFINE_enum(
   "dtype", "float32", ["float32", "bfloat16"], "Of models in folders.", flag_values=FLAGS
 )

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a stage opens from one config and one workdir, whose manifest it writes."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
+import copy
 import dataclasses
 import functools
 import os
@@ -24,6 +26,7 @@ from auditdm_jax.stages import outsiders, sections, service
 from auditdm_jax.stages.models import Models
 from auditdm_jax.stages.pools import ImageSource, Pools
 from auditdm_jax.stages.remote import Remotes, without_limits
+from auditdm_jax.stages.rounds import FOLDER, AuditRound
 from auditdm_jax.stages.run import RunFolder
 from auditdm_jax.stages.truth import Oracle
 from auditdm_jax.stages.worlds import World, open_world
@@ -32,7 +35,13 @@ T = TypeVar("T")
 
 
 class Context:
-  """A run as a stage sees it: its folder, models, pools, world, judge and image service."""
+  """A run as a stage sees it: its folder, models, pools, world, judge and image service.
+
+  Attributes:
+    round: which round of the run the folder holds.
+    written: the config as it is written.
+    settings: the config as it is meant in this round.
+  """
 
   def __init__(
     self,
@@ -46,32 +55,85 @@ class Context:
 
     Args:
       config: all of it.
-      workdir: the folder of the run.
+      workdir: the folder of the run, or of one of its later rounds.
       stage: what opens it, for the manifest.
       answers: folder of what endpoints answer; None = the run's, where nothing is asked twice.
     """
     self.config, self._stage = config, stage
-    self.settings = build(sections.AuditConfig, config, name="config")
+    self.written = build(sections.AuditConfig, config, name="config")
+    self.round = AuditRound.of(workdir)
+    self.settings = self.round.settings(self.written)
     decides = without_limits(config.to_dict())
-    self.folder = RunFolder(workdir, config_hash=jsonio.canonical_hash(decides))
+    self._hash = jsonio.canonical_hash(decides)
+    self.folder = self._folder_of(self.round)
     self.world: World = open_world(self.settings.world.name, self.settings.world.gaps)
+    root = self._folder_of(AuditRound(1, self.round.root))
     self.remotes = Remotes(
       self.settings.endpoints,
-      cache=self.folder.path / "endpoints" if answers is None else answers,
-      known=_endpoints_of(self.folder.manifest.read()),
+      cache=root.path / "endpoints" if answers is None else answers,
+      known=_endpoints_of(root.manifest.read()),
     )
-    self.models = Models(
-      self.settings, remotes=self.remotes, replies=self.folder.path / "judge.jsonl"
-    )
+    self.models = Models(self.settings, remotes=self.remotes, replies=root.path / "judge.jsonl")
     self.judge = self.models.judge
     outsiders.check(self.settings, self.models)
-    self.images = ImageSource(self.folder.images, cache_bytes=self.settings.pool.cache_bytes)
+    self.images = ImageSource(root.images, cache_bytes=self.settings.pool.cache_bytes)
+    self._lock = root.locked
+    self._outer: Context | None = None  # Whose round it is, if it was opened in another one.
     self._stack = contextlib.ExitStack()
     self._start = time.perf_counter()
 
+  def _folder_of(self, which: AuditRound) -> RunFolder:
+    return RunFolder(which.folder, config_hash=self._hash)
+
+  def earlier(self) -> list[RunFolder]:
+    """Returns the folders of the rounds before this one, from the first on."""
+    return [self._folder_of(which) for which in self.round.earlier()]
+
+  def later(self) -> dict[int, RunFolder]:
+    """Returns the folders of the rounds after the first one, as far as there are any."""
+    root = self.round.root / FOLDER
+    numbers = range(2, self.written.rounds.count + 1)
+    return {
+      n: self._folder_of(AuditRound(n, self.round.root))
+      for n in numbers
+      if (root / str(n)).exists()
+    }
+
+  @contextlib.contextmanager
+  def opened(self, number: int) -> Iterator["Context"]:
+    """A later round of this run, which shares all but the target and the auditor.
+
+    Args:
+      number: of the round.
+
+    Raises:
+      UserError: the round before it has not repaired its target.
+    """
+    other = copy.copy(self)
+    other.round = AuditRound(number, self.round.root)
+    other.settings = other.round.settings(self.written)
+    other.folder = other._folder_of(other.round)
+    other.models = self.models.with_target(other.settings)
+    other._outer = self
+    vars(other).update(pool=self.pool, oracle=self.oracle, _local=self._local)
+    for own in ("gallery", "client"):
+      vars(other).pop(own, None)
+    other._record()
+    start = time.perf_counter()
+    yield other
+    if runtime.is_main():
+      seconds = round(time.perf_counter() - start, 1)
+      other.folder.manifest.add_cost(self._stage, **other.models.answers(), seconds=seconds)
+
   def __enter__(self) -> "Context":
     if runtime.is_main():
-      self._stack.enter_context(self.folder.locked())
+      self._stack.enter_context(self._lock())
+    self._record()
+    return self
+
+  def _record(self) -> None:
+    """Writes into the manifest how the stage is run."""
+    if runtime.is_main():
       models = dataclasses.asdict(self.settings.models)
       self.folder.manifest.record(
         self._stage,
@@ -80,16 +142,14 @@ class Context:
         models={role: models[role] for role in ("auditor", "target", "references", "sibling")},
         devices=runtime.describe_devices(),
       )
-    return self
 
   def __exit__(self, *exc) -> None:
     self.remotes.close()
     self._stack.close()
     if runtime.is_main():
       seconds = round(time.perf_counter() - self._start, 1)
-      costs = {**self.models.answers(), **self.remotes.usage(), **self._judged()}
       manifest = self.folder.manifest
-      manifest.add_cost(self._stage, **costs, seconds=seconds)
+      manifest.add_cost(self._stage, **self._costs(), seconds=seconds)
       manifest.note(self._stage, "styles", self.models.styles())
       if facts := self.remotes.facts():
         manifest.note(self._stage, "endpoints", facts)
@@ -97,6 +157,17 @@ class Context:
         facts = {"model": self.settings.judge.model, "identity": model.identity}
         prompt = jsonio.canonical_hash(judge_model.PROMPT)
         manifest.note(self._stage, "judge", {**facts, "prompt": prompt})
+
+  def spent(self) -> Counter[str]:
+    """Returns what all stages have cost so far, this one included, as the manifest names it."""
+    spent = Counter(self._costs())
+    for stage in self.folder.manifest.read()["stages"].values():
+      spent.update({k: v for k, v in stage.get("cost", {}).items() if k != "seconds"})
+    return spent
+
+  def _costs(self) -> dict[str, int]:
+    """Returns what has been spent since the start, which the manifest learns at the end."""
+    return {**self.models.answers(), **self.remotes.usage(), **self._judged()}
 
   def _judged(self) -> dict[str, int]:
     """Counts of the judge's model by "judge/WHAT"."""
@@ -146,6 +217,8 @@ class Context:
   @functools.cached_property
   def client(self) -> ImageClient:
     """A client of the image service."""
+    if self._outer is not None:
+      return self._outer.client
     rows = self.config.to_dict()["images"]
     opened = service.connected(self.settings.images, rows, local=self._local)
     return self._stack.enter_context(opened)
@@ -153,8 +226,8 @@ class Context:
   @functools.cached_property
   def _local(self) -> pathlib.Path:
     """Where this machine's own files go: the workdir, or with a remote one a temporary folder."""
-    if not paths.is_remote(self.folder.path):
-      return self.folder.path
+    if not paths.is_remote(self.round.root):
+      return self.round.root
     return pathlib.Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
 
 

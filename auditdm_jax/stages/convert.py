@@ -8,6 +8,10 @@
 2. Every tensor is looked at before the first is written: names and shapes must be the model's.
 3. Tensors go over one by one and keep their dtype, unless another is asked for.
 4. The output appears when it is whole. Nothing is written over.
+
+Reads:  --input.
+Writes: --output, about as large as the model.
+Costs:  reading and writing the weights, a tensor at a time; no device.
 """
 
 import pathlib

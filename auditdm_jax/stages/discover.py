@@ -4,6 +4,10 @@
 Arms are the trained auditor's checkpoints, the untrained auditor, and random questions if the data
 set has any. The budget moves to the arm that brings finds of new kinds. Finds made during GRPO are
 free and are kept. The control is random questions alone at equal total queries, GRPO's included.
+
+Reads:  WORKDIR/auditors and WORKDIR/records, which train writes.
+Writes: WORKDIR/discover.
+Costs:  config.discover.probes probes, each answered by target and references.
 """
 
 from collections.abc import Collection, Sequence
@@ -33,6 +37,8 @@ def run(ctx: Context) -> Discovered:
   if (found := ctx.folder.done("discover", Discovered)) is not None:
     return found
   section = ctx.settings.discover
+  if not section.probes:
+    return ctx.folder.finish("discover", Discovered({}, 0))
   trained = ctx.folder.auditors() if ctx.settings.optim.steps else ()
   ask = _Sweep(ctx, {f"auditor@{step}": step for step in trained})
   arms = Arms(ask.names, config=section.arms, seed=ctx.settings.seed)
@@ -44,17 +50,16 @@ def run(ctx: Context) -> Discovered:
     ask.book(attempts)
     _observe(arms, plan, attempts, mode_key)
     done = batch + 1
-  progress = metrics.Progress(section.probes, "discover")
-  finds = 0
-  for batch in range(done, -(-section.probes // section.batch)):
-    plan = ask.possible(arms.allocate(section.batch))
-    attempts = ask.batch(plan, batch)
-    ctx.folder.append_sweep(batch, attempts)
-    _observe(arms, plan, attempts, mode_key)
-    finds += sum(a.find is not None for a in attempts)
-    shown = " ".join(f"{arm}:{n}" for arm, n in plan.items())
-    progress.update((batch + 1) * section.batch, finds=finds, arms=shown)
-  progress.close()
+  before, finds = done * section.batch, 0
+  with metrics.Progress(section.probes, "discover", done=before) as progress:
+    for batch in range(done, -(-section.probes // section.batch)):
+      plan = ask.possible(arms.allocate(section.batch))
+      attempts = ask.batch(plan, batch)
+      ctx.folder.append_sweep(batch, attempts)
+      _observe(arms, plan, attempts, mode_key)
+      finds += sum(a.find is not None for a in attempts)
+      shown = " ".join(f"{arm}:{n}" for arm, n in plan.items())
+      progress.update((batch + 1) * section.batch, finds=finds, arms=shown)
   return ctx.folder.finish("discover", Discovered(arms.summary(), section.probes))
 
 
@@ -77,16 +82,19 @@ class _Sweep:
     self._ctx, self._checkpoints, self._bank = ctx, checkpoints, ctx.models.bank()
     self._pool = ctx.pool("images")
     self._auditor = Asker(ctx, self._bank, pool=self._pool)
-    self._random = RandomQuestions(self._pool, ctx.settings.seed, RANDOM)
-    self.names = [*checkpoints, UNTRAINED, *([RANDOM] if len(self._random) else [])]
+    drawn = RANDOM if ctx.round.is_first else f"{RANDOM} {ctx.round.draws}"
+    self._random = RandomQuestions(self._pool, ctx.settings.seed, drawn)
+    before = ctx.round.number - 1
+    self._start = f"auditor of round {before}" if before else UNTRAINED
+    self.names = [*checkpoints, self._start, *([RANDOM] if len(self._random) else [])]
     self._asked = {a.probe.probe_id for a in ctx.folder.completions() if a.verdict}
 
   def possible(self, plan: dict[str, int]) -> dict[str, int]:
-    """A plan in which the untrained auditor asks what the data set has no questions for."""
+    """A plan in which the auditor before training asks what the data set has no questions for."""
     over = max(plan.get(RANDOM, 0) - self._random.left, 0)
     if not over:
       return plan
-    return plan | {RANDOM: plan[RANDOM] - over, UNTRAINED: plan[UNTRAINED] + over}
+    return plan | {RANDOM: plan[RANDOM] - over, self._start: plan[self._start] + over}
 
   def batch(self, plan: dict[str, int], batch: int) -> list[Attempt]:
     """Asks and books a batch, arm by arm."""
@@ -107,6 +115,5 @@ class _Sweep:
       return []
     if arm == RANDOM:
       return ask_questions(self._ctx, self._bank, self._pool, self._random.next(n), arm=arm)
-    return self._auditor.ask(
-      self._checkpoints.get(arm), n, arm=arm, walk=("discover", arm, batch), asked=self._asked
-    )
+    walk = self._ctx.round.walk("discover", arm, batch)
+    return self._auditor.ask(self._checkpoints.get(arm), n, arm=arm, walk=walk, asked=self._asked)

@@ -6,6 +6,10 @@
 Prints versions, devices, memory and disk, then does what every run does first (preflight): the
 weights, the image service, and some questions to all models. It always looks anew. Without
 --workdir it works in a temporary folder; with one, prepared data stays there for the run.
+
+Reads:  the config, the weights, the images.
+Writes: nothing without --workdir; with one, prepared data.
+Costs:  config.preflight.questions answers of each model, and the programs' compilation.
 """
 
 import pathlib

@@ -3,6 +3,10 @@
 
 Accuracy per skill, per planted gap, on all gaps and on the rest, each with n and its interval. The
 health of the ensemble (errors that its models share) is measured on the same questions.
+
+Reads:  the held-out images with their questions and answers.
+Writes: WORKDIR/evaluate, WORKDIR/heldout, WORKDIR/benchmark.
+Costs:  an answer of each model to each held-out question.
 """
 
 from collections.abc import Sequence
@@ -11,6 +15,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from auditdm_jax.audit import health
+from auditdm_jax.audit.precision import LabelPrecision
 from auditdm_jax.stages import labelled, suite
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import Evaluated, Groups
@@ -85,6 +90,16 @@ def _health(ctx: Context) -> health.Health:
     questions=[a.probe.question for a in asked],
     images=[a.probe.origin_id for a in asked],
   )
+
+
+def labels(examples: int, found: Sequence[LabelPrecision]) -> str:
+  """Returns how many examples there are and how many of their labels are right, as text."""
+  parts = [
+    f"{x.right.value:.3f} [{x.right.ci95[0]:.3f}, {x.right.ci95[1]:.3f}] n={x.right.n} by {x.by}"
+    for x in found
+  ]
+  told = "; ".join(parts) or "not known, since nobody knows the answers"
+  return f"{examples:,} examples; consensus labels that are right: {told}"
 
 
 def line(name: str, table: Groups) -> str:

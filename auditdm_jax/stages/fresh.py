@@ -23,6 +23,7 @@ from auditdm_jax.audit.taxonomy import Taxonomy
 from auditdm_jax.stages import asking
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import FreshDraw
+from auditdm_jax.stages.run import RunFolder
 
 _CHUNK = 1_000  # Questions of the data set that are looked at at once.
 
@@ -48,16 +49,15 @@ class Fresh:
     return confirm.confirm(taxonomy.modes, self.probes, config=ctx.settings.taxonomy.fresh)
 
 
-def draw(ctx: Context, taxonomy: Taxonomy, *, bank: ModelBank, name: str = asking.FRESH) -> Fresh:
+def draw(ctx: Context, taxonomy: Taxonomy, *, bank: ModelBank) -> Fresh:
   """Asks fresh probes for the modes of a taxonomy, as far as they are not in the folder.
 
   Args:
     ctx: the run's config, models and images.
     taxonomy: the modes; without any, nothing is asked.
-    bank: target and references of the further batches.
-    name: of the records.
+    bank: target and references.
   """
-  config = ctx.settings.taxonomy.fresh
+  name, config = asking.FRESH, ctx.settings.taxonomy.fresh
   if not taxonomy.modes or not ctx.settings.pool.fresh:
     return Fresh(FreshDraw("nobody", 0, 0, 0))
   by_data_set = asking.asks_data_set(ctx)
@@ -82,6 +82,22 @@ def draw(ctx: Context, taxonomy: Taxonomy, *, bank: ModelBank, name: str = askin
   auditor = f"auditor@{step}" if step else "untrained auditor"
   who = "questions of the data set" if by_data_set else auditor
   found = FreshDraw(who, n, len(view.attempts) - n, looked_at)
+  return Fresh(found, tuple(view.attempts), tuple(view.matched), tuple(view.probes))
+
+
+def kept(ctx: Context, folder: RunFolder, taxonomy: Taxonomy) -> Fresh:
+  """Returns the fresh probes that a round has asked for its modes, whichever round that is.
+
+  Args:
+    ctx: the run's images.
+    folder: of the round.
+    taxonomy: its modes.
+  """
+  batches = dict(folder.batches(asking.FRESH))
+  view = _View(ctx, taxonomy, batches.pop(0, []))
+  for attempts in batches.values():
+    view.add(attempts)
+  found = FreshDraw("kept", 0, 0, 0)
   return Fresh(found, tuple(view.attempts), tuple(view.matched), tuple(view.probes))
 
 

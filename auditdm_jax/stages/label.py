@@ -9,6 +9,10 @@ from a file and label.csv. A rater says of each find which of two answers is rig
 told whose they are. Called again with a larger --n, it adds to the sample. The second form stores
 what the files say and prints what follows; run `report` again to have it on its pages. See
 docs/labels.md.
+
+Reads:  WORKDIR/verify and the images; with --read, files of raters.
+Writes: WORKDIR/labels.
+Costs:  no model: seconds, and the time of people.
 """
 
 import pathlib

@@ -6,14 +6,15 @@ of finds are measured on the same answers; probes of the fresh split count for t
 where they are asked anyway.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from auditdm_jax.audit import precision
+from auditdm_jax.audit import precision, rates
 from auditdm_jax.audit.attempt import Attempt, unique_attempts
-from auditdm_jax.audit.outside import Labels
-from auditdm_jax.audit.precision import FindPrecision
+from auditdm_jax.audit.outside import Labels, by_votes
+from auditdm_jax.audit.precision import FindPrecision, LabelPrecision
 from auditdm_jax.core import streams
 from auditdm_jax.core.pool import NoSplit
+from auditdm_jax.rectify.curate import LABELS, TrainingExample
 from auditdm_jax.stages import asking
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.pools import InMemoryPool
@@ -65,6 +66,53 @@ def find_precision(ctx: Context) -> FindPrecision | None:
       probes, without = precision.known_probes(own, who, ctx.judge)
       found, unknown = found + probes, unknown + without
   return precision.of_probes(found, by="labels", unknown=unknown)
+
+
+def label_precision(
+  ctx: Context, examples: Iterable[TrainingExample]
+) -> tuple[LabelPrecision, ...]:
+  """Measures how many consensus labels are right: by people, by the oracle and by the data set.
+
+  A label of a question that has no true answer is wrong. Labels of the data set itself are not
+  measured.
+  """
+  own = [e for e in examples if e.source != LABELS]
+  knows: dict[str, Callable[[TrainingExample], bool | None]] = {"people": _by_people(ctx)}
+  if ctx.oracle.exists:
+    knows["oracle"] = lambda e: _is_true(ctx, e)
+  knows["labels"] = _by_labels(ctx)
+  rows = []
+  for by, is_right in knows.items():
+    told = [(right, e.origin_id) for e in own if (right := is_right(e)) is not None]
+    if told:
+      rate = rates.rate_by_image([right for right, _ in told], [image for _, image in told])
+      rows.append(LabelPrecision(by, rate))
+  return tuple(rows)
+
+
+def _is_true(ctx: Context, example: TrainingExample) -> bool:
+  answer = ctx.oracle.answer(example.image_id, example.question)
+  return answer is not None and ctx.judge.same(answer, example.label, question=example.question)
+
+
+def _by_people(ctx: Context) -> Callable[[TrainingExample], bool | None]:
+  """What people said of the find that an example is from."""
+  said = {f.probe.probe_id: precision.by_people(f) for f in ctx.folder.failures() if f.label}
+  return lambda e: said.get(e.provenance.get("probe_id", ""))
+
+
+def _by_labels(ctx: Context) -> Callable[[TrainingExample], bool | None]:
+  """What the data set answers to the same question, if it asks that."""
+  given = answers_of(ctx.pool("images"))
+
+  def is_right(e: TrainingExample) -> bool | None:
+    labels = given(e.image_id, e.question)
+    if not labels:
+      return None
+    votes = sum(ctx.judge.same(label, e.label, question=e.question) for label in labels)
+    return by_votes(votes, len(labels))
+
+  return is_right
 
 
 def answers_of(pool: InMemoryPool) -> Callable[[str, str], tuple[str, ...]]:

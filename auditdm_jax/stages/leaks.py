@@ -6,16 +6,24 @@
 Each word is a benchmark of `bench.specs`, its split (the reported one by default) and where it
 lies; docs/benchmarks.md lists the layouts. `config.benchmark.leaks` names the file for the gate
 `benchmark_leak`.
+
+Reads:  the folders of the benchmarks.
+Writes: --output.
+Costs:  each picture is decoded once; no model.
 """
 
+from collections.abc import Iterable, Iterator
 import pathlib
+from typing import TypeVar
 
 from absl import flags
 
 from auditdm_jax.audit import leaks
 from auditdm_jax.bench import specs
+from auditdm_jax.core import metrics
 from auditdm_jax.core.config import UserError
 
+T = TypeVar("T")
 FLAGS = flags.FlagValues()
 _OUTPUT = flags.DEFINE_string("output", None, "The file to make.", required=True, flag_values=FLAGS)
 
@@ -42,4 +50,13 @@ def _index(word: str) -> leaks.LeakIndex:
   spec = specs.find(name, where=f"{word!r}: benchmark")
   items = spec.open(path, split)
   print(f"{spec.title}, {items.provenance.split}: {len(items)} items", flush=True)
-  return leaks.build(items, source=f"{spec.name}/{items.provenance.split}")
+  with metrics.Progress(len(items), spec.name) as progress:
+    counted = _counted(items, progress)
+    return leaks.build(counted, source=f"{spec.name}/{items.provenance.split}")
+
+
+def _counted(items: Iterable[T], progress: metrics.Progress) -> Iterator[T]:
+  """Yields the items, and says how many are done."""
+  for i, item in enumerate(items, 1):
+    yield item
+    progress.update(i)

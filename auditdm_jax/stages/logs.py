@@ -4,6 +4,10 @@
   python -m auditdm_jax logs --config=… --workdir=runs/bench --config.logs=lmms-eval,inspect
 
 Files go to <workdir>/logs. Inspect's are written by its own library, which must be installed.
+
+Reads:  WORKDIR/results.jsonl and WORKDIR/predictions-*.jsonl.
+Writes: WORKDIR/logs.
+Costs:  no model: seconds.
 """
 
 import datetime

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""loop: one round of AuditDM with its controls, then the target is repaired and audited again.
+"""loop: rounds of AuditDM, each of which audits the target that the one before has repaired.
 
   0. preflight   whether these models can be audited as they are asked; what is wrong ends the run
   1. evaluate    what target, references and sibling can do
@@ -7,13 +7,16 @@
   3. discover    arms sweep the pool; the control asks random questions at equal total queries
   4. verify      gates, stability, the oracle; failure modes with fresh rates; the first report
   5. rectify     repair from the failures, next to its two controls; not of an endpoint
-  6. re-audit    the old modes on fresh probes, and the auditor against the repaired target
-  7. report      the same pages again, with the repair; summary.json and a table
+  6. re-audit    the known modes on fresh probes, and the auditor against the repaired target
+  7. round 2 …   train, discover, verify, rectify and re-audit again, with the last auditor against
+                 the last target; a round that finds nothing new is the last one
+  8. report      the same pages again, with repairs and rounds; summary.json and a table
 
 Every stage leaves a done.json; the same command run again continues where it stopped.
 """
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import os
 import pathlib
 
@@ -25,26 +28,32 @@ from auditdm_jax.audit.summary import Kinds, Summary
 from auditdm_jax.core import paths, runtime
 from auditdm_jax.stages import (
   asking,
+  bootstrap,
   discover,
   evaluate,
   grading,
+  labelled,
   preflight,
   reaudit,
   rectify,
   report,
   screen,
   suite,
+  trace,
   train,
   verify,
 )
 from auditdm_jax.stages.context import Context
-from auditdm_jax.stages.results import Controlled, Empty, RepairedModel, Repairs, Searched
+from auditdm_jax.stages.examples import Chosen, by_strategy
+from auditdm_jax.stages.results import REPAIRED, Controlled, Empty, RepairedModel, Repairs, Searched
+from auditdm_jax.stages.sections import REWARDED
+from auditdm_jax.stages.summarise import nothing_new
 from auditdm_jax.stages.truth import coverage, modes_of
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
   with Context(config, workdir, "loop") as ctx:
-    screen.show(run(ctx), ctx.folder.path)
+    screen.show(run(ctx), ctx.folder.path, spent=ctx.spent())
   return 0
 
 
@@ -87,12 +96,42 @@ def run(ctx: Context) -> Summary:
   ctx.stage("random control", lambda: random_control(ctx, trained.completions))
   ctx.stage("verify", lambda: verify.run(ctx))
   ctx.stage("report", lambda: report.run(ctx))
-  repairs = ctx.stage("rectify", lambda: repair(ctx))
-  if ctx.settings.round2.enabled and "repaired" in repairs.models:
-    ctx.stage("re-audit", lambda: reaudit.run(ctx))
+  goes_on = not ctx.settings.rounds.repairs(1) or repair_and_audit(ctx)
+  for number in range(2, ctx.settings.rounds.count + 1):
+    goes_on = goes_on and later_round(ctx, number)
   summary = ctx.stage("report", lambda: report.run(ctx))
   ctx.folder.finish("loop", Empty())
   return summary
+
+
+def repair_and_audit(ctx: Context) -> bool:
+  """Repairs the target of a round and says what that changed; returns whether it was repaired."""
+  if ctx.settings.rectify.bootstraps and not ctx.models.target_is_remote:
+    ctx.stage("bootstrap", lambda: bootstrap.run(ctx))
+  repairs = ctx.stage("rectify", lambda: repair(ctx))
+  if REPAIRED not in repairs.models:
+    return False
+  ctx.stage("re-audit", lambda: reaudit.run(ctx))
+  return True
+
+
+def later_round(ctx: Context, number: int) -> bool:
+  """Runs a round on the repaired target; returns whether there is reason for another one."""
+  with ctx.opened(number) as own:
+    return ctx.stage(f"round {number}", lambda: _later_round(own))
+
+
+def _later_round(ctx: Context) -> bool:
+  ctx.stage("train", lambda: train.run(ctx))
+  ctx.stage("discover", lambda: discover.run(ctx))
+  ctx.stage("verify", lambda: verify.run(ctx))
+  found = ctx.stage("trace", lambda: trace.run(ctx))
+  number, config = ctx.round.number, ctx.settings.rounds
+  # Finds that show no mode are mostly the references' own errors.
+  repaired = config.repairs(number) and found.confirmed > 0 and repair_and_audit(ctx)
+  if not found.new:
+    print(f"  {nothing_new(number)}")
+  return repaired and bool(found.new)
 
 
 # ----------------------------------------------------------------------- stages of this file
@@ -132,33 +171,51 @@ def random_control(ctx: Context, trained_probes: int) -> Controlled:
   """Asks random questions at the audit's total queries, GRPO's included; keeps them for repair."""
   if (found := ctx.folder.done(asking.CONTROL, Controlled)) is not None:
     return found
-  attempts = asking.random_control(ctx, trained_probes + ctx.settings.discover.probes)
+  config = ctx.settings
+  more = config.rectify.unlabelled.probes if config.rectify.strategy.bootstrapped else 0
+  attempts = asking.random_control(ctx, trained_probes + config.discover.probes + more)
   ctx.folder.write_control(attempts)
   return ctx.folder.finish(asking.CONTROL, Controlled(len(attempts)))
 
 
 def repair(ctx: Context) -> Repairs:
-  """Repairs the target from the failures and from the controls; benchmarks each."""
+  """Repairs the target from the failures and from the controls; benchmarks each.
+
+  A later round has no controls, and its examples repeat some of those of the rounds before.
+  """
   if (found := ctx.folder.done("rectify", Repairs)) is not None:
     return found
   if ctx.models.target_is_remote:
     print(f"  {ctx.models.target_name} is an endpoint: without its weights it is not repaired")
     return ctx.folder.finish("rectify", Repairs({}))
-  repaired = rectify.from_failures(ctx)
-  replay = rectify.replay_examples(ctx, len(repaired))
-  control = ctx.folder.control()
-  arms = {
-    "repaired": repaired,
-    "control_random": rectify.random_examples(ctx, control, len(repaired)),
-    "control_mined": rectify.mined_examples(ctx, control, len(repaired)),
-  }
-  models = {}
-  for name, examples in arms.items():
+  models, arms = {}, _arms(ctx)
+  replay = rectify.replay_examples(ctx, len(arms[REPAIRED].all))
+  for name, chosen in arms.items():
+    examples = chosen.all
     if not examples:
       print(f"  {name}: nothing to train on")
       continue
-    model = ctx.models.answering(rectify.repair(ctx, name, examples, replay))
-    table = suite.benchmark(ctx, model, ctx.folder.repaired(name), role=name)
-    models[name] = RepairedModel(table, len(examples))
+    ctx.folder.append_examples(name, examples)
+    labels = labelled.label_precision(ctx, examples)
+    print(f"  {name}: {evaluate.labels(len(examples), labels)}", flush=True)
+    tune = rectify.repair_by_reward if name == REWARDED else rectify.repair
+    model = ctx.models.answering(tune(ctx, name, examples, replay))
+    table = suite.benchmark(ctx, model, ctx.folder.repaired(name), role=ctx.round.role(name))
+    sources = {source: len(part) for source, part in chosen.examples.items()}
+    models[name] = RepairedModel(table, len(examples), sources, labels, chosen.left_out)
     print(evaluate.line(name, table), flush=True)
   return ctx.folder.finish("rectify", Repairs(models))
+
+
+def _arms(ctx: Context) -> dict[str, Chosen]:
+  """Returns what each model is trained on, by its name; the repaired target is the first."""
+  config = ctx.settings.rectify
+  repaired = by_strategy(ctx, config.strategy)
+  if not ctx.round.is_first:
+    earlier = rectify.repeated(ctx, len(repaired.all))
+    parts = {**repaired.examples, "earlier rounds": earlier}
+    return {REPAIRED: dataclasses.replace(repaired, examples=parts)}
+  beside = {name: by_strategy(ctx, s) for name, s in config.beside.items()}
+  if config.answering.optim.steps:
+    beside[REWARDED] = repaired
+  return {REPAIRED: repaired, **rectify.controls(ctx, repaired), **beside}

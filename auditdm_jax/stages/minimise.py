@@ -7,6 +7,11 @@ ID is that of the failure's card in the report, or its first digits. A candidate
 references still agree on the same answer and the target still contradicts it, in as many of its
 trials (the image as it is, and changed a little) as verification asks for. The result is printed
 and kept in WORKDIR/minimised. Exits with 1 if the failure itself does not show any more.
+
+Reads:  a run whose failures are verified.
+Writes: WORKDIR/minimised/ID.json and an image.
+Costs:  at most --budget tries for the question and as many for the edit, each of as many questions
+        to target and references as verification asks.
 """
 
 from collections.abc import Sequence

@@ -2,6 +2,7 @@
 """The models of a run: folders, loaded when they are first asked for, and endpoints."""
 
 from collections import Counter
+import copy
 import dataclasses
 import functools
 import os
@@ -59,10 +60,26 @@ class Models:
     self._turns = Turns()
     self._voice, self._noise = settings.world.talk, settings.world.noise
     self._banks: list[ModelBank] = []
+    self._counted: Counter[str] = Counter()  # Of banks that are no longer there.
+    self._styles: dict[str, styles.Style] = {}
     self._remotes, self._heldout = remotes, settings.rollout.gauges.heldout
     self._outside = settings.verify.model
     self._named_by = _named_by(settings)
     self.judge = self._open_judge(settings, replies)
+
+  def with_target(self, settings: AuditConfig) -> "Models":
+    """Returns the models of a later round of the run, whose target and auditor are others.
+
+    Target and auditor of this one make room for them, and are loaded again if they are asked for.
+    """
+    _ = self.references  # All rounds have the same.
+    self._counted, self._styles, self._banks = self.answers(), self.styles(), []
+    for role in ("auditor", "weights", "target"):
+      vars(self).pop(role, None)
+    other = copy.copy(self)
+    other.config, other._bank, other._banks = settings.models, settings.bank, []
+    other._counted, other._styles, other._named_by = Counter(), {}, _named_by(settings)
+    return other
 
   @functools.cached_property
   def auditor(self) -> Vlm:
@@ -70,7 +87,8 @@ class Models:
 
     The tower is on the devices; the rest, of which a learner has copies, waits on the host.
     """
-    vlm = load_vlm(self.config.auditor, mesh=self.rollout_mesh)
+    with paths.reading(self.config.auditor) as local:
+      vlm = load_vlm(local, mesh=self.rollout_mesh)
     rest = {part: runtime.fetch(x) for part, x in vlm.params.items() if part != "img"}
     vlm = vlm.with_params({**vlm.params, **rest})
     return dataclasses.replace(vlm, config=vlm.config.with_dtype(self.config.dtype))
@@ -219,7 +237,8 @@ class Models:
   def load(self, path: str | os.PathLike, *, int8: bool = False) -> Vlm:
     """Loads a folder's model that answers: on the devices, or on the host if models take turns."""
     self.check_is_there(path)
-    vlm = load_vlm(path, mesh=self.rollout_mesh, dtype=self.config.dtype)
+    with paths.reading(path) as local:
+      vlm = load_vlm(local, mesh=self.rollout_mesh, dtype=self.config.dtype)
     vlm = dataclasses.replace(vlm, style=self._bank.style_of(vlm.name, vlm.style))
     vlm = vlm.with_int8() if int8 else vlm
     return vlm.with_params(runtime.fetch(vlm.params)) if self.config.paged else vlm
@@ -229,9 +248,7 @@ class Models:
 
     They are split as those of the models that answer.
     """
-    if folder is None:
-      return load_vlm(self.config.auditor, mesh=self.rollout_mesh, dtype=dtype).params
-    with paths.reading(folder) as local:
+    with paths.reading(self.config.auditor if folder is None else folder) as local:
       return load_vlm(local, mesh=self.rollout_mesh, dtype=dtype).params
 
   def answering(self, vlm: Local) -> Local:
@@ -260,7 +277,7 @@ class Models:
 
   def answers(self) -> Counter[str]:
     """Returns counts by "answers/MODEL", and by "KIND/MODEL" of replies that were no answers."""
-    counts: Counter[str] = Counter()
+    counts = Counter(self._counted)
     for bank in self._banks:
       counts.update({f"answers/{model}": n for model, n in bank.computed.items()})
       for model, kinds in bank.kinds.items():
@@ -269,7 +286,8 @@ class Models:
 
   def styles(self) -> dict[str, styles.Style]:
     """Returns how each model was asked."""
-    return {name: model.style for bank in self._banks for name, model in bank.vlms.items()}
+    own = {name: model.style for bank in self._banks for name, model in bank.vlms.items()}
+    return self._styles | own
 
   @functools.cached_property
   def mesh(self) -> Mesh | None:

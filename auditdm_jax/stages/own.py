@@ -12,7 +12,6 @@ import pathlib
 import pprint
 import re
 import shlex
-import tempfile
 from typing import Any
 
 from absl import flags
@@ -21,6 +20,7 @@ from ml_collections import ConfigDict
 from auditdm_jax.core import jsonio, overrides, paths
 from auditdm_jax.core import pool as pool_lib
 from auditdm_jax.core.config import UserError, build, did_you_mean
+from auditdm_jax.rectify import recipes
 from auditdm_jax.stages import sections
 
 CONFIG = "config.py"
@@ -123,8 +123,8 @@ def expand(argv: Sequence[str]) -> list[str]:
   if any(re.match("--?config(=|$)", arg) for arg in argv):
     return list(argv)
   FLAGS.unparse_flags()
-  given = [arg for arg in argv[1:] if re.match(r"--?config\.", arg)]
-  rest = FLAGS([argv[0], *(a for a in argv[1:] if a not in given)], known_only=True)[1:]
+  others, given = overrides.split(argv[1:])
+  rest = FLAGS([argv[0], *others], known_only=True)[1:]
   _check(rest)
   workdir = paths.as_path(_text(_WORKDIR))
   if paths.is_remote(workdir):
@@ -132,7 +132,8 @@ def expand(argv: Sequence[str]) -> list[str]:
       f"--workdir={_WORKDIR.value}: flags make a config on this machine; run with a local workdir,"
       " and then with its --config for a remote one"
     )
-  config = _overridden(make(), given)
+  config = make()
+  overrides.apply(config, given, sections.AuditConfig)
   build(sections.AuditConfig, config, name="config")
   _check_images(config)
   _write(workdir, config, argv)
@@ -205,11 +206,12 @@ def make() -> ConfigDict:
     fresh=dict(asks=max(budget // 8, 1)),
   )
   c.rectify = dict(
-    recipe=dict(epochs=3, batch_size=32, micro_rows=8, lr=1e-5, remat=True),
+    recipe=dict(epochs=3, batch_size=32, micro_rows=8, lr=1e-5, remat=True, parts=recipes.NO_TOWER),
     length=1152,
     suffix=32,
   )
-  c.round2 = dict(enabled=False, steps=0)
+  # Further rounds, if a loop wants some, cost about as much as this one.
+  c.rounds = dict(count=1, steps=spending.steps // 2, probes=c.discover.probes)
   return c
 
 
@@ -230,14 +232,6 @@ def _weight(path: str) -> int:
   suffixes = (".safetensors", ".npz")
   files = pathlib.Path(path).glob("*") if os.path.isdir(path) else [pathlib.Path(path)]
   return sum(f.stat().st_size for f in files if f.suffix in suffixes and f.is_file())
-
-
-def _overridden(config: ConfigDict, given: Sequence[str]) -> ConfigDict:
-  """The config with overrides, as if they were given with its file."""
-  with tempfile.TemporaryDirectory() as folder:
-    path = pathlib.Path(folder, CONFIG)
-    path.write_text(_source(config, ""), encoding="utf-8")
-    return overrides.read(str(path), given)
 
 
 def _source(config: ConfigDict, command: str) -> str:

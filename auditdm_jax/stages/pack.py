@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pack: writes the verified failures of a run, with controls, as a folder that replays anywhere.
+"""pack: writes a run's verified failures, with controls, as a folder that replays anywhere.
 
   python -m auditdm_jax pack --workdir=runs/first --output=packs/first --licence="CC BY 4.0"
   python -m auditdm_jax compare MODEL --pack=packs/first
 
 The folder holds images, questions and the answers that the references agreed on; it needs neither
 the run's models nor its image service. See docs/compare-and-packs.md.
+
+Reads:  a run whose failures are verified.
+Writes: --output: questions, answers, images.
+Costs:  no model: each image is copied once.
 """
 
 from absl import flags

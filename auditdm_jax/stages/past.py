@@ -20,7 +20,9 @@ _SHORTEST_ID = 4  # Digits of a failure's id that may stand for it.
 
 
 @contextlib.contextmanager
-def opened(workdir: str | os.PathLike, stage: str) -> Iterator[Context]:
+def opened(
+  workdir: str | os.PathLike, stage: str, *, config: ConfigDict | None = None
+) -> Iterator[Context]:
   """The run in a folder, whose failures are verified.
 
   Endpoints are asked anew: what they answered earlier is not looked up.
@@ -28,14 +30,15 @@ def opened(workdir: str | os.PathLike, stage: str) -> Iterator[Context]:
   Args:
     workdir: its folder.
     stage: what opens it, for the manifest.
+    config: the run's; None = as its manifest has it.
 
   Raises:
     UserError: there is no such run.
   """
-  config = config_of(workdir)
+  known = config_of(workdir)
   with (
     tempfile.TemporaryDirectory() as answers,
-    Context(config, paths.as_path(workdir), stage, answers=answers) as ctx,
+    Context(config or known, paths.as_path(workdir), stage, answers=answers) as ctx,
   ):
     ctx.folder.done("verify", Verified)  # One line, if another version wrote it.
     yield ctx

@@ -7,6 +7,15 @@ Compiles every program of the config for the slice and prints memory, work, mess
 times. Exits with 1 if something does not fit, and says which setting would help. For TPUs it needs
 the compiler: pip install "jax[tpu]==0.10.2". For gpu:h200x8, gpu:h100x8 and cpu:8 XLA for CPUs
 splits the programs, and their memory is an upper bound.
+
+  python -m auditdm_jax plan --config=configs/paligemma2.py --topology=v6e:4x4 --recipes=vqav2-448
+
+plans the repair of the target by recipes alone, each at its resolution, and says what it costs for
+config.plan.examples; --recipes=all is for those of all transfers.
+
+Reads:  the config and the config.json of its models, no weights.
+Writes: nothing; it prints.
+Costs:  compiling each program: seconds on a CPU, with --full minutes.
 """
 
 import functools
@@ -15,19 +24,19 @@ import pathlib
 import sys
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from auditdm_jax.core.config import OVERRIDES, UserError, build, did_you_mean
+from auditdm_jax.core import overrides
+from auditdm_jax.core.config import UserError, build, did_you_mean
 from auditdm_jax.models import variants, weights
 from auditdm_jax.models.multimodal import VlmConfig
 from auditdm_jax.plan import chips, compiling, programs, steps, table
+from auditdm_jax.rectify import recipes
 from auditdm_jax.stages.sections import AuditConfig
 from auditdm_jax.text import styles
 
 FLAGS = flags.FlagValues()
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "The config.", flag_values=FLAGS, **OVERRIDES
-)
+_CONFIG = overrides.define("The config.", flag_values=FLAGS)
 _TOPOLOGY = flags.DEFINE_string(
   "topology", None, "The chips, such as v5e:4x4 or gpu:h200x8.", flag_values=FLAGS
 )
@@ -35,6 +44,9 @@ _FULL = flags.DEFINE_bool(
   "full", False, "Generate code as well: minutes instead of seconds.", flag_values=FLAGS
 )
 _JSON = flags.DEFINE_bool("json", False, "Print JSON instead of a table.", flag_values=FLAGS)
+_RECIPES = flags.DEFINE_list(
+  "recipes", [], "Plan the target's repair by these recipes, and nothing else.", flag_values=FLAGS
+)
 _ONLY = flags.DEFINE_list("only", [], "Programs whose names start so.", flag_values=FLAGS)
 
 
@@ -44,30 +56,36 @@ def main() -> int:
   where = chips.parse(_TOPOLOGY.value)
   compiling.check(where)
   if "models" not in _CONFIG.value:
-    file = config_flags.get_config_filename(FLAGS["config"])
-    raise UserError(f"{file} has no section `models`; plan is for configs of an audit")
+    raise UserError("--config: it has no section `models`; plan is for configs of an audit")
   run = read(_CONFIG.value)
-  if elsewhere := _endpoints(build(AuditConfig, _CONFIG.value, name="config")):
+  settings = build(AuditConfig, _CONFIG.value, name="config")
+  if elsewhere := _endpoints(settings):
     print(
       f"{', '.join(elsewhere)}: behind endpoints; their memory and time are unknown, not zero",
       file=sys.stderr,
     )
-  wanted = [
-    s for s in steps.steps(run, where.size) if s.name.startswith(tuple(_ONLY.value or [""]))
-  ]
+  planned = _planned(run, where.size)
+  wanted = [s for s in planned if s.name.startswith(tuple(_ONLY.value or [""]))]
   if not wanted:
-    known = [s.name for s in steps.steps(run, where.size)]
+    known = [s.name for s in planned]
     hint = did_you_mean(_ONLY.value[0], known)
     raise UserError(f"--only={','.join(_ONLY.value)}: no such program{hint}: {', '.join(known)}")
   done = []
   for step in wanted:
     print(f"compiling {step.name}", file=sys.stderr, flush=True)
     done.append((step, compiling.compile_program(step.build, where, full=_FULL.value)))
-  plan = table.make(where, done, run_steps=run.optim.steps)
+  plan = table.make(where, done, run_steps=settings.all_steps)
   print(json.dumps(table.as_dict(plan)) if _JSON.value else table.text(plan))
   for row in plan.too_big():
     print(advice(run, plan, row), file=sys.stderr)
   return 1 if plan.too_big() else 0
+
+
+def _planned(run: steps.PlannedRun, devices: int) -> list[steps.PlannedProgram]:
+  names = _RECIPES.value
+  if not names:
+    return steps.steps(run, devices)
+  return steps.repairs(run, recipes.TRANSFERS if names == ["all"] else names)
 
 
 def read(config: ConfigDict) -> steps.PlannedRun:
@@ -148,7 +166,7 @@ def advice(run: steps.PlannedRun, plan: table.Plan, row: table.ProgramRow) -> st
         return f"{said}, beside what else is there. It fits with --config.models.paged=True"
     return f"{said}, beside what else is there. Leave out a reference, or take more chips"
   for text, changed in steps.changes(run, row.step, plan.where.size):
-    step = next(s for s in steps.steps(changed, plan.where.size) if s.name == row.step.name)
+    step = next(s for s in _planned(changed, plan.where.size) if s.name == row.step.name)
     compiled = compiling.compile_program(step.build, plan.where)
     if not compiled.refused and compiled.total + row.beside <= plan.limit:
       total = (compiled.total + row.beside) / chips.GIB

@@ -118,23 +118,26 @@ class Pools:
   def __init__(self, config: PoolConfig, source: ImageSource, *, local: pathlib.Path):
     """Takes where images are found by id, and a folder of this machine for prepared data."""
     self._config, self._source, self._local = config, source, local
-    self._open: dict[str, InMemoryPool] = {}
+    self._open: dict[tuple[str, str], InMemoryPool] = {}
 
   def __call__(self, role: str) -> InMemoryPool:
     """Returns the split that config.pool.<role> names."""
-    if role not in self._open:
-      split = dataclasses.asdict(self._config)[role]
+    return self.other("", dataclasses.asdict(self._config)[role])
+
+  def other(self, dataset: str, split: str) -> InMemoryPool:
+    """Returns a split of another data set, or with "" of the run's own."""
+    if (dataset, split) not in self._open:
       opened = pool_lib.open_pool(
-        self._dataset(),
+        pathlib.Path(dataset) if dataset else self._dataset(),
         split,
-        questions=self._config.questions or None,
+        questions=(self._config.questions or None) if not dataset else None,
         shares=self._config.split_shares(),
         cache=pool_lib.cache_folder(),
       )
       pool = InMemoryPool(opened, cache_bytes=self._config.cache_bytes)
       self._source.add_pool(pool)
-      self._open[role] = pool
-    return self._open[role]
+      self._open[dataset, split] = pool
+    return self._open[dataset, split]
 
   def _dataset(self) -> pathlib.Path:
     config = self._config

@@ -7,6 +7,10 @@
 
 Predictions go to <workdir>/predictions-P.jsonl as they come, and predictions.json says which
 benchmarks are complete. Models are loaded one after the other, and only those with something to do.
+
+Reads:  the folders of the benchmarks, the models.
+Writes: WORKDIR/predictions-P.jsonl and WORKDIR/predictions.json.
+Costs:  an answer of each model to each item that has none yet.
 """
 
 from collections.abc import Mapping

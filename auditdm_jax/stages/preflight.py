@@ -249,6 +249,8 @@ def _judged(
   def cost(probes: int) -> Cost:
     return Cost(probes, probes * len(speeds), round(probes * probe, 3))
 
+  repair = settings.rectify
+  repairs = sum(settings.rounds.repairs(n + 1) for n in range(settings.rounds.count))
   completions = sum(settings.rollout.counts().values()) * settings.grpo.group_size
   return Preflight(
     ensemble=ensemble,
@@ -257,6 +259,10 @@ def _judged(
     step=cost(completions),
     training=cost(completions * settings.optim.steps),
     sweep=cost(settings.discover.probes),
+    later=cost(
+      (settings.rounds.count - 1) * (completions * settings.rounds.steps + settings.rounds.probes)
+    ),
+    unlabelled=cost(repair.unlabelled.probes * repairs if repair.bootstraps else 0),
     warnings=preflight.warnings(ensemble, settings.preflight),
   )
 
@@ -295,7 +301,9 @@ def show(found: Preflight) -> None:
     console.print(f"warning: {warning}", markup=False, soft_wrap=True)
   if found.service:
     console.print(f"image service {found.service}", markup=False)
-  for name, cost in (("step", found.step), ("all steps", found.training), ("sweep", found.sweep)):
+  more = {"later rounds": found.later, "unlabelled images": found.unlabelled}
+  costs = {"step": found.step, "all steps": found.training, "sweep": found.sweep}
+  for name, cost in (costs | {name: cost for name, cost in more.items() if cost.probes}).items():
     console.print(
       f"{name}: {cost.probes} probes, up to {cost.answers} answers, about {cost.seconds:.3g} s"
       " of answering"

@@ -5,6 +5,10 @@
 2. Every model gets that frozen tower and learns its own questions from its own seed; a target never
    sees the questions of its gaps; the auditor learns to write questions, edits and captions.
 3. Each model is measured on held-out scenes and saved with its recipe and accuracy.
+
+Reads:  the config only: images are drawn.
+Writes: WORKDIR/models, a folder a model.
+Costs:  training of a vision tower and of each model of the config.
 """
 
 import dataclasses
@@ -363,24 +367,23 @@ def train_model(
     gaps=gap_set(spec.gaps),
   )
   features = encode_all(model, mix)
-  layout = rows.RowLayout(
-    tokenizer,
-    model.template,
-    world.CELLS,
-    model.stop_ids[0],
+  layout = rows.RowLayout.of(
+    model,
     length=46 if spec.tasks else 30,
     suffix=mix_lib.MAX_CAPTION_WORDS + 2 if spec.tasks else 3,
   )
   optim = settings.optim
+  frozen = tuple(f"img/{name}" for name in tower)
+  method = supervised.Method(
+    micro_rows=optim.micro_rows, trains=lambda path: not path.startswith(frozen)
+  )
   phases = [(n, False) for n in spec.steps] + [(n, True) for n in spec.drill]
   progress = metrics.Progress(sum(n for n, _ in phases), name)
   first = 0
   for steps, drill in phases:
-    tx = _freeze(optim.build(steps), tower)
-    state, step = (
-      supervised.init_state(params, tx),
-      supervised.make_step(config, tx, micro_rows=optim.micro_rows),
-    )
+    tx = optim.build(steps)
+    state = supervised.init_state(params, tx, method=method)
+    step = supervised.make_step(config, tx, method=method)
     hardness = _Hardness()
     for i in range(first, first + steps):
       if spec.tasks:
@@ -427,19 +430,6 @@ def _batch(
     images=features[np.resize(unique, images)],
     image=row.astype(np.int32),
     **layout.rows(draw.texts, draw.answers),
-  )
-
-
-def _freeze(tx, tower):
-  """`tx` for everything but the tower, whose updates are zero."""
-
-  def label(path, _):
-    keys = [k.key for k in path]
-    return "frozen" if keys[0] == "img" and keys[1] in tower else "trained"
-
-  return optax.multi_transform(
-    {"trained": tx, "frozen": optax.set_to_zero()},
-    lambda params: jax.tree_util.tree_map_with_path(label, params),
   )
 
 

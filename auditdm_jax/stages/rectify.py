@@ -1,46 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
 """rectify: verified failures become training data that repairs the target, next to its controls.
 
-Labels are the references' consensus, never the oracle. Every arm has the same recipe and replay:
-  repaired         failures the auditor found
+Labels are the references' consensus or the data set's own, never the oracle. All models have the
+same recipe and replay:
+  repaired         `rectify.strategy`: failures that the auditor found, unless it says otherwise
   control_random   random questions with a consensus, at equal training examples
   control_mined    failures among random questions, at equal total queries (GRPO's included), taken
                    as evenly over modes as the auditor's
+  NAME             further strategies, `rectify.beside`
+  repaired_grpo    the examples of `repaired`, by GRPO, if `rectify.answering.optim.steps` is not 0
 
-The loop runs all three; this stage by itself repairs from the failures.
+In the controls random questions take the place of failures; labelled ones are the same. The loop
+trains all of them, in later rounds the first one; this stage by itself repairs from the failures.
 """
 
 from collections.abc import Iterable, Sequence
 import dataclasses
 import pathlib
+from typing import Any
 
 from ml_collections import ConfigDict
-import numpy as np
 
 from auditdm_jax.audit import taxonomy
 from auditdm_jax.audit.attempt import Attempt, unique_attempts, unique_finds
 from auditdm_jax.core import paths, runtime, streams
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rectify import curate as curate_lib
-from auditdm_jax.rectify import finetune, rows
+from auditdm_jax.rectify import features, finetune, rows
 from auditdm_jax.rectify.curate import TrainingExample
+from auditdm_jax.rectify.examples import ListedExamples
+from auditdm_jax.rectify.recipes import Recipe
+from auditdm_jax.stages import rewarded
 from auditdm_jax.stages.context import Context
-from auditdm_jax.stages.results import Verified
+from auditdm_jax.stages.examples import UNNAMED, Chosen, by_strategy
+from auditdm_jax.stages.results import REPAIRED
+from auditdm_jax.stages.sections import REWARDED
 from auditdm_jax.vlm import Vlm, save_vlm
 
 MAX_REPLAY = 6_000
-_UNNAMED = "unnamed"  # The group of failures that belong to no mode.
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
   with Context(config, workdir, "rectify") as ctx:
     _ = ctx.models.weights  # Before anything is asked: an endpoint has none.
     check_replay(ctx)
-    examples = from_failures(ctx)
+    examples = by_strategy(ctx, ctx.settings.rectify.strategy).all
     if not examples:
       raise UserError(f"{ctx.folder.path}: no failure was verified, so there is nothing to repair")
-    repair(ctx, "repaired", examples, replay_examples(ctx, len(examples)))
+    replay = replay_examples(ctx, len(examples))
+    repair(ctx, REPAIRED, examples, replay)
     print(f"repaired target: {ctx.folder.repaired()}")
+    if ctx.settings.rectify.answering.optim.steps:
+      repair_by_reward(ctx, REWARDED, examples, replay)
+      print(f"and by GRPO: {ctx.folder.repaired(REWARDED)}")
   return 0
 
 
@@ -49,34 +61,69 @@ def repair(
 ) -> Vlm:
   """Fine-tunes the target on `examples` and saves it as rectify/<name>."""
   section, target = ctx.settings.rectify, ctx.models.weights
-  layout = rows.RowLayout(
-    target.writer(),
-    target.template,
-    target.config.num_image_tokens,
-    target.stop_ids[0],
-    length=section.length,
-    suffix=section.suffix,
-  )
+  recipe = recipe_of(ctx, len(examples))
+  layout = rows.RowLayout.of(target, length=section.length, suffix=section.suffix)
   folder = ctx.folder.repaired(name)
   result = finetune.finetune(
     target.config,
     target.params,
-    section.recipe,
+    recipe,
     layout=layout,
-    new=_data(ctx, target, examples),
-    replay=_data(ctx, target, replay) if section.recipe.replay else None,
+    new=_asked(ctx, target, examples),
+    replay=_asked(ctx, target, replay) if recipe.replay else None,
+    eye=_eye(ctx, target),
+    tune=section.tune,
     workdir=folder.parent,
     name=name,
     seed=ctx.settings.seed,
     mesh=ctx.models.mesh,
   )
-  model = target.with_params(result.params, name=name)
+  return _save(ctx, name, result.params, len(examples))
+
+
+def repair_by_reward(
+  ctx: Context, name: str, examples: Sequence[TrainingExample], replay: Sequence[TrainingExample]
+) -> Vlm:
+  """As `repair`, by GRPO: what is rewarded is an answer that the judge takes for the label."""
+  return _save(ctx, name, rewarded.tuned(ctx, name, examples, replay), len(examples))
+
+
+def _save(ctx: Context, name: str, params: Any, examples: int) -> Vlm:
+  """Saves the target with these parameters as rectify/<name>."""
+  folder, model = ctx.folder.repaired(name), ctx.models.weights.with_params(params, name=name)
   extras = {k: v for k, v in model.extras.items() if k != "tower"}
   if runtime.is_main():
     with paths.writing(folder) as local:
-      save_vlm(local, dataclasses.replace(model, extras=extras | {"examples": len(examples)}))
+      save_vlm(local, dataclasses.replace(model, extras=extras | {"examples": examples}))
   runtime.barrier()
   return model
+
+
+def recipe_of(ctx: Context, new: int) -> Recipe:
+  """Returns the recipe for `new` examples.
+
+  Steps are those of the first round. A later one, which has fewer examples, goes through them as
+  often.
+  """
+  recipe = ctx.settings.rectify.recipe
+  if ctx.round.is_first or not recipe.steps:
+    return recipe
+  first = max(len(ctx.earlier()[0].examples(REPAIRED)), new)
+  return dataclasses.replace(recipe, steps=max(recipe.steps * new // first, 1))
+
+
+def repeated(ctx: Context, new: int) -> list[TrainingExample]:
+  """Returns what earlier rounds repaired with, to go beside `new` examples of this one.
+
+  They are `rounds.replay` of all, evenly over their modes.
+  """
+  share, config = ctx.settings.rounds.replay, ctx.settings.rectify.curate
+  size = round(new * share / (1 - share))
+  if not size:
+    return []
+  offered = [e for folder in ctx.earlier() for e in folder.examples(REPAIRED)]
+  config = dataclasses.replace(config, size=size, cap=1.0)  # In turns, however few modes.
+  return curate_lib.curate(offered, config, seed=ctx.settings.seed)[0]
 
 
 def check_replay(ctx: Context) -> None:
@@ -101,7 +148,7 @@ def replay_examples(ctx: Context, new: int) -> list[TrainingExample]:
   A target's training mix is rarely at hand, so replay is its own behaviour where all references say
   the same: abstentions too, or the repaired target would forget to abstain.
   """
-  recipe = ctx.settings.rectify.recipe
+  recipe = recipe_of(ctx, new)
   size = min(int(recipe.num_steps(new) * recipe.batch_size * recipe.replay), MAX_REPLAY)
   if not size:
     return []
@@ -129,16 +176,16 @@ def replay_examples(ctx: Context, new: int) -> list[TrainingExample]:
   return kept[:size]
 
 
-def from_failures(ctx: Context) -> list[TrainingExample]:
-  """Returns examples of the verified failures, evenly over modes and over sources."""
-  if ctx.folder.done("verify", Verified) is None:
-    raise UserError(f"{ctx.folder.path}: no verified failures; run the stage verify first")
-  ctx.pool("images")  # So that their images are found by id.
-  # The grades above V1 make no difference: only a world with an oracle has them.
-  offered = [
-    TrainingExample.of(f, group=f.mode_id or _UNNAMED) for f in ctx.folder.failures() if f.verified
-  ]
-  return curate_lib.curate(offered, ctx.settings.rectify.curate, seed=ctx.settings.seed)[0]
+def controls(ctx: Context, repaired: Chosen) -> dict[str, Chosen]:
+  """Returns the controls: random questions in place of failures, beside the same labelled ones."""
+  own = {name: part for name, part in repaired.examples.items() if name == "labelled"}
+  size, asked = len(repaired.all) - len(own.get("labelled", ())), ctx.folder.control()
+  if not size:
+    return {}
+  return {
+    "control_random": Chosen({**own, "random": random_examples(ctx, asked, size)}),
+    "control_mined": Chosen({**own, "random": mined_examples(ctx, asked, size)}),
+  }
 
 
 def random_examples(ctx: Context, attempts: Iterable[Attempt], size: int) -> list[TrainingExample]:
@@ -162,20 +209,20 @@ def mined_examples(ctx: Context, attempts: Iterable[Attempt], size: int) -> list
   images = ctx.gallery.terms(tax.looks, [f.probe for f in finds])
   modes = tax.match([f.probe.question for f in finds], [f.consensus for f in finds], images)
   offered = [
-    TrainingExample.of(f, group=mode.mode_id if mode else _UNNAMED)
+    TrainingExample.of(f, group=mode.mode_id if mode else UNNAMED)
     for f, mode in zip(finds, modes, strict=True)
   ]
   config = dataclasses.replace(ctx.settings.rectify.curate, size=size)
   return curate_lib.curate(offered, config, seed=ctx.settings.seed)[0]
 
 
-def _data(ctx: Context, vlm: Vlm, examples: Sequence[TrainingExample]) -> finetune.Data:
-  ids = list(dict.fromkeys(e.image_id for e in examples))
-  row = {image_id: i for i, image_id in enumerate(ids)}
-  features = ctx.models.cache.features(ctx.models.answering(vlm), ids, ctx.images)
-  return finetune.Data(
-    features=features.astype(np.float16),
-    image=np.array([row[e.image_id] for e in examples], np.int32),
-    questions=[vlm.style.put(e.question) for e in examples],
-    labels=[e.label for e in examples],
-  )
+def _asked(ctx: Context, vlm: Vlm, examples: Sequence[TrainingExample]) -> ListedExamples:
+  return ListedExamples(examples, load=ctx.images, put=vlm.style.put)
+
+
+def _eye(ctx: Context, vlm: Vlm) -> features.Eye:
+  """How the target sees what it trains on: pixels are those of a transfer, if it is one."""
+  form, pixels = ctx.settings.rectify.recipe.format, vlm.pixels
+  if form.res and pixels.origin == "big_vision":
+    pixels = dataclasses.replace(pixels, antialias=form.antialias)
+  return features.Eye(pixels, ctx.models.answering(vlm).encode, vlm.tower_id)

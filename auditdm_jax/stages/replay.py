@@ -21,7 +21,7 @@ from auditdm_jax.audit.judge import Judge, JudgeConfig, open_judge
 from auditdm_jax.audit.pack import Pack
 from auditdm_jax.audit.taxonomy import Taxonomy
 from auditdm_jax.audit.verify import default_jitter
-from auditdm_jax.core import streams
+from auditdm_jax.core import metrics, streams
 from auditdm_jax.core.config import UserError, build
 from auditdm_jax.models.weights import content_hash
 from auditdm_jax.stages import asking
@@ -352,10 +352,12 @@ def answers(model: Model, probes: ProbeSet, *, jitter: Sequence[int] | None = No
     return default_jitter(image, int(change)) if change else image
 
   out: list[str] = []
-  for start in range(0, len(ids), config.batch_size):
-    rows = probes.rows[start : start + config.batch_size]
-    seen = cache.seen(model, ids[start : start + config.batch_size], load)
-    out += [a.text for a in ask(model, seen, [r.question for r in rows], config=config)]
+  with metrics.Progress(len(ids), "answers") as progress:
+    for start in range(0, len(ids), config.batch_size):
+      rows = probes.rows[start : start + config.batch_size]
+      seen = cache.seen(model, ids[start : start + config.batch_size], load)
+      out += [a.text for a in ask(model, seen, [r.question for r in rows], config=config)]
+      progress.update(len(out))
   return out
 
 

@@ -3,6 +3,10 @@
 
 It tells what is there once the stage verify is done, and names what was not measured. Run again
 after more stages, it has theirs too.
+
+Reads:  everything in WORKDIR.
+Writes: WORKDIR/summary.json and WORKDIR/report.
+Costs:  no model is asked; images of pages are written.
 """
 
 from collections import Counter
@@ -19,13 +23,21 @@ from auditdm_jax.audit.attempt import Failure
 from auditdm_jax.audit.report import charts, listing
 from auditdm_jax.audit.report import data as report_data
 from auditdm_jax.audit.report.write import write_report
-from auditdm_jax.audit.summary import ALL_ARMS, RestChange, Summary
+from auditdm_jax.audit.summary import (
+  ALL_ARMS,
+  Accuracy,
+  LaterRound,
+  ModeChange,
+  RestChange,
+  Summary,
+)
 from auditdm_jax.bench import page
 from auditdm_jax.core import paths, runtime
 from auditdm_jax.stages import methods, screen, shown, suite
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import ModeRow, Verified
-from auditdm_jax.stages.run import TRAIN
+from auditdm_jax.stages.rounds import is_training
+from auditdm_jax.stages.sections import CONTROLS, REWARDED
 from auditdm_jax.stages.summarise import Round, summarise
 
 CARDS = 8  # per mode
@@ -40,15 +52,21 @@ FUNNEL_NOTES = {
 REPAIR_NOTES = {
   "baseline": "the target as it was audited",
   "larger_sibling": "as it is",
-  "repaired": "with the auditor's verified failures",
   "control_random": "with random questions that have a consensus",
   "control_mined": "with failures among random questions",
+  REWARDED: "by GRPO",
+}
+SOURCE_NOTES = {
+  "labelled": "labelled questions",
+  "probes": "verified failures of the audit",
+  "bootstrapped": "verified failures on unlabelled images",
+  "random": "random questions",
 }
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
   with Context(config, workdir, "report") as ctx:
-    screen.show(run(ctx), ctx.folder.path)
+    screen.show(run(ctx), ctx.folder.path, spent=ctx.spent())
   return 0
 
 
@@ -87,13 +105,12 @@ def _write(ctx: Context, done: Round, summary: Summary) -> None:
     curves=_curves(summary, oracle=oracle),
     strategies=_strategies(summary, oracle=oracle),
     rectify=_rectify(summary),
-    second_round=_second_round(summary),
     pages=_pages(ctx, done),
-    rounds=_rounds(summary) if summary.second_round else (),
+    rounds=_rounds(summary, len(summary.reaudits)),
     health=done.evaluated.health if done.evaluated else None,
     finds=_finds(ctx, verified, failures, linked, summary.compared.not_looked_at),
     ledger=shown.ledger(ctx.folder.path),
-    cost=shown.cost(manifest, summary.seconds),
+    cost=shown.cost(ctx.spent(), summary.seconds),
     too_small=shown.too_small(summary, verified),
     code=shown.code(manifest),
     not_measured=methods.not_measured(ctx, done, summary, failures),
@@ -302,7 +319,7 @@ def _opinion(f: Failure) -> tuple[str, str | None]:
 
 def _arm(f: Failure) -> str:
   """What loop.summarise calls the arm that found it."""
-  return "grpo" if f.probe.arm == TRAIN else f.probe.arm
+  return "grpo" if is_training(f.probe.arm) else f.probe.arm
 
 
 def _reproduce(ctx: Context, f: Failure) -> str:
@@ -371,10 +388,11 @@ def _strategies(summary: Summary, *, oracle: bool) -> list[report_data.StrategyV
 
 
 def _rectify(summary: Summary) -> list[report_data.RectifyRow]:
-  queries = {
-    "repaired": summary.queries.total,
-    "control_mined": summary.queries.control_random,
-  }
+  spent = summary.queries
+  queries = {"control_mined": spent.control_random}
+  for name, row in summary.rectify.items():
+    if name not in (suite.BASELINE, suite.LARGER, *CONTROLS):
+      queries[name] = spent.total + ("bootstrapped" in row.sources) * spent.bootstrap
   return [
     report_data.RectifyRow(
       name=name.replace("_", " "),
@@ -383,51 +401,69 @@ def _rectify(summary: Summary) -> list[report_data.RectifyRow]:
       rest=row.rest,
       examples=row.examples,
       queries=queries.get(name),
-      note=REPAIR_NOTES[name],
+      labels="; ".join(f"{charts.rate_text(x.right)}, by {x.by}" for x in row.labels),
+      note=_repair_note(name, row),
     )
     for name, row in summary.rectify.items()
   ]
 
 
-def _second_round(summary: Summary) -> list[report_data.SecondRoundRow]:
-  """The known modes, then those of the second round."""
-  second = summary.second_round
-  if second is None:
+def _repair_note(name: str, row: Accuracy) -> str:
+  """What a model was trained on."""
+  parts = [f"{n:,} {SOURCE_NOTES.get(source, source)}" for source, n in row.sources.items()]
+  return "; ".join([*([REPAIR_NOTES[name]] if name in REPAIR_NOTES else []), *parts])
+
+
+def _rounds(summary: Summary, repairs: int) -> list[report_data.RoundView]:
+  """The rounds in numbers, and mode by mode; a run with one round that repaired nothing has none.
+
+  Args:
+    summary: the audit.
+    repairs: repaired targets, the controls left out.
+  """
+  if not repairs and len(summary.rounds) < 2:
     return []
-  known = [
-    report_data.SecondRoundRow(name=m.name, before=m.before, after=m.after, status=m.status)
-    for m in second.modes
+  later = {r.number: r for r in summary.later}
+  changes = {r.number: r.modes for r in summary.reaudits}
+  spent = {stage: x for stage, x in summary.seconds.items() if stage != "total"}
+  own = {r.round: spent.pop(f"round {r.round}", None) for r in summary.rounds}
+  own[1] = sum(spent.values()) if spent else None
+  return [
+    report_data.RoundView(
+      name=str(r.round),
+      row=r,
+      rest=_change(r.rest),
+      seconds=own[r.round],
+      found=_found(later[r.round]) if r.round in later else (),
+      changed=_changed(changes.get(r.round, ())),
+    )
+    for r in summary.rounds
   ]
+
+
+def _changed(modes: Sequence[ModeChange]) -> list[report_data.RoundModeRow]:
+  """What a repair made of the modes that were known, those of its own round first."""
+  return [
+    report_data.RoundModeRow(
+      name=m.name, before=m.before, after=m.after, status=m.status, origin=f"of round {m.round}"
+    )
+    for m in sorted(modes, key=lambda m: -m.round)
+  ]
+
+
+def _found(later: LaterRound) -> list[report_data.RoundModeRow]:
+  """The modes of a later round, new ones first."""
   order = {"new": 0, "missed": 1, "merged": 2, "split": 3, "same": 4}
-  found = sorted(second.found, key=lambda m: order.get(m.relation, 5))
-  return known + [
-    report_data.SecondRoundRow(
+  found = sorted(later.found, key=lambda m: order.get(m.relation, 5))
+  return [
+    report_data.RoundModeRow(
       name=m.name,
       before=m.before,
       after=m.after,
       status=m.relation,
-      origin="found in the second round" + (f"; of {', '.join(m.parents)}" if m.parents else ""),
+      origin=f"of {', '.join(m.parents)}" if m.parents else "",
     )
     for m in found
-  ]
-
-
-def _rounds(summary: Summary) -> list[report_data.RoundView]:
-  spent = {stage: x for stage, x in summary.seconds.items() if stage != "total"}
-  second = spent.pop("re-audit", None)
-  seconds = (sum(spent.values()) if spent else None, second)
-  return [
-    report_data.RoundView(
-      name=str(r.round),
-      confirmed=r.confirmed,
-      new=r.new,
-      repaired=r.repaired,
-      false_positive=r.false_positive,
-      rest=_change(r.rest),
-      queries=r.queries,
-      seconds=took,
-    )
-    for r, took in zip(summary.rounds, seconds)
   ]
 
 

@@ -7,6 +7,10 @@ ID is that of the failure's card in the report, or its first digits. Target and 
 the question and the trials of its verification: other wordings, an image changed a little, a grey
 one. All answers are printed, the expected one first. Exits with 0 if the target still contradicts
 the same consensus, and with 1 if it does not.
+
+Reads:  a run whose failures are verified.
+Writes: nothing but a note in WORKDIR/manifest.json.
+Costs:  loading target and references, then about ten answers of each.
 """
 
 from collections.abc import Sequence

@@ -7,13 +7,15 @@ from typing import Any
 
 from auditdm_jax.audit.confirm import Status
 from auditdm_jax.audit.health import Health
-from auditdm_jax.audit.precision import FindPrecision
+from auditdm_jax.audit.precision import FindPrecision, LabelPrecision
 from auditdm_jax.audit.preflight import Ensemble, Problem
 from auditdm_jax.audit.rates import NOTHING, Rate
 from auditdm_jax.audit.stability import UNSTABLE
 from auditdm_jax.audit.summary import Accuracy, Kinds
 from auditdm_jax.audit.taxonomy import Taxonomy
 from auditdm_jax.audit.verify import Tally, View
+
+REPAIRED = "repaired"  # The model that goes on to the next round.
 
 Groups = Mapping[str, Rate]  # By group of the benchmark: "all", "gaps", "rest", "skill: …".
 
@@ -51,6 +53,8 @@ class Preflight:
     training: cost of all steps.
     sweep: cost of discovery.
     warnings: what the target does instead of answering, and what to change.
+    later: cost of GRPO and the sweeps of all later rounds.
+    unlabelled: cost of asking about an unlabelled pool, in all rounds that repair.
   """
 
   ensemble: Ensemble
@@ -60,6 +64,8 @@ class Preflight:
   training: Cost
   sweep: Cost
   warnings: tuple[Problem, ...]
+  later: Cost = Cost(0, 0, 0.0)
+  unlabelled: Cost = Cost(0, 0, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,11 +213,31 @@ class Verified:
 
 
 @dataclasses.dataclass(frozen=True)
+class Bootstrapped:
+  """Probes about unlabelled images, the new finds among them, and those that were verified."""
+
+  probes: int
+  finds: int
+  verified: int
+
+
+@dataclasses.dataclass(frozen=True)
 class RepairedModel:
-  """A tuned target: its benchmark table, and the examples that it learned."""
+  """A tuned target.
+
+  Attributes:
+    table: of the benchmark.
+    examples: that it learned.
+    sources: how many of them are from where.
+    labels: how many of their consensus labels are right, by each who knows.
+    left_out: failures whose consensus was not sure enough, by why.
+  """
 
   table: Groups
   examples: int
+  sources: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  labels: tuple[LabelPrecision, ...] = ()
+  left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +247,14 @@ class Repairs:
   models: Mapping[str, RepairedModel]
 
 
-def accuracy_of(table: Groups, *, examples: int | None = None) -> Accuracy:
-  """Returns accuracy over all questions, on the gaps and on the rest; an empty group has n = 0."""
+def accuracy_of(table: Groups, *, of: RepairedModel | None = None) -> Accuracy:
+  """Returns accuracy over all questions, on the gaps and on the rest; an empty group has n = 0.
+
+  Args:
+    table: of the benchmark.
+    of: the repaired model that it is of, if it is of one.
+  """
   groups = {name: table.get(name, NOTHING) for name in ("all", "gaps", "rest")}
-  return Accuracy(**groups, examples=examples)
+  if of is None:
+    return Accuracy(**groups)
+  return Accuracy(**groups, examples=of.examples, sources=of.sources, labels=of.labels)

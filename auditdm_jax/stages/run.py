@@ -6,11 +6,13 @@
   auditors/train/UPDATES/    trained auditors
   records/train/             GRPO's completions, each an attempt
   discover/ control/         attempts of the sweep, and of the random questions
-  heldout/ fresh/ fresh-round2/  attempts that all models answered, by batch
+  heldout/ fresh/            attempts that all models answered, by batch
   verify/                    failures
+  rectify/                   repaired targets, and the examples that each was trained on
+  rounds/N/                  the same of a later round, see `stages.rounds`
   labels/                    finds that were drawn for people to label, and their labels
   minimised/                 what is left of single failures
-  images/                    made images by the hash of their content
+  images/                    made images by the hash of their content, in 256 folders
   summary.json  seconds.json what was found so far, and how long stages took
 
 All processes come by here in the same order (`core.runtime`), and the first one writes. They wait
@@ -20,6 +22,7 @@ is written meanwhile.
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
+import dataclasses
 import fcntl
 import functools
 import itertools
@@ -38,12 +41,14 @@ from auditdm_jax.core.config import UserError
 from auditdm_jax.core.image_store import Images
 from auditdm_jax.core.manifest import Manifest
 from auditdm_jax.core.records import Stored, chunks
+from auditdm_jax.rectify.curate import TrainingExample
 
 T = TypeVar("T")
 
-TRAIN = "train"  # The training run of the first round.
+TRAIN = "train"  # The training of an auditor, of which a round has one.
+VERIFY, BOOTSTRAP = "verify", "bootstrap"  # The stages that grade finds.
 _COMPLETIONS, _ATTEMPTS, _FAILURES = "completions", "attempts", "failures"
-_SAMPLE, _LABELS = "sample", "labels"
+_SAMPLE, _LABELS, _EXAMPLES = "sample", "labels", "examples"
 _CHUNK = 512  # Rows that are made at once.
 
 
@@ -113,9 +118,9 @@ class RunFolder:
 
   # What follows is read anew each time somebody goes through it, row by row.
 
-  def completions(self, run: str = TRAIN) -> Stored[Attempt]:
-    """Returns every completion of a training run, except for invalid ones, which are no fault."""
-    files = self.records(f"records/{run}")
+  def completions(self) -> Stored[Attempt]:
+    """Returns every completion of training, except for invalid ones, which are no fault."""
+    files = self.records(f"records/{TRAIN}")
 
     def rows() -> Iterator[Attempt]:
       for row in files.by_step(_COMPLETIONS, "prompt_id", "sample"):
@@ -187,16 +192,20 @@ class RunFolder:
 
   def failures(self) -> Stored[Failure]:
     """Returns the graded finds, with what people said of them since."""
-    return Stored(lambda: labels_lib.apply(self.graded(), self.labels()))
+    return self.failures_of(VERIFY)
 
-  def graded(self) -> Stored[Failure]:
-    """Returns the finds as verification graded them."""
-    files = self.records("verify")
+  def failures_of(self, stage: str) -> Stored[Failure]:
+    """The same of any stage that grades finds."""
+    return Stored(lambda: labels_lib.apply(self.graded(stage), self.labels()))
+
+  def graded(self, name: str = VERIFY) -> Stored[Failure]:
+    """Returns the finds of a stage as verification graded them."""
+    files = self.records(name)
     return Stored(lambda: map(Failure.from_dict, files.iterate(_FAILURES)))
 
-  def append_failures(self, failures: Sequence[Failure]) -> None:
-    """Appends those that are not there yet."""
-    files = self.records("verify")
+  def append_failures(self, failures: Sequence[Failure], *, name: str = VERIFY) -> None:
+    """Appends those of a stage that are not there yet."""
+    files = self.records(name)
     known = files.keys(_FAILURES, "key")
     new = (f for f in failures if f.probe.probe_id not in known)
     for chunk in chunks(new, _CHUNK):
@@ -221,6 +230,21 @@ class RunFolder:
   def _labels(self, name: str) -> list[dict[str, Any]]:
     """Rows about labels; most runs have none, and no folder for them."""
     return self.records("labels").read(name) if (self.path / "labels").exists() else []
+
+  def examples(self, name: str) -> list[TrainingExample]:
+    """Returns what a repaired target was trained on."""
+    rows = self.records("rectify").iterate(_EXAMPLES)
+    return [typed.load(TrainingExample, row["example"]) for row in rows if row["model"] == name]
+
+  def append_examples(self, name: str, examples: Sequence[TrainingExample]) -> None:
+    """Appends those that are not there yet."""
+    files = self.records("rectify")
+    known = files.keys(_EXAMPLES, "key")
+    for chunk in chunks(enumerate(examples), _CHUNK):
+      rows = [
+        {"key": f"{name}/{i}", "model": name, "example": dataclasses.asdict(e)} for i, e in chunk
+      ]
+      files.append(_EXAMPLES, [row for row in rows if row["key"] not in known])
 
   def minimised(self, probe_id: str) -> Minimised | None:
     """Returns what is left of a failure, if that was looked for."""
@@ -258,7 +282,7 @@ class RunFolder:
   @functools.cached_property
   def images(self) -> Images:
     """The made images."""
-    return Images(self.path / "images")
+    return Images(self.path / "images", fan_out=True)
 
   @functools.cached_property
   def manifest(self) -> Manifest:

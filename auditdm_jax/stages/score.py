@@ -5,6 +5,10 @@
 
 Results go to <workdir>/results.jsonl. Another metric or variant in the config adds results beside
 those that are there: --config.benchmarks.vqav2.variant=official
+
+Reads:  WORKDIR/predictions-*.jsonl and the folders of the benchmarks.
+Writes: WORKDIR/results.jsonl.
+Costs:  no model: seconds to minutes.
 """
 
 import pathlib

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the terminal shows of a run when it is done."""
 
+from collections.abc import Mapping
 import os
 
 import rich.console
@@ -12,8 +13,14 @@ from auditdm_jax.audit.summary import Summary
 from auditdm_jax.core import paths, runtime
 
 
-def show(summary: Summary, folder: os.PathLike) -> None:
-  """Prints the summary as a table, and where the report is; of several processes, the first."""
+def show(summary: Summary, folder: os.PathLike, *, spent: Mapping[str, float]) -> None:
+  """Prints the summary as a table, and where the report is; of several processes, the first.
+
+  Args:
+    summary: the run's summary.
+    folder: the run's folder.
+    spent: costs of the run, by what the manifest calls them.
+  """
   if not runtime.is_main():
     return
   console = rich.console.Console(highlight=False, width=110)
@@ -23,13 +30,19 @@ def show(summary: Summary, folder: os.PathLike) -> None:
       f"gaps found {cover.gaps_found} of {cover.gaps_auditable} auditable"
       + (f" · effective modes {_number(cover.modes.common)}" if cover.modes else "")
     )
+  if summary.reaudits or summary.later:
+    console.print(rounds(summary))
+  if summary.stopped:
+    console.print(summary.stopped, markup=False)
   seconds = f" · {summary.seconds['total']:.0f} s" if summary.seconds else ""
   modes = summary.modes
   console.print(
     f"failure modes: {modes.confirmed} confirmed of {modes.found} named, in {modes.families}"
     " families"
   )
-  console.print(f"queries {summary.queries.total}{seconds}")
+  console.print(f"queries {summary.queries.total:,} (the audit's questions about images){seconds}")
+  if answers := _answers(spent):
+    console.print(f"answers {answers} (to all that was asked)", markup=False)
   console.print(summary.compared.verdict, markup=False)
   for alarm in summary.alarms:
     console.print(alarm, style="bold red", markup=False)
@@ -39,9 +52,43 @@ def show(summary: Summary, folder: os.PathLike) -> None:
     print(f"report:  {root / 'report' / 'index.html'}")
 
 
+def _answers(spent: Mapping[str, float]) -> str:
+  """Returns how many answers each model gave, in benchmarks and checks too."""
+  counts = {
+    key.removeprefix("answers/"): n for key, n in spent.items() if key.startswith("answers/")
+  }
+  return ", ".join(f"{n:,.0f} by {name}" for name, n in sorted(counts.items()))
+
+
 def _number(found: HillEstimate) -> str:
   low, high = found.ci95
   return f"{found.value:.1f} ({low:.1f} to {high:.1f})"
+
+
+def rounds(summary: Summary) -> rich.table.Table:
+  """Returns a row for each round: what it found, and what its repair changed."""
+  made = rich.table.Table(title="Rounds", show_lines=False)
+  for column in (
+    *("", "modes", "new", "gaps found", "labels right", "repaired", "kept"),
+    *("accuracy: gaps", "rest"),
+  ):
+    made.add_column(column, justify="right")
+
+  def part(r: Rate | None) -> str:
+    return "–" if r is None or not r.n else f"{r.k:g}/{r.n}"
+
+  def cell(r: Rate | None) -> str:
+    if r is None or not r.n:
+      return "–"
+    return f"{r.value:.3f} [{r.ci95[0]:.2f}, {r.ci95[1]:.2f}] n={r.n}"
+
+  for row in summary.rounds:
+    counts = [str(row.round), str(row.confirmed), str(row.new)]
+    counts.append("–" if row.gaps_found is None else str(row.gaps_found))
+    after = row.accuracy
+    accuracy = [cell(after and after.gaps), cell(after and after.rest)]
+    made.add_row(*counts, cell(row.labels), part(row.repaired), part(row.kept), *accuracy)
+  return made
 
 
 def table(summary: Summary) -> rich.table.Table:

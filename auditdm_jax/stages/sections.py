@@ -7,6 +7,7 @@ They are read when a run starts, so that a mistake in the last stage's section e
 
 import dataclasses
 import pathlib
+import re
 from typing import Any
 
 from auditdm_jax.audit.arms import ArmsConfig
@@ -24,6 +25,9 @@ from auditdm_jax.images.config import ImagesConfig
 from auditdm_jax.plan.steps import PlanConfig
 from auditdm_jax.rectify import curate as curate_lib
 from auditdm_jax.rectify import recipes
+from auditdm_jax.rectify.strategy import StrategyConfig
+from auditdm_jax.rectify.tune import TuneConfig
+from auditdm_jax.rl.answering import AnsweringConfig
 from auditdm_jax.rl.draws import RolloutConfig
 from auditdm_jax.rl.grpo import GrpoConfig
 from auditdm_jax.rl.reward import RewardConfig
@@ -211,7 +215,7 @@ class DiscoverConfig:
   """How much is asked.
 
   Attributes:
-    probes: of the sweep, over all arms.
+    probes: of the sweep, over all arms; 0 = none, and the finds are those of GRPO.
     batch: probes between two decisions on who asks.
     search_probes: for the search success of the untrained and of the trained auditor, each.
     arms: how the budget moves.
@@ -223,8 +227,8 @@ class DiscoverConfig:
   arms: ArmsConfig = ArmsConfig()
 
   def __post_init__(self):
-    if min(self.probes, self.batch, self.search_probes) < 1:
-      raise ValueError("probes, batch and search_probes must be at least 1")
+    check(vars(self), "discover", "batch", "search_probes", least=1)
+    check(vars(self), "discover", "probes", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,6 +254,48 @@ class LimitedVerifyConfig(VerifyConfig):
 
 
 @dataclasses.dataclass(frozen=True)
+class LabelledConfig:
+  """The target's own labelled set, for a strategy with a share of it.
+
+  Attributes:
+    dataset: anything that `pool.dataset` could name, by its path, or the files of a benchmark; "" =
+      the run's.
+    split: of it; "" = `pool.images`.
+    benchmark: name of a benchmark whose files `dataset` is, such as "vqav2": its questions are put
+      as its transfers do, and `split` must not be the one it is measured on. "" = a pool.
+  """
+
+  dataset: str = ""
+  split: str = ""
+  benchmark: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class UnlabelledConfig:
+  """The pool of a bootstrapped strategy.
+
+  Attributes:
+    dataset: anything that `pool.dataset` could name, by its path; "" = the run's.
+    split: of it; "" = `pool.images`.
+    probes: that are asked about it, shared among the auditors.
+    auditors: how many stored auditors ask, the last one and earlier ones.
+  """
+
+  dataset: str = ""
+  split: str = ""
+  probes: int = 4_000
+  auditors: int = 3
+
+  def __post_init__(self):
+    check(vars(self), "rectify.unlabelled", "probes", "auditors", least=1)
+
+
+REWARDED = "repaired_grpo"  # The model that GRPO repairs, from the examples of the repaired one.
+CONTROLS = ("control_random", "control_mined")  # Models that a repaired one is compared with.
+_TAKEN = ("repaired", REWARDED, *CONTROLS)
+
+
+@dataclasses.dataclass(frozen=True)
 class RectifyConfig:
   """How the target is repaired.
 
@@ -257,34 +303,75 @@ class RectifyConfig:
     recipe: of the fine-tuning.
     length: tokens of an example: image, question and label.
     suffix: tokens of a label.
-    curate: which failures become examples.
+    curate: how many examples are taken, and how evenly.
+    strategy: what the repaired target is trained on.
+    beside: {NAME: strategy} of further models, to be compared with it.
+    labelled: the target's own labelled set.
+    unlabelled: the pool of a bootstrapped strategy.
+    tune: how the fine-tuning is watched and stored.
+    answering: GRPO on the examples of the repaired target, which makes one more model in round 1.
   """
 
   recipe: recipes.Recipe
   length: int
   suffix: int
   curate: curate_lib.Config = curate_lib.Config()
+  strategy: StrategyConfig = StrategyConfig()
+  beside: dict[str, StrategyConfig] = dataclasses.field(default_factory=dict)
+  labelled: LabelledConfig = LabelledConfig()
+  unlabelled: UnlabelledConfig = UnlabelledConfig()
+  tune: TuneConfig = TuneConfig()
+  answering: AnsweringConfig = AnsweringConfig()
 
   def __post_init__(self):
     check(vars(self), "rectify", "length", "suffix", least=1)
+    for name in self.beside:
+      if not re.fullmatch("[a-z][a-z0-9_]{0,40}", name) or name in _TAKEN:
+        raise UserError(
+          f"config.rectify.beside: {name!r} names no model; letters, digits and _ are right, and"
+          f" {', '.join(_TAKEN)} are taken"
+        )
+
+  @property
+  def bootstraps(self) -> bool:
+    """Whether a strategy takes examples from an unlabelled pool."""
+    return any(s.bootstrapped for s in (self.strategy, *self.beside.values()))
 
 
 @dataclasses.dataclass(frozen=True)
-class Round2Config:
-  """The second round.
+class RoundsConfig:
+  """How often the target is audited and repaired.
 
   Attributes:
-    enabled: whether the loop has one.
-    steps: of GRPO against the repaired target.
+    count: of rounds, at most: the loop stops after a round that finds nothing new. From the second
+      one on, the target is the repaired one of the round before.
+    repair_last: whether the last round repairs as well; otherwise it only audits.
+    steps: of GRPO in a later round, which goes on from the auditor of the round before.
+    probes: of the sweep in a later round; 0 = none, and the finds are those of GRPO.
+    replay: share of a later round's examples that repeat those of the rounds before.
     compare: what counts as a change of a known mode.
   """
 
-  steps: int
-  enabled: bool = True
+  count: int = 1
+  repair_last: bool = True
+  steps: int = 0
+  probes: int = 0
+  replay: float = 0.25
   compare: CompareConfig = CompareConfig()
 
   def __post_init__(self):
-    check(vars(self), "round2", "steps", least=int(self.enabled))
+    check(vars(self), "rounds", "count", least=1)
+    check(vars(self), "rounds", "steps", "probes", least=0)
+    check(vars(self), "rounds", "replay", least=0, below=1)
+    if self.count > 1 and not self.steps and not self.probes:
+      raise UserError(
+        f"config.rounds.count={self.count}: a later round asks nothing, since steps and probes are"
+        " both 0"
+      )
+
+  def repairs(self, number: int) -> bool:
+    """Whether a round is to repair its target."""
+    return self.repair_last or number < self.count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,7 +402,6 @@ class AuditConfig:
   verify: LimitedVerifyConfig
   taxonomy: NamingConfig
   rectify: RectifyConfig
-  round2: Round2Config
   mesh: dict[str, int]
   rules: tuple[Any, ...]
   rollout_mesh: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -324,11 +410,13 @@ class AuditConfig:
   preflight: PreflightConfig = PreflightConfig()
   stop: StopConfig = StopConfig()
   plan: PlanConfig = PlanConfig()
+  rounds: RoundsConfig = RoundsConfig()
 
   def __post_init__(self):
     check(vars(self), "config", "seed", least=0, below=2**32)
     models = self.models
     self._check_endpoints()
+    self._check_trained_on()
     ensemble = (models.target, *models.references)
     outside = self.verify.model
     if outside and _name(outside) in map(_name, ensemble):
@@ -350,6 +438,28 @@ class AuditConfig:
         raise UserError(
           f"config.bank.styles: no model {name!r}{did_you_mean(name, known)}; {', '.join(known)}"
         )
+
+  def _check_trained_on(self) -> None:
+    """Checks that no repair trains on a split that it is measured on.
+
+    Raises:
+      UserError: one does.
+    """
+    measured = {self.pool.heldout, self.pool.fresh} - {"", self.pool.images}
+    for key, section in (
+      ("labelled", self.rectify.labelled),
+      ("unlabelled", self.rectify.unlabelled),
+    ):
+      if section.dataset in ("", self.pool.dataset) and section.split in measured:
+        raise UserError(
+          f"config.rectify.{key}.split: repairs are measured on {section.split!r} of this data set;"
+          f" name another split, such as {self.pool.images!r}"
+        )
+
+  @property
+  def all_steps(self) -> int:
+    """Steps of GRPO over all rounds, if none of them is the last one before its time."""
+    return self.optim.steps + (self.rounds.count - 1) * self.rounds.steps
 
   def _check_endpoints(self) -> None:
     """Checks the names of endpoints, and that none stands where weights are needed.

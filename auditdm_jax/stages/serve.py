@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""serve: answers over HTTP as OpenAI's API does, so that any tool that asks one can ask a model.
+"""serve: answers over HTTP as OpenAI's API does, so that what asks one can ask a model.
 
   python -m auditdm_jax serve --model=DIR --port=8000
 
@@ -15,6 +15,10 @@ everything else goes to stderr. SIGTERM and Ctrl-C finish what is under way.
 4. Requests that wait share a call of the model. What else is in the batch changes no answer.
 5. Answers are whole when they are sent, streams too. A stop string cuts what was said.
 6. A full queue says 429 and when to come again; errors have OpenAI's form.
+
+Reads:  --model.
+Writes: nothing.
+Costs:  the device, as long as it runs.
 """
 
 import json

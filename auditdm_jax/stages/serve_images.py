@@ -5,10 +5,15 @@
 
 Prints {"address": "host:port"} as a line of JSON when it is ready. Everything else goes to stderr,
 one line of JSON per event.
+
+Reads:  config.images and the pipeline that it names.
+Writes: nothing.
+Costs:  a device as long as it runs: a GPU for diffusion, a CPU for scenes.
 """
 
 import asyncio
 from collections.abc import Callable
+import dataclasses
 import json
 import pathlib
 
@@ -20,6 +25,17 @@ from auditdm_jax.images.backend import Backend, Info, Plain
 from auditdm_jax.images.config import ImagesConfig
 
 _BACKENDS = ("scenes", "diffusers", "openai")
+
+
+@dataclasses.dataclass(frozen=True)
+class ServedConfig:
+  """What the service reads; the config of an audit has other sections in addition.
+
+  Attributes:
+    images: of the service.
+  """
+
+  images: ImagesConfig
 
 
 def main(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int:

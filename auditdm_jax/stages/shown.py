@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the report shows of a run besides its results: cost, version, small numbers, a ledger."""
 
-from collections import Counter
 from collections.abc import Mapping
 import pathlib
 from typing import Any
@@ -19,15 +18,12 @@ _CHANGES = 200  # Changed questions that a page shows.
 _VERDICTS = {0: "No regression.", 1: "Regression.", 3: "Unsure."}
 
 
-def cost(manifest: Mapping[str, Any], seconds: Mapping[str, float]) -> list[report_data.CostRow]:
+def cost(spent: Mapping[str, float], seconds: Mapping[str, float]) -> list[report_data.CostRow]:
   """Returns what the stages spent: answers by model, what endpoints counted, seconds by stage."""
-  counts = Counter[str]()
-  for stage in manifest["stages"].values():
-    counts.update({k: v for k, v in stage.get("cost", {}).items() if k != "seconds"})
   units = {"answers": "answers", "judge": "", "endpoint": ""}
   rows = [
     report_data.CostRow(name=name, amount=n, unit=units[kind])
-    for key, n in sorted(counts.items())
+    for key, n in sorted(spent.items())
     for kind, _, name in [key.partition("/")]
     if kind in units
   ]

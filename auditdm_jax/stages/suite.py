@@ -135,11 +135,11 @@ def _questions(ctx: Context, items: Sequence[BenchmarkItem]) -> predict_lib.Ques
 
 
 def _predictions(ctx: Context) -> PredictionStore:
-  return PredictionStore(ctx.folder.path / FOLDER)
+  return PredictionStore(ctx.round.root / FOLDER)
 
 
 def _results(ctx: Context) -> ResultStore:
-  return ResultStore(ctx.folder.path / FOLDER)
+  return ResultStore(ctx.round.root / FOLDER)
 
 
 def _groups(ctx: Context) -> ItemGroups | None:

@@ -15,6 +15,8 @@ from auditdm_jax.core.config import UserError
 from auditdm_jax.stages.asking import CONTROL as CONTROL_STAGE
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import (
+  REPAIRED,
+  Bootstrapped,
   Controlled,
   Evaluated,
   ModeRow,
@@ -24,8 +26,8 @@ from auditdm_jax.stages.results import (
   accuracy_of,
 )
 from auditdm_jax.stages.rows import AttemptRow, RowReader, confirmed_of, rate_of
-from auditdm_jax.stages.run import RunFolder
-from auditdm_jax.stages.truth import coverage, modes_of
+from auditdm_jax.stages.run import BOOTSTRAP, RunFolder
+from auditdm_jax.stages.truth import LEAST_FINDS, coverage, modes_of
 
 CONTROL = "control: random, equal queries"
 FEWER = "control: random, fewer queries"  # The data set has no more questions.
@@ -41,11 +43,13 @@ class Round:
   searched: Searched | None = None
   controlled: Controlled | None = None
   repairs: Repairs | None = None
-  second: summary.SecondRound | None = None
+  reaudited: summary.Reaudited | None = None
+  traced: summary.LaterRound | None = None  # None in the first round.
+  bootstrapped: Bootstrapped | None = None
 
   @classmethod
   def of(cls, folder: RunFolder) -> "Round":
-    """Returns what a folder holds.
+    """Returns what the folder of a round holds.
 
     Raises:
       UserError: nothing is verified yet.
@@ -59,12 +63,21 @@ class Round:
       folder.done("search", Searched),
       folder.done(CONTROL_STAGE, Controlled),
       folder.done("rectify", Repairs),
-      folder.done("reaudit", summary.SecondRound),
+      folder.done("reaudit", summary.Reaudited),
+      folder.done("trace", summary.LaterRound),
+      folder.done(BOOTSTRAP, Bootstrapped),
     )
+
+
+def later_rounds(ctx: Context) -> list[Round]:
+  """Returns what the rounds after the first one hold, as far as they are traced."""
+  done = [Round.of(f) for f in ctx.later().values() if f.done("trace", summary.LaterRound)]
+  return done if ctx.round.is_first else []
 
 
 def summarise(ctx: Context, done: Round) -> summary.Summary:
   """Returns what summary.json holds."""
+  later = later_rounds(ctx)
   ctx.pool("images")  # So that their images are found by id.
   auditable = done.evaluated.auditable if done.evaluated else ()
   failures = ctx.folder.graded()  # So that the share of verified ones is the same with labels.
@@ -93,8 +106,9 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
       oracle=oracle,
     ),
     rectify=_accuracies(ctx, done.evaluated, done.repairs) if done.evaluated else {},
-    reaudit=done.second.success if done.second else None,
-    second_round=done.second,
+    reaudit=done.reaudited.success if done.reaudited else None,
+    reaudits=tuple(r.reaudited for r in (done, *later) if r.reaudited),
+    later=tuple(r.traced for r in later if r.traced),
     arms=_arms(trained, found, random, auditable, labelled, oracle=oracle),
     strategies=_strategies(ctx, found, reader.made),
     curve=_curve(trained, oracle=oracle),
@@ -106,6 +120,7 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
       total=len(found),
       control_random=None if random is None else len(random),
       verify_looked_at=done.verified.funnel["looked_at"],
+      bootstrap=done.bootstrapped.probes if done.bootstrapped else 0,
     ),
     find_precision=precision.best(labelled, grades),
     corrected=_corrected(labelled, found),
@@ -113,8 +128,25 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
     seconds=seconds | {"total": round(sum(seconds.values()), 1)} if seconds else {},
     labels=people,
     right_failures=people and labels.product(asked.failures, people.verified),
-    rounds=round_rows(done, found, oracle=oracle),
+    rounds=(first_row(done, found, cover, oracle=oracle), *later_rows(done, later)),
+    stopped=_stopped(ctx, done, later),
   )
+
+
+def nothing_new(number: int) -> str:
+  """Returns why a round is the last one."""
+  return f"round {number} found no mode at its budget that no earlier round had: it is the last one"
+
+
+def _stopped(ctx: Context, done: Round, later: Sequence[Round]) -> str:
+  """Returns why there are fewer rounds than the config wants; "" if there are not."""
+  wanted, rounds = ctx.settings.rounds.count, [done, *later]
+  last = rounds[-1].traced
+  if last and not last.new:
+    return nothing_new(last.number)
+  if done.repairs is not None and len(rounds) < wanted and not rounds[-1].reaudited:
+    return f"round {len(rounds)} repaired nothing, so there is no target for another one"
+  return ""
 
 
 def compared(attempts: Iterable[Attempt], failures: Iterable[Failure]) -> summary.Compared:
@@ -190,7 +222,7 @@ def _accuracies(
   if ctx.models.sibling_name:
     rows["larger_sibling"] = accuracy_of(evaluated.tables[ctx.models.sibling_name])
   for name, model in repairs.models.items() if repairs else ():
-    rows[name] = accuracy_of(model.table, examples=model.examples)
+    rows[name] = accuracy_of(model.table, of=model)
   return rows
 
 
@@ -267,44 +299,78 @@ def _borne_out(mode: ModeRow) -> bool:
   return shown.ci95[0] > mode.base.value
 
 
-def round_rows(
-  done: Round, found: Sequence[AttemptRow], *, oracle: bool
-) -> tuple[summary.RoundRow, ...]:
-  """Returns a row for each round.
+def first_row(
+  done: Round, found: Sequence[AttemptRow], cover: summary.Coverage | None, *, oracle: bool
+) -> summary.RoundRow:
+  """Returns the row of the first round.
 
   Args:
-    done: the run's results.
-    found: attempts of the first round.
+    done: its results.
+    found: its attempts.
+    cover: how far its confirmed finds reach.
     oracle: whether the world has one.
   """
   fresh = done.verified.fresh
-  held = {m.mode_id for m in done.verified.modes if m.status == "confirmed"}
+  held = [m for m in done.verified.modes if m.status == "confirmed"]
   finds = list({r.probe_id: r for r in reversed(found) if r.find}.values())
   labelled = done.verified.labelled
   false = rates.rate_by_image([not r.truth.confirmed for r in finds], [r.origin_id for r in finds])
-  first = summary.RoundRow(
-    round=1,
+  row = summary.RoundRow(
+    round=done.traced.number if done.traced else 1,
     confirmed=len(held),
     new=len(held),
-    repaired=None,
+    gaps_found=cover and sum(n >= LEAST_FINDS for n in cover.per_gap.values()),
     false_positive=false if oracle else labelled and labelled.real.complement,
-    rest=None,
     queries=len(found) + (fresh.for_all + fresh.for_modes if fresh else 0),
   )
-  if (second := done.second) is None:
-    return (first,)
-  known = [m for m in second.modes if m.mode_id in held]
-  mended = sum(m.status in ("fixed", "improved") for m in known)
-  right = second.finds
-  return first, summary.RoundRow(
-    round=2,
-    confirmed=sum(m.status == "confirmed" for m in second.found),
-    new=len(second.new),
-    repaired=rates.rate(mended, len(known)),
-    false_positive=right.complement if right else None,
-    rest=second.rest,
-    queries=second.queries,
+  return _with_repair(row, done, [])
+
+
+def later_rows(first: Round, later: Sequence[Round]) -> list[summary.RoundRow]:
+  """Returns the rows of the rounds after the first one."""
+  rows, before = [], [first]
+  for done in later:
+    if (traced := done.traced) is None:
+      continue
+    labelled, right = done.verified.labelled, traced.finds
+    gaps = [n for gap, n in traced.finds_by_gap.items() if gap != "not planted"]
+    row = summary.RoundRow(
+      round=traced.number,
+      confirmed=traced.confirmed,
+      new=len(traced.new),
+      gaps_found=sum(n >= LEAST_FINDS for n in gaps) if right else None,
+      false_positive=right.complement if right else labelled and labelled.real.complement,
+      queries=traced.queries,
+    )
+    rows.append(_with_repair(row, done, before))
+    before.append(done)
+  return rows
+
+
+def _with_repair(row: summary.RoundRow, done: Round, before: Sequence[Round]) -> summary.RoundRow:
+  """Adds what the repair of a round changed; `before` are the rounds before it."""
+  model = done.repairs.models.get(REPAIRED) if done.repairs else None
+  if model:
+    accuracy = accuracy_of(model.table, of=model)
+    labels = next((x.right for x in model.labels), None)
+    row = dataclasses.replace(row, accuracy=accuracy, examples=model.examples, labels=labels)
+  if (after := done.reaudited) is None:
+    return row
+  held = {m.mode_id for m in done.verified.modes if m.status == "confirmed"}
+  own = [_is_mended(m) for m in after.modes if m.round == row.round and m.mode_id in held]
+  once = {m.mode_id for r in before if r.reaudited for m in r.reaudited.modes if _is_mended(m)}
+  still = [_is_mended(m) for m in after.modes if m.round < row.round and m.mode_id in once]
+  return dataclasses.replace(
+    row,
+    repaired=rates.rate(sum(own), len(own)),
+    kept=rates.rate(sum(still), len(still)) if before else None,
+    rest=after.rest,
+    queries=row.queries + after.queries,
   )
+
+
+def _is_mended(mode: summary.ModeChange) -> bool:
+  return mode.status in ("fixed", "improved")
 
 
 def _strategies(

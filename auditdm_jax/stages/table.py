@@ -4,6 +4,10 @@
   python -m auditdm_jax table --config=… --workdir=runs/bench    the config of `predict`
 
 Writes table.md, table.json, table.csv, the plot table.svg and the page table.html.
+
+Reads:  WORKDIR/results.jsonl.
+Writes: WORKDIR/table.md, .json, .csv, .svg and .html.
+Costs:  no model: seconds, most of them for intervals.
 """
 
 import datetime

@@ -1,5 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""train: trains the auditor with GRPO against the target and the references."""
+"""train: trains the auditor with GRPO against the target and the references.
+
+Reads:  the images that config.pool.images names, the models.
+Writes: WORKDIR/auditors, WORKDIR/checkpoints, WORKDIR/records/train, WORKDIR/metrics.
+Costs:  config.optim.steps steps, each of config.rollout.prompts x config.grpo.group_size probes
+        that target and references answer; `plan` says more.
+"""
 
 import pathlib
 
@@ -25,9 +31,7 @@ def run(ctx: Context) -> Trained:
   settings = ctx.settings
   if not settings.optim.steps:
     return ctx.folder.finish(TRAIN, Trained(0, 0, 0, None))
-  result = asking.train_auditor(
-    ctx, ctx.models.bank(), name=TRAIN, steps=settings.optim.steps, stop=settings.stop
-  )
+  result = asking.train_auditor(ctx, ctx.models.bank())
   return ctx.folder.finish(
     TRAIN, Trained(result.steps, result.completions, result.probes, result.best)
   )

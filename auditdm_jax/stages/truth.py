@@ -27,6 +27,7 @@ class Truth:
 
 
 NOT_CONFIRMED = Truth(False)
+LEAST_FINDS = 5  # Confirmed ones, from which on a planted gap is found.
 
 
 class Oracle:
@@ -122,7 +123,7 @@ def confirmed(told: Iterable[tuple[str | None, str, Truth]]) -> list[Confirmed]:
 
 
 def coverage(
-  found: Sequence[Confirmed], auditable: Sequence[str] = (), *, least: int = 5
+  found: Sequence[Confirmed], auditable: Sequence[str] = (), *, least: int = LEAST_FINDS
 ) -> Coverage:
   """Returns how far confirmed finds reach; a gap is found from `least` of them on."""
   per_gap = Counter(c.gap for c in found if c.gap)

@@ -7,6 +7,12 @@
 3. A mode's rate comes from fresh questions about fresh images, never from its discovery set, and
    tells whether the mode is confirmed. Bootstrap samples of the images tell how stable it is.
 4. Questions whose answers are known say how many finds are real (`audit.precision`).
+
+Reads:  WORKDIR/discover and WORKDIR/records/train.
+Writes: WORKDIR/verify, WORKDIR/fresh, WORKDIR/heldout.
+Costs:  at most config.verify.limit finds, each asked about again several times;
+        config.taxonomy.fresh.rest + asks fresh probes; config.verify.labelled questions with a
+        known answer.
 """
 
 from collections import Counter
@@ -97,11 +103,10 @@ def audit(
   limit, seed = ctx.settings.verify.limit, ctx.settings.seed
   weights = choose(finds, tax, matched, limit=limit, seed=seed)
   chosen = [finds[i] for i in weights]
-  progress = metrics.Progress(len(chosen), "verify")
-  verification = grading.grade(
-    ctx, chosen, bank, outside=_outside(ctx), progress=lambda done, _: progress.update(done)
-  )
-  progress.close()
+  with metrics.Progress(len(chosen), "verify") as progress:
+    verification = grading.grade(
+      ctx, chosen, bank, outside=_outside(ctx), progress=lambda done, _: progress.update(done)
+    )
   modes = _match(ctx, tax, verification.failures)
   failures = [
     dataclasses.replace(f, mode_id=mode.mode_id if mode else None, weight=weight)

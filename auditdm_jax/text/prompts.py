@@ -4,9 +4,11 @@
 A template is a string in the model's config.json. `{image}` stands for the slots of an image,
 `{text}` for the text (`{text|trim}` without the blanks around it), specials are written out, and
 all else is literal text. What stands between `{{` and `}}` around `{image}` is there once per
-image, and not at all without one; without such brackets that is `{image}` alone.
+image, and not at all without one; without such brackets that is `{image}` alone. The model's reply
+follows, up to its `terminator`.
 """
 
+from collections.abc import Sequence
 import functools
 import re
 
@@ -59,6 +61,40 @@ def render(
       words = _TEXT.sub(lambda m: text.strip() if m[0] == "{text|trim}" else text, part)
       ids += tokenizer.encode(words)
   return ids
+
+
+def render_reply(tokenizer: Tokenizer, template: str, text: str, *, stop_id: int) -> list[int]:
+  """Returns the ids of a reply after `render`, its terminator included: what a label teaches.
+
+  Gemma's chat template writes a newline after the end of a turn. It is no part of the reply,
+  because a model that has ended its turn says nothing more.
+
+  Args:
+    tokenizer: the model's.
+    template: see above. Where it trims the text, the reply is trimmed too: so does Gemma's chat
+      template with the turns of both sides.
+    text: the reply; specials in it are text.
+    stop_id: see `terminator`.
+  """
+  said = text.strip() if "{text|trim}" in template else text
+  return [*tokenizer.encode(said), stop_id]
+
+
+def terminator(tokenizer: Tokenizer, template: str, stop_ids: Sequence[int]) -> int:
+  """Returns the id that a reply is taught to end with.
+
+  In a template of turns that is what ends the user's turn. Gemma 3 stops at <eos> and at
+  <end_of_turn>, and its files name <eos> first, but <end_of_turn> is what it was taught to say.
+
+  Args:
+    tokenizer: the model's.
+    template: see above.
+    stop_ids: the ids that end an answer. The first is the terminator of a template without turns.
+  """
+  runs = _parse(template, tokenizer.specials, 0)
+  asks = next(i for i, (kind, part) in enumerate(runs) if kind == "plain" and _TEXT.search(part))
+  after = {tokenizer.id(part) for kind, part in runs[asks + 1 : asks + 2] if kind == "special"}
+  return next((i for i in stop_ids if i in after), stop_ids[0])
 
 
 @functools.lru_cache(maxsize=64)

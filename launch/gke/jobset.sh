@@ -11,6 +11,9 @@
 #   --topology         of the slice: 4x4, 8x8, 2x2x2, …
 #   --chips            of one machine (4)
 #   --account          Kubernetes service account that may write to the bucket (default)
+#   --user             number of the user in the pods (10001, that of the image). Nodes whose
+#                      containerd lacks device_ownership_from_security_context give devices to
+#                      root only: --user=0 there
 #   --retries          how often all pods are started again after a preemption or a lost pod (30);
 #                      a crash ends the JobSet, since that cannot wait between two tries
 #   --dry-run          prints the JobSet instead of applying it
@@ -23,6 +26,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 source launch/common.sh
 
 name='' image='' accelerator=tpu-v5-lite-podslice topology='' chips=4 account=default retries=30
+user=10001
 spot=''
 while (($#)); do
   case $1 in
@@ -31,6 +35,7 @@ while (($#)); do
     --topology=*) topology=${1#*=} ;;
     --chips=*) chips=${1#*=} ;;
     --account=*) account=${1#*=} ;;
+    --user=*) user=${1#*=} ;;
     --retries=*) retries=${1#*=} ;;
     --spot) spot=1 ;;
     --dry-run) dry_run=1 ;;
@@ -53,6 +58,7 @@ check_name "$name"
   fail "--topology=$topology: such as 4x4 or 2x2x2"
 check_number --chips "$chips" 1
 check_number --retries "$retries" 0
+check_number --user "$user" 0
 check_stage "$@"
 all=$((${topology//x/*}))
 ((all % chips == 0)) ||
@@ -115,12 +121,21 @@ spec:
               serviceAccountName: "$account"
               # From SIGTERM: to end the step and write the checkpoint.
               terminationGracePeriodSeconds: 120
+              # The user of launch/gke/Dockerfile.
+              securityContext:
+                runAsNonRoot: $( ((user)) && echo true || echo false)
+                runAsUser: $user
+                runAsGroup: $user
+                seccompProfile: {type: RuntimeDefault}
               nodeSelector:
                 cloud.google.com/gke-tpu-accelerator: "$accelerator"
                 cloud.google.com/gke-tpu-topology: "$topology"$spot_selector
               containers:
                 - name: auditdm
                   image: "$image"
+                  securityContext:
+                    allowPrivilegeEscalation: false
+                    capabilities: {drop: [ALL]}
                   args:
 $(args "$@")
                   ports:

@@ -88,9 +88,12 @@ run_stage() {
     on_all "tar -xzf auditdm_jax.tar.gz && exec auditdm_jax/launch/tpu/worker.sh $(quoted "$@")"
 }
 
-archive=${TMPDIR:-/tmp}/auditdm_jax-$name.tar.gz
+# A folder of its own: in a shared one somebody else could put a link where the archive goes.
+scratch=/dev/null
+[[ -n $dry_run ]] || scratch=$(mktemp -d "${TMPDIR:-/tmp}/auditdm_jax.XXXXXXXXXX")
+archive=$scratch/auditdm_jax.tar.gz
 kept="the slice $name is still there and costs money"
-trap 'rm -f "$archive"; [[ -n $dry_run ]] || echo "$kept"' EXIT
+trap '[[ -n $dry_run ]] || { rm -rf -- "$scratch"; echo "$kept"; }' EXIT
 if [[ -n $dry_run ]]; then
   echo "# unless there is a slice $name already:"
   run "${tpus[@]}" queued-resources create "$name" --node-id="$name" "${where[@]}" \

@@ -152,7 +152,7 @@ def test_modes_of_two_rounds(world, seeds):
     t.match([a.probe.question for a in attempts], [a.consensus for a in attempts])
     for t in (first, second)
   )
-  traced = {d.mode_id: d for d in rounds.descent(first, second, was, now)}
+  traced = {d.mode_id: d for d in rounds.descent(first.modes, second.modes, was, now)}
   by_name = {m.name: traced[m.mode_id] for m in second.modes}
   assert {name: d.relation for name, d in by_name.items()} == {
     "colour purple": "same",
@@ -178,7 +178,7 @@ def test_several_old_modes_in_one_are_merged(world, seeds):
   attempts, _ = world(1, 4000, ["dial east", "digit seven", "purple"])
   now = [m and dataclasses.replace(m, mode_id="all") for m in _matched(first, attempts)]
   one = Taxonomy(seeds, (_mode("all"),))
-  (found,) = rounds.descent(first, one, _matched(first, attempts), now)
+  (found,) = rounds.descent(first.modes, one.modes, _matched(first, attempts), now)
   assert found.relation == "merged" and len(found.parents) >= 2
 
 

@@ -21,6 +21,21 @@ def test_images(tmp_path):
   np.testing.assert_array_equal(images.get(images.put(flipped)), flipped)
 
 
+def test_images_are_spread_over_folders_and_older_ones_are_found(tmp_path):
+  pictures = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 3), dtype=np.uint8)
+  flat = Images(tmp_path)
+  old = [flat.put(image) for image in pictures[:20]]
+  images = Images(tmp_path, fan_out=True)
+  ids = [images.put(image) for image in pictures]
+  assert ids[:20] == old and all(image_id in images for image_id in ids)
+  for image_id, image in zip(ids, pictures, strict=True):
+    np.testing.assert_array_equal(images.get(image_id), image)
+  assert len(list(tmp_path.glob("*.png"))) == 20  # None is stored twice.
+  assert {p.parent.name for p in tmp_path.glob("*/*.png")} == {i[:2] for i in ids[20:]}
+  again = Images(tmp_path / "new", fan_out=True)
+  assert again.path(again.put(pictures[0])) == tmp_path / "new" / ids[0][:2] / f"{ids[0]}.png"
+
+
 def test_images_refuse_what_is_not_one(tmp_path):
   images = Images(tmp_path)
   for bad in (np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)):

@@ -104,3 +104,17 @@ def test_progress_draws_a_bar_on_a_terminal():
     progress.update(2, reward=0.5)
   assert "train" in stream.getvalue() and "2/2" in stream.getvalue()
   assert "reward 0.5" in stream.getvalue()
+
+
+def test_what_is_done_soon_is_not_shown(monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+  for stream in (io.StringIO(), Terminal()):
+    with metrics.Progress(10, "read", stream=stream, after_s=5) as progress:
+      now[0] += 4
+      progress.update(9)
+    assert stream.getvalue() == ""
+    with metrics.Progress(10, "read", stream=stream, after_s=5) as progress:
+      now[0] += 6
+      progress.update(10)
+    assert "read" in stream.getvalue() and "10/10" in stream.getvalue()

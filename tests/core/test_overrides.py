@@ -1,15 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Overrides on the command line, through ml_collections' own flags."""
+"""Overrides on the command line."""
 
-import sys
+import dataclasses
+import pathlib
+from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 import pytest
 
-from auditdm_jax.core import overrides
-from auditdm_jax.core.config import OVERRIDES
+from auditdm_jax.core import described, overrides
+from auditdm_jax.core.config import UserError, build
+from auditdm_jax.stages.benchmarks import BenchmarksConfig
+from auditdm_jax.stages.sections import AuditConfig
 
+ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = """
 from ml_collections import ConfigDict
 
@@ -23,17 +27,44 @@ def get_config(arg=""):
 """
 
 
+@dataclasses.dataclass(frozen=True)
+class Client:
+  deadline_s: float = 1.0
+  token: str = ""
+  tries: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+  port: int
+  client: Client = Client()
+  clients: dict[str, Client] = dataclasses.field(default_factory=dict)
+  maybe: Client | None = None
+  sides: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sections:
+  images: Images
+  prompts: dict[str, int]
+  optim: Any
+  models: Any
+  harvest: tuple[int, ...]
+  name: str
+  rest: Images | None = None
+
+
 @pytest.fixture
-def parse(tmp_path, monkeypatch):
+def parse(tmp_path):
   """Parses arguments as the command line does; returns the config as a dict."""
   (tmp_path / "c.py").write_text(CONFIG)
 
-  def run(*args, separate=False):
+  def run(*args, separate=False, sections=None):
     values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", None, "", flag_values=values, **OVERRIDES)
+    holder = overrides.define("", flag_values=values)
     given = ["--config", f"{tmp_path}/c.py:a"] if separate else [f"--config={tmp_path}/c.py:a"]
-    monkeypatch.setattr("sys.argv", overrides.take(["stage", *given, *args]))
-    values(sys.argv)
+    assert overrides.parse_flags(values, [*given, *args, "word"], sections) == ["word"]
+    assert holder.value.is_locked
     return holder.value.to_dict()
 
   return run
@@ -85,29 +116,116 @@ def test_an_override_means_what_it_says(parse, args, section, want):
 
 
 @pytest.mark.parametrize(
-  ("arg", "message"),
+  ("args", "section", "want"),
   [
-    ("--config.optm.lr=1", "optm"),
-    ("--config.optim.lr=x", "could not convert string to float"),
-    ("--config.name.x=1", r"--config.name.x: config.name is 'a', not a section"),
+    (["client.token=7"], "images", {"port": 0, "client": {"token": "7"}}),
+    (["client.deadline-s=7"], "images", {"port": 0, "client": {"deadline_s": 7.0}}),
+    (["client.tries=1,2"], "images", {"port": 0, "client": {"tries": (1, 2)}}),
+    (["clients.my-name.token=x"], "images", {"port": 0, "clients": {"my-name": {"token": "x"}}}),
+    (["clients['a/b'].token=x"], "images", {"port": 0, "clients": {"a/b": {"token": "x"}}}),
+    (["maybe.token=x"], "images", {"port": 0, "maybe": {"token": "x"}}),
+    (["maybe=none"], "images", {"port": 0, "maybe": None}),
+    (["sides.a=3", "sides.b=1e3"], "images", {"port": 0, "sides": {"a": 3, "b": 1000}}),
+    (
+      ["client={'token': 'x'}", "client.tries=3"],
+      "images",
+      {"port": 0, "client": {"token": "x", "tries": (3,)}},
+    ),
   ],
 )
-def test_a_mistake_is_left_to_be_told(parse, arg, message):
-  with pytest.raises((KeyError, AttributeError, ValueError, flags.Error), match=message):
+def test_the_dataclass_says_what_a_key_is(parse, args, section, want):
+  got = parse(*(f"--config.{section}.{arg}" for arg in args), sections=Sections)[section]
+  assert got == want
+
+
+@pytest.mark.parametrize(
+  ("arg", "message"),
+  [
+    ("--config.optm.lr=1", "config has no key 'optm' .did you mean 'optim'"),
+    ("--config.optim.lr=x", "--config.optim.lr=x: expected a number"),
+    ("--config.name.x=1", r"--config.name.x: config.name is 'a', not a section"),
+    ("--config..x=1", "keys are written --config.a.b=value"),
+    ("--config[x=1", "keys are written --config.a.b=value"),
+    ("--config.prompts['a.b']=1", "dots in field names"),
+  ],
+)
+def test_a_mistake_is_told(parse, arg, message):
+  with pytest.raises(UserError, match=message):
     parse(arg)
 
 
-def test_other_forms_are_as_they_were(parse, capsys):
+@pytest.mark.parametrize(
+  ("arg", "message"),
+  [
+    ("images.client.tokn=1", "config.images.client has no key 'tokn' .did you mean 'token'.*=help"),
+    ("images.clint.token=1", "config.images has no key 'clint' .did you mean 'client'"),
+    ("images.port.x=1", "config.images.port is 0, not a section"),
+    ("images.client.token.x=1", "config.images.client.token is a str, not a section"),
+    ("images.sides.a=x", "--config.images.sides.a=x: expected a whole number"),
+    ("images.clients.a=5", "a section with keys"),
+  ],
+)
+def test_a_mistake_is_told_by_the_dataclass(parse, arg, message):
+  with pytest.raises(UserError, match=message):
+    parse(f"--config.{arg}", sections=Sections)
+
+
+def test_forms_of_an_argument(parse, capsys):
   assert parse("--config.optim.lr", "3")["optim"]["lr"] == 3.0
+  assert parse("--config.optim.lr", "-3")["optim"]["lr"] == -3.0
   assert parse("-config.optim.lr=3", separate=True)["optim"]["lr"] == 3.0
+  assert parse("--config.optim.remat", "--config.optim.lr=2")["optim"]["remat"] is True
   capsys.readouterr()
-  assert parse()["name"] == "a"
-  assert capsys.readouterr().out == "read\n"  # Once, where nothing is overridden.
+  assert parse("--config.optim.lr=3")["name"] == "a"
+  assert capsys.readouterr().out == "read\n"  # A config file is run once.
 
 
-def test_a_file_that_cannot_be_read_is_told_about_by_the_flag(tmp_path):
-  (tmp_path / "bad.py").write_text("def get_config():\n  raise ValueError('broken')\n")
-  args = ["stage", f"--config={tmp_path}/bad.py", "--config.a-b.c=1"]
-  assert overrides.take(args)[:2] == args[:2]
-  assert overrides.take(["--config.x=1"]) == ["--config.x=1"]
-  assert overrides.take([]) == []
+def test_a_change_of_no_config_is_refused():
+  values = flags.FlagValues()
+  overrides.define("", flag_values=values)
+  with pytest.raises(UserError, match="--config.x changes a config; --config is missing"):
+    overrides.parse_flags(values, ["--config.x=1"])
+
+
+def keys_and_values(cls, path=""):
+  """Yields every key of a section and of those in it, with a value of its default or like it."""
+  for key in described.keys_of(cls):
+    name = f"{path}.{key.name}"
+    if key.section is not None:
+      yield from keys_and_values(
+        key.section, name if described.value_hint(key.hint) is None else f"{name}.some-name"
+      )
+    elif key.default != "required":
+      yield name, key.default
+
+
+@pytest.mark.parametrize(
+  ("sections", "config"),
+  [
+    (AuditConfig, "configs/scenes.py"),
+    (AuditConfig, "configs/paligemma2.py"),
+    (AuditConfig, "configs/gemma3.py"),
+    (BenchmarksConfig, "configs/benchmarks.py:run=runs/x"),
+  ],
+)
+def test_every_key_can_be_given_to_every_config(sections, config):
+  """Also those that a file leaves out; each takes its own default as text."""
+  for dashes in (False, True):
+    given = [
+      f"--config{key.replace('_', '-') if dashes else key}={value}"
+      for key, value in keys_and_values(sections)
+    ]
+    assert len(given) > 20
+    read = overrides.read(f"{ROOT}/{config}", given, sections)
+    if sections is AuditConfig:
+      for key in described.keys_of(AuditConfig):
+        if key.section is not None and key.name in read and key.name not in ("endpoints",):
+          with_defaults(build, key, read[key.name])
+
+
+def with_defaults(build, key, section):
+  """Builds a section; what its values say together is not looked at."""
+  try:
+    build(key.section, section.to_dict(), name=key.name)
+  except UserError as e:
+    assert not any(word in str(e) for word in ("unknown key", "expected")), e

@@ -114,6 +114,60 @@ def test_a_model_on_all_devices_answers_and_each_process_opens_its_own_images(st
   assert first[3] == model.tower_id
 
 
+# A tower that trains; which pictures does each process open?
+TUNE = """
+import dataclasses, json, sys
+from auditdm_jax.core import runtime
+
+cluster = dict(arg.removeprefix("--").split("=") for arg in sys.argv[2:])
+if cluster:
+  address, count, index = cluster.values()
+  runtime.setup(cluster=runtime.Cluster(address, int(count), int(index)))
+
+import numpy as np
+from auditdm_jax.core import mesh as mesh_lib, tree
+from auditdm_jax.rectify import curate, recipes
+from auditdm_jax.rectify.examples import ListedExamples
+from auditdm_jax.rectify.tune import TuneConfig
+from tests.rectify import test_finetune as t
+
+opened = []
+def load(name):
+  opened.append(name)
+  return t.picture(name)
+
+with runtime.together():
+  listed = [
+    curate.TrainingExample(image_id=f"{i}", question=f"color of {x}", label="red")
+    for i, x in enumerate("abcdabcdab")
+  ]
+  result = t._run(
+    t.make_model(),
+    dataclasses.replace(t._RECIPE, steps=3, replay=0.0, parts=recipes.EVERYTHING),
+    new=ListedExamples(listed, load=load, put=str),
+    replay=None,
+    mesh=mesh_lib.make_mesh({"data": -1}) if cluster else None,
+    tune=TuneConfig(validation=0.2, eval_every=3, eval_examples=8),
+  )
+  sums = {k: float(np.abs(v).sum()) for k, v in tree.flatten(result.params).items()}
+  print(json.dumps([result.loss, result.validation, sums, len(opened)]))
+"""
+
+
+@pytest.mark.slow
+def test_a_fine_tuning_is_that_of_one_process_and_each_opens_its_own_pictures(start_all):
+  ends = start_all(["-c", TUNE], 2)
+  assert [e.code for e in ends] == [0, 0], ends[0].err + ends[1].err
+  first, second = [json.loads(e.out.splitlines()[-1]) for e in ends]
+  (alone,) = start_all(["-c", TUNE], 1)
+  one = json.loads(alone.out.splitlines()[-1])
+  assert first[:3] == second[:3]
+  assert first[:2] == pytest.approx(one[:2], rel=1e-4)
+  assert first[2] == pytest.approx(one[2], rel=1e-3)
+  # Of eight rows in each of three steps, and of eight at the end, half.
+  assert one[3] == 32 and first[3] == second[3] == 16
+
+
 def test_alone_it_is_all_trivial():
   assert runtime.gather({"a": 1}) == [{"a": 1}] and list(runtime.mine("abc")) == list("abc")
   assert runtime.is_main() and (runtime.index(), runtime.count()) == (0, 1)
@@ -238,7 +292,7 @@ LOOP = [
   "--config.discover.probes=480",
   "--config.discover.search_probes=128",
   "--config.verify.limit=60",
-  "--config.round2.steps=2",
+  "--config.rounds.steps=2",
   "--config.rectify.recipe.steps=4",
   "--config.rectify.curate.size=40",
 ]

@@ -116,6 +116,17 @@ def test_dry_run_for_a_cluster():
     "cloud.google.com/gke-spot": "true",
   }
   (container,) = pod["containers"]
+  user = dockerfile_user()
+  assert pod["securityContext"] == {
+    "runAsNonRoot": True,
+    "runAsUser": user,
+    "runAsGroup": user,
+    "seccompProfile": {"type": "RuntimeDefault"},
+  }
+  assert container["securityContext"] == {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+  }
   assert container["args"] == [*STAGE, "--distributed"]
   assert container["resources"]["limits"] == {"google.com/tpu": 4}
   preempted, crashed = job["podFailurePolicy"]["rules"]
@@ -123,6 +134,36 @@ def test_dry_run_for_a_cluster():
   codes = {"containerName": "auditdm", "operator": "NotIn", "values": [75, 134, 137, 143, 255]}
   assert crashed["onExitCodes"] == codes
   assert jobset["spec"]["failurePolicy"]["maxRestarts"] == 30
+
+
+def dockerfile_user():
+  """The number of the user that the training image runs as."""
+  lines = (ROOT / "launch/gke/Dockerfile").read_text().splitlines()
+  user = int(next(x.split()[1] for x in reversed(lines) if x.startswith("USER ")))
+  assert any(x.startswith("RUN useradd ") and f"--uid {user} " in x for x in lines)
+  return user
+
+
+def test_pods_are_root_only_if_somebody_says_so():
+  given = ["gke/jobset.sh", "a", "--image=i", "--topology=4x4", "--dry-run", "--user=0"]
+  out = launch(*given, "--", *STAGE)
+  assert "runAsNonRoot: false" in out and "runAsUser: 0" in out
+
+
+def test_the_training_image_is_not_root_and_holds_what_runs_need():
+  text = (ROOT / "launch/gke/Dockerfile").read_text()
+  assert dockerfile_user() > 0
+  copied = re.findall(r"^COPY (\S+) \S+$", text, re.M)
+  assert set(copied) == {
+    "requirements.txt",
+    "launch/tpu/requirements.txt",
+    "auditdm_jax",
+    "configs",
+    "data",
+  }
+  assert all((ROOT / source).exists() for source in copied)
+  # Nothing is copied after USER: the files stay root's, so that a run cannot change its code.
+  assert text.rindex("COPY ") < text.index("\nUSER ") < text.index("\nENTRYPOINT")
 
 
 def test_arguments_reach_a_pod_as_they_were():
@@ -173,6 +214,7 @@ def test_a_pod_for_every_machine_of_the_slice(topology, machines):
         (["--topology=4x4", "--chips=0"], "--chips=0: a whole number, at least 1"),
         (["--topology=2x3", "--chips=4"], "has 6 chips, not a multiple of --chips=4"),
         (["--topology=4x4", "--retries=-1"], "--retries=-1: a whole number"),
+        (["--topology=4x4", "--user=root"], "--user=root: a whole number"),
         (["--topology=4x4", "--image=a b"], "--image='a b': no name of an image"),
         (["--topology=4x4", "--account=a: b"], "--account='a: b'"),
       ]
@@ -229,6 +271,25 @@ def test_a_lost_slice_is_made_again_and_the_run_goes_on(tmp_path):
   once = ["scp", "ssh"]
   assert verbs == ["create", *once, "delete", "create", *once, *once, "delete"]
   assert "exit code 255" in out and "exit code 143" in out and "is deleted" in out
+
+
+def test_the_archive_goes_through_no_link_that_somebody_planted(tmp_path, monkeypatch):
+  shared = tmp_path / "shared"
+  shared.mkdir()
+  (tmp_path / "victim").write_text("kept")
+  for name in ("auditdm_jax-audit.tar.gz", "auditdm_jax.tar.gz"):
+    (shared / name).symlink_to(tmp_path / "victim")
+  monkeypatch.setenv("TMPDIR", str(shared))
+  program(
+    tmp_path / "git",
+    f'for a; do [[ $a == --output=* ]] && echo x >"${{a#*=}}" &&'
+    f' stat -c "%a %n" "$(dirname "${{a#*=}}")" >>{tmp_path}/folders; done; true',
+  )
+  pod(tmp_path, [0])
+  assert (tmp_path / "victim").read_text() == "kept"
+  mode, folder = (tmp_path / "folders").read_text().split()
+  assert mode == "700" and pathlib.Path(folder).parent == shared
+  assert len(list(shared.iterdir())) == 2  # Nothing is left behind.
 
 
 def test_a_mistake_is_not_tried_again_and_the_slice_is_named(tmp_path):

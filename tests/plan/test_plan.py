@@ -8,18 +8,21 @@ import sys
 
 from absl import flags
 import jax
-from ml_collections import config_flags
 import numpy as np
 import pytest
 
 from auditdm_jax.audit.ask import BankConfig
-from auditdm_jax.core.config import OVERRIDES, UserError
-from auditdm_jax.plan import chips, compiling, programs, steps, table
+from auditdm_jax.core import overrides, tree
+from auditdm_jax.core.config import UserError
+from auditdm_jax.models import variants
+from auditdm_jax.plan import chips, compiling, hlo, programs, steps, table
+from auditdm_jax.rectify import recipes
 from auditdm_jax.rectify.recipes import Recipe
 from auditdm_jax.rl.draws import RolloutConfig
 from auditdm_jax.rl.grpo import GrpoConfig
 from auditdm_jax.rl.step import OptimConfig
 from auditdm_jax.stages import plan as stage
+from auditdm_jax.stages.sections import AuditConfig
 from tests.rl import fakes, tiny
 
 
@@ -150,19 +153,60 @@ def test_what_would_make_a_repair_smaller():
   found = steps.changes(run(recipe=recipe), named(steps.steps(run(), 8), "repair"), 8)
   assert [text for text, _ in found] == [
     "--config.rectify.recipe.remat=True",
-    "--config.rectify.recipe.remat=True --config.rectify.recipe.micro_rows=2",
+    "--config.rectify.recipe.remat=True --config.rectify.recipe.micro_rows=8",
   ]
   last = found[-1][1].recipe
-  assert last.remat and last.micro_rows == 2 and last.batch_size == 16
+  assert last.remat and last.micro_rows == 8 and last.batch_size == 16
   assert not steps.changes(run(recipe=last), named(steps.steps(run(), 8), "repair"), 8)
 
 
-def configured(monkeypatch, flags_given):
+@pytest.mark.parametrize("name", ["vqav2", "gqa-448", "chartqa-896", "refcoco-896", "forkme"])
+def test_the_repair_by_a_recipe_has_its_images_and_rows(name):
+  known = recipes.get(name)
+  target = variants.VARIANTS["paligemma2_3b_448"]
+  big = run(answering={"target": target}, layout=programs.MeshLayout({"fsdp": -1}), suffix=16)
+  (planned,) = steps.repairs(big, [name])
+  built = planned.build(jax.devices()[:1])
+  state, batch = built.args
+  res, rows = known.format.res, known.batch_size
+  patches = (res // 14) ** 2
+  tower = () if name == "gqa-448" else (rows, res, res, 3)
+  assert batch.images.shape == (tower or (rows, patches, 1152)) and batch.image is None
+  assert batch.tokens.shape == (rows, patches + known.format.text_len)
+  assert state.params["img"]["pos_embedding"].shape == (1, patches, 1152)
+  moments = {path.partition("mu/")[2] for path in tree.flatten(state.opt_state)}
+  assert ("img/embedding/kernel" in moments) == bool(tower)
+  assert planned.updates == known.num_steps(1_100_000)
+
+
+def test_a_repair_that_cannot_be_planned():
+  with pytest.raises(UserError, match="--recipes: no recipe 'chartq' .did you mean 'chartqa'"):
+    steps.repairs(run(), ["chartq"])
+  with pytest.raises(UserError, match="the target is an endpoint"):
+    steps.repairs(run(target=""), ["chartqa"])
+
+
+def test_a_plan_says_what_a_whole_repair_costs():
+  where = chips.parse("v5e:4x4")
+  (planned,) = steps.repairs(run(), ["vqav2-448"])
+  traffic = hlo.Traffic(memory=1e9, collectives={})
+  done = compiling.Compiled(16e15, 0, 4 * chips.GIB, False, (), traffic, 1.0)
+  plan = table.make(where, [(planned, done)], run_steps=10)
+  updates = round(10 * 1_100_000 / 256)
+  best = 1e15 / where.chip.flops * updates * 16 / 3600
+  worst = best + 1e9 / where.chip.memory_rate * updates * 16 / 3600
+  assert (
+    f"repair vqav2-448: {updates:,} updates, {best:.0f} to {worst:.0f} chip-hours"
+    in table.text(plan)
+  )
+  assert "a step:" not in table.text(plan)
+
+
+def configured(flags_given):
   """What the stage reads, from flags as a shell splits them."""
   values = flags.FlagValues()
-  config = config_flags.DEFINE_config_file("config", None, "", flag_values=values, **OVERRIDES)
-  monkeypatch.setattr(sys, "argv", ["plan", *shlex.split(flags_given)])
-  values(sys.argv)
+  config = overrides.define("", flag_values=values)
+  overrides.parse_flags(values, shlex.split(flags_given), AuditConfig)
   return stage.read(config.value)
 
 
@@ -176,13 +220,13 @@ def configured(monkeypatch, flags_given):
     ("configs/scenes.py", 8, "repair", 1),
   ],
 )
-def test_advice_can_be_typed(monkeypatch, config, devices, name, count):
+def test_advice_can_be_typed(config, devices, name, count):
   given = f"--config={config}"
-  asked = configured(monkeypatch, given)
+  asked = configured(given)
   found = steps.changes(asked, named(steps.steps(asked, devices), name), devices)
   assert len(found) == count and len({text for text, _ in found}) == count
   for text, changed in found:
-    assert configured(monkeypatch, f"{given} {text}") == changed, text
+    assert configured(f"{given} {text}") == changed, text
     steps.steps(changed, devices)
     rows = changed.optim.micro_rows
     assert rows % devices == 0 and (not asked.optim.micro_rows or rows <= asked.optim.micro_rows)
@@ -193,7 +237,7 @@ MISTAKES = [
   (["--config.mesh.data=0"], "sizes are at least 1"),
   (["--config.optim.micro_rows=3"], "optim.micro_rows=3: must be a multiple of the 8 devices"),
   (["--config.optim.b1=3.0"], "optim.b1=3.0: must be"),  # A key that the file does not have.
-  (["--config.optim.lrr=1"], "config.optim.lrr: unknown key (did you mean 'lr'?)"),
+  (["--config.optim.lrr=1"], "config.optim has no key 'lrr' (did you mean 'lr'?)"),
   (["--config.models.references=('a/x', 'b/x')"], "a/x and b/x have one name, x"),
 ]
 
@@ -231,7 +275,7 @@ def test_the_train_step_compiles_for_eight_devices():
   assert done.flops > 1e5
 
 
-def test_each_model_answers_in_the_length_of_its_style(monkeypatch):
-  asked = configured(monkeypatch, "--config=configs/paligemma2.py")
+def test_each_model_answers_in_the_length_of_its_style():
+  asked = configured("--config=configs/paligemma2.py")
   assert asked.answer_tokens["paligemma2-3b-mix-448"] == asked.bank.max_new_tokens == 16
   assert asked.answer_tokens["gemma-3-12b-it"] == 32

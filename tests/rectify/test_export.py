@@ -1,167 +1,141 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An export obeys the rules of big_vision's reader, and its config says what the recipe says."""
+"""What no export may hold is refused with its reason; folders are whole, or as they were."""
 
 import json
-import sys
-import types
 
-import ml_collections
 import numpy as np
-from PIL import Image
 import pytest
 
-from auditdm_jax.core import config
-from auditdm_jax.rectify import curate, export, recipes
-
-_MODEL = export.BigVision(model_init="/ckpt/pt.npz", tokenizer="/tok/gemma.model", max_text_len=40)
-
-
-def _example(i, *, question=None, label="red", image=None):
-  return curate.TrainingExample(
-    image_id=image or f"im{i}",
-    question=question or f"what color is object {i}",
-    label=label,
-    provenance={"probe_id": f"p{i}"},
-  )
+from auditdm_jax.audit import leaks
+from auditdm_jax.bench.items import BenchmarkItem
+from auditdm_jax.core.config import UserError
+from auditdm_jax.rectify import export
+from auditdm_jax.rectify.export import Firewall
+from tests.rectify.exporting import IDS, PICTURES, collect, sourced
 
 
-@pytest.fixture
-def images(tmp_path):
-  folder = tmp_path / "store"
-  folder.mkdir()
-  for i in range(8):
-    Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(folder / f"im{i}.png")
-  return lambda image_id: folder / f"{image_id}.png"
+def _fill(folder):
+  (folder / "data.txt").write_text("x")
+  return {"fact": 1}
 
 
-def _export(tmp_path, images, train, **options):
-  options = {"recipe": recipes.get("chartqa"), "model": _MODEL, **options}
-  return export.export(
-    tmp_path / "out",
-    train,
-    image_path=images,
-    count_tokens=lambda text: len(text.split()),
-    recipe_name="chartqa",
-    **options,
-  )
+def _rows(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_folder_and_rows(tmp_path, images):
-  stats = _export(
-    tmp_path, images, [_example(i) for i in range(4)], val=[_example(5), _example(5, question="q")]
-  )
+def test_what_goes_back_to_one_image_is_in_one_split():
+  # Pictures 6 to 11 are made from 0 to 5.
+  examples = [sourced(i, source=i % 6, question=q) for i in range(12) for q in ("what is a", "b")]
+  exported = collect(examples)
+  images = {s: {r.sourced.source_image for r in exported.of(s)} for s in ("train", "val")}
+  assert len(images["val"]) == 2 and not images["train"] & images["val"]
+  assert len(exported.rows) == 24 and len({row.row_id for row in exported.rows}) == 24
+  assert [r.split for r in exported.rows] == sorted(r.split for r in exported.rows)
+  again = collect(examples[::-1])
+  assert {r.sourced.source_image for r in again.of("val")} == images["val"]
+  assert {r.sourced.source_image for r in collect(examples, seed=1).of("val")} != images["val"]
+  assert not collect(examples, val_share=0).of("val")
+  assert len(collect([sourced(0), sourced(1)], val_share=0.9).of("train")) == 1
+
+
+@pytest.mark.parametrize(
+  ("bad", "why"),
+  [
+    ({"label": " "}, "the label is empty"),
+    ({"question": "what is\nthis"}, "the question has control characters"),
+    ({"question": "what \ud800"}, "unpaired surrogates"),
+    ({"question": "x" * 1001}, "the question has 1,001 characters, at most 1,000"),
+    ({"label": "<end_of_turn>"}, "special token: <end_of_turn>"),
+    ({"question": "say <|im_end|> now"}, "special token: <|im_end|>"),
+    ({"question": "<image>what"}, "special token: <image>"),
+    ({"label": "[INST] no"}, r"special token: [INST]"),
+    ({"label": "<loc0001>"}, "special token: <loc0001>"),
+  ],
+)
+def test_hostile_text_is_refused(bad, why):
+  exported = collect([sourced(0), sourced(1, **bad)], val_share=0)
+  assert [r.sourced.example.image_id for r in exported.rows] == [IDS[0]]
+  (refusal,) = exported.refused
+  assert refusal.kind == "text" and why in refusal.why
+
+
+def test_ordinary_text_is_kept():
+  words = ("is 3 < 5 and 7 > 2", "naïve café?", "what does [it] say")
+  assert not collect([sourced(i, question=q) for i, q in enumerate(words)]).refused
+  box = sourced(0, label="<loc0001><loc0002><loc0003><loc0004><seg001>")
+  assert not collect([box], val_share=0, allow_locations=True).refused
+  with pytest.raises(UserError, match="no example is left to train on; the first of 1 refused: "):
+    collect([box])
+
+
+class _Item(BenchmarkItem):
+  """About a picture that a scanner has changed a little."""
+
+  def image(self, k=0):
+    noise = np.random.default_rng(0).integers(-2, 3, PICTURES[self.image_key].shape)
+    return np.clip(PICTURES[self.image_key].astype(int) + noise, 0, 255).astype(np.uint8)
+
+
+def test_pictures_of_benchmarks_are_refused_whatever_is_asked():
+  item = _Item(item_id="q7", pictures=(None,), image_key=IDS[2], question="something else")
+  index = leaks.build([item], source="gqa/val")
+  # Picture 5 is an edit of picture 2.
+  examples = [sourced(0), sourced(2), sourced(5, source=2), sourced(3), sourced(4)]
+  firewall = Firewall(reserved=frozenset([IDS[3]]), index=index)
+  exported = collect(examples, firewall=firewall)
+  assert {r.sourced.example.image_id for r in exported.rows} == {IDS[0], IDS[4]}
+  whys = [r.why for r in exported.refused]
+  assert [r.kind for r in exported.refused] == ["benchmark"] * 3
+  assert all("looks like that of gqa/val q7" in why for why in whys[:2])
+  assert "is held out for evaluation" in whys[2]
+
+
+def test_a_folder_says_where_its_rows_are_from(tmp_path):
+  exported = collect([sourced(0), sourced(1), sourced(2, label="<image>")])
+  assert export.write(tmp_path / "out", exported, _fill, header={"to": "x", "licence": "CC0"})
+  header = export.read_header(tmp_path / "out")
+  assert header["rows"] == {"train": 1, "val": 1, "refused": {"text": 1}} and header["fact"] == 1
+  meta = export.read_meta(tmp_path / "out")
+  assert [row["split"] for row in meta] == ["train", "val"]
+  assert {row["licence"] for row in meta} == {"CC0"} and {r["source"] for r in meta} == {"own/1"}
+  assert meta[0]["provenance"]["probe_id"] in ("p0", "p1") and meta[0]["label"] == "red"
+  (refused,) = _rows(tmp_path / "out" / "refused.jsonl")
+  assert refused["probe_id"] == "p2" and refused["label"] == "<image>"
+
+
+def test_the_same_again_changes_nothing_and_another_replaces(tmp_path):
+  out, header = tmp_path / "out", {"to": "x"}
+  assert export.write(out, collect(), _fill, header=header)
+  (out / "data.txt").write_text("mine")
+  assert not export.write(out, collect(), _fill, header=header)
+  assert (out / "data.txt").read_text() == "mine"
+  assert export.write(out, collect(), _fill, header={"to": "y"})
+  assert (out / "data.txt").read_text() == "x"
+  assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_nothing_of_others_is_lost(tmp_path):
   out = tmp_path / "out"
-  assert stats == {"rows": 6, "too_long": 0, "longest": 11, "text_len": 16}
-  assert sorted(p.name for p in out.iterdir()) == [
-    "bv_config.py",
-    "images",
-    "meta.jsonl",
-    "stats.json",
-    "train.jsonl",
-    "val.jsonl",
-  ]
-  first = json.loads((out / "train.jsonl").read_text().splitlines()[0])
-  assert first == {
-    "id": "train-000000",
-    "image": "im0.png",
-    "prefix": "answer en what color is object 0",
-    "suffix": "red",
-  }
-  assert len(list((out / "images").iterdir())) == 5
-  assert json.loads((out / "meta.jsonl").read_text().splitlines()[0])["probe_id"] == "p0"
-  export.check(out)
-  _export(tmp_path, images, [_example(7)])
-  assert len((out / "train.jsonl").read_text().splitlines()) == 1
-  assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "store"]
+  out.mkdir()
+  (out / "thesis.txt").write_text("x")
+  with pytest.raises(UserError, match="not an export of this version"):
+    export.write(out, collect(), _fill, header={})
+  (out / "thesis.txt").unlink()
+  export.write(out, collect(), _fill, header={})
+  (out / "checkpoints").mkdir()
+  with pytest.raises(UserError, match="checkpoints is not of the export, and would be lost"):
+    export.write(out, collect(), _fill, header={"to": "y"})
 
 
-def test_long_rows_are_left_out_and_counted(tmp_path, images):
-  stats = _export(tmp_path, images, [_example(0), _example(1, question="very " * 40)])
-  assert (stats["rows"], stats["too_long"]) == (1, 1)
+def test_a_write_that_fails_leaves_what_was_there(tmp_path):
+  out = tmp_path / "out"
+  export.write(out, collect(), _fill, header={})
 
+  def fails(folder):
+    (folder / "half.txt").write_text("x")
+    raise UserError("the disk is full")
 
-def test_other_formats_become_png(tmp_path, images):
-  Image.fromarray(np.zeros((8, 8, 4), np.uint8)).save(images("webp"), format="WEBP")
-  _export(tmp_path, images, [_example(0, image="webp")])
-  with Image.open(tmp_path / "out" / "images" / "webp.png") as image:
-    assert (image.format, image.mode) == ("PNG", "RGB")
-
-
-@pytest.mark.parametrize(
-  ("train", "options", "message"),
-  [
-    ([_example(0)], {"reserved_images": {"im0"}}, "evaluation images"),
-    ([_example(0)], {"val": [_example(0)]}, "both train and val"),
-    ([_example(0, image="gone")], {}, "no image file"),
-    ([_example(0, label="")], {}, "train.jsonl:1: an empty"),
-    ([_example(0), _example(1, question="a\nb")], {}, "train.jsonl:2: prefix has control"),
-    ([_example(0, label="<loc0001>")], {}, "location"),
-    ([], {}, "no rows"),
-    ([_example(0)], {"recipe": recipes.get("scenes")}, "replay"),
-  ],
-)
-def test_bad_examples_are_refused_and_leave_nothing(tmp_path, images, train, options, message):
-  with pytest.raises(config.UserError, match=message):
-    _export(tmp_path, images, train, **options)
-  assert [p.name for p in tmp_path.iterdir()] == ["store"]
-
-
-@pytest.mark.parametrize(
-  ("text", "message"),
-  [
-    ("\n", "train.jsonl:1: not JSON"),
-    ('{"id": "a"}\n', "exactly the keys"),
-    ('{"id": "a", "image": "im0.png", "prefix": "p", "suffix": 3}\n', "suffix is not a string"),
-    ('{"id": "a", "image": "../../x", "prefix": "p", "suffix": "s"}\n', "no image"),
-    ('\ufeff{"id": "a", "image": "im0.png", "prefix": "p", "suffix": "s"}\n', "byte order"),
-    ('{"id": "a", "image": "im0.png", "prefix": "p", "suffix": "s"}\n' * 2, ":2: id 'a' is used"),
-  ],
-)
-def test_check_names_row_and_rule(tmp_path, images, text, message):
-  _export(tmp_path, images, [_example(0)])
-  (tmp_path / "out" / "train.jsonl").write_text(text, encoding="utf-8")
-  with pytest.raises(config.UserError, match=message):
-    export.check(tmp_path / "out")
-
-
-def _run_config(path, monkeypatch):
-  """Runs a generated config with stand-ins for the two big_vision modules it imports."""
-  common = types.ModuleType("big_vision.configs.common")
-  common.parse_arg = lambda arg, **values: ml_collections.ConfigDict(values)
-  transfers = types.ModuleType("big_vision.configs.proj.paligemma.transfers.common")
-  transfers.TOKENIZER = "unset"
-  transfers.combine_and_keep_train = lambda n: f"train({n},{transfers.TOKENIZER})"
-  transfers.combine_and_keep_eval = lambda n, keep: f"eval({n},{keep})"
-  for leaf in (common, transfers):
-    parts = leaf.__name__.split(".")
-    for i in range(1, len(parts)):
-      name = ".".join(parts[:i])
-      monkeypatch.setitem(sys.modules, name, sys.modules.get(name) or types.ModuleType(name))
-    monkeypatch.setitem(sys.modules, leaf.__name__, leaf)
-  for name in [n for n in sys.modules if n.startswith("big_vision.")]:
-    parent, _, child = name.rpartition(".")
-    setattr(sys.modules[parent], child, sys.modules[name])
-  namespace = {"__file__": str(path), "__name__": "bv_config"}
-  exec(compile(path.read_text(), str(path), "exec"), namespace)
-  return namespace["get_config"]()
-
-
-def test_config_has_the_values_of_the_recipe(tmp_path, images, monkeypatch):
-  _export(tmp_path, images, [_example(0)], val=[_example(1)])
-  c = _run_config(tmp_path / "out" / "bv_config.py", monkeypatch)
-  assert (c.total_epochs, c.lr, c.wd, c.label_smoothing) == (30, 1e-5, 1e-6, 0.2)
-  assert c.input.batch_size == 256 and c.input.data.fname == str(tmp_path / "out" / "train.jsonl")
-  assert c.model.llm.variant == "gemma2_2b" and c.model.llm.dropout == 0.1
-  assert c.model.llm.final_logits_softcap == 0.0 and c.model_init == "/ckpt/pt.npz"
-  assert 'model="/tok/gemma.model"' in c.input.pp and "train(16," in c.input.pp
-  assert c.schedule[0][1] == {"decay_type": "cosine", "warmup_percent": 0.05}
-  hidden = c.evals["val/predictions"].pp_fn
-  assert hidden.index('drop("suffix")') < hidden.index("eval(16,")
-
-
-def test_frozen_parts_have_no_schedule_and_steps_replace_epochs(tmp_path, images, monkeypatch):
-  recipe = recipes.Recipe(steps=7, batch_size=8, lr=1e-4, freeze=("img",))
-  _export(tmp_path, images, [_example(0)], recipe=recipe)
-  c = _run_config(tmp_path / "out" / "bv_config.py", monkeypatch)
-  assert c.schedule[0] == ("img/.*", None) and c.schedule[1][1] and c.total_steps == 7
-  assert "total_epochs" not in c and not c.evals
+  (tmp_path / ".out.unfinished").mkdir()  # Of a run that was killed.
+  with pytest.raises(UserError, match="disk is full"):
+    export.write(out, collect(), fails, header={"to": "y"})
+  assert [p.name for p in tmp_path.iterdir()] == ["out"] and (out / "data.txt").exists()

@@ -2,6 +2,7 @@
 """Fine-tuning learns, forgets less with replay, leaves frozen parts alone, and resumes exactly."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -9,13 +10,17 @@ import pytest
 
 from auditdm_jax.core import config as config_lib
 from auditdm_jax.core import tree
-from auditdm_jax.models import gemma, multimodal, siglip
-from auditdm_jax.rectify import finetune, recipes, rows, supervised, tuning
+from auditdm_jax.models import gemma, multimodal, preprocess, siglip
+from auditdm_jax.rectify import curate, features, finetune, recipes, rows, supervised
+from auditdm_jax.rectify.examples import ListedExamples
+from auditdm_jax.rectify.tune import TuneConfig
 from auditdm_jax.text import tokenizer as tokenizer_lib
 from tests import drawn
 
 _WORDS = "color shape of a b c d red blue".split()
-_RECIPE = recipes.Recipe(steps=8, batch_size=8, lr=3e-3, replay=0.5, warmup=0.1)
+_RECIPE = recipes.Recipe(
+  steps=8, batch_size=8, lr=3e-3, replay=0.5, warmup=0.1, parts=recipes.NO_TOWER
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,23 +52,37 @@ def make_model():
   return config, params, layout
 
 
-def _data(names, label, *, seed=0):
-  features = np.random.default_rng(seed).normal(size=(3, 4, 8)).astype(np.float32)
-  return finetune.Data(
-    features=features,
-    image=np.arange(len(names), dtype=np.int32) % 3,
-    questions=[f"color of {x}" for x in names],
-    labels=[label] * len(names),
-  )
+def picture(name):
+  return np.random.default_rng(sum(name.encode())).integers(0, 255, (32, 32, 3), np.uint8)
 
 
-_NEW, _OLD = _data("abcd", "red"), _data("ab", "blue", seed=1)
+def examples(names, label):
+  """Questions about three pictures."""
+  listed = [
+    curate.TrainingExample(image_id=f"{label}{i % 3}", question=f"color of {x}", label=label)
+    for i, x in enumerate(names)
+  ]
+  return ListedExamples(listed, load=picture, put=str)
 
 
-def _run(model, recipe=_RECIPE, *, replay=_OLD, params=None, **options):
+def eye_of(config, params):
+  def encode(pictures):
+    pixels = preprocess.preprocess(pictures, size=config.tower.image_size)
+    return np.asarray(multimodal.encode_images(config, params, pixels))
+
+  return features.Eye(preprocess.Pixels(), encode, "tiny")
+
+
+_NEW, _OLD = examples("abcd", "red"), examples("ab", "blue")
+_TUNE = TuneConfig(validation=0.0)
+
+
+def _run(model, recipe=_RECIPE, *, new=_NEW, replay=_OLD, params=None, **options):
   config, start, layout = model
+  eye = options.pop("eye", None) or eye_of(config, start)
   return finetune.finetune(
-    config, params or start, recipe, layout=layout, new=_NEW, replay=replay, seed=0, **options
+    *(config, params or start, recipe),
+    **dict(layout=layout, new=new, replay=replay, eye=eye, seed=0, tune=_TUNE) | options,
   )
 
 
@@ -72,17 +91,60 @@ def test_micro_batches_are_the_batch(model):
   config, params, layout = model
   n = 8
   batch = supervised.Batch(
-    images=_NEW.features,
+    images=np.random.default_rng(0).normal(size=(3, 4, 8)).astype(np.float32),
     image=np.arange(n, dtype=np.int32) % 3,
     **layout.rows([f"color of {x}" for x in "abcdabcd"], ["red"] * 5 + [""] * 3),
   )
   whole, halves = (
-    jax.jit(supervised.loss_and_grads, static_argnames=("config", "label_smoothing", "micro_rows"))(
-      config, params, batch, label_smoothing=0.1, micro_rows=rows
+    jax.jit(supervised.loss_and_grads, static_argnames=("config", "method"))(
+      config, params, batch, method=supervised.Method(label_smoothing=0.1, micro_rows=rows)
     )
     for rows in (0, 2)
   )
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), whole, halves)
+
+
+def test_features_that_do_not_fit_are_computed_in_each_step(model, tmp_path):
+  encoded = []
+  own = eye_of(*model[:2])
+
+  def encode(pictures):
+    encoded.append(len(pictures))
+    return own.encode(pictures)
+
+  eye = dataclasses.replace(own, encode=encode)
+  kept = _run(model, eye=eye, workdir=tmp_path)
+  assert encoded == [3, 2]  # Each picture once: three of the new ones, two of the old.
+  assert not (tmp_path / "features").exists()
+  again = _run(model, eye=eye, tune=dataclasses.replace(_TUNE, feature_bytes=5 * 64 - 1))
+  assert encoded == [3, 2]
+  want, got = tree.flatten(kept.params), tree.flatten(again.params)
+  for path in want:
+    np.testing.assert_allclose(got[path], want[path], atol=3e-3, err_msg=path)
+
+
+def test_a_tower_that_trains_sees_pixels(model):
+  recipe = dataclasses.replace(_RECIPE, parts=recipes.EVERYTHING)
+  result = _run(model, recipe, eye=features.Eye(preprocess.Pixels(), None, "unused"))
+  before, after = tree.flatten(model[1]), tree.flatten(result.params)
+  moved = [path for path in before if not np.array_equal(before[path], after[path])]
+  assert "img/embedding/kernel" in moved and "img/pos_embedding" in moved
+
+
+def test_the_best_parameters_are_kept_and_a_worse_loss_ends_the_training(model, tmp_path):
+  recipe = dataclasses.replace(_RECIPE, steps=30, lr=0.5, warmup=0.0)  # It diverges.
+  tune = TuneConfig(validation=0.4, eval_every=2, patience=3)
+  in_memory, on_disk = (_run(model, recipe, tune=tune, workdir=w) for w in (None, tmp_path))
+  assert in_memory.steps == in_memory.best + 6 < 30
+  _equal(in_memory.params, on_disk.params)
+  rows = [json.loads(x) for x in (tmp_path / "metrics" / "rectify.jsonl").read_text().splitlines()]
+  losses = {row["step"]: row["validation"] for row in rows}
+  assert min(losses, key=losses.get) == on_disk.best and min(losses.values()) == on_disk.validation
+  assert all(0 <= row["machine/waiting"] <= 1 for row in rows)
+  assert rows[-1]["machine/tokens_per_s"] > 0
+  again = _run(model, recipe, tune=tune, workdir=tmp_path)
+  assert (again.steps, again.best, again.loss) == (on_disk.steps, on_disk.best, None)
+  _equal(again.params, on_disk.params)
 
 
 def test_rows_that_do_not_divide_are_refused():
@@ -106,20 +168,9 @@ def test_loss_falls_and_only_the_tower_stays(model):
     assert np.array_equal(before[path], after[path]) == tower or path.endswith("bias"), path
 
 
-@pytest.mark.parametrize("frozen", ["img", "llm"])
-def test_frozen_parts_stay(frozen):
-  recipe = recipes.Recipe(steps=10, batch_size=1, lr=0.1, wd=0.1, freeze=(frozen,))
-  params = {"img": {"head": {"kernel": np.ones(2)}}, "llm": {"x": {"w": np.ones(2)}}}
-  tx = tuning.optimizer(recipe, 10)
-  state = tx.init(params)
-  for _ in range(2):
-    updates, state = tx.update(params, state, params)
-  moved = {part: any(np.any(x != 0) for x in jax.tree.leaves(updates[part])) for part in params}
-  assert moved == {"img": frozen != "img", "llm": frozen != "llm"}
-
-
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(model, tmp_path, monkeypatch):
-  straight = _run(model)
+  tune = TuneConfig(validation=0.5, eval_every=3, save_every=2)
+  straight = _run(model, tune=tune)
   make = supervised.make_step
 
   def failing(*args, **options):
@@ -135,65 +186,26 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(model, tmp_path, monkeyp
 
   monkeypatch.setattr(supervised, "make_step", failing)
   with pytest.raises(KeyboardInterrupt):
-    _run(model, workdir=tmp_path, save_every=2)
+    _run(model, workdir=tmp_path, tune=tune)
   monkeypatch.setattr(supervised, "make_step", make)
-  resumed = _run(model, workdir=tmp_path, save_every=2)
+  resumed = _run(model, workdir=tmp_path, tune=tune)
   _equal(resumed.params, straight.params)
-  again = _run(model, workdir=tmp_path)
+  assert resumed == dataclasses.replace(straight, params=resumed.params)
+  again = _run(model, workdir=tmp_path, tune=tune)
   assert again.steps == 8 and again.loss is None
   _equal(again.params, straight.params)
   other = dataclasses.replace(_RECIPE, lr=1e-4)
   with pytest.raises(config_lib.UserError, match="another recipe"):
-    _run(model, other, workdir=tmp_path)
-
-
-def test_batches_are_half_replay_and_a_function_of_the_step(model):
-  batches = finetune._Batches(model[2], _RECIPE, _NEW, _OLD, 0)
-  first, again = batches(5), finetune._Batches(model[2], _RECIPE, _NEW, _OLD, 0)(5)
-  np.testing.assert_array_equal(first.tokens, again.tokens)
-  np.testing.assert_array_equal(first.images, again.images)
-  assert first.images.shape == (8, 4, 8) and first.tokens.shape == (8, 12)
-  assert len(np.unique(first.targets[:4, 0])) == 1
-  assert first.targets[0, 0] != first.targets[4, 0]
-
-
-def test_passes_see_every_example_once():
-  seen = np.concatenate([finetune.indices(0, "new", s, count=3, size=7) for s in range(7)])
-  for i in range(3):
-    assert sorted(seen[7 * i : 7 * i + 7]) == list(range(7))
-  assert list(seen[:7]) != list(seen[7:14])
-  assert list(finetune.indices(1, "new", 0, count=7, size=7)) != list(seen[:7])
-  assert list(finetune.indices(0, "replay", 0, count=7, size=7)) != list(seen[:7])
+    _run(model, other, workdir=tmp_path, tune=tune)
 
 
 def test_gradients_that_stay_non_finite_are_an_error(model):
-  bad = dataclasses.replace(_NEW, features=np.full_like(_NEW.features, np.nan))
-  config, params, layout = model
-  recipe = dataclasses.replace(_RECIPE, steps=20)
-  with pytest.raises(FloatingPointError, match="15 of 15 gradients were not finite"):
-    finetune.finetune(
-      config, params, recipe, layout=layout, new=bad, replay=_OLD, seed=0, log_every=15
-    )
-
-
-def test_the_optimiser_is_that_of_the_transfers():
-  recipe = recipes.Recipe(steps=100, batch_size=1, lr=0.1, wd=0.01)
-  params = {
-    "img": {"head": {"kernel": np.ones(2), "bias": np.ones(2)}},
-    "llm": {"x": {"w": np.ones(2)}},
-  }
-  tx = tuning.optimizer(recipe, 100)
-  state = tx.init(params)
-  zero = jax.tree.map(np.zeros_like, params)
-  first, state = tx.update(zero, state, params)
-  assert all(np.all(x == 0) for x in jax.tree.leaves(first))  # The warm-up starts at 0.
-  second, state = tx.update(zero, state, params)
-  np.testing.assert_allclose(
-    second["img"]["head"]["kernel"], -0.01 * tuning.schedule(recipe, 100)(1)
+  blind = features.Eye(
+    preprocess.Pixels(), lambda pictures: np.full((len(pictures), 4, 8), np.nan), "blind"
   )
-  assert np.all(second["img"]["head"]["bias"] == 0) and np.all(second["llm"]["x"]["w"] == 0)
-  at = tuning.schedule(recipe, 100)
-  assert at(0) == 0 and at(5) == 1 and float(at(100)) == pytest.approx(0, abs=1e-6)
+  recipe, tune = dataclasses.replace(_RECIPE, steps=20), dataclasses.replace(_TUNE, log_every=15)
+  with pytest.raises(FloatingPointError, match="15 of 15 gradients were not finite"):
+    _run(model, recipe, eye=blind, tune=tune)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +213,6 @@ def test_the_optimiser_is_that_of_the_transfers():
   [
     (_RECIPE, None, "none was given"),
     (dataclasses.replace(_RECIPE, replay=0.0), _OLD, "some was given"),
-    (dataclasses.replace(_RECIPE, llm_dropout=0.1), _OLD, "dropout"),
   ],
 )
 def test_recipe_and_data_must_fit(model, recipe, replay, message):

@@ -175,7 +175,7 @@ def test_a_workdir_of_another_config_is_refused_once_there_are_results(home, tmp
     ({}, ("--budgt=3",), r"not a flag: --budgt=3 \(did you mean 'budget'"),
     ({}, ("--steps=64",), "nothing of --budget=4096 for the sweep; at most 63 steps"),
     ({"images": "/nowhere"}, (), "/nowhere: neither"),
-    ({}, ("--config.optim.stepz=1",), "config.optim.stepz: unknown key"),
+    ({}, ("--config.optim.stepz=1",), "config.optim has no key .stepz. .did you mean .steps."),
     ({"references": "a/x,b/x"}, (), "have one name, x"),
   ],
 )

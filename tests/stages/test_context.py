@@ -10,8 +10,9 @@ from PIL import Image
 import pytest
 
 from auditdm_jax.core.config import UserError
-from auditdm_jax.stages import discover, loop, rectify, verify
+from auditdm_jax.stages import discover, loop, verify
 from auditdm_jax.stages.context import Context
+from auditdm_jax.stages.examples import from_failures
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -47,6 +48,11 @@ def test_styles_are_those_of_the_models_and_go_into_the_manifest(config, tmp_pat
   with Context(config, tmp_path / "run", "train") as ctx:
     image = np.zeros((64, 64, 3), np.uint8)
     ctx.models.bank().answers([image], ["what color is the background"])
+    assert ctx.spent()["answers/ref_gemma3"] == 1
+  with Context(config, tmp_path / "run", "verify") as ctx:
+    ctx.models.bank().answers([image], ["what color is the circle"])
+    assert ctx.spent()["answers/ref_gemma3"] == 2  # Of the stage before, and of this one so far.
+    assert "seconds" not in ctx.spent()
   stage = json.loads((tmp_path / "run/manifest.json").read_text())["stages"]["train"]
   asked = {name: style["name"] for name, style in stage["styles"].items()}
   assert asked == {"target_easy": "plain", "ref_paligemma2": "plain", "ref_gemma3": "mine"}
@@ -71,7 +77,7 @@ def test_a_key_that_nobody_reads_is_refused_at_once(config, tmp_path):
   [
     (discover.run, "train"),
     (verify.run, "discover"),
-    (rectify.from_failures, "verify"),
+    (from_failures, "verify"),
   ],
 )
 def test_a_stage_without_the_one_before_says_which(config, tmp_path, run, first):

@@ -108,7 +108,7 @@ def _command(tmp_path: pathlib.Path, endpoints: dict) -> list[str]:
     "discover.batch=8",
     "discover.search_probes=8",
     "verify.limit=2",
-    "round2.enabled=False",
+    "rounds.count=1",
   ]
   command = [sys.executable, "-m", "auditdm_jax", "loop", "--config=configs/scenes.py"]
   return [*command, f"--workdir={tmp_path}/run", *(f"--config.{flag}" for flag in flags)]

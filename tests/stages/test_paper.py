@@ -40,7 +40,7 @@ def get_config():
   c.rectify.recipe.update(epochs=1, batch_size=16, micro_rows=8)
   c.rectify.update(length=30, suffix=3)
   c.rectify.curate.size = 16
-  c.round2.steps = 1
+  c.rounds.steps = 1
   return c
 """
 
@@ -56,6 +56,8 @@ def get_config():
     "scenes",
     "scenes:target=rare,reward=plain",
     "scenes:images=diffusion",
+    "scenes:strategy=both,rounds=3",
+    "scenes:strategy=all",
     "ablations/scenes:arm=base",
   ],
 )

@@ -78,7 +78,7 @@ def test_bad_references_are_told_in_red_on_page_one(tmp_path, capsys):
   assert alarm < tile < page.index("What finds are worth")
   first = page[tile:].partition("</div>")[0]
   assert "Finds that are real" in first and re.search(r"\d\.\d\u202f%|0\u202f%", first)
-  screen.show(summary, tmp_path)
+  screen.show(summary, tmp_path, spent={})
   assert "of the finds" not in (shown := capsys.readouterr().out)
   assert "finds are real, by labels" in shown and "corrected by labels" in shown
 
@@ -92,7 +92,7 @@ def test_without_labels_all_is_conditional_and_the_report_says_so(tmp_path, caps
   page = (tmp_path / "run/report/index.html").read_text(encoding="utf-8")
   assert "conditional on the references" in page.partition("<table")[0]
   assert "How many finds are real" in page.partition('id="not-measured"')[2]
-  screen.show(summary, tmp_path)
+  screen.show(summary, tmp_path, spent={})
   assert "conditional on the references" in capsys.readouterr().out
 
 

@@ -20,8 +20,9 @@ from auditdm_jax.core.config import UserError
 from auditdm_jax.rl.step import OptimConfig
 from auditdm_jax.stages import report, screen, summarise
 from auditdm_jax.stages.results import Evaluated, Found, ModeRow, RepairedModel, Repairs, Verified
+from auditdm_jax.stages.rounds import AuditRound
 from auditdm_jax.stages.run import TRAIN
-from auditdm_jax.stages.sections import NamingConfig
+from auditdm_jax.stages.sections import NamingConfig, RoundsConfig
 from auditdm_jax.stages.truth import Oracle
 from auditdm_jax.stages.worlds import World
 
@@ -71,14 +72,21 @@ class Run:
     bank=types.SimpleNamespace(max_new_tokens=3),
     optim=OptimConfig(),
     verify=VerifyConfig(),
+    rounds=RoundsConfig(),
   )
   seeds = Seeds((Skill("color_of", "The colour of a thing.", ("what color is the ring",)),))
 
   def __init__(self, folder):
-    self.folder = folder
+    self.folder, self.round = folder, AuditRound(1, folder.path)
+
+  def later(self):
+    return {}
 
   def pool(self, role):
     assert role == "images"
+
+  def spent(self):
+    return {"answers/t": 54_072}
 
 
 def _attempt(i, arm, said="red"):
@@ -144,8 +152,10 @@ def test_a_run_without_an_oracle_is_reported_and_nothing_is_said_to_be_zero(tmp_
   methods = (index.parent / "methods.html").read_text(encoding="utf-8")
   for key in ("precision", "modes.precision", "coverage", "arms.random.modes"):
     assert f"<code>{key}</code></th><td>not measured<" in methods, key
-  screen.show(summary, tmp_path)
+  screen.show(summary, tmp_path, spent={"answers/t": 54_072, "abstention/t": 9, "endpoint/t": 3})
   shown = capsys.readouterr().out
+  assert f"queries {summary.queries.total:,} (the audit's questions about images)" in shown
+  assert "answers 54,072 by t (to all that was asked)" in shown
   assert "arm random" in shown and "precision" not in shown and "gaps found" not in shown
   assert "no failure found, but 1 conflicts were not looked at" in shown
 

@@ -65,7 +65,11 @@ WRONG = {
   "rectify.recipe.micro_rows": (-8,),
   "rectify.recipe.replay": (NAN,),
   "rectify.length": (0,),
-  "round2.steps": (0,),
+  "rounds.count": (0, -1),
+  "rounds.steps": (-1,),
+  "rounds.probes": (-1,),
+  "rounds.replay": (-0.1, 1.0, NAN),
+  "discover.probes": (-1,),
   "plan.task_tokens": (0,),
 }
 
@@ -100,7 +104,8 @@ def test_a_number_that_is_out_of_range(key, value):
     {"optim.final_lr": 0.0, "optim.warmup": 1.0, "optim.b1": 0.0, "optim.weight_decay": 0.0},
     {"grpo.std_eps": 0.0, "reward.novelty_power": 0.0, "reward.novelty_high": INF},
     {"discover.arms.floor": 0.0, "discover.arms.prior": 0.0, "rectify.recipe.warmup": 0.0},
-    {"round2.steps": 0, "round2.enabled": False},
+    {"rounds.steps": 0, "rounds.count": 1},
+    {"rounds.steps": 0, "rounds.probes": 1},
   ],
 )
 def test_what_is_at_the_edge_is_right(changes):
@@ -113,6 +118,8 @@ def test_what_is_at_the_edge_is_right(changes):
     ({"models.references": ()}, "config.models.references is empty"),
     ({"models.references": ("a", "")}, "config.models.references: a name is empty"),
     ({"models.references": ("a", "a")}, "config.models: a is named twice"),
+    ({"rectify.labelled": {"split": "heldout"}}, "repairs are measured on 'heldout'"),
+    ({"rectify.unlabelled": {"split": "rounds"}}, "repairs are measured on 'rounds'"),
     *(
       ({"pool.shares": shares}, "must not be negative, and add up to 1")
       for shares in ((0.5, 0.5, 0.5), (1.2, -0.1, -0.1), (NAN, 0.5, 0.5), (INF, 0.0, 0.0))

@@ -60,13 +60,14 @@ def test_a_damaged_ledger_is_named(tmp_path, key, value):
   assert "\n" not in str(error.value)
 
 
-def test_cost_is_summed_over_stages():
+def test_cost_and_code_of_the_stages():
   stages = {
-    "audit": {"cost": {"answers/a": 5, "endpoint/a/tokens": 70, "seconds": 9}, "git": "a" * 40},
-    "loop": {"cost": {"answers/a": 6, "abstention/a": 1}, "git": "b" * 40 + "-dirty"},
+    "audit": {"git": "a" * 40},
+    "loop": {"git": "b" * 40 + "-dirty"},
     "label": {"git": ""},
   }
-  rows = shown.cost({"stages": stages}, {"verify": 2.0, "total": 3.0})
+  spent = {"answers/a": 11, "endpoint/a/tokens": 70, "abstention/a": 1}
+  rows = shown.cost(spent, {"verify": 2.0, "total": 3.0})
   assert [(r.name, r.amount, r.unit) for r in rows] == [
     ("a", 11, "answers"),
     ("a/tokens", 70, ""),

@@ -224,7 +224,7 @@ def test_the_loop_resumes_and_repeats_itself(tmp_path):
     "--config.discover.probes=480",
     "--config.discover.search_probes=128",
     "--config.verify.limit=60",
-    "--config.round2.steps=2",
+    "--config.rounds.steps=2",
     "--config.rectify.recipe.steps=4",
     "--config.rectify.curate.size=40",
   ]

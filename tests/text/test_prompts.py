@@ -78,3 +78,27 @@ def test_no_image_slots_without_an_image():
 def test_wrong_templates_are_explained(template, message):
   with pytest.raises(UserError, match=message):
     prompts.render(TOKENIZER, template, "red", 3)
+
+
+@pytest.mark.parametrize(
+  ("template", "stop_ids", "want"),
+  [
+    (prompts.GEMMA3, (EOS, 5), 5),  # As Gemma 3's generation_config.json names them.
+    (prompts.GEMMA3, (5, EOS), 5),
+    (prompts.GEMMA3, (EOS,), EOS),  # A model that was taught otherwise.
+    (prompts.PALIGEMMA, (EOS, 5), EOS),
+    (prompts.PRETRAINED, (EOS, 5), EOS),
+    (prompts.GEMMA3_PLAIN, (5,), 5),
+  ],
+)
+def test_a_reply_ends_as_the_turns_of_the_template_do(template, stop_ids, want):
+  assert prompts.terminator(TOKENIZER, template, stop_ids) == want
+
+
+def test_a_reply_is_text_and_its_terminator():
+  def render(template, text):
+    return prompts.render_reply(TOKENIZER, template, text, stop_id=5)
+
+  assert render(prompts.GEMMA3, " red\n") == [RED, 5]
+  assert render(prompts.PALIGEMMA, "red\n") == [RED, NEWLINE, 5]
+  assert TOKENIZER.special_ids.isdisjoint(render(prompts.GEMMA3, "red<eos><end_of_turn>")[:-1])

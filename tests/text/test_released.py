@@ -197,6 +197,22 @@ def test_gemma3_chat(gemma3, images):
     assert got == list(want), text
 
 
+def test_gemma3_replies(gemma3):
+  """Prompt, reply and terminator are the conversation but for the newline at its end."""
+  _, processor, tokenizer = gemma3
+  stop_id = prompts.terminator(tokenizer, prompts.GEMMA3, (1, 106))
+  assert stop_id == 106
+  for question, label in zip(TEXTS, TEXTS[1:]):
+    turns = [
+      {"role": role, "content": [{"type": "text", "text": text}]}
+      for role, text in (("user", question), ("assistant", label))
+    ]
+    want = processor.apply_chat_template(turns, tokenize=True, return_dict=True)["input_ids"][0]
+    prompt = prompts.render(tokenizer, prompts.GEMMA3, question, 16, images=0)
+    reply = prompts.render_reply(tokenizer, prompts.GEMMA3, label, stop_id=stop_id)
+    assert [*prompt, *reply, *tokenizer.encode("\n")] == list(want), (question, label)
+
+
 def test_gemma3_conversations(gemma3):
   """What `serve` makes of messages: system, turns, several texts and images where they stand."""
   _, processor, tokenizer = gemma3

@@ -13,7 +13,7 @@ from auditdm_jax.audit.attempt import Failure, Gate
 from auditdm_jax.audit.diversity import Diversity
 from auditdm_jax.audit.health import Health
 from auditdm_jax.audit.rates import Corrected, Rate
-from auditdm_jax.audit.summary import Summary
+from auditdm_jax.audit.summary import RoundRow, Summary
 
 LIMITS = (
   (
@@ -264,7 +264,10 @@ class StrategyView:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RectifyRow:
-  """Held-out accuracy of the baseline, the repaired target, a control or a larger sibling."""
+  """Held-out accuracy of the baseline, the repaired target, a control or a larger sibling.
+
+  `labels` says how many of its consensus labels are right.
+  """
 
   name: str
   all: Rate
@@ -272,12 +275,13 @@ class RectifyRow:
   rest: Rate | None = None
   examples: int | None = None
   queries: int | None = None
+  labels: str = ""
   note: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class SecondRoundRow:
-  """One mode before and after the repair; `origin` says which earlier modes it comes from."""
+class RoundModeRow:
+  """One mode before and after a repair; `origin` says which round or earlier modes it is from."""
 
   name: str
   before: Rate | None
@@ -288,16 +292,23 @@ class SecondRoundRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RoundView:
-  """One round in numbers; None is what was not measured."""
+  """One round.
+
+  Attributes:
+    name: its number.
+    row: its numbers.
+    rest: what its repair changed outside all its modes.
+    seconds: that it took; None if it was not measured.
+    found: its modes, traced to earlier ones; the first round has none.
+    changed: all modes known so far, before and after its repair.
+  """
 
   name: str
-  confirmed: int
-  new: int
-  repaired: Rate | None
-  false_positive: Rate | None
+  row: RoundRow
   rest: str
-  queries: int
   seconds: float | None
+  found: Sequence[RoundModeRow] = ()
+  changed: Sequence[RoundModeRow] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -317,6 +328,27 @@ class ExtraPage:
   template: str
   values: Mapping[str, Any]
   files: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunRow:
+  """A run in a list of runs.
+
+  Attributes:
+    name: of its folder, below the folder of the list.
+    target: the audited model's name; "" = not known.
+    started: when its first stage did, in ISO's form; "" = not known.
+    state: how far it is.
+    headline: what its last report says it found; "" = there is none.
+    link: address of that report, relative to the list; "" = there is none.
+  """
+
+  name: str
+  target: str
+  started: str
+  state: str
+  headline: str
+  link: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -341,7 +373,6 @@ class ReportData:
   curves: Sequence[Curve] = ()
   strategies: Sequence[StrategyView] = ()
   rectify: Sequence[RectifyRow] = ()
-  second_round: Sequence[SecondRoundRow] = ()
   rounds: Sequence[RoundView] = ()
   health: Health | None = None
   pages: Sequence[ExtraPage] = ()

@@ -89,7 +89,7 @@ def _write_pages(root: pathlib.Path, data: data_lib.ReportData) -> None:
   there = [
     (True, "Summary", "index.html"),
     (data.finds is not None, "All failures", "failures.html"),
-    (bool(data.second_round), "Second round", "second-round.html"),
+    (bool(data.rounds), "Rounds", "rounds.html"),
     (data.ledger is not None, "Compared", "compared.html"),
     (True, "Methods", "methods.html"),
   ]
@@ -123,8 +123,8 @@ def _write_pages(root: pathlib.Path, data: data_lib.ReportData) -> None:
     out.write(page.path, "mode.html", v=page, before=before, after=after)
   if data.finds is not None:
     _write_finds(root, out, data.finds, album, {m.mode.mode_id: m.path for m in modes})
-  if data.second_round:
-    out.write("second-round.html", "second-round.html")
+  if data.rounds:
+    out.write("rounds.html", "rounds.html")
   if data.ledger is not None:
     out.write("compared.html", "compared.html", ledger=data.ledger)
   for page in data.pages:

@@ -11,13 +11,14 @@ from typing import Protocol
 
 import numpy as np
 
-from auditdm_jax.core import pictures
+from auditdm_jax.core import metrics, pictures
 from auditdm_jax.core.config import UserError
 from auditdm_jax.core.image_store import Images
 from auditdm_jax.core.pools.remembered import Remembered
 
 _THREADS = min(16, os.cpu_count() or 1)
 _AT_ONCE = 4 * _THREADS  # Encoded pictures in memory while ids are made.
+_SOON_S = 2.0  # Reading that takes less shows no progress.
 _SHOWN = 3  # Damaged pictures that an error names; the others are counted.
 
 # A picture as it is stored: path or bytes of its file, or pixels u8[H,W,3].
@@ -116,7 +117,10 @@ class Pool(abc.ABC):
     unknown = [k for k, version in enumerate(versions) if version not in self._ids]
     found: dict[int, str] = {}
     faults: list[str] = []
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
+    with (
+      concurrent.futures.ThreadPoolExecutor(_THREADS) as threads,
+      metrics.Progress(len(unknown), f"read images of {self.split}", after_s=_SOON_S) as progress,
+    ):
       for chunk in _chunks(unknown, _AT_ONCE):
         # Read in order by one thread, decoded and hashed by several.
         jobs = [(self._name(rows[k]), _caught(self._stored, rows[k])) for k in chunk]
@@ -125,6 +129,7 @@ class Pool(abc.ABC):
         new = {k: x for k, x in zip(chunk, made) if isinstance(x, str)}
         self._ids.put({versions[k]: image_id for k, image_id in new.items()})
         found |= new
+        progress.update(len(found) + len(faults))
     if faults:
       more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
       raise UserError("; ".join(faults[:_SHOWN]) + more)

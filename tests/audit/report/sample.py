@@ -22,6 +22,7 @@ from auditdm_jax.audit.summary import (
   Kinds,
   ModeScores,
   Queries,
+  RoundRow,
   Search,
   SearchModes,
   Summary,
@@ -175,7 +176,8 @@ def loop_summary() -> Summary:
       "repaired": Accuracy(**scores(0.75, 0.965), examples=2000),
     },
     reaudit=rate(109, 1000),
-    second_round=None,
+    reaudits=(),
+    later=(),
     arms={},
     strategies={},
     curve=tuple(points),
@@ -278,15 +280,33 @@ def report_data(folder: pathlib.Path, *, modes: int = 5, cards: int = 3) -> data
       ),
       data.RectifyRow(name="larger sibling, not repaired", **scores(0.31, 0.98)),
     ),
-    second_round=(
-      data.SecondRoundRow(
-        name="counts above three", before=rate(170, 200), after=rate(61, 200), status="improved"
+    rounds=(
+      data.RoundView(
+        name="1",
+        row=RoundRow(
+          1, 6, 6, 6, rate(12, 640), 57357, 2000, labels=rate(1980, 2000), repaired=rate(5, 6)
+        ),
+        rest="+0.5 points",
+        seconds=61.0,
+        changed=(
+          data.RoundModeRow(
+            name="counts above three", before=rate(170, 200), after=rate(61, 200), status="improved"
+          ),
+          data.RoundModeRow(
+            name="dial readings", before=rate(198, 200), after=rate(2, 200), status="fixed"
+          ),
+        ),
       ),
-      data.SecondRoundRow(
-        name="dial readings", before=rate(198, 200), after=rate(2, 200), status="fixed"
-      ),
-      data.SecondRoundRow(
-        name="exact counts of shapes", before=None, after=rate(44, 200), status="new"
+      data.RoundView(
+        name="2",
+        row=RoundRow(2, 1, 1, 0, rate(3, 40), 7680),
+        rest="",
+        seconds=None,
+        found=(
+          data.RoundModeRow(
+            name="exact counts of shapes", before=None, after=rate(44, 200), status="new"
+          ),
+        ),
       ),
     ),
     health=reference_health(),

@@ -131,7 +131,7 @@ def test_limits_are_always_told(report):
 def test_empty_sections_are_left_out(tmp_path):
   data = data_lib.ReportData(title="t", target="x", created="now")
   index = write.write_report(tmp_path / "r", data).read_text(encoding="utf-8")
-  assert "<section" not in index and not (tmp_path / "r" / "second-round.html").exists()
+  assert "<section" not in index and not (tmp_path / "r" / "rounds.html").exists()
 
 
 def _emptied(value):
@@ -155,7 +155,7 @@ def test_a_rate_of_nothing_is_a_dash(tmp_path):
   assert index.count("–, n = 0") == 5 + (3 + 2 + 1) + 3 * 4 + (2 + 4 * 4)
   assert index.count('<span class="big">–</span><span class="fine">n = 0</span>') == 3
   assert 'class="interval' not in index
-  assert "–, n = 0" in (out / "second-round.html").read_text(encoding="utf-8")
+  assert "–, n = 0" in (out / "rounds.html").read_text(encoding="utf-8")
   assert "–, n = 0" in next(out.glob("modes/*.html")).read_text(encoding="utf-8")
   methods = (out / "methods.html").read_text(encoding="utf-8")
   assert re.search(r"modes\.recall</code></th><td>–, n = 0<", methods)

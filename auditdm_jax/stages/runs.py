@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""runs: lists the runs below a folder: what, when, how far, and what each found.
+
+  python -m auditdm_jax runs runs/
+
+Prints a table, newest first, and writes DIR/index.html, a page that links their reports. Without
+DIR it lists runs/. A run is a folder with a manifest.json; folders in a run are not looked into.
+
+A run that goes on, or stopped before its report, shows what it found so far.
+
+Reads:  manifest.json, summary.json, done.json and the lock of each run; without a report, records.
+Writes: DIR/index.html and DIR/style.css, unless --nopage.
+Costs:  no model: a second for hundreds of runs, and for 50,000 probes of runs without a report.
+"""
+
+from collections.abc import Iterator, Sequence
+import datetime
+import fcntl
+import os
+import pathlib
+from typing import Any
+import urllib.parse
+
+from absl import flags
+import rich.console
+import rich.table
+import rich.text
+
+from auditdm_jax.audit import rates
+from auditdm_jax.audit.attempt import Attempt
+from auditdm_jax.audit.report import charts, text
+from auditdm_jax.audit.report.data import ExtraPage, RunRow
+from auditdm_jax.audit.report.write import write_page
+from auditdm_jax.audit.summary import Compared
+from auditdm_jax.core import jsonio, paths, records, typed
+from auditdm_jax.core.config import UserError
+
+FLAGS = flags.FlagValues()
+_PAGE = flags.DEFINE_bool("page", True, "Write DIR/index.html.", flag_values=FLAGS)
+_DEPTH = 4  # Folders below DIR that are looked into.
+_MARK = b'id="auditdm-runs"'  # Of the page's template: what has it may be written over.
+_ROUND = ("preflight", "evaluate", "train", "search", "discover", "control", "verify", "rectify")
+
+
+def main(words: Sequence[str]) -> int:
+  """Lists the runs below the folder that is named."""
+  if len(words) > 1:
+    raise UserError("runs takes one folder, such as runs/")
+  named = words[0] if words else "runs"
+  root = pathlib.Path(named)
+  if paths.is_remote(named) or not root.is_dir():
+    raise UserError(f"{named}: no folder on this machine; name the one that holds the runs")
+  rows = rows_of(root)
+  print_table(rows)
+  if not rows:
+    print(f"{root}: no runs; a run is a folder that --workdir named")
+  elif _PAGE.value:
+    print(write_index(root, rows))
+  return 0
+
+
+def rows_of(root: pathlib.Path) -> list[RunRow]:
+  """Returns the runs below a folder, or the folder itself if it is one, the newest first."""
+  rows = [_row(folder, root) for folder in find(root, _DEPTH)]
+  return sorted(rows, key=lambda row: (row.started, row.name), reverse=True)
+
+
+def find(folder: pathlib.Path, depth: int) -> Iterator[pathlib.Path]:
+  """Yields the folders of runs; links are not followed, and what cannot be read is passed over."""
+  if (folder / "manifest.json").is_file():
+    yield folder
+    return
+  if not depth:
+    return
+  try:
+    inner = sorted(
+      entry.path for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)
+    )
+  except OSError:
+    return
+  for path in inner:
+    yield from find(pathlib.Path(path), depth - 1)
+
+
+def write_index(root: pathlib.Path, rows: Sequence[RunRow]) -> pathlib.Path:
+  """Writes the page and returns its path.
+
+  Raises:
+    UserError: an index.html is there that is not this page.
+  """
+  path = root / "index.html"
+  if path.exists() and _MARK not in path.read_bytes():
+    raise UserError(f"{path} is there already, and not of this program; see --nopage")
+  now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+  page = ExtraPage(
+    name="Runs", path="index.html", template="runs.html", values={"rows": rows}, files={}
+  )
+  write_page(root, page, created=now)
+  return path
+
+
+def print_table(rows: Sequence[RunRow]) -> None:
+  """Prints the runs; what a terminal would obey in their names is shown instead."""
+  console = rich.console.Console(highlight=False)
+  table = rich.table.Table(box=None, pad_edge=False)
+  for column in ("run", "target", "started", "state", "found"):
+    table.add_column(column, overflow="fold")
+  for row in rows:
+    cells = (row.name, row.target, row.started.replace("T", " ")[:16], row.state, row.headline)
+    table.add_row(*(rich.text.Text(text.safe(" ".join(cell.split()))) for cell in cells))
+  if rows:
+    console.print(table)
+
+
+def _row(folder: pathlib.Path, root: pathlib.Path) -> RunRow:
+  stages = _stages(folder)
+  started = [str(stage.get("started", "")) for stage in stages.values()]
+  models = [stage.get("models") for stage in stages.values()]
+  targets = [str(m["target"]) for m in models if isinstance(m, dict) and m.get("target")]
+  name = str(folder.relative_to(root)) if folder != root else folder.resolve().name
+  return RunRow(
+    name=name,
+    target=pathlib.PurePath(targets[-1]).name if targets else "",
+    started=min(filter(None, started), default=""),
+    state=_state(folder, stages),
+    headline=_headline(folder),
+    link=_link(folder, root),
+  )
+
+
+def _stages(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+  """Returns what the manifest says of each stage; {} if it is damaged."""
+  manifest = _read(folder / "manifest.json")
+  stages = manifest.get("stages") if isinstance(manifest, dict) else None
+  return (
+    {k: v for k, v in stages.items() if isinstance(v, dict)} if isinstance(stages, dict) else {}
+  )
+
+
+def _state(folder: pathlib.Path, stages: dict[str, Any]) -> str:
+  if not stages:
+    return "manifest.json is damaged"
+  if _is_locked(folder):
+    done = _done(folder)
+    return f"running, {done[-1]} is done" if done else "running"
+  if "loop" in stages and (folder / "loop" / "done.json").exists():
+    return "finished"
+  done = _done(folder)
+  if done and done[-1] == "verify" and (folder / "summary.json").exists():
+    return "finished" if "audit" in stages else "report, no repair yet"
+  if (folder / "table.json").exists() or (folder / "predictions.json").exists():
+    return "benchmarks"
+  return f"stopped after {done[-1]}" if done else "stopped"
+
+
+def _done(folder: pathlib.Path) -> list[str]:
+  """Returns the stages of a round that are done, in their order."""
+  return [stage for stage in _ROUND if (folder / stage / "done.json").exists()]
+
+
+def _headline(folder: pathlib.Path) -> str:
+  """Returns the verdict of the last report in one sentence, or what was found so far."""
+  if not (folder / "summary.json").is_file():
+    return _so_far(folder)
+  summary = _read(folder / "summary.json")
+  try:
+    return typed.load(Compared, summary["compared"]).verdict
+  except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+    return "summary.json is of another version or damaged"
+
+
+def _so_far(folder: pathlib.Path) -> str:
+  """Returns how many probes of a run without a report are finds; "" if it has none yet."""
+  found: list[bool] = []
+  images: list[str] = []
+  try:
+    for attempt in _attempts(folder):
+      found.append(attempt.find is not None)
+      images.append(attempt.probe.origin_id)
+  except (AttributeError, LookupError, TypeError, UserError, ValueError):
+    return "its records are of another version or damaged"
+  if not found:
+    return ""
+  rate = charts.rate_text(rates.rate_by_image(found, images))
+  return f"so far {rate} of the probes are conflicts; none is verified yet"
+
+
+def _attempts(folder: pathlib.Path) -> Iterator[Attempt]:
+  """Yields the probes of training and of the sweep that are written down."""
+  for place, kind in (("records/train", "completions"), ("discover", "attempts")):
+    if (folder / place).is_dir():
+      for row in records.Records(folder / place).iterate(kind):
+        if not row.get("invalid"):
+          yield Attempt.from_dict(row)
+
+
+def _link(folder: pathlib.Path, root: pathlib.Path) -> str:
+  """Returns the address of a run's page relative to the index; "" if it has none."""
+  for page in ("report/index.html", "table.html"):
+    if (folder / page).is_file():
+      path = (folder / page).relative_to(root).as_posix()
+      return "./" + urllib.parse.quote(path.encode("utf-8", "surrogateescape"))
+  return ""
+
+
+def _is_locked(folder: pathlib.Path) -> bool:
+  """Returns whether a process of this machine works in a run."""
+  try:
+    with open(folder / ".lock") as lock:
+      fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return True
+  except OSError:  # No lock, or a file system that has none.
+    return False
+  return False
+
+
+def _read(path: pathlib.Path) -> Any:
+  """Returns what a file holds; None if it is damaged."""
+  try:
+    return jsonio.read_json(path)
+  except (OSError, UserError, ValueError, RecursionError):
+    return None
