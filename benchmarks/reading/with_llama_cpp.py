@@ -5,7 +5,7 @@ It has no PaliGemma. Gemma 3 is written as its converter writes it, in fp32, and
 for the token after a row. Ways of asking:
 
   next token  the row as it is: of an image, text around it with the blank lines written out
-  chat        an image and a text as parts of a message, where no blank lines are put
+  no lines    the same without blank lines, as its chat templates leave an image
 """
 
 import base64
@@ -80,7 +80,7 @@ def ask(work, request, words):
         picture = Image.open(work / f"{row['image']}.png")
         ways = {
           "next token": prompt(f"{before}\n\n{marker}\n\n{behind}", picture),
-          "chat": prompt(f"{before}{marker}{behind}", picture),
+          "no lines": prompt(f"{before}{marker}{behind}", picture),
         }
       for asked, given in ways.items():
         body = {"prompt": given, "n_predict": 1, "n_probs": len(words), "temperature": 0.0}
