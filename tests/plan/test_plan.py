@@ -15,7 +15,7 @@ from auditdm_jax.audit.ask import BankConfig
 from auditdm_jax.core import overrides, tree
 from auditdm_jax.core.config import UserError
 from auditdm_jax.models import variants
-from auditdm_jax.plan import chips, compiling, hlo, programs, steps, table
+from auditdm_jax.plan import chips, compiling, programs, steps, table, traffic
 from auditdm_jax.rectify import recipes
 from auditdm_jax.rectify.recipes import Recipe
 from auditdm_jax.rl.draws import RolloutConfig
@@ -189,8 +189,8 @@ def test_a_repair_that_cannot_be_planned():
 def test_a_plan_says_what_a_whole_repair_costs():
   where = chips.parse("v5e:4x4")
   (planned,) = steps.repairs(run(), ["vqav2-448"])
-  traffic = hlo.Traffic(memory=1e9, collectives={})
-  done = compiling.Compiled(16e15, 0, 4 * chips.GIB, False, (), traffic, 1.0)
+  one = traffic.Traffic(memory=1e9, collectives={})
+  done = compiling.Compiled(16e15, 0, 4 * chips.GIB, False, (), one, 1.0)
   plan = table.make(where, [(planned, done)], run_steps=10)
   updates = round(10 * 1_100_000 / 256)
   best = 1e15 / where.chip.flops * updates * 16 / 3600
