@@ -11,26 +11,25 @@
 4. The folder appears when it is whole; the same command again changes nothing.
 
 `import` brings back what was trained. See docs/export.md.
+
+Reads:  a run whose failures are verified; for big_vision, the target's weights.
+Writes: --output, by default WORKDIR/export/FORMAT.
+Costs:  no model: each image is looked at once, and the held-out and fresh ones too.
 """
 
 import pathlib
 
 from absl import flags
-from ml_collections import config_flags
 
-from auditdm_jax.core import paths
-from auditdm_jax.core.config import OVERRIDES, UserError
+from auditdm_jax.core import overrides, paths
+from auditdm_jax.core.config import UserError
 from auditdm_jax.rectify import export as export_lib
 from auditdm_jax.rectify.export import Exported
 from auditdm_jax.stages import exporting, past
 
 FLAGS = flags.FlagValues()
-_CONFIG = config_flags.DEFINE_config_file(
-  "config",
-  None,
-  "The run's config; by default as its manifest has it.",
-  flag_values=FLAGS,
-  **OVERRIDES,
+_CONFIG = overrides.define(
+  "The run's config; by default as its manifest has it.", flag_values=FLAGS
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "The folder of the run.", required=True, flag_values=FLAGS

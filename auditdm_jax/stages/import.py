@@ -12,21 +12,21 @@
    are scored.
 
 See docs/export.md.
+
+Reads:  --from; a run whose failures are verified; the export, if there is one.
+Writes: WORKDIR/rectify/NAME, about as large as the model in fp32, and the benchmark's answers.
+Costs:  reading the weights a few times, and the benchmark of the run.
 """
 
 from absl import flags
-from ml_collections import config_flags
 
-from auditdm_jax.core.config import OVERRIDES, UserError
+from auditdm_jax.core import overrides
+from auditdm_jax.core.config import UserError
 from auditdm_jax.stages import importing, past
 
 FLAGS = flags.FlagValues()
-_CONFIG = config_flags.DEFINE_config_file(
-  "config",
-  None,
-  "The run's config; by default as its manifest has it.",
-  flag_values=FLAGS,
-  **OVERRIDES,
+_CONFIG = overrides.define(
+  "The run's config; by default as its manifest has it.", flag_values=FLAGS
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "The folder of the run.", required=True, flag_values=FLAGS
