@@ -12,9 +12,9 @@
 
 `import` brings back what was trained. See docs/export.md.
 
-Reads:  a run whose failures are verified.
+Reads:  a run whose failures are verified; for big_vision, the target's weights.
 Writes: --output, by default WORKDIR/export/FORMAT: examples, images, refused.jsonl.
-Costs:  no model: each image is copied once.
+Costs:  no model: each image is looked at once, and the held-out and fresh ones too.
 """
 
 import pathlib

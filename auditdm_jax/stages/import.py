@@ -13,9 +13,9 @@
 
 See docs/export.md.
 
-Reads:  --from, and the run of --workdir.
-Writes: WORKDIR/rectify/NAME and WORKDIR/benchmark.
-Costs:  reading and writing the weights, then an answer to each held-out question.
+Reads:  --from; a run whose failures are verified; the export, if there is one.
+Writes: WORKDIR/rectify/NAME, about as large as the model in fp32, and the benchmark's answers.
+Costs:  reading the weights a few times, and the benchmark of the run.
 """
 
 from absl import flags
