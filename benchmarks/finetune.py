@@ -213,11 +213,7 @@ def ours(
   name = "trained" if trained else "frozen"
   finetune.finetune(
     *(vlm.config, vlm.params, recipe),
-    layout=rows.RowLayout(
-      *(vlm.writer(), vlm.template, vlm.config.num_image_tokens, vlm.stop_ids[0]),
-      length=vlm.config.num_image_tokens + 24,
-      suffix=4,
-    ),
+    layout=rows.RowLayout.of(vlm, length=vlm.config.num_image_tokens + 24, suffix=4),
     new=examples.JsonlExamples(data / "train.jsonl"),
     eye=features.Eye(vlm.pixels, vlm.encode, vlm.tower_id),
     seed=0,
