@@ -19,7 +19,7 @@ from typing import Any, Literal, Union
 
 import ml_collections
 
-from auditdm_jax.core.config import UserError, did_you_mean
+from auditdm_jax.core.config import Named, UserError, did_you_mean
 
 _BOOLS = {"true": True, "yes": True, "1": True, "t": True}
 _BOOLS |= {"false": False, "no": False, "0": False, "f": False}
@@ -50,6 +50,8 @@ def parse(hint: Any, text: str, where: str) -> Any:
     return _tuple(args, text, where)
   if origin in (dict, Mapping) or hint is dict or is_section(hint):
     value = literal(text)
+    if isinstance(value, str) and is_section(hint) and issubclass(hint, Named):
+      return {"name": value}  # Other keys may follow.
     if not isinstance(value, dict):
       raise UserError(f"{where}={text}: a section with keys; give {where}.KEY=…, or {{'KEY': …}}")
     return value

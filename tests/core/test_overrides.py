@@ -9,7 +9,7 @@ from absl import flags
 import pytest
 
 from auditdm_jax.core import described, overrides
-from auditdm_jax.core.config import UserError, build
+from auditdm_jax.core.config import Named, UserError, build
 from auditdm_jax.stages.benchmarks import BenchmarksConfig
 from auditdm_jax.stages.sections import AuditConfig
 
@@ -35,10 +35,17 @@ class Client:
 
 
 @dataclasses.dataclass(frozen=True)
+class Known(Named):
+  name: str = ""
+  steps: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
 class Images:
   port: int
   client: Client = Client()
   clients: dict[str, Client] = dataclasses.field(default_factory=dict)
+  known: Known = Known()
   maybe: Client | None = None
   sides: dict[str, int] = dataclasses.field(default_factory=dict)
 
@@ -124,6 +131,11 @@ def test_an_override_means_what_it_says(parse, args, section, want):
     (["clients.my-name.token=x"], "images", {"port": 0, "clients": {"my-name": {"token": "x"}}}),
     (["clients['a/b'].token=x"], "images", {"port": 0, "clients": {"a/b": {"token": "x"}}}),
     (["maybe.token=x"], "images", {"port": 0, "maybe": {"token": "x"}}),
+    (
+      ["known=quick", "known.steps=3"],
+      "images",
+      {"port": 0, "known": {"name": "quick", "steps": 3}},
+    ),
     (["maybe=none"], "images", {"port": 0, "maybe": None}),
     (["sides.a=3", "sides.b=1e3"], "images", {"port": 0, "sides": {"a": 3, "b": 1000}}),
     (
