@@ -69,7 +69,7 @@ def test_images_and_a_checkpoint_become_a_report_without_training(home, tmp_path
   assert found["compared"]["failures"]["k"] > 0 and "failures verified among" in said
   assert found["queries"] == {
     "grpo": 0, "grpo_distinct": 0, "discover": 120, "total": 120, "control_random": None,
-    "verify_looked_at": found["queries"]["verify_looked_at"],
+    "verify_looked_at": found["queries"]["verify_looked_at"], "bootstrap": 0,
   }  # fmt: skip
   assert set(found["arms"]) == {"untrained", "random", "all of the above"}
   assert found["coverage"] is found["precision"] is found["search"] is None
