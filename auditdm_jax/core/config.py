@@ -148,10 +148,11 @@ def build(
     if key not in section:
       continue
     hint, where = hints[key], f"{name}.{key}"
+    value: Any = section[key]
     if isinstance(hint, type) and dataclasses.is_dataclass(hint) and key in base:
-      values[key] = build(hint, section[key], name=where, base=vars(base[key]))
+      values[key] = build(hint, value, name=where, base=vars(base[key]))
     else:
-      values[key] = _convert(hint, section[key], where)
+      values[key] = _convert(hint, value, where)
   try:
     return cls(**values)
   except UserError:

@@ -74,7 +74,7 @@ class Method:
     """Returns the dropout of a micro-batch of a step."""
     if not self.dropout:
       return None
-    key = jax.random.wrap_key_data(streams.key_data(self.seed, "dropout"))
+    key = jax.random.wrap_key_data(jnp.asarray(streams.key_data(self.seed, "dropout")))
     key = jax.random.fold_in(jax.random.fold_in(key, step), micro)
     return gemma.Dropout.draw(config, key, rate=self.dropout)
 

@@ -162,8 +162,15 @@ def forward_logprobs(
 ) -> tuple[jax.Array, jax.Array]:
   """(log-prob, entropy) f32[B,G,C] of completions, by the sampler's temperature and banned ids."""
   tree = tree_lib.unflatten(params)
+  line = batch_lib.sequence(config.model, rows)
   hidden = multimodal.hidden(
-    config.model, tree, features[rows.image], **batch_lib.sequence(config.model, rows)
+    config.model,
+    tree,
+    features[rows.image],
+    line["tokens"],
+    valid=line["valid"],
+    ar=line["ar"],
+    segment=line["segment"],
   )
   return multimodal.token_logprobs(
     config.model,

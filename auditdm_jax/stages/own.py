@@ -211,7 +211,7 @@ def make() -> ConfigDict:
     suffix=32,
   )
   # Further rounds, if a loop wants some, cost about as much as this one.
-  c.rounds = dict(count=1, steps=spending.steps // 2, probes=c.discover.probes)
+  c.rounds = dict(count=1, steps=spending.steps // 2, probes=c.discover["probes"])
   return c
 
 

@@ -254,7 +254,8 @@ def accuracy_of(table: Groups, *, of: RepairedModel | None = None) -> Accuracy:
     table: of the benchmark.
     of: the repaired model that it is of, if it is of one.
   """
-  groups = {name: table.get(name, NOTHING) for name in ("all", "gaps", "rest")}
+  every, gaps, rest = (table.get(name, NOTHING) for name in ("all", "gaps", "rest"))
+  found = Accuracy(every, gaps, rest)
   if of is None:
-    return Accuracy(**groups)
-  return Accuracy(**groups, examples=of.examples, sources=of.sources, labels=of.labels)
+    return found
+  return dataclasses.replace(found, examples=of.examples, sources=of.sources, labels=of.labels)
