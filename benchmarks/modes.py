@@ -282,7 +282,7 @@ def pair_run(n: int, run: int, *, images: int = IMAGES) -> dict:
     [a.taxonomy.modes[i] if i >= 0 else None for i in members(a.taxonomy, attempts)]
     for a in (first, second)
   )
-  traced = rounds.descent(first.taxonomy, second.taxonomy, was, now)
+  traced = rounds.descent(first.taxonomy.modes, second.taxonomy.modes, was, now)
   uncovered = [t for d, t in zip(traced, second.tests, strict=True) if d.relation is None]
   names = {m.name for m in first.taxonomy.modes}
   # The first target is asked again, and answers at random anew: harder than an unchanged one.

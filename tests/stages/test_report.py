@@ -233,7 +233,8 @@ def test_an_arm_has_the_modes_it_was_first_to_find():
 
 
 def test_a_repair_has_the_queries_that_found_its_examples():
-  r = Accuracy(all=rates.rate(1, 2), gaps=rates.rate(1, 2), rest=rates.NOTHING)
+  half = rates.rate(1, 2)
+  r = Accuracy(all=half, gaps=half, rest=rates.NOTHING, sources={"probes": 3})
   arms = ("baseline", "larger_sibling", "repaired", "control_random", "control_mined")
   queries = Queries(10, 10, 20, total=30, control_random=20, verify_looked_at=5)
   summary = types.SimpleNamespace(rectify=dict.fromkeys(arms, r), queries=queries)

@@ -14,6 +14,7 @@ from auditdm_jax.rl.answering import AnsweringConfig
 from auditdm_jax.rl.grpo import GrpoConfig
 from auditdm_jax.rl.step import OptimConfig
 from auditdm_jax.stages import loop, rectify
+from auditdm_jax.stages.examples import Chosen
 from auditdm_jax.stages.run import RunFolder
 from auditdm_jax.stages.sections import REWARDED, RectifyConfig
 from auditdm_jax.vlm import load_vlm
@@ -29,8 +30,8 @@ CONFIG = AnsweringConfig(
 
 
 def test_the_loop_trains_it_on_what_the_repaired_target_learns(monkeypatch):
-  chosen = rectify.Chosen({"probes": []})
-  monkeypatch.setattr(rectify, "by_strategy", lambda ctx, strategy: chosen)
+  chosen = Chosen({"probes": []})
+  monkeypatch.setattr(loop, "by_strategy", lambda ctx, strategy: chosen)
   monkeypatch.setattr(rectify, "controls", lambda ctx, repaired: {})
   space = types.SimpleNamespace
   for config, names in ((CONFIG, ["repaired", REWARDED]), (AnsweringConfig(), ["repaired"])):
