@@ -32,11 +32,12 @@ from auditdm_jax.audit.summary import (
   Summary,
 )
 from auditdm_jax.bench import page
-from auditdm_jax.core import paths, runtime
+from auditdm_jax.core import paths
 from auditdm_jax.stages import methods, screen, shown, suite
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import ModeRow, Verified
 from auditdm_jax.stages.rounds import is_training
+from auditdm_jax.stages.run import first_only
 from auditdm_jax.stages.sections import CONTROLS, REWARDED
 from auditdm_jax.stages.summarise import Round, summarise
 
@@ -121,8 +122,9 @@ def _write(ctx: Context, done: Round, summary: Summary) -> None:
       for name in ("jax", "flax", "optax", "orbax-checkpoint")
     },
   )
-  if runtime.is_main():
-    write_report(ctx.folder.path / "report", data)
+  with first_only() as mine:  # It reads the failures one by one.
+    if mine:
+      write_report(ctx.folder.path / "report", data)
 
 
 def _pages(ctx: Context, done: Round) -> list[report_data.ExtraPage]:

@@ -22,6 +22,7 @@ is written meanwhile.
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
+import contextvars
 import dataclasses
 import fcntl
 import functools
@@ -308,12 +309,29 @@ class RunFolder:
       yield
 
 
+_ALONE = contextvars.ContextVar("alone", default=False)
+
+
 @contextlib.contextmanager
 def reading() -> Iterator[None]:
-  """The block sees the same files in every process."""
+  """The block sees the same files in every process; all of them enter it, but for `first_only`."""
+  if _ALONE.get():
+    yield
+    return
   runtime.barrier()
   yield
   runtime.barrier()
+
+
+@contextlib.contextmanager
+def first_only() -> Iterator[bool]:
+  """Whether this is the first process, which may read in the block while no other one does."""
+  runtime.barrier()  # What the others wrote is there.
+  token = _ALONE.set(True)
+  try:
+    yield runtime.is_main()
+  finally:
+    _ALONE.reset(token)
 
 
 def read_json(path: str | os.PathLike) -> Any:

@@ -166,3 +166,19 @@ def test_a_result_of_another_version_is_one_line(tmp_path, result):
   folder.finish("rectify", result)
   with pytest.raises(UserError, match=r"rectify/done\.json: not what this version writes"):
     folder.done("rectify", Repairs)
+
+
+def test_what_the_first_process_reads_alone_waits_for_nobody(monkeypatch):
+  waits = []
+  monkeypatch.setattr(runtime, "barrier", lambda: waits.append("barrier"))
+  with run.reading():
+    pass
+  assert len(waits) == 2
+  with run.first_only() as mine:
+    assert mine
+    with run.reading():
+      pass
+  assert len(waits) == 3, "before the block; the others are not in it"
+  with run.reading():
+    pass
+  assert len(waits) == 5
