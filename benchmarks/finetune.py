@@ -35,10 +35,11 @@ from PIL import Image
 
 from auditdm_jax.text.tokenizer import Tokenizer
 
-_IMAGES = flags.DEFINE_integer("images", 20_000, "images of the memory run")
-_STEPS = flags.DEFINE_integer("steps", 4, "steps of the speed run that count")
-_FOLDER = flags.DEFINE_string("folder", "", "of the memory run's own processes")
-_TRAINED = flags.DEFINE_bool("trained", False, "whether their tower trains")
+_FLAGS = flags.FlagValues()
+_IMAGES = flags.DEFINE_integer("images", 20_000, "images of the memory run", flag_values=_FLAGS)
+_STEPS = flags.DEFINE_integer("steps", 4, "steps of the speed run that count", flag_values=_FLAGS)
+_FOLDER = flags.DEFINE_string("folder", "", "of the memory run's own processes", flag_values=_FLAGS)
+_TRAINED = flags.DEFINE_bool("trained", False, "whether their tower trains", flag_values=_FLAGS)
 
 ROWS = 8
 WORDS = [f"w{i}" for i in range(1_000)]
@@ -336,6 +337,11 @@ def speed() -> dict[str, Any]:
   return out
 
 
+def _parse(argv: list[str]) -> list[str]:
+  """Reads the flags of this program, then absl's; other benchmarks have flags of these names."""
+  return flags.FLAGS(_FLAGS(argv, known_only=True))
+
+
 def main(argv: list[str]) -> None:
   if len(argv) != 2 or argv[1] not in ("memory", "speed"):
     raise app.UsageError("say memory or speed")
@@ -347,4 +353,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  app.run(main, flags_parser=_parse)

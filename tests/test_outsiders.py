@@ -42,7 +42,7 @@ def _assert_the_camera_took(rows, folder: pathlib.Path) -> None:
   """The renderer leaves most pixels of an edited image alone, the camera of the example few."""
   pool = [np.asarray(Image.open(path)) for path in (folder / "data/own/train").glob("*.png")]
   source = {Images.id_of(image): image for image in pool}
-  made = Images(folder / "run/images")
+  made = Images(folder / "run/images", fan_out=True)
   edits = [r["probe"] for r in rows if r["probe"]["strategy"] == "edit" and r["verdict"]]
   assert edits
   for probe in edits:
