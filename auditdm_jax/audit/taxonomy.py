@@ -22,7 +22,7 @@ import functools
 import numpy as np
 
 from auditdm_jax.audit import by_image, rates, residual
-from auditdm_jax.audit.attempt import Attempt
+from auditdm_jax.audit.attempt import Attempt, Find
 from auditdm_jax.audit.looks import Gallery, Looks
 from auditdm_jax.audit.mode import Mode, ModeRule, define, mode_id, title, words
 from auditdm_jax.audit.skills import Assigner, Seeds
@@ -104,9 +104,9 @@ class Taxonomy:
     return found
 
   def match_attempts(
-    self, attempts: Iterable[Attempt], gallery: Gallery | None = None
+    self, attempts: Iterable[Attempt | Find], gallery: Gallery | None = None
   ) -> list[Mode | None]:
-    """The mode of each attempt, whose image the gallery looks at."""
+    """The mode of each attempt or find, whose image the gallery looks at."""
     images = gallery.terms(self.looks, [a.probe for a in attempts]) if gallery else ()
     return self.match([a.probe.question for a in attempts], [a.consensus for a in attempts], images)
 

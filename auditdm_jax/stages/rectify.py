@@ -210,11 +210,9 @@ def mined_examples(ctx: Context, attempts: Iterable[Attempt], size: int) -> list
     unique_attempts(attempts), ctx.seeds, config=ctx.settings.taxonomy.modes, gallery=ctx.gallery
   )
   finds = unique_finds(attempts)
-  images = ctx.gallery.terms(tax.looks, [f.probe for f in finds])
-  modes = tax.match([f.probe.question for f in finds], [f.consensus for f in finds], images)
   offered = [
     TrainingExample.of(f, group=mode.mode_id if mode else UNNAMED)
-    for f, mode in zip(finds, modes, strict=True)
+    for f, mode in zip(finds, tax.match_attempts(finds, ctx.gallery), strict=True)
   ]
   config = dataclasses.replace(ctx.settings.rectify.curate, size=size)
   return curate_lib.curate(offered, config, seed=ctx.settings.seed)[0]

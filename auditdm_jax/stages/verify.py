@@ -99,7 +99,7 @@ def audit(
   )
   tax = taxonomy_lib.name_modes(evidence)
   stable = stability.stability(evidence, tax, seed=ctx.settings.seed)
-  matched = _match(ctx, tax, finds)
+  matched = tax.match_attempts(finds, ctx.gallery)
   limit, seed = ctx.settings.verify.limit, ctx.settings.seed
   weights = choose(finds, tax, matched, limit=limit, seed=seed)
   chosen = [finds[i] for i in weights]
@@ -107,7 +107,7 @@ def audit(
     verification = grading.grade(
       ctx, chosen, bank, outside=_outside(ctx), progress=lambda done, _: progress.update(done)
     )
-  modes = _match(ctx, tax, verification.failures)
+  modes = tax.match_attempts(verification.failures, ctx.gallery)
   failures = [
     dataclasses.replace(f, mode_id=mode.mode_id if mode else None, weight=weight)
     for f, mode, weight in zip(verification.failures, modes, weights.values(), strict=True)
@@ -159,11 +159,6 @@ def choose(
   taken = sorted(taken[:limit])
   chosen = Counter(family for _, family in taken)
   return {i: len(groups[family]) / chosen[family] for i, family in taken}
-
-
-def _match(ctx: Context, tax: Taxonomy, finds: Sequence[Find]) -> list[Mode | None]:
-  images = ctx.gallery.terms(tax.looks, [f.probe for f in finds])
-  return tax.match([f.probe.question for f in finds], [f.consensus for f in finds], images)
 
 
 def fresh_modes(
