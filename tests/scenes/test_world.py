@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Round trips of the scenes world: pixels, questions, captions and edits against the scene."""
 
+from collections import Counter
 import dataclasses
 
 import numpy as np
@@ -209,6 +210,19 @@ def test_drawn_gaps_are_rare_and_reproducible(all_questions):
   drawn = gaps.draw_gaps(3)
   assert drawn == gaps.draw_gaps(3) != gaps.draw_gaps(4)
   assert 0.02 < _share(drawn, all_questions) < 0.11
+  assert len(drawn) == 8 and max(Counter(g.skills for g in drawn).values()) <= 2
+  for gap in drawn:
+    assert 0 < _share([gap], all_questions) < 0.04
+
+
+def test_no_other_skill_teaches_a_drawn_answer_of_its_kind():
+  """A digit that is never read aloud stays unknown only if no skill reads it."""
+  for seed in range(20):
+    for gap in gaps.draw_gaps(seed):
+      if gap.name.startswith("digit_at is"):
+        assert gap.skills == ("digit_at", "digit_of")
+      if gap.name.startswith("count_all is"):
+        assert set(gap.skills) == {"count_all", "count_color", "count_shape", "count_size"}
 
 
 def test_target_easy_and_rare_have_the_promised_size(all_questions):

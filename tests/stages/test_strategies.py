@@ -156,6 +156,25 @@ def test_controls_have_the_same_labelled_questions_and_random_ones_for_failures(
   assert not all(of(e).find for e in found["control_random"].examples["random"])
 
 
+def test_mined_failures_are_taken_evenly_over_modes_of_their_own(tmp_path, verified, monkeypatch):
+  """Forty failures of one mode and four of another, found among the control's questions alone."""
+  given = []
+
+  class Modes:
+    def match_attempts(self, finds, gallery):
+      return [types.SimpleNamespace(mode_id="rare" if f.consensus == "red" else "") for f in finds]
+
+  def discover(attempts, *args, **options):
+    given.extend(attempts)
+    return Modes()
+
+  monkeypatch.setattr(rectify.taxonomy, "discover_modes", discover)
+  random = [_attempt(i, consensus="red" if i < 4 else "green", arm="c") for i in range(44)]
+  found = rectify.mined_examples(_context(tmp_path), random, 8)
+  assert Counter(e.label for e in found) == {"red": 4, "green": 4}
+  assert {a.probe.arm for a in given} == {"c"}
+
+
 def test_an_oracle_does_not_choose_what_is_trained_on(tmp_path, verified):
   ctx = _context(tmp_path)
   by = Opinion(by="oracle", side="consensus", answer="red")
