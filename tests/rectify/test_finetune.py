@@ -11,7 +11,7 @@ import pytest
 from auditdm_jax.core import config as config_lib
 from auditdm_jax.core import tree
 from auditdm_jax.models import gemma, multimodal, preprocess, siglip
-from auditdm_jax.rectify import curate, features, finetune, recipes, rows, supervised
+from auditdm_jax.rectify import curate, features, finetune, kept, recipes, rows, supervised
 from auditdm_jax.rectify.examples import ListedExamples
 from auditdm_jax.rectify.tune import TuneConfig
 from auditdm_jax.text import tokenizer as tokenizer_lib
@@ -131,11 +131,23 @@ def test_a_tower_that_trains_sees_pixels(model):
   assert "img/embedding/kernel" in moved and "img/pos_embedding" in moved
 
 
-def test_the_best_parameters_are_kept_and_a_worse_loss_ends_the_training(model, tmp_path):
+def test_the_best_parameters_are_kept_and_a_worse_loss_ends_the_training(
+  model, tmp_path, monkeypatch
+):
   recipe = dataclasses.replace(_RECIPE, steps=30, lr=0.5, warmup=0.0)  # It diverges.
   tune = TuneConfig(validation=0.4, eval_every=2, patience=3)
+  saved, save = {}, kept.Kept.save
+
+  def noted(self, state):
+    saved[int(state.step)] = jax.device_get(state.params)
+    save(self, state)
+
+  monkeypatch.setattr(kept.Kept, "save", noted)
   in_memory, on_disk = (_run(model, recipe, tune=tune, workdir=w) for w in (None, tmp_path))
   assert in_memory.steps == in_memory.best + 6 < 30
+  _equal(in_memory.params, saved[in_memory.best])
+  kernel = in_memory.params["img"]["head"]["kernel"]
+  assert not np.array_equal(kernel, saved[in_memory.steps]["img"]["head"]["kernel"])
   _equal(in_memory.params, on_disk.params)
   rows = [json.loads(x) for x in (tmp_path / "metrics" / "rectify.jsonl").read_text().splitlines()]
   losses = {row["step"]: row["validation"] for row in rows}
