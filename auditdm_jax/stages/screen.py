@@ -69,7 +69,7 @@ def rounds(summary: Summary) -> rich.table.Table:
   """Returns a row for each round: what it found, and what its repair changed."""
   made = rich.table.Table(title="Rounds", show_lines=False)
   for column in (
-    *("", "modes", "new", "gaps found", "labels right", "repaired", "kept"),
+    *("", "modes", "new", "gaps with finds", "labels right", "repaired", "kept"),
     *("accuracy: gaps", "rest"),
   ):
     made.add_column(column, justify="right")
@@ -80,7 +80,7 @@ def rounds(summary: Summary) -> rich.table.Table:
   def cell(r: Rate | None) -> str:
     if r is None or not r.n:
       return "–"
-    return f"{r.value:.3f} [{r.ci95[0]:.2f}, {r.ci95[1]:.2f}] n={r.n}"
+    return f"{r.value:.3f} n={r.n}\n[{r.ci95[0]:.3f}, {r.ci95[1]:.3f}]"
 
   for row in summary.rounds:
     counts = [str(row.round), str(row.confirmed), str(row.new)]
