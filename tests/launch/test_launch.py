@@ -155,8 +155,7 @@ def test_the_training_image_is_not_root_and_holds_what_runs_need():
   assert dockerfile_user() > 0
   copied = re.findall(r"^COPY (\S+) \S+$", text, re.M)
   assert set(copied) == {
-    "requirements.txt",
-    "launch/tpu/requirements.txt",
+    "launch/tpu/requirements.lock",
     "auditdm_jax",
     "configs",
     "data",
