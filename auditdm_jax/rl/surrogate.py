@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A small net that guesses which questions are finds, so that those are asked.
+
+The models that answer cost most of a search, and an auditor's samples cost little. So the auditor
+writes many questions for each that is answered:
+
+  1. sample `proposals` questions about an image
+  2. keep a group: `random` of them by lot, then the best *distinct* ones by the net
+  3. the models answer, verdicts say which are finds; the auditor learns from the group
+  4. the net learns from the verdicts
+
+The net sees the question's words and the image's features, and verdicts of models only; never an
+oracle. The words attend to the cells of the image, since a failure is often about what lies where.
+Ours; the paper answers everything that is sampled.
+
+Axes: N questions, W slots of words, P cells, Dv features of a cell.
+"""
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import io
+import math
+import re
+from typing import Any
+import zlib
+
+import flax.linen as nn
+import jax
+from jax import Array
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from auditdm_jax.core import streams
+from auditdm_jax.core.config import UserError, check
+
+Look = Callable[[Sequence[str]], np.ndarray]  # image ids -> f32[N,patches,Dv] of a frozen tower.
+
+_WORD = re.compile(r"\w+")
+_SLOTS = 32  # W: words and pairs of neighbours; what is beyond is not read.
+_ROWS = 256  # Questions that are scored at a time.
+
+
+@dataclasses.dataclass(frozen=True)
+class SurrogateConfig:
+  """The surrogate, and what it may choose from; off by default, as in the paper.
+
+  Attributes:
+    proposals: questions that are sampled for each group; 0 = off.
+    random: questions of a group that are drawn by lot. What is never asked gets no verdict, and a
+      malformed reply has its price only here.
+    least: verdicts before it chooses; until then all are drawn by lot.
+    memory: latest verdicts that it learns from.
+    fits: updates of the net after each step.
+    batch: verdicts of an update; a quarter are finds, weighted back to their share.
+    lr: AdamW's learning rate.
+    weight_decay: its weight decay.
+    width: of the net.
+    heads: of its attention.
+    buckets: that words are hashed to.
+    cells: rows and columns of the grid of image features, averaged if there are more.
+  """
+
+  proposals: int = 0
+  random: int = 2
+  least: int = 200
+  memory: int = 20_000
+  fits: int = 20
+  batch: int = 256
+  lr: float = 3e-3
+  weight_decay: float = 1e-3
+  width: int = 96
+  heads: int = 4
+  buckets: int = 512
+  cells: int = 4
+
+  def __post_init__(self):
+    check(vars(self), "surrogate", "proposals", "random", "fits", least=0)
+    check(vars(self), "surrogate", "least", "memory", "width", "heads", "cells", least=1)
+    check(vars(self), "surrogate", "batch", least=4)
+    check(vars(self), "surrogate", "buckets", least=2, below=2**16)
+    check(vars(self), "surrogate", "lr", above=0)
+    check(vars(self), "surrogate", "weight_decay", least=0)
+    if self.width % self.heads:
+      raise UserError(f"surrogate.width={self.width}: not a multiple of heads={self.heads}")
+
+
+class SurrogateNet(nn.Module):
+  """Logits f32[N] of being a find, from words i32[N,W] (0 = none) and cells f[N,P,Dv]."""
+
+  config: SurrogateConfig
+
+  @nn.compact
+  def __call__(self, words: Array, cells: Array) -> Array:
+    c, d = self.config, self.config.width
+    there = (words > 0)[..., None]
+    text = jnp.where(there, nn.Embed(c.buckets, d, name="words")(words), 0).sum(1)
+    text = text / jnp.sqrt(jnp.maximum(there.sum(1), 1))
+    place = self.param("place", nn.initializers.normal(0.1), (cells.shape[1], d))
+    x = nn.Dense(d, name="cells")(nn.LayerNorm(name="norm")(cells.astype(jnp.float32))) + place
+    heads = (c.heads, d // c.heads)
+    query = nn.DenseGeneral(heads, name="query")(text)
+    keys, values = (nn.DenseGeneral(heads, name=name)(x) for name in ("key", "value"))
+    weights = jnp.einsum("nhd,nphd->nhp", query, keys) / math.sqrt(heads[1])
+    seen = jnp.einsum("nhp,nphd->nhd", jax.nn.softmax(weights, axis=-1), values)
+    image = jnp.concatenate([seen.reshape(len(text), d), x.mean(1), x.max(1)], axis=-1)
+    sums = nn.relu(nn.Dense(d, name="text_sum")(text) + nn.Dense(d, name="image_sum")(image))
+    products = nn.Dense(d, name="text_product")(text) * nn.Dense(d, name="image_product")(image)
+    return (nn.Dense(1, name="of_sums")(sums) + nn.Dense(1, name="of_products")(products))[..., 0]
+
+
+class Surrogate:
+  """The net, its optimiser, and the verdicts that it learns from."""
+
+  def __init__(self, config: SurrogateConfig, *, look: Look, seed: int):
+    """Takes what the net sees of images, and the seed of the run."""
+    self.config, self._look, self._seed = config, look, seed
+    self._cells: dict[str, np.ndarray] = {}  # f16[P,Dv] of the images in memory
+    self._words = np.zeros((0, _SLOTS), np.uint16)
+    self._images: list[str] = []
+    self._found = np.zeros(0, bool)
+    self._net = SurrogateNet(config)
+    self._tx = optax.adamw(config.lr, weight_decay=config.weight_decay)
+    self._params: Any = None
+    self._optimizer: Any = None
+    self._logits = jax.jit(lambda params, *row: self._net.apply({"params": params}, *row))
+    self._update = jax.jit(self._make_update, donate_argnums=(0, 1))
+
+  @property
+  def ready(self) -> bool:
+    """Whether it has seen enough to choose."""
+    return self._params is not None and len(self._found) >= self.config.least
+
+  def observe(self, questions: Sequence[str], images: Sequence[str], found: Sequence[bool]) -> None:
+    """Remembers what became of questions about images, by id."""
+    keep = self.config.memory
+    self._words = np.concatenate([self._words, self._read(questions)])[-keep:]
+    self._images = [*self._images, *images][-keep:]
+    self._found = np.concatenate([self._found, np.asarray(found, bool)])[-keep:]
+
+  def fit(self, *of: int | str) -> None:
+    """Learns from what it remembers; `of` names the random numbers, such as a step."""
+    if not len(self._found):
+      return
+    if self._params is None:
+      self._init()
+    self._see(self._images, keep=True)
+    for i in range(self.config.fits):
+      rows, weight = self._draw(streams.rng(self._seed, "surrogate", *of, i))
+      cells = np.stack([self._cells[self._images[r]] for r in rows])
+      batch = (self._words[rows].astype(np.int32), cells, self._found[rows], weight)
+      self._params, self._optimizer = self._update(self._params, self._optimizer, *batch)
+
+  def predict(self, questions: Sequence[str], images: Sequence[str]) -> np.ndarray:
+    """Returns f32[N]: the probability that each question about an image is a find.
+
+    It says the same of all, their share so far, until it has learned from enough.
+    """
+    if not self.ready:
+      return np.full(len(questions), self._found.mean() if len(self._found) else 0.5, np.float32)
+    words, out = self._read(questions).astype(np.int32), []
+    for start in range(0, len(questions), _ROWS):
+      ids = list(images[start : start + _ROWS])
+      seen = self._see(ids)
+      rows = np.resize(np.arange(len(ids)), _ROWS)  # One static shape.
+      cells = np.stack([seen[i] for i in ids])[rows]
+      logits = self._logits(self._params, words[start : start + _ROWS][rows], cells)
+      out.append(np.asarray(jax.nn.sigmoid(logits))[: len(ids)])
+    return np.concatenate(out) if out else np.zeros(0, np.float32)
+
+  def flops(self, questions: int, *, fits: int) -> float:
+    """Floating-point operations of scoring questions and of updates: two for each weight used."""
+    c, cells = self.config, self.config.cells**2
+    one = 2.0 * c.width * c.width * (3 * cells + 10)
+    return one * (questions + 3 * fits * c.batch)
+
+  # ------------------------------------------------------------------------------- checkpoints
+
+  def state(self) -> dict[str, Any]:
+    """For the checkpoint; survives JSON bit for bit."""
+    arrays = {"words": self._words, "found": self._found}
+    for name, held in (("params", self._params), ("optimizer", self._optimizer)):
+      arrays |= {f"{name}/{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(held))}
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return {"arrays": base64.b64encode(file.getvalue()).decode(), "images": self._images}
+
+  def load(self, state: Mapping[str, Any]) -> None:
+    """Restores `state`."""
+    file = io.BytesIO(base64.b64decode(state["arrays"]))
+    with np.load(file, allow_pickle=False) as arrays:
+      self._words, self._found = arrays["words"], arrays["found"]
+      self._images = list(state["images"])
+      self._params = self._optimizer = None
+      if "params/0" in arrays:
+        self._init()
+        self._params = self._loaded(arrays, "params", self._params)
+        self._optimizer = self._loaded(arrays, "optimizer", self._optimizer)
+
+  @staticmethod
+  def _loaded(arrays: Mapping[str, np.ndarray], name: str, like: Any) -> Any:
+    leaves, tree = jax.tree.flatten(like)
+    return jax.tree.unflatten(tree, [arrays[f"{name}/{i}"] for i in range(len(leaves))])
+
+  # ------------------------------------------------------------------------------------ inside
+
+  def _init(self) -> None:
+    cells = next(iter(self._see(self._images[:1]).values()))
+    key = jax.random.wrap_key_data(streams.key_data(self._seed, "surrogate"))
+    words = jnp.zeros((1, _SLOTS), jnp.int32)
+    self._params = self._net.init(key, words, jnp.asarray(cells)[None])["params"]
+    self._optimizer = self._tx.init(self._params)
+
+  def _make_update(self, params, optimizer, words, cells, found, weight):
+    def loss(params):
+      logits = self._net.apply({"params": params}, words, cells)
+      return (weight * optax.sigmoid_binary_cross_entropy(logits, found)).mean()
+
+    updates, optimizer = self._tx.update(jax.grad(loss)(params), optimizer, params)
+    return optax.apply_updates(params, updates), optimizer
+
+  def _draw(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of an update and their weights: a quarter are finds, if there are any."""
+    finds, rest = np.flatnonzero(self._found), np.flatnonzero(~self._found)
+    size = self.config.batch
+    wanted = size // 4 if len(finds) and len(rest) else size * bool(len(finds))
+    rows = np.concatenate(
+      [rng.choice(p, k) for p, k in ((finds, wanted), (rest, size - wanted)) if k]
+    )
+    share = np.array([len(rest), len(finds)]) / len(self._found)
+    drawn = np.array([size - wanted, wanted]) / size
+    weight = share / np.maximum(drawn, 1e-9)
+    return rows, weight[self._found[rows].astype(int)].astype(np.float32)
+
+  def _read(self, questions: Sequence[str]) -> np.ndarray:
+    """Returns u16[N,W] of hashed words and pairs of neighbours, 0 = none."""
+    out = np.zeros((len(questions), _SLOTS), np.uint16)
+    for row, question in zip(out, questions, strict=True):
+      words = _WORD.findall(question.lower())
+      terms = [*words, *map(" ".join, zip(words, words[1:]))][:_SLOTS]
+      row[: len(terms)] = [1 + zlib.crc32(t.encode()) % (self.config.buckets - 1) for t in terms]
+    return out
+
+  def _see(self, images: Sequence[str], *, keep: bool = False) -> dict[str, np.ndarray]:
+    """Returns the cells of images; with `keep`, those of all others are forgotten."""
+    wanted = dict.fromkeys(images)
+    missing = [i for i in wanted if i not in self._cells]
+    found = {i: self._cells[i] for i in wanted if i in self._cells}
+    for start in range(0, len(missing), _ROWS):
+      ids = missing[start : start + _ROWS]
+      found |= zip(ids, coarse(self._look(ids), self.config.cells).astype(np.float16))
+    if keep:
+      self._cells = found
+    return found
+
+
+def coarse(features: np.ndarray, side: int) -> np.ndarray:
+  """Returns f32[N,P,Dv] with at most side x side patches, averaged over a grid."""
+  n, patches, width = features.shape
+  if patches <= side * side:
+    return np.asarray(features, np.float32)
+  rows = math.isqrt(patches)
+  shape = (rows, rows) if rows * rows == patches else (1, patches)
+  grid, out = np.asarray(features, np.float32).reshape(n, *shape, width), []
+  bands = np.array_split(grid, min(side, shape[0]), axis=1)
+  for band in bands:
+    parts = np.array_split(band, side * side // len(bands), axis=2)
+    out += [part.mean(axis=(1, 2)) for part in parts]
+  return np.stack(out, axis=1)
+
+
+def choose(
+  questions: Sequence[str | None],
+  scores: Sequence[float],
+  *,
+  size: int,
+  by_lot: int,
+  rng: np.random.Generator,
+) -> list[int]:
+  """Returns places of `size` proposals, in order: some by lot, then the best distinct ones.
+
+  Args:
+    questions: the proposals; None for a reply that is no question, which only the lot can draw.
+    scores: one per proposal.
+    size: how many are wanted; there are at least so many.
+    by_lot: how many of them are drawn by lot.
+    rng: draws, and decides between equal scores.
+  """
+  order = [int(i) for i in rng.permutation(len(questions))]
+  chosen = order[: min(by_lot, size)]
+  taken = {questions[i] for i in chosen}
+  for i in sorted(order, key=lambda i: -scores[i]):
+    if len(chosen) < size and questions[i] is not None and questions[i] not in taken:
+      chosen.append(i)
+      taken.add(questions[i])
+  chosen += [i for i in order if i not in set(chosen)][: size - len(chosen)]
+  return sorted(chosen)
