@@ -1,23 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small net that guesses which questions are finds, so that those are asked.
 
-The models that answer cost most of a search, and an auditor's samples cost little. So the auditor
-writes many questions for each that is answered:
+The net sees the words of a question and features of its image, and learns from the verdicts of the
+models; it never sees an oracle. The words attend to the cells of the image, since a failure is
+often about what lies where. Who chooses by it: `rl.picking` in training. Ours; the paper answers
+everything that is sampled.
 
-  1. sample `proposals` questions about an image
-  2. keep a group: `random` of them by lot, then the best *distinct* ones by the net
-  3. the models answer, verdicts say which are finds; the auditor learns from the group
-  4. the net learns from the verdicts
-
-The net sees the question's words and the image's features, and verdicts of models only; never an
-oracle. The words attend to the cells of the image, since a failure is often about what lies where.
-Ours; the paper answers everything that is sampled.
+It sees the image through a frozen tower, and computes the same on every process: it is small, so
+none of it is shared out. Nothing in it scatters, so that a GPU gives the same bits twice.
 
 Axes: N questions, W slots of words, P cells, Dv features of a cell.
 """
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import dataclasses
 import io
 import math
@@ -32,14 +28,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from auditdm_jax.core import streams
+from auditdm_jax.core import streams, tree
 from auditdm_jax.core.config import UserError, check
 
 Look = Callable[[Sequence[str]], np.ndarray]  # image ids -> f32[N,patches,Dv] of a frozen tower.
 
 _WORD = re.compile(r"\w+")
-_SLOTS = 32  # W: words and pairs of neighbours; what is beyond is not read.
+_SLOTS = 64  # W: words, then pairs of neighbours; what is beyond is not read.
 _ROWS = 256  # Questions that are scored at a time.
+_IMAGES = 32  # Images that are looked at at a time: Gemma 3's patches of one take 19 MB.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +44,14 @@ class SurrogateConfig:
   """The surrogate, and what it may choose from; off by default, as in the paper.
 
   Attributes:
-    proposals: questions that are sampled for each group; 0 = off.
-    random: questions of a group that are drawn by lot. What is never asked gets no verdict, and a
+    proposals: first turns that are sampled for each group; 0 = off.
+    random: proposals of a group that are drawn by lot. What is never asked gets no verdict, and a
       malformed reply has its price only here.
-    least: verdicts before it chooses; until then all are drawn by lot.
-    memory: latest verdicts that it learns from.
-    fits: updates of the net after each step.
-    batch: verdicts of an update; a quarter are finds, weighted back to their share.
+    least: verdicts before it chooses; until then distinct ones are drawn by lot.
+    memory: latest verdicts that it learns from. The features of their images are kept: at most
+      37 kB for each with a tower as wide as SigLIP So400m.
+    fits: updates of the net after each step; each takes `batch` verdicts.
+    batch: a quarter of it are finds, weighted back to their share.
     lr: AdamW's learning rate.
     weight_decay: its weight decay.
     width: of the net.
@@ -95,8 +93,8 @@ class SurrogateNet(nn.Module):
   def __call__(self, words: Array, cells: Array) -> Array:
     c, d = self.config, self.config.width
     there = (words > 0)[..., None]
-    text = jnp.where(there, nn.Embed(c.buckets, d, name="words")(words), 0).sum(1)
-    text = text / jnp.sqrt(jnp.maximum(there.sum(1), 1))
+    bag = jnp.where(there, jax.nn.one_hot(words, c.buckets), 0).sum(1)
+    text = nn.Dense(d, use_bias=False, name="words")(bag) / jnp.sqrt(jnp.maximum(there.sum(1), 1))
     place = self.param("place", nn.initializers.normal(0.1), (cells.shape[1], d))
     x = nn.Dense(d, name="cells")(nn.LayerNorm(name="norm")(cells.astype(jnp.float32))) + place
     heads = (c.heads, d // c.heads)
@@ -116,7 +114,7 @@ class Surrogate:
   def __init__(self, config: SurrogateConfig, *, look: Look, seed: int):
     """Takes what the net sees of images, and the seed of the run."""
     self.config, self._look, self._seed = config, look, seed
-    self._cells: dict[str, np.ndarray] = {}  # f16[P,Dv] of the images in memory
+    self._cells: dict[str, np.ndarray] = {}  # f16[P,Dv] by image, the latest last
     self._words = np.zeros((0, _SLOTS), np.uint16)
     self._images: list[str] = []
     self._found = np.zeros(0, bool)
@@ -125,7 +123,7 @@ class Surrogate:
     self._params: Any = None
     self._optimizer: Any = None
     self._logits = jax.jit(lambda params, *row: self._net.apply({"params": params}, *row))
-    self._update = jax.jit(self._make_update, donate_argnums=(0, 1))
+    self._update = jax.jit(self._updated, donate_argnums=(0, 1))
 
   @property
   def ready(self) -> bool:
@@ -143,12 +141,12 @@ class Surrogate:
     """Learns from what it remembers; `of` names the random numbers, such as a step."""
     if not len(self._found):
       return
+    seen = self._see(self._images)
     if self._params is None:
-      self._init()
-    self._see(self._images, keep=True)
+      self._init(seen[self._images[0]])
     for i in range(self.config.fits):
       rows, weight = self._draw(streams.rng(self._seed, "surrogate", *of, i))
-      cells = np.stack([self._cells[self._images[r]] for r in rows])
+      cells = np.stack([seen[self._images[r]] for r in rows])
       batch = (self._words[rows].astype(np.int32), cells, self._found[rows], weight)
       self._params, self._optimizer = self._update(self._params, self._optimizer, *batch)
 
@@ -172,7 +170,7 @@ class Surrogate:
   def flops(self, questions: int, *, fits: int) -> float:
     """Floating-point operations of scoring questions and of updates: two for each weight used."""
     c, cells = self.config, self.config.cells**2
-    one = 2.0 * c.width * c.width * (3 * cells + 10)
+    one = 2.0 * c.width * (c.width * (3 * cells + 11) + c.buckets)
     return one * (questions + 3 * fits * c.batch)
 
   # ------------------------------------------------------------------------------- checkpoints
@@ -180,39 +178,38 @@ class Surrogate:
   def state(self) -> dict[str, Any]:
     """For the checkpoint; survives JSON bit for bit."""
     arrays = {"words": self._words, "found": self._found}
-    for name, held in (("params", self._params), ("optimizer", self._optimizer)):
-      arrays |= {f"{name}/{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(held))}
+    if self._params is not None:
+      arrays |= {f"params/{k}": np.asarray(x) for k, x in tree.flatten(self._params).items()}
+      arrays |= {f"optimizer/{k}": np.asarray(x) for k, x in tree.flatten(self._optimizer).items()}
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)
     return {"arrays": base64.b64encode(file.getvalue()).decode(), "images": self._images}
 
   def load(self, state: Mapping[str, Any]) -> None:
     """Restores `state`."""
-    file = io.BytesIO(base64.b64decode(state["arrays"]))
-    with np.load(file, allow_pickle=False) as arrays:
-      self._words, self._found = arrays["words"], arrays["found"]
-      self._images = list(state["images"])
-      self._params = self._optimizer = None
-      if "params/0" in arrays:
-        self._init()
-        self._params = self._loaded(arrays, "params", self._params)
-        self._optimizer = self._loaded(arrays, "optimizer", self._optimizer)
-
-  @staticmethod
-  def _loaded(arrays: Mapping[str, np.ndarray], name: str, like: Any) -> Any:
-    leaves, tree = jax.tree.flatten(like)
-    return jax.tree.unflatten(tree, [arrays[f"{name}/{i}"] for i in range(len(leaves))])
+    with np.load(io.BytesIO(base64.b64decode(state["arrays"])), allow_pickle=False) as arrays:
+      held = dict(arrays)
+    self._words, self._found = held.pop("words"), held.pop("found")
+    self._images = list(state["images"])
+    self._params = self._optimizer = None
+    flat = {k.removeprefix("params/"): x for k, x in held.items() if k.startswith("params/")}
+    if flat:
+      self._params = tree.unflatten(flat)
+      like = self._tx.init(self._params)
+      leaves = [held[f"optimizer/{k}"] for k in tree.flatten(like)]
+      self._optimizer = jax.tree.unflatten(jax.tree.structure(like), leaves)
 
   # ------------------------------------------------------------------------------------ inside
 
-  def _init(self) -> None:
-    cells = next(iter(self._see(self._images[:1]).values()))
+  def _init(self, cells: np.ndarray) -> None:
     key = jax.random.wrap_key_data(streams.key_data(self._seed, "surrogate"))
     words = jnp.zeros((1, _SLOTS), jnp.int32)
-    self._params = self._net.init(key, words, jnp.asarray(cells)[None])["params"]
-    self._optimizer = self._tx.init(self._params)
+    self._params = jax.jit(self._net.init)(key, words, jnp.asarray(cells)[None])["params"]
+    self._optimizer = jax.jit(self._tx.init)(self._params)
 
-  def _make_update(self, params, optimizer, words, cells, found, weight):
+  def _updated(self, params, optimizer, words, cells, found, weight):
+    """Parameters and optimiser after an update by rows of the memory."""
+
     def loss(params):
       logits = self._net.apply({"params": params}, words, cells)
       return (weight * optax.sigmoid_binary_cross_entropy(logits, found)).mean()
@@ -242,16 +239,16 @@ class Surrogate:
       row[: len(terms)] = [1 + zlib.crc32(t.encode()) % (self.config.buckets - 1) for t in terms]
     return out
 
-  def _see(self, images: Sequence[str], *, keep: bool = False) -> dict[str, np.ndarray]:
-    """Returns the cells of images; with `keep`, those of all others are forgotten."""
+  def _see(self, images: Iterable[str]) -> dict[str, np.ndarray]:
+    """Returns the cells of images, and keeps those of the latest `memory`."""
     wanted = dict.fromkeys(images)
     missing = [i for i in wanted if i not in self._cells]
-    found = {i: self._cells[i] for i in wanted if i in self._cells}
-    for start in range(0, len(missing), _ROWS):
-      ids = missing[start : start + _ROWS]
+    found = {i: self._cells.pop(i) for i in wanted if i in self._cells}
+    for start in range(0, len(missing), _IMAGES):
+      ids = missing[start : start + _IMAGES]
       found |= zip(ids, coarse(self._look(ids), self.config.cells).astype(np.float16))
-    if keep:
-      self._cells = found
+    kept = list((self._cells | found).items())[-self.config.memory :]
+    self._cells = dict(kept)
     return found
 
 
@@ -268,31 +265,3 @@ def coarse(features: np.ndarray, side: int) -> np.ndarray:
     parts = np.array_split(band, side * side // len(bands), axis=2)
     out += [part.mean(axis=(1, 2)) for part in parts]
   return np.stack(out, axis=1)
-
-
-def choose(
-  questions: Sequence[str | None],
-  scores: Sequence[float],
-  *,
-  size: int,
-  by_lot: int,
-  rng: np.random.Generator,
-) -> list[int]:
-  """Returns places of `size` proposals, in order: some by lot, then the best distinct ones.
-
-  Args:
-    questions: the proposals; None for a reply that is no question, which only the lot can draw.
-    scores: one per proposal.
-    size: how many are wanted; there are at least so many.
-    by_lot: how many of them are drawn by lot.
-    rng: draws, and decides between equal scores.
-  """
-  order = [int(i) for i in rng.permutation(len(questions))]
-  chosen = order[: min(by_lot, size)]
-  taken = {questions[i] for i in chosen}
-  for i in sorted(order, key=lambda i: -scores[i]):
-    if len(chosen) < size and questions[i] is not None and questions[i] not in taken:
-      chosen.append(i)
-      taken.add(questions[i])
-  chosen += [i for i in order if i not in set(chosen)][: size - len(chosen)]
-  return sorted(chosen)

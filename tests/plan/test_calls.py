@@ -25,6 +25,7 @@ from auditdm_jax.rl.dynamic import DynamicConfig
 from auditdm_jax.rl.grpo import GrpoConfig
 from auditdm_jax.rl.sight import Sight
 from auditdm_jax.rl.step import OptimConfig
+from auditdm_jax.rl.surrogate import SurrogateConfig
 from tests.rl import fakes, tiny
 
 GROUP = 4
@@ -152,6 +153,7 @@ CASES = {
   "two turns and questions": {"prompts": {"question": 1, "edit": 2, "generate": 1}},
   "one strategy of two turns": {"prompts": {"generate": 3}},
   "the data's questions": {"prompts": {"edit-only": 2, "generate-only": 1}},
+  "proposals": {"prompts": fakes.MIXED, "surrogate": SurrogateConfig(proposals=7)},
   "dynamic sampling": {"prompts": fakes.MIXED, "dynamic": DynamicConfig(rounds=1)},
 }
 
