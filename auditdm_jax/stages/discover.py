@@ -27,7 +27,7 @@ from auditdm_jax.audit.ranking import Candidate, Ranked
 from auditdm_jax.audit.skills import Assigner, Seeds
 from auditdm_jax.core import metrics, streams
 from auditdm_jax.core.records import chunks
-from auditdm_jax.rl.surrogate import Surrogate, SurrogateConfig
+from auditdm_jax.rl.surrogate import Surrogate
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.proposing import Proposers
 from auditdm_jax.stages.results import Discovered
@@ -79,11 +79,8 @@ class _Sweep:
     self._ctx, self._bank = ctx, ctx.models.bank()
     self._proposers = Proposers(ctx, self._bank)
     self._kind_of = Kinds(ctx.seeds)
-    models = ctx.models
     self._surrogate = Surrogate(
-      SurrogateConfig(),
-      look=lambda ids: models.cache.features(models.auditor, ids, ctx.images),
-      seed=ctx.settings.seed,
+      ctx.settings.rollout.surrogate, look=self._proposers.sight.before, seed=ctx.settings.seed
     )
     self._asked: set[str] = set()
     for rows in chunks(ctx.folder.completions(), _ROWS):

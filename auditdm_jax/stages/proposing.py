@@ -41,12 +41,14 @@ class Proposers:
 
   Attributes:
     open: the arms that no training has narrowed.
+    sight: what the auditors see of an image.
   """
 
   def __init__(self, ctx: Context, bank: ModelBank):
     """Takes the run's stored auditors, and the models that answer."""
     self._ctx, self._bank, self._pool = ctx, bank, ctx.pool("images")
     self._stored = StoredAuditors(ctx)
+    self.sight = self._stored.sight
     first = RANDOM if ctx.round.is_first else f"{RANDOM} {ctx.round.draws}"
     self._random = RandomQuestions(self._pool, ctx.settings.seed, first)
     before = ctx.round.number - 1
@@ -80,7 +82,7 @@ class Proposers:
     if not prompts:
       return None
     ctx, mesh = self._ctx, self._ctx.models.rollout_mesh
-    return make_prober(ctx, self._stored.sight, pool=self._pool, mesh=mesh, prompts=prompts)
+    return make_prober(ctx, self.sight, pool=self._pool, mesh=mesh, prompts=prompts)
 
   def _shares(self) -> dict[str, int]:
     """Proposals of each arm for a batch: an equal share for each of at most three sources."""
