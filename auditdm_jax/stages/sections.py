@@ -229,7 +229,7 @@ class DiscoverConfig:
   batch: int
   search_probes: int
   proposals: int = 4
-  start: int = 40
+  start: int = 10
   fits: int = 4
   ranking: RankingConfig = RankingConfig()
 
