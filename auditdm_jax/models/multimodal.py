@@ -334,8 +334,7 @@ def step(
   own = jnp.broadcast_to(positions[:, None], (b, past_positions.shape[1], g))
   # All that is past, and of the samples' new tokens the own one.
   mask = [
-    jnp.broadcast_to(part, (b, g, part.shape[-1]))
-    for part in (past_valid, jnp.eye(g, dtype=bool))
+    jnp.broadcast_to(part, (b, g, part.shape[-1])) for part in (past_valid, jnp.eye(g, dtype=bool))
   ]
   return _decoder(config, params, keep_kv=True)(
     embed(config, params, None, tokens),
@@ -346,9 +345,7 @@ def step(
   )
 
 
-def start_past(
-  kv: Any, *, samples: int, room: int, tail: int = 0
-) -> gemma.Past | list[gemma.Past]:
+def start_past(kv: Any, *, samples: int, room: int, tail: int = 0) -> gemma.Past | list[gemma.Past]:
   """Returns `gemma.Past.start` of what `prefill` returned, whole or layer by layer."""
   start = functools.partial(gemma.Past.start, samples=samples, room=room, tail=tail)
   return [start(own) for own in kv] if isinstance(kv, list) else start(kv)
