@@ -10,6 +10,7 @@ started; a folder in which such a program is still at work is waited for.
 from collections.abc import Sequence
 import concurrent.futures
 import dataclasses
+import os
 import pathlib
 import subprocess
 import sys
@@ -129,6 +130,7 @@ class Runner:
         stderr=subprocess.STDOUT,
         encoding="utf-8",
         errors="replace",
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
         start_new_session=True,  # Ctrl-C is for this process, which stops its children in order.
       )
       self._running.add(process)

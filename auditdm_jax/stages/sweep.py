@@ -38,7 +38,9 @@ _CONFIG = overrides.define("The config, such as configs/ablations/reward.py.", f
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the sweep.", flag_values=FLAGS)
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Runs of each cell.", flag_values=FLAGS)
 _CELLS = flags.DEFINE_list("cells", [], "Cells that run; by default all.", flag_values=FLAGS)
-_JOBS = flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1, flag_values=FLAGS)
+_JOBS = flags.DEFINE_integer(
+  "jobs", 1, "Runs at a time; on one accelerator, 1 is right.", lower_bound=1, flag_values=FLAGS
+)
 _PRINT = flags.DEFINE_enum(
   "print", None, list(launching.KINDS), "Print the commands instead.", flag_values=FLAGS
 )

@@ -85,6 +85,8 @@ def test_what_cannot_be_told_has_no_p():
   runs = [*swept("a", [10, 20]), *swept("b", [20, 30])]
   same = row(compare.tabulate(cells("a", "b"), runs, config="c"))
   assert same.cells[1].change.p is None  # Two equal differences are no spread of none.
+  runs = [*swept("a", [301, 802]), *swept("b", [305, 806])]  # So are those of rounding.
+  assert row(compare.tabulate(cells("a", "b"), runs, config="c")).cells[1].change.p is None
   runs = [*swept("a", [10, 20]), *swept("b", [10, 20])]
   assert row(compare.tabulate(cells("a", "b"), runs, config="c")).cells[1].change.p == 1.0
   runs = [*swept("a", [10, 20], seeds=[0, 1]), *swept("b", [10, 20], seeds=[2, 3])]

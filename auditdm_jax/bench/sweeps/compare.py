@@ -22,6 +22,7 @@ from auditdm_jax.audit.figures import FIGURES, REPAIRED, Figure
 from auditdm_jax.audit.summary import Summary
 from auditdm_jax.bench.sweeps.record import Cell
 
+_NONE = 1e-9  # Of a mean: below it a standard deviation is one of rounding.
 _EQUAL = 0.02  # Budgets that differ by less are equal: malformed replies differ between runs.
 
 
@@ -187,7 +188,7 @@ def _p_of_pairs(found: Spread) -> float | None:
   n = len(found.values)
   if found.sd is None:
     return None
-  if not found.sd:
+  if found.sd <= _NONE * abs(found.mean):
     return None if found.mean else 1.0
   return float(2 * stats.t.sf(abs(found.mean) / (found.sd / math.sqrt(n)), n - 1))
 
