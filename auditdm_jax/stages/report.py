@@ -15,7 +15,6 @@ import datetime
 import importlib.metadata
 import pathlib
 import shlex
-import sys
 
 from ml_collections import ConfigDict
 
@@ -116,7 +115,7 @@ def _write(ctx: Context, done: Round, summary: Summary) -> None:
     code=shown.code(manifest),
     not_measured=methods.not_measured(ctx, done, summary, failures),
     methods=methods.how(ctx, summary, failures),
-    commands=["python -m auditdm_jax " + shlex.join(sys.argv[1:])],
+    commands=shown.commands(manifest),
     versions={
       name: importlib.metadata.version(name)
       for name in ("jax", "flax", "optax", "orbax-checkpoint")

@@ -16,7 +16,7 @@ import tempfile
 from typing import Any
 
 from auditdm_jax.audit.rates import NOTHING, Rate
-from auditdm_jax.audit.report import charts, listing, pages, pictures
+from auditdm_jax.audit.report import charts, first, listing, pages, pictures
 from auditdm_jax.audit.report import data as data_lib
 from auditdm_jax.audit.report.pictures import Picture
 from auditdm_jax.audit.summary import ALL_ARMS, Accuracy, Summary
@@ -97,12 +97,16 @@ def _write_pages(root: pathlib.Path, data: data_lib.ReportData) -> None:
   there[-1:-1] = extra
   tabs = [dict(name=name, path=path) for wanted, name, path in there if wanted]
   out = pages.Pages(root, d=data, pages=tabs)
+  by_id = {page.mode.mode_id: page for page in modes}
   out.write(
     "index.html",
     "index.html",
     modes=modes,
     tiles=_tiles(data),
-    verdict=_sentence(data.summary.compared.verdict) if data.summary else "",
+    verdict=first.sentence(data),
+    ways=[by_id[mode.mode_id] for mode in first.ranked(data.modes)],
+    ways_shown=first.SHOWN,
+    worst=_worst(data, album, by_id),
     corrected=_corrected(data.summary) if data.summary else "",
     finds=_finds_word(data.summary),
     funnel_top=max((row.count for row in data.funnel), default=0),
@@ -146,6 +150,20 @@ def _write_extra(root: pathlib.Path, out: pages.Pages, page: data_lib.ExtraPage)
   out.write(page.path, page.template, **page.values)
   for name, text in page.files.items():
     paths.write_bytes(root / name, text.encode())
+
+
+def _worst(
+  data: data_lib.ReportData, album: pictures.Album, by_id: Mapping[str, _ModePage]
+) -> list[tuple[first.Worst, Picture, str]]:
+  """Returns the failures of the first screen, each with its picture and where its card is."""
+  rows = []
+  for item in first.worst(data):
+    path = item.card.edited or item.card.original
+    place = by_id[item.mode_id].path if item.mode_id else "failures.html"
+    link = f"{place}#{pages.slug(item.card.probe_id)}"
+    if path is not None:
+      rows.append((item, album.store(path, caption="asked about"), link))
+  return rows
 
 
 def _write_finds(
@@ -265,10 +283,6 @@ def _corrected(summary: Summary) -> str:
     f" questions. Corrected for the references' errors, it is wrong on {charts.percent(found.rate)}"
     f" [{low:.1f}, {high:.1f}], if they err on the audit's questions as on the labelled ones."
   )
-
-
-def _sentence(text: str) -> str:
-  return f"{text[:1].upper()}{text[1:]}."
 
 
 def _rate_tile(label: str, rate: Rate, note: str) -> _Tile:
