@@ -25,15 +25,13 @@ class Worst:
 
 
 def sentence(data: data_lib.ReportData) -> str:
-  """Returns what the audit amounts to; "" where nothing is summed up yet."""
-  if data.summary is None:
-    return ""
-  verdict = data.summary.compared.verdict
+  """Returns what the audit amounts to, or what is known so far; "" if that is nothing."""
+  verdict = data.summary.compared.verdict if data.summary else data.so_far
   held = sum(mode.holds for mode in data.modes)
   if held:
     what = "failure mode holds" if held == 1 else "failure modes hold"
     verdict = f"{held:,} {what} on fresh probes; {verdict}"
-  return f"{verdict[:1].upper()}{verdict[1:]}."
+  return f"{verdict[:1].upper()}{verdict[1:]}." if verdict else ""
 
 
 def ranked(modes: Sequence[data_lib.ModeView]) -> list[data_lib.ModeView]:

@@ -7,8 +7,10 @@ content security policy allows images and the style sheet of the folder, and of 
 of the list of failures (`pages`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import pathlib
@@ -51,7 +53,8 @@ def write_report(directory: str | os.PathLike, data: data_lib.ReportData) -> pat
   """Writes the report's folder and returns the path of its index.html.
 
   The folder is built beside its place and renamed into it, so that a reader never sees half of
-  one. An earlier report at that place is replaced.
+  one. An earlier report at that place is replaced; the report of a run that goes on does not
+  replace a whole one that was made since.
 
   Raises:
     ValueError: `directory` exists, is not empty and is not a report.
@@ -63,10 +66,33 @@ def write_report(directory: str | os.PathLike, data: data_lib.ReportData) -> pat
     building = pathlib.Path(scratch) / "new"
     building.mkdir()
     _write_pages(building, data)
-    if final.exists():
-      final.rename(pathlib.Path(scratch) / "old")
-    building.rename(final)
+    with _alone(final):
+      if data.stages and _is_newer(final, data.created):
+        return final / "index.html"
+      if final.exists():
+        final.rename(pathlib.Path(scratch) / "old")
+      building.rename(final)
   return final / "index.html"
+
+
+@contextlib.contextmanager
+def _alone(final: pathlib.Path) -> Iterator[None]:
+  """Within the block no other process puts a report there; a look at a run may meet its end."""
+  folder = os.open(final.parent, os.O_RDONLY)
+  try:
+    with contextlib.suppress(OSError):  # Some network file systems have no locks.
+      fcntl.flock(folder, fcntl.LOCK_EX)
+    yield
+  finally:
+    os.close(folder)
+
+
+def _is_newer(final: pathlib.Path, created: str) -> bool:
+  """Returns whether a whole report is there that was made since."""
+  if not (final / _MARKER).is_file():
+    return False
+  there = jsonio.read_json(final / _MARKER)
+  return not there.get("partial") and there["created"] >= created
 
 
 def _check_replaceable(final: pathlib.Path) -> None:
@@ -107,6 +133,7 @@ def _write_pages(root: pathlib.Path, data: data_lib.ReportData) -> None:
     ways=[by_id[mode.mode_id] for mode in first.ranked(data.modes)],
     ways_shown=first.SHOWN,
     worst=_worst(data, album, by_id),
+    newest=[album.card(card.original, card.edited) for card in data.newest],
     corrected=_corrected(data.summary) if data.summary else "",
     finds=_finds_word(data.summary),
     funnel_top=max((row.count for row in data.funnel), default=0),
@@ -136,7 +163,8 @@ def _write_pages(root: pathlib.Path, data: data_lib.ReportData) -> None:
   summary = jsonio.plain(data.summary) if data.summary else {}
   out.write("methods.html", "methods.html", summary_rows=list(_summary_rows(summary)))
   _write_json(root / "summary.json", summary)
-  _write_json(root / _MARKER, dict(format=_FORMAT, title=data.title, created=data.created))
+  marker = dict(format=_FORMAT, title=data.title, created=data.created, partial=bool(data.stages))
+  _write_json(root / _MARKER, marker)
 
 
 def write_page(directory: str | os.PathLike, page: data_lib.ExtraPage, *, created: str) -> None:
