@@ -38,6 +38,7 @@ _TOOLS = {
   "minimise",
   "pack",
   "plan",
+  "report",
   "repro",
   "runs",
   "serve",
