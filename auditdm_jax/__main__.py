@@ -33,6 +33,7 @@ _TOOLS = {
   "convert",
   "export",
   "import",
+  "init",
   "label",
   "leaks",
   "minimise",
