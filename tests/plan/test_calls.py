@@ -78,11 +78,16 @@ class Spy:
     return np.zeros((len(pixels), vision.num_patches, vision.width), np.float32)
 
   def sample_answers(
-    self, config, sc, params, features, tokens, valid, rows, seed, limits, temperatures
+    self, config, sc, params, features, tokens, valid, names, seed, limits, temperatures, tails
   ):
-    del config, params, features, valid, rows, seed, limits, temperatures
-    self.calls["answer", *tokens.shape, sc.max_new_tokens] += 1
-    return np.zeros((len(tokens), sc.max_new_tokens), np.int32), np.ones(len(tokens), np.int32)
+    del config, params, features, valid, seed, limits, temperatures
+    self.calls[answer_shape(tokens, tails, sc)] += 1
+    return np.zeros((*names.shape, sc.max_new_tokens), np.int32), np.ones(names.shape, np.int32)
+
+
+def answer_shape(tokens, tails, sc):
+  ends = () if tails is None else tails.tokens.shape[1:]
+  return "answer", *tokens.shape, *ends, sc.max_new_tokens
 
 
 def run_a_step(config, *, optim, bank_config):
@@ -141,7 +146,7 @@ def listed(planned):
     elif step.name.startswith("encode"):
       calls["encode", len(args[2])] += step.calls
     elif step.name.startswith("answer"):
-      calls["answer", *args[4].shape, args[1].max_new_tokens] += step.calls
+      calls[answer_shape(args[4], args[-1], args[1])] += step.calls
   return calls
 
 
