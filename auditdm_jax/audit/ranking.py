@@ -24,6 +24,7 @@ import numpy as np
 from auditdm_jax.core.config import check
 
 Way = Literal["lot", "unsure", "kind", "rank"]
+RANKED = ("kind", "rank")  # The steps that take the likeliest.
 
 
 @dataclasses.dataclass(frozen=True)
