@@ -66,7 +66,7 @@ def _ledger():
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-  """Report with all its pages, compare page, report of a run that goes on, labels, index of runs."""
+  """A whole report with a comparison, one of a run that goes on, labels, and an index of runs."""
   folder = tmp_path_factory.mktemp("pages")
   data = sample.report_data(folder, modes=2, cards=2)
   whole = dataclasses.replace(data, finds=sample.find_list(folder), ledger=_ledger())
