@@ -37,12 +37,16 @@ _TOOLS = {
   "minimise",
   "pack",
   "plan",
+  "report",
   "repro",
   "runs",
   "serve",
+  "sweep",
 }
 # Those of them that take arguments without names: `main` gets them.
 _WORDS = {"compare", "leaks", "minimise", "repro", "runs"}
+# Need no config where the folder says what it is.
+_BY_FOLDER = {"table"}
 # Look at what a run would need, in a temporary folder if none is given.
 _LOOKS = {"doctor"}
 # Stages that take flags in place of a config, and the module of these.
@@ -153,7 +157,7 @@ def parse(argv: list[str], module: str) -> list[str]:
     raise UserError(f"not a flag: {' '.join(rest)}; flags are written --name=value")
   if module in _TOOLS:
     return rest
-  if _CONFIG.value is None:
+  if _CONFIG.value is None and module not in _BY_FOLDER:
     raise UserError("--config is missing, such as --config=configs/scenes.py")
   if _WORKDIR.value is None and module not in _SERVERS | _LOOKS:
     raise UserError("--workdir is missing: where the results go, such as --workdir=runs/first")

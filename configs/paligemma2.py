@@ -134,7 +134,7 @@ def audit(file: str, *, on: str, references: str, prompts: int, chips: int | Non
 
   # ---- discover, verify
   c.discover = dict(
-    probes=20_000, batch=1024, search_probes=2_000, arms=dict(floor=0.06, yield_weight=1.0),
+    probes=20_000, batch=1024, search_probes=2_000, proposals=4,
   )  # fmt: skip
   # The auditor as it is published rewords questions. A model that is in none of the roles above
   # would give V2: --config.verify.model=models/DIR

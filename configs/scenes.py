@@ -124,8 +124,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
   # ---- discover, verify
   c.discover = dict(
-    probes=12_000, batch=480,
-    arms=dict(floor=0.06, yield_weight=1.0),
+    probes=12_000, batch=480, proposals=16,
     search_probes=2_000,  # for the rates of prompt-only against trained
   )  # fmt: skip
   c.verify = dict(
@@ -151,8 +150,6 @@ def get_config(arg: str = "") -> ConfigDict:
   if rare:
     c.optim.steps = 240
     c.discover.probes = 24_000
-    # GRPO's own finds are even already, so the sweep goes for number.
-    c.discover.arms.update(floor=0.03, power=0.25)
     # A twentieth of the questions fails: many more examples would repair it at random too.
     c.rectify.curate.size, c.rectify.recipe.steps = 1_000, 700
     if args["reward"] == "novelty":

@@ -21,6 +21,7 @@ from auditdm_jax.rl import shapes
 from auditdm_jax.rl.batch import AuditorReply, Trajectory
 from auditdm_jax.rl.drawing import Drawing
 from auditdm_jax.rl.draws import AuditorPrompt, RolloutConfig
+from auditdm_jax.rl.picking import Picker
 from auditdm_jax.rl.sampler import Sampler
 from auditdm_jax.rl.sight import Sight
 from auditdm_jax.rl.strategy import SERVED, Malformed, Turn
@@ -47,6 +48,7 @@ class Begun:
   waiting: list[int]  # places of the trajectories that wait for an image
   futures: list[concurrent.futures.Future]  # of this process's share of them
   until: float  # time.monotonic() at which an image is too late
+  dropped: list[Trajectory]  # proposals that nobody asks
 
 
 class Prober:
@@ -109,6 +111,7 @@ class Prober:
     *,
     timer: metrics_lib.Timer,
     group: int,
+    picker: Picker | None = None,
   ) -> Begun:
     """Samples the first replies and requests the images they ask for.
 
@@ -117,6 +120,7 @@ class Prober:
       prompts: B of them; the number per strategy decides which programs are compiled.
       timer: counts the seconds of the phases.
       group: G. A sweep of the pool takes 1.
+      picker: samples its number of proposals, and keeps G.
 
     Returns:
       B·G trajectories: all samples of the first prompt, then those of the next.
@@ -127,6 +131,8 @@ class Prober:
     made: dict[int, Trajectory] = {}
     waiting: list[int] = []
     futures: list[concurrent.futures.Future] = []
+    dropped: list[Trajectory] = []
+    drawn = picker.config.proposals if picker is not None else group
     strategies = [self._strategies[p.strategy] for p in prompts]
     for kind, call in self._calls.of_turn(0).items():
       rows = [r for r, s in enumerate(strategies) if s.turns[0].kind == kind]
@@ -144,11 +150,18 @@ class Prober:
           walk=prompts[0].walk,
           turn=0,
           uids=np.array([prompts[r].uid for r in rows]),
-          samples=np.tile(np.arange(group), (len(rows), 1)),
+          samples=np.tile(np.arange(drawn), (len(rows), 1)),
         )
-      for r, row in zip(rows, replies):
-        for g, reply in enumerate(row):
-          trajectory = self._first(prompts[r], g, reply, source_ids[r])
+      samples = [
+        [self._first(prompts[r], g, reply, source_ids[r]) for g, reply in enumerate(row)]
+        for r, row in zip(rows, replies)
+      ]
+      if picker is not None:
+        with timer("surrogate"):
+          samples, rest = picker.pick(samples, size=group)
+        dropped += rest
+      for r, row in zip(rows, samples):
+        for g, trajectory in enumerate(row):
           made[r * group + g] = trajectory
           if strategies[r].makes and not trajectory.malformed:
             waiting.append(r * group + g)
@@ -157,7 +170,7 @@ class Prober:
           source = self.pool.image(prompts[i // group].index)
           futures.append(self._drawing.request(made[i], strategies[i // group], source))
     until = self._drawing.until() if self._drawing is not None else 0.0
-    return Begun([made[i] for i in range(len(made))], waiting, futures, until)
+    return Begun([made[i] for i in range(len(made))], waiting, futures, until, dropped)
 
   def _first(
     self, prompt: AuditorPrompt, g: int, reply: AuditorReply, source_id: str
