@@ -230,7 +230,7 @@ class DiscoverConfig:
   batch: int
   search_probes: int
   proposals: int = 4
-  start: int = 10
+  start: int = 40
   fits: int = 4
   ranking: RankingConfig = RankingConfig()
 
