@@ -63,9 +63,17 @@ def test_cascade_finds_the_same_disagreements(fake_vlm, make_picture):
 
 def test_eviction_does_not_change_answers(fake_vlm, make_picture):
   images, questions = _probes(make_picture)
-  small = _bank(fake_vlm, feature_bytes=50, batch_size=5)
+  small = _bank(fake_vlm, feature_bytes=50, batch_size=5, dedup=False)
   assert small.answers(images, questions) == _bank(fake_vlm).answers(images, questions)
   assert small.cache.encoded.total() > 7
+
+
+def test_questions_about_an_image_go_together(fake_vlm, make_picture):
+  """However they are mixed, and where the cache has no room for a second batch's images."""
+  images, questions = _probes(make_picture)
+  bank = _bank(fake_vlm, feature_bytes=50, batch_size=5)
+  assert bank.answers(images, questions) == _bank(fake_vlm).answers(images, questions)
+  assert bank.cache.encoded.total() == 7
 
 
 def test_towers_are_kept_apart(fake_vlm, make_picture):
