@@ -64,12 +64,14 @@ def function(spec: str, name: str) -> Callable[..., Any] | None:
   path, _ = split(spec)
   with _of_the_user(path):
     found = vars(_module(path)).get(name)
+  if found is None:
+    return None
 
   def call(*args: Any) -> Any:
     with _of_the_user(path):
       return found(*args)
 
-  return None if found is None else call
+  return call
 
 
 def _made(path: pathlib.Path, args: list[str]) -> Any:

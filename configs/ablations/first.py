@@ -4,9 +4,9 @@
 COMMAND
   python -m auditdm_jax sweep --config=configs/ablations/first.py --workdir=runs/first --seeds=0,1
 
-ARGS: see configs/ablations/common.py; the budget is tiny by default, and probes are questions. So few
-steps of two runs show how a sweep works and nothing about rewards. configs/ablations/reward.py asks
-the same in earnest.
+ARGS: see configs/ablations/common.py; the budget is tiny by default, and probes are questions. So
+few steps of two runs show how a sweep works and nothing about rewards. configs/ablations/reward.py
+asks the same in earnest.
 """
 
 from collections.abc import Callable

@@ -32,7 +32,7 @@ def _budgets(table: SweepTable) -> Sheet:
       _count(b.queries),
       _count(b.answers),
       _count(b.examples),
-      b.unequal or "equal",
+      b.unequal or ("equal" if b.seeds else NOTHING),
     )
     for b in table.budgets
   ]
