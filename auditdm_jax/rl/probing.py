@@ -15,7 +15,8 @@ import numpy as np
 
 from auditdm_jax.core import metrics as metrics_lib
 from auditdm_jax.core import runtime, streams
-from auditdm_jax.core.config import UserError
+from auditdm_jax.core.config import TryLater, UserError
+from auditdm_jax.endpoints.failures import one_line
 from auditdm_jax.rl import shapes
 from auditdm_jax.rl.batch import AuditorReply, Trajectory
 from auditdm_jax.rl.drawing import Drawing
@@ -26,8 +27,8 @@ from auditdm_jax.rl.sight import Sight
 from auditdm_jax.rl.strategy import SERVED, Malformed, Turn
 
 
-class RolloutError(RuntimeError):
-  """Too many samples of a step were invalid."""
+class RolloutError(TryLater):
+  """Too many samples of a step were invalid, which is the image service's fault."""
 
 
 class Pool(Protocol):
@@ -309,8 +310,8 @@ def check_valid(trajectories: Sequence[Trajectory], most: float, *, step: int) -
   reasons = Counter(t.invalid for t in trajectories if t.invalid)
   invalid = sum(reasons.values())
   if invalid > most * len(trajectories):
-    listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(5))
+    listed = "; ".join(f"{n} x {one_line(reason)}" for reason, n in reasons.most_common(5))
     raise RolloutError(
-      f"step {step}: {invalid} of {len(trajectories)} samples are invalid, more than "
-      f"{most:.0%}: {listed}"
+      f"step {step}: {invalid} of {len(trajectories)} samples are invalid, more than {most:.0%}:"
+      f" {listed}. Is the image service running? The same command continues"
     )

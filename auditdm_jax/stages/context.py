@@ -219,7 +219,9 @@ class Context:
     if self._outer is not None:
       return self._outer.client
     rows = self.config.to_dict()["images"]
-    opened = service.connected(self.settings.images, rows, local=self._local)
+    # After the preflight the service was there once, and its address is right.
+    known = (self.folder.path / "preflight" / "done.json").exists()
+    opened = service.connected(self.settings.images, rows, local=self._local, known=known)
     return self._stack.enter_context(opened)
 
   @functools.cached_property

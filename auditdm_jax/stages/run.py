@@ -309,13 +309,19 @@ class RunFolder:
     if paths.is_remote(self.path):
       yield
       return
-    with open(self.path / ".lock", "w") as lock:
+    with open(self.path / ".lock", "a+") as lock:
       try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError as e:
-        raise UserError(f"{self.path}: another process is at work there") from e
+        lock.seek(0)
+        number = lock.read(20).strip()
+        which = f" (process {number} of this machine)" if number.isdecimal() else ""
+        raise UserError(f"{self.path}: another process is at work there{which}") from e
       except OSError:  # Some network file systems have no locks.
         pass
+      lock.truncate(0)
+      lock.write(f"{os.getpid()}\n")
+      lock.flush()
       yield
 
 

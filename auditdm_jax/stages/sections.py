@@ -230,7 +230,7 @@ class DiscoverConfig:
   batch: int
   search_probes: int
   proposals: int = 4
-  start: int = 40
+  start: int = 10
   fits: int = 4
   ranking: RankingConfig = RankingConfig()
 
@@ -318,6 +318,7 @@ class RectifyConfig:
     unlabelled: the pool of a bootstrapped strategy.
     tune: how the fine-tuning is watched and stored.
     answering: GRPO on the examples of the repaired target, which makes one more model in round 1.
+    enabled: whether the loop repairs; otherwise it ends with the report of the first round.
   """
 
   recipe: recipes.Recipe
@@ -330,6 +331,7 @@ class RectifyConfig:
   unlabelled: UnlabelledConfig = UnlabelledConfig()
   tune: TuneConfig = TuneConfig()
   answering: AnsweringConfig = AnsweringConfig()
+  enabled: bool = True
 
   def __post_init__(self):
     check(vars(self), "rectify", "length", "suffix", least=1)
