@@ -43,7 +43,7 @@ def test_a_run_is_read_as_a_data_frame(tmp_path):
   pytest.importorskip("pandas")
   folder = RunFolder(tmp_path, config_hash="")
   attempts = [attempt(i, "blue" if i < 3 else "red") for i in range(12)]
-  folder.append_sweep(0, attempts)
+  folder.append_batch("discover", 0, attempts)
   with open(tmp_path / "discover/attempts-0.jsonl", "ab") as file:
     file.write(b'{"torn')
   grades = ("V0", "V1", "V2")

@@ -33,7 +33,7 @@ def going(tmp_path):
   ]
   Records(folder / "records/train").append("completions", rows)
   sweep = RunFolder(folder, config_hash="")
-  sweep.append_sweep(0, [attempt(i, HOSTILE if i < 3 else "red") for i in range(12)])
+  sweep.append_batch("discover", 0, [attempt(i, HOSTILE if i < 3 else "red") for i in range(12)])
   with open(folder / "discover/attempts-0.jsonl", "ab") as file:
     file.write(b'{"torn')
   return folder
