@@ -18,6 +18,7 @@ import resource
 import subprocess
 import sys
 import time
+import types
 from unittest import mock
 
 import numpy as np
@@ -187,6 +188,28 @@ def damaged_image(root: pathlib.Path) -> Seen:
   return Seen("the file is named; the request cache asks again", "id, path and remedy are said")
 
 
+def missing_in_report(root: pathlib.Path) -> Seen:
+  """An image of the pool is damaged in the store, and a made one missing, when a report is written."""
+  from auditdm_jax.stages import report
+  from auditdm_jax.stages.pools import ImageSource
+
+  pixels = np.arange(32 * 32 * 3).reshape(32, 32, 3).astype(np.uint8)
+  source = ImageSource(Images(root / "images", fan_out=True), cache_bytes=0)
+  image_id = source.made.put(pixels)
+  source._rows[image_id] = (types.SimpleNamespace(image=lambda i: pixels), 0)
+  os.truncate(source.made.path(image_id), 40)
+  run = types.SimpleNamespace(images=source)
+  assert report._path(run, image_id) == source.made.path(image_id)
+  np.testing.assert_array_equal(source.made.get(image_id), pixels)
+  assert report._path(run, "0" * 64) is None
+  try:
+    source("0" * 64)
+  except UserError as e:
+    said = str(e)
+  assert "an image that records name is missing" in said
+  return Seen("written again from the pool; a missing one is left out", "a warning names the file")
+
+
 def clock_jump(root: pathlib.Path) -> Seen:
   """The clock goes back by a day between two rows of metrics."""
   from auditdm_jax.core import metrics
@@ -253,9 +276,7 @@ def killed_loop(root: pathlib.Path) -> Seen:
   want, got = little.facts(straight), little.facts(killed)
   different = [name for name in want | got if want.get(name) != got.get(name)]
   assert not different, different
-  return Seen(
-    "as the run that was not killed", f"{kills} kills, {len(want)} files and results equal"
-  )
+  return Seen("as the run that was not killed", f"{kills} kills, {len(want)} results equal")
 
 
 def repair_off(root: pathlib.Path) -> Seen:
@@ -277,6 +298,7 @@ FAULTS = (
   Fault("two runs in one workdir", two_runs),
   Fault("torn and damaged records", torn_record),
   Fault("damaged images", damaged_image),
+  Fault("missing images of a report", missing_in_report),
   Fault("clock jumps back", clock_jump),
   Fault("image service gone", service_gone),
   Fault("image service gone at the start", service_gone_at_start),
