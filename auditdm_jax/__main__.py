@@ -32,6 +32,7 @@ _TOOLS = {
   "convert",
   "export",
   "import",
+  "init",
   "label",
   "leaks",
   "minimise",

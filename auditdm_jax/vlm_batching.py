@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How prompts are cut into calls of a `Vlm`, and the few shapes that calls are padded to.
 
-A call has U rows of up to Q prompts, both powers of two. Where the model lets them, prompts that
+A call has B rows of up to G prompts, both powers of two. Where the model lets them, prompts that
 begin alike stand in one row, which is prefilled once: questions about one image to a Gemma 3.
 
 `plan` reads the same numbers to compile what a run calls.
@@ -65,8 +65,8 @@ class Call:
   """The prompts of one call, padded by repeating some.
 
   Attributes:
-    rows: i64[U,Q], which prompts.
-    heads: i64[U], how many tokens the prompts of a row share; 0 where Q is 1.
+    rows: i64[B,G], which prompts.
+    heads: i64[B], how many tokens the prompts of a row share; 0 where G is 1.
   """
 
   rows: np.ndarray

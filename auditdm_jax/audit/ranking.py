@@ -38,9 +38,9 @@ class RankingConfig:
   """
 
   per_image: int = 4
-  likely: float = 0.7
-  unsure: float = 0.03
-  lot: float = 0.03
+  likely: float = 0.9
+  unsure: float = 0.01
+  lot: float = 0.01
 
   def __post_init__(self):
     check(vars(self), "ranking", "per_image", least=1)

@@ -37,6 +37,12 @@ def as_path(path: str | os.PathLike) -> Any:
   return epath.Path(path)
 
 
+def shared() -> pathlib.Path:
+  """Returns the folder of configs/, data/ and examples/: the checkout, or in an installed one."""
+  package = pathlib.Path(__file__).parents[1]
+  return share if (share := package / "share").is_dir() else package.parent
+
+
 def made(folder: str | os.PathLike[str]) -> Any:
   """Makes the folder of a run if it is not there; returns its absolute path.
 

@@ -176,8 +176,9 @@ class WorldConfig:
   """What is known in addition to the images.
 
   Attributes:
-    name: "scenes" for the drawn world, which has an oracle; "" for real images.
-    gaps: planted gaps of the target: "", "easy", "rare", "half" or "seed:N".
+    name: "scenes" for the drawn world, which has an oracle; "" for real images; or a
+      `stages.worlds.World` of your own, package.module:NAME.
+    gaps: planted gaps of the target of scenes: "", "easy", "rare", "half" or "seed:N".
     talk: how the models of the scenes world say their answers, to try `text.styles` on.
     noise: how often its references are wrong on purpose, to try what an audit is worth then.
   """
@@ -190,8 +191,8 @@ class WorldConfig:
   def __post_init__(self):
     if self.noise.errs and self.talk.talks:
       raise UserError("config.world: its models either talk or err on purpose; leave one out")
-    if self.noise.errs and not self.name:
-      raise UserError("config.world.noise: only the models of a drawn world can err on purpose")
+    if self.noise.errs and self.name != "scenes":
+      raise UserError("config.world.noise: only the models of scenes can err on purpose")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,7 +230,7 @@ class DiscoverConfig:
   batch: int
   search_probes: int
   proposals: int = 4
-  start: int = 40
+  start: int = 10
   fits: int = 4
   ranking: RankingConfig = RankingConfig()
 

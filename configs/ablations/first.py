@@ -4,8 +4,9 @@
 COMMAND
   python -m auditdm_jax sweep --config=configs/ablations/first.py --workdir=runs/first --seeds=0,1
 
-ARGS: see configs/ablations/common.py; the budget is tiny by default. So few steps of two runs show
-how a sweep works and nothing about rewards. configs/ablations/reward.py asks the same in earnest.
+ARGS: see configs/ablations/common.py; the budget is tiny by default, and probes are questions. So few
+steps of two runs show how a sweep works and nothing about rewards. configs/ablations/reward.py asks
+the same in earnest.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,11 @@ target = common["target"]
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  return common["ablated"]("configs/ablations/first.py", arg, budget="tiny")[0]
+  c, _ = common["ablated"]("configs/ablations/first.py", arg, budget="tiny")
+  # What takes a newcomer's time: three more kinds of probes to compile, and one more model.
+  c.rollout.prompts = {"question": sum(c.rollout.prompts.values())}
+  c.models.sibling = ""
+  return c
 
 
 def sweep(add: Callable[..., None], arg: str) -> None:

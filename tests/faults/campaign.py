@@ -189,7 +189,7 @@ def damaged_image(root: pathlib.Path) -> Seen:
 
 
 def missing_in_report(root: pathlib.Path) -> Seen:
-  """An image of the pool is damaged in the store, and a made one missing, when a report is written."""
+  """A pool's image is damaged in the store, and a made one missing, when a report is written."""
   from auditdm_jax.stages import report
   from auditdm_jax.stages.pools import ImageSource
 
