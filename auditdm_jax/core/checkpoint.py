@@ -20,7 +20,6 @@ from auditdm_jax.core import disk, jsonio, paths
 from auditdm_jax.core import tree as tree_lib
 from auditdm_jax.core.config import UserError
 
-
 # What tensorstore says of a store that cannot be reached: its files may be as good as new.
 _NO_DAMAGE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED")
 

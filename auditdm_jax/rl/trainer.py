@@ -3,8 +3,9 @@
 
 A run that is started again goes on as if it had not stopped. A checkpoint holds the train state,
 what novelty and dynamic sampling carry, counts, and nothing random: every draw is a function of
-(seed, step, …). It is written in the background: a kill goes back to the last one that is complete, or
-to the one before a damaged one, and the rows of the steps after it are removed on resume, since they are written again.
+(seed, step, …). It is written in the background: a kill goes back to the last one that is complete,
+or to the one before if that one is damaged, and the rows of the steps after it are removed on
+resume, since they are written again.
 
 Several processes do the same steps on the same values (`core.runtime`): each writes its share of
 the completions to a shard of its own, the first one everything else. They stop together.

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 import datetime
 import importlib.metadata
+import logging
 import pathlib
 import shlex
 import tempfile
@@ -395,11 +396,26 @@ def _reproduce(ctx: Context, f: Failure) -> str:
   return f"python -m auditdm_jax repro {f.probe.probe_id} {workdir}"
 
 
-def _path(ctx: Context, image_id: str) -> pathlib.Path:
-  """The PNG of an image; those of the pool are put into the store on first use."""
-  path = ctx.images.made.path(image_id)
-  if not path.exists():
-    ctx.images.made.put(ctx.images(image_id))
+def _path(ctx: Context, image_id: str) -> pathlib.Path | None:
+  """The PNG of an image; those of the pool are put into the store on first use.
+
+  A damaged one is written again if the pool has it. One that cannot be had is left out of its card.
+  """
+  images = ctx.images.made
+  path = images.path(image_id)
+  try:
+    if path.exists():
+      images.get(image_id)
+      return path
+  except UserError as e:
+    logging.warning("%s", e)
+  try:
+    picture = ctx.images(image_id)  # Of the pool; else from the file, which is damaged or missing.
+  except (KeyError, UserError):
+    logging.warning("%s is missing or damaged: the report shows its failures without it", path)
+    return None
+  path.unlink(missing_ok=True)
+  images.put(picture)
   return path
 
 
