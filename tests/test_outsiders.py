@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder outside the package adds a reward term, a strategy, a benchmark and an image backend."""
+"""A folder outside the package adds a reward term, a strategy, a judge, a world and more."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def _assert_the_camera_took(rows, folder: pathlib.Path) -> None:
     assert same.mean() < 0.3
 
 
-def test_four_things_of_ones_own_run_a_loop_and_no_line_of_the_package_changes(tmp_path):
+def test_things_of_ones_own_run_a_loop_and_no_line_of_the_package_changes(tmp_path):
   shutil.copytree(ROOT / "examples", tmp_path / "examples")
   (tmp_path / "scoring.py").write_text(SCORING)
   for seed, (split, images) in enumerate({"train": 30, "heldout": 12, "fresh": 20}.items()):
@@ -81,6 +81,9 @@ def test_four_things_of_ones_own_run_a_loop_and_no_line_of_the_package_changes(t
     "benchmark.scorer=scoring:lenient",
     "benchmark.groups=scoring:by_length",
     "images.backend=examples.own_image_backend:backend",
+    "judge.rules=examples.own_judge:same",
+    "world.name=examples.own_world:WORLD",
+    "world.gaps=",
     "optim.steps=2",
     "checkpoints.harvest=(1,)",
     "discover.probes=96",
@@ -121,3 +124,4 @@ def test_four_things_of_ones_own_run_a_loop_and_no_line_of_the_package_changes(t
   assert {"all", "long", "short"} <= table.keys() and table["all"]["rate"] > 0.5
   summary = json.loads((run / "summary.json").read_text())
   assert "sharpen" in summary["strategies"]
+  assert "dark backgrounds" in summary["gaps"]

@@ -11,7 +11,9 @@ import pytest
 
 from auditdm_jax import vlm_batching as batching
 from auditdm_jax import vlm_programs as programs
+from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core.config import UserError
+from auditdm_jax.models import sharding
 from auditdm_jax.text import prompts
 from auditdm_jax.text.tokenizer import Tokenizer
 from auditdm_jax.vlm import Prompt
@@ -147,6 +149,39 @@ def test_a_model_that_is_not_small_decodes_split_and_answers_the_same(vlm, monke
   big = dataclasses.replace(vlm)
   assert "layers" not in big._decoding_params["llm"]
   assert big.answer(IMAGES[:2], QUESTIONS[:2], max_new_tokens=4) == want
+
+
+@pytest.mark.parametrize("axes", [None, {"data": 8}, {"tensor": 8}, {"data": 4, "tensor": 2}])
+def test_an_image_is_read_once_for_all_questions_about_it(monkeypatch, axes):
+  """A Gemma 3, of which windows, templates and numbers of questions do not change the answers."""
+  monkeypatch.setattr(batching, "SMALL", 1)
+  vlm, shapes = make("gemma3"), []
+  vlm = dataclasses.replace(vlm, template=f"<bos>dish {vlm.template.removeprefix('<bos>')}")
+  features, which = vlm.encode(IMAGES), [0, 1, 0, 0, 2, 0, 1, 0, 0, 2, 0]
+  # One each: nothing is shared.
+  want = vlm.reply_features(features[which], QUESTIONS, max_new_tokens=5)
+  hot = {"max_new_tokens": 5, "temperature": 1.5, "seed": 3}
+  drawn = [] if axes else vlm.reply_features(features[which], QUESTIONS, **hot)
+  # For so short a prompt it does not pay.
+  monkeypatch.setattr(batching, "_prompts_per_row", lambda *args, **how: 4)
+  if axes:
+    mesh = mesh_lib.make_mesh(axes)
+    where = sharding.shardings(mesh, vlm.params)
+    vlm = dataclasses.replace(vlm, mesh=mesh, params=jax.device_put(vlm.params, where))
+  run = programs.sample_answers
+
+  def watched(config, sc, params, seen, tokens, *rest):
+    shapes.append((tokens.shape, rest[1].shape))
+    return run(config, sc, params, seen, tokens, *rest)
+
+  monkeypatch.setattr(programs, "sample_answers", watched)
+  rows = [[i] for i in which]
+  assert vlm.reply_features(features, QUESTIONS, which=rows, max_new_tokens=5) == want
+  # Seven, two and two questions about three images.
+  assert shapes == [((4, 8), (4, 4))]
+  if axes is None:
+    assert vlm.reply_features(features, QUESTIONS[:1], which=[[0]], max_new_tokens=5) == want[:1]
+    assert vlm.reply_features(features, QUESTIONS, which=rows, **hot) == drawn
 
 
 def test_errors_teach(vlm):

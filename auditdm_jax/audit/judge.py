@@ -3,7 +3,8 @@
 
 The rules say "same" only where it is certain (`judging.compare`). A model is asked where they do
 not, and only if both answers say something; where its two orders contradict each other the pair is
-undecided, which is neither a consensus nor a disagreement.
+undecided, which is neither a consensus nor a disagreement. Rules of your own are a function, which
+the config names by its import path: `judge.rules="my_module:same"`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,10 +18,11 @@ from auditdm_jax.audit.judging.compare import Same, compare
 from auditdm_jax.audit.judging.model import ModelJudge, Pair, TextModel
 from auditdm_jax.audit.judging.normal import read
 from auditdm_jax.core import jsonl
-from auditdm_jax.core.config import UserError, check
+from auditdm_jax.core.config import UserError, check, load_function
 
 __all__ = ["Judge", "JudgeConfig", "Same", "open_judge"]
 
+_RULES = "config.judge.rules"
 # What asks for a text and not for yes or no: there `Yes, we are open` is more than `yes`.
 _ASKS_FOR_TEXT = frozenset("what what's which who who's whose whom where when why how".split())
 
@@ -40,6 +42,9 @@ class JudgeConfig:
       do not say "same"; "" = none.
     max_new_tokens: of a reply of this model.
     allow_same: the model may be the target, a reference or the auditor, which then judges itself.
+    rules: import path of a function in place of the rules: (question, answer, answer) -> True for
+      the same, False for others, None for undecided. It is asked about answers that say something
+      and are not equal; "" = the rules above.
   """
 
   relative_tolerance: float = 0.0
@@ -50,6 +55,7 @@ class JudgeConfig:
   model: str = ""
   max_new_tokens: int = 8
   allow_same: bool = False
+  rules: str = ""
 
   def __post_init__(self):
     check(vars(self), "judge", "relative_tolerance", "exact_below", least=0)
@@ -114,6 +120,8 @@ class Judge:
 
   def by_rules(self, a: str, b: str, *, question: str = "") -> Same:
     """What the rules say, whatever the model would."""
+    if self.config.rules:
+      return _by_own_rules(self.config.rules, question, a, b)
     words = question.split(maxsplit=1)
     elaborates = not words or words[0].lower() not in _ASKS_FOR_TEXT
     return _by_rules(a, b, self.config, elaborates)
@@ -135,6 +143,18 @@ def _by_rules(a: str, b: str, config: JudgeConfig, elaborates: bool) -> Same:
     close=config.close,
     elaborates=elaborates,
   )
+
+
+@functools.lru_cache(maxsize=262_144)
+def _by_own_rules(rules: str, question: str, a: str, b: str) -> Same:
+  if a == b:
+    return Same.SAME
+  if not read(a).text or not read(b).text:
+    return Same.DIFFERENT
+  said = load_function(rules, where=_RULES)(question, a, b)
+  if said not in (True, False, None):
+    raise UserError(f"{_RULES}={rules!r}: it returned {said!r:.80}, not True, False or None")
+  return Same.UNDECIDED if said is None else Same.SAME if said else Same.DIFFERENT
 
 
 def _to_ask(a: str, b: str, question: str, said: Same) -> Pair | None:
@@ -164,9 +184,11 @@ def open_judge(
 
   Raises:
     UserError: the judge is one of the audited models, a file of synonyms is wrong, or there is no
-      model where the config names one.
+      model where the config names one, or its own rules cannot be imported.
   """
   tables.load(config.synonyms, plurals=config.plurals)
+  if config.rules:
+    load_function(config.rules, where=_RULES)
   if model is None:
     return Judge(config)
   if not identity:

@@ -111,7 +111,8 @@ class PackHeader:
   Attributes:
     target: the audited model.
     references: whose consensus is expected.
-    judge: rules by which answers are compared; its `model` is "".
+    judge: rules by which answers are compared; its `model` and its own `rules` are "".
+    judge_rules: rules of their own that the audit's judge went by; "" = none.
     judge_model: model that the audit's judge asked in addition to its rules; "" = none.
     style: how models in folders are asked; None = each as its origin says.
     max_new_tokens: of a reply.
@@ -130,6 +131,7 @@ class PackHeader:
   target: PackedModel
   references: tuple[PackedModel, ...]
   judge: JudgeConfig = JudgeConfig()
+  judge_rules: str = ""
   judge_model: str = ""
   style: Style | None = None
   max_new_tokens: int = 8
@@ -234,6 +236,8 @@ def _header(path: pathlib.Path) -> PackHeader:
   header = build(PackHeader, data, name=str(path))
   if header.judge.model:
     raise UserError(f"{path}.judge.model: {header.judge.model!r:.80}: a pack brings no model")
+  if header.judge.rules:  # It would be imported, and so run.
+    raise UserError(f"{path}.judge.rules: {header.judge.rules!r:.80}: a pack brings no code")
   if header.judge.synonyms not in ("", _SYNONYMS):
     raise UserError(
       f"{path}.judge.synonyms: {header.judge.synonyms!r:.80}: a pack's table is {_SYNONYMS}"

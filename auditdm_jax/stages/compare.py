@@ -158,6 +158,11 @@ def _notes(packed: Pack | None) -> list[str]:
         f"the audit's judge asked the model {packed.header.judge_model} too; here its rules alone"
         " decide, which take synonyms for other answers; --judge=MODEL"
       )
+    if packed.header.judge_rules:
+      notes.append(
+        f"the audit's judge went by rules of its own, {packed.header.judge_rules}; here the"
+        " package's decide"
+      )
     notes.append(
       "the failures were chosen because the audited model fails them: against it a model can only"
       " gain in their modes, and one that was repaired with them has seen them before; the controls"

@@ -26,7 +26,7 @@ from auditdm_jax.stages import sections
 CONFIG = "config.py"
 PROMPTS, GROUP = 8, 8  # Images of a step of GRPO, and completions about each.
 _LARGE = 2 << 30  # Bytes of weights from which a model computes in bfloat16.
-_SKILLS = pathlib.Path(__file__).parents[2] / "data/vqav2/skills.yaml"
+_SKILLS = paths.shared() / "data/vqav2/skills.yaml"
 _KINDS = _SKILLS.with_name("kinds.yaml")
 
 FLAGS = flags.FlagValues()
@@ -196,13 +196,13 @@ def make() -> ConfigDict:
     probes=spending.batch * spending.batches,
     batch=spending.batch,
     search_probes=max(budget // 8, 1),
-    arms=dict(floor=0.06),
+    proposals=4,
   )
   # A find is asked about six times: again, in two other wordings, on two changed images, on none.
   c.verify = dict(limit=max(budget // 3, 1), labelled=max(budget // 4, 1), paraphrases=2, jitters=2)
   c.taxonomy = dict(
-    skills=str(_SKILLS) if _SKILLS.is_file() else "",
-    kinds=str(_KINDS) if _KINDS.is_file() else "",
+    skills=str(_SKILLS),
+    kinds=str(_KINDS),
     fresh=dict(asks=max(budget // 8, 1)),
   )
   c.rectify = dict(

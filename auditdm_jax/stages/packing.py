@@ -85,7 +85,8 @@ def header_of(ctx: Context) -> PackHeader:
   return PackHeader(
     target=_model(ctx, models.config.target),
     references=tuple(_model(ctx, spec) for spec in models.config.references),
-    judge=dataclasses.replace(judge, model=""),
+    judge=dataclasses.replace(judge, model="", rules=""),
+    judge_rules=judge.rules,
     judge_model=judge.model,
     # Only where the config says so; otherwise a model's origin does.
     style=bank.style_of(name, PLAIN) if name in dict(bank.styles) else None,

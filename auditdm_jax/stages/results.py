@@ -242,9 +242,10 @@ class RepairedModel:
 
 @dataclasses.dataclass(frozen=True)
 class Repairs:
-  """The repaired target and its controls by name."""
+  """The repaired target and its controls by name, and why others could not be made."""
 
   models: Mapping[str, RepairedModel]
+  failed: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def accuracy_of(table: Groups, *, of: RepairedModel | None = None) -> Accuracy:

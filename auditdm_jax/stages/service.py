@@ -7,7 +7,7 @@ import pathlib
 from typing import Any
 
 from auditdm_jax.core import paths, runtime
-from auditdm_jax.core.config import UserError
+from auditdm_jax.core.config import TryLater, UserError
 from auditdm_jax.images import process
 from auditdm_jax.images.client import ImageClient
 from auditdm_jax.images.config import ImagesConfig
@@ -15,7 +15,7 @@ from auditdm_jax.images.config import ImagesConfig
 
 @contextlib.contextmanager
 def connected(
-  config: ImagesConfig, rows: Mapping[str, Any], *, local: pathlib.Path
+  config: ImagesConfig, rows: Mapping[str, Any], *, local: pathlib.Path, known: bool = False
 ) -> Iterator[ImageClient]:
   """Yields a client of the service at `config.address`, or of a service of this process's own.
 
@@ -23,8 +23,10 @@ def connected(
     config: config.images.
     rows: the same as the config file has it, for the service's own config.
     local: a folder of this machine for that config and the service's log.
+    known: whether the run has had its images from there before.
 
   Raises:
+    TryLater: nobody is there at present, where there was a service before.
     UserError: nobody is there, it did not start, or the address or a file is invalid.
   """
   with contextlib.ExitStack() as stack:
@@ -33,6 +35,10 @@ def connected(
       client = ImageClient(address, config=config.client)
       stack.callback(client.close)
       client.wait_ready(config.ready_s)
+    except TimeoutError as error:
+      if not (known and config.address):
+        raise UserError(f"config.images: {error}") from error
+      raise TryLater(f"config.images: {error}. The same command continues") from error
     except (OSError, ValueError) as error:
       raise UserError(f"config.images: {error}") from error
     yield client

@@ -23,7 +23,6 @@ from auditdm_jax.core.config import load_function
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.models import Answering
 from auditdm_jax.stages.results import Groups
-from auditdm_jax.stages.worlds import gap_set
 from auditdm_jax.text.short import Kind
 
 FOLDER = "benchmark"
@@ -163,7 +162,10 @@ def _groups(ctx: Context) -> ItemGroups | None:
   """Returns the groups of an item; None if there are none."""
   if ctx.settings.benchmark.groups:
     return load_function(ctx.settings.benchmark.groups, where="config.benchmark.groups")
-  return specs.scenes_groups(gap_set(ctx.settings.world.gaps)) if ctx.oracle.exists else None
+  world = ctx.world
+  if world.gap_of is None and world.mode_of is None:
+    return None
+  return lambda item: world.groups(item.question, item.references[0])
 
 
 def _identity(ctx: Context, folder: str | os.PathLike) -> str:

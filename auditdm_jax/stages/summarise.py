@@ -144,6 +144,8 @@ def _stopped(ctx: Context, done: Round, later: Sequence[Round]) -> str:
   last = rounds[-1].traced
   if last and not last.new:
     return nothing_new(last.number)
+  if wanted > 1 and not ctx.settings.rectify.enabled:
+    return "config.rectify.enabled is False: without a repair there is no target for another round"
   if done.repairs is not None and len(rounds) < wanted and not rounds[-1].reaudited:
     return f"round {len(rounds)} repaired nothing, so there is no target for another one"
   return ""

@@ -2,7 +2,8 @@
 """What a data set can tell beside its images: an oracle, paraphrases, planted gaps.
 
 A world without an oracle (every real data set) leaves these empty; the stages then report what the
-references say and nothing about the truth.
+references say and nothing about the truth. One of your own is a `World` value, which the config
+names by its import path: `world.name="my_module:WORLD"`.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,8 @@ import dataclasses
 import numpy as np
 
 from auditdm_jax import scenes
-from auditdm_jax.core.config import UserError
+from auditdm_jax.bench.specs import GAPS, REST
+from auditdm_jax.core.config import UserError, load_object
 from auditdm_jax.scenes import gaps as gaps_lib
 from auditdm_jax.scenes import language, questions
 
@@ -26,7 +28,7 @@ class World:
     paraphrase: (question, k) -> another wording or None.
     well_formed: whether a text is a question at all (never whether it has an answer).
     gap_of: (question, true answer) -> name of the planted gap or None.
-    mode_of: (question, true answer) -> nameable failure mode.
+    mode_of: (question, true answer) -> nameable failure mode, written "skill: attribute".
     faithful: (source image or None, text, image) -> whether the image shows what the caption
       or the instruction says; None if the text says nothing that can be drawn.
     gaps: names of all planted gaps.
@@ -39,6 +41,16 @@ class World:
   mode_of: Callable[[str, str], str | None] | None = None
   faithful: Callable[[np.ndarray | None, str, np.ndarray], bool | None] | None = None
   gaps: tuple[str, ...] = ()
+
+  def groups(self, question: str, answer: str) -> list[str]:
+    """Returns in which groups of the benchmark a question with a true answer is."""
+    mode = self.mode_of(question, answer) if self.mode_of else None
+    gap = self.gap_of(question, answer) if self.gap_of else None
+    sides = [REST] if gap is None else [GAPS, f"gap: {gap}"]
+    return [
+      *([f"skill: {mode.partition(':')[0]}"] if mode else []),
+      *(sides if self.gap_of else []),
+    ]
 
 
 def gap_set(name: str) -> tuple[gaps_lib.Gap, ...]:
@@ -57,11 +69,18 @@ def gap_set(name: str) -> tuple[gaps_lib.Gap, ...]:
 
 
 def open_world(name: str, gaps: str) -> World:
-  """The hooks of "scenes", or none for ""."""
+  """The hooks of "scenes", of a world of one's own, or none for ""."""
   if not name:
     return World()
+  if ":" in name:
+    if gaps:
+      raise UserError(f"config.world.gaps={gaps!r}: a world of your own names its gaps itself")
+    return load_object(name, World, where="config.world.name")
   if name != "scenes":
-    raise UserError(f"config.world.name: unknown world {name!r}; known: scenes, or '' for none")
+    raise UserError(
+      f"config.world.name: unknown world {name!r}; known: scenes, '' for none, or one of your own,"
+      " written package.module:NAME"
+    )
   planted = gap_set(gaps)
 
   def gap_of(question: str, answer: str) -> str | None:

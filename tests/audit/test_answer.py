@@ -78,9 +78,17 @@ def test_cascade_finds_the_same_disagreements(fake_vlm, make_picture):
 
 def test_eviction_does_not_change_answers(fake_vlm, make_picture):
   images, questions = _probes(make_picture)
-  small = _bank(fake_vlm, feature_bytes=50, batch_size=5)
+  small = _bank(fake_vlm, feature_bytes=50, batch_size=5, dedup=False)
   assert small.answers(images, questions) == _bank(fake_vlm).answers(images, questions)
   assert small.cache.encoded.total() > 7
+
+
+def test_questions_about_an_image_go_together(fake_vlm, make_picture):
+  """However they are mixed, and where the cache has no room for a second batch's images."""
+  images, questions = _probes(make_picture)
+  bank = _bank(fake_vlm, feature_bytes=50, batch_size=5)
+  assert bank.answers(images, questions) == _bank(fake_vlm).answers(images, questions)
+  assert bank.cache.encoded.total() == 7
 
 
 def test_towers_are_kept_apart(fake_vlm, make_picture):
@@ -169,7 +177,7 @@ def test_a_picture_of_several_questions_is_one_object(make_picture):
   load = lambda image_id: make_picture(stored[image_id])  # noqa: E731  A new array at each call.
   bank.answers(load, ["q1", "q2", "q3"], image_ids=["x", "y", "x"])
   pictures = [i for i, _, _ in remote.asked]
-  assert pictures[0] == pictures[2] != pictures[1]
+  assert pictures[0] == pictures[1] != pictures[2]  # Side by side.
 
 
 def test_what_is_no_answer_makes_neither_consensus_nor_contradiction(make_picture):

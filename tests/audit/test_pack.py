@@ -109,6 +109,7 @@ BROKEN = {
   "newer": (lambda r: _header(r, version=2), "version 2; this code reads version 1"),
   "unknown key": (lambda r: _header(r, modus=()), "modus: unknown key .did you mean 'modes'"),
   "wrong type": (lambda r: _header(r, max_new_tokens="8"), "max_new_tokens: expected int"),
+  "brings code": (lambda r: _header(r, judge={"rules": "os:abort"}), "a pack brings no code"),
   "brings a model": (lambda r: _header(r, judge={"model": "/etc"}), "a pack brings no model"),
   "brings a path": (lambda r: _header(r, judge={"synonyms": "../x"}), "a pack's table is"),
   "odd mode": (

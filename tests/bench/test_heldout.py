@@ -8,8 +8,8 @@ from auditdm_jax.bench import heldout, specs
 from auditdm_jax.bench.predictions import PredictionStore
 from auditdm_jax.bench.specs.scenes import SUITE, SceneQuestions
 from auditdm_jax.core.config import UserError
-from auditdm_jax.scenes import gaps as gaps_lib
 from auditdm_jax.scenes import questions, world
+from auditdm_jax.stages.worlds import open_world
 from tests.bench import asked as made
 from tests.stages.folders import images_of_scenes
 
@@ -82,7 +82,8 @@ def test_scenes_questions_are_in_gaps_or_in_the_rest(tmp_path):
   assert len(items) == 180 and len(specs.from_pool(_Scenes(60), limit=2)) == 6
   answers = {x.question: x.references[0] for x in items}
   rows = _scored(items, lambda q: answers[q], tmp_path)
-  groups = heldout.members(items, specs.scenes_groups(gaps_lib.EASY))
+  easy = open_world("scenes", "easy")
+  groups = heldout.members(items, lambda item: easy.groups(item.question, item.references[0]))
   table = heldout.rates_of(rows, groups)
   assert table["gaps"].n + table["rest"].n == table["all"].n == 180 and next(iter(table)) == "all"
   assert table["gaps"].n > 5

@@ -39,7 +39,7 @@ from auditdm_jax.bench.specs.base import (
   PromptSpec,
   write_metadata,
 )
-from auditdm_jax.bench.specs.scenes import GAPS, REST, SUITE, ItemGroups, from_pool, scenes_groups
+from auditdm_jax.bench.specs.scenes import GAPS, REST, SUITE, ItemGroups, from_pool
 from auditdm_jax.core.config import UserError, build, did_you_mean, load_object
 
 __all__ = [
@@ -57,7 +57,6 @@ __all__ = [
   "SUITE",
   "find",
   "from_pool",
-  "scenes_groups",
   "write_metadata",
 ]
 

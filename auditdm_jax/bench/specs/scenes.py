@@ -47,19 +47,6 @@ def from_pool(pool: pool_lib.ImagePool, *, limit: int | None = None) -> list[Ben
   return items
 
 
-def scenes_groups(gaps: Sequence[Gap]) -> ItemGroups:
-  """Groups of a scenes question: "skill: …", then "gaps" and "gap: …", or "rest"."""
-
-  def groups(item: BenchmarkItem) -> list[str]:
-    program = questions.parse_question(item.question)
-    if program is None:
-      raise ValueError(f"not a question of the scenes world: {item.question!r}")
-    gap = gaps_lib.match(gaps, program, item.references[0])
-    return [f"skill: {program.skill}", *((REST,) if gap is None else (GAPS, f"gap: {gap}"))]
-
-  return groups
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SceneQuestions:
   """A layout: those questions of a scenes data set that a benchmark is about.

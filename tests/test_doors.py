@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The examples of things of one's own: a target, a judge, a world and a benchmark."""
+
+import json
+import pathlib
+import threading
+import time
+
+import numpy as np
+from PIL import Image
+import pytest
+import uvicorn
+
+from auditdm_jax.audit.judge import JudgeConfig, Same, open_judge
+from auditdm_jax.bench import specs
+from auditdm_jax.bench.scorers import per_answer
+from auditdm_jax.core.config import UserError, build
+from auditdm_jax.endpoints.config import EndpointConfig
+from auditdm_jax.endpoints.endpoint import Endpoint
+from auditdm_jax.endpoints.sight import prove_sight
+from auditdm_jax.stages import sections, worlds
+from examples import own_benchmark, own_judge, own_target, own_world
+
+WORLD = "examples.own_world:WORLD"
+
+
+@pytest.fixture
+def address():
+  """Where the example's model is served."""
+  server = uvicorn.Server(uvicorn.Config(own_target.APP, port=0, log_level="error"))
+  thread = threading.Thread(target=server.run, daemon=True)
+  thread.start()
+  while not server.started:
+    time.sleep(0.01)
+  yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
+  server.should_exit = True
+  thread.join()
+
+
+def test_a_function_is_a_target(address):
+  with Endpoint(EndpointConfig(base_url=address, model="mine"), name="mine") as endpoint:
+    assert prove_sight(endpoint).evidence == "right"
+    green = np.zeros((20, 30, 3), np.uint8) + np.uint8([20, 170, 20])
+    replies = endpoint.answer([green, None], ["what color is it"] * 2, max_new_tokens=8)
+  assert [reply.text for reply in replies] == ["green", "unanswerable"]
+
+
+def test_rules_of_ones_own_judge():
+  judge = open_judge(JudgeConfig(rules="examples.own_judge:same"))
+  said = judge.compare_all(
+    [("q", "red and blue", "blue and red"), ("q", "red", "maybe red"), ("q", "two", "2")]
+  )
+  assert said == [Same.SAME, Same.UNDECIDED, Same.DIFFERENT]
+  assert open_judge(JudgeConfig()).same("two", "2"), "the package's rules say otherwise"
+  assert judge.same("Red!", "Red!") and judge.compare("", "red") is Same.DIFFERENT
+
+
+def test_rules_that_are_none_are_told_at_once(monkeypatch):
+  with pytest.raises(UserError, match=r"config.judge.rules='examples.own_judge:sam': .* 'same'"):
+    open_judge(JudgeConfig(rules="examples.own_judge:sam"))
+  monkeypatch.setattr(own_judge, "same", lambda question, a, b: "yes")
+  with pytest.raises(UserError, match="it returned 'yes', not True, False or None"):
+    open_judge(JudgeConfig(rules="examples.own_judge:same")).same("one thing", "another thing")
+
+
+def test_a_world_of_ones_own():
+  world = worlds.open_world(WORLD, "")
+  image = np.zeros((64, 64, 3), np.uint8) + np.uint8([28, 22, 25])
+  image[20:40, 20:40] = 255
+  question, other = own_world.WORDINGS
+  assert world.oracle and world.paraphrase
+  assert world.oracle(image, question) == world.oracle(image, other) == "black"
+  assert world.oracle(image, "how many are there ?") is None
+  assert [world.paraphrase(question, k) for k in (1, 2)] == [other, question]
+  assert world.groups(question, "black") == ["skill: background", "gaps", "gap: dark backgrounds"]
+  assert world.groups(question, "white") == ["skill: background", "rest"]
+  assert worlds.World().groups(question, "white") == []
+
+
+def test_mistakes_in_a_world_are_one_line():
+  with pytest.raises(UserError, match="a world of your own names its gaps itself"):
+    worlds.open_world(WORLD, "easy")
+  with pytest.raises(UserError, match="expected a World, got"):
+    worlds.open_world("examples.own_world:oracle", "")
+  with pytest.raises(UserError, match="only the models of scenes can err"):
+    build(sections.WorldConfig, {"name": WORLD, "noise": {"accuracy": 0.9}}, name="config.world")
+
+
+def test_a_benchmark_of_ones_own(tmp_path):
+  (tmp_path / "test").mkdir()
+  Image.new("RGB", (9, 7)).save(tmp_path / "test/a.png")
+  row = {"image": "a.png", "question": "What is it?", "answer": ["Bus", "coach"]}
+  (tmp_path / "test/questions.jsonl").write_text(json.dumps(row) + "\n")
+  spec = specs.find("examples.own_benchmark:SPEC", where="config.benchmarks.mine.spec")
+  (item,) = spec.open(pathlib.Path(tmp_path))
+  prompt = spec.prompt(specs.Family.LMMS_EVAL)
+  assert prompt.render(item) == "What is it?\nAnswer in one word."
+  assert prompt.metric == specs.MetricName(
+    name="examples.own_benchmark:starts_right", variant="own"
+  )
+  assert per_answer(own_benchmark.starts_right)
+  assert own_benchmark.starts_right("Coach of a team", list(item.references)) == 1.0
