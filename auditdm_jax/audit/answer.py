@@ -19,6 +19,7 @@ from auditdm_jax.text.short import Kind
 
 ImageSource = Sequence[np.ndarray] | Callable[[str], np.ndarray]
 Progress = Callable[[int, int], None]
+Heard = Mapping[str, Mapping[tuple[str, str], Answer]]  # By model, and (image id, question).
 
 
 class FeatureCache:
@@ -104,7 +105,9 @@ class ModelBank:
     judge: Judge | None = None,
     config: BankConfig | None = None,
     cache: FeatureCache | None = None,
+    heard: Heard | None = None,
   ):
+    """Takes models by name, their roles, and what they answered elsewhere: `heard` is not asked."""
     config = config or BankConfig()
     names = (target, *references)
     if missing := [n for n in (*names, *config.order) if n not in vlms]:
@@ -118,6 +121,7 @@ class ModelBank:
     self.references = tuple(references)
     self.judge = judge or Judge()
     self.config = config
+    self._heard = heard or {}
     self.cache = cache or FeatureCache(config.feature_bytes)
     self.order = config.order or (references[0], target, *references[1:])
     self.asked: Counter[str] = Counter()
@@ -248,18 +252,21 @@ class ModelBank:
     get = functools.cache(get)  # For endpoints: an image of several questions is one object.
     rows = list(range(len(pairs)))
     for name in names:
-      model = self.vlms[name]
-      if rows:
+      model, heard = self.vlms[name], self._heard.get(name, {})
+      for i in rows:
+        found[name][i] = heard.get(pairs[i])
+      left = [i for i in rows if found[name][i] is None]
+      if left:
         if model.takes == "features":
           seen = features[model.tower_id]
-          which = [place[pairs[i][0]] for i in rows]
+          which = [place[pairs[i][0]] for i in left]
         else:
-          seen, which = _Loaded([pairs[i][0] for i in rows], get), None
-        asked = [pairs[i][1] for i in rows]
+          seen, which = _Loaded([pairs[i][0] for i in left], get), None
+        asked = [pairs[i][1] for i in left]
         answers = ask(model, seen, asked, config=self.config, which=which)
-        self.computed[name] += len(rows)
+        self.computed[name] += len(left)
         self.kinds[name].update(a.kind for a in answers)
-        for i, answer in zip(rows, answers, strict=True):
+        for i, answer in zip(left, answers, strict=True):
           found[name][i] = answer
       if cascade:
         self.prepare(_texts(found), [question for _, question in pairs])
