@@ -98,8 +98,8 @@ def run(ctx: Context) -> Summary:
   ctx.stage("evaluate", lambda: evaluate.run(ctx))
   trained = ctx.stage("train", lambda: train.run(ctx))
   ctx.stage("search", lambda: search(ctx))
-  ctx.stage("discover", lambda: discover.run(ctx))
-  ctx.stage("random control", lambda: random_control(ctx, trained.completions))
+  swept = ctx.stage("discover", lambda: discover.run(ctx))
+  ctx.stage("random control", lambda: random_control(ctx, trained.completions + swept.probes))
   ctx.stage("verify", lambda: verify.run(ctx))
   ctx.stage("report", lambda: report.run(ctx))
   goes_on = repairs and (not ctx.settings.rounds.repairs(1) or repair_and_audit(ctx))
@@ -173,13 +173,13 @@ def _kinds(ctx: Context, asked: Mapping[str, Sequence[Attempt]]) -> dict[str, Ki
   return {arm: Kinds(varied.get(arm), coverage(found).per_gap) for arm, found in confirmed.items()}
 
 
-def random_control(ctx: Context, trained_probes: int) -> Controlled:
+def random_control(ctx: Context, audited: int) -> Controlled:
   """Asks random questions at the audit's total queries, GRPO's included; keeps them for repair."""
   if (found := ctx.folder.done(asking.CONTROL, Controlled)) is not None:
     return found
   config = ctx.settings
   more = config.rectify.unlabelled.probes if config.rectify.strategy.bootstrapped else 0
-  attempts = asking.random_control(ctx, trained_probes + config.discover.probes + more)
+  attempts = asking.random_control(ctx, audited + more)
   ctx.folder.write_control(attempts)
   return ctx.folder.finish(asking.CONTROL, Controlled(len(attempts)))
 

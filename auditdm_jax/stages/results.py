@@ -102,7 +102,7 @@ class Evaluated:
 
 @dataclasses.dataclass(frozen=True)
 class Discovered:
-  """Probes of the sweep, and the history of its arms, see `Arms.summary`."""
+  """Probes that the sweep asked, and by arm what it proposed and what came of it."""
 
   arms: Mapping[str, Any]
   probes: int
