@@ -204,7 +204,7 @@ class Vlm:
     With `which`, prompt i is about features[which[i]], so that an image of many prompts is there
     once, and a prompt may have several images or none.
     """
-    rows = np.arange(len(prompts))
+    rows = list(range(len(prompts)))
     if which is not None:
       _same_length(which, prompts)
     elif features is not None:
@@ -456,7 +456,8 @@ class Vlm:
       )
       tokens, valid = batching.padded(heads, batching.padded_head(max(map(len, heads))))
       own = batching.padded(ends, batching.padded_length(max(map(len, ends))))
-      tails = decode.Tails(*(self._place(x.reshape(*call.rows.shape, -1)) for x in own))
+      placed_own: list[Any] = [self._place(x.reshape(*call.rows.shape, -1)) for x in own]
+      tails = decode.Tails(*placed_own)
 
     def placed(x: np.ndarray | None) -> Array | np.ndarray | None:
       return None if x is None else self._place(x)

@@ -148,7 +148,8 @@ def answer(
   tokens, valid = (_rows(mesh, (rows[0], widths[0]), kind) for kind in kinds)
   own = None
   if widths[1]:
-    own = decode.Tails(*(_rows(mesh, (*rows, widths[1]), kind) for kind in kinds))
+    ends: list[Any] = [_rows(mesh, (*rows, widths[1]), kind) for kind in kinds]
+    own = decode.Tails(*ends)
   names, seed = _rows(mesh, rows, jnp.int32), _whole(mesh, (), jnp.int32)
   settings = decode.SampleConfig(new, 0.0, (1,))
   params = _model(mesh, model, dtype, quantized=quantized)

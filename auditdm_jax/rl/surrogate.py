@@ -202,7 +202,7 @@ class Surrogate:
   # ------------------------------------------------------------------------------------ inside
 
   def _init(self, cells: np.ndarray) -> None:
-    key = jax.random.wrap_key_data(streams.key_data(self._seed, "surrogate"))
+    key = jax.random.wrap_key_data(jnp.asarray(streams.key_data(self._seed, "surrogate")))
     words = jnp.zeros((1, _SLOTS), jnp.int32)
     self._params = jax.jit(self._net.init)(key, words, jnp.asarray(cells)[None])["params"]
     self._optimizer = jax.jit(self._tx.init)(self._params)
