@@ -30,7 +30,7 @@ setup(
   ],
   package_dir={f"auditdm_jax.share.{name}": name for name in SHARED},
   package_data={
-    "": ["*.proto", "*.html", "*.css", "*.js", "*.yaml", "py.typed"],
+    "": ["*.proto", "*.binpb", "*.html", "*.css", "*.js", "*.yaml", "py.typed"],
     **{f"auditdm_jax.share.{name}": globs for name, globs in SHARED.items()},
   },
   exclude_package_data={"": ["**/__pycache__/*"]},

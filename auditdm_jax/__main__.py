@@ -8,7 +8,6 @@ config of its flags.
 """
 
 import ast
-import errno
 import importlib
 import os
 import pathlib
@@ -21,8 +20,8 @@ from typing import Any, NoReturn
 from absl import flags
 
 from auditdm_jax import stages
-from auditdm_jax.core import overrides, paths
-from auditdm_jax.core.config import UserError, did_you_mean
+from auditdm_jax.core import disk, overrides, paths
+from auditdm_jax.core.config import TryLater, UserError, did_you_mean
 
 # Runs in an environment of its own, which need not have jax, and leaves nothing behind.
 _SERVERS = {"serve_images"}
@@ -39,12 +38,16 @@ _TOOLS = {
   "minimise",
   "pack",
   "plan",
+  "report",
   "repro",
   "runs",
   "serve",
+  "sweep",
 }
 # Those of them that take arguments without names: `main` gets them.
 _WORDS = {"compare", "leaks", "minimise", "repro", "runs"}
+# Need no config where the folder says what it is.
+_BY_FOLDER = {"table"}
 # Look at what a run would need, in a temporary folder if none is given.
 _LOOKS = {"doctor"}
 # Stages that take flags in place of a config, and the module of these.
@@ -155,7 +158,7 @@ def parse(argv: list[str], module: str) -> list[str]:
     raise UserError(f"not a flag: {' '.join(rest)}; flags are written --name=value")
   if module in _TOOLS:
     return rest
-  if _CONFIG.value is None:
+  if _CONFIG.value is None and module not in _BY_FOLDER:
     raise UserError("--config is missing, such as --config=configs/scenes.py")
   if _WORKDIR.value is None and module not in _SERVERS | _LOOKS:
     raise UserError("--workdir is missing: where the results go, such as --workdir=runs/first")
@@ -182,6 +185,8 @@ def run(argv: list[str]) -> int:
       try:
         return _stage(module).main(words) if module in _WORDS else _stage(module).main()
       except OSError as e:  # Of a path that a flag names; it says which.
+        if disk.trouble(e):
+          raise
         raise UserError(str(e)) from e
     workdir = _workdir()
     if module not in _SERVERS:
@@ -192,14 +197,11 @@ def run(argv: list[str]) -> int:
     return _stage(module).main(_CONFIG.value, workdir)
   except UserError as e:
     print(f"auditdm_jax: {e}", file=sys.stderr)
-    return 2
-  except OSError as e:
-    if e.errno != errno.ENOSPC:
+    return os.EX_TEMPFAIL if isinstance(e, TryLater) else 2
+  except Exception as e:
+    if (said := disk.trouble(e)) is None:
       raise
-    where = f" of {e.filename}" if e.filename else ""
-    print(
-      f"auditdm_jax: the disk{where} is full; run the same command to continue", file=sys.stderr
-    )
+    print(f"auditdm_jax: {said}; run the same command to continue", file=sys.stderr)
     return 1
   except _Terminated:
     print("terminated; run the same command to continue", file=sys.stderr)

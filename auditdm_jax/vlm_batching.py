@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How rows are cut into calls of a `Vlm`, and the few shapes that calls are padded to.
+"""How prompts are cut into calls of a `Vlm`, and the few shapes that calls are padded to.
+
+A call has B rows of up to G prompts, both powers of two. Where the model lets them, prompts that
+begin alike stand in one row, which is prefilled once: questions about one image to a Gemma 3.
 
 `plan` reads the same numbers to compile what a run calls.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+import dataclasses
 from typing import Any
 
 import jax
@@ -22,6 +26,53 @@ _MIN_BATCH = 8
 _LENGTH_MULTIPLE = 8
 
 
+@dataclasses.dataclass(frozen=True)
+class PromptShape:
+  """A prompt, as far as it decides how calls are cut.
+
+  Attributes:
+    length: its tokens.
+    images: how many images it has.
+    head: how many tokens it begins with that do not see the rest, or 0 to have a row of its own.
+    key: equal for equal heads about equal images.
+  """
+
+  length: int
+  images: int
+  head: int = 0
+  key: Hashable = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Room:
+  """What devices can take in one call.
+
+  Attributes:
+    devices: how many there are.
+    shards: over how many of them rows are split.
+    most: prompts of one call, whatever the memory.
+    small: the model's size is, see `is_small`.
+  """
+
+  devices: int
+  shards: int
+  most: int
+  small: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Call:
+  """The prompts of one call, padded by repeating some.
+
+  Attributes:
+    rows: i64[B,G], which prompts.
+    heads: i64[B], how many tokens the prompts of a row share; 0 where G is 1.
+  """
+
+  rows: np.ndarray
+  heads: np.ndarray
+
+
 def largest_call(devices: int) -> int:
   """Returns the most rows of one call, whatever the memory, on the backend that runs here."""
   on_cpu = jax.default_backend() == "cpu"
@@ -37,15 +88,33 @@ def images_per_call(vision: siglip.SiglipConfig, *, devices: int, most: int) -> 
 
 
 def rows_per_call(
-  config: VlmConfig, longest: int, *, new: int, images: int, devices: int, most: int
+  config: VlmConfig,
+  longest: int,
+  *,
+  new: int,
+  images: int,
+  devices: int,
+  most: int,
+  prompts: int = 1,
 ) -> int:
-  """Returns how many prompts of up to `longest` tokens `Vlm.answer` answers at once."""
+  """Returns how many rows of up to `longest` tokens `Vlm.answer` answers at once.
+
+  Args:
+    config: the model's architecture.
+    longest: tokens of a row: one prompt, or a head and what follows it in each prompt.
+    new: the longest answer, in tokens.
+    images: of a row.
+    devices: how many there are.
+    most: prompts of one call, whatever the memory.
+    prompts: of a row.
+  """
   # The cache of all layers, the attention of one, and the features; 4 bytes each.
-  need = 2 * config.text.depth * config.text.num_kv_heads * config.text.head_dim * (longest + new)
+  kept = longest + prompts * new
+  need = 2 * config.text.depth * config.text.num_kv_heads * config.text.head_dim * kept
   need += config.text.num_heads * longest**2
   if images:
     need += images * config.tower.num_patches * config.tower.width
-  return _fitting_rows(4 * need, devices, most)
+  return _fitting_rows(4 * need, devices, max(1, most // prompts))
 
 
 def _fitting_rows(row_bytes: int, devices: int, most: int) -> int:
@@ -99,30 +168,102 @@ def windows(counts: Sequence[int], vision: siglip.SiglipConfig | None) -> Iterat
 
 
 def calls(
-  config: VlmConfig,
-  lengths: Sequence[int],
-  *,
-  images: Sequence[int],
-  new: int,
-  devices: int,
-  most: int,
-) -> Iterator[list[int]]:
-  """Cuts rows into calls: each has rows of one number of images, and long rows go with long ones.
+  config: VlmConfig, prompts: Sequence[PromptShape], *, new: int, room: Room
+) -> Iterator[Call]:
+  """Cuts prompts into calls: each has rows of one number of images, and long rows go together.
 
   A call is padded only to the longest of its rows.
 
   Args:
     config: the model's architecture.
-    lengths: tokens of each row's prompt.
-    images: how many images each row has.
+    prompts: what is asked.
     new: the longest answer, in tokens.
-    devices: see `rows_per_call`.
-    most: see `rows_per_call`.
+    room: of the devices.
   """
-  for count in sorted(set(images)):
-    rows = [i for i, n in enumerate(images) if n == count]
-    longest = max(lengths[i] for i in rows)
-    rows.sort(key=lambda i: lengths[i])
-    fit = rows_per_call(config, longest, new=new, images=count, devices=devices, most=most)
-    for part in cut(np.array(rows), fit):
-      yield part.tolist()
+  for count in sorted({p.images for p in prompts}):
+    chosen = sorted(
+      (i for i, p in enumerate(prompts) if p.images == count), key=lambda i: prompts[i].length
+    )
+    alike: dict[Hashable, list[int]] = {}
+    for i in chosen:
+      alike.setdefault((prompts[i].head, prompts[i].key if prompts[i].head else i), []).append(i)
+    head = padded_head(max(p.head for p in prompts if p.images == count))
+    tail = padded_length(max(prompts[i].length - prompts[i].head for i in chosen))
+    whole = padded_length(prompts[chosen[-1]].length)
+    share = _prompts_per_row(
+      config, [len(x) for x in alike.values()], head, tail, whole=whole, new=new, room=room
+    )
+    rows = [x[k : k + share] for x in alike.values() for k in range(0, len(x), share)]
+    rows.sort(key=lambda row: prompts[row[-1]].length)
+    fit = rows_per_call(
+      config,
+      whole if share == 1 else head + share * tail,
+      new=new,
+      images=count,
+      devices=room.devices,
+      most=room.most,
+      prompts=share,
+    )
+    for start in range(0, len(rows), fit):
+      yield _call(rows[start : start + fit], share, prompts, small=room.small)
+
+
+def _prompts_per_row(
+  config: VlmConfig,
+  counts: Sequence[int],
+  head: int,
+  tail: int,
+  *,
+  whole: int,
+  new: int,
+  room: Room,
+) -> int:
+  """Returns the power of two of prompts in a row for which a model has the least to multiply.
+
+  Args:
+    config: the model's architecture.
+    counts: how many prompts have each head.
+    head: tokens of a head.
+    tail: tokens of the rest.
+    whole: tokens of a prompt.
+    new: the longest answer, in tokens.
+    room: of the devices.
+  """
+  text = config.text
+  projections = 2 * text.head_dim * (text.num_heads + text.num_kv_heads)
+  token = text.width * (projections + 3 * text.mlp_dim)
+  pair = 2 * text.num_heads * text.head_dim  # Of a token and one that it sees.
+
+  def work(share: int) -> int:
+    row = whole if share == 1 else head + share * tail
+    said = share * new
+    rows = bucket(sum(-(-n // share) for n in counts), small=room.small)
+    # What cannot be split over the devices, each of them computes.
+    rows = rows // room.shards if rows % room.shards == 0 else rows
+    return rows * (token * (row + said) + pair * (row**2 + said * (whole + new)))
+
+  most = min(max(counts), room.most)
+  return min((1 << k for k in range((most - 1).bit_length() + 1)), key=work)
+
+
+def _call(
+  rows: Sequence[Sequence[int]], share: int, prompts: Sequence[PromptShape], *, small: bool
+) -> Call:
+  """Returns a call of these rows of at most `share` prompts."""
+  full = [[*row, *[row[-1]] * (share - len(row))] for row in rows]
+  full += [full[-1]] * (bucket(len(full), small=small) - len(full))
+  heads = [prompts[row[0]].head if share > 1 else 0 for row in full]
+  return Call(np.array(full), np.array(heads))
+
+
+def padded_head(length: int) -> int:
+  """Returns the length that heads are padded to: they have few lengths, those of templates."""
+  return -(-length // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
+
+
+def padded(rows: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns tokens i32[N,length], padded on the right, and bool[N,length] where they are valid."""
+  tokens, valid = np.zeros((len(rows), length), np.int32), np.zeros((len(rows), length), bool)
+  for k, row in enumerate(rows):
+    tokens[k, : len(row)], valid[k, : len(row)] = row, True
+  return tokens, valid

@@ -114,7 +114,7 @@ class Vlm:
     """Returns features f32[U,P,Dv] of images as in `answer`: the tower's output, to be cached."""
     vision, tower = self._vision(), multimodal.tower(self.params)
     out = np.zeros((len(images), vision.num_patches, vision.width), np.float32)
-    most = batching.images_per_call(vision, **self._room)
+    most = batching.images_per_call(vision, devices=self._room.devices, most=self._room.most)
     for rows in batching.cut(np.arange(len(images)), most):
       pixels = self._pixels(images, rows)
       with mesh_lib.use(self.mesh):
@@ -204,7 +204,7 @@ class Vlm:
     With `which`, prompt i is about features[which[i]], so that an image of many prompts is there
     once, and a prompt may have several images or none.
     """
-    rows = np.arange(len(prompts))
+    rows = list(range(len(prompts)))
     if which is not None:
       _same_length(which, prompts)
     elif features is not None:
@@ -239,29 +239,23 @@ class Vlm:
     done: dict[int, Completion] = {}
     longest = max([_LEAST_NEW, *(p.max_new_tokens for p in prompts)])
     new = 1 << (longest - 1).bit_length()
-    calls = batching.calls(
-      self.config,
-      [len(p.ids) for p in prompts],
-      images=[len(p.images) for p in prompts],
-      new=new,
-      **self._room,
-    )
-    for rows in calls:
-      batch = [prompts[i] for i in rows]
+    shapes = [batching.PromptShape(len(p.ids), len(p.images)) for p in prompts]
+    for call in batching.calls(self.config, shapes, new=new, room=self._room):
+      batch = [prompts[i] for i in call.rows[:, 0]]
       which = np.array([p.images for p in batch])
       warm = any(p.temperature for p in batch)
-      tokens, lengths = self._sample(
+      said = self._sample(
         decode.SampleConfig(new, float(warm), self.stop_ids),
         _rows_of(features, which),
-        [p.ids for p in batch],
-        np.zeros(len(batch), np.int32),
-        np.array([p.seed for p in batch], np.int32),
+        [p.ids for p in prompts],
+        call,
+        np.zeros(call.rows.shape, np.int32),
+        np.array([[p.seed] for p in batch], np.int32),
         limits=np.array([p.max_new_tokens for p in batch], np.int32),
         temperatures=np.array([p.temperature for p in batch], np.float32) if warm else None,
       )
-      for k, i in enumerate(rows):
-        said = tokens[k, : lengths[k]].tolist()
-        done[i] = Completion(tuple(said), truncated=said[-1] not in self.stop_ids)
+      for i, tokens in said.items():
+        done[i] = Completion(tuple(tokens), truncated=tokens[-1] not in self.stop_ids)
     return [done[i] for i in range(len(prompts))]
 
   def logits(
@@ -409,60 +403,78 @@ class Vlm:
       self._check_ids(np.array(row))
     sc = decode.SampleConfig(max_new_tokens, temperature, self.stop_ids)
     replies = [RawReply("")] * len(prompts)
-    calls = batching.calls(
-      self.config,
-      [len(row) for row in ids],
-      images=[len(w) for w in which],
-      new=max_new_tokens,
-      **self._room,
-    )
-    for rows in calls:
-      batch = np.array([which[i] for i in rows])
-      tokens, lengths = self._sample(
-        sc,
-        _rows_of(features, batch),
-        [ids[i] for i in rows],
-        np.array([names[i] for i in rows]),
-        seed,
+    shapes = [self._shape(row, w) for row, w in zip(ids, which)]
+    for call in batching.calls(self.config, shapes, new=max_new_tokens, room=self._room):
+      batch = np.array([which[i] for i in call.rows[:, 0]])
+      said = self._sample(
+        sc, _rows_of(features, batch), ids, call, np.asarray(names, np.int32)[call.rows], seed
       )
-      for k, i in enumerate(rows):
-        text = self.tokenizer.decode(tokens[k, : lengths[k]]).strip()
-        ended = int(tokens[k, lengths[k] - 1]) in self.stop_ids
+      for i, tokens in said.items():
+        ended = tokens[-1] in self.stop_ids
+        text = self.tokenizer.decode(np.array(tokens)).strip()
         replies[i] = RawReply(text, "stop" if ended else "length")
     return replies
+
+  def _shape(self, ids: Sequence[int], which: Sequence[int]) -> batching.PromptShape:
+    """Returns how a prompt about some images may share calls.
+
+    What a Gemma 3 sees of an image does not depend on what follows it. A PaliGemma sees its whole
+    prompt at once, and a small model's programs cost more than they save.
+    """
+    shares = self.config.kind == "gemma3" and not self._is_small and len(which)
+    head = len(ids) - list(reversed(ids)).index(self.config.image_token_id) if shares else 0
+    if not 0 < head < len(ids):
+      return batching.PromptShape(len(ids), len(which))
+    return batching.PromptShape(len(ids), len(which), head, (tuple(ids[:head]), tuple(which)))
 
   def _sample(
     self,
     sc: decode.SampleConfig,
     features: np.ndarray | None,
     ids: Sequence[Sequence[int]],
+    call: batching.Call,
     names: np.ndarray,
     seed: int | np.ndarray,
     *,
     limits: np.ndarray | None = None,
     temperatures: np.ndarray | None = None,
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the tokens and the length of one sample for each of `ids`, and rows of padding.
+  ) -> dict[int, list[int]]:
+    """Returns a sample of each prompt of a call, by its number in `ids`.
 
-    The shape of the program is bucketed.
+    Features, limits and temperatures are those of the call's rows, names and seeds those of its
+    prompts.
     """
-    n = batching.bucket(len(ids), small=self._is_small)
-    length = batching.padded_length(max(map(len, ids)))
-    tokens = np.zeros((n, length), np.int32)
-    valid = np.zeros((n, length), bool)
-    for k, row in enumerate([*ids, *[ids[-1]] * (n - len(ids))]):
-      tokens[k, : len(row)], valid[k, : len(row)] = row, True
-    if features is not None:
-      features = self._place(batching.pad_rows(np.asarray(features), n))
+    tails = None
+    if call.rows.shape[1] == 1:
+      rows = [ids[i] for i in call.rows[:, 0]]
+      tokens, valid = batching.padded(rows, batching.padded_length(max(map(len, rows))))
+    else:
+      cut = list(zip(call.rows, call.heads, strict=True))
+      heads, ends = (
+        [ids[row[0]][:n] for row, n in cut],
+        [ids[i][n:] for row, n in cut for i in row],
+      )
+      tokens, valid = batching.padded(heads, batching.padded_head(max(map(len, heads))))
+      own = batching.padded(ends, batching.padded_length(max(map(len, ends))))
+      placed_own: list[Any] = [self._place(x.reshape(*call.rows.shape, -1)) for x in own]
+      tails = decode.Tails(*placed_own)
 
-    def own(x: np.ndarray | None) -> Array | np.ndarray | None:
-      return None if x is None else self._place(batching.pad_rows(x, n))
+    def placed(x: np.ndarray | None) -> Array | np.ndarray | None:
+      return None if x is None else self._place(x)
 
-    seeds = own(seed) if isinstance(seed, np.ndarray) else np.int32(seed)
-    rest = self._place(tokens), self._place(valid), own(names), seeds, own(limits)
-    rest = features, *rest, own(temperatures)
+    seeds = self._place(seed) if isinstance(seed, np.ndarray) else np.int32(seed)
+    rest = (
+      *map(placed, (features, tokens, valid, names)),
+      seeds,
+      placed(limits),
+      placed(temperatures),
+    )
     with mesh_lib.use(self.mesh):
-      return runtime.fetch(programs.sample_answers(self.config, sc, self._decoding_params, *rest))
+      drawn = programs.sample_answers(self.config, sc, self._decoding_params, *rest, tails)
+    drawn, lengths = runtime.fetch(drawn)
+    prompts, each = np.unique(call.rows, return_index=True)
+    drawn, lengths = drawn.reshape(-1, drawn.shape[-1]), lengths.ravel()
+    return {int(i): drawn[k, : lengths[k]].tolist() for i, k in zip(prompts, each)}
 
   @functools.cached_property
   def _decoding_params(self) -> Params:
@@ -478,10 +490,11 @@ class Vlm:
     return batching.is_small(self.params)
 
   @property
-  def _room(self) -> dict[str, int]:
-    """What `batching.rows_per_call` needs to know of the devices."""
-    devices = self.mesh.size if self.mesh else 1
-    return {"devices": devices, "most": batching.largest_call(devices)}
+  def _room(self) -> batching.Room:
+    """What the devices can take in one call."""
+    devices, shards = (self.mesh.size, mesh_lib.row_shards(self.mesh)) if self.mesh else (1, 1)
+    most = batching.largest_call(devices)
+    return batching.Room(devices=devices, shards=shards, most=most, small=self._is_small)
 
   def _place(self, x: np.ndarray) -> Array | np.ndarray:
     if self.mesh is None:

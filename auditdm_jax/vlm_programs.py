@@ -23,18 +23,18 @@ def encode_images(vision: siglip.SiglipConfig, tower: Params, pixels: Array) -> 
 
 @functools.partial(jax.jit, static_argnames=("config", "sc"))
 def sample_answers(
-  config, sc, params, features, tokens, valid, rows, seed, limits=None, temperatures=None
+  config, sc, params, features, tokens, valid, names, seed, limits, temperatures, tails
 ) -> tuple[Array, Array]:
-  """The program of `Vlm.answer`: one sample per row, whose randomness depends on its number.
+  """The program of `Vlm.answer`: one sample per prompt, whose randomness depends on its number.
 
-  The seed is one for all or one per row, i32[] or i32[B]; limits and temperatures are those of
-  `decode.sample`.
+  The numbers are i32[B,G], where G is 1 without tails. The seed is one for all or one per prompt,
+  i32[] or i32[B,G]; limits, temperatures and tails are those of `decode.sample`.
 
-  Returns the tokens i32[B,C] and lengths i32[B]. What is not returned is not computed: log-probs
-  take a second pass over the logits of every token.
+  Returns the tokens i32[B,G,C] and lengths i32[B,G]. What is not returned is not computed:
+  log-probs take a second pass over the logits of every token.
   """
-  seeds = jax.vmap(jax.random.key)(jnp.broadcast_to(seed, rows.shape))
-  keys = jax.vmap(jax.random.fold_in)(seeds, rows)
+  seeds = jax.vmap(jax.random.key)(jnp.broadcast_to(seed, names.shape).ravel())
+  keys = jax.vmap(jax.random.fold_in)(seeds, names.ravel())
   samples = decode.sample(
     config,
     sc,
@@ -42,12 +42,13 @@ def sample_answers(
     features,
     tokens,
     valid=valid,
-    group=1,
-    row_keys=keys[:, None],
+    group=names.shape[1],
+    row_keys=keys.reshape(names.shape),
+    tails=tails,
     limits=limits,
     temperatures=temperatures,
   )
-  return samples.tokens[:, 0], samples.length[:, 0]
+  return samples.tokens, samples.length
 
 
 @functools.partial(jax.jit, static_argnames=("config",))

@@ -16,7 +16,7 @@ and largest value. Differences are paired within runs. `--curves` repairs again 
 numbers of examples, from the audit's failures and from mined failures, taken alike.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
 import pathlib
 import shutil
@@ -24,13 +24,12 @@ import subprocess
 import sys
 
 from absl import app, flags
-import numpy as np
 import rich.console
 import rich.table
-from scipy import stats
 
-from auditdm_jax.audit.rates import Rate
+from auditdm_jax.audit.figures import FIGURES, MINED, REPAIRED
 from auditdm_jax.audit.summary import Summary
+from auditdm_jax.bench.sweeps import compare
 from auditdm_jax.core import jsonio, typed
 from auditdm_jax.stages import rectify, suite
 from auditdm_jax.stages.context import Context
@@ -48,78 +47,6 @@ _CURVES = flags.DEFINE_list("curves", [], "numbers of examples", flag_values=_FL
 _TABLE = flags.DEFINE_bool("table", False, "run nothing", flag_values=_FLAGS)
 
 _SHARED = ("data", "images", "records", "verify", "control", "heldout")  # What repairs start from.
-_REPAIRED, _RANDOM, _MINED = "repaired", "control_random", "control_mined"
-_AUDIT, _CONTROL = "all of the above", "control: random, equal queries"
-
-Figure = Callable[[Summary], float | None]
-
-
-def _percent(rate: Rate | None) -> float | None:
-  return None if rate is None or not rate.n else 100 * rate.value
-
-
-def _accuracy(role: str, group: str) -> Figure:
-  """Accuracy of a model on the gaps or on the rest."""
-
-  def figure(run: Summary) -> float | None:
-    found = run.rectify.get(role)
-    return _percent({"gaps": found.gaps, "rest": found.rest}[group]) if found else None
-
-  return figure
-
-
-def _less(a: Figure, b: Figure) -> Figure:
-  """The difference within a run."""
-
-  def figure(run: Summary) -> float | None:
-    x, y = a(run), b(run)
-    return None if x is None or y is None else x - y
-
-  return figure
-
-
-def _finds(run: Summary) -> float | None:
-  """Confirmed unique finds of the audit for each of the control's."""
-  ours, control = run.arms[_AUDIT].confirmed_unique, run.arms[_CONTROL].confirmed_unique
-  return ours / control if ours and control else None
-
-
-def _queries(arm: str) -> Figure:
-  """Queries to the last auditable gap, if all were found."""
-
-  def figure(run: Summary) -> float | None:
-    to_gaps = run.arms[arm].queries_to_gaps or ()
-    return to_gaps[-1] if run.coverage and len(to_gaps) == run.coverage.gaps_auditable else None
-
-  return figure
-
-
-FIGURES: dict[str, Figure] = {
-  "search success, prompt-only, %": lambda run: _percent(run.search and run.search.prompt_only),
-  "search success, trained, %": lambda run: _percent(run.search and run.search.trained),
-  "precision of verified failures, %": lambda run: _percent(run.precision),
-  "confirmed unique finds, times those of random questions": _finds,
-  "auditable gaps": lambda run: run.coverage and run.coverage.gaps_auditable,
-  "of these found": lambda run: run.coverage and run.coverage.gaps_found,
-  "queries to the last gap": _queries(_AUDIT),
-  "the same, random questions": _queries(_CONTROL),
-  "confirmed modes": lambda run: run.modes.confirmed,
-  "of these borne out by the oracle, %": lambda run: _percent(run.modes.precision),
-  "gaps with a confirmed mode, %": lambda run: _percent(run.modes.recall),
-  "accuracy on the gaps: target, %": _accuracy("baseline", "gaps"),
-  "repaired": _accuracy(_REPAIRED, "gaps"),
-  "control: random questions": _accuracy(_RANDOM, "gaps"),
-  "control: mined failures": _accuracy(_MINED, "gaps"),
-  "larger sibling": _accuracy("larger_sibling", "gaps"),
-  "repaired less random questions": _less(_accuracy(_REPAIRED, "gaps"), _accuracy(_RANDOM, "gaps")),
-  "repaired less mined failures": _less(_accuracy(_REPAIRED, "gaps"), _accuracy(_MINED, "gaps")),
-  "accuracy on the rest: target, %": _accuracy("baseline", "rest"),
-  "repaired less target": _less(_accuracy(_REPAIRED, "rest"), _accuracy("baseline", "rest")),
-  "repaired less mined failures, rest": _less(
-    _accuracy(_REPAIRED, "rest"), _accuracy(_MINED, "rest")
-  ),
-  "same auditor against the repaired target, %": lambda run: _percent(run.reaudit),
-}
 
 
 # -------------------------------------------------------------------------------------- the runs
@@ -184,7 +111,7 @@ def curve(seed: str, folder: pathlib.Path, arm: str, size: int) -> RepairPoint:
   config.models.target = str(folder / "models/target")
   config.rectify.curate.size = size
   with Context(config, known.parent, "curve") as ctx:
-    if arm == _REPAIRED:
+    if arm == REPAIRED:
       examples = from_failures(ctx)
     else:
       examples = rectify.mined_examples(ctx, ctx.folder.control(), size)
@@ -201,13 +128,12 @@ def curve(seed: str, folder: pathlib.Path, arm: str, size: int) -> RepairPoint:
 
 def over_runs(values: Sequence[float]) -> tuple[str, str, str, str]:
   """Mean with its 95 % t interval, standard deviation, range and number: runs are the units."""
-  x = np.asarray(values, float)
-  if len(x) < 2:
-    return (f"{x.mean():.1f}" if len(x) else "–", "–", "–", str(len(x)))
-  half = stats.t.ppf(0.975, len(x) - 1) * x.std(ddof=1) / len(x) ** 0.5
-  mean = x.mean()
-  interval = f"{mean:.1f} [{mean - half:.1f}, {mean + half:.1f}]"
-  return interval, f"{x.std(ddof=1):.1f}", f"{x.min():.1f} to {x.max():.1f}", str(len(x))
+  found = compare.spread(values)
+  if found is None or found.ci95 is None:
+    return ("–" if found is None else f"{found.mean:.1f}", "–", "–", str(len(values)))
+  low, high = found.ci95
+  interval = f"{found.mean:.1f} [{low:.1f}, {high:.1f}]"
+  return interval, f"{found.sd:.1f}", f"{min(values):.1f} to {max(values):.1f}", str(len(values))
 
 
 def table(title: str, rows: dict[str, Sequence[float]], console: rich.console.Console) -> None:
@@ -235,16 +161,15 @@ def main(argv: Sequence[str]) -> None:
   finished = {seed: found for seed, f in folders.items() if (found := summary_of(f))}
   console = rich.console.Console(width=130)
   rows = {
-    name: [x for found in finished.values() if (x := figure(found)) is not None]
-    for name, figure in FIGURES.items()
+    figure.name: [x for found in finished.values() if (x := figure.read(found)) is not None]
+    for figure in FIGURES
   }
   table(f"runs of seeds {', '.join(finished)}", rows, console)
   for size in map(int, _CURVES.value):
     points = {
-      arm: [curve(seed, folders[seed], arm, size) for seed in finished]
-      for arm in (_REPAIRED, _MINED)
+      arm: [curve(seed, folders[seed], arm, size) for seed in finished] for arm in (REPAIRED, MINED)
     }
-    ours, mined = points[_REPAIRED], points[_MINED]
+    ours, mined = points[REPAIRED], points[MINED]
     rows = {
       "gaps: repaired": [p.gaps for p in ours],
       "gaps: mined failures": [p.gaps for p in mined],

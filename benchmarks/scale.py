@@ -68,9 +68,14 @@ class Quick:
     return np.array([[[image.mean(), image.std()]] for image in images], np.float32)
 
   def reply_features(
-    self, features: np.ndarray, prompts: Sequence[str], *, max_new_tokens: int
+    self,
+    features: np.ndarray,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    which: Sequence[Sequence[int]],
   ) -> list[RawReply]:
-    spread = features[:, 0, 1]
+    spread = features[np.ravel(which), 0, 1]
     return [RawReply(self.say(q) if s else "grey", "stop") for q, s in zip(prompts, spread)]
 
   def say(self, question: str) -> str:

@@ -8,6 +8,7 @@ ARGS
   only   one model, after the vision tower
   gaps   makes another target, named "target", with these gaps: easy, rare, half or seed:N, which
          draws some that nobody tuned to; seed= is its seed
+  tower  folder of a vision tower that is taken instead of training one
   steps  the same number of steps for all models, without drill
 
 Each model is trained from scratch, from its own seed, on its own questions and scenes. A target's
@@ -20,7 +21,7 @@ import runpy
 from ml_collections import ConfigDict
 
 parse = runpy.run_path(str(pathlib.Path(__file__).with_name("common.py")))["parse"]
-ARGS = {"only": "", "gaps": "", "seed": 201, "steps": int}
+ARGS = {"only": "", "gaps": "", "seed": 201, "tower": "", "steps": int}
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -28,6 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c = ConfigDict()
   c.only = args["only"]  # one model's name, else all in order
   c.output = ""  # folder of model folders; "" = <workdir>/models
+  c.tower = args["tower"]
 
   c.vision = ConfigDict(
     dict(

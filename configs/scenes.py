@@ -109,6 +109,8 @@ def get_config(arg: str = "") -> ConfigDict:
   )  # fmt: skip
   # Off, as in the paper: topping a batch up with live groups, and gauges of reward hacking.
   c.rollout.dynamic = dict(rounds=0, max_age=0)
+  # 64: a net picks which of so many samples are asked (docs/search.md); 0 = all are.
+  c.rollout.surrogate = dict(proposals=64 if rare else 0, random=2)
   c.rollout.gauges = dict(every=0, sample=64, heldout="")
   c.grpo = dict(group_size=8, kl="k2", kl_coef=0.02, entropy_coef=0.003, aggregation="token")
   c.optim = dict(steps=150, lr=3e-4, final_lr=1e-4, warmup=0.05, weight_decay=0.0, micro_rows=16)
@@ -124,8 +126,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
   # ---- discover, verify
   c.discover = dict(
-    probes=12_000, batch=480,
-    arms=dict(floor=0.06, yield_weight=1.0),
+    probes=12_000, batch=480, proposals=16, ranking=dict(likely=0.97),
     search_probes=2_000,  # for the rates of prompt-only against trained
   )  # fmt: skip
   c.verify = dict(
@@ -151,8 +152,7 @@ def get_config(arg: str = "") -> ConfigDict:
   if rare:
     c.optim.steps = 240
     c.discover.probes = 24_000
-    # GRPO's own finds are even already, so the sweep goes for number.
-    c.discover.arms.update(floor=0.03, power=0.25)
+    c.discover.ranking.likely = 0.7  # Few of its questions are surer finds.
     # A twentieth of the questions fails: many more examples would repair it at random too.
     c.rectify.curate.size, c.rectify.recipe.steps = 1_000, 700
     if args["reward"] == "novelty":

@@ -44,8 +44,12 @@ CONFIG_ARGS = [
   ("pretrain_scenes", "foo", "'foo': args are written name=value"),
   ("pretrain_scenes", "onyl=x", "unknown arg 'onyl'"),
   ("pretrain_scenes", "steps=x", "steps='x', not a whole number"),
-  ("ablations.scenes", "foo", "'foo': args are written name=value"),
-  ("ablations.scenes", "arm=group4", r"arm='group4', not base, .*\(did you mean 'group-4'\?\)"),
+  ("ablations.grpo", "foo", "'foo': args are written name=value"),
+  ("ablations.grpo", "group=5", "group='5', not 8, 4 or 16"),
+  ("ablations.grpo", "gruop=4", r"unknown arg 'gruop' \(did you mean 'group'\?\); args: "),
+  ("ablations.reward", "preset=scene", r"preset='scene', not scenes, .*mean 'scenes'"),
+  ("ablations.reward", "preset=gemma3,talk=all", "unknown arg 'talk'"),
+  ("ablations.replay", "budget=huge", "budget='huge', not full, small or tiny"),
 ]
 
 
@@ -65,7 +69,8 @@ def test_args_of_configs_that_are_right():
     ("gemma3", "on=v6e-8,references=27b"),
     ("gemma3", "target=12b"),
     ("pretrain_scenes", "only=ref_gemma3,steps=5,gaps=seed:4"),
-    ("ablations.scenes", "arm=group-4,seed=2"),
+    ("ablations.grpo", "group=4,seed=2,target=rare,budget=small"),
+    ("ablations.references", "preset=paligemma2,on=h200,seed=2"),
     ("benchmarks", "baseline=a,repaired=b,vqav2=data/vqa,limit=500"),
     ("benchmarks", "run=runs/scenes,target=rare"),
   ]:
@@ -130,10 +135,10 @@ def test_configs_load_by_path_from_anywhere(tmp_path):
   paths = [
     *(str(p) for p in sorted(ROOT.glob("configs/**/*.py")) if p.name != "common.py"),
     "link/flux.py:port=1",
-    "link/ablations/scenes.py:arm=group-4",
+    "link/ablations/grpo.py:group=4",
   ]
   done = subprocess.run(
     [sys.executable, "-c", LOAD, *paths], cwd=tmp_path, capture_output=True, text=True, check=False
   )
   assert done.returncode == 0, done.stderr
-  assert len(done.stdout.split()) == len(paths) == 9
+  assert len(done.stdout.split()) == len(paths) == 19

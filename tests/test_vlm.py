@@ -149,6 +149,33 @@ def test_a_model_that_is_not_small_decodes_split_and_answers_the_same(vlm, monke
   assert big.answer(IMAGES[:2], QUESTIONS[:2], max_new_tokens=4) == want
 
 
+def test_an_image_is_read_once_for_all_questions_about_it(monkeypatch):
+  """By a Gemma 3; on a mesh: tests/models/test_sharding.py."""
+  monkeypatch.setattr(batching, "SMALL", 1)
+  vlm, shapes = make("gemma3"), []
+  vlm = dataclasses.replace(vlm, template=f"<bos>dish {vlm.template.removeprefix('<bos>')}")
+  features, which = vlm.encode(IMAGES), [0, 1, 0, 0, 2, 0, 1, 0, 0, 2, 0]
+  hot = {"max_new_tokens": 5, "temperature": 1.5, "seed": 3}
+  # One each: nothing is shared.
+  want = vlm.reply_features(features[which], QUESTIONS, max_new_tokens=5)
+  drawn = vlm.reply_features(features[which], QUESTIONS, **hot)
+  # For so short a prompt it does not pay.
+  monkeypatch.setattr(batching, "_prompts_per_row", lambda *args, **how: 4)
+  run = programs.sample_answers
+
+  def watched(config, sc, params, seen, tokens, *rest):
+    shapes.append((tokens.shape, rest[1].shape))
+    return run(config, sc, params, seen, tokens, *rest)
+
+  monkeypatch.setattr(programs, "sample_answers", watched)
+  rows = [[i] for i in which]
+  assert vlm.reply_features(features, QUESTIONS, which=rows, max_new_tokens=5) == want
+  # Seven, two and two questions about three images.
+  assert shapes == [((4, 8), (4, 4))]
+  assert vlm.reply_features(features, QUESTIONS[:1], which=[[0]], max_new_tokens=5) == want[:1]
+  assert vlm.reply_features(features, QUESTIONS, which=rows, **hot) == drawn
+
+
 def test_errors_teach(vlm):
   with pytest.raises(UserError, match="2 images for 1 prompts"):
     vlm.answer(IMAGES[:2], ["what?"], max_new_tokens=1)

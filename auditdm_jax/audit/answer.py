@@ -19,6 +19,7 @@ from auditdm_jax.text.short import Kind
 
 ImageSource = Sequence[np.ndarray] | Callable[[str], np.ndarray]
 Progress = Callable[[int, int], None]
+Heard = Mapping[str, Mapping[tuple[str, str], Answer]]  # By model, and (image id, question).
 
 
 class FeatureCache:
@@ -104,7 +105,9 @@ class ModelBank:
     judge: Judge | None = None,
     config: BankConfig | None = None,
     cache: FeatureCache | None = None,
+    heard: Heard | None = None,
   ):
+    """Takes models by name, their roles, and what they answered elsewhere: `heard` is not asked."""
     config = config or BankConfig()
     names = (target, *references)
     if missing := [n for n in (*names, *config.order) if n not in vlms]:
@@ -118,6 +121,7 @@ class ModelBank:
     self.references = tuple(references)
     self.judge = judge or Judge()
     self.config = config
+    self._heard = heard or {}
     self.cache = cache or FeatureCache(config.feature_bytes)
     self.order = config.order or (references[0], target, *references[1:])
     self.asked: Counter[str] = Counter()
@@ -173,8 +177,11 @@ class ModelBank:
     get = images if callable(images) else dict(zip(ids, images)).__getitem__
     pairs, rows = list(zip(ids, questions)), list(range(len(ids)))
     if self.config.dedup:
-      row = {pair: i for i, pair in enumerate(dict.fromkeys(pairs))}
-      rows, pairs = [row[pair] for pair in pairs], list(row)
+      # Questions about one image go together, for the models that read it once for all of them.
+      first = {image: i for i, image in enumerate(dict.fromkeys(ids))}
+      unique = dict.fromkeys(sorted(pairs, key=lambda pair: first[pair[0]]))
+      row = {pair: i for i, pair in enumerate(unique)}
+      rows, pairs = [row[pair] for pair in pairs], list(unique)
     wanted = tuple(models or self.order)
     cascade = models is None and (self.config.cascade if cascade is None else cascade)
     found: dict[str, list[Answer | None]] = {name: [] for name in wanted}
@@ -240,21 +247,26 @@ class ModelBank:
     cascade: bool,
   ) -> dict[str, list[Answer | None]]:
     found: dict[str, list[Answer | None]] = {name: [None] * len(pairs) for name in names}
-    features = self._features(pairs, names, get)
+    place = {image: k for k, image in enumerate(dict.fromkeys(image for image, _ in pairs))}
+    features = self._features(list(place), names, get)
     get = functools.cache(get)  # For endpoints: an image of several questions is one object.
     rows = list(range(len(pairs)))
     for name in names:
-      model = self.vlms[name]
-      if rows:
+      model, heard = self.vlms[name], self._heard.get(name, {})
+      for i in rows:
+        found[name][i] = heard.get(pairs[i])
+      left = [i for i in rows if found[name][i] is None]
+      if left:
         if model.takes == "features":
           seen = features[model.tower_id]
-          seen = seen[rows] if len(rows) < len(pairs) else seen
+          which = [place[pairs[i][0]] for i in left]
         else:
-          seen = _Loaded([pairs[i][0] for i in rows], get)
-        answers = ask(model, seen, [pairs[i][1] for i in rows], config=self.config)
-        self.computed[name] += len(rows)
+          seen, which = _Loaded([pairs[i][0] for i in left], get), None
+        asked = [pairs[i][1] for i in left]
+        answers = ask(model, seen, asked, config=self.config, which=which)
+        self.computed[name] += len(left)
         self.kinds[name].update(a.kind for a in answers)
-        for i, answer in zip(rows, answers, strict=True):
+        for i, answer in zip(left, answers, strict=True):
           found[name][i] = answer
       if cascade:
         self.prepare(_texts(found), [question for _, question in pairs])
@@ -263,14 +275,13 @@ class ModelBank:
 
   def _features(
     self,
-    pairs: Sequence[tuple[str, str]],
+    ids: Sequence[str],
     names: Sequence[str],
     get: Callable[[str], np.ndarray],
   ) -> dict[str, np.ndarray]:
-    """Features of the batch, once per tower."""
+    """Features of the images of a batch, once per tower."""
     models = [self.vlms[name] for name in names]
     towers = {m.tower_id: m for m in models if m.takes == "features"}
-    ids = [i for i, _ in pairs]
     return {tower: self.cache.features(vlm, ids, get) for tower, vlm in towers.items()}
 
   def _is_fixed(self, found: dict[str, list[Answer | None]], i: int, question: str) -> bool:

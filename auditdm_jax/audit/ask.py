@@ -51,9 +51,14 @@ class Vlm(Protocol):
     ...
 
   def reply_features(
-    self, features: np.ndarray, prompts: Sequence[str], *, max_new_tokens: int
+    self,
+    features: np.ndarray,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    which: Sequence[Sequence[int]],
   ) -> Sequence[Said]:
-    """Greedy replies."""
+    """Greedy replies; prompt i is about features[which[i]]."""
     ...
 
   def is_finite(self, features: np.ndarray, prompt: str) -> bool:
@@ -156,19 +161,22 @@ def ask(
   questions: Sequence[str],
   *,
   config: BankConfig,
+  which: Sequence[int] | None = None,
 ) -> list[Answer]:
   """Puts questions to a model in its style and takes its short answers.
 
   Args:
     model: of either kind.
-    seen: features [N,P,Dv] of its tower, or for a model that takes images u8[H,W,3] each.
-    questions: one about each.
+    seen: features [U,P,Dv] of its tower, or for a model that takes images u8[H,W,3] each.
+    questions: what is asked.
     config: how long a reply may be, and what an abstention is.
+    which: of the features, those that each question is about; None = one about each of `seen`.
   """
   style, new = model.style, model.style.max_new_tokens or config.max_new_tokens
   if model.takes == "features":
     prompts = [style.put(q) for q in questions]
-    replies = model.reply_features(np.asarray(seen), prompts, max_new_tokens=new)
+    own = [[i] for i in (range(len(questions)) if which is None else which)]
+    replies = model.reply_features(np.asarray(seen), prompts, max_new_tokens=new, which=own)
   else:
     prompts = [style.put(q, has_system_turn=True) for q in questions]
     replies = _from_elsewhere(model, seen, prompts, max_new_tokens=new)

@@ -52,6 +52,8 @@ class Probe(Record):
   seed: int = 0
   fit: str = ""  # how its image was brought to a size that the service takes
   step: int = -1  # training step of the auditor, -1 outside training
+  way: str = ""  # how the sweep chose it, see `audit.ranking`
+  score: float | None = None  # the probability of a find that it was chosen by
 
   @property
   def origin_id(self) -> str:

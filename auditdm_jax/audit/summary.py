@@ -140,6 +140,34 @@ class Arm:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sweep:
+  """The sweep, whose success is that of its ranking and not that of an auditor.
+
+  Attributes:
+    success: the share of real failures among its probes, see `Summary`.
+    proposals: what was proposed for them, malformed replies and repeats included.
+    images: those that the proposals of a batch go back to, on average.
+    predicted: mean probability of a find that the surrogate gave to what it ranked; None if all
+      was drawn by lot.
+    found: the share of finds among these.
+    flops: of the auditors that wrote the proposals, and of the surrogate.
+  """
+
+  success: Rate
+  proposals: int
+  images: float
+  predicted: float | None
+  found: Rate
+  flops: Mapping[str, float]
+
+  @property
+  def selection(self) -> str:
+    """What its success must be named with."""
+    each = self.proposals / max(self.success.n, 1)
+    return f"best of {each:.1f} proposals, ranked over {self.images:,.0f} images"
+
+
+@dataclasses.dataclass(frozen=True)
 class StrategyRow:
   """One way of making probes.
 
@@ -382,6 +410,7 @@ class Summary:
     reaudits: what the repairs of the rounds changed, in their order.
     later: the rounds after the first one.
     stopped: why there are no more rounds; "" if there are as many as were wanted.
+    sweep: what the sweep's success is worth; None without one.
     arms: by arm, with their sum, and the control if there was one.
     seconds: by stage.
     labels: what people say of a random sample of finds; None without labels.
@@ -414,6 +443,7 @@ class Summary:
   right_failures: Rate | None = None
   rounds: tuple[RoundRow, ...] = ()
   stopped: str = ""
+  sweep: Sweep | None = None
 
   @property
   def alarms(self) -> tuple[str, ...]:

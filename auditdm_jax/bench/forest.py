@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The forest plot: each model's difference to the baseline with its interval, an SVG file.
+"""The forest plot: differences with their intervals, an SVG file.
 
-Benchmarks of one scale share an axis; MME, a sum, has its own.
+In the table of benchmarks they are those of each model to the baseline. Benchmarks of one scale
+share an axis; MME, a sum, has its own.
 """
 
 from collections.abc import Sequence
+import dataclasses
 import math
 
 import markupsafe
 
 from auditdm_jax.audit.report import text as text_lib
 from auditdm_jax.bench import sheets
-from auditdm_jax.bench.table import BenchRow, BenchTable, RoleChange
+from auditdm_jax.bench.table import BenchTable, RoleChange
 
 _WIDTH, _LEFT, _RIGHT, _ROW, _GAP, _TOP = 860, 250, 170, 18, 10, 44
 _MAX_NAME = 34
@@ -27,20 +29,68 @@ _STYLE = """
 """
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mark:
+  """One difference.
+
+  Attributes:
+    kind: which entry of the legend it belongs to, from 0 on.
+    change: the difference.
+    ci95: ends of its interval.
+  """
+
+  kind: int
+  change: float
+  ci95: tuple[float, float]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlotRow:
+  """Differences under one name."""
+
+  name: str
+  marks: tuple[Mark, ...]
+
+
 def forest(table: BenchTable) -> str:
-  """Returns the plot; without differences it says so."""
-  panels: dict[float, list[BenchRow]] = {}
+  """Returns the plot of a table; without differences it says so."""
+  panels: dict[float, list[PlotRow]] = {}
   for row in table.rows:
     if row.changes:
-      panels.setdefault(row.scale, []).append(row)
-  parts, y = [], _TOP
-  for rows in panels.values():
-    drawn, y = _panel(rows, table.roles, y)
+      name = f"{row.title}, {'part of ' if row.part else ''}{row.split}"
+      marks = tuple(_mark_of(step, table.roles) for step in row.changes)
+      panels.setdefault(row.scale, []).append(PlotRow(name=name, marks=marks))
+  return plot(
+    list(panels.values()),
+    legend=table.roles[1:],
+    label=f"Difference to {table.baseline} by benchmark, with 95 % intervals by image",
+    nothing="no model was compared with the baseline",
+  )
+
+
+def _mark_of(step: RoleChange, roles: Sequence[str]) -> Mark:
+  return Mark(kind=roles.index(step.role) - 1, change=step.found.change, ci95=step.found.ci95)
+
+
+def plot(
+  panels: Sequence[Sequence[PlotRow]], *, legend: Sequence[str], label: str, nothing: str
+) -> str:
+  """Returns a plot.
+
+  Args:
+    panels: rows that share an axis.
+    legend: names of the kinds of marks.
+    label: for those who do not see it.
+    nothing: what it says without panels.
+  """
+  named, top = _legend(legend)
+  parts, y = [], top
+  for rows in panels:
+    drawn, y = _panel(rows, y)
     parts += drawn
   if not parts:
-    parts = [_text(_WIDTH / 2, _TOP, "no model was compared with the baseline", "middle")]
+    parts = [_text(_WIDTH / 2, y, nothing, "middle")]
   height = y + 20
-  label = f"Difference to {table.baseline} by benchmark, with 95 % intervals by image"
   return markupsafe.Markup(
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" role="img" aria-label="{label}">'
     "<style>{style}</style>{legend}{body}</svg>\n"
@@ -49,32 +99,37 @@ def forest(table: BenchTable) -> str:
     h=height,
     label=text_lib.visible(label),
     style=markupsafe.Markup(_STYLE),
-    legend=markupsafe.Markup("").join(_legend(table.roles)),
+    legend=markupsafe.Markup("").join(named),
     body=markupsafe.Markup("").join(parts),
   )
 
 
-def _legend(roles: Sequence[str]) -> list[markupsafe.Markup]:
-  parts, x = [], _LEFT
-  for i, role in enumerate(roles[1:]):
-    parts.append(_mark(x, 20, i))
-    parts.append(_text(x + 10, 24, role[:_MAX_NAME]))
-    x += 30 + 7 * min(len(role), _MAX_NAME)
-  return parts
+def _legend(names: Sequence[str]) -> tuple[list[markupsafe.Markup], float]:
+  """Draws the names of the marks, in lines; returns the parts and where the first panel begins."""
+  parts, x, y = [], _LEFT, 20
+  for i, name in enumerate(names):
+    width = 30 + 7 * min(len(name), _MAX_NAME)
+    if x + width > _WIDTH and x > _LEFT:
+      x, y = _LEFT, y + _ROW
+    parts += [_mark(x, y, i), _text(x + 10, y + 4, _short(name))]
+    x += width
+  return parts, y + _TOP - 20
 
 
-def _panel(
-  rows: Sequence[BenchRow], roles: Sequence[str], y: float
-) -> tuple[list[markupsafe.Markup], float]:
+def _short(name: str) -> str:
+  return name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…"
+
+
+def _panel(rows: Sequence[PlotRow], y: float) -> tuple[list[markupsafe.Markup], float]:
   """Draws rows on one axis from y on; returns the parts and where the next panel begins."""
-  ends = [abs(x) for row in rows for c in row.changes for x in c.found.ci95 if math.isfinite(x)]
-  top = _round_top(max([*ends, *(abs(c.found.change) for row in rows for c in row.changes)]))
+  marks = [mark for row in rows for mark in row.marks]
+  ends = [abs(x) for mark in marks for x in (mark.change, *mark.ci95) if math.isfinite(x)]
+  top = _round_top(max(ends, default=0.0))
   parts, start = [], y
   for row in rows:
-    name = f"{row.title}, {'part of ' if row.part else ''}{row.split}"
-    parts.append(_text(_LEFT - 12, y + 4, name[:_MAX_NAME], "end"))
-    for step in row.changes:
-      parts.append(_interval(step, roles, y, top))
+    parts.append(_text(_LEFT - 12, y + 4, _short(row.name), "end"))
+    for mark in row.marks:
+      parts.append(_interval(mark, y, top))
       y += _ROW
     y += _GAP
   grid = [_tick(x, start - 12, y, top) for x in (-top, -top / 2, 0.0, top / 2, top)]
@@ -102,16 +157,15 @@ def _tick(value: float, above: float, below: float, top: float) -> markupsafe.Ma
   )
 
 
-def _interval(step: RoleChange, roles: Sequence[str], y: float, top: float) -> markupsafe.Markup:
-  i = roles.index(step.role) - 1
-  low, high = step.found.ci95
+def _interval(mark: Mark, y: float, top: float) -> markupsafe.Markup:
+  low, high = mark.ci95
   line = markupsafe.Markup(
     '<line x1="{a:.1f}" y1="{y:.1f}" x2="{b:.1f}" y2="{y:.1f}" stroke="var(--c{c})"'
     ' stroke-width="2"/>'
-  ).format(a=_x(low, top), b=_x(high, top), y=y, c=i % 6)
-  said = sheets.interval(step.found.change, step.found.ci95, sign=True)
+  ).format(a=_x(low, top), b=_x(high, top), y=y, c=mark.kind % 6)
+  said = sheets.interval(mark.change, mark.ci95, sign=True)
   label = _text(_WIDTH - _RIGHT + 14, y + 4, said, "start", "soft")
-  return line + _mark(_x(step.found.change, top), y, i) + label
+  return line + _mark(_x(mark.change, top), y, mark.kind) + label
 
 
 def _mark(x: float, y: float, i: int) -> markupsafe.Markup:

@@ -5,7 +5,7 @@ Names of models, benchmarks and files are somebody else's words: none ends a cel
 and a spreadsheet takes none for a formula.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import csv
 import dataclasses
 import io
@@ -175,9 +175,14 @@ def chance(p: float) -> str:
 
 
 def markdown(table: BenchTable) -> str:
-  """Returns the sheets as Markdown."""
-  parts = ["# Benchmarks", ""]
-  for sheet in sheets(table):
+  """Returns the sheets of a table as Markdown."""
+  return as_markdown("Benchmarks", sheets(table))
+
+
+def as_markdown(title: str, shown: Sequence[Sheet]) -> str:
+  """Returns sheets as Markdown."""
+  parts = [f"# {_marked(title)}", ""]
+  for sheet in shown:
     parts += [f"## {sheet.title}", "", _marked(sheet.about), ""]
     parts += [_line(sheet.head), "|" + "---|" * len(sheet.head)]
     parts += [*map(_line, sheet.rows), ""]
@@ -195,7 +200,11 @@ def _marked(text: str) -> str:
 
 def as_csv(table: BenchTable) -> str:
   """Returns a row per benchmark and model."""
-  rows = [_flat(row, cell, table.baseline) for row in table.rows for cell in row.cells]
+  return csv_of([_flat(row, cell, table.baseline) for row in table.rows for cell in row.cells])
+
+
+def csv_of(rows: Sequence[Mapping[str, Any]]) -> str:
+  """Returns rows of the same keys as CSV, in which no text is a formula; "" without rows."""
   out = io.StringIO()
   if rows:
     writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")

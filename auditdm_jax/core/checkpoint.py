@@ -6,17 +6,26 @@ the moment orbax has renamed it into place. What a kill interrupts is removed by
 """
 
 from collections.abc import Mapping
+import logging
 import math
 import pathlib
+import shutil
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from auditdm_jax.core import jsonio, paths
+from auditdm_jax.core import disk, jsonio, paths
 from auditdm_jax.core import tree as tree_lib
 from auditdm_jax.core.config import UserError
+
+# What tensorstore says of a store that cannot be reached: its files may be as good as new.
+_NO_DAMAGE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED")
+
+
+class _Damaged(UserError):
+  """A checkpoint that cannot be read."""
 
 
 class Checkpointer:
@@ -90,7 +99,11 @@ class Checkpointer:
     self._manager.check_for_errors()
 
   def restore(self, step: int | None, abstract: Any) -> tuple[int, Any, dict[str, Any]]:
-    """Returns (step, arrays, extras) of `step`, or of the latest checkpoint if it is None.
+    """Returns (step, arrays, extras) of `step`, or of the latest whole checkpoint if it is None.
+
+    In a run of one process a latest checkpoint that is damaged is set aside, as `damaged-<step>`,
+    and the one before it is taken; a warning says so. Without one before it nothing is touched:
+    what would be lost then is for people to decide.
 
     Args:
       step: which one.
@@ -100,7 +113,18 @@ class Checkpointer:
     Raises:
       UserError: there is no such checkpoint, it cannot be read, or it holds another tree.
     """
-    step = self.latest() if step is None else step
+    if step is not None:
+      return self._restored(step, abstract)
+    while True:
+      step = self.latest()
+      try:
+        return self._restored(step, abstract)
+      except _Damaged as e:
+        if step == min(self.steps()) or paths.is_remote(self.dir) or jax.process_count() > 1:
+          raise
+        self._set_aside(int(step or 0), e)
+
+  def _restored(self, step: int | None, abstract: Any) -> tuple[int, Any, dict[str, Any]]:
     if step is None or step not in self.steps():
       raise UserError(f"{self.dir}: no checkpoint of step {step}; there are {self.steps()}")
     wanted = ocp.args.Composite(
@@ -113,14 +137,29 @@ class Checkpointer:
     except (UserError, RuntimeError):  # The latter of the devices, or of another process.
       raise
     except Exception as e:  # What orbax raises about a damaged file has no class of its own.
+      if disk.trouble(e) or any(word in str(e) for word in _NO_DAMAGE):
+        raise
       before = max((s for s in self.steps() if s < step), default=None)
       start = "the start" if before is None else f"step {before}"
       reason = str(e).strip().partition("\n")[0][:160]
-      raise UserError(
+      raise _Damaged(
         f"{self.dir}/{step}: the checkpoint cannot be read ({type(e).__name__}: {reason}). If it is"
         f" damaged, remove this folder and run the same command: it goes on from {start}"
       ) from e
     return step, restored["arrays"], restored["extras"]
+
+  def _set_aside(self, step: int, error: Exception) -> None:
+    """Moves a damaged checkpoint out of the way of the same step, which is made again."""
+    aside = self.dir / f"damaged-{step}"
+    if aside.exists():
+      shutil.rmtree(aside)
+    (self.dir / str(step)).rename(aside)
+    self._manager.reload()
+    reason = str(error.__cause__).strip().partition("\n")[0][:160]
+    logging.warning(
+      "%s/%d: the checkpoint is damaged (%s) and was moved to %s; going on from step %s",
+      *(self.dir, step, reason, aside.name, self.latest()),
+    )
 
   def latest(self) -> int | None:
     """Returns the latest complete step; None if there is none."""

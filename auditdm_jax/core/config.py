@@ -26,6 +26,13 @@ class UserError(ValueError):
   """A mistake the user can mend; `__main__` prints it as text, without a traceback."""
 
 
+class TryLater(UserError):
+  """Nobody's mistake: what the run depends on is gone for now, and the same command continues.
+
+  The exit code is EX_TEMPFAIL, after which the launchers start the run again.
+  """
+
+
 def did_you_mean(name: str, known: typing.Iterable[str]) -> str:
   """Returns " (did you mean 'x'?)" for the nearest of `known`, or "" if none is near."""
   near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

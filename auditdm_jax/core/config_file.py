@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A config file and what its `get_config` takes: PATH or PATH:ARGS, as --config has it."""
 
+from collections.abc import Callable, Iterator
+import contextlib
 import os
 import pathlib
 import traceback
@@ -51,17 +53,54 @@ def split(spec: str) -> tuple[pathlib.Path, list[str]]:
   raise UserError(f"--config={path}: {kind}{did_you_mean(str(path), near)}")
 
 
+def function(spec: str, name: str) -> Callable[..., Any] | None:
+  """Returns a function of a config file beside its `get_config`; None if it has none of the name.
+
+  What it raises is a UserError that names the line.
+
+  Raises:
+    UserError: there is no such file, or it fails.
+  """
+  path, _ = split(spec)
+  with _of_the_user(path):
+    found = vars(_module(path)).get(name)
+  if found is None:
+    return None
+
+  def call(*args: Any) -> Any:
+    with _of_the_user(path):
+      return found(*args)
+
+  return call
+
+
 def _made(path: pathlib.Path, args: list[str]) -> Any:
   """Returns what `get_config` returns.
 
   Raises:
-    UserError: it raises. The file is a program of the user's, so every error in it is theirs.
+    UserError: it raises.
   """
+  with _of_the_user(path):
+    return _get_config(_module(path), path)(*args)
+
+
+def _module(path: pathlib.Path) -> ModuleType:
+  """Returns a config file that was run."""
   module = ModuleType(_MODULE)
   module.__file__ = str(path)
+  exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
+  return module
+
+
+@contextlib.contextmanager
+def _of_the_user(path: pathlib.Path) -> Iterator[None]:
+  """Every error in the block is the user's, since the file is a program of theirs.
+
+  Raises:
+    UserError: the block raises; the text names the line of the file.
+  """
   try:
-    exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
-    return _get_config(module, path)(*args)
+    yield
   except UserError:
     raise
   except Exception as e:

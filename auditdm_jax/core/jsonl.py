@@ -10,13 +10,14 @@ In an object store nothing can be appended: there each append is an object of it
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import fcntl
+import io
 import json
 import logging
 import os
 import pathlib
-from typing import Any, BinaryIO
+from typing import Any
 
-from auditdm_jax.core import jsonio, paths
+from auditdm_jax.core import disk, jsonio, paths
 from auditdm_jax.core.config import UserError
 
 
@@ -28,20 +29,25 @@ class JsonLines:
     self._max_row_bytes = max_row_bytes
 
   def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Appends rows with one write and one fsync; on disk when it returns.
+    """Appends rows with one write and one fsync; on disk when it returns, or not there at all.
 
     Raises:
       ValueError: a row is too long; nothing has been written then.
+      OSError: the disk does not take them.
     """
     lines = [self._encode(row) for row in rows]
     if not lines:
       return
     self.path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(self.path) as f:
-      _cut_torn_line(f)
-      f.write(b"".join(lines))
-      f.flush()
-      os.fsync(f.fileno())
+    with disk.named(self.path), _locked(self.path) as f:
+      end = _cut_torn_line(f)
+      try:
+        _write_all(f, b"".join(lines))
+        os.fsync(f.fileno())
+      except OSError:  # A full disk has taken some of the rows.
+        with contextlib.suppress(OSError):
+          f.truncate(end)
+        raise
 
   def iterate(self, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yields (byte offset after the row, row) from byte `start` on, a torn last line left out.
@@ -62,12 +68,25 @@ class JsonLines:
         yield end, self._decode(line, f"in the line before byte {end}")
 
   def rewind(self, step: int, *, field: str = "step") -> int:
-    """Removes, atomically, the rows with `row[field] > step`; returns how many."""
-    rows = [row for _, row in self.iterate()]
-    kept = [row for row in rows if row[field] <= step]
-    if len(kept) < len(rows):
+    """Removes, atomically, the rows with `row[field] > step`; returns how many.
+
+    Rows that come in the order of that field, as a run writes them, are not held: the file is cut.
+    """
+    start, cut, removed, in_order = 0, 0, 0, True
+    for end, row in self.iterate():
+      if row[field] > step:
+        cut, removed = (cut if removed else start), removed + 1
+      elif removed:
+        in_order = False
+      start = end
+    if removed and in_order:
+      with _locked(self.path) as f:
+        f.truncate(cut)
+        os.fsync(f.fileno())
+    elif removed:
+      kept = [row for _, row in self.iterate() if row[field] <= step]
       paths.write_bytes(self.path, b"".join(self._encode(row) for row in kept))
-    return len(rows) - len(kept)
+    return removed
 
   def _decode(self, line: bytes, where: str) -> dict[str, Any]:
     try:
@@ -126,10 +145,11 @@ def json_lines(path: str | os.PathLike, *, max_row_bytes: int = 1 << 20) -> Json
 
 
 @contextlib.contextmanager
-def _locked(path: pathlib.Path) -> Iterator[BinaryIO]:
+def _locked(path: pathlib.Path) -> Iterator[io.FileIO]:
   """Opens a file for appending while nobody else does."""
   while True:
-    f = open(path, "a+b")  # Created if need be.
+    # Created if need be. Without a buffer nothing is left to be written when it is closed.
+    f = open(path, "a+b", buffering=0)
     fcntl.flock(f, fcntl.LOCK_EX)
     # A rewind may have replaced the file between the open and the lock.
     if path.exists() and os.path.samestat(os.fstat(f.fileno()), path.stat()):
@@ -139,7 +159,14 @@ def _locked(path: pathlib.Path) -> Iterator[BinaryIO]:
     yield f
 
 
-def _cut_torn_line(f: BinaryIO) -> None:
+def _write_all(f: io.FileIO, data: bytes) -> None:
+  view = memoryview(data)
+  while view:
+    view = view[f.write(view) :]
+
+
+def _cut_torn_line(f: io.FileIO) -> int:
+  """Removes what follows the last newline; returns where the file ends then."""
   size = end = f.seek(0, os.SEEK_END)
   while end:
     start = max(0, end - (1 << 16))
@@ -152,3 +179,4 @@ def _cut_torn_line(f: BinaryIO) -> None:
   if end < size:
     logging.warning("%s: removing %d bytes of a torn last line", f.name, size - end)
     f.truncate(end)
+  return end

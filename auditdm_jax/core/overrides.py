@@ -92,6 +92,22 @@ def read(
   return _read(spec, parsed, sections)
 
 
+def given_in(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+  """Returns the value of --config as it was typed, and the overrides, one argument each.
+
+  Raises:
+    UserError: one names no key.
+  """
+  rest, found = split(argv)
+  values = flags.FlagValues()
+  define("", flag_values=values)
+  try:
+    values(["", *rest], known_only=True)
+  except flags.Error as e:
+    raise UserError(str(e)) from e
+  return values["config"].value, [f"{x.where}={x.value}" for x in found]
+
+
 def load_config(path_and_args: str, **overrides: Any) -> ml_collections.ConfigDict:
   """Reads a config file as the command line does.
 

@@ -6,12 +6,14 @@ In an object store, a file is whole or not there, and nothing can be appended to
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import itertools
 import os
 import pathlib
 import tempfile
 from typing import Any
 
+from auditdm_jax.core import disk
 from auditdm_jax.core.config import UserError
 
 _counter = itertools.count()
@@ -45,7 +47,7 @@ def made(folder: str | os.PathLike[str]) -> Any:
   """Makes the folder of a run if it is not there; returns its absolute path.
 
   Raises:
-    UserError: it cannot be made.
+    UserError: it cannot be made, or nothing can be written there.
   """
   path = as_path(folder)
   path = path if is_remote(path) else path.absolute()
@@ -53,7 +55,20 @@ def made(folder: str | os.PathLike[str]) -> Any:
     path.mkdir(parents=True, exist_ok=True)
   except OSError as e:
     raise UserError(f"{folder}: no folder can be made: {e.strerror or e}") from e
+  if not is_remote(folder):
+    _check_writable(path, folder)
   return path
+
+
+def _check_writable(path: pathlib.Path, folder: str | os.PathLike[str]) -> None:
+  """Looks whether files can be made in a folder; that its disk is full is another matter."""
+  try:
+    with tempfile.TemporaryFile(dir=path):
+      pass
+  except OSError as e:
+    if e.errno in (errno.ENOSPC, errno.EDQUOT):
+      raise
+    raise UserError(f"{folder}: nothing can be written there: {e.strerror or e}") from e
 
 
 @contextlib.contextmanager
@@ -99,7 +114,7 @@ def write_bytes(path: str | os.PathLike, data: bytes, *, durable: bool = True) -
   there.parent.mkdir(parents=True, exist_ok=True)
   tmp = there.with_name(f".{there.name}.{os.getpid()}-{next(_counter)}.tmp")
   try:
-    with open(tmp, "xb") as f:
+    with disk.named(there), open(tmp, "xb") as f:
       f.write(data)
       f.flush()
       if durable:

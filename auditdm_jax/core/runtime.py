@@ -88,6 +88,11 @@ def setup(
     _join(cluster)
 
 
+def stay_off_accelerators() -> None:
+  """Leaves them to another process of this machine; to be called before jax is used."""
+  jax.config.update("jax_platforms", "cpu")
+
+
 def _join(cluster: Cluster) -> None:
   given = cluster.coordinator
   port = re.fullmatch(r".+:(\d{1,5})", given)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Frozen dataclasses back from JSON; `core.jsonio.plain` is the way there."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import types
@@ -19,30 +19,50 @@ def load(cls: type[T], data: Mapping[str, Any]) -> T:
   Raises:
     TypeError: a field without a default is missing.
   """
-  hints = _hints(cls)
-  return cls(**{name: value(hints[name], x) for name, x in data.items() if name in hints})
+  fields = _fields(cls)
+  return cls(**{name: _as(fields[name], x) for name, x in data.items() if name in fields})
 
 
 def value(hint: Any, data: Any) -> Any:
   """Returns a JSON value as the type that a field declares: records and tuples are made anew."""
-  if data is None:
-    return None
-  origin, args = typing.get_origin(hint), typing.get_args(hint)
-  if origin in (types.UnionType, typing.Union):
-    return value(next(a for a in args if a is not type(None)), data)
-  if origin is tuple:
-    inner = args[:1] * len(data) if args[-1] is Ellipsis else args
-    return tuple(value(a, x) for a, x in zip(inner, data, strict=True))
-  if origin in (list, Sequence):
-    return [value(args[0], x) for x in data]
-  if origin in (dict, Mapping):
-    return {key: value(args[1], x) for key, x in data.items()}
-  if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-    return load(hint, data)
-  return data
+  return _as(_maker(hint), data)
+
+
+_Make = Callable[[Any], Any]
+
+
+def _as(make: _Make | None, data: Any) -> Any:
+  return data if make is None or data is None else make(data)
 
 
 @functools.cache
-def _hints(cls: type) -> dict[str, Any]:
+def _fields(cls: type) -> dict[str, _Make | None]:
+  """Returns what makes the value of each field; None = it stays as it is."""
   hints = typing.get_type_hints(cls)
-  return {f.name: hints[f.name] for f in dataclasses.fields(cls) if f.init}
+  return {f.name: _maker(hints[f.name]) for f in dataclasses.fields(cls) if f.init}
+
+
+def _maker(hint: Any) -> _Make | None:
+  """Returns what makes values of a type: a million rows are read, a type is looked at once."""
+  origin, args = typing.get_origin(hint), typing.get_args(hint)
+  if origin in (types.UnionType, typing.Union):
+    return _maker(next(a for a in args if a is not type(None)))
+  if origin is tuple:
+    return _tuple_maker(args)
+  if origin in (list, Sequence):
+    inner = _maker(args[0])
+    return lambda data: [_as(inner, x) for x in data]
+  if origin in (dict, Mapping):
+    inner = _maker(args[1])
+    return lambda data: {key: _as(inner, x) for key, x in data.items()}
+  if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+    return functools.partial(load, hint)
+  return None
+
+
+def _tuple_maker(args: Sequence[Any]) -> _Make:
+  if args[-1] is Ellipsis:
+    inner = _maker(args[0])
+    return lambda data: tuple(_as(inner, x) for x in data)
+  makers = [_maker(a) for a in args]
+  return lambda data: tuple(_as(make, x) for make, x in zip(makers, data, strict=True))

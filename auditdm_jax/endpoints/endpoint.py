@@ -113,7 +113,11 @@ class Endpoint:
     self._pictures = Pictures(config.pictures)
     self._rng = streams.rng(0, "endpoint retries", identity, process)
     self._gate = Throttle(
-      self.name, self._ask_canary, outage_s=config.limits.outage_s, rng=self._rng
+      self.name,
+      self._ask_canary,
+      outage_s=config.limits.outage_s,
+      rng=self._rng,
+      known=self._cache.requests > 0,
     )
     self._sees = False  # A question with a picture has been answered.
     self._slots = asyncio.Semaphore(config.limits.concurrency)
@@ -159,7 +163,7 @@ class Endpoint:
 
     Raises:
       BudgetSpent: after what was under way has been answered and written.
-      EndpointDown: nobody answered for too long.
+      EndpointDown, EndpointAbsent: nobody answered for too long.
       EndpointRefused: wrong key, model or address.
     """
     if len(images) != len(prompts) or (image_ids and len(image_ids) != len(prompts)):

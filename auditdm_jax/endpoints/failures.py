@@ -11,7 +11,7 @@ import enum
 import math
 import time
 
-from auditdm_jax.core.config import UserError
+from auditdm_jax.core.config import TryLater, UserError
 
 
 class Reason(enum.Enum):
@@ -99,8 +99,12 @@ class EndpointRefused(UserError):
   """The endpoint does not know the key, the model or the address."""
 
 
-class EndpointDown(UserError):
-  """Nobody has answered for too long; the same command continues."""
+class EndpointDown(TryLater):
+  """An endpoint that has answered before has stopped to; the same command continues."""
+
+
+class EndpointAbsent(UserError):
+  """Nobody has ever answered at that address."""
 
 
 class BudgetSpent(UserError):

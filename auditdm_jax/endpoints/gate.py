@@ -18,7 +18,7 @@ import logging
 
 import numpy as np
 
-from auditdm_jax.endpoints.failures import EndpointDown, Fault
+from auditdm_jax.endpoints.failures import EndpointAbsent, EndpointDown, Fault
 
 _FIRST_S, _MAX_S = 0.1, 5.0  # Between two canaries.
 # For an endpoint that has never answered: it is more likely to be named wrongly than to be late.
@@ -36,7 +36,15 @@ class Throttle:
     paused_s: for how long in all.
   """
 
-  def __init__(self, name: str, canary: Canary, *, outage_s: float, rng: np.random.Generator):
+  def __init__(
+    self,
+    name: str,
+    canary: Canary,
+    *,
+    outage_s: float,
+    rng: np.random.Generator,
+    known: bool = False,
+  ):
     """Makes an open gate.
 
     Args:
@@ -44,8 +52,10 @@ class Throttle:
       canary: asks a harmless question; returns None if it was answered.
       outage_s: how long to wait for an answer at most.
       rng: generator of the jitter.
+      known: whether an earlier run was answered.
     """
     self._name, self._canary, self._outage_s, self._rng = name, canary, outage_s, rng
+    self._known = known
     self._answered_at: float | None = None
     self._limited_since: float | None = None
     self._opens_at = 0.0
@@ -56,7 +66,7 @@ class Throttle:
     """Returns when requests may be sent.
 
     Raises:
-      EndpointDown: that will not be soon.
+      EndpointDown, EndpointAbsent: that will not be soon.
     """
     while True:
       wait_s = self._opens_at - _now()
@@ -79,7 +89,7 @@ class Throttle:
     """Returns whether the endpoint answers the canary at once; else waits until it does.
 
     Raises:
-      EndpointDown: it did not for too long.
+      EndpointDown, EndpointAbsent: it did not for too long.
     """
     if self._check is None:
       self._check = asyncio.create_task(self._wait_for_answer())
@@ -133,7 +143,7 @@ class Throttle:
       if _now() + delay_s - began > limit_s:
         self.paused_s += _now() - began
         what = "has stopped to answer" if known else "does not answer"
-        raise EndpointDown(
+        raise (EndpointDown if known or self._known else EndpointAbsent)(
           f"{self._name} {what} ({fault}), waited {_now() - began:.0f} s. Is it running, and is "
           "base_url right? The same command continues"
         )

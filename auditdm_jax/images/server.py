@@ -26,6 +26,7 @@ _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _HEADROOM = 1 << 16  # bytes of a message that are not pixels
 _PING_MS = 5_000  # Clients ping to see that the machine is there; five minutes would cut them off.
+_IDLE_MS, _AGE_MS = 600_000, 6 * 3_600_000
 _SMALL = 1 << 16  # bytes of pixels that are not worth a thread
 
 
@@ -64,6 +65,10 @@ class ImageServer:
         # Else a second server on the port would start in silence and take half of the calls.
         ("grpc.so_reuseport", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", _PING_MS),
+        # Connections that say nothing are closed, and each one in the end: clients connect anew.
+        ("grpc.max_connection_idle_ms", _IDLE_MS),
+        ("grpc.max_connection_age_ms", _AGE_MS),
+        ("grpc.max_connection_age_grace_ms", round(1e3 * config.limits.max_deadline_s)),
       ],
     )
 

@@ -17,6 +17,7 @@ _SECONDS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120
 _ROWS = (1, 2, 4, 8, 16, 32, 64)
 _PREFIX = "auditdm_images"
 _MAX_PLACES = 10
+_MAX_ID = 64  # hex digits
 
 
 class Metrics:
@@ -91,10 +92,16 @@ def log_call(log: logging.Logger, method: str, request: Any, reason: str, start:
   """One line per call; `start` is time.monotonic() at its begin, `request` its message or None."""
   fields = {"method": method, "reason": reason, "ms": round(1e3 * (time.monotonic() - start), 1)}
   if request is not None:
-    fields["request_id"] = request.request_id[:64]
+    fields["request_id"] = _shown_id(request.request_id)
   if method in ("Generate", "Edit"):
     fields["text"] = text_hash(request.prompt if method == "Generate" else request.instruction)
   log.info("call", extra={"fields": fields})
+
+
+def _shown_id(request_id: str) -> str:
+  """An id as our clients make them; what a foreign client writes there may be any text."""
+  is_hex = len(request_id) <= _MAX_ID and set(request_id) <= set("0123456789abcdef")
+  return request_id if is_hex else f"text {text_hash(request_id)}"
 
 
 class JsonFormatter(logging.Formatter):

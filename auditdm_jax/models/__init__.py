@@ -9,7 +9,8 @@ Axes, by the letters that the whole project uses; a file's docstring says only w
   C   completion: the tokens of a reply
   N   heads; in statistics and worlds, things of one kind such as attempts
   K   kv-heads
-  G   group: the heads of a kv-head; the samples of a prompt
+  G   group: the heads of a kv-head; the samples of a prompt; the prompts that share a beginning
+  E   end: the tokens of such a prompt after what is shared
   H   head dim
   D   width; Dv of the tower
   F   ffn

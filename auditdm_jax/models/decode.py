@@ -9,6 +9,10 @@ Those are the axes of values; of keys the last two are swapped, see `gemma.Past`
 
 Memory and the bytes read by a step grow with B·S + B·G·C and not with B·G·S.
 
+The samples may also be answers to G prompts that begin alike, where what begins them does not see
+what follows it: Gemma 3's questions about one image. The prefill takes that head and the G tails
+after it in one row, in which no tail sees another, and each tail begins a suffix.
+
 Every draw is a function of (row key, t) alone, so a sample does not depend on the batch it is in.
 
 Axes: B prompts of S tokens, G samples of each.
@@ -21,6 +25,7 @@ from typing import Any
 import jax
 from jax import Array
 import jax.numpy as jnp
+import numpy as np
 
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core.config import UserError
@@ -70,6 +75,27 @@ class Samples:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Tails:
+  """The ends of G prompts that begin alike, each with at least one token, padded on its right."""
+
+  tokens: Array  # i32[B,G,E]
+  valid: Array  # bool[B,G,E]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Prefilled:
+  """Prompts after the prefill, by sample, or with 1 for G where all samples are of one prompt."""
+
+  last: Array  # [B,1|G,D], hidden states of the last tokens
+  kv: Any  # of `multimodal.prefill`
+  count: Array  # i32[B,1|G], tokens, also the position of token 0
+  positions: Array  # i32[B,1|G,S+E]
+  valid: Array  # bool[B,1|G,S+E]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class _State:
   t: Array  # i32[], tokens drawn per sample
   past: Any  # of `multimodal.start_past`, up to token t-2
@@ -89,6 +115,7 @@ def sample(
   valid: Array,
   group: int,
   row_keys: Array,
+  tails: Tails | None = None,
   limits: Array | None = None,
   temperatures: Array | None = None,
 ) -> Samples:
@@ -103,8 +130,10 @@ def sample(
     valid: bool[B,S], False at padding.
     group: G.
     row_keys: key[B,G], one typed key per sample.
-    limits: i32[B], at most C: tokens per sample of each prompt; None = C.
-    temperatures: f32[B], each prompt's own, below 1e-4 greedy; None = that of `sc`. A program
+    tails: what follows on `tokens` in the prompt of each sample, if they are of G prompts; what
+      `tokens` are must not see it, as in PaliGemma it would.
+    limits: i32[B], at most C: tokens per sample of each row; None = C.
+    temperatures: f32[B], each row's own, below 1e-4 greedy; None = that of `sc`. A program
       with them serves all temperatures.
 
   Returns:
@@ -117,14 +146,13 @@ def sample(
   if row_keys.shape != (b, group):
     raise ValueError(f"row_keys {row_keys.shape}: expected {(b, group)}, prompts by group")
 
-  x, kv = multimodal.prefill(config, params, features, tokens, valid=valid)
-  last = tokens.shape[1] - 1 - jnp.argmax(valid[:, ::-1], axis=1)
-  x = jnp.take_along_axis(x, last[:, None, None], axis=1)  # [B,1,D]
-  count = jnp.sum(valid, axis=1)  # [B], also the position of token 0
+  if tails is None:
+    tail, start = 0, _prefill(config, params, features, tokens, valid)
+  else:
+    tail = tails.tokens.shape[2]
+    start = _prefill_tails(config, params, features, tokens, valid, tails)
   suffix = jnp.arange(max(c - 1, 1))  # The last token is not written, and no axis is empty.
-  past_positions = jnp.concatenate(
-    [multimodal.positions_of(valid), count[:, None] + suffix], axis=1
-  )
+  past_positions = jnp.concatenate([start.positions, start.count[..., None] + suffix], axis=2)
 
   def over(s: _State) -> Array:
     """Returns bool[P,G]: whether a sample gets no more tokens."""
@@ -132,33 +160,33 @@ def sample(
 
   def advance(s: _State) -> _State:
     """Runs token t-1 of each sample through the model and draws token t."""
-    written = jnp.broadcast_to(suffix < s.t - 1, (b, suffix.size))
+    written = jnp.broadcast_to(suffix < s.t - 1, (*start.count.shape, suffix.size))
     x, kv = multimodal.step(
       config,
       params,
       jax.lax.dynamic_index_in_dim(s.tokens, s.t - 1, axis=2, keepdims=False),
-      positions=count + s.t - 1,
+      positions=start.count + s.t - 1,
       past=s.past,
       past_positions=past_positions,
-      past_valid=jnp.concatenate([valid, written], axis=1),
+      past_valid=jnp.concatenate([start.valid, written], axis=2),
     )
     drawn = draw(config, sc, params, x, row_keys, s.t, temperatures=temperatures)
     # No token is negative, but so the place depends on one: XLA sees that the past has been read
     # before it is written to, and writes in place.
-    at = s.t - 1 + jnp.minimum(drawn[0][0, 0], 0)
+    at = tail + s.t - 1 + jnp.minimum(drawn[0][0, 0], 0)
     past = multimodal.write_past(s.past, kv, at)
     return _record(sc, dataclasses.replace(s, past=past), drawn, over(s))
 
   rows = (b, group)
   state = _State(
     t=jnp.int32(0),
-    past=multimodal.start_past(kv, samples=group, room=suffix.size),
+    past=multimodal.start_past(start.kv, samples=group, room=suffix.size, tail=tail),
     tokens=jnp.zeros((*rows, c), jnp.int32),
     logprobs=jnp.zeros((*rows, c), jnp.float32),
     length=jnp.zeros(rows, jnp.int32),
     done=jnp.zeros(rows, bool),
   )
-  first = jnp.broadcast_to(x, (*rows, x.shape[-1]))
+  first = jnp.broadcast_to(start.last, (*rows, start.last.shape[-1]))
   drawn = draw(config, sc, params, first, row_keys, state.t, temperatures=temperatures)
   state = _record(sc, state, drawn, over(state))
   state = jax.lax.while_loop(lambda s: (s.t < c) & ~jnp.all(over(s)), advance, state)
@@ -168,6 +196,60 @@ def sample(
     truncated=~state.done,
     logprobs=state.logprobs,
   )
+
+
+def _prefill(
+  config: VlmConfig, params: Params, features: Array | None, tokens: Array, valid: Array
+) -> _Prefilled:
+  """Returns prompts after the prefill."""
+  x, kv = multimodal.prefill(config, params, features, tokens, valid=valid)
+  return _Prefilled(
+    last=_last(x, valid)[:, None],
+    kv=kv,
+    count=jnp.sum(valid, axis=1)[:, None],
+    positions=multimodal.positions_of(valid)[:, None],
+    valid=valid[:, None],
+  )
+
+
+def _prefill_tails(
+  config: VlmConfig,
+  params: Params,
+  features: Array | None,
+  tokens: Array,
+  valid: Array,
+  tails: Tails,
+) -> _Prefilled:
+  """Returns prompts that begin with `tokens` after one prefill, in rows of a head and its tails."""
+  b, g, e = tails.tokens.shape
+  end = tokens.shape[1]
+  row, row_valid = (
+    jnp.concatenate([head, tail.reshape(b, g * e)], axis=1)
+    for head, tail in ((tokens, tails.tokens), (valid, tails.valid))
+  )
+  segment = np.repeat(np.arange(g + 1), [end] + [e] * g)
+  segment = jnp.broadcast_to(segment, row.shape)
+  x, kv = multimodal.prefill(config, params, features, row, valid=row_valid, segment=segment)
+  places = multimodal.positions_of(row_valid, segment)
+
+  def by_sample(x: Array) -> Array:
+    """[B,S+G·E] -> [B,G,S+E]"""
+    head = jnp.broadcast_to(x[:, None, :end], (b, g, end))
+    return jnp.concatenate([head, x[:, end:].reshape(b, g, e)], axis=2)
+
+  return _Prefilled(
+    last=_last(x[:, end:].reshape(b, g, e, -1), tails.valid),
+    kv=kv,
+    count=jnp.sum(valid, axis=1)[:, None] + jnp.sum(tails.valid, axis=2),
+    positions=by_sample(places),
+    valid=by_sample(row_valid),
+  )
+
+
+def _last(x: Array, valid: Array) -> Array:
+  """Returns [...,D]: of hidden states [...,T,D] those of the last valid tokens bool[...,T]."""
+  last = valid.shape[-1] - 1 - jnp.argmax(valid[..., ::-1], axis=-1)
+  return jnp.take_along_axis(x, last[..., None, None], axis=-2)[..., 0, :]
 
 
 def draw(

@@ -117,6 +117,8 @@ def alternate(depth: int, *, local: int, every: int) -> tuple[bool, ...]:
 def window_mask(positions: Array, key_positions: Array, *, window: int | None) -> Array:
   """Returns bool[B,T,S]: keys less than `window` positions back, and all that lie ahead.
 
+  Positions are i32[B,T], those of keys i32[B,1,S], or i32[B,T,S] where they differ by query.
+
   A row with window 3; what lies ahead is the business of the architecture's mask, which takes it
   off but inside an image block:
 
@@ -127,7 +129,7 @@ def window_mask(positions: Array, key_positions: Array, *, window: int | None) -
       q 3    . 1 1 1 1
       q 4    . . 1 1 1
   """
-  back = positions[:, :, None] - key_positions[:, None, :]
+  back = positions[:, :, None] - key_positions
   return jnp.ones_like(back, bool) if window is None else back < window
 
 
@@ -201,13 +203,27 @@ class Past:
   suffix: tuple[Array, Array]  # keys [L,B,T,K,H,C], values [L,B,T,K,C,H]
 
   @classmethod
-  def start(cls, kv: tuple[Array, Array], *, samples: int, room: int) -> "Past":
-    """Empty suffixes of `room` tokens after a prefill's keys and values [L,B,S,K,H]."""
+  def start(cls, kv: tuple[Array, Array], *, samples: int, room: int, tail: int = 0) -> "Past":
+    """Returns the past after a prefill, with room for more tokens.
+
+    Args:
+      kv: keys and values [L,B,S+T·C',K,H]: a prefix, then `tail` tokens C' of each of T samples.
+      samples: T.
+      room: tokens that a sample will add to its suffix, which its tail begins.
+      tail: C'.
+    """
     k, v = kv
-    *layers, b, _, heads, h = k.shape
-    rows = (*layers, b, samples, heads)
+    *layers, b, length, heads, h = k.shape
+    rows, end = (*layers, b, samples, heads), length - samples * tail
     empty = jnp.zeros((*rows, h, room), k.dtype), jnp.zeros((*rows, room, h), v.dtype)
-    return cls((jnp.einsum("...bskh->...bkhs", k), jnp.einsum("...bskh->...bksh", v)), empty)
+    prefix = tuple(x[..., :end, :, :] for x in kv)
+    k, v = (x[..., end:, :, :].reshape(*layers, b, samples, tail, heads, h) for x in kv)
+    suffix = (
+      jnp.concatenate([jnp.einsum("...btckh->...btkhc", k), empty[0]], axis=-1),
+      jnp.concatenate([jnp.einsum("...btckh->...btkch", v), empty[1]], axis=-2),
+    )
+    k, v = prefix
+    return cls((jnp.einsum("...bskh->...bkhs", k), jnp.einsum("...bskh->...bksh", v)), suffix)
 
   def write(self, kv: tuple[Array, Array], at: Array | int) -> "Past":
     """Puts the keys and values [L,B,T,K,H] of a step into place `at` of the suffixes."""
@@ -520,7 +536,8 @@ class Gemma(nn.Module):
     Args:
       x: [B,T,D] embeddings, text and image.
       positions: i32[B,T] of the queries.
-      key_positions: i32[B,S+C+T] of the past keys and the queries' own.
+      key_positions: i32[B,1,S+C+T] of the past keys and the queries' own; i32[B,T,S+C+T] where
+        the queries are of samples at different places.
       mask: bool[B,T,S+C+T], what each query may see by the architecture; what lies outside of the
         window of the local layers is taken off here.
       wide: bool[B,T,S+C+T], the part of `mask` that a window leaves alone, or None.
@@ -562,4 +579,4 @@ class Gemma(nn.Module):
     positions = jnp.broadcast_to(jnp.arange(t), (b, t))
     mask = jnp.broadcast_to(jnp.tri(t, dtype=bool), (b, t, t))
     x = self.embed(tokens)
-    return self.decode(x, positions=positions, key_positions=positions, mask=mask)[0]
+    return self.decode(x, positions=positions, key_positions=positions[:, None], mask=mask)[0]

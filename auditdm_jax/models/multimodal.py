@@ -297,7 +297,7 @@ def prefill(
   return _decoder(config, params, keep_kv=keep_kv)(
     embed(config, params, features, tokens),
     positions=positions,
-    key_positions=positions,
+    key_positions=positions[:, None],
     mask=make_attn_mask(valid, ar, segment),
     # PaliGemma's prefix sees all of itself in every layer, Gemma 3's image only what is near.
     wide=same_block(ar) if config.kind == "paligemma" else None,
@@ -321,33 +321,33 @@ def step(
     config: the model.
     params: its parameters.
     tokens: i32[B,G].
-    positions: i32[B] of these tokens.
+    positions: i32[B,1] of these tokens, or i32[B,G].
     past: prefix and suffixes, of `start_past`; read only.
-    past_positions: i32[B,S+C].
-    past_valid: bool[B,S+C], the slots that hold something.
+    past_positions: i32[B,1,S+C], or i32[B,G,S+C].
+    past_valid: bool[B,1,S+C], or bool[B,G,S+C], the slots that hold something.
 
   Returns:
     [B,G,D] hidden states, and the keys and values [L,B,G,K,H], for `write_past`.
   """
   b, g = tokens.shape
-  positions = jnp.broadcast_to(positions[:, None], (b, g))
+  positions = jnp.broadcast_to(positions, (b, g))
+  own = jnp.broadcast_to(positions[:, None], (b, past_positions.shape[1], g))
   # All that is past, and of the samples' new tokens the own one.
   mask = [
-    jnp.broadcast_to(part, (b, g, part.shape[-1]))
-    for part in (past_valid[:, None], jnp.eye(g, dtype=bool))
+    jnp.broadcast_to(part, (b, g, part.shape[-1])) for part in (past_valid, jnp.eye(g, dtype=bool))
   ]
   return _decoder(config, params, keep_kv=True)(
     embed(config, params, None, tokens),
     positions=positions,
-    key_positions=jnp.concatenate([past_positions, positions], axis=1),
+    key_positions=jnp.concatenate([past_positions, own], axis=2),
     mask=jnp.concatenate(mask, axis=2),
     past=past,
   )
 
 
-def start_past(kv: Any, *, samples: int, room: int) -> gemma.Past | list[gemma.Past]:
+def start_past(kv: Any, *, samples: int, room: int, tail: int = 0) -> gemma.Past | list[gemma.Past]:
   """Returns `gemma.Past.start` of what `prefill` returned, whole or layer by layer."""
-  start = functools.partial(gemma.Past.start, samples=samples, room=room)
+  start = functools.partial(gemma.Past.start, samples=samples, room=room, tail=tail)
   return [start(own) for own in kv] if isinstance(kv, list) else start(kv)
 
 

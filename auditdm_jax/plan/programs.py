@@ -135,19 +135,25 @@ def answer(
   model: VlmConfig,
   *,
   layout: MeshLayout,
-  rows: int,
-  width: int,
+  rows: tuple[int, int],
+  widths: tuple[int, int],
   new: int,
   dtype: str,
   quantized: bool = False,
 ) -> Built:
+  """Rows and prompts of each; tokens of a prompt, or of its head and of the rest (else 0)."""
   mesh, vision = layout.meshes(devices)[1], model.tower
-  features = _rows(mesh, (rows, vision.num_patches, vision.width), jnp.float32)
-  tokens, valid = (_rows(mesh, (rows, width), kind) for kind in (jnp.int32, jnp.bool))
-  names, seed = _rows(mesh, (rows,), jnp.int32), _whole(mesh, (), jnp.int32)
+  features = _rows(mesh, (rows[0], vision.num_patches, vision.width), jnp.float32)
+  kinds = (jnp.int32, jnp.bool)
+  tokens, valid = (_rows(mesh, (rows[0], widths[0]), kind) for kind in kinds)
+  own = None
+  if widths[1]:
+    ends: list[Any] = [_rows(mesh, (*rows, widths[1]), kind) for kind in kinds]
+    own = decode.Tails(*ends)
+  names, seed = _rows(mesh, rows, jnp.int32), _whole(mesh, (), jnp.int32)
   settings = decode.SampleConfig(new, 0.0, (1,))
   params = _model(mesh, model, dtype, quantized=quantized)
-  args = (model, settings, params, features, tokens, valid, names, seed)
+  args = (model, settings, params, features, tokens, valid, names, seed, None, None, own)
   return Built(vlm_programs.sample_answers, args, mesh, params)
 
 

@@ -191,36 +191,56 @@ def _encodes(run: PlannedRun, calls: shapes.Calls, devices: int) -> list[Planned
 
 
 def _answers(run: PlannedRun, calls: shapes.Calls, name: str, devices: int) -> list[PlannedProgram]:
-  """Returns one program per number of probes that a model answers at once."""
-  model, is_target = run.answering[name], name == run.target
-  longest = model.num_image_tokens + run.plan.question_tokens
-  width = batching.padded_length(longest)
-  new, most = run.answer_tokens[name], batching.MAX_BATCH * devices
-  most = batching.rows_per_call(model, longest, new=new, images=1, devices=devices, most=most)
-  asked = [a.probes for a in calls.asked]
-  if run.asks_again and not is_target:
-    asked.append(sum(asked))
-  sizes = Counter(
-    size
-    for probes in asked
-    for batch in _pieces(probes, run.bank.batch_size)
-    for size in _sizes(model, batch, most)
+  """Returns one program per shape of the calls that a model answers probes in.
+
+  The probes about a group of images are spread evenly over these.
+  """
+  model, is_target, new = run.answering[name], name == run.target, run.answer_tokens[name]
+  small = programs.is_small(model)
+  room = batching.Room(
+    devices=devices,
+    shards=_answer_shards(run, devices),
+    most=batching.MAX_BATCH * devices,
+    small=small,
   )
+  asked = [(a.probes, a.images) for a in calls.asked]
+  if run.asks_again and not is_target:
+    asked.append((sum(n for n, _ in asked), sum(images for _, images in asked)))
+  head = model.num_image_tokens if model.kind == "gemma3" and not small else 0
+  longest = model.num_image_tokens + run.plan.question_tokens
+  sizes: Counter[tuple] = Counter()
+  for probes, images in asked:
+    places = sorted(i % images for i in range(probes))
+    shapes = [batching.PromptShape(longest, 1, head, place) for place in places]
+    for part in _pieces(probes, run.bank.batch_size):
+      piece, shapes = shapes[:part], shapes[part:]
+      for call in batching.calls(model, piece, new=new, room=room):
+        sizes[call.rows.shape] += 1
   found = []
   for rows, times in sizes.items():
+    widths = batching.padded_length(longest), 0
+    if rows[1] > 1:
+      widths = batching.padded_head(head), batching.padded_length(longest - head)
     build = functools.partial(
       programs.answer,
       model=model,
       layout=run.layout,
       rows=rows,
-      width=width,
+      widths=widths,
       new=new,
       dtype=model.text.dtype,
       quantized=run.int8 and not is_target,
     )
     keeps = "" if run.paged else name
-    found.append(PlannedProgram(f"answer {name} x{rows}", build, times * run.rounds, keeps=keeps))
+    size = f"{rows[0]}" if rows[1] == 1 else f"{rows[0]}x{rows[1]}"
+    found.append(PlannedProgram(f"answer {name} x{size}", build, times * run.rounds, keeps=keeps))
   return found
+
+
+def _answer_shards(run: PlannedRun, devices: int) -> int:
+  """Returns how many devices share the rows of what is answered."""
+  sizes = mesh_lib.sizes_of(run.layout.rollout or run.layout.mesh, devices)
+  return math.prod(n for name, n in sizes.items() if name != mesh_lib.TENSOR)
 
 
 def _pieces(n: int, most: int) -> Iterator[int]:

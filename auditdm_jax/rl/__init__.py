@@ -3,7 +3,8 @@
 
   1. prompts      draws      which images are looked at by which strategy (`strategy`)
   2. first turns  probing    G replies per prompt: `sight` encodes images, `sampler` writes
-  3. parsing      strategy   a reply is a text of its kind, or malformed
+  3. parsing      strategy   a reply is a text of its kind, or malformed; of more samples than are
+                             asked, `picking` keeps a group by a `surrogate` (off by default)
   4. images       drawing    the image service draws; `probing` then samples second turns
   5. answers      scoring    target and references answer, a verdict follows (`audit`)
   6. reward       reward     terms, weights and novelty; `grpo.advantages` compares a group

@@ -43,6 +43,16 @@ class AuditorReply:
 
 
 @dataclasses.dataclass(frozen=True)
+class Pick:
+  """How a sample came to be asked, where not all are: see `rl.picking`."""
+
+  text: str | None  # what the surrogate read; None for a malformed first turn
+  predicted: float | None  # that it is a find; None before the surrogate had seen enough
+  by_lot: bool  # drawn as the policy said it, and not for what the surrogate thinks of it
+  proposals: int  # samples of the prompt
+
+
+@dataclasses.dataclass(frozen=True)
 class Trajectory:
   """One sample of one prompt: what was said, what was probed, what it earned."""
 
@@ -52,6 +62,7 @@ class Trajectory:
   strategy: str
   source_image_id: str
   turns: tuple[AuditorReply, ...] = ()
+  pick: Pick | None = None  # None: all samples are asked
   fields: dict[str, str] = dataclasses.field(default_factory=dict)  # parsed texts by kind
   image_id: str = ""  # the probe's image
   image_seed: int = 0

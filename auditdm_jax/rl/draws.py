@@ -13,6 +13,7 @@ from auditdm_jax.rl import strategy as strategy_lib
 from auditdm_jax.rl.dynamic import DynamicConfig
 from auditdm_jax.rl.gauges import GaugeConfig
 from auditdm_jax.rl.strategy import Strategy
+from auditdm_jax.rl.surrogate import SurrogateConfig
 
 Walk = tuple[int | str, ...]
 
@@ -36,6 +37,7 @@ class RolloutConfig:
       numbers of a step that need all answers are not biased by who was asked.
     dynamic: tops the batch up with live groups; off by default.
     gauges: watch for reward hacking; off by default.
+    surrogate: picks which samples are asked; off by default.
     seed: of everything that is drawn; 32 bits.
   """
 
@@ -51,6 +53,7 @@ class RolloutConfig:
   full_share: float = 0.05
   dynamic: DynamicConfig = DynamicConfig()
   gauges: GaugeConfig = GaugeConfig()
+  surrogate: SurrogateConfig = SurrogateConfig()
   seed: int = 0
 
   def __post_init__(self):
@@ -90,6 +93,10 @@ class RolloutConfig:
   def counts(self) -> dict[str, int]:
     """Returns `active` by name."""
     return {strategy.name: count for strategy, count in self.active()}
+
+  def samples(self, group: int) -> int:
+    """Returns how many first turns are sampled for each prompt, of which a group is asked."""
+    return self.surrogate.proposals or group
 
   def task_text(self, strategy: Strategy, number: int, *, first: str = "") -> str:
     """Returns the auditor's task in a turn.

@@ -57,6 +57,14 @@ class Meter:
       if phase in self.flops:
         self.flops[phase] += images * tower(self._towers[tower_id])
 
+  def proposed(self, replies: Sequence[AuditorReply]) -> None:
+    """Adds what was written and not asked; the prompts are those of what was."""
+    for reply in replies:
+      context = len(reply.prompt) + reply.length / 2
+      self.flops["sample"] += decoder(
+        self._config.text, tokens=reply.length, context=context, predictions=reply.length
+      )
+
   def count(self, trajectories: Sequence[Trajectory], *, group: int) -> None:
     """Adds what was written, and what the models have answered since the last call."""
     for start in range(0, len(trajectories), group):

@@ -15,18 +15,20 @@ import numpy as np
 
 from auditdm_jax.core import metrics as metrics_lib
 from auditdm_jax.core import runtime, streams
-from auditdm_jax.core.config import UserError
+from auditdm_jax.core.config import TryLater, UserError
+from auditdm_jax.endpoints.failures import one_line
 from auditdm_jax.rl import shapes
 from auditdm_jax.rl.batch import AuditorReply, Trajectory
 from auditdm_jax.rl.drawing import Drawing
 from auditdm_jax.rl.draws import AuditorPrompt, RolloutConfig
+from auditdm_jax.rl.picking import Picker
 from auditdm_jax.rl.sampler import Sampler
 from auditdm_jax.rl.sight import Sight
 from auditdm_jax.rl.strategy import SERVED, Malformed, Turn
 
 
-class RolloutError(RuntimeError):
-  """Too many samples of a step were invalid."""
+class RolloutError(TryLater):
+  """Too many samples of a step were invalid, which is the image service's fault."""
 
 
 class Pool(Protocol):
@@ -46,6 +48,7 @@ class Begun:
   waiting: list[int]  # places of the trajectories that wait for an image
   futures: list[concurrent.futures.Future]  # of this process's share of them
   until: float  # time.monotonic() at which an image is too late
+  dropped: list[Trajectory]  # proposals that nobody asks
 
 
 class Prober:
@@ -108,6 +111,7 @@ class Prober:
     *,
     timer: metrics_lib.Timer,
     group: int,
+    picker: Picker | None = None,
   ) -> Begun:
     """Samples the first replies and requests the images they ask for.
 
@@ -116,6 +120,7 @@ class Prober:
       prompts: B of them; the number per strategy decides which programs are compiled.
       timer: counts the seconds of the phases.
       group: G. A sweep of the pool takes 1.
+      picker: samples its number of proposals, and keeps G.
 
     Returns:
       B·G trajectories: all samples of the first prompt, then those of the next.
@@ -126,6 +131,8 @@ class Prober:
     made: dict[int, Trajectory] = {}
     waiting: list[int] = []
     futures: list[concurrent.futures.Future] = []
+    dropped: list[Trajectory] = []
+    drawn = picker.config.proposals if picker is not None else group
     strategies = [self._strategies[p.strategy] for p in prompts]
     for kind, call in self._calls.of_turn(0).items():
       rows = [r for r, s in enumerate(strategies) if s.turns[0].kind == kind]
@@ -143,11 +150,18 @@ class Prober:
           walk=prompts[0].walk,
           turn=0,
           uids=np.array([prompts[r].uid for r in rows]),
-          samples=np.tile(np.arange(group), (len(rows), 1)),
+          samples=np.tile(np.arange(drawn), (len(rows), 1)),
         )
-      for r, row in zip(rows, replies):
-        for g, reply in enumerate(row):
-          trajectory = self._first(prompts[r], g, reply, source_ids[r])
+      samples = [
+        [self._first(prompts[r], g, reply, source_ids[r]) for g, reply in enumerate(row)]
+        for r, row in zip(rows, replies)
+      ]
+      if picker is not None:
+        with timer("surrogate"):
+          samples, rest = picker.pick(samples, size=group)
+        dropped += rest
+      for r, row in zip(rows, samples):
+        for g, trajectory in enumerate(row):
           made[r * group + g] = trajectory
           if strategies[r].makes and not trajectory.malformed:
             waiting.append(r * group + g)
@@ -156,7 +170,7 @@ class Prober:
           source = self.pool.image(prompts[i // group].index)
           futures.append(self._drawing.request(made[i], strategies[i // group], source))
     until = self._drawing.until() if self._drawing is not None else 0.0
-    return Begun([made[i] for i in range(len(made))], waiting, futures, until)
+    return Begun([made[i] for i in range(len(made))], waiting, futures, until, dropped)
 
   def _first(
     self, prompt: AuditorPrompt, g: int, reply: AuditorReply, source_id: str
@@ -296,8 +310,8 @@ def check_valid(trajectories: Sequence[Trajectory], most: float, *, step: int) -
   reasons = Counter(t.invalid for t in trajectories if t.invalid)
   invalid = sum(reasons.values())
   if invalid > most * len(trajectories):
-    listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(5))
+    listed = "; ".join(f"{n} x {one_line(reason)}" for reason, n in reasons.most_common(5))
     raise RolloutError(
-      f"step {step}: {invalid} of {len(trajectories)} samples are invalid, more than "
-      f"{most:.0%}: {listed}"
+      f"step {step}: {invalid} of {len(trajectories)} samples are invalid, more than {most:.0%}:"
+      f" {listed}. Is the image service running? The same command continues"
     )

@@ -2,6 +2,7 @@
 """What is written down of a step: one record per completion, and numbers that diagnose a run."""
 
 from collections.abc import Iterable, Sequence
+import dataclasses
 import itertools
 import math
 from typing import Any
@@ -51,13 +52,14 @@ def completion(
   """Returns the record of one trajectory: its attempt, and what training knows besides.
 
   `reward` is None where it is invalid, `oracle_success` without an oracle. `full` says that all
-  models were to be asked whatever the first ones say.
+  models were to be asked whatever the first ones say. `pick` is None where all samples are asked.
   """
   t = trajectory
   return attempt_of(t, arm=arm, step=step).to_dict() | {
     "step": step,
     "prompt_id": t.prompt_id,
     "sample": t.sample,
+    "pick": None if t.pick is None else dataclasses.asdict(t.pick),
     "full": full,
     "malformed": t.malformed or None,
     "invalid": t.invalid or None,

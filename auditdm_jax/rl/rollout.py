@@ -4,6 +4,7 @@
   1. `draw_prompts`   (image, strategy) prompts of the step: a pure function of (seed, run, step).
   2. `first_turns`    encode each image once, sample G replies per prompt, image strategies first.
   3.                  parse each reply; a malformed one is the auditor's fault: reward 0, it counts.
+                      With a surrogate, more are sampled and G of them kept (`rl.picking`).
   4.                  image strategies: the text goes to the image service the moment it is parsed.
      `second_turns`   The service's fault is nobody's: the sample is invalid. `edit` and `generate`
                       then ask about the new image.
@@ -25,7 +26,7 @@ import numpy as np
 from auditdm_jax.core import metrics as metrics_lib
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rl import batch as batch_lib
-from auditdm_jax.rl import flops, probing, shapes
+from auditdm_jax.rl import flops, picking, probing, shapes
 from auditdm_jax.rl import grpo as grpo_lib
 from auditdm_jax.rl import records as records_lib
 from auditdm_jax.rl.batch import Trajectory
@@ -80,13 +81,24 @@ class Rollout:
       gauges: watch for reward hacking.
 
     Raises:
-      UserError: carried groups need a correction that is off.
+      UserError: carried groups need a correction that is off, or there are fewer proposals than
+        are to be kept.
     """
     self.config = prober.config
     if self.config.dynamic.max_age and not grpo.tis_cap:
       raise UserError(
         f"rollout.dynamic.max_age={self.config.dynamic.max_age}: carried groups are of an older"
         " auditor; set grpo.tis_cap, such as 2.0, or max_age=0"
+      )
+    if 0 < (proposals := self.config.surrogate.proposals) < grpo.group_size:
+      raise UserError(
+        f"rollout.surrogate.proposals={proposals}: must be at least"
+        f" grpo.group_size={grpo.group_size}, or 0 for no surrogate"
+      )
+    self._picker: picking.Picker | None = None
+    if proposals:
+      self._picker = picking.Picker(
+        self.config.surrogate, look=prober.sight.before, seed=self.config.seed
       )
     self._grpo, self._run, self._gauges = grpo, run, gauges
     self._prober, self._scorer, self._packer = prober, scorer, packer
@@ -124,6 +136,11 @@ class Rollout:
         (t.question, t.verdict) for t in drawn if t.verdict is not None and self._scorer.is_full(t)
       ]
       metrics |= records_lib.agreement(full, self._scorer.bank.judge)
+    if self._picker is not None:
+      metrics |= picking.metrics(drawn)
+      with timer("surrogate"):
+        self._picker.learn(drawn, self._run, step)
+      meter.flops["surrogate"] = self._picker.flops(drawn)
     if self._gauges is not None:
       finds = [t for t in drawn if find_of(t)]
       with timer("gauges"):
@@ -140,12 +157,18 @@ class Rollout:
 
   def state(self) -> dict[str, Any]:
     """What the next steps need to know of the last ones, for the checkpoint."""
-    return {"novelty": self._scorer.novelty.state(), "carried": self._carry.state()}
+    return {
+      "novelty": self._scorer.novelty.state(),
+      "carried": self._carry.state(),
+      "surrogate": None if self._picker is None else self._picker.state(),
+    }
 
   def load(self, state: Mapping[str, Any]) -> None:
     """Restores `state`."""
     self._scorer.novelty.load(state["novelty"])
     self._carry.load(state["carried"])
+    if self._picker is not None:
+      self._picker.load(state["surrogate"])
 
   def _draw(
     self,
@@ -158,7 +181,10 @@ class Rollout:
   ) -> list[Trajectory]:
     """Steps 2 to 6 for one draw of prompts."""
     with meter.towers("features"):
-      begun = self._prober.first_turns(params, prompts, group=self._grpo.group_size, timer=timer)
+      begun = self._prober.first_turns(
+        params, prompts, group=self._grpo.group_size, timer=timer, picker=self._picker
+      )
+    meter.proposed([t.turns[0] for t in begun.dropped])
     trajectories = begun.trajectories
     early = [i for i, t in enumerate(trajectories) if t.strategy in self._early]
     with timer("answers"), meter.towers("answers"):

@@ -25,7 +25,7 @@ class SampleCall:
     turn: 0 or 1.
     kind: what is written.
     prompts: rows of the call; first turns have a group of samples in each, second turns one.
-    group: samples of a prompt.
+    group: samples of a prompt; of a surrogate's proposals only some are kept.
     width: prompt tokens, image included.
     new: tokens of the longest reply.
   """
@@ -97,7 +97,7 @@ def calls_of(
 
   Args:
     config: prompts by strategy, and lengths.
-    group: samples of a prompt.
+    group: samples of a prompt that are asked.
     length: tokens of a prompt with this task, image included.
     per_row: completions that share a learner row, 1 or `group`.
     padded: the number of learner rows that a part of so many rows is padded to.
@@ -138,7 +138,7 @@ def _first_calls(
     kind = strategy.turns[0].kind
     prompts[kind] = prompts.get(kind, 0) + count
   return [
-    SampleCall(0, kind, count, group, width, config.max_new_tokens[kind])
+    SampleCall(0, kind, count, config.samples(group), width, config.max_new_tokens[kind])
     for kind, count in prompts.items()
   ]
 

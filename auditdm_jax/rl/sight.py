@@ -41,10 +41,14 @@ class Sight:
   def features(self, params: Any, image_ids: Sequence[str]) -> np.ndarray:
     """Returns f32[N,patches,D] of the auditor's tower with these params."""
     if not self.trains:
-      return self._cache.features(self._auditor, image_ids, self._load)
+      return self.before(image_ids)
     unique = list(dict.fromkeys(image_ids))
     now = self._auditor.with_params(params).encode([self._load(i) for i in unique])
     return now[[unique.index(i) for i in image_ids]]
+
+  def before(self, image_ids: Sequence[str]) -> np.ndarray:
+    """Returns f32[N,patches,D] of the initial auditor's tower, whether it trains or not."""
+    return self._cache.features(self._auditor, image_ids, self._load)
 
   def pixels(self, image_ids: Sequence[str]) -> np.ndarray:
     """Returns f32[N,H,W,3] in [-1,1], for the learner's own tower."""

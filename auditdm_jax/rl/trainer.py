@@ -4,7 +4,8 @@
 A run that is started again goes on as if it had not stopped. A checkpoint holds the train state,
 what novelty and dynamic sampling carry, counts, and nothing random: every draw is a function of
 (seed, step, …). It is written in the background: a kill goes back to the last one that is complete,
-and the rows of the steps after it are removed on resume, since they are written again.
+or to the one before if that one is damaged, and the rows of the steps after it are removed on
+resume, since they are written again.
 
 Several processes do the same steps on the same values (`core.runtime`): each writes its share of
 the completions to a shard of its own, the first one everything else. They stop together.
@@ -176,8 +177,8 @@ class Run:
     """Number of updates already made; rows of later steps are removed."""
     first = self._checkpoints.latest() or 0
     if first:
-      _, self._learner.state, extras = self._checkpoints.restore(
-        first, self._learner.abstract_state()
+      first, self._learner.state, extras = self._checkpoints.restore(
+        None, self._learner.abstract_state()
       )
       if extras["config"] != self._fingerprint():
         raise UserError(f"{self._checkpoints.dir}: made with other settings; use another --workdir")

@@ -13,8 +13,13 @@ def oracle(image: np.ndarray, question: str) -> str | None:
   program = questions.parse_question(question)
   if program is None:
     return None
-  answer = questions.execute(program, _seen(image.tobytes(), image.shape))
+  answer = questions.execute(program, seen(image))
   return None if answer == questions.UNANSWERABLE else answer
+
+
+def seen(image: np.ndarray) -> world.Scene:
+  """Returns the scene that u8[64,64,3] shows; see `render.parse`."""
+  return _seen(image.tobytes(), image.shape)
 
 
 @functools.lru_cache(maxsize=8192)

@@ -7,6 +7,7 @@ it scores every sprite at every jitter against a cell's pixels, which makes the 
 image of this world, whoever made it.
 """
 
+from collections.abc import Sequence
 import functools
 
 import numpy as np
@@ -184,12 +185,13 @@ def _draw(image, scene, cells, seed):
 
 
 @functools.cache
-def _candidates() -> tuple[np.ndarray, np.ndarray]:
+def _candidates() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Returns sprites without a digit at all jitters, and the sprites each may be with one.
 
   Returns:
-    inks i8[K*J,256] of K keys at J jitters, and numbers i64[K*J,11] of the sprites with no digit or
-    a digit at the same jitter (an instrument's own number, repeated).
+    inks i8[K*J,256] of K keys at J jitters, the same as a matrix f64[5*256,K*J] that adds up the
+    errors of the inks' pixels, and numbers i64[K*J,11] of the sprites with no digit or a digit at
+    the same jitter (an instrument's own number, repeated).
   """
   keys, inks = _sprites()
   bare = [i for i, (key, _) in enumerate(keys) if key[0] != "object" or key[3] is None]
@@ -200,7 +202,21 @@ def _candidates() -> tuple[np.ndarray, np.ndarray]:
     ]
     for key, jitter in (keys[i] for i in bare)
   ]
-  return inks[bare].reshape(len(bare), -1), np.array(numbers)
+  own = inks[bare].reshape(len(bare), -1)
+  adds = (own[:, None] == np.arange(5)[:, None]).reshape(len(bare), -1).T
+  return own, adds.astype(np.float64), np.array(numbers)
+
+
+@functools.cache
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+  """Returns the pixels that a digit is in by jitter i64[J,15], and the black ones f64[15,11].
+
+  The first of the eleven is no digit.
+  """
+  pixels = np.arange(CELL * CELL).reshape(CELL, CELL)
+  at = np.stack([np.roll(pixels, (-dy, -dx), (0, 1))[6:11, 7:10].ravel() for dy, dx in JITTERS])
+  black = [[float(c) for c in glyph] for glyph in ("0" * 15, *_GLYPHS)]
+  return at, np.array(black).T
 
 
 def parse(image: np.ndarray) -> Scene:
@@ -215,12 +231,12 @@ def parse(image: np.ndarray) -> Scene:
   background = _parse_background(pixels)
   back = np.array(_BACKGROUND_RGB[background], np.float32)
   objects, dial, gauge = [], None, None
-  for cell in range(world.CELLS):
-    patch = pixels[_window(cell)].reshape(-1, 3)
-    foreground = np.abs(patch - back).max(1) > 4.5 * NOISE_SD
-    if foreground.sum() < 12:
-      continue
-    key, color = _match(patch, foreground, background)
+  patches = {cell: pixels[_window(cell)].reshape(-1, 3) for cell in range(world.CELLS)}
+  shown = {c: np.abs(patch - back).max(1) > 4.5 * NOISE_SD for c, patch in patches.items()}
+  full = [cell for cell in patches if shown[cell].sum() >= 12]
+  colors = [_color(patches[cell][shown[cell]]) for cell in full]
+  keys = _match(np.stack([patches[c] for c in full]), colors, background) if full else []
+  for cell, key, color in zip(full, keys, colors, strict=True):
     if key[0] == "object":
       objects.append(Obj(cell, shape=key[1], color=color, size=key[2], digit=key[3]))
     elif key[0] == "dial":
@@ -237,19 +253,35 @@ def _parse_background(pixels: np.ndarray) -> str:
   return min(_BACKGROUND_RGB, key=lambda b: np.abs(median - _BACKGROUND_RGB[b]).sum())
 
 
-def _match(patch, foreground, background) -> tuple[tuple, str | None]:
-  """Returns the (sprite key, colour) with the least squared error on a cell's pixels f32[256,3]."""
+def _color(foreground: np.ndarray) -> str:
+  """Returns the colour that most of a cell's pixels f32[N,3] are near to."""
   names = list(_RGB)
-  distance = np.abs(patch[foreground, None] - np.array([_RGB[n] for n in names])[None]).sum(-1)
+  distance = np.abs(foreground[:, None] - np.array([_RGB[n] for n in names])[None]).sum(-1)
   votes = np.bincount(distance.argmin(1)[distance.min(1) < 75], minlength=len(names))
-  color = names[int(votes.argmax())]
-  errors = ((patch[None] - _colors(color, background)[:, None]) ** 2).sum(-1)
-  pixels = np.arange(CELL * CELL)
-  inks, numbers = _candidates()
-  # First the likeliest jitters of each sprite, then the digits: they hide part of a shape.
-  scores = errors[inks, pixels].sum(1).reshape(-1, len(JITTERS))
-  rows = np.arange(len(scores))[:, None] * len(JITTERS) + np.argsort(scores, axis=1)[:, :3]
-  options = np.unique(numbers[rows])
-  inks = _sprites()[1][options].reshape(len(options), -1)
-  key, _ = _sprites()[0][options[int(errors[inks, pixels].sum(1).argmin())]]
-  return key, color if key[0] == "object" else None
+  return names[int(votes.argmax())]
+
+
+def _match(patches: np.ndarray, colors: Sequence[str], background: str) -> list[tuple]:
+  """Returns for each cell f32[N,256,3] the sprite key with the least squared error.
+
+  Of equal errors that of the first sprite counts. Colours are multiples of a fifth: five times a
+  difference is whole, so that its squares add up exactly, in any order.
+  """
+  inked = np.rint(5 * np.stack([_colors(c, background) for c in colors]).astype(np.float64))
+  errors = ((5.0 * patches[:, None] - inked[:, :, None]) ** 2).sum(-1)  # f64[N,5,256]
+  inks, adds, numbers = _candidates()
+  at, black = _digits()
+  scores = (errors.reshape(len(errors), -1) @ adds).reshape(len(errors), -1, len(JITTERS))
+  found = []
+  for error, score in zip(errors, scores, strict=True):
+    # First the likeliest jitters of each sprite, then the digits: they hide part of a shape.
+    jitters = np.argsort(score, axis=1)[:, :3]
+    rows = (np.arange(len(score))[:, None] * len(JITTERS) + jitters).ravel()
+    pixels = at[rows % len(JITTERS)]
+    change = error[_BLACK, pixels] - error[np.take_along_axis(inks[rows], pixels, 1), pixels]
+    options = numbers[rows]
+    # An instrument has no digit: all its options are one sprite, the first of them.
+    change = np.where((options[:, :1] == options[:, 1:2]), 0.0, change)
+    total = score.ravel()[rows][:, None] + change @ black
+    found.append(_sprites()[0][options[total == total.min()].min()][0])
+  return found

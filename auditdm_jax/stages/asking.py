@@ -187,11 +187,39 @@ def _rollout_config(ctx: Context) -> draws.RolloutConfig:
 # ------------------------------------------------------------------------------- stored auditors
 
 
-class Asker:
-  """Asks with a stored auditor: one probe per image, strategies in the config's shares.
+class StoredAuditors:
+  """The auditors of a run: one at a time is on the devices, in the dtype of the computation.
 
-  One auditor at a time is on the devices, in the dtype of the computation; others wait on the host.
+  Those that were there wait on the host.
+
+  Attributes:
+    sight: what they see of an image.
   """
+
+  def __init__(self, ctx: Context):
+    """Takes the run's folder and models."""
+    models = ctx.models
+    trains = ctx.settings.optim.trains_tower(tree.flatten(models.auditor.params))
+    self.sight = Sight(models.auditor, models.cache, load=ctx.images, trains=trains)
+    self._ctx = ctx
+    self._waiting: dict[int | None, Any] = {}
+    self._step, self._params = None, None  # the one on the devices
+
+  def take(self, step: int | None) -> Any:
+    """Returns the params of an auditor by its updates; None = untrained."""
+    models = self._ctx.models
+    if self._params is None or self._step != step:
+      self._params = None  # First, or both would be there.
+      if step not in self._waiting:
+        folder = None if step is None else self._ctx.folder.auditors()[step]
+        params = models.auditor_params(folder, dtype=models.config.dtype)
+        self._waiting[step] = runtime.fetch(params)
+      self._step, self._params = step, models.place(self._waiting[step])
+    return self._params
+
+
+class Asker:
+  """Asks with a stored auditor: one probe per image, strategies in the config's shares."""
 
   def __init__(
     self,
@@ -206,24 +234,10 @@ class Asker:
 
     With `full`, all models are asked about every probe.
     """
-    self._ctx, self._pool, models = ctx, pool, ctx.models
-    trains = ctx.settings.optim.trains_tower(tree.flatten(models.auditor.params))
-    sight = Sight(models.auditor, models.cache, load=ctx.images, trains=trains)
-    self._prober = make_prober(ctx, sight, pool=pool, mesh=models.rollout_mesh, prompts=prompts)
+    self._ctx, self._pool, self._stored = ctx, pool, StoredAuditors(ctx)
+    mesh = ctx.models.rollout_mesh
+    self._prober = make_prober(ctx, self._stored.sight, pool=pool, mesh=mesh, prompts=prompts)
     self._scorer = make_scorer(ctx, bank, full=full)
-    self._waiting: dict[int | None, Any] = {}
-    self._step, self._params = None, None  # the one on the devices
-
-  def _take(self, step: int | None) -> Any:
-    models = self._ctx.models
-    if self._params is None or self._step != step:
-      self._params = None  # First, or both would be there.
-      if step not in self._waiting:
-        folder = None if step is None else self._ctx.folder.auditors()[step]
-        params = models.auditor_params(folder, dtype=models.config.dtype)
-        self._waiting[step] = runtime.fetch(params)
-      self._step, self._params = step, models.place(self._waiting[step])
-    return self._params
 
   def ask(
     self,
@@ -254,7 +268,9 @@ class Asker:
     with progress_of(n, label) as show:
       while len(out) < n:
         prompts = draws.draw_prompts(counts, seed=seed, walk=walk, step=chunk, size=len(self._pool))
-        done = self._prober.generate(self._take(step), prompts, timer=metrics.Timer(), group=1)
+        done = self._prober.generate(
+          self._stored.take(step), prompts, timer=metrics.Timer(), group=1
+        )
         # What is invalid is asked again, but not for ever.
         probing.check_valid(done, self._prober.config.max_invalid, step=chunk)
         if asked is not None and chunk * sum(counts.values()) < 2 * n:
@@ -293,7 +309,7 @@ class Asker:
     prompts = draws.draw_prompts(
       counts, seed=seed, walk=(arm, "more"), step=chunk, size=len(self._pool)
     )
-    done = self._prober.generate(self._take(step), prompts, timer=metrics.Timer(), group=1)
+    done = self._prober.generate(self._stored.take(step), prompts, timer=metrics.Timer(), group=1)
     done = [t for t in done if t.question and not t.invalid]
     wanted = keep([attempt_of(t, arm=arm, step=step or 0) for t in done])
     judged = self._scorer.judge([t for t, yes in zip(done, wanted, strict=True) if yes])
@@ -343,6 +359,11 @@ class RandomQuestions:
   def next(self, n: int) -> list[tuple[int, str]]:
     """Returns the next `n` (image number, question); the last ones if there are fewer."""
     return self._asked[self._at : self._at + n]
+
+  def around(self, start: int, n: int) -> list[tuple[int, str]]:
+    """Returns `n` of them from any place on, after the last one the first; each at most once."""
+    size = len(self._asked)
+    return [self._asked[(start + i) % size] for i in range(min(n, size))]
 
   def skip(self, n: int) -> None:
     """Goes on by `n`."""

@@ -25,7 +25,7 @@ from auditdm_jax.images.client import ImageClient
 from auditdm_jax.stages import outsiders, sections, service
 from auditdm_jax.stages.models import Models
 from auditdm_jax.stages.pools import ImageSource, Pools
-from auditdm_jax.stages.remote import Remotes, without_limits
+from auditdm_jax.stages.remote import Remotes, config_hash
 from auditdm_jax.stages.rounds import FOLDER, AuditRound
 from auditdm_jax.stages.run import RunFolder
 from auditdm_jax.stages.truth import Oracle
@@ -63,8 +63,7 @@ class Context:
     self.written = build(sections.AuditConfig, config, name="config")
     self.round = AuditRound.of(workdir)
     self.settings = self.round.settings(self.written)
-    decides = without_limits(config.to_dict())
-    self._hash = jsonio.canonical_hash(decides)
+    self._hash = config_hash(config)
     self.folder = self._folder_of(self.round)
     self.world: World = open_world(self.settings.world.name, self.settings.world.gaps)
     root = self._folder_of(AuditRound(1, self.round.root))
@@ -220,7 +219,9 @@ class Context:
     if self._outer is not None:
       return self._outer.client
     rows = self.config.to_dict()["images"]
-    opened = service.connected(self.settings.images, rows, local=self._local)
+    # After the preflight the service was there once, and its address is right.
+    known = (self.folder.path / "preflight" / "done.json").exists()
+    opened = service.connected(self.settings.images, rows, local=self._local, known=known)
     return self._stack.enter_context(opened)
 
   @functools.cached_property

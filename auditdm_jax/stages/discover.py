@@ -1,29 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""discover: sweeps the image pool for finds with a bandit over arms.
+"""discover: sweeps the image pool for finds, asking what a surrogate ranks best.
 
-Arms are the trained auditor's checkpoints, the untrained auditor, and random questions if the data
-set has any. The budget moves to the arm that brings finds of new kinds. Finds made during GRPO are
-free and are kept. The control is random questions alone at equal total queries, GRPO's included.
+For each question that is asked, several are proposed: by the trained auditors, by the one before
+training, and by the data set if it has any. A small net learns from the verdicts so far, those of
+GRPO included, and ranks the proposals of a batch over all of its images at once; kinds of questions
+take turns as long as they are likely finds (`audit.ranking`). Nothing is asked twice. The control
+is random questions alone at equal total queries, GRPO's included.
 
 Reads:  WORKDIR/auditors and WORKDIR/records, which train writes.
 Writes: WORKDIR/discover.
-Costs:  config.discover.probes probes, each answered by target and references.
+Costs:  config.discover.probes probes, each answered by target and references, and
+        config.discover.proposals times as many samples of the auditors.
 """
 
-from collections.abc import Collection, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
 import pathlib
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from auditdm_jax.audit.arms import Arms
+from auditdm_jax.audit import ranking
 from auditdm_jax.audit.attempt import Attempt
-from auditdm_jax.core import metrics
-from auditdm_jax.stages.asking import Asker, RandomQuestions, ask_questions
+from auditdm_jax.audit.ranking import Candidate, Ranked
+from auditdm_jax.audit.skills import Assigner, Seeds
+from auditdm_jax.core import metrics, streams
+from auditdm_jax.core.records import chunks
+from auditdm_jax.rl.surrogate import Surrogate
 from auditdm_jax.stages.context import Context
+from auditdm_jax.stages.proposing import Proposers
 from auditdm_jax.stages.results import Discovered
 from auditdm_jax.stages.truth import ModeKey
 
-RANDOM, UNTRAINED = "random", "untrained"
+_ROWS = 512  # Verdicts that are handed to the surrogate at once.
+_OPENING = 2  # Words that tell the kinds of questions without a named skill apart.
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
@@ -33,87 +44,142 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> int:
 
 
 def run(ctx: Context) -> Discovered:
-  """Spends `discover.probes` over the arms; resumes after the last whole batch."""
+  """Spends `discover.probes`; resumes after the last whole batch, as if it had gone on."""
   if (found := ctx.folder.done("discover", Discovered)) is not None:
     return found
   section = ctx.settings.discover
   if not section.probes:
     return ctx.folder.finish("discover", Discovered({}, 0))
-  trained = ctx.folder.auditors() if ctx.settings.optim.steps else ()
-  ask = _Sweep(ctx, {f"auditor@{step}": step for step in trained})
-  arms = Arms(ask.names, config=section.arms, seed=ctx.settings.seed)
-  mode_key, done = ModeKey(ctx.seeds), 0
+  sweep, done, finds = _Sweep(ctx), 0, 0
   for batch, attempts in ctx.folder.sweep():
-    for _ in range(done, batch):  # Batches that asked nothing left no record.
-      arms.allocate(section.batch)
-    plan = ask.possible(arms.allocate(section.batch))
-    ask.book(attempts)
-    _observe(arms, plan, attempts, mode_key)
+    for missing in range(done, batch):  # Batches that asked nothing left no record.
+      sweep.learn(missing, [])
+    sweep.learn(batch, attempts)
     done = batch + 1
-  before, finds = done * section.batch, 0
-  with metrics.Progress(section.probes, "discover", done=before) as progress:
+  with metrics.Progress(section.probes, "discover", done=done * section.batch) as progress:
     for batch in range(done, -(-section.probes // section.batch)):
-      plan = ask.possible(arms.allocate(section.batch))
-      attempts = ask.batch(plan, batch)
-      ctx.folder.append_sweep(batch, attempts)
-      _observe(arms, plan, attempts, mode_key)
+      ranked, attempts = sweep.ask(
+        batch, min(section.batch, section.probes - batch * section.batch)
+      )
+      ctx.folder.append_sweep(ranked, attempts)
+      sweep.learn(batch, attempts)
       finds += sum(a.find is not None for a in attempts)
-      shown = " ".join(f"{arm}:{n}" for arm, n in plan.items())
-      progress.update((batch + 1) * section.batch, finds=finds, arms=shown)
-  return ctx.folder.finish("discover", Discovered(arms.summary(), section.probes))
-
-
-def _observe(
-  arms: Arms, plan: Collection[str], attempts: Sequence[Attempt], mode_key: ModeKey
-) -> None:
-  for arm in plan:
-    arms.observe(arm, [mode_key(a) for a in attempts if a.probe.arm == arm])
+      shown = " ".join(f"{arm}:{n}" for arm, n in Counter(a.probe.arm for a in attempts).items())
+      progress.update(min((batch + 1) * section.batch, section.probes), finds=finds, arms=shown)
+  arms = _history(ctx.folder.swept(), ctx.folder.ranked(), ModeKey(ctx.seeds))
+  return ctx.folder.finish(
+    "discover", Discovered(arms, sum(row["probes"] for row in arms.values()))
+  )
 
 
 class _Sweep:
-  """Makes and asks an arm's probes: a pure function of (config.seed, arm, batch, n) and of what was
-  booked, GRPO's completions included: no auditor spends a query on a question that was asked.
+  """Chooses and asks batches: a pure function of the config and of what was asked before."""
 
-  Attributes:
-    names: the arms.
-  """
+  def __init__(self, ctx: Context):
+    self._ctx, self._bank = ctx, ctx.models.bank()
+    self._proposers = Proposers(ctx, self._bank)
+    self._kind_of = Kinds(ctx.seeds)
+    self._surrogate = Surrogate(
+      ctx.settings.rollout.surrogate, look=self._proposers.sight.before, seed=ctx.settings.seed
+    )
+    self._asked: set[str] = set()
+    for rows in chunks(ctx.folder.completions(), _ROWS):
+      self._observe(rows)
+    self._fit("start", ctx.settings.discover.start)
 
-  def __init__(self, ctx: Context, checkpoints: dict[str, int]):
-    self._ctx, self._checkpoints, self._bank = ctx, checkpoints, ctx.models.bank()
-    self._pool = ctx.pool("images")
-    self._auditor = Asker(ctx, self._bank, pool=self._pool)
-    drawn = RANDOM if ctx.round.is_first else f"{RANDOM} {ctx.round.draws}"
-    self._random = RandomQuestions(self._pool, ctx.settings.seed, drawn)
-    before = ctx.round.number - 1
-    self._start = f"auditor of round {before}" if before else UNTRAINED
-    self.names = [*checkpoints, self._start, *([RANDOM] if len(self._random) else [])]
-    self._asked = {a.probe.probe_id for a in ctx.folder.completions() if a.verdict}
+  def ask(self, batch: int, n: int) -> tuple[Ranked, list[Attempt]]:
+    """Asks `n` of what is proposed for a batch."""
+    ctx, section = self._ctx, self._ctx.settings.discover
+    proposed = self._proposers.propose(batch, self._asked)
+    probes = [a.probe for a in proposed.attempts]
+    questions, images = [p.question for p in probes], [p.image_id for p in probes]
+    scores = self._surrogate.predict(questions, images)
+    ways = ranking.pick(
+      [
+        Candidate(p.origin_id, self._kind_of(p.question), float(s), p.arm in self._proposers.open)
+        for p, s in zip(probes, scores, strict=True)
+      ],
+      size=n,
+      config=section.ranking,
+      rng=streams.rng(ctx.settings.seed, "sweep", ctx.round.number, batch),
+      blind=not self._surrogate.ready,
+    )
+    places = sorted(ways)
+    verdicts = self._bank.verdicts(
+      ctx.images, [questions[i] for i in places], image_ids=[images[i] for i in places]
+    )
+    attempts = [
+      Attempt(
+        probe=dataclasses.replace(probes[i], way=ways[i], score=round(float(scores[i]), 4)),
+        verdict=verdict,
+      )
+      for i, verdict in zip(places, verdicts, strict=True)
+    ]
+    learning = self._surrogate.flops(len(probes), fits=section.fits * self._surrogate.config.fits)
+    return (
+      Ranked(
+        batch=batch,
+        proposals=proposed.sampled,
+        candidates=len(probes),
+        images=len({p.origin_id for p in probes}),
+        made=len({p.image_id for p in probes if p.image_id != p.origin_id}),
+        flops={"auditors": proposed.flops, "surrogate": learning},
+      ),
+      attempts,
+    )
 
-  def possible(self, plan: dict[str, int]) -> dict[str, int]:
-    """A plan in which the auditor before training asks what the data set has no questions for."""
-    over = max(plan.get(RANDOM, 0) - self._random.left, 0)
-    if not over:
-      return plan
-    return plan | {RANDOM: plan[RANDOM] - over, self._start: plan[self._start] + over}
+  def learn(self, batch: int, attempts: Sequence[Attempt]) -> None:
+    """Learns from a batch, whether it was asked now or before a restart."""
+    self._observe(attempts)
+    self._fit(batch, self._ctx.settings.discover.fits)
 
-  def batch(self, plan: dict[str, int], batch: int) -> list[Attempt]:
-    """Asks and books a batch, arm by arm."""
-    attempts = []
-    for arm, n in plan.items():
-      own = self._ask(arm, n, batch)
-      self.book(own)
-      attempts += own
-    return attempts
+  def _observe(self, attempts: Sequence[Attempt]) -> None:
+    told = [a for a in attempts if a.verdict is not None]
+    self._asked.update(a.probe.probe_id for a in told)
+    if told:
+      self._surrogate.observe(
+        [a.probe.question for a in told],
+        [a.probe.image_id for a in told],
+        [a.find is not None for a in told],
+      )
 
-  def book(self, attempts: Sequence[Attempt]) -> None:
-    """Remembers a batch, whether it was asked now or before a restart."""
-    self._asked.update(a.probe.probe_id for a in attempts if a.verdict)
-    self._random.skip(sum(a.probe.arm == RANDOM for a in attempts))
+  def _fit(self, of: int | str, times: int) -> None:
+    for i in range(times):
+      self._surrogate.fit("sweep", of, i)
 
-  def _ask(self, arm: str, n: int, batch: int) -> list[Attempt]:
-    if n == 0:
-      return []
-    if arm == RANDOM:
-      return ask_questions(self._ctx, self._bank, self._pool, self._random.next(n), arm=arm)
-    walk = self._ctx.round.walk("discover", arm, batch)
-    return self._auditor.ask(self._checkpoints.get(arm), n, arm=arm, walk=walk, asked=self._asked)
+
+class Kinds:
+  """The kind of a question: its named skill, without one its first words ("what color")."""
+
+  def __init__(self, seeds: Seeds):
+    self._assign = Assigner(seeds)
+
+  def __call__(self, question: str) -> str:
+    skill = self._assign([question])[0][0]
+    return skill or " ".join(question.lower().split()[:_OPENING])
+
+
+def _history(
+  attempts: Iterable[Attempt], ranked: Iterable[Ranked], mode_key: ModeKey
+) -> Mapping[str, Mapping[str, Any]]:
+  """By arm: what it proposed, probes, finds, modes of them, and modes that nobody else found."""
+  proposals, probes = Counter[str](), Counter[str]()
+  finds: dict[str, Counter[str]] = {}
+  for row in ranked:
+    proposals.update(row.proposals)
+  for attempt in attempts:
+    arm = attempt.probe.arm
+    probes[arm] += 1
+    if (mode := mode_key(attempt)) is not None:
+      finds.setdefault(arm, Counter())[mode] += 1
+  everyone = sum(finds.values(), Counter[str]())
+  return {
+    arm: {
+      "proposals": proposals[arm],
+      "probes": probes[arm],
+      "finds": (own := finds.get(arm, Counter[str]())).total(),
+      "modes": len(own),
+      "only_here": sum(everyone[m] == n for m, n in own.items()),
+    }
+    for arm in sorted({*proposals, *probes})
+  }

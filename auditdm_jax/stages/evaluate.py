@@ -15,6 +15,8 @@ import pathlib
 from ml_collections import ConfigDict
 
 from auditdm_jax.audit import health
+from auditdm_jax.audit.answer import Heard
+from auditdm_jax.audit.ask import Answer
 from auditdm_jax.audit.precision import LabelPrecision
 from auditdm_jax.stages import labelled, suite
 from auditdm_jax.stages.context import Context
@@ -42,9 +44,12 @@ def run(ctx: Context) -> Evaluated:
     asked.append((reference, folder, f"reference {reference.name}"))
   if sibling:
     asked.append((sibling, config.sibling, suite.LARGER))
-  tables = {
-    model.name: suite.benchmark(ctx, model, folder, role=role) for model, folder, role in asked
-  }
+  ensemble = (target.name, *references)
+  heard: dict[str, dict[tuple[str, str], Answer]] = {name: {} for name in ensemble}
+  tables = {}
+  for model, folder, role in asked:
+    own = None if model is sibling else heard[model.name]
+    tables[model.name] = suite.benchmark(ctx, model, folder, role=role, heard=own)
   for name, table in tables.items():
     print(line(name, table))
   return ctx.folder.finish(
@@ -52,7 +57,7 @@ def run(ctx: Context) -> Evaluated:
     Evaluated(
       tables=tables,
       auditable=auditable(tables[target.name], [tables[name] for name in references]),
-      health=_health(ctx),
+      health=_health(ctx, heard),
     ),
   )
 
@@ -72,9 +77,12 @@ def auditable(target: Groups, references: Sequence[Groups]) -> tuple[str, ...]:
   )
 
 
-def _health(ctx: Context) -> health.Health:
-  """Measures errors that the models share, on held-out questions with known answers."""
-  attempts = labelled.heldout_attempts(ctx)
+def _health(ctx: Context, heard: Heard) -> health.Health:
+  """Measures errors that the models share, on held-out questions with known answers.
+
+  They are questions of the benchmark too, so that `heard` has the answers.
+  """
+  attempts = labelled.heldout_attempts(ctx, heard=heard)
   truth = labelled.answers_of(ctx.pool("heldout"))
   asked = [a for a in attempts if a.verdict]
   target, references = ctx.models.target.name, list(ctx.models.references)

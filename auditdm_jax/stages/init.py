@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""init: copies configs, the scenes world and examples out of an installed package into a folder.
+"""init: copies configs, the scenes world and examples out of the wheel into a folder.
 
   auditdm init --output=mine && cd mine
   auditdm loop --config=configs/scenes.py --workdir=runs/quickstart

@@ -9,6 +9,7 @@ where they are asked anyway.
 from collections.abc import Callable, Iterable
 
 from auditdm_jax.audit import precision, rates
+from auditdm_jax.audit.answer import Heard
 from auditdm_jax.audit.attempt import Attempt, unique_attempts
 from auditdm_jax.audit.outside import Labels, by_votes
 from auditdm_jax.audit.precision import FindPrecision, LabelPrecision
@@ -22,11 +23,15 @@ from auditdm_jax.stages.pools import InMemoryPool
 NAME = "heldout"
 
 
-def heldout_attempts(ctx: Context) -> list[Attempt]:
+def heldout_attempts(ctx: Context, *, heard: Heard | None = None) -> list[Attempt]:
   """Puts labelled held-out questions to all models, `verify.labelled` of them at most.
 
   They are drawn without a look at what the models say of them. Without a held-out split, or one
   that has labels, there are none.
+
+  Args:
+    ctx: the run.
+    heard: what the models answered elsewhere, and are not asked again.
   """
   try:
     pool = ctx.pool("heldout")
@@ -44,7 +49,7 @@ def heldout_attempts(ctx: Context) -> list[Attempt]:
   chosen = [known[int(k)] for k in order[: ctx.settings.verify.labelled]]
   attempts = []
   if chosen:
-    bank = ctx.models.bank()
+    bank = ctx.models.bank(heard=heard)
     label = "labelled questions"
     attempts = asking.ask_questions(ctx, bank, pool, chosen, arm=NAME, label=label, cascade=False)
   ctx.folder.append_batch(NAME, 0, attempts)

@@ -90,18 +90,19 @@ def run(ctx: Context) -> Summary:
   known = ctx.folder.summary()
   if ctx.folder.done("loop", Empty) is not None and known is not None:
     return known
-  if not ctx.models.target_is_remote:
+  repairs = ctx.settings.rectify.enabled
+  if repairs and not ctx.models.target_is_remote:
     rectify.check_replay(ctx)
   ctx.pool("fresh")  # There must be one.
   ctx.stage("preflight", lambda: preflight.run(ctx))
   ctx.stage("evaluate", lambda: evaluate.run(ctx))
   trained = ctx.stage("train", lambda: train.run(ctx))
   ctx.stage("search", lambda: search(ctx))
-  ctx.stage("discover", lambda: discover.run(ctx))
-  ctx.stage("random control", lambda: random_control(ctx, trained.completions))
+  swept = ctx.stage("discover", lambda: discover.run(ctx))
+  ctx.stage("random control", lambda: random_control(ctx, trained.completions + swept.probes))
   ctx.stage("verify", lambda: verify.run(ctx))
   ctx.stage("report", lambda: report.run(ctx))
-  goes_on = not ctx.settings.rounds.repairs(1) or repair_and_audit(ctx)
+  goes_on = repairs and (not ctx.settings.rounds.repairs(1) or repair_and_audit(ctx))
   for number in range(2, ctx.settings.rounds.count + 1):
     goes_on = goes_on and later_round(ctx, number)
   summary = ctx.stage("report", lambda: report.run(ctx))
@@ -172,13 +173,13 @@ def _kinds(ctx: Context, asked: Mapping[str, Sequence[Attempt]]) -> dict[str, Ki
   return {arm: Kinds(varied.get(arm), coverage(found).per_gap) for arm, found in confirmed.items()}
 
 
-def random_control(ctx: Context, trained_probes: int) -> Controlled:
+def random_control(ctx: Context, audited: int) -> Controlled:
   """Asks random questions at the audit's total queries, GRPO's included; keeps them for repair."""
   if (found := ctx.folder.done(asking.CONTROL, Controlled)) is not None:
     return found
   config = ctx.settings
   more = config.rectify.unlabelled.probes if config.rectify.strategy.bootstrapped else 0
-  attempts = asking.random_control(ctx, trained_probes + config.discover.probes + more)
+  attempts = asking.random_control(ctx, audited + more)
   ctx.folder.write_control(attempts)
   return ctx.folder.finish(asking.CONTROL, Controlled(len(attempts)))
 
@@ -193,8 +194,13 @@ def repair(ctx: Context) -> Repairs:
   if ctx.models.target_is_remote:
     print(f"  {ctx.models.target_name} is an endpoint: without its weights it is not repaired")
     return ctx.folder.finish("rectify", Repairs({}))
-  models, arms = {}, _arms(ctx)
-  replay = rectify.replay_examples(ctx, len(arms[REPAIRED].all))
+  models, failed, arms = {}, {}, _arms(ctx)
+  sizes = [len(chosen.all) for chosen in arms.values()]  # The first is the repaired target's.
+  try:
+    replay = rectify.replay_examples(ctx, sizes[0] or max(sizes)) if any(sizes) else []
+  except rectify.RepairFailed as e:
+    print(f"  nothing is repaired: {e}")
+    return ctx.folder.finish("rectify", Repairs({}, {REPAIRED: str(e)}))
   for name, chosen in arms.items():
     examples = chosen.all
     if not examples:
@@ -204,12 +210,17 @@ def repair(ctx: Context) -> Repairs:
     labels = labelled.label_precision(ctx, examples)
     print(f"  {name}: {evaluate.labels(len(examples), labels)}", flush=True)
     tune = rectify.repair_by_reward if name == REWARDED else rectify.repair
-    model = ctx.models.answering(tune(ctx, name, examples, replay))
+    try:
+      model = ctx.models.answering(tune(ctx, name, examples, replay))
+    except rectify.RepairFailed as e:
+      print(f"  {name}: {e}", flush=True)
+      failed[name] = str(e)
+      continue
     table = suite.benchmark(ctx, model, ctx.folder.repaired(name), role=ctx.round.role(name))
     sources = {source: len(part) for source, part in chosen.examples.items()}
     models[name] = RepairedModel(table, len(examples), sources, labels, chosen.left_out)
     print(evaluate.line(name, table), flush=True)
-  return ctx.folder.finish("rectify", Repairs(models))
+  return ctx.folder.finish("rectify", Repairs(models, failed))
 
 
 def _arms(ctx: Context) -> dict[str, Chosen]:

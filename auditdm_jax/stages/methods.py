@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from auditdm_jax.audit.attempt import Failure
 from auditdm_jax.audit.summary import Summary
 from auditdm_jax.stages.context import Context
+from auditdm_jax.stages.results import REPAIRED
 from auditdm_jax.stages.summarise import Round
 
 METHODS = (
@@ -171,6 +172,23 @@ def not_measured(
       "Accuracy of the models, and health of the references",
       "the stage evaluate did not run; it needs questions whose answers are known",
     ),
-    (done.repairs is None, "A repair of the target", "the stage rectify did not run"),
+    *_no_repair(ctx, done),
   )
   return [(what, why) for missing, what, why in rows if missing]
+
+
+def _no_repair(ctx: Context, done: Round) -> list[tuple[bool, str, str]]:
+  """Why there is no repaired target, and which further models could not be made."""
+  repairs, what = done.repairs, "A repair of the target"
+  if repairs is None:
+    off = "config.rectify.enabled is False: the target was audited and not repaired"
+    why = "the stage rectify did not run" if ctx.settings.rectify.enabled else off
+    return [(True, what, why)]
+  rows = [
+    (True, what if name == REPAIRED else f"The model {name}", f"it failed: {why}")
+    for name, why in repairs.failed.items()
+  ]
+  empty = REPAIRED not in repairs.models and not repairs.failed
+  if empty and not ctx.models.target_is_remote:
+    rows.append((True, what, "no failure was verified, so there was nothing to repair"))
+  return rows

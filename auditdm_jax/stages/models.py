@@ -11,7 +11,7 @@ import pathlib
 import jax
 from jax.sharding import Mesh
 
-from auditdm_jax.audit.answer import FeatureCache, ModelBank
+from auditdm_jax.audit.answer import FeatureCache, Heard, ModelBank
 from auditdm_jax.audit.ask import BankConfig
 from auditdm_jax.audit.judge import Judge, open_judge
 from auditdm_jax.audit.judging.model import TextModel
@@ -259,8 +259,11 @@ class Models:
       return vlm
     return Talking(vlm, self._voice, self._bank.style_of(vlm.name, styles.BARE))
 
-  def bank(self, target: Answering | None = None) -> ModelBank:
-    """Returns a bank of the references and `target` (default: the config's), see `prepare`."""
+  def bank(self, target: Answering | None = None, *, heard: Heard | None = None) -> ModelBank:
+    """Returns a bank of the references and `target` (default: the config's), see `prepare`.
+
+    What `heard` has, which these models answered elsewhere, they are not asked again.
+    """
     self.prepare()
     asked = self.target if target is None else target
     asked = asked if isinstance(asked, Remote | Noisy) else self.answering(asked)
@@ -271,6 +274,7 @@ class Models:
       judge=self.judge,
       config=self._bank,
       cache=self.cache,
+      heard=heard,
     )
     self._banks.append(bank)
     return bank

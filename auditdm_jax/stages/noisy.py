@@ -36,8 +36,14 @@ class Noisy:
   ) -> list[RawReply]:
     shown = {Images.id_of(image): image for image in images}
     ids = [Images.id_of(image) for image in images]
-    features = self._cache.features(self._vlm, ids, shown.__getitem__)
-    replies = self._vlm.reply_features(features, prompts, max_new_tokens=max_new_tokens)
+    features = self._cache.features(self._vlm, list(shown), shown.__getitem__)
+    place = {image: k for k, image in enumerate(shown)}
+    replies = self._vlm.reply_features(
+      features,
+      prompts,
+      max_new_tokens=max_new_tokens,
+      which=[[place[image]] for image in ids],
+    )
     return [
       RawReply(noise.spoil(self._config, self.name, image, prompt, reply.text or ""), reply.finish)
       for image, prompt, reply in zip(ids, prompts, replies, strict=True)

@@ -196,7 +196,7 @@ def make() -> ConfigDict:
     probes=spending.batch * spending.batches,
     batch=spending.batch,
     search_probes=max(budget // 8, 1),
-    arms=dict(floor=0.06),
+    proposals=4,
   )
   # A find is asked about six times: again, in two other wordings, on two changed images, on none.
   c.verify = dict(limit=max(budget // 3, 1), labelled=max(budget // 4, 1), paraphrases=2, jitters=2)

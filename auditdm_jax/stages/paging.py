@@ -72,10 +72,15 @@ class Paged:
     return self._turns.take(self._waiting).encode(images)
 
   def reply_features(
-    self, features: np.ndarray, prompts: Sequence[str], *, max_new_tokens: int
+    self,
+    features: np.ndarray,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    which: Sequence[Sequence[int]],
   ) -> list[RawReply]:
     vlm = self._turns.take(self._waiting)
-    return vlm.reply_features(features, prompts, max_new_tokens=max_new_tokens)
+    return vlm.reply_features(features, prompts, max_new_tokens=max_new_tokens, which=which)
 
   def is_finite(self, features: np.ndarray, prompt: str) -> bool:
     return self._turns.take(self._waiting).is_finite(features, prompt)

@@ -97,7 +97,11 @@ class ImageSource:
       return pool.image(i)
     with self._lock:
       image = self._latest.get(image_id)
-    image = self.made.get(image_id) if image is None else image
+    if image is None:
+      try:
+        image = self.made.get(image_id)
+      except KeyError as e:
+        raise UserError(f"{self.made.path(image_id)}: an image that records name is missing") from e
     self._keep(image_id, image)
     return image
 

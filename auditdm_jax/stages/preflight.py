@@ -230,7 +230,7 @@ def _seconds(
       continue
     start = time.perf_counter()
     if model.takes == "features":
-      ask(model, model.encode(pixels)[rows], questions, config=ctx.settings.bank)
+      ask(model, model.encode(pixels), questions, config=ctx.settings.bank, which=rows)
     else:
       ask(model, [pixels[row] for row in rows], questions, config=ctx.settings.bank)
     seconds[name] = time.perf_counter() - start

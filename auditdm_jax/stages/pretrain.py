@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import shutil
 from typing import Literal
 
 import jax
@@ -158,6 +159,7 @@ class PretrainConfig:
   Attributes:
     only: name of the one model to make, or siglip; "" = all.
     output: folder of the models' folders; "" = <workdir>/models.
+    tower: folder of a tower that is copied there; "" = one is trained.
     vision: of the tower that all share.
     mix: questions and scenes.
     optim: of the models.
@@ -167,6 +169,7 @@ class PretrainConfig:
 
   only: str
   output: str
+  tower: str
   vision: VisionSpec
   mix: MixSpec
   optim: OptimSpec
@@ -495,6 +498,11 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> int:
     raise UserError(f"unknown model {only!r}; known: siglip, {', '.join(specs)}")
   tower_dir = output / "siglip"
   first = next(iter(specs.values()))
+  if settings.tower and not tower_dir.exists():
+    weights.load_tower(settings.tower)  # It is one.
+    part = tower_dir.with_name("siglip.part")
+    shutil.copytree(settings.tower, part, dirs_exist_ok=True)
+    part.rename(tower_dir)
   if not (tower_dir / "config.json").exists():
     params, accuracy = train_tower(settings.vision, model_config(first, siglip_config, tokenizer))
     print("tower accuracy", accuracy, flush=True)

@@ -44,6 +44,10 @@ from auditdm_jax.vlm import Vlm, save_vlm
 MAX_REPLAY = 6_000
 
 
+class RepairFailed(UserError):
+  """The repair of a target went wrong, which says something of the recipe or of the data."""
+
+
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
   with Context(config, workdir, "rectify") as ctx:
     _ = ctx.models.weights  # Before anything is asked: an endpoint has none.
@@ -63,25 +67,32 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> int:
 def repair(
   ctx: Context, name: str, examples: Sequence[TrainingExample], replay: Sequence[TrainingExample]
 ) -> Vlm:
-  """Fine-tunes the target on `examples` and saves it as rectify/<name>."""
+  """Fine-tunes the target on `examples` and saves it as rectify/<name>.
+
+  Raises:
+    RepairFailed: too many gradients were not finite.
+  """
   section, target = ctx.settings.rectify, ctx.models.weights
   recipe = recipe_of(ctx, len(examples))
   layout = rows.RowLayout.of(target, length=section.length, suffix=section.suffix)
   folder = ctx.folder.repaired(name)
-  result = finetune.finetune(
-    target.config,
-    target.params,
-    recipe,
-    layout=layout,
-    new=_asked(ctx, target, examples),
-    replay=_asked(ctx, target, replay) if recipe.replay else None,
-    eye=_eye(ctx, target),
-    tune=section.tune,
-    workdir=folder.parent,
-    name=name,
-    seed=ctx.settings.seed,
-    mesh=ctx.models.mesh,
-  )
+  try:
+    result = finetune.finetune(
+      target.config,
+      target.params,
+      recipe,
+      layout=layout,
+      new=_asked(ctx, target, examples),
+      replay=_asked(ctx, target, replay) if recipe.replay else None,
+      eye=_eye(ctx, target),
+      tune=section.tune,
+      workdir=folder.parent,
+      name=name,
+      seed=ctx.settings.seed,
+      mesh=ctx.models.mesh,
+    )
+  except FloatingPointError as e:
+    raise RepairFailed(f"the training diverged: {e}; try a lower config.rectify.recipe.lr") from e
   return _save(ctx, name, result.params, len(examples))
 
 
@@ -173,7 +184,7 @@ def replay_examples(ctx: Context, new: int) -> list[TrainingExample]:
     ):
       kept.append(TrainingExample(image_id=pool.image_id(i), question=question, label=said))
   if not kept:
-    raise UserError(
+    raise RepairFailed(
       f"config.rectify.recipe.replay={recipe.replay}: of {len(chosen)} questions none is answered"
       " alike by target and references; 0 is right"
     )

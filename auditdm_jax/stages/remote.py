@@ -14,9 +14,10 @@ import os
 import re
 from typing import Any, ClassVar, Literal
 
+from ml_collections import ConfigDict
 import numpy as np
 
-from auditdm_jax.core import runtime
+from auditdm_jax.core import jsonio, runtime
 from auditdm_jax.core.config import UserError
 from auditdm_jax.endpoints.config import EndpointConfig, LimitConfig
 from auditdm_jax.endpoints.endpoint import Endpoint
@@ -78,6 +79,11 @@ def without_limits(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, section in (config.get("endpoints") or {}).items()
   }
   return {**config, "endpoints": endpoints} if endpoints else dict(config)
+
+
+def config_hash(config: ConfigDict) -> str:
+  """Returns the hash by which a run knows its config again."""
+  return jsonio.canonical_hash(without_limits(config.to_dict()))
 
 
 def decisive(endpoints: Mapping[str, RemoteConfig]) -> list[tuple[str, RemoteConfig]]:

@@ -1,22 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """report: one folder that opens from a file, with the summary, the modes and their failures.
 
+  python -m auditdm_jax report --workdir=runs/first
+  python -m auditdm_jax report --workdir=runs/first --live
+
 It tells what is there once the stage verify is done, and names what was not measured. Run again
 after more stages, it has theirs too.
 
+--live tells what is there so far while another process runs, and which stages are not done yet. It
+waits for nothing, changes no result and no record, and stays off accelerators. When the run ends,
+the whole report takes its place.
+
 Reads:  everything in WORKDIR.
-Writes: WORKDIR/summary.json and WORKDIR/report.
-Costs:  no model is asked; images of pages are written.
+Writes: WORKDIR/report and, unless --live, WORKDIR/summary.json.
+Costs:  no model is asked; images of pages are written. Minutes of one core for 50,000 probes.
 """
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 import datetime
 import importlib.metadata
+import logging
 import pathlib
 import shlex
-import sys
+import tempfile
 
+from absl import flags
 from ml_collections import ConfigDict
 
 from auditdm_jax.audit.attempt import Failure
@@ -32,8 +41,9 @@ from auditdm_jax.audit.summary import (
   Summary,
 )
 from auditdm_jax.bench import page
-from auditdm_jax.core import paths
-from auditdm_jax.stages import methods, screen, shown, suite
+from auditdm_jax.core import overrides, paths, runtime
+from auditdm_jax.core.config import UserError
+from auditdm_jax.stages import methods, past, screen, shown, so_far, suite
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import ModeRow, Verified
 from auditdm_jax.stages.rounds import is_training
@@ -65,8 +75,27 @@ SOURCE_NOTES = {
 }
 
 
-def main(config: ConfigDict, workdir: pathlib.Path) -> int:
-  with Context(config, workdir, "report") as ctx:
+FLAGS = flags.FlagValues()
+_CONFIG = overrides.define(
+  "The run's config; by default as its manifest has it.", flag_values=FLAGS
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "The folder of the run.", required=True, flag_values=FLAGS
+)
+_LIVE = flags.DEFINE_bool(
+  "live", False, "Of a run that goes on: what is there so far.", flag_values=FLAGS
+)
+
+
+def main() -> int:
+  """Writes the report of the run that the flags name."""
+  if _WORKDIR.value is None:
+    raise UserError("report needs --workdir, the folder of the run; see report --help")
+  if _LIVE.value:
+    print(live(pathlib.Path(_WORKDIR.value), config=_CONFIG.value))
+    return 0
+  config = _CONFIG.value or past.config_of(_WORKDIR.value)
+  with Context(config, paths.as_path(_WORKDIR.value), "report") as ctx:
     screen.show(run(ctx), ctx.folder.path, spent=ctx.spent())
   return 0
 
@@ -81,22 +110,62 @@ def run(ctx: Context) -> Summary:
   summary = summarise(ctx, done)
   ctx.folder.write_summary(summary)
   if not paths.is_remote(ctx.folder.path):
-    _write(ctx, done, summary)
+    data = _data(ctx, done, summary)
+    with first_only() as mine:  # It reads the failures one by one.
+      if mine:
+        write_report(ctx.folder.path / "report", data)
   return summary
 
 
-def _write(ctx: Context, done: Round, summary: Summary) -> None:
+def live(workdir: pathlib.Path, *, config: ConfigDict | None = None) -> pathlib.Path:
+  """Writes what a run has found so far, which another process may still work on.
+
+  Args:
+    workdir: the folder of the run, on this machine.
+    config: the run's; None = as its manifest has it.
+
+  Returns:
+    The path of the page.
+
+  Raises:
+    UserError: there is no such run, or its records are damaged.
+  """
+  if paths.is_remote(workdir):
+    raise UserError(f"{workdir}: --live reads a folder of this machine")
+  runtime.stay_off_accelerators()
+  final = workdir / "report"
+  if (workdir / "loop" / "done.json").exists() and (final / "index.html").exists():
+    return final / "index.html"  # The whole report.
+  if not (workdir / "verify" / "done.json").exists():
+    return write_report(final, so_far.page(workdir))
+  with tempfile.TemporaryDirectory() as answers:
+    # Not entered: it takes no lock and writes no manifest.
+    ctx = Context(config or past.config_of(workdir), workdir, "report", answers=answers)
+    done = Round.of(ctx.folder)
+    data = _data(ctx, done, summarise(ctx, done), stages=so_far.stage_rows(workdir, {}))
+    return write_report(final, data)
+
+
+def _data(
+  ctx: Context,
+  done: Round,
+  summary: Summary,
+  *,
+  stages: Sequence[report_data.StageRow] = (),
+) -> report_data.ReportData:
+  """Returns what the pages show; `stages` are those of a run that goes on."""
   failures, verified = ctx.folder.failures(), done.verified
   modes = _modes(ctx, verified.modes, failures)
   linked = {card.probe_id for mode in modes for card in mode.cards}
   manifest = ctx.folder.manifest.read()
   oracle = ctx.oracle.exists  # Without one, a count of what it confirmed says nothing.
-  data = report_data.ReportData(
+  return report_data.ReportData(
     title="Audit of " + ctx.models.target_name,
     target=ctx.models.target_name,
     references=list(ctx.models.references),
     created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     summary=summary,
+    stages=stages,
     funnel=_funnel(verified),
     gates=_gates(verified),
     outside=_outside(verified),
@@ -116,15 +185,12 @@ def _write(ctx: Context, done: Round, summary: Summary) -> None:
     code=shown.code(manifest),
     not_measured=methods.not_measured(ctx, done, summary, failures),
     methods=methods.how(ctx, summary, failures),
-    commands=["python -m auditdm_jax " + shlex.join(sys.argv[1:])],
+    commands=shown.commands(manifest),
     versions={
       name: importlib.metadata.version(name)
       for name in ("jax", "flax", "optax", "orbax-checkpoint")
     },
   )
-  with first_only() as mine:  # It reads the failures one by one.
-    if mine:
-      write_report(ctx.folder.path / "report", data)
 
 
 def _pages(ctx: Context, done: Round) -> list[report_data.ExtraPage]:
@@ -330,11 +396,26 @@ def _reproduce(ctx: Context, f: Failure) -> str:
   return f"python -m auditdm_jax repro {f.probe.probe_id} {workdir}"
 
 
-def _path(ctx: Context, image_id: str) -> pathlib.Path:
-  """The PNG of an image; those of the pool are put into the store on first use."""
-  path = ctx.images.made.path(image_id)
-  if not path.exists():
-    ctx.images.made.put(ctx.images(image_id))
+def _path(ctx: Context, image_id: str) -> pathlib.Path | None:
+  """The PNG of an image; those of the pool are put into the store on first use.
+
+  A damaged one is written again if the pool has it. One that cannot be had is left out of its card.
+  """
+  images = ctx.images.made
+  path = images.path(image_id)
+  try:
+    if path.exists():
+      images.get(image_id)
+      return path
+  except UserError as e:
+    logging.warning("%s", e)
+  try:
+    picture = ctx.images(image_id)  # Of the pool; else from the file, which is damaged or missing.
+  except (KeyError, UserError):
+    logging.warning("%s is missing or damaged: the report shows its failures without it", path)
+    return None
+  path.unlink(missing_ok=True)
+  images.put(picture)
   return path
 
 

@@ -102,7 +102,7 @@ class Evaluated:
 
 @dataclasses.dataclass(frozen=True)
 class Discovered:
-  """Probes of the sweep, and the history of its arms, see `Arms.summary`."""
+  """Probes that the sweep asked, and by arm what it proposed and what came of it."""
 
   arms: Mapping[str, Any]
   probes: int
@@ -242,9 +242,10 @@ class RepairedModel:
 
 @dataclasses.dataclass(frozen=True)
 class Repairs:
-  """The repaired target and its controls by name."""
+  """The repaired target and its controls by name, and why others could not be made."""
 
   models: Mapping[str, RepairedModel]
+  failed: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def accuracy_of(table: Groups, *, of: RepairedModel | None = None) -> Accuracy:

@@ -35,6 +35,7 @@ from auditdm_jax.audit import labels as labels_lib
 from auditdm_jax.audit.attempt import Attempt, Failure
 from auditdm_jax.audit.labels import Label
 from auditdm_jax.audit.minimise import Minimised
+from auditdm_jax.audit.ranking import Ranked
 from auditdm_jax.audit.sampling import Sampled
 from auditdm_jax.audit.summary import Summary
 from auditdm_jax.core import jsonio, paths, records, runtime, typed
@@ -49,6 +50,7 @@ T = TypeVar("T")
 TRAIN = "train"  # The training of an auditor, of which a round has one.
 VERIFY, BOOTSTRAP = "verify", "bootstrap"  # The stages that grade finds.
 _COMPLETIONS, _ATTEMPTS, _FAILURES = "completions", "attempts", "failures"
+_RANKED = "ranked"
 _SAMPLE, _LABELS, _EXAMPLES = "sample", "labels", "examples"
 _CHUNK = 512  # Rows that are made at once.
 
@@ -134,9 +136,17 @@ class RunFolder:
     """Returns discovery's batches by number."""
     return self.batches("discover")
 
-  def append_sweep(self, batch: int, attempts: Sequence[Attempt]) -> None:
+  def append_sweep(self, ranked: Ranked, attempts: Sequence[Attempt]) -> None:
     """Appends a batch of discovery; what is there of it, cut short, is completed."""
-    self.append_batch("discover", batch, attempts)
+    files = self._written.setdefault("discover", self.records("discover"))
+    if ranked.batch not in files.keys(_RANKED, "batch"):
+      files.append(_RANKED, [dataclasses.asdict(ranked)])
+    self.append_batch("discover", ranked.batch, attempts)
+
+  def ranked(self) -> list[Ranked]:
+    """Returns what the batches of discovery were chosen from."""
+    files = self.records("discover")
+    return [typed.load(Ranked, row) for row in files.iterate(_RANKED)]
 
   def batches(self, name: str) -> Stored[tuple[int, list[Attempt]]]:
     """Returns attempts by batch in their order; the last one, if cut short, is left out."""
@@ -299,13 +309,19 @@ class RunFolder:
     if paths.is_remote(self.path):
       yield
       return
-    with open(self.path / ".lock", "w") as lock:
+    with open(self.path / ".lock", "a+") as lock:
       try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError as e:
-        raise UserError(f"{self.path}: another process is at work there") from e
+        lock.seek(0)
+        number = lock.read(20).strip()
+        which = f" (process {number} of this machine)" if number.isdecimal() else ""
+        raise UserError(f"{self.path}: another process is at work there{which}") from e
       except OSError:  # Some network file systems have no locks.
         pass
+      lock.truncate(0)
+      lock.write(f"{os.getpid()}\n")
+      lock.flush()
       yield
 
 

@@ -26,20 +26,18 @@ import rich.console
 import rich.table
 import rich.text
 
-from auditdm_jax.audit import rates
-from auditdm_jax.audit.attempt import Attempt
-from auditdm_jax.audit.report import charts, text
+from auditdm_jax.audit.report import text
 from auditdm_jax.audit.report.data import ExtraPage, RunRow
 from auditdm_jax.audit.report.write import write_page
 from auditdm_jax.audit.summary import Compared
-from auditdm_jax.core import jsonio, paths, records, typed
+from auditdm_jax.core import paths, typed
 from auditdm_jax.core.config import UserError
+from auditdm_jax.stages import so_far
 
 FLAGS = flags.FlagValues()
 _PAGE = flags.DEFINE_bool("page", True, "Write DIR/index.html.", flag_values=FLAGS)
 _DEPTH = 4  # Folders below DIR that are looked into.
 _MARK = b'id="auditdm-runs"'  # Of the page's template: what has it may be written over.
-_ROUND = ("preflight", "evaluate", "train", "search", "discover", "control", "verify", "rectify")
 
 
 def main(words: Sequence[str]) -> int:
@@ -113,7 +111,7 @@ def print_table(rows: Sequence[RunRow]) -> None:
 
 
 def _row(folder: pathlib.Path, root: pathlib.Path) -> RunRow:
-  stages = _stages(folder)
+  stages = so_far.manifest_stages(folder)
   started = [str(stage.get("started", "")) for stage in stages.values()]
   models = [stage.get("models") for stage in stages.values()]
   targets = [str(m["target"]) for m in models if isinstance(m, dict) and m.get("target")]
@@ -128,24 +126,15 @@ def _row(folder: pathlib.Path, root: pathlib.Path) -> RunRow:
   )
 
 
-def _stages(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
-  """Returns what the manifest says of each stage; {} if it is damaged."""
-  manifest = _read(folder / "manifest.json")
-  stages = manifest.get("stages") if isinstance(manifest, dict) else None
-  return (
-    {k: v for k, v in stages.items() if isinstance(v, dict)} if isinstance(stages, dict) else {}
-  )
-
-
 def _state(folder: pathlib.Path, stages: dict[str, Any]) -> str:
   if not stages:
     return "manifest.json is damaged"
   if _is_locked(folder):
-    done = _done(folder)
+    done = so_far.done(folder)
     return f"running, {done[-1]} is done" if done else "running"
   if "loop" in stages and (folder / "loop" / "done.json").exists():
     return "finished"
-  done = _done(folder)
+  done = so_far.done(folder)
   if done and done[-1] == "verify" and (folder / "summary.json").exists():
     return "finished" if "audit" in stages else "report, no repair yet"
   if (folder / "table.json").exists() or (folder / "predictions.json").exists():
@@ -153,45 +142,18 @@ def _state(folder: pathlib.Path, stages: dict[str, Any]) -> str:
   return f"stopped after {done[-1]}" if done else "stopped"
 
 
-def _done(folder: pathlib.Path) -> list[str]:
-  """Returns the stages of a round that are done, in their order."""
-  return [stage for stage in _ROUND if (folder / stage / "done.json").exists()]
-
-
 def _headline(folder: pathlib.Path) -> str:
   """Returns the verdict of the last report in one sentence, or what was found so far."""
   if not (folder / "summary.json").is_file():
-    return _so_far(folder)
-  summary = _read(folder / "summary.json")
+    try:
+      return so_far.found(folder).sentence
+    except UserError:
+      return "its records are of another version or damaged"
+  summary = so_far.read_or_none(folder / "summary.json")
   try:
     return typed.load(Compared, summary["compared"]).verdict
   except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
     return "summary.json is of another version or damaged"
-
-
-def _so_far(folder: pathlib.Path) -> str:
-  """Returns how many probes of a run without a report are finds; "" if it has none yet."""
-  found: list[bool] = []
-  images: list[str] = []
-  try:
-    for attempt in _attempts(folder):
-      found.append(attempt.find is not None)
-      images.append(attempt.probe.origin_id)
-  except (AttributeError, LookupError, TypeError, UserError, ValueError):
-    return "its records are of another version or damaged"
-  if not found:
-    return ""
-  rate = charts.rate_text(rates.rate_by_image(found, images))
-  return f"so far {rate} of the probes are conflicts; none is verified yet"
-
-
-def _attempts(folder: pathlib.Path) -> Iterator[Attempt]:
-  """Yields the probes of training and of the sweep that are written down."""
-  for place, kind in (("records/train", "completions"), ("discover", "attempts")):
-    if (folder / place).is_dir():
-      for row in records.Records(folder / place).iterate(kind):
-        if not row.get("invalid"):
-          yield Attempt.from_dict(row)
 
 
 def _link(folder: pathlib.Path, root: pathlib.Path) -> str:
@@ -213,11 +175,3 @@ def _is_locked(folder: pathlib.Path) -> bool:
   except OSError:  # No lock, or a file system that has none.
     return False
   return False
-
-
-def _read(path: pathlib.Path) -> Any:
-  """Returns what a file holds; None if it is damaged."""
-  try:
-    return jsonio.read_json(path)
-  except (OSError, UserError, ValueError, RecursionError):
-    return None

@@ -118,6 +118,10 @@ def table(summary: Summary) -> rich.table.Table:
   if summary.search:
     row("search success, prompt-only auditor", summary.search.prompt_only)
     row("search success, trained auditor", summary.search.trained)
+  if swept := summary.sweep:
+    row(f"sweep success, {swept.selection}", swept.success)
+    if swept.predicted is not None:
+      row(f"  finds among what was ranked (predicted {swept.predicted:.3f})", swept.found)
   row("precision of verified failures (oracle)", summary.precision)
   row("modes: recall of auditable gaps", summary.modes.recall)
   row("modes: precision", summary.modes.precision)

@@ -10,13 +10,13 @@ import pathlib
 import re
 from typing import Any
 
-from auditdm_jax.audit.arms import ArmsConfig
 from auditdm_jax.audit.ask import BankConfig
 from auditdm_jax.audit.compare import CompareConfig
 from auditdm_jax.audit.confirm import ConfirmConfig
 from auditdm_jax.audit.judge import JudgeConfig
 from auditdm_jax.audit.looks import LooksConfig
 from auditdm_jax.audit.preflight import PreflightConfig
+from auditdm_jax.audit.ranking import RankingConfig
 from auditdm_jax.audit.taxonomy import TaxonomyConfig
 from auditdm_jax.audit.verify import VerifyConfig
 from auditdm_jax.core.config import UserError, check, did_you_mean
@@ -217,19 +217,26 @@ class DiscoverConfig:
 
   Attributes:
     probes: of the sweep, over all arms; 0 = none, and the finds are those of GRPO.
-    batch: probes between two decisions on who asks.
+    batch: probes between two fits of the surrogate that ranks them.
     search_probes: for the search success of the untrained and of the trained auditor, each.
-    arms: how the budget moves.
+    proposals: questions that are proposed for each one of the sweep that is asked; 0 or 1 = none
+      is left out.
+    start: fits of the surrogate to what training asked, before the first batch.
+    fits: its fits after each batch.
+    ranking: how a batch is chosen from the proposals.
   """
 
   probes: int
   batch: int
   search_probes: int
-  arms: ArmsConfig = ArmsConfig()
+  proposals: int = 4
+  start: int = 40
+  fits: int = 4
+  ranking: RankingConfig = RankingConfig()
 
   def __post_init__(self):
     check(vars(self), "discover", "batch", "search_probes", least=1)
-    check(vars(self), "discover", "probes", least=0)
+    check(vars(self), "discover", "probes", "proposals", "start", "fits", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,6 +318,7 @@ class RectifyConfig:
     unlabelled: the pool of a bootstrapped strategy.
     tune: how the fine-tuning is watched and stored.
     answering: GRPO on the examples of the repaired target, which makes one more model in round 1.
+    enabled: whether the loop repairs; otherwise it ends with the report of the first round.
   """
 
   recipe: recipes.Recipe
@@ -323,6 +331,7 @@ class RectifyConfig:
   unlabelled: UnlabelledConfig = UnlabelledConfig()
   tune: TuneConfig = TuneConfig()
   answering: AnsweringConfig = AnsweringConfig()
+  enabled: bool = True
 
   def __post_init__(self):
     check(vars(self), "rectify", "length", "suffix", least=1)

@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping
 import pathlib
+import shlex
 from typing import Any
 
 from auditdm_jax.audit.rates import Rate
@@ -39,6 +40,16 @@ def code(manifest: Mapping[str, Any]) -> str:
   """Returns the versions of the code that the stages ran, by commit."""
   commits = {str(stage.get("git") or "unknown") for stage in manifest["stages"].values()}
   return ", ".join(sorted(f"{c[:12]}{'-dirty' if c.endswith('-dirty') else ''}" for c in commits))
+
+
+def commands(manifest: Mapping[str, Any]) -> list[str]:
+  """Returns the commands that made the run, each once, the oldest first."""
+  stages = sorted(manifest["stages"].values(), key=lambda stage: str(stage.get("started", "")))
+  lines = [
+    shlex.join(["python", "-m", "auditdm_jax", *map(str, stage.get("command", [])[1:])])
+    for stage in stages
+  ]
+  return list(dict.fromkeys(lines))
 
 
 def too_small(summary: Summary, verified: Verified) -> list[str]:

@@ -8,7 +8,7 @@ model is asked in its own style, and its short answer is scored, as in the audit
 from collections.abc import Sequence
 import os
 
-from auditdm_jax.audit.ask import ask
+from auditdm_jax.audit.ask import Answer, ask
 from auditdm_jax.bench import heldout, results, specs
 from auditdm_jax.bench import predict as predict_lib
 from auditdm_jax.bench import table as table_lib
@@ -37,7 +37,14 @@ _ENDS: dict[Kind, Finish] = {
 }
 
 
-def benchmark(ctx: Context, model: Answering, folder: str | os.PathLike, *, role: str) -> Groups:
+def benchmark(
+  ctx: Context,
+  model: Answering,
+  folder: str | os.PathLike,
+  *,
+  role: str,
+  heard: dict[tuple[str, str], Answer] | None = None,
+) -> Groups:
   """Measures a model on the held-out questions; what it answered before is not asked again.
 
   Args:
@@ -45,13 +52,15 @@ def benchmark(ctx: Context, model: Answering, folder: str | os.PathLike, *, role
     model: as it is to be asked.
     folder: of its weights, or the name of its endpoint.
     role: what tables call it.
+    heard: takes what it answers now, by (image id, question), if it answers.
 
   Returns:
     Rates by group: "all", "gaps", "rest", "skill: …", "gap: …".
   """
   items, store, kept = _items(ctx), _predictions(ctx), _results(ctx)
   questions = _questions(ctx, items)
-  respondent = _InStyle(ctx, model, ModelId(name=model.name, identity=_identity(ctx, folder)))
+  known_as = ModelId(name=model.name, identity=_identity(ctx, folder))
+  respondent = _InStyle(ctx, model, known_as, {} if heard is None else heard)
   settled = store.settled()
   todo = predict_lib.missing(respondent.model, questions, settled)
   with metrics.Progress(
@@ -107,8 +116,14 @@ def table(ctx: Context) -> BenchTable | None:
 class _InStyle:
   """A model of the run, asked in its style."""
 
-  def __init__(self, ctx: Context, model: Answering, known_as: ModelId):
-    self._ctx, self._model, self.model = ctx, model, known_as
+  def __init__(
+    self,
+    ctx: Context,
+    model: Answering,
+    known_as: ModelId,
+    heard: dict[tuple[str, str], Answer],
+  ):
+    self._ctx, self._model, self.model, self._heard = ctx, model, known_as, heard
     self.pictures = ctx.settings.bank.batch_size
 
   def reply(self, asked: Sequence[Asking], *, max_tokens: int) -> list[BenchReply]:
@@ -117,6 +132,8 @@ class _InStyle:
     ctx, ids = self._ctx, [a.image for a in asked]
     seen = ctx.models.cache.seen(self._model, ids, ctx.images)
     answers = ask(self._model, seen, [a.prompt for a in asked], config=ctx.settings.bank)
+    told = zip(asked, answers, strict=True)
+    self._heard.update({(a.image, a.prompt): said for a, said in told if said.kind != "failed"})
     return [BenchReply(a.text, _ENDS.get(a.kind, "eos")) for a in answers]
 
 

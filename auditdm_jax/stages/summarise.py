@@ -11,6 +11,7 @@ import sys
 
 from auditdm_jax.audit import diversity, labels, precision, rates, summary
 from auditdm_jax.audit.attempt import Attempt, Failure
+from auditdm_jax.audit.ranking import RANKED
 from auditdm_jax.core.config import UserError
 from auditdm_jax.stages.asking import CONTROL as CONTROL_STAGE
 from auditdm_jax.stages.context import Context
@@ -130,6 +131,30 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
     right_failures=people and labels.product(asked.failures, people.verified),
     rounds=(first_row(done, found, cover, oracle=oracle), *later_rows(done, later)),
     stopped=_stopped(ctx, done, later),
+    sweep=_sweep(ctx.folder, found[len(trained) :]),
+  )
+
+
+def _sweep(folder: RunFolder, rows: Sequence[AttemptRow]) -> summary.Sweep | None:
+  """Returns what the sweep found, with what it was chosen from; None if it chose nothing."""
+  batches = folder.ranked()
+  if not rows or not batches:
+    return None
+  picked = [
+    (a.probe.score or 0.0, a.find is not None, a.probe.origin_id)
+    for a in folder.swept()
+    if a.probe.way in RANKED
+  ]
+  flops: Counter[str] = Counter()
+  for batch in batches:
+    flops.update(batch.flops)
+  return summary.Sweep(
+    success=rate_of(rows),
+    proposals=sum(sum(batch.proposals.values()) for batch in batches),
+    images=sum(batch.images for batch in batches) / len(batches),
+    predicted=sum(score for score, _, _ in picked) / len(picked) if picked else None,
+    found=rates.rate_by_image([find for _, find, _ in picked], [image for _, _, image in picked]),
+    flops=dict(flops),
   )
 
 
@@ -144,6 +169,8 @@ def _stopped(ctx: Context, done: Round, later: Sequence[Round]) -> str:
   last = rounds[-1].traced
   if last and not last.new:
     return nothing_new(last.number)
+  if wanted > 1 and not ctx.settings.rectify.enabled:
+    return "config.rectify.enabled is False: without a repair there is no target for another round"
   if done.repairs is not None and len(rounds) < wanted and not rounds[-1].reaudited:
     return f"round {len(rounds)} repaired nothing, so there is no target for another one"
   return ""

@@ -46,9 +46,16 @@ class Talking:
     return self._vlm.is_finite(features, prompt)
 
   def reply_features(
-    self, features: np.ndarray, prompts: Sequence[str], *, max_new_tokens: int
+    self,
+    features: np.ndarray,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    which: Sequence[Sequence[int]],
   ) -> list[RawReply]:
-    replies = self._vlm.reply_features(features, prompts, max_new_tokens=max_new_tokens)
+    replies = self._vlm.reply_features(
+      features, prompts, max_new_tokens=max_new_tokens, which=which
+    )
     return [
       RawReply(talk.say(self._voice, self.name, prompt, reply.text or ""), reply.finish)
       for prompt, reply in zip(prompts, replies, strict=True)

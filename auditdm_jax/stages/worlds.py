@@ -15,7 +15,7 @@ from auditdm_jax import scenes
 from auditdm_jax.bench.specs import GAPS, REST
 from auditdm_jax.core.config import UserError, load_object
 from auditdm_jax.scenes import gaps as gaps_lib
-from auditdm_jax.scenes import language, questions, render
+from auditdm_jax.scenes import language, questions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,10 +108,10 @@ def _paraphrase(question: str, k: int) -> str | None:
 
 def _faithful(source: np.ndarray | None, text: str, image: np.ndarray) -> bool | None:
   """What a caption leaves open is the image maker's to choose."""
-  shown = render.parse(image)
+  shown = scenes.seen(image)
   try:
     if source is None:
       return language.shows(text, shown)
-    return shown == language.read_edit(text, render.parse(source))
+    return shown == language.read_edit(text, scenes.seen(source))
   except language.LanguageError:
     return None

@@ -33,10 +33,13 @@ class FakeVlm:
     self.encoded += len(images)
     return np.stack([np.full((2, 3), image[0, 0, 0], np.float32) for image in images])
 
-  def reply_features(self, features, prompts, *, max_new_tokens):
-    assert len(features) == len(prompts) and max_new_tokens > 0
+  def reply_features(self, features, prompts, *, max_new_tokens, which):
+    assert len(which) == len(prompts) and max_new_tokens > 0
     self.calls += 1
-    return [RawReply(self.rule(q, int(f[0, 0])), "stop") for q, f in zip(prompts, features)]
+    return [
+      RawReply(self.rule(q, int(f[0, 0])), "stop")
+      for q, f in zip(prompts, features[np.ravel(which)])
+    ]
 
 
 @pytest.fixture

@@ -22,10 +22,10 @@ def _noisy(seed):
   return lambda q, pixel: WORDS[zlib.crc32(f"{seed} {q} {pixel}".encode()) % 3]
 
 
-def _bank(fake_vlm, **fields):
+def _bank(fake_vlm, *, heard=None, **fields):
   vlms = {"t": fake_vlm(_noisy(1)), "a": fake_vlm(_noisy(2)), "b": fake_vlm(_noisy(3))}
   config = BankConfig(abstentions=("unanswerable",), **fields)
-  return ModelBank(vlms, "t", ("a", "b"), config=config)
+  return ModelBank(vlms, "t", ("a", "b"), config=config, heard=heard)
 
 
 def _probes(make_picture, n=60):
@@ -51,6 +51,21 @@ def test_without_deduplication_the_answers_are_the_same(fake_vlm, make_picture):
   assert each.computed["t"] == each.asked["t"] == 126 > once.computed["t"]
 
 
+@pytest.mark.parametrize("cascade", [False, True])
+def test_what_was_heard_elsewhere_is_not_asked_again(fake_vlm, make_picture, cascade):
+  images, questions = _probes(make_picture, 126)
+  first = _bank(fake_vlm, cascade=cascade)
+  ids = [Images.id_of(image) for image in images]
+  rows = list(zip(ids, questions))[:30]
+  told = first.hear(images[:30], questions[:30], cascade=False)["t"]
+  first.computed.clear()
+  again = _bank(fake_vlm, cascade=cascade, heard={"t": dict(zip(rows, told, strict=True))})
+  assert again.verdicts(images, questions) == first.verdicts(images, questions)
+  asked = {row for row, said in zip(rows, told) if said is not None}
+  assert again.computed["a"] == first.computed["a"]
+  assert 0 < first.computed["t"] - again.computed["t"] <= len(asked)
+
+
 def test_cascade_finds_the_same_disagreements(fake_vlm, make_picture):
   images, questions = _probes(make_picture)
   full, thrifty = _bank(fake_vlm), _bank(fake_vlm, cascade=True, batch_size=16)
@@ -63,9 +78,17 @@ def test_cascade_finds_the_same_disagreements(fake_vlm, make_picture):
 
 def test_eviction_does_not_change_answers(fake_vlm, make_picture):
   images, questions = _probes(make_picture)
-  small = _bank(fake_vlm, feature_bytes=50, batch_size=5)
+  small = _bank(fake_vlm, feature_bytes=50, batch_size=5, dedup=False)
   assert small.answers(images, questions) == _bank(fake_vlm).answers(images, questions)
   assert small.cache.encoded.total() > 7
+
+
+def test_questions_about_an_image_go_together(fake_vlm, make_picture):
+  """However they are mixed, and where the cache has no room for a second batch's images."""
+  images, questions = _probes(make_picture)
+  bank = _bank(fake_vlm, feature_bytes=50, batch_size=5)
+  assert bank.answers(images, questions) == _bank(fake_vlm).answers(images, questions)
+  assert bank.cache.encoded.total() == 7
 
 
 def test_towers_are_kept_apart(fake_vlm, make_picture):
@@ -154,7 +177,7 @@ def test_a_picture_of_several_questions_is_one_object(make_picture):
   load = lambda image_id: make_picture(stored[image_id])  # noqa: E731  A new array at each call.
   bank.answers(load, ["q1", "q2", "q3"], image_ids=["x", "y", "x"])
   pictures = [i for i, _, _ in remote.asked]
-  assert pictures[0] == pictures[2] != pictures[1]
+  assert pictures[0] == pictures[1] != pictures[2]  # Side by side.
 
 
 def test_what_is_no_answer_makes_neither_consensus_nor_contradiction(make_picture):

@@ -123,7 +123,7 @@ def cut(pattern):
     cut("extras/metadata"),
   ],
 )
-def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(tmp_path, damage):
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_goes_on(tmp_path, damage, caplog):
   tree = {"w": np.random.default_rng(0).random((300, 1000), np.float32), "step": np.zeros(())}
   with Checkpointer(tmp_path) as checkpoints:
     checkpoints.save(1, tree, {"is": 1})
@@ -131,14 +131,43 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(tmp_path, dama
   damage(tmp_path / "2")
   with Checkpointer(tmp_path) as checkpoints:
     with pytest.raises(UserError, match="goes on from step 1$") as error:
-      checkpoints.restore(None, tree)
-  said = str(error.value)
-  assert f"{tmp_path}/2: the checkpoint cannot be read" in said and len(said.splitlines()) == 1
-  shutil.rmtree(tmp_path / "2")
-  with Checkpointer(tmp_path) as checkpoints:
+      checkpoints.restore(2, tree)
+    said = str(error.value)
+    assert f"{tmp_path}/2: the checkpoint cannot be read" in said and len(said.splitlines()) == 1
     step, restored, extras = checkpoints.restore(None, tree)
-  assert (step, extras) == (1, {"is": 1})
-  np.testing.assert_array_equal(restored["w"], tree["w"])
+    assert (step, extras, checkpoints.steps()) == (1, {"is": 1}, [1])
+    np.testing.assert_array_equal(restored["w"], tree["w"])
+    (said,) = [r.getMessage() for r in caplog.records if "going on from" in r.getMessage()]
+    assert f"{tmp_path}/2" in said and "damaged-2; going on from step 1" in said
+    assert len(said.splitlines()) == 1
+    checkpoints.save(2, tree, {"is": "new"})
+  with Checkpointer(tmp_path) as checkpoints:
+    assert checkpoints.restore(None, tree)[::2] == (2, {"is": "new"})
+
+
+def test_the_only_checkpoint_is_not_set_aside(tmp_path):
+  with Checkpointer(tmp_path) as checkpoints:
+    checkpoints.save(2, {"w": np.zeros(1)}, {})
+  empty(tmp_path / "2/arrays")
+  with Checkpointer(tmp_path) as checkpoints:
+    with pytest.raises(UserError, match="goes on from the start$"):
+      checkpoints.restore(None, {"w": np.zeros(1)})
+  assert (tmp_path / "2").exists()
+
+
+def test_a_store_that_cannot_be_reached_is_no_damage(tmp_path, monkeypatch):
+  with Checkpointer(tmp_path) as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(step, {"w": np.zeros(1)}, {})
+    checkpoints.wait()
+
+    def gone(*args, **kwargs):
+      raise ValueError("UNAVAILABLE: no route to host")
+
+    monkeypatch.setattr(checkpoints._manager, "restore", gone)
+    with pytest.raises(ValueError, match="UNAVAILABLE"):
+      checkpoints.restore(None, {"w": np.zeros(1)})
+    assert checkpoints.steps() == [1, 2]
 
 
 def test_a_lack_of_memory_is_no_damage(tmp_path, monkeypatch):

@@ -34,6 +34,7 @@ def main(config, workdir):
   # Only now: jax must not be used before it is set up.
   from auditdm_jax.core.image_store import Images
   from auditdm_jax.rl import reward, trainer
+  from auditdm_jax.rl.surrogate import SurrogateConfig
   from tests.rl import fakes, tiny
 
   learner, pool = fakes.learner(config.steps), fakes.Pool()
@@ -48,6 +49,7 @@ def main(config, workdir):
     mesh=learner.mesh if learner.mesh.size > 1 else None,
     keep=made.put,
     load=lambda image_id: known[image_id] if image_id in known else made.get(image_id),
+    surrogate=SurrogateConfig(proposals=6, random=1, least=8, batch=8, fits=2, width=8, heads=2),
     oracle=lambda image, question: "red" if image.sum() % 2 else "blue",
   )
   learner.update = faulty(learner, config.fault)

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from auditdm_jax.endpoints.endpoint import Endpoint
-from auditdm_jax.endpoints.failures import EndpointDown
+from auditdm_jax.endpoints.failures import EndpointAbsent, EndpointDown
 from tests.endpoints.fake_server import Answer, FakeServer, completion, right_answer
 
 PROMPTS = [f"q{i}" for i in range(60)]
@@ -108,7 +108,7 @@ def test_an_endpoint_that_never_was_there(server, config_of):
   server.kill()
   with Endpoint(config_of(server, outage_s=600.0)) as endpoint:
     start = time.monotonic()
-    with pytest.raises(EndpointDown, match="does not answer .no connection"):
+    with pytest.raises(EndpointAbsent, match="does not answer .no connection"):
       answer(endpoint)
     assert time.monotonic() - start < 5
     server.start()

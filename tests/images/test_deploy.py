@@ -17,8 +17,7 @@ IMPORTS = {  # where it is not the distribution's own name
   "absl": "absl-py",
   "grpc": "grpcio",
   "grpc_health": "grpcio-health-checking",
-  "grpc_tools": "grpcio-tools",
-  "google": "grpcio-tools",
+  "google": "grpcio-health-checking",
   "PIL": "pillow",
   "yaml": "pyyaml",
 }

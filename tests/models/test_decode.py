@@ -12,6 +12,7 @@ import pytest
 
 from auditdm_jax.models import decode, gemma, siglip
 from auditdm_jax.models import multimodal as mm
+from auditdm_jax.vlm_batching import padded
 from tests import drawn
 
 IMAGE, P, G, T, C = 8, 3, 2, 9, 6
@@ -246,6 +247,38 @@ def test_samples_of_one_prompt_are_those_of_as_many_prompts():
   start = functools.partial(gemma.Past.start, samples=64, room=C)
   size = sum(x.size for x in jax.tree.leaves(jax.eval_shape(start, kv)))
   assert size == 2 * 3 * P * 2 * 6 * (500 + 64 * C)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_prompts_that_share_a_head_are_answered_as_if_alone(split):
+  """Windows shorter than head, tail and answer; heads and tails of different lengths."""
+  params = drawn.params(GEMMA3)
+  heads = [[2, 5] + [IMAGE] * 4, [2, 9, 10, 11, 5, 12] + [IMAGE] * 4]
+  ends = [[[10, 11, 12, 13, 14], [14], [15, 16]], [[10], [17, 18, 9, 11], [12, 12, 12]]]
+  features = np.random.default_rng(0).normal(size=(2, 4, 8)).astype(np.float32)
+  sc = decode.SampleConfig(C, 0.8, stop_ids=(3,), banned_ids=BANNED)
+  keys = jax.random.split(jax.random.key(0), (2, 3))
+  tokens, valid = padded(heads, 12)
+  own = [x.reshape(2, 3, -1) for x in padded([e for row in ends for e in row], 6)]
+  if split:
+    params = mm.split_layers(params)
+  got = sample(
+    GEMMA3,
+    sc,
+    params,
+    features,
+    tokens,
+    valid=valid,
+    group=3,
+    row_keys=keys,
+    tails=decode.Tails(*own),
+  )
+  tokens, valid = padded([h + e for h, row in zip(heads, ends) for e in row], 16)
+  features, keys = np.repeat(features, 3, axis=0), keys.reshape(6, 1)
+  want = sample(GEMMA3, sc, params, features, tokens, valid=valid, group=1, row_keys=keys)
+  np.testing.assert_array_equal(got.tokens.reshape(6, C), want.tokens[:, 0])
+  np.testing.assert_array_equal(got.length.ravel(), want.length[:, 0])
+  np.testing.assert_allclose(got.logprobs.reshape(6, C), want.logprobs[:, 0], atol=2e-5)
 
 
 def test_a_draw_is_where_the_running_sum_passes():

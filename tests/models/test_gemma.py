@@ -116,7 +116,7 @@ def make(config):
 @functools.partial(jax.jit, static_argnums=0)
 def run(config, params, tokens, positions, mask, wide=None):
   def forward(m, tokens):
-    where = dict(positions=positions, key_positions=positions)
+    where = dict(positions=positions, key_positions=positions[:, None])
     return m.decode(m.embed(tokens), **where, mask=mask, wide=wide)[0]
 
   return gemma.Gemma(config).apply({"params": params}, tokens, method=forward)

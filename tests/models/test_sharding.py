@@ -9,6 +9,7 @@ import pytest
 EIGHT = """
   import dataclasses, json
   import jax, numpy as np
+  from auditdm_jax import vlm_batching as batching
   from auditdm_jax.core import mesh as mesh_lib, tree
   from auditdm_jax.models import multimodal, sharding
   from auditdm_jax.rl import sampler
@@ -24,6 +25,9 @@ EIGHT = """
   images = [rng.integers(0, 256, (16, 16, 3), np.uint8) for _ in range(6)]
   asked = ["what color is the circle ?", "is it red ?", "what is the ?"] * 2
 
+  WHICH = [[0], [0], [1], [0], [1], [0]]
+  batching._prompts_per_row = lambda config, counts, *args, **how: 4 if max(counts) > 1 else 1
+
   def run(mesh):
     placed = params if mesh is None else jax.device_put(params, sharding.shardings(mesh, params))
     vlm = dataclasses.replace(base, config=config, params=placed, mesh=mesh)
@@ -33,11 +37,17 @@ EIGHT = """
       placed, [pen.prompt("ask")] * 3, features=features[:3], image_ids=["x"] * 3, kind="question",
       width=8, max_new_tokens=6, walk=("train",), turn=0, uids=np.arange(3),
       samples=np.tile(np.arange(4), (3, 1)))
+    small, batching.SMALL = batching.SMALL, 1  # Of so small a model no questions share an image.
+    large = dataclasses.replace(vlm)
+    shared = large.reply_features(features, asked, which=WHICH, max_new_tokens=5)
+    batching.SMALL = small
     ids = np.random.default_rng(1).integers(10, 14, (8, 9))
     flat = [turn for group in turns for turn in group]
     return {
       "features": features[:, 0].tolist(),
       "answers": vlm.answer_features(features, asked, max_new_tokens=5),
+      "shared": [reply.text for reply in shared],
+      "alone": vlm.answer_features(features[np.ravel(WHICH)], asked, max_new_tokens=5),
       "texts": [turn.text for turn in flat],
       "logprobs": [turn.logprobs.tolist() for turn in flat],
       "logits": np.asarray(vlm.logits(None, ids))[:, -1].tolist(),
@@ -55,8 +65,9 @@ def test_one_device_equals_eight(run_python, meshes):
   """Features, greedy answers, samples with their log-probs, and logits."""
   source = EIGHT.replace("MESHES", repr(meshes))
   one, *others = json.loads(run_python(source, devices=8, timeout_s=600).splitlines()[-1])
-  assert len(set(one["texts"])) > 3
+  assert len(set(one["texts"])) > 3 and one["shared"] == one["alone"]
   for eight in others:
-    assert (eight["answers"], eight["texts"]) == (one["answers"], one["texts"])
+    for name in ("answers", "shared", "alone", "texts"):
+      assert eight[name] == one[name], name
     for name in ("features", "logprobs", "logits"):
       np.testing.assert_allclose(eight[name], one[name], atol=2e-5, err_msg=name)

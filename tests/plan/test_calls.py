@@ -25,6 +25,7 @@ from auditdm_jax.rl.dynamic import DynamicConfig
 from auditdm_jax.rl.grpo import GrpoConfig
 from auditdm_jax.rl.sight import Sight
 from auditdm_jax.rl.step import OptimConfig
+from auditdm_jax.rl.surrogate import SurrogateConfig
 from tests.rl import fakes, tiny
 
 GROUP = 4
@@ -77,11 +78,16 @@ class Spy:
     return np.zeros((len(pixels), vision.num_patches, vision.width), np.float32)
 
   def sample_answers(
-    self, config, sc, params, features, tokens, valid, rows, seed, limits, temperatures
+    self, config, sc, params, features, tokens, valid, names, seed, limits, temperatures, tails
   ):
-    del config, params, features, valid, rows, seed, limits, temperatures
-    self.calls["answer", *tokens.shape, sc.max_new_tokens] += 1
-    return np.zeros((len(tokens), sc.max_new_tokens), np.int32), np.ones(len(tokens), np.int32)
+    del config, params, features, valid, seed, limits, temperatures
+    self.calls[answer_shape(tokens, tails, sc)] += 1
+    return np.zeros((*names.shape, sc.max_new_tokens), np.int32), np.ones(names.shape, np.int32)
+
+
+def answer_shape(tokens, tails, sc):
+  ends = () if tails is None else tails.tokens.shape[1:]
+  return "answer", *tokens.shape, *ends, sc.max_new_tokens
 
 
 def run_a_step(config, *, optim, bank_config):
@@ -140,7 +146,7 @@ def listed(planned):
     elif step.name.startswith("encode"):
       calls["encode", len(args[2])] += step.calls
     elif step.name.startswith("answer"):
-      calls["answer", *args[4].shape, args[1].max_new_tokens] += step.calls
+      calls[answer_shape(args[4], args[-1], args[1])] += step.calls
   return calls
 
 
@@ -152,6 +158,7 @@ CASES = {
   "two turns and questions": {"prompts": {"question": 1, "edit": 2, "generate": 1}},
   "one strategy of two turns": {"prompts": {"generate": 3}},
   "the data's questions": {"prompts": {"edit-only": 2, "generate-only": 1}},
+  "proposals": {"prompts": fakes.MIXED, "surrogate": SurrogateConfig(proposals=7)},
   "dynamic sampling": {"prompts": fakes.MIXED, "dynamic": DynamicConfig(rounds=1)},
 }
 

@@ -167,6 +167,9 @@ class Sight:
   def features(self, params, image_ids):
     return self._features(params, image_ids) if self._features else features(image_ids)
 
+  def before(self, image_ids):
+    return self.features(None, image_ids)
+
   def pixels(self, image_ids):
     return self._pixels(image_ids)
 

@@ -23,10 +23,9 @@ class Model:
   def encode(self, images):
     return np.array([[[float(i.mean())]] for i in images], np.float32)
 
-  def reply_features(self, features, prompts, *, max_new_tokens):
-    return [
-      RawReply(self.rule(q, round(float(f[0, 0]))), "stop") for q, f in zip(prompts, features)
-    ]
+  def reply_features(self, features, prompts, *, max_new_tokens, which):
+    seen = [features[i] for (i,) in which]
+    return [RawReply(self.rule(q, round(float(f[0, 0]))), "stop") for q, f in zip(prompts, seen)]
 
 
 IMAGES = {"dark": np.full((8, 8, 3), 10, np.uint8), "light": np.full((8, 8, 3), 200, np.uint8)}

@@ -324,7 +324,7 @@ class Parrot:
   def encode(self, images):
     return np.zeros((len(images), 1, 1), np.float32)
 
-  def reply_features(self, features, prompts, *, max_new_tokens):
+  def reply_features(self, features, prompts, *, max_new_tokens, which):
     self.calls += len(prompts)
     return [RawReply(WORDS[int(p.split()[self.place])], "stop") for p in prompts]
 

@@ -21,6 +21,7 @@ from auditdm_jax.core.records import Records
 from auditdm_jax.rl import grpo, reward, trainer
 from auditdm_jax.rl.dynamic import DynamicConfig
 from auditdm_jax.rl.stopping import NEVER, StopConfig
+from auditdm_jax.rl.surrogate import SurrogateConfig
 from auditdm_jax.vlm import load_vlm
 from tests.rl import fakes, tiny
 
@@ -144,6 +145,20 @@ def test_carried_groups_are_in_the_checkpoint(tmp_path):
   assert facts(tmp_path / "killed") == (completions, rows)
   assert result.completions == other.completions == completions.count(b"\n") > 12 * 8
   assert_same_state(again, learner)
+
+
+def test_the_surrogate_is_in_the_checkpoint(tmp_path):
+  """Its net, its optimiser and what it remembers: with any of them lost it would pick others."""
+  options = {
+    "surrogate": SurrogateConfig(
+      proposals=8, random=1, least=8, memory=40, batch=8, fits=3, width=8, heads=2
+    )
+  }
+  learner, _ = start(tmp_path / "straight", **options)
+  again, _ = killed_after(4, tmp_path / "killed", **options)
+  assert facts(tmp_path / "killed") == facts(tmp_path / "straight")
+  assert_same_state(again, learner)
+  assert all("surrogate/predicted" in row for row in facts(tmp_path / "killed")[1][2:])
 
 
 @pytest.mark.slow

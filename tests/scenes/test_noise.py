@@ -73,7 +73,7 @@ class _Knowing:
   def encode(self, images):
     return np.zeros((len(images), 1, 1), np.float32)
 
-  def reply_features(self, features, prompts, *, max_new_tokens):
+  def reply_features(self, features, prompts, *, max_new_tokens, which):
     return [RawReply("red", "stop") for _ in prompts]
 
 

@@ -58,7 +58,7 @@ def get_config():
     "scenes:images=diffusion",
     "scenes:strategy=both,rounds=3",
     "scenes:strategy=all",
-    "ablations/scenes:arm=base",
+    "ablations/grpo:group=4",
   ],
 )
 def test_every_config_has_all_sections(name):

@@ -50,7 +50,7 @@ def _config(data: pathlib.Path):
 def _audit(ctx: Context):
   pool = ctx.pool("images")
   attempts = asking.ask_questions(ctx, ctx.models.bank(), pool, pool.asked(), arm="random")
-  ctx.folder.append_sweep(0, attempts)
+  ctx.folder.append_batch("discover", 0, attempts)
   ctx.folder.finish("discover", Discovered({}, len(attempts)))
   verify.run(ctx)
   return report.run(ctx)

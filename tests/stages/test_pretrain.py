@@ -83,3 +83,12 @@ def test_a_miniature_learns_the_same_twice_and_leaves_its_tower_alone(config):
   fresh = tree.flatten(multimodal.init(architecture, jax.random.key(spec.seed)))
   moved = tree.flatten(runs[0])
   assert not np.array_equal(moved["llm/layers/mlp/linear"], fresh["llm/layers/mlp/linear"])
+
+
+def test_a_tower_that_is_there_is_taken(config, tmp_path):
+  config = config.copy_and_resolve_references()
+  config.only, config.tower = "siglip", str(WEIGHTS / "siglip")
+  assert pretrain.main(config, tmp_path) == 0
+  (found,) = (tmp_path / "models").iterdir()
+  for path in (WEIGHTS / "siglip").iterdir():
+    assert (found / path.name).read_bytes() == path.read_bytes()

@@ -65,7 +65,7 @@ def _round(path, number, says):
   """The folder of a round whose target answers by `says`; its modes are named and verified."""
   folder = RunFolder(AuditRound(number, path).folder, config_hash="x")
   found = _attempts(says, start=1000 * number)
-  folder.append_sweep(0, found)
+  folder.append_batch("discover", 0, found)
   taxonomy = discover_modes(found, SEEDS)
   folder.append_batch(asking.FRESH, 0, _attempts(says, start=1000 * number + 500))
   folder.finish("verify", Verified(funnel={}, taxonomy=taxonomy, modes=()))

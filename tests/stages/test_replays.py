@@ -101,7 +101,7 @@ def _audit(root: pathlib.Path, servers, name: str, *wrong: str) -> pathlib.Path:
   with Context(config, root / name, "verify") as ctx:
     pool = ctx.pool("images")
     attempts = asking.ask_questions(ctx, ctx.models.bank(), pool, pool.asked(), arm="random")
-    ctx.folder.append_sweep(0, attempts)
+    ctx.folder.append_batch("discover", 0, attempts)
     ctx.folder.finish("discover", Discovered(arms={}, probes=len(attempts)))
     verify.run(ctx)
   return root / name

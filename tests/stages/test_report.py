@@ -62,7 +62,10 @@ class Run:
   """What `summarise` and `report.run` read of a context; its world has no oracle."""
 
   models = types.SimpleNamespace(
-    target_name="t", sibling_name="", references={"a": None, "b": None}
+    target_name="t",
+    sibling_name="",
+    references={"a": None, "b": None},
+    target_is_remote=False,
   )
   world, judge = World(), judge_lib.Judge()
   oracle = Oracle(world, images={}.__getitem__, judge=judge)
@@ -73,6 +76,7 @@ class Run:
     optim=OptimConfig(),
     verify=VerifyConfig(),
     rounds=RoundsConfig(),
+    rectify=types.SimpleNamespace(enabled=True),
   )
   seeds = Seeds((Skill("color_of", "The colour of a thing.", ("what color is the ring",)),))
 

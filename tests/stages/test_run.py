@@ -6,6 +6,7 @@ import pytest
 
 from auditdm_jax.audit.attempt import Attempt, unique_attempts
 from auditdm_jax.audit.probe import Probe, Verdict
+from auditdm_jax.audit.ranking import Ranked
 from auditdm_jax.core import runtime
 from auditdm_jax.core.config import UserError, build
 from auditdm_jax.core.image_store import Images
@@ -124,21 +125,26 @@ def _attempts(batch, n=3):
   ]
 
 
+def _ranked(batch):
+  return Ranked(batch, {"random": 3}, candidates=3, images=2, made=0, flops={"surrogate": 0.0})
+
+
 def test_attempts_are_read_as_they_lie_and_a_torn_batch_is_left_out(tmp_path):
   folder = run.RunFolder(tmp_path, config_hash="")
   for batch in (0, 2):  # Batch 1 had nothing to ask.
-    folder.append_sweep(batch, _attempts(batch))
+    folder.append_sweep(_ranked(batch), _attempts(batch))
   path = tmp_path / "discover/attempts-0.jsonl"
   whole = path.read_bytes()
-  folder.append_sweep(3, _attempts(3))
+  folder.append_sweep(_ranked(3), _attempts(3))
   lines = path.read_bytes().splitlines(keepends=True)
   path.write_bytes(b"".join(lines[:-1]))  # Killed before the last row of batch 3.
   assert [batch for batch, _ in folder.sweep()] == [0, 2]
   swept = folder.swept()
   assert list(swept) == [*_attempts(0), *_attempts(2)] == list(folder.attempts())
-  run.RunFolder(tmp_path, config_hash="").append_sweep(3, _attempts(3))
+  run.RunFolder(tmp_path, config_hash="").append_sweep(_ranked(3), _attempts(3))
   assert path.read_bytes().startswith(whole) and len(list(swept)) == 9
   folder.write_control(_attempts(5))
+  assert [row.batch for row in folder.ranked()] == [0, 2, 3]
   assert list(folder.control()) == _attempts(5) and len(list(folder.asked())) == 12
 
 

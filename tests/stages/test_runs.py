@@ -93,7 +93,7 @@ def test_a_run_without_a_report_tells_what_it_found_so_far(tmp_path):
   folder = make(tmp_path, "now")
   assert runs.rows_of(tmp_path)[0].headline == ""
   sweep = RunFolder(folder, config_hash="")
-  sweep.append_sweep(0, [attempt(i, "blue" if i < 3 else "red") for i in range(12)])
+  sweep.append_batch("discover", 0, [attempt(i, "blue" if i < 3 else "red") for i in range(12)])
   with open(folder / "discover/attempts-0.jsonl", "ab") as file:
     file.write(b'{"torn')  # By the process that writes it.
   said = runs.rows_of(tmp_path)[0].headline

@@ -18,7 +18,7 @@ from auditdm_jax.core.config import UserError
 from auditdm_jax.rl.batch import Trajectory
 from auditdm_jax.scenes import language, questions, render, world
 from auditdm_jax.scenes.mix import Mix
-from auditdm_jax.stages import asking, discover, evaluate, summarise, truth, verify, worlds
+from auditdm_jax.stages import asking, evaluate, proposing, summarise, truth, verify, worlds
 from auditdm_jax.stages.results import Found, ModeRow
 from auditdm_jax.vlm import load_vlm
 
@@ -170,7 +170,7 @@ def test_the_control_of_a_seed_is_not_the_random_arm_of_another():
   def order(seed, arm):
     return asking.RandomQuestions(Pool(), seed, arm).next(35)
 
-  orders = [order(seed, arm) for seed in range(4) for arm in (discover.RANDOM, asking.CONTROL)]
+  orders = [order(seed, arm) for seed in range(4) for arm in (proposing.RANDOM, asking.CONTROL)]
   assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
 
 
@@ -181,6 +181,13 @@ def test_random_questions_are_never_asked_twice():
   source.skip(10)
   asked += source.next(25)
   assert len(set(asked)) == 35 == len(source)
+
+
+def test_proposals_of_the_data_set_begin_again_after_the_last_one():
+  source = asking.RandomQuestions(Pool(), 3, "random")
+  asked = [pair for batch in range(4) for pair in source.around(batch * 10, 10)]
+  assert asked[:35] == source.next(35) and asked[35:] == asked[:5]
+  assert len(set(source.around(30, 99))) == 35
 
 
 def test_faithful_is_judged_on_pixels(scene):

@@ -45,7 +45,7 @@ class Knowing:
   def encode(self, images):
     return np.zeros((len(images), 1, 1), np.float32)
 
-  def reply_features(self, features, prompts, *, max_new_tokens):
+  def reply_features(self, features, prompts, *, max_new_tokens, which):
     answers = [self._known[p] for p in prompts]
     return [RawReply("white" if a == self._blind else a, "stop") for a in answers]
 

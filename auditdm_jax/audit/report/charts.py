@@ -74,6 +74,31 @@ def interval_bar(rate: data.Rate, *, tone: str = "bad") -> markupsafe.Markup:
   )
 
 
+def way_bar(rate: data.Rate, base: data.Rate | None) -> markupsafe.Markup:
+  """A row of the picture of modes: interval, rate and the rate outside all modes, from 0 to 1.
+
+  It is stretched to the width there is; lines keep their own.
+  """
+  low, high = (100 * min(max(x, 0.0), 1.0) for x in rate.ci95)
+  lines = [(f"{x}", "grid") for x in (0, 25, 50, 75, 100)]
+  if base is not None and base.n:
+    lines.append((f"{100 * base.value:.1f}", "base"))
+  drawn = [(x, 0, 24, name) for x, name in lines]
+  drawn.append((f"{100 * min(rate.value, 1.0):.1f}", 4, 20, "mark"))
+  stroke = markupsafe.Markup('<line class="{}" x1="{}" x2="{}" y1="{}" y2="{}"/>')
+  parts = [stroke.format(name, x, x, top, end) for x, top, end, name in drawn]
+  band = markupsafe.Markup('<rect class="band" x="{:.1f}" y="7" width="{:.1f}" height="10"/>')
+  return markupsafe.Markup(
+    '<svg class="way bad" viewBox="0 0 100 24" preserveAspectRatio="none" role="img" '
+    'aria-label="{}">{}{}{}</svg>'
+  ).format(
+    rate_text(rate),
+    markupsafe.Markup("").join(parts[:-1]),
+    band.format(low, max(high - low, 0.5)),
+    parts[-1],
+  )
+
+
 def share_bar(count: int, total: int) -> markupsafe.Markup:
   """A plain bar of `count` out of `total`."""
   width = 200 * count / total if total else 0.0

@@ -352,17 +352,33 @@ class RunRow:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class StageRow:
+  """A stage of a run that goes on; `seconds` that it took, None = not known."""
+
+  name: str
+  is_done: bool
+  note: str = ""
+  seconds: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportData:
   """Everything that `write_report` needs.
 
   `not_measured` are pairs of what a reader may look for, and why it is not there. `too_small` says
   which numbers rest on few. `code` is the version of the program.
+
+  The report of a run that goes on has `stages`; before its failures are verified it has no summary,
+  but what is known `so_far` in one sentence, and the `newest` conflicts.
   """
 
   title: str
   target: str
   created: str
   summary: Summary | None = None
+  stages: Sequence[StageRow] = ()
+  so_far: str = ""
+  newest: Sequence[Card] = ()
   references: Sequence[str] = ()
   funnel: Sequence[FunnelRow] = ()
   gates: Sequence[GateRow] = ()

@@ -79,6 +79,7 @@ def _environment() -> jinja2.Environment:
     rate_text=charts.rate_text,
     interval_bar=charts.interval_bar,
     share_bar=charts.share_bar,
+    way_bar=charts.way_bar,
   )
   return env
 

@@ -7,8 +7,10 @@ content security policy allows images and the style sheet of the folder, and of 
 of the list of failures (`pages`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import pathlib
@@ -16,7 +18,7 @@ import tempfile
 from typing import Any
 
 from auditdm_jax.audit.rates import NOTHING, Rate
-from auditdm_jax.audit.report import charts, listing, pages, pictures
+from auditdm_jax.audit.report import charts, first, listing, pages, pictures
 from auditdm_jax.audit.report import data as data_lib
 from auditdm_jax.audit.report.pictures import Picture
 from auditdm_jax.audit.summary import ALL_ARMS, Accuracy, Summary
@@ -51,7 +53,8 @@ def write_report(directory: str | os.PathLike, data: data_lib.ReportData) -> pat
   """Writes the report's folder and returns the path of its index.html.
 
   The folder is built beside its place and renamed into it, so that a reader never sees half of
-  one. An earlier report at that place is replaced.
+  one. An earlier report at that place is replaced; the report of a run that goes on does not
+  replace a whole one that was made since.
 
   Raises:
     ValueError: `directory` exists, is not empty and is not a report.
@@ -63,10 +66,33 @@ def write_report(directory: str | os.PathLike, data: data_lib.ReportData) -> pat
     building = pathlib.Path(scratch) / "new"
     building.mkdir()
     _write_pages(building, data)
-    if final.exists():
-      final.rename(pathlib.Path(scratch) / "old")
-    building.rename(final)
+    with _alone(final):
+      if data.stages and _is_newer(final, data.created):
+        return final / "index.html"
+      if final.exists():
+        final.rename(pathlib.Path(scratch) / "old")
+      building.rename(final)
   return final / "index.html"
+
+
+@contextlib.contextmanager
+def _alone(final: pathlib.Path) -> Iterator[None]:
+  """Within the block no other process puts a report there; a look at a run may meet its end."""
+  folder = os.open(final.parent, os.O_RDONLY)
+  try:
+    with contextlib.suppress(OSError):  # Some network file systems have no locks.
+      fcntl.flock(folder, fcntl.LOCK_EX)
+    yield
+  finally:
+    os.close(folder)
+
+
+def _is_newer(final: pathlib.Path, created: str) -> bool:
+  """Returns whether a whole report is there that was made since."""
+  if not (final / _MARKER).is_file():
+    return False
+  there = jsonio.read_json(final / _MARKER)
+  return not there.get("partial") and there["created"] >= created
 
 
 def _check_replaceable(final: pathlib.Path) -> None:
@@ -97,12 +123,17 @@ def _write_pages(root: pathlib.Path, data: data_lib.ReportData) -> None:
   there[-1:-1] = extra
   tabs = [dict(name=name, path=path) for wanted, name, path in there if wanted]
   out = pages.Pages(root, d=data, pages=tabs)
+  by_id = {page.mode.mode_id: page for page in modes}
   out.write(
     "index.html",
     "index.html",
     modes=modes,
     tiles=_tiles(data),
-    verdict=_sentence(data.summary.compared.verdict) if data.summary else "",
+    verdict=first.sentence(data),
+    ways=[by_id[mode.mode_id] for mode in first.ranked(data.modes)],
+    ways_shown=first.SHOWN,
+    worst=_worst(data, album, by_id),
+    newest=[album.card(card.original, card.edited) for card in data.newest],
     corrected=_corrected(data.summary) if data.summary else "",
     finds=_finds_word(data.summary),
     funnel_top=max((row.count for row in data.funnel), default=0),
@@ -132,7 +163,8 @@ def _write_pages(root: pathlib.Path, data: data_lib.ReportData) -> None:
   summary = jsonio.plain(data.summary) if data.summary else {}
   out.write("methods.html", "methods.html", summary_rows=list(_summary_rows(summary)))
   _write_json(root / "summary.json", summary)
-  _write_json(root / _MARKER, dict(format=_FORMAT, title=data.title, created=data.created))
+  marker = dict(format=_FORMAT, title=data.title, created=data.created, partial=bool(data.stages))
+  _write_json(root / _MARKER, marker)
 
 
 def write_page(directory: str | os.PathLike, page: data_lib.ExtraPage, *, created: str) -> None:
@@ -146,6 +178,20 @@ def _write_extra(root: pathlib.Path, out: pages.Pages, page: data_lib.ExtraPage)
   out.write(page.path, page.template, **page.values)
   for name, text in page.files.items():
     paths.write_bytes(root / name, text.encode())
+
+
+def _worst(
+  data: data_lib.ReportData, album: pictures.Album, by_id: Mapping[str, _ModePage]
+) -> list[tuple[first.Worst, Picture, str]]:
+  """Returns the failures of the first screen, each with its picture and where its card is."""
+  rows = []
+  for item in first.worst(data):
+    path = item.card.edited or item.card.original
+    place = by_id[item.mode_id].path if item.mode_id else "failures.html"
+    link = f"{place}#{pages.slug(item.card.probe_id)}"
+    if path is not None:
+      rows.append((item, album.store(path, caption="asked about"), link))
+  return rows
 
 
 def _write_finds(
@@ -265,10 +311,6 @@ def _corrected(summary: Summary) -> str:
     f" questions. Corrected for the references' errors, it is wrong on {charts.percent(found.rate)}"
     f" [{low:.1f}, {high:.1f}], if they err on the audit's questions as on the labelled ones."
   )
-
-
-def _sentence(text: str) -> str:
-  return f"{text[:1].upper()}{text[1:]}."
 
 
 def _rate_tile(label: str, rate: Rate, note: str) -> _Tile:

@@ -26,6 +26,7 @@ from auditdm_jax.audit.summary import (
   Search,
   SearchModes,
   Summary,
+  Sweep,
 )
 
 HOSTILE = "<script>alert('x')</script> \" onerror='y' \u202egnp.elif\u202c & \x00 \ud800"
@@ -183,6 +184,7 @@ def loop_summary() -> Summary:
     curve=tuple(points),
     queries=Queries(46080, 30000, 11277, 57357, 57357, 4000),
     seconds=dict(train=61.2, report=1.4),
+    sweep=Sweep(rate(10_500, 11_277), 180_432, 2_690.0, 0.96, rate(9_900, 10_400), {}),
   )
 
 

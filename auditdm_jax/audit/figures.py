@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figures of a run by which runs are compared, each a number read from its summary."""
+
+from collections.abc import Callable
+import dataclasses
+
+from auditdm_jax.audit.rates import Rate
+from auditdm_jax.audit.summary import ALL_ARMS, Summary
+
+Read = Callable[[Summary], float | None]
+
+REPAIRED, RANDOM, MINED = "repaired", "control_random", "control_mined"
+CONTROL_ARM = "control: random, equal queries"
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+  """One number of a run.
+
+  Attributes:
+    name: as tables have it, with the unit.
+    read: the number; None where it was not measured.
+    drawn: whether plots have it too.
+  """
+
+  name: str
+  read: Read
+  drawn: bool = False
+
+
+def _percent(rate: Rate | None) -> float | None:
+  return None if rate is None or not rate.n else 100 * rate.value
+
+
+def _accuracy(role: str, group: str) -> Read:
+  """Accuracy of a model on everything held out, on the gaps, or on the rest."""
+
+  def figure(run: Summary) -> float | None:
+    found = run.rectify.get(role)
+    if found is None:
+      return None
+    return _percent({"all": found.all, "gaps": found.gaps, "rest": found.rest}[group])
+
+  return figure
+
+
+def _less(a: Read, b: Read) -> Read:
+  """The difference within a run."""
+
+  def figure(run: Summary) -> float | None:
+    x, y = a(run), b(run)
+    return None if x is None or y is None else x - y
+
+  return figure
+
+
+def _times_control(run: Summary) -> float | None:
+  """Confirmed unique finds of the audit for each of the random questions'."""
+  if CONTROL_ARM not in run.arms:
+    return None
+  ours, control = run.arms[ALL_ARMS].confirmed_unique, run.arms[CONTROL_ARM].confirmed_unique
+  return ours / control if ours and control else None
+
+
+def _effective_modes(run: Summary) -> float | None:
+  spread = run.coverage.modes if run.coverage else None
+  return spread.common.value if spread else None
+
+
+def _queries_to_gaps(arm: str) -> Read:
+  """Queries to the last auditable gap, if all were found."""
+
+  def figure(run: Summary) -> float | None:
+    to_gaps = run.arms[arm].queries_to_gaps if arm in run.arms else None
+    if not to_gaps or not run.coverage or len(to_gaps) < run.coverage.gaps_auditable:
+      return None
+    return to_gaps[-1]
+
+  return figure
+
+
+def _gaps(role: str) -> Read:
+  return _accuracy(role, "gaps")
+
+
+def _rest(role: str) -> Read:
+  return _accuracy(role, "rest")
+
+
+FIGURES = (
+  Figure(
+    "search success, prompt-only, %", lambda run: _percent(run.search and run.search.prompt_only)
+  ),
+  Figure(
+    "search success, trained, %",
+    lambda run: _percent(run.search and run.search.trained),
+    drawn=True,
+  ),
+  Figure(
+    "verified failures, % of questions",
+    lambda run: _percent(run.compared.failures),
+    drawn=True,
+  ),
+  Figure("precision of verified failures, %", lambda run: _percent(run.precision), drawn=True),
+  Figure("confirmed unique finds", lambda run: run.coverage and run.coverage.confirmed),
+  Figure("confirmed unique finds, times those of random questions", _times_control),
+  Figure("effective modes of confirmed finds", _effective_modes, drawn=True),
+  Figure("auditable gaps", lambda run: run.coverage and run.coverage.gaps_auditable),
+  Figure("auditable gaps found", lambda run: run.coverage and run.coverage.gaps_found),
+  Figure("queries to the last gap", _queries_to_gaps(ALL_ARMS)),
+  Figure("queries to the last gap, random questions", _queries_to_gaps(CONTROL_ARM)),
+  Figure("confirmed modes", lambda run: run.modes.confirmed, drawn=True),
+  Figure("confirmed modes borne out by the oracle, %", lambda run: _percent(run.modes.precision)),
+  Figure("gaps with a confirmed mode, %", lambda run: _percent(run.modes.recall)),
+  Figure("accuracy: target, %", _accuracy("baseline", "all")),
+  Figure("accuracy: repaired, %", _accuracy(REPAIRED, "all"), drawn=True),
+  Figure("accuracy on the gaps: target, %", _gaps("baseline")),
+  Figure("accuracy on the gaps: repaired, %", _gaps(REPAIRED), drawn=True),
+  Figure("accuracy on the gaps: control of random questions, %", _gaps(RANDOM)),
+  Figure("accuracy on the gaps: control of mined failures, %", _gaps(MINED)),
+  Figure("accuracy on the gaps: larger sibling, %", _gaps("larger_sibling")),
+  Figure(
+    "accuracy on the gaps: repaired less random questions", _less(_gaps(REPAIRED), _gaps(RANDOM))
+  ),
+  Figure(
+    "accuracy on the gaps: repaired less mined failures", _less(_gaps(REPAIRED), _gaps(MINED))
+  ),
+  Figure("accuracy on the rest: target, %", _rest("baseline")),
+  Figure(
+    "accuracy on the rest: repaired less target",
+    _less(_rest(REPAIRED), _rest("baseline")),
+    drawn=True,
+  ),
+  Figure(
+    "accuracy on the rest: repaired less mined failures", _less(_rest(REPAIRED), _rest(MINED))
+  ),
+  Figure("same auditor against the repaired target, %", lambda run: _percent(run.reaudit)),
+)

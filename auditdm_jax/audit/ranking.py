@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which of the questions that could be asked a batch of the sweep asks.
+
+Many questions are proposed for each that is answered, and each has a probability of being a find.
+The best ones alone would be of the few kinds that fail most, so a batch is filled in four steps:
+
+  1. lot     a share by lot among those whom no training has narrowed. What nobody asks gets no
+             verdict, and nobody would learn that it fails.
+  2. unsure  a share of those whose probability is nearest to a half, which teach most.
+  3. kind    kinds of questions in turns, each with its best one, while that one is likely a find.
+  4. rank    what is left of the batch goes to the best, whatever their kind.
+
+Of one image at most `per_image` are asked in a batch, as long as there are others. Ours; the paper
+asks whatever is sampled.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+from auditdm_jax.core.config import check
+
+Way = Literal["lot", "unsure", "kind", "rank"]
+RANKED = ("kind", "rank")  # The steps that take the likeliest.
+
+
+@dataclasses.dataclass(frozen=True)
+class RankingConfig:
+  """How a batch is chosen.
+
+  Attributes:
+    per_image: most questions of a batch about one image and what is made of it.
+    likely: probability of a find from which on kinds take turns.
+    unsure: share of a batch that is nearest to a half.
+    lot: share of a batch that is drawn by lot.
+  """
+
+  per_image: int = 4
+  likely: float = 0.9
+  unsure: float = 0.01
+  lot: float = 0.01
+
+  def __post_init__(self):
+    check(vars(self), "ranking", "per_image", least=1)
+    check(vars(self), "ranking", "likely", "unsure", "lot", least=0, most=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranked:
+  """What a batch was chosen from.
+
+  Attributes:
+    batch: its number.
+    proposals: by arm, what was sampled, malformed replies and repeats included.
+    candidates: distinct questions among them that had not been asked.
+    images: that these go back to.
+    made: images that were made for them.
+    flops: of the auditors, and of the surrogate.
+  """
+
+  batch: int
+  proposals: Mapping[str, int]
+  candidates: int
+  images: int
+  made: int
+  flops: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Candidate:
+  """A question that could be asked.
+
+  Attributes:
+    image: the one that it goes back to.
+    kind: what takes turns.
+    score: the probability of a find.
+    open: whether the lot may draw it.
+  """
+
+  image: str
+  kind: str
+  score: float
+  open: bool
+
+
+def pick(
+  candidates: Sequence[Candidate],
+  *,
+  size: int,
+  config: RankingConfig,
+  rng: np.random.Generator,
+  blind: bool = False,
+) -> dict[int, Way]:
+  """Chooses a batch.
+
+  Args:
+    candidates: distinct questions.
+    size: how many are wanted; there are fewer if there are fewer candidates.
+    config: the shares.
+    rng: draws by lot, and decides between equal scores.
+    blind: the scores mean nothing yet, so that all are drawn by lot.
+
+  Returns:
+    {place of a candidate: the step that chose it}, in the order of their choice.
+  """
+  order = [int(i) for i in rng.permutation(len(candidates))]
+  best = sorted(order, key=lambda i: -candidates[i].score)
+  unsure = sorted(order, key=lambda i: abs(candidates[i].score - 0.5))
+  chosen = _Chosen(candidates, size, config.per_image)
+  lot = (i for i in order if blind or candidates[i].open)
+  chosen.take(lot, "lot", size if blind else round(config.lot * size))
+  chosen.take(unsure, "unsure", round(config.unsure * size))
+  chosen.take(_in_turns(candidates, best, chosen, config.likely), "kind", size)
+  chosen.take(best, "rank", size)
+  chosen.per_image = len(candidates)  # There are no others.
+  chosen.take(best, "rank", size)
+  return chosen.ways
+
+
+class _Chosen:
+  """A batch as it is filled."""
+
+  def __init__(self, candidates: Sequence[Candidate], size: int, per_image: int):
+    self.per_image, self.ways = per_image, dict[int, Way]()
+    self._candidates, self._size, self._of = candidates, size, Counter[str]()
+
+  def fits(self, i: int) -> bool:
+    """Whether a candidate can be taken."""
+    image = self._candidates[i].image
+    return i not in self.ways and self._of[image] < self.per_image
+
+  def take(self, places: Iterable[int], way: Way, most: int) -> None:
+    """Takes the first of these that fit, at most so many."""
+    most = min(most, self._size - len(self.ways))
+    for i in places if most else ():
+      if self.fits(i):
+        self.ways[i] = way
+        self._of[self._candidates[i].image] += 1
+        most -= 1
+      if not most:
+        return
+
+
+def _in_turns(
+  candidates: Sequence[Candidate], best: Sequence[int], chosen: _Chosen, likely: float
+) -> Iterable[int]:
+  """Yields the best likely find of each kind that fits, then the next one of each, and so on."""
+  queues: dict[str, list[int]] = defaultdict(list)
+  for i in reversed(best):
+    if candidates[i].score >= likely:
+      queues[candidates[i].kind].append(i)
+  kinds = sorted(queues, key=lambda kind: -candidates[queues[kind][-1]].score)
+  while kinds:
+    for kind in kinds:
+      queue = queues[kind]
+      while queue and not chosen.fits(queue[-1]):
+        queue.pop()
+      if queue:
+        yield queue.pop()
+    kinds = [kind for kind in kinds if queues[kind]]

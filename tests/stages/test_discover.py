@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The sweep on a folder of images: resumed as straight, nothing twice, without questions."""
+
+import dataclasses
+import pathlib
+import runpy
+
+import pytest
+
+from auditdm_jax.audit.skills import Seeds, Skill
+from auditdm_jax.core.config import UserError
+from auditdm_jax.stages import discover
+from auditdm_jax.stages.context import Context
+from auditdm_jax.stages.run import RunFolder
+from tests.stages.folders import images_of_scenes
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+class Killed(Exception):
+  """Stands for the end of a process."""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+  """Images of scenes at data/asked with questions, and at data/mute without."""
+  folder = tmp_path_factory.mktemp("home")
+  for name in ("asked", "mute"):
+    images_of_scenes(folder / "data" / name / "train", images=40, seed=0)
+  (folder / "data/mute/train/questions.jsonl").unlink()
+  return folder
+
+
+def _config(home, dataset="asked", **discover):
+  config = runpy.run_path(str(ROOT / "configs/scenes.py"))["get_config"]()
+  config.pool.update(builder="", data_dir=str(home / "data"), dataset=dataset, images="train")
+  config.pool.update(heldout="train", fresh="")
+  config.rollout = config.rollout.to_dict() | {
+    "prompts": {"question": 4},
+    "surrogate": {"least": 40, "fits": 4, "batch": 32, "width": 24},
+  }
+  config.optim.steps = 0
+  config.discover.update(dict(probes=120, batch=48, proposals=4) | discover)
+  return config
+
+
+def _sweep(config, workdir):
+  """Runs the stage; returns its result and its attempts by batch."""
+  with Context(config, workdir, "discover") as ctx:
+    result = discover.run(ctx)
+    return result, list(ctx.folder.sweep()), ctx.folder.ranked()
+
+
+def test_a_sweep_that_is_killed_goes_on_to_the_same_end(home, tmp_path, monkeypatch):
+  straight, batches, ranked = _sweep(_config(home), tmp_path / "straight")
+  append = RunFolder.append_sweep
+
+  def cut(folder, ranked, attempts):
+    if ranked.batch == 1:
+      half = dataclasses.replace(ranked)
+      append(folder, half, attempts)
+      path = folder.path / "discover/attempts-0.jsonl"
+      path.write_bytes(path.read_bytes()[:-700])  # The last rows are lost.
+      raise Killed
+    append(folder, ranked, attempts)
+
+  with monkeypatch.context() as patch, pytest.raises(Killed):
+    patch.setattr(RunFolder, "append_sweep", cut)
+    _sweep(_config(home), tmp_path / "killed")
+  again, other, chosen_from = _sweep(_config(home), tmp_path / "killed")
+  assert [batch for batch, _ in batches] == [0, 1, 2]
+  assert (again, other, chosen_from) == (straight, batches, ranked)
+
+  attempts = [a for _, own in batches for a in own]
+  assert len({a.probe.probe_id for a in attempts}) == len(attempts) == straight.probes == 120
+  assert {a.probe.way for a in batches[0][1]} == {"lot"}, "before any verdict all is by lot"
+  assert {a.probe.way for a in batches[2][1]} & {"kind", "rank"}, "then it ranks"
+  assert {a.probe.arm for a in attempts} == {"untrained", "random"}
+  row = ranked[2]
+  assert row.images <= 40 and row.candidates > 24 and row.made == 0
+  assert sum(straight.arms[arm]["proposals"] for arm in straight.arms) == sum(
+    sum(r.proposals.values()) for r in ranked
+  )
+
+
+def test_the_auditor_alone_asks_about_images_without_questions(home, tmp_path):
+  result, batches, _ = _sweep(_config(home, "mute", probes=48), tmp_path)
+  assert set(result.arms) == {"untrained"} and result.probes == 48
+  assert all(a.verdict is not None and a.probe.question for _, own in batches for a in own)
+
+
+def test_with_one_proposal_each_nothing_is_left_out(home, tmp_path):
+  result, batches, ranked = _sweep(_config(home, probes=48, proposals=0), tmp_path)
+  assert ranked[0].candidates == result.probes == len(batches[0][1]) <= 48
+  assert sum(ranked[0].proposals.values()) == 48
+
+
+def test_no_probes_ask_nothing(home, tmp_path):
+  result, batches, _ = _sweep(_config(home, probes=0), tmp_path)
+  assert result.probes == 0 and not batches
+
+
+def test_a_trained_run_needs_its_auditors(home, tmp_path):
+  config = _config(home)
+  config.optim.steps = 2
+  with pytest.raises(UserError, match="no trained auditor; run the stage train first"):
+    _sweep(config, tmp_path)
+
+
+def test_kinds_are_skills_or_the_first_words():
+  kind = discover.Kinds(Seeds((Skill("gauge", "How full a gauge is.", (), r"^how full"),)))
+  assert kind("How full is the gauge?") == "gauge"
+  assert kind("What color is the cup?") == kind("what color are the shoes") == "what color"
