@@ -122,7 +122,8 @@ def test_no_failure_and_hardly_an_image_are_a_result(tmp_path):
   assert re.search(r"no failure found: looked at \d+ questions .*, failure rate below", said)
   found = summary_of(tmp_path / "run")
   assert found["compared"]["failures"]["k"] == found["modes"]["found"] == 0
-  assert found["queries"]["discover"] == 60, "the auditor asks what the data set has not"
+  # The auditor asks what the data set has not; what it repeats or garbles is not asked.
+  assert 1 < found["queries"]["discover"] <= 60
   assert "No failure found" in (tmp_path / "run/report/index.html").read_text()
 
 
