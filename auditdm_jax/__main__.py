@@ -168,16 +168,16 @@ def parse(argv: list[str], module: str) -> list[str]:
 def run(argv: list[str]) -> int:
   """Runs the stage that the arguments name and returns the exit code."""
   if not argv or argv[0] in _HELP:
-    print(usage())
+    _say(usage())
     return 0 if argv else 2
   signal.signal(signal.SIGTERM, _terminate)
   try:
     module = named_stage(argv)
     if _HELP & set(argv[1:]):
-      print(stage_usage(module))
+      _say(stage_usage(module))
       return 0
     if overrides.asks_help(argv):
-      print(overrides.listing(argv, _sections(module)))
+      _say(overrides.listing(argv, _sections(module)))
       return 0
     words = parse(argv, module)
     if module in _TOOLS:
@@ -209,6 +209,14 @@ def run(argv: list[str]) -> int:
   except KeyboardInterrupt:
     print("\ninterrupted; run the same command to continue", file=sys.stderr)
     return 128 + signal.SIGINT
+
+
+def _say(text: str) -> None:
+  """Prints a help; its reader, such as `head`, may leave before the end."""
+  try:
+    print(text, flush=True)
+  except BrokenPipeError:  # The interpreter flushes again when it ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(argv: list[str]) -> NoReturn:

@@ -227,3 +227,15 @@ def test_what_stages_share_is_no_stage(tmp_path, monkeypatch):
   (tmp_path / "context.py").write_text('"""Shared."""\ndef helper(): pass\n')
   monkeypatch.setattr(main_lib.stages, "__path__", [str(tmp_path)])
   assert main_lib.list_stages() == {"train": "Trains."}
+
+
+def test_who_reads_a_help_may_leave_before_its_end():
+  with subprocess.Popen(
+    [sys.executable, "-m", "auditdm_jax", "--help"],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  ) as process:
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait(60) == 0
