@@ -157,9 +157,9 @@ class Loop:
   `finds` has the relations of the modes of each later round.
   """
 
-  def __init__(self, monkeypatch, finds, *, repairs=True, **rounds):
+  def __init__(self, monkeypatch, finds, *, repairs=True, enabled=True, **rounds):
     self.ran: list[tuple[int, str]] = []
-    self.finds, self.repairs = finds, repairs
+    self.finds, self.repairs, self.enabled = finds, repairs, enabled
     self.config = RoundsConfig(**{"count": 4, "steps": 1} | rounds)
     for name in ("train", "discover", "verify", "reaudit", "preflight", "evaluate", "report"):
       monkeypatch.setattr(getattr(loop, name), "run", self._stage(name))
@@ -176,7 +176,7 @@ class Loop:
       if name == "repair":
         made = RepairedModel({}, 1)
         return Repairs({"repaired": made} if self.repairs else {"control_random": made})
-      return types.SimpleNamespace(completions=0)
+      return types.SimpleNamespace(completions=0, probes=0)
 
     return run
 
@@ -184,7 +184,7 @@ class Loop:
     ctx = types.SimpleNamespace(
       round=AuditRound(number, path),
       settings=types.SimpleNamespace(
-        rounds=self.config, rectify=types.SimpleNamespace(bootstraps=False)
+        rounds=self.config, rectify=types.SimpleNamespace(bootstraps=False, enabled=self.enabled)
       ),
       models=types.SimpleNamespace(target_is_remote=False),
       folder=RunFolder(AuditRound(number, path).folder, config_hash="x"),
@@ -232,6 +232,13 @@ def test_one_round_is_repaired_and_nothing_follows(tmp_path, monkeypatch):
   found = Loop(monkeypatch, {}, count=1)
   loop.run(found.context(1, tmp_path))
   assert {n for n, _ in found.ran} == {1} and "repair" in found.of(1)
+
+
+def test_with_repair_off_the_run_ends_in_its_report(tmp_path, monkeypatch):
+  found = Loop(monkeypatch, {}, enabled=False)
+  loop.run(found.context(1, tmp_path))
+  assert {n for n, _ in found.ran} == {1}
+  assert found.of(1)[-2:] == ["report", "report"] and "repair" not in found.of(1)
 
 
 def test_without_a_repaired_target_there_is_no_other_round(tmp_path, monkeypatch):
