@@ -61,7 +61,7 @@ def test_lasting_errors_survive_other_pixels_and_another_wording():
 def test_what_cannot_be_is_refused():
   with pytest.raises(UserError, match="world.noise.accuracy=1.5"):
     Noise(accuracy=1.5)
-  with pytest.raises(UserError, match="drawn world"):
+  with pytest.raises(UserError, match="only the models of scenes"):
     WorldConfig(noise=Noise(accuracy=0.9))
 
 
