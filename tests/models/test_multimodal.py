@@ -142,10 +142,10 @@ def test_cached_decoding_is_the_full_forward_beyond_the_window(config):
       config,
       params,
       tokens[:, i : i + 1],
-      positions=positions[:, i],
+      positions=positions[:, i : i + 1],
       past=past,
-      past_positions=positions,
-      past_valid=written,
+      past_positions=positions[:, None],
+      past_valid=written[:, None],
     )
     past = write(past, kv, i - start)
     np.testing.assert_allclose(x[:, 0], want[:, i - start], atol=2e-5)
