@@ -9,7 +9,7 @@ everything that is sampled.
 It sees the image through a frozen tower, and computes the same on every process: it is small, so
 none of it is shared out. Nothing in it scatters, so that a GPU gives the same bits twice.
 
-Axes: N questions, W slots of words, P cells, Dv features of a cell.
+Axes: N questions, P cells, Dv features of a cell; words have slots.
 """
 
 import base64
@@ -85,7 +85,7 @@ class SurrogateConfig:
 
 
 class SurrogateNet(nn.Module):
-  """Logits f32[N] of being a find, from words i32[N,W] (0 = none) and cells f[N,P,Dv]."""
+  """Logits f32[N] of being a find, from words i32[N,slots] (0 = none) and cells f[N,P,Dv]."""
 
   config: SurrogateConfig
 
@@ -231,7 +231,7 @@ class Surrogate:
     return rows, weight[self._found[rows].astype(int)].astype(np.float32)
 
   def _read(self, questions: Sequence[str]) -> np.ndarray:
-    """Returns u16[N,W] of hashed words and pairs of neighbours, 0 = none."""
+    """Returns u16[N,slots] of hashed words and pairs of neighbours, 0 = none."""
     out = np.zeros((len(questions), _SLOTS), np.uint16)
     for row, question in zip(out, questions, strict=True):
       words = _WORD.findall(question.lower())
