@@ -209,7 +209,7 @@ def _candidates() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @functools.cache
 def _digits() -> tuple[np.ndarray, np.ndarray]:
-  """Returns the pixels that a digit is in by jitter i64[J,15], and the black ones f64[15,11].
+  """Returns the pixels that a digit is in by jitter i64[jitters,15], and the black ones f64[15,11].
 
   The first of the eleven is no digit.
   """
