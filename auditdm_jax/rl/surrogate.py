@@ -34,7 +34,7 @@ from auditdm_jax.core.config import UserError, check
 Look = Callable[[Sequence[str]], np.ndarray]  # image ids -> f32[N,patches,Dv] of a frozen tower.
 
 _WORD = re.compile(r"\w+")
-_SLOTS = 64  # W: words, then pairs of neighbours; what is beyond is not read.
+_SLOTS = 64  # Words, then pairs of neighbours; what is beyond is not read.
 _ROWS = 256  # Questions that are scored at a time.
 _IMAGES = 32  # Images that are looked at at a time: Gemma 3's patches of one take 19 MB.
 

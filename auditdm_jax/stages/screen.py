@@ -9,8 +9,11 @@ import rich.table
 
 from auditdm_jax.audit.diversity import HillEstimate
 from auditdm_jax.audit.rates import Rate
-from auditdm_jax.audit.summary import Summary
+from auditdm_jax.audit.summary import ALL_ARMS, Summary
 from auditdm_jax.core import paths, runtime
+from auditdm_jax.stages.summarise import CONTROL, FEWER
+
+_NOT_RANKED = frozenset({"grpo", ALL_ARMS, CONTROL, FEWER})
 
 
 def show(summary: Summary, folder: os.PathLike, *, spent: Mapping[str, float]) -> None:
@@ -126,7 +129,8 @@ def table(summary: Summary) -> rich.table.Table:
   row("modes: recall of auditable gaps", summary.modes.recall)
   row("modes: precision", summary.modes.precision)
   for name, arm in summary.arms.items():
-    row(f"arm {name}", arm.verified)
+    ranked = bool(summary.sweep) and name not in _NOT_RANKED
+    row(f"arm {name}{', what was picked of it' if ranked else ''}", arm.verified)
   for name, accuracy in summary.rectify.items():
     row(f"{name}: accuracy", accuracy.all if not accuracy.gaps.n else None)
     row(f"{name}: accuracy on gaps", accuracy.gaps)

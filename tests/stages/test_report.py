@@ -25,6 +25,7 @@ from auditdm_jax.stages.run import TRAIN
 from auditdm_jax.stages.sections import NamingConfig, RoundsConfig
 from auditdm_jax.stages.truth import Oracle
 from auditdm_jax.stages.worlds import World
+from tests.audit.report import sample
 
 
 class Folder:
@@ -248,3 +249,15 @@ def test_a_repair_has_the_queries_that_found_its_examples():
   rows = report._rectify(summary)
   assert [row.queries for row in rows] == [None, None, 30, None, 20]
   assert all(row.note for row in rows)
+
+
+def test_what_the_sweep_picked_is_not_read_as_an_arms_own_rate():
+  names = ["grpo", "random", "all of the above", "control: random, equal queries"]
+  arms = dict.fromkeys(names, Arm(9, rates.rate(1, 9), 1, None, None, None))
+  run = dataclasses.replace(sample.loop_summary(), arms=arms)
+
+  def picked(summary):
+    return [cell for cell in screen.table(summary).columns[0].cells if "picked of it" in str(cell)]
+
+  assert picked(run) == ["arm random, what was picked of it"]
+  assert not picked(dataclasses.replace(run, sweep=None))
