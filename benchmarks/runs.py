@@ -34,6 +34,8 @@ from auditdm_jax.core import jsonio, typed
 from auditdm_jax.stages import rectify, suite
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.examples import from_failures
+from auditdm_jax.stages.remote import config_hash
+from auditdm_jax.stages.run import RunFolder
 from configs import scenes
 
 _FLAGS = flags.FlagValues()
@@ -102,15 +104,13 @@ def curve(seed: str, folder: pathlib.Path, arm: str, size: int) -> RepairPoint:
   known = folder / "curves" / f"{arm}-{size}" / "point.json"
   if known.exists():
     return typed.load(RepairPoint, jsonio.read_json(known))
-  known.parent.mkdir(parents=True, exist_ok=True)
-  for name in _SHARED:
-    shared, link = folder / "loop" / name, known.parent / name
-    if shared.exists() and not link.is_symlink():
-      link.symlink_to(shared.resolve())
   config = scenes.get_config(_argument(seed))
   config.models.target = str(folder / "models/target")
   config.rectify.curate.size = size
+  # Before the context, which opens the images.
+  RunFolder(known.parent, config_hash=config_hash(config)).borrow(folder / "loop", _SHARED)
   with Context(config, known.parent, "curve") as ctx:
+    ctx.pool("images")  # What examples are about.
     if arm == REPAIRED:
       examples = from_failures(ctx)
     else:

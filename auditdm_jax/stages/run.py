@@ -98,6 +98,29 @@ class RunFolder:
     write_json(self.path / stage / "done.json", {"config": self._hash, "result": result})
     return result
 
+  def borrow(self, other: str | os.PathLike, stages: Sequence[str]) -> None:
+    """Takes over stages of a run whose config may differ in what comes after them.
+
+    Their files are links to the other run's; that they are finished is said anew, for this config.
+
+    Args:
+      other: the other run's folder, on a file system with links.
+      stages: folders in it; one that it has not, or that is here, is left out.
+    """
+    for stage in stages:
+      theirs, ours = pathlib.Path(other).resolve() / stage, self.path / stage
+      if not theirs.is_dir() or ours.exists():
+        continue
+      record = read_json(theirs / "done.json")
+      if record is None:
+        ours.symlink_to(theirs)
+        continue
+      ours.mkdir()
+      for file in theirs.iterdir():
+        if file.name != "done.json":
+          (ours / file.name).symlink_to(file)
+      write_json(ours / "done.json", record | {"config": self._hash})
+
   def summary(self) -> Summary | None:
     """Returns what the last report said, or None."""
     path = self.path / "summary.json"
