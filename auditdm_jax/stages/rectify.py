@@ -41,7 +41,7 @@ from auditdm_jax.stages.results import REPAIRED
 from auditdm_jax.stages.sections import REWARDED
 from auditdm_jax.vlm import Vlm, save_vlm
 
-MAX_REPLAY = 6_000
+MAX_REPLAY = 20_000
 
 
 class RepairFailed(UserError):
@@ -168,27 +168,34 @@ def replay_examples(ctx: Context, new: int) -> list[TrainingExample]:
   if not size:
     return []
   pool, rng = ctx.pool("images"), streams.rng(ctx.settings.seed, "replay")
-  asked = pool.asked()
-  chosen = [asked[int(k)] for k in rng.permutation(len(asked))[: 2 * size]]
+  asked, kept, looked_at = pool.asked(), list[TrainingExample](), 0
+  order = [asked[int(k)] for k in rng.permutation(len(asked))[: 2 * size]]
+  while len(kept) < size and looked_at < len(order):
+    # A few more than are wanted still, since some fall out.
+    chosen = order[looked_at : looked_at + (size - len(kept)) * 21 // 20 + 1]
+    looked_at += len(chosen)
+    kept += _answered_alike(ctx, [(pool.image_id(i), question) for i, question in chosen])
+  if not kept:
+    raise RepairFailed(
+      f"config.rectify.recipe.replay={recipe.replay}: of {looked_at} questions none is answered"
+      " alike by target and references; 0 is right"
+    )
+  return kept[:size]
+
+
+def _answered_alike(ctx: Context, asked: Sequence[tuple[str, str]]) -> list[TrainingExample]:
+  """Returns those of (image id, question) that the target and all references answer alike."""
   verdicts = ctx.models.bank().verdicts(
-    ctx.images,
-    [q for _, q in chosen],
-    image_ids=[pool.image_id(i) for i, _ in chosen],
-    cascade=False,
+    ctx.images, [q for _, q in asked], image_ids=[i for i, _ in asked], cascade=False
   )
   kept = []
-  for (i, question), verdict in zip(chosen, verdicts, strict=True):
+  for (image_id, question), verdict in zip(asked, verdicts, strict=True):
     said = verdict.answers[verdict.target]
     if said and all(
       ctx.judge.same(said, verdict.answers[r] or "", question=question) for r in verdict.references
     ):
-      kept.append(TrainingExample(image_id=pool.image_id(i), question=question, label=said))
-  if not kept:
-    raise RepairFailed(
-      f"config.rectify.recipe.replay={recipe.replay}: of {len(chosen)} questions none is answered"
-      " alike by target and references; 0 is right"
-    )
-  return kept[:size]
+      kept.append(TrainingExample(image_id=image_id, question=question, label=said))
+  return kept
 
 
 def controls(ctx: Context, repaired: Chosen) -> dict[str, Chosen]:

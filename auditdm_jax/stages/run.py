@@ -29,6 +29,8 @@ import functools
 import itertools
 import os
 import pathlib
+import shutil
+import tempfile
 from typing import Any, TypeVar
 
 from auditdm_jax.audit import labels as labels_lib
@@ -98,28 +100,29 @@ class RunFolder:
     write_json(self.path / stage / "done.json", {"config": self._hash, "result": result})
     return result
 
-  def borrow(self, other: str | os.PathLike, stages: Sequence[str]) -> None:
-    """Takes over stages of a run whose config may differ in what comes after them.
+  def borrow(
+    self, other: str | os.PathLike, stages: Sequence[str], *, linked: Sequence[str] = ()
+  ) -> None:
+    """Takes over what stages of a run left, though its config differs in what comes after them.
 
-    Their files are links to the other run's; that they are finished is said anew, for this config.
+    What is here already is left as it is. That a stage is finished is said anew, for this config.
 
     Args:
-      other: the other run's folder, on a file system with links.
-      stages: folders in it; one that it has not, or that is here, is left out.
+      other: the folder of the other run, on the same file system.
+      stages: folders that are copied.
+      linked: folders whose files never change.
     """
-    for stage in stages:
-      theirs, ours = pathlib.Path(other).resolve() / stage, self.path / stage
-      if not theirs.is_dir() or ours.exists():
-        continue
-      record = read_json(theirs / "done.json")
-      if record is None:
-        ours.symlink_to(theirs)
-        continue
-      ours.mkdir()
-      for file in theirs.iterdir():
-        if file.name != "done.json":
-          (ours / file.name).symlink_to(file)
-      write_json(ours / "done.json", record | {"config": self._hash})
+    for names, copy in ((linked, os.link), (stages, shutil.copy2)):
+      for name in names:
+        theirs, ours = pathlib.Path(other) / name, self.path / name
+        if not theirs.is_dir() or ours.exists():
+          continue
+        with tempfile.TemporaryDirectory(dir=self.path, prefix=f"{name}.") as scratch:
+          local = pathlib.Path(scratch, name)
+          shutil.copytree(theirs, local, copy_function=copy)
+          if (record := read_json(local / "done.json")) is not None:
+            write_json(local / "done.json", record | {"config": self._hash})
+          local.rename(ours)
 
   def summary(self) -> Summary | None:
     """Returns what the last report said, or None."""
