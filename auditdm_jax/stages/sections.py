@@ -375,7 +375,6 @@ class RoundsConfig:
     repair_last: whether the last round repairs as well; otherwise it only audits.
     steps: of GRPO in a later round, which goes on from the auditor of the round before.
     probes: of the sweep in a later round; 0 = none, and the finds are those of GRPO.
-    replay: share of a later round's examples that repeat those of the rounds before.
     compare: what counts as a change of a known mode.
   """
 
@@ -383,13 +382,11 @@ class RoundsConfig:
   repair_last: bool = True
   steps: int = 0
   probes: int = 0
-  replay: float = 0.25
   compare: CompareConfig = CompareConfig()
 
   def __post_init__(self):
     check(vars(self), "rounds", "count", least=1)
     check(vars(self), "rounds", "steps", "probes", least=0)
-    check(vars(self), "rounds", "replay", least=0, below=1)
     if self.count > 1 and not self.steps and not self.probes:
       raise UserError(
         f"config.rounds.count={self.count}: a later round asks nothing, since steps and probes are"
