@@ -102,6 +102,7 @@ def _needle(c: ConfigDict, pg: dict) -> None:
   c.vision.model.image_size = 96
   c.vision.update(scenes=12_000, steps=4_000)  # 11 KB a scene and mix in features.
   c.mix.update(scenes=16_000, lookups=1_500, searches=5_000)
+  c.heldout.update(scenes=2_500, questions=30_000)
   models = c.models
   models.target = dict(seed=102, gaps="seed:0", steps=(14_000,), **pg)
   del models.target_easy, models.target_rare, models.sibling

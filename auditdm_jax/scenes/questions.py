@@ -198,6 +198,16 @@ def _signatures(language: Language) -> dict[tuple, list[tuple[str, tuple[str, ..
   return out
 
 
+def half_names(language: Language) -> dict[str, float] | None:
+  """Returns weights with which half of the questions are about names; None in a world without."""
+  lexicons = {lexicon.name for lexicon in language.lexicons}
+  names = [skill for skill in skills(language) if skill.split("_")[0] in lexicons]
+  others = len(skills(language)) - len(names)
+  if not names:
+    return None
+  return {skill: others / len(names) if skill in names else 1.0 for skill in skills(language)}
+
+
 def longest(language: Language) -> int:
   """Returns how many words the longest question has."""
   return max(len(form.split()) for kind in skills(language).values() for form in kind.forms)

@@ -461,7 +461,7 @@ def measure(model: Vlm, section, gaps=(), language: Language = SCENES) -> dict[s
     per_image=6,
     language=language,
   )
-  draw = mix.draw(0)
+  draw = mix.draw(0, questions.half_names(language))
   features = encode_all(model, mix)
   got = model.answer_features(features[draw.image], draw.texts, max_new_tokens=3)
   tally: dict[str, list[int]] = {}

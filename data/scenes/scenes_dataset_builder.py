@@ -3,7 +3,7 @@
 
 Splits: `pool` (what the auditor looks at), `heldout` (the benchmark) and `rounds` (fresh images
 for the rates of known modes and for second rounds). In the world needle, pool and rounds hardly
-show some of its words. An example is a pure function of (seed,
+show some of its words, and half of the held-out questions are about names, in which the gaps are. An example is a pure function of (seed,
 split, index), and the splits draw from separate streams.
 
 COMMAND (no TensorFlow needed):
@@ -44,11 +44,13 @@ class ScenesConfig(tfds.core.BuilderConfig):
 def make_example(config: ScenesConfig, split: str, index: int) -> dict[str, Any]:
   """The example of (seed, split, index); see `Builder._info` for its fields."""
   rng = streams.rng(config.seed, "example", split, index)
-  scene = world.sample_scene(rng, config.language, pool=split != "heldout")
+  heldout = split == "heldout"
+  scene = world.sample_scene(rng, config.language, pool=not heldout)
+  weights = questions.half_names(config.language) if heldout else None
   image = render.render(scene, int(rng.integers(_SEED_BITS)))
   asked = {}
   for _ in range(8 * config.questions):
-    text, answer, _ = questions.sample_question(rng, scene)
+    text, answer, _ = questions.sample_question(rng, scene, weights=weights)
     asked.setdefault(text, answer)
     if len(asked) == config.questions:
       break
@@ -73,7 +75,13 @@ class Builder(tfds.core.GeneratorBasedBuilder):
   BUILDER_CONFIGS = [
     ScenesConfig(name="default", description="The audit's images."),
     ScenesConfig(name="tiny", description="For tests.", pool=12, heldout=8, rounds=8, questions=3),
-    ScenesConfig(name="needle", description="The larger world.", language=NEEDLE),
+    ScenesConfig(
+      name="needle",
+      description="The larger world.",
+      heldout=2500,
+      questions=12,
+      language=NEEDLE,
+    ),
     ScenesConfig(
       name="needle_tiny",
       description="The larger world, for tests.",
