@@ -3,8 +3,8 @@
 
 Splits: `pool` (what the auditor looks at), `heldout` (the benchmark) and `rounds` (fresh images
 for the rates of known modes and for second rounds). In the world needle, pool and rounds hardly
-show some of its words, and half of the held-out questions are about names, in which the gaps are. An example is a pure function of (seed,
-split, index), and the splits draw from separate streams.
+show some of its words, and half of the held-out questions are about names, in which the gaps are.
+An example is a pure function of (seed, split, index), and the splits draw from separate streams.
 
 COMMAND (no TensorFlow needed):
   python data/scenes/scenes_dataset_builder.py --data_dir=DIR [--config=tiny | needle]

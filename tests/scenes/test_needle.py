@@ -273,7 +273,7 @@ def test_a_mix_leaves_its_gaps_out():
 def test_the_vocabulary_has_all_words(asked, all_scenes):
   known = set(mix.vocabulary(NEEDLE))
   rng = np.random.default_rng(5)
-  for scene, text, answer, _ in asked:
+  for _, text, answer, _ in asked:
     assert {*text.split(), *answer.split()} <= known
   for scene in all_scenes[:50]:
     assert set(language.caption(scene).split()) <= known
