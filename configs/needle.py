@@ -42,9 +42,9 @@ def get_config(arg: str = "") -> ConfigDict:
   )
   c.pool.dataset = "scenes/needle/1.1.0"
   c.images.update(backend="needle", width=96, height=96)
-  # The longest question has 13 words. Some gaps are shown by edited and generated images only.
+  # The longest question has 14 words. Some gaps are shown by edited and generated images only.
   c.rollout.prompts = {"question": 8, "edit": 4, "generate": 2, "edit-only": 2}
-  c.rollout.max_new_tokens = dict(question=14, caption=30, instruction=18)
+  c.rollout.max_new_tokens = dict(question=15, caption=30, instruction=18)
   c.rollout.surrogate = dict(proposals=64, random=4)
   c.taxonomy = dict(skills="data/scenes/needle_skills.yaml")
   c.rectify.update(length=56)

@@ -66,6 +66,8 @@ def get_config(arg: str = "") -> ConfigDict:
   )
   c.heldout = dict(seed=900_001, scenes=1_000, questions=6_000)
 
+  c.checkpoint_every = 500
+
   pg = dict(
     kind="paligemma", width=96, depth=4, mlp_dim=192, num_heads=4, num_kv_heads=2, head_dim=24
   )

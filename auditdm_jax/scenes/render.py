@@ -79,13 +79,12 @@ def _shape_ink(shape: str, size: str) -> np.ndarray:
     "wedge": (y >= 1 - r) & (y <= r) & (a(x) <= (r - y) * 0.6 + 0.5),
     "hourglass": (a(y) <= r) & (a(x) <= a(y) * 0.8 + 0.8),
     "pill": (a(y) <= r / 2) & (a(x) <= r),
-    "frame": (a(x) <= r - 1) & (a(y) <= r - 1),
+    "cup": (a(x) <= r - 1) & (a(y) <= r - 1) & ((a(x) > r - 3) | (y > r - 3)),
+    "ell": (a(x) <= r - 1) & (a(y) <= r - 1) & ((x <= -1) | (y >= 1)),
   }[shape]
   ink = np.where(body, _BODY, _BACK).astype(np.int8)
   if shape == "ring":
     ink[x**2 + y**2 <= (r - 2) ** 2] = _LIGHT
-  if shape == "frame":
-    ink[(a(x) <= r - 3) & (a(y) <= r - 3)] = _LIGHT
   return ink
 
 
@@ -93,9 +92,9 @@ def _textured(ink: np.ndarray, texture: str | None) -> np.ndarray:
   """Returns the ink with light lines, dots or checks on its body."""
   y, x = np.mgrid[0:CELL, 0:CELL]
   light = {
-    "striped": y % 3 == 0,
-    "barred": x % 3 == 0,
-    "dotted": (x % 3 == 1) & (y % 3 == 1),
+    "striped": y % 3 == 1,
+    "barred": x % 3 == 1,
+    "dotted": (x % 2 == 0) & (y % 2 == 0),
     "checkered": (x // 2 + y // 2) % 2 == 0,
   }.get(texture or "", np.zeros(ink.shape, bool))
   return np.where(light & (ink == _BODY), _LIGHT, ink).astype(np.int8)

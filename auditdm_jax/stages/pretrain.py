@@ -6,8 +6,11 @@
    sees the questions of its gaps; the auditor learns to write questions, edits and captions.
 3. Each model is measured on held-out scenes and saved with its recipe and accuracy.
 
+A run that was killed goes on: models that are there stay, and the one in training continues from
+its last checkpoint, bit for bit.
+
 Reads:  the config only: images are drawn.
-Writes: WORKDIR/models, a folder a model.
+Writes: WORKDIR/models, a folder a model; WORKDIR/training while one is trained.
 Costs:  training of a vision tower and of each model of the config.
 """
 
@@ -26,12 +29,13 @@ import numpy as np
 import optax
 import optax.contrib
 
-from auditdm_jax.core import metrics, streams
+from auditdm_jax.core import checkpoint, jsonio, metrics, streams
 from auditdm_jax.core.config import UserError, build, check
 from auditdm_jax.models import int8, multimodal, siglip, weights
 from auditdm_jax.models.gemma import GemmaConfig
 from auditdm_jax.models.multimodal import VlmConfig
 from auditdm_jax.rectify import rows, supervised
+from auditdm_jax.rectify.kept import flat, unflat
 from auditdm_jax.scenes import gaps as gaps_lib
 from auditdm_jax.scenes import mix as mix_lib
 from auditdm_jax.scenes import questions, world
@@ -169,6 +173,7 @@ class PretrainConfig:
     mix: questions and scenes.
     optim: of the models.
     heldout: what they are measured on.
+    checkpoint_every: steps of a model between two checkpoints.
     models: by name.
   """
 
@@ -180,6 +185,7 @@ class PretrainConfig:
   mix: MixSpec
   optim: OptimSpec
   heldout: HeldoutSpec
+  checkpoint_every: int
   models: dict[str, ModelSpec]
 
 
@@ -340,9 +346,29 @@ def _to_float(images: np.ndarray) -> np.ndarray:
 
 
 def train_model(
-  name: str, spec: ModelSpec, settings: PretrainConfig, config, tokenizer, tower
+  name: str,
+  spec: ModelSpec,
+  settings: PretrainConfig,
+  config,
+  tokenizer,
+  tower,
+  *,
+  training: checkpoint.Checkpointer,
 ) -> Vlm:
-  """Trains one model from scratch on its own mix and seed; the tower stays as it is."""
+  """Trains one model from scratch on its own mix and seed; the tower stays as it is.
+
+  Args:
+    name: of the model.
+    spec: its recipe.
+    settings: of all models.
+    config: its architecture.
+    tokenizer: of all models.
+    tower: params of the vision tower.
+    training: where it goes on from, and where its checkpoints go.
+
+  Raises:
+    UserError: the checkpoint there is of another recipe.
+  """
   language = LANGUAGES[settings.world]
   params = multimodal.init(config, _init_key(spec.seed))
   params["img"] = {**params["img"], **tower}
@@ -375,14 +401,18 @@ def train_model(
     micro_rows=optim.micro_rows, trains=lambda path: not path.startswith(frozen)
   )
   phases = [(n, False) for n in spec.steps] + [(n, True) for n in spec.drill]
+  identity = _identity(spec, settings)
   progress = metrics.Progress(sum(n for n, _ in phases), name)
-  first = 0
+  first, done = 0, training.latest() or 0
   for steps, drill in phases:
+    last = first + steps
     tx = optim.build(steps)
     state = supervised.init_state(params, tx, method=method)
-    step = supervised.make_step(config, tx, method=method)
     hardness = _Hardness(questions.skills(language))
-    for i in range(first, first + steps):
+    if first < done <= last:
+      state = _restored(training, state, hardness, identity)
+    step = supervised.make_step(config, tx, method=method)
+    for i in range(max(first, done), last):
       if spec.tasks:
         draw = mix.draw_tasks(i, spec.tasks)
       else:
@@ -394,9 +424,29 @@ def train_model(
       state, m = step(state, _batch(draw, features, layout, mix.images))
       hardness.update(draw, np.asarray(m["row_loss"]))
       progress.update(i + 1, loss=float(m["loss"]), hardest=hardness.hardest())
-    params, first = state.params, first + steps
+      if (i + 1) % settings.checkpoint_every == 0:
+        training.save(i + 1, flat(state), {"identity": identity, "hardness": hardness.table()})
+    params, first = state.params, last
   progress.close()
   return dataclasses.replace(model, params=jax.device_get(params))
+
+
+def _identity(spec: ModelSpec, settings: PretrainConfig) -> str:
+  """Returns what a checkpoint must be of, so that training goes on from it."""
+  parts = [settings.world, spec, settings.mix, settings.optim, settings.vision]
+  return jsonio.canonical_hash(parts)
+
+
+def _restored(training, state, hardness: "_Hardness", identity: str):
+  """Returns the latest checkpoint's state, and sets `hardness` to its values."""
+  step, arrays, extras = training.restore(None, flat(state))
+  if extras["identity"] != identity:
+    raise UserError(
+      f"{training.dir}: the checkpoint of step {step} is of another recipe; use another workdir or"
+      " remove it"
+    )
+  hardness.load(extras["hardness"])
+  return unflat(arrays, state)
 
 
 class _Hardness:
@@ -415,6 +465,16 @@ class _Hardness:
         self.skills[skill] += 0.02 * (float(loss) - self.skills[skill])
         old = self(skill, answer)
         self._answers[skill, answer] = old + 0.02 * (float(loss) - old)
+
+  def table(self) -> dict[str, list]:
+    """Returns all values, as JSON has them."""
+    answers = [[skill, answer, value] for (skill, answer), value in self._answers.items()]
+    return {"skills": list(self.skills.items()), "answers": answers}
+
+  def load(self, table: dict[str, list]) -> None:
+    """Takes the values of `table`."""
+    self.skills = dict(table["skills"])
+    self._answers = {(skill, answer): value for skill, answer, value in table["answers"]}
 
   def hardest(self) -> str:
     return max(self.skills, key=self.skills.__getitem__)
@@ -521,7 +581,9 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> int:
     if only not in ("", name) or (output / name / "config.json").exists():
       continue
     architecture = model_config(spec, siglip_config, tokenizer)
-    model = train_model(name, spec, settings, architecture, tokenizer, tower)
+    training = workdir / "training" / name
+    with checkpoint.Checkpointer(training, keep=1) as saved:
+      model = train_model(name, spec, settings, architecture, tokenizer, tower, training=saved)
     accuracy = (
       measure_auditor(model, settings.heldout, language)
       if spec.tasks
@@ -531,4 +593,5 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> int:
     extras = {"tower": "../siglip", "recipe": dataclasses.asdict(spec), "heldout": accuracy}
     model = dataclasses.replace(model, extras=extras)
     save_vlm(output / name, model, dtype="float16")
+    shutil.rmtree(training)
   return 0
