@@ -170,8 +170,8 @@ class ImagesConfig:
   """The service as a whole.
 
   Attributes:
-    backend: what makes the images: scenes, diffusers, openai, or the import path of a function of
-      your own, package.module:NAME. It takes this section and returns a `Backend`.
+    backend: what makes the images: scenes, needle, diffusers, openai, or the import path of a
+      function of your own, package.module:NAME. It takes this section and returns a `Backend`.
     error_rate: share of images that the scenes backend makes wrong on purpose.
     seed: seed of those errors.
     width: width of the first images, which warm the model up; requests have sizes of their own.

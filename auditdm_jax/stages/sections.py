@@ -176,9 +176,9 @@ class WorldConfig:
   """What is known in addition to the images.
 
   Attributes:
-    name: "scenes" for the drawn world, which has an oracle; "" for real images; or a
+    name: "scenes" or "needle" for a drawn world, which has an oracle; "" for real images; or a
       `stages.worlds.World` of your own, package.module:NAME.
-    gaps: planted gaps of the target of scenes: "", "easy", "rare", "half" or "seed:N".
+    gaps: planted gaps of the target: "" or "seed:N", and in scenes "easy", "rare" or "half".
     talk: how the models of the scenes world say their answers, to try `text.styles` on.
     noise: how often its references are wrong on purpose, to try what an audit is worth then.
   """
