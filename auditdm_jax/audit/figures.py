@@ -11,6 +11,7 @@ Read = Callable[[Summary], float | None]
 
 REPAIRED, RANDOM, MINED = "repaired", "control_random", "control_mined"
 CONTROL_ARM = "control: random, equal queries"
+FEWER_ARM = "control: random, fewer queries"  # The data set has no more questions.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ for each other before they read, so that everything written is there, and after 
 is written meanwhile.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import contextvars
@@ -40,10 +41,11 @@ from auditdm_jax.audit.minimise import Minimised
 from auditdm_jax.audit.ranking import Ranked
 from auditdm_jax.audit.sampling import Sampled
 from auditdm_jax.audit.summary import Summary
-from auditdm_jax.core import jsonio, paths, records, runtime, typed
+from auditdm_jax.core import jsonio, jsonl, paths, records, runtime, typed
 from auditdm_jax.core.config import UserError
 from auditdm_jax.core.image_store import Images
 from auditdm_jax.core.manifest import Manifest
+from auditdm_jax.core.metrics import FLOPS
 from auditdm_jax.core.records import Stored, chunks
 from auditdm_jax.rectify.curate import TrainingExample
 
@@ -154,9 +156,17 @@ class RunFolder:
     def rows() -> Iterator[Attempt]:
       for row in files.by_step(_COMPLETIONS, "prompt_id", "sample"):
         if not row["invalid"]:
-          yield Attempt.from_dict(row)
+          yield _picked(Attempt.from_dict(row), row.get("pick"))
 
     return Stored(rows)
+
+  def training_flops(self) -> dict[str, float] | None:
+    """Returns the work of training by phase; None if nothing was trained, or an older run."""
+    path = self.path / "metrics" / f"{TRAIN}.jsonl"
+    found: Counter[str] = Counter()
+    for _, row in jsonl.json_lines(path).iterate():
+      found.update({k.removeprefix(FLOPS): v for k, v in row.items() if k.startswith(FLOPS)})
+    return dict(found) or None
 
   def sweep(self) -> Stored[tuple[int, list[Attempt]]]:
     """Returns discovery's batches by number."""
@@ -409,6 +419,15 @@ class SharedRecords(records.Records):
 
   def rewind(self, name: str, step: int, *, field: str = "step") -> int:
     return super().rewind(name, step, field=field) if runtime.is_main() else 0
+
+
+def _picked(attempt: Attempt, pick: Mapping[str, Any] | None) -> Attempt:
+  """Adds to an attempt of training how it was picked, in the sweep's words."""
+  if pick is None:
+    return attempt
+  way = "lot" if pick["by_lot"] else "rank"
+  probe = dataclasses.replace(attempt.probe, way=way, score=pick["predicted"])
+  return dataclasses.replace(attempt, probe=probe)
 
 
 def _loaded(cls: type[T], data: Any, path: pathlib.Path) -> T:

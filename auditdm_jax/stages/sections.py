@@ -211,6 +211,9 @@ class BenchmarkConfig:
   leaks: tuple[str, ...] = ()
 
 
+SOURCES = TRAINED, UNTRAINED, RANDOM, MUTATED = ("trained", "untrained", "random", "mutated")
+
+
 @dataclasses.dataclass(frozen=True)
 class DiscoverConfig:
   """How much is asked.
@@ -224,6 +227,10 @@ class DiscoverConfig:
     start: fits of the surrogate to what training asked, before the first batch.
     fits: its fits after each batch.
     ranking: how a batch is chosen from the proposals.
+    sources: who proposes: "trained" (all stored auditors together), "untrained" (the auditor
+      before training), "random" (the data set's questions) and "mutated" (finds with a small
+      change). Each has an equal share; one that has nothing leaves its share to the others.
+    shots: finds that the untrained auditor is shown as examples, before its task; 0 = none.
   """
 
   probes: int
@@ -233,10 +240,20 @@ class DiscoverConfig:
   start: int = 40
   fits: int = 4
   ranking: RankingConfig = RankingConfig()
+  sources: tuple[str, ...] = ("trained", "untrained", "random")
+  shots: int = 0
 
   def __post_init__(self):
     check(vars(self), "discover", "batch", "search_probes", least=1)
-    check(vars(self), "discover", "probes", "proposals", "start", "fits", least=0)
+    check(vars(self), "discover", "probes", "proposals", "start", "fits", "shots", least=0)
+    for name in self.sources:
+      if name not in SOURCES:
+        hint = did_you_mean(name, SOURCES)
+        raise UserError(f"config.discover.sources: {name!r} is no source{hint}")
+    if not self.sources or len(set(self.sources)) < len(self.sources):
+      raise UserError(
+        f"config.discover.sources={self.sources}: name each source once, at least one"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
