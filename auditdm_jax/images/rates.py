@@ -48,7 +48,7 @@ class Rates:
     if len(self._buckets) > _MAX_CLIENTS:
       self._buckets.popitem(last=False)
     if not is_enough:
-      wait = (need - left) / self._per_s
+      wait = max((need - left) / self._per_s, 0.001)  # The hint counts in milliseconds.
       raise Refused(
         NoImageReason.RATE_LIMITED,
         f"this client asks for more than {self._per_s:g} images a second"
