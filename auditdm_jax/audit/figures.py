@@ -11,6 +11,7 @@ Read = Callable[[Summary], float | None]
 
 REPAIRED, RANDOM, MINED = "repaired", "control_random", "control_mined"
 CONTROL_ARM = "control: random, equal queries"
+FEWER_ARM = "control: random, fewer queries"  # The data set has no more questions.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,23 +29,24 @@ class Figure:
   drawn: bool = False
 
 
-def _percent(rate: Rate | None) -> float | None:
+def percent(rate: Rate | None) -> float | None:
+  """A rate in percent; None if it was not measured."""
   return None if rate is None or not rate.n else 100 * rate.value
 
 
-def _accuracy(role: str, group: str) -> Read:
+def accuracy(role: str, group: str) -> Read:
   """Accuracy of a model on everything held out, on the gaps, or on the rest."""
 
   def figure(run: Summary) -> float | None:
     found = run.rectify.get(role)
     if found is None:
       return None
-    return _percent({"all": found.all, "gaps": found.gaps, "rest": found.rest}[group])
+    return percent({"all": found.all, "gaps": found.gaps, "rest": found.rest}[group])
 
   return figure
 
 
-def _less(a: Read, b: Read) -> Read:
+def less(a: Read, b: Read) -> Read:
   """The difference within a run."""
 
   def figure(run: Summary) -> float | None:
@@ -80,28 +82,28 @@ def _queries_to_gaps(arm: str) -> Read:
 
 
 def _gaps(role: str) -> Read:
-  return _accuracy(role, "gaps")
+  return accuracy(role, "gaps")
 
 
 def _rest(role: str) -> Read:
-  return _accuracy(role, "rest")
+  return accuracy(role, "rest")
 
 
 FIGURES = (
   Figure(
-    "search success, prompt-only, %", lambda run: _percent(run.search and run.search.prompt_only)
+    "search success, prompt-only, %", lambda run: percent(run.search and run.search.prompt_only)
   ),
   Figure(
     "search success, trained, %",
-    lambda run: _percent(run.search and run.search.trained),
+    lambda run: percent(run.search and run.search.trained),
     drawn=True,
   ),
   Figure(
     "verified failures, % of questions",
-    lambda run: _percent(run.compared.failures),
+    lambda run: percent(run.compared.failures),
     drawn=True,
   ),
-  Figure("precision of verified failures, %", lambda run: _percent(run.precision), drawn=True),
+  Figure("precision of verified failures, %", lambda run: percent(run.precision), drawn=True),
   Figure("confirmed unique finds", lambda run: run.coverage and run.coverage.confirmed),
   Figure("confirmed unique finds, times those of random questions", _times_control),
   Figure("effective modes of confirmed finds", _effective_modes, drawn=True),
@@ -110,29 +112,25 @@ FIGURES = (
   Figure("queries to the last gap", _queries_to_gaps(ALL_ARMS)),
   Figure("queries to the last gap, random questions", _queries_to_gaps(CONTROL_ARM)),
   Figure("confirmed modes", lambda run: run.modes.confirmed, drawn=True),
-  Figure("confirmed modes borne out by the oracle, %", lambda run: _percent(run.modes.precision)),
-  Figure("gaps with a confirmed mode, %", lambda run: _percent(run.modes.recall)),
-  Figure("accuracy: target, %", _accuracy("baseline", "all")),
-  Figure("accuracy: repaired, %", _accuracy(REPAIRED, "all"), drawn=True),
+  Figure("confirmed modes borne out by the oracle, %", lambda run: percent(run.modes.precision)),
+  Figure("gaps with a confirmed mode, %", lambda run: percent(run.modes.recall)),
+  Figure("accuracy: target, %", accuracy("baseline", "all")),
+  Figure("accuracy: repaired, %", accuracy(REPAIRED, "all"), drawn=True),
   Figure("accuracy on the gaps: target, %", _gaps("baseline")),
   Figure("accuracy on the gaps: repaired, %", _gaps(REPAIRED), drawn=True),
   Figure("accuracy on the gaps: control of random questions, %", _gaps(RANDOM)),
   Figure("accuracy on the gaps: control of mined failures, %", _gaps(MINED)),
   Figure("accuracy on the gaps: larger sibling, %", _gaps("larger_sibling")),
   Figure(
-    "accuracy on the gaps: repaired less random questions", _less(_gaps(REPAIRED), _gaps(RANDOM))
+    "accuracy on the gaps: repaired less random questions", less(_gaps(REPAIRED), _gaps(RANDOM))
   ),
-  Figure(
-    "accuracy on the gaps: repaired less mined failures", _less(_gaps(REPAIRED), _gaps(MINED))
-  ),
+  Figure("accuracy on the gaps: repaired less mined failures", less(_gaps(REPAIRED), _gaps(MINED))),
   Figure("accuracy on the rest: target, %", _rest("baseline")),
   Figure(
     "accuracy on the rest: repaired less target",
-    _less(_rest(REPAIRED), _rest("baseline")),
+    less(_rest(REPAIRED), _rest("baseline")),
     drawn=True,
   ),
-  Figure(
-    "accuracy on the rest: repaired less mined failures", _less(_rest(REPAIRED), _rest(MINED))
-  ),
-  Figure("same auditor against the repaired target, %", lambda run: _percent(run.reaudit)),
+  Figure("accuracy on the rest: repaired less mined failures", less(_rest(REPAIRED), _rest(MINED))),
+  Figure("same auditor against the repaired target, %", lambda run: percent(run.reaudit)),
 )

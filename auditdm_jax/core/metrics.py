@@ -26,6 +26,7 @@ from auditdm_jax.core.wandb_log import WandbConfig, WandbSeries
 
 # Columns that differ between two runs that are otherwise the same.
 _VOLATILE = ("seconds/", "machine/")
+FLOPS = "machine/flops/"  # Columns of the work of a phase, of all devices.
 
 
 def is_volatile(name: str) -> bool:

@@ -239,6 +239,7 @@ class Run:
       "machine/peak_memory_gib": machine.peak_memory() / 2**30,
       "machine/compilations": float(self._compiled.count),
     }
+    out |= {f"{metrics.FLOPS}{phase}": value for phase, value in work.items()}
     peak = self._config.peak_tflops * 1e12 or machine.peak_flops()
     if peak:
       peak *= self._learner.mesh.size

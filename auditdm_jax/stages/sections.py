@@ -212,6 +212,9 @@ class BenchmarkConfig:
   leaks: tuple[str, ...] = ()
 
 
+SOURCES = TRAINED, UNTRAINED, RANDOM, MUTATED = ("trained", "untrained", "random", "mutated")
+
+
 @dataclasses.dataclass(frozen=True)
 class DiscoverConfig:
   """How much is asked.
@@ -225,6 +228,10 @@ class DiscoverConfig:
     start: fits of the surrogate to what training asked, before the first batch.
     fits: its fits after each batch.
     ranking: how a batch is chosen from the proposals.
+    sources: who proposes: "trained" (all stored auditors together), "untrained" (the auditor
+      before training), "random" (the data set's questions) and "mutated" (finds with a small
+      change). Each has an equal share; one that has nothing leaves its share to the others.
+    shots: finds that the untrained auditor is shown as examples, before its task; 0 = none.
   """
 
   probes: int
@@ -234,10 +241,20 @@ class DiscoverConfig:
   start: int = 40
   fits: int = 4
   ranking: RankingConfig = RankingConfig()
+  sources: tuple[str, ...] = ("trained", "untrained", "random")
+  shots: int = 0
 
   def __post_init__(self):
     check(vars(self), "discover", "batch", "search_probes", least=1)
-    check(vars(self), "discover", "probes", "proposals", "start", "fits", least=0)
+    check(vars(self), "discover", "probes", "proposals", "start", "fits", "shots", least=0)
+    for name in self.sources:
+      if name not in SOURCES:
+        hint = did_you_mean(name, SOURCES)
+        raise UserError(f"config.discover.sources: {name!r} is no source{hint}")
+    if not self.sources or len(set(self.sources)) < len(self.sources):
+      raise UserError(
+        f"config.discover.sources={self.sources}: name each source once, at least one"
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -359,7 +376,6 @@ class RoundsConfig:
     repair_last: whether the last round repairs as well; otherwise it only audits.
     steps: of GRPO in a later round, which goes on from the auditor of the round before.
     probes: of the sweep in a later round; 0 = none, and the finds are those of GRPO.
-    replay: share of a later round's examples that repeat those of the rounds before.
     compare: what counts as a change of a known mode.
   """
 
@@ -367,13 +383,11 @@ class RoundsConfig:
   repair_last: bool = True
   steps: int = 0
   probes: int = 0
-  replay: float = 0.25
   compare: CompareConfig = CompareConfig()
 
   def __post_init__(self):
     check(vars(self), "rounds", "count", least=1)
     check(vars(self), "rounds", "steps", "probes", least=0)
-    check(vars(self), "rounds", "replay", least=0, below=1)
     if self.count > 1 and not self.steps and not self.probes:
       raise UserError(
         f"config.rounds.count={self.count}: a later round asks nothing, since steps and probes are"

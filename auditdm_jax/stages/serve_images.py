@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Serves images from captions and edit instructions over gRPC until it is told to stop.
+"""serve-images: makes images from captions and edit instructions over gRPC, until told to stop.
 
   python -m auditdm_jax serve-images --config=configs/scenes.py --config.images.port=8500
 
