@@ -67,12 +67,12 @@ def ablated(
   return c, {name: args[name] for name in own_names} | {"seed": args["seed"]}
 
 
-def preset_of(file: str, arg: str, **given: str) -> str:
-  """Returns the preset that args name; the first one if they name none."""
+def preset_of(file: str, arg: str, *, among: tuple[str, ...] = PRESETS, **given: str) -> str:
+  """Returns the preset that args name; the first one of `among` if they name none."""
   named = [pair for pair in arg.split(",") if pair.startswith("preset=")]
   if "preset" in given and not named:
     return given["preset"]
-  return parse(file, ",".join(named), {"preset": PRESETS})["preset"]
+  return parse(file, ",".join(named), {"preset": among})["preset"]
 
 
 def target(arg: str) -> str:

@@ -22,6 +22,7 @@ common = runpy.run_path(str(pathlib.Path(__file__).with_name("common.py")))
 target = common["target"]
 FILE = "configs/ablations/references.py"
 WEIGHTS = "data/scenes/weights"
+PRESETS = ("scenes", "paligemma2", "gemma3")
 PALIGEMMA = "models/paligemma2-10b-mix-448"
 GEMMA, SMALL_GEMMA = "models/gemma-3-12b-it", "models/gemma-3-4b-it"
 
@@ -34,7 +35,7 @@ def sweep(add: Callable[..., None], arg: str) -> None:
   def use(name: str, *folders: str, **more: object) -> None:
     add(name, **{"models.references": folders}, **more)
 
-  preset = common["preset_of"](FILE, arg)
+  preset = common["preset_of"](FILE, arg, among=PRESETS)
   if preset == "scenes":
     paligemma, gemma = f"{WEIGHTS}/ref_paligemma2", f"{WEIGHTS}/ref_gemma3"
     add("two")

@@ -33,5 +33,5 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def sweep(add: Callable[..., None], arg: str) -> None:
-  for name, args in CELLS[common["preset_of"](FILE, arg)].items():
+  for name, args in CELLS[common["preset_of"](FILE, arg, among=tuple(CELLS))].items():
     add(name, args)
