@@ -47,7 +47,7 @@ def test_serves_scenes(config, tmp_path):
 
 
 def test_serves_the_larger_world(config, tmp_path):
-  overrides = {"images.backend": "needle"}
+  overrides = {"images.backend": "needle", "images.width": 96, "images.height": 96}
   with process.spawn(config, log=tmp_path / "images.log", overrides=overrides) as service:
     with ImageClient(service.address) as client:
       assert (client.info().name, client.info().sizes) == ("needle", ((96, 96),))
