@@ -69,7 +69,7 @@ def test_a_stage_gets_config_and_workdir(start, tmp_path):
   process = start(body, "--config.grpo.lr=2", "--devices=4", config="config.py:rare")
   code, out, err = finish(process)
   assert (code, out, err) == (3, f"2.0 rare {tmp_path / 'run'} 4\n", "")
-  assert (tmp_path / "run").is_dir() and (tmp_path / "cache/auditdm_jax/xla").is_dir()
+  assert (tmp_path / "run").is_dir() and [*(tmp_path / "cache/auditdm_jax").glob("xla*")]
 
 
 @pytest.mark.parametrize(

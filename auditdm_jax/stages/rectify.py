@@ -91,6 +91,7 @@ def repair(
       name=name,
       seed=ctx.settings.seed,
       mesh=ctx.models.mesh,
+      wandb=ctx.settings.wandb,
     )
   except FloatingPointError as e:
     raise RepairFailed(f"the training diverged: {e}; try a lower config.rectify.recipe.lr") from e

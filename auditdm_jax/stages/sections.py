@@ -21,6 +21,7 @@ from auditdm_jax.audit.taxonomy import TaxonomyConfig
 from auditdm_jax.audit.verify import VerifyConfig
 from auditdm_jax.core.config import UserError, check, did_you_mean
 from auditdm_jax.core.pools.shares import Shares
+from auditdm_jax.core.wandb_log import WandbConfig
 from auditdm_jax.images.config import ImagesConfig
 from auditdm_jax.plan.steps import PlanConfig
 from auditdm_jax.rectify import curate as curate_lib
@@ -435,6 +436,7 @@ class AuditConfig:
   stop: StopConfig = StopConfig()
   plan: PlanConfig = PlanConfig()
   rounds: RoundsConfig = RoundsConfig()
+  wandb: WandbConfig = WandbConfig()
 
   def __post_init__(self):
     check(vars(self), "config", "seed", least=0, below=2**32)
