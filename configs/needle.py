@@ -25,12 +25,13 @@ from ml_collections import ConfigDict
 HERE = pathlib.Path(__file__).parent
 parse = runpy.run_path(str(HERE / "common.py"))["parse"]
 SHARED = ("seed", "error_rate", "rounds", "strategy", "reward")
+scenes = runpy.run_path(str(HERE / "scenes.py"))
+ARGS = {name: scenes["ARGS"][name] for name in SHARED}
+ARGS |= {"gaps": 0, "models": "runs/needle_models/models"}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  scenes = runpy.run_path(str(HERE / "scenes.py"))
-  known = {name: scenes["ARGS"][name] for name in SHARED}
-  args = parse("configs/needle.py", arg, known | {"gaps": 0, "models": "runs/needle_models/models"})
+  args = parse("configs/needle.py", arg, ARGS)
   said = ",".join(f"{name}={args[name]}" for name in SHARED)
   c = scenes["get_config"](f"target=rare,{said}")
   models = args["models"]

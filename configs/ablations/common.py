@@ -2,10 +2,10 @@
 """What the ablations here share: which audit is ablated, by which seed, and how much of it is run.
 
 ARGS of every ablation, as --config=configs/ablations/reward.py:preset=paligemma2,on=v6e-8
-  preset   scenes | paligemma2 | gemma3: configs/PRESET.py, whose own args can be given too
+  preset   scenes | paligemma2 | gemma3 | needle: configs/PRESET.py, whose own args can be given too
   budget   full | small | tiny: all of the preset's steps, probes and examples, 2 in 5 or 1 in 25
   repair   no | yes: whether runs end with the repair of the target; one round in any case
-  gaps     drawn: each seed has a target of its own, whose gaps it draws (scenes)
+  gaps     drawn: each seed has a target of its own, whose gaps it draws (scenes, needle)
   seed     of everything that is drawn; the stage sweep gives it
 """
 
@@ -20,7 +20,8 @@ from ml_collections import ConfigDict
 CONFIGS = pathlib.Path(__file__).absolute().parents[1]
 parse = runpy.run_path(str(CONFIGS / "common.py"))["parse"]
 TOWER = "data/scenes/weights/siglip"
-PRESETS = ("scenes", "paligemma2", "gemma3")
+NEEDLE = "runs/needle_models/models"
+PRESETS = ("scenes", "paligemma2", "gemma3", "needle")
 BUDGETS = {"full": 1.0, "small": 0.4, "tiny": 0.04}
 
 
@@ -49,8 +50,9 @@ def ablated(
   own_names = known.keys() - module["ARGS"].keys()
   said = dict(pair.partition("=")[::2] for pair in arg.split(",") if "=" in pair)
   said = {name: text for name, text in given.items() if name in known} | said
-  if preset == "scenes" and said.get("gaps") == "drawn":
-    said["gaps"] = f"seed:{said.get('seed', 0)}"
+  if said.get("gaps") == "drawn" and preset in ("scenes", "needle"):
+    seed = said.get("seed", 0)
+    said["gaps"] = f"seed:{seed}" if preset == "scenes" else f"{seed}"
   bad = ",".join(pair for pair in arg.split(",") if "=" not in pair)
   args = parse(file, ",".join([*(f"{k}={v}" for k, v in said.items()), bad]), known)
   passed = ",".join(
@@ -76,10 +78,13 @@ def preset_of(file: str, arg: str, **given: str) -> str:
 def target(arg: str) -> str:
   """Returns the config by which the target of a seed is made; "" where the preset has one."""
   pairs = dict(pair.partition("=")[::2] for pair in arg.split(",") if "=" in pair)
-  if pairs.get("gaps") != "drawn" or pairs.get("preset", "scenes") != "scenes":
+  preset, seed = pairs.get("preset", "scenes"), pairs.get("seed", "0")
+  if pairs.get("gaps") != "drawn" or preset not in ("scenes", "needle"):
     return ""
-  seed = pairs.get("seed", "0")
   made = os.path.relpath(CONFIGS / "pretrain_scenes.py")  # Here or in a checkout elsewhere.
+  if preset == "needle":
+    tower = f"{pairs.get('models', NEEDLE)}/siglip"
+    return f"{made}:world=needle,only=target,gaps=seed:{seed},seed={seed},tower={tower}"
   return f"{made}:only=target,gaps=seed:{seed},seed={seed},tower={TOWER}"
 
 

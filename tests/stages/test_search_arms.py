@@ -6,11 +6,12 @@ import pytest
 from auditdm_jax.core import overrides
 from auditdm_jax.core.config import build
 from auditdm_jax.rl import reward
-from auditdm_jax.stages.cells import read_cells
+from auditdm_jax.stages.cells import plan, read_cells
 from auditdm_jax.stages.sections import AuditConfig
 
 CONFIG = "configs/ablations/search.py"
 PRESETS = {"scenes": "", "rare": "target=rare", "paligemma2": "preset=paligemma2"}
+PRESETS["needle"] = "preset=needle"
 
 
 def _settings(arm, *args):
@@ -36,6 +37,17 @@ def test_all_arms_have_equal_queries_and_the_same_models_and_checks(arms):
 def test_a_tiny_budget_keeps_them_equal():
   queries = {_queries(_settings(cell.name, "budget=tiny")) for cell in read_cells(CONFIG)}
   assert len(queries) == 1 and queries.pop() == 6 * 128 + 480
+
+
+def test_in_needle_too_each_seed_may_draw_its_gaps():
+  found = plan(f"{CONFIG}:preset=needle,gaps=drawn", (), seeds=(7,), root="/r", only=("random",))
+  (run,) = found.runs
+  assert run.target.partition("pretrain_scenes.py:")[2] == (
+    "world=needle,only=target,gaps=seed:7,seed=7,tower=runs/needle_models/models/siglip"
+  )
+  spec, given = overrides.given_in(run.args[1:])
+  config = overrides.read(spec, given, AuditConfig)
+  assert config.world.gaps == "seed:7" and config.models.target == "/r/_targets/7/models/target"
 
 
 def test_who_trains_who_proposes_and_who_picks(arms):
