@@ -12,6 +12,7 @@ SHARED = {
   # By name: prepared data sets may lie beside them.
   "data": [
     "judge/*",
+    "photos/*",
     "scenes/*.py",
     "scenes/*.yaml",
     "scenes/diffusion/*",

@@ -123,7 +123,10 @@ def stage_usage(module: str) -> str:
   flagged = module in _TOOLS | _SHORT.keys()
   own = _stage(_SHORT.get(module, module)) if flagged else None
   about = ast.get_docstring(ast.parse(_path(module).read_text(encoding="utf-8"))) or ""
-  return f"{about}\n\n{_COMMON if own is None else own.FLAGS.module_help(own).lstrip()}"
+  if own is None:
+    return f"{about}\n\n{_COMMON}"
+  _, _, listed = own.FLAGS.module_help(own).lstrip().partition("\n")  # Without the module's name.
+  return f"{about}\n\nFlags:\n{listed}"
 
 
 def named_stage(argv: list[str]) -> str:

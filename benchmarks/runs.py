@@ -48,7 +48,7 @@ _SEEDS = flags.DEFINE_list(
 _CURVES = flags.DEFINE_list("curves", [], "numbers of examples", flag_values=_FLAGS)
 _TABLE = flags.DEFINE_bool("table", False, "run nothing", flag_values=_FLAGS)
 
-_SHARED = ("data", "images", "records", "verify", "control", "heldout")  # What repairs start from.
+SHARED, LINKED = ("records", "verify", "control"), ("data", "images")  # What repairs start from.
 
 
 # -------------------------------------------------------------------------------------- the runs
@@ -108,7 +108,9 @@ def curve(seed: str, folder: pathlib.Path, arm: str, size: int) -> RepairPoint:
   config.models.target = str(folder / "models/target")
   config.rectify.curate.size = size
   # Before the context, which opens the images.
-  RunFolder(known.parent, config_hash=config_hash(config)).borrow(folder / "loop", _SHARED)
+  RunFolder(known.parent, config_hash=config_hash(config)).borrow(
+    folder / "loop", SHARED, linked=LINKED
+  )
   with Context(config, known.parent, "curve") as ctx:
     ctx.pool("images")  # What examples are about.
     if arm == REPAIRED:

@@ -140,7 +140,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
   # ---- rectify, evaluate, further rounds
   c.rectify = dict(
-    recipe=dict(name="scenes", steps=1_000, micro_rows=8, lr=2e-3),
+    recipe=dict(name="scenes", steps=700, micro_rows=8),
     curate=dict(size=3_000, cap=0.15),
     length=30, suffix=3,
   )  # fmt: skip
@@ -154,7 +154,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.discover.probes = 24_000
     c.discover.ranking.likely = 0.7  # Few of its questions are surer finds.
     # A twentieth of the questions fails: many more examples would repair it at random too.
-    c.rectify.curate.size, c.rectify.recipe.steps = 1_000, 700
+    c.rectify.curate.size = 1_000
     if args["reward"] == "novelty":
       c.reward.novelty_power = 0.2  # rare finds leave less room to be choosy
     c.checkpoints.harvest = (60, 120, 180)

@@ -58,7 +58,8 @@ def first_failure() -> tuple[Image.Image, str, str]:
   """Returns image, question and consensus of the first failure on an image that the audit made."""
   for line in (WORKDIR / "verify" / "failures-0.jsonl").open():
     failure = json.loads(line)
-    image = WORKDIR / "images" / f"{failure['probe']['image_id']}.png"
+    image_id = failure["probe"]["image_id"]
+    image = WORKDIR / "images" / image_id[:2] / f"{image_id}.png"
     if image.is_file():
       return Image.open(image), failure["probe"]["question"], failure["consensus"]
   raise SystemExit("no failure on a made image; give the audit more probes")

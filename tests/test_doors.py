@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The examples of things of one's own: a target, a judge, a world and a benchmark."""
+"""The examples of things of one's own: a target, images, a judge, a world and a benchmark."""
 
 import json
 import pathlib
@@ -15,12 +15,24 @@ from auditdm_jax.audit.judge import JudgeConfig, Same, open_judge
 from auditdm_jax.bench import specs
 from auditdm_jax.bench.scorers import per_answer
 from auditdm_jax.core.config import UserError, build
+from auditdm_jax.core.image_store import Images
+from auditdm_jax.core.pool import open_pool
 from auditdm_jax.endpoints.config import EndpointConfig
 from auditdm_jax.endpoints.endpoint import Endpoint
 from auditdm_jax.endpoints.sight import prove_sight
 from auditdm_jax.stages import sections, worlds
-from examples import own_benchmark, own_judge, own_target, own_world
+from auditdm_jax.vlm import load_vlm
+from examples import (
+  audit_from_python,
+  own_benchmark,
+  own_images,
+  own_judge,
+  own_target,
+  own_world,
+  tiny_checkpoint,
+)
 
+ROOT = pathlib.Path(__file__).parents[1]
 WORLD = "examples.own_world:WORLD"
 
 
@@ -100,3 +112,49 @@ def test_a_benchmark_of_ones_own(tmp_path):
   )
   assert per_answer(own_benchmark.starts_right)
   assert own_benchmark.starts_right("Coach of a team", list(item.references)) == 1.0
+
+
+def test_images_of_ones_own(tmp_path, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  own_images.write(tmp_path)
+  pools = {split: open_pool(tmp_path, split) for split in ("train", "heldout", "fresh")}
+  assert {split: len(pool) for split, pool in pools.items()} == {
+    "train": 48,
+    "heldout": 8,
+    "fresh": 8,
+  }
+  assert pools["train"].image(0).shape == (106, 80, 3)
+  assert pools["train"].questions(0) == (
+    "is the image mostly blue ?",
+    "is the image mostly green ?",
+  )
+  blue = sum(pools["train"].answers(i)[0] == ("yes",) for i in range(48))
+  assert 5 < blue < 43, "a question with one answer tells nothing"
+
+
+def test_a_tiny_checkpoint_is_one_of_hugging_face(tmp_path, monkeypatch):
+  """transformers reads it, and it answers as the package's own reader has it."""
+  transformers = pytest.importorskip("transformers")
+  torch = pytest.importorskip("torch")
+  monkeypatch.chdir(ROOT)
+  tiny_checkpoint.write(tmp_path / "tiny", seed=0)
+  theirs = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "tiny").eval()
+  ours, tokens = load_vlm(tmp_path / "tiny"), [2, 11, 25, 40]
+  with torch.no_grad():
+    expected = theirs(input_ids=torch.tensor([tokens])).logits.numpy()
+  np.testing.assert_allclose(ours.logits(None, [tokens]), expected, atol=2e-4)
+  tiny_checkpoint.write(tmp_path / "other", seed=1)
+  assert np.abs(load_vlm(tmp_path / "other").logits(None, [tokens]) - expected).max() > 0.1
+
+
+def test_the_example_in_python_finds_the_images_of_its_run(tmp_path, monkeypatch):
+  monkeypatch.setattr(audit_from_python, "WORKDIR", tmp_path)
+  image_id = Images(tmp_path / "images", fan_out=True).put(np.zeros((4, 4, 3), np.uint8))
+  (tmp_path / "verify").mkdir()
+  rows = [
+    {"probe": {"image_id": i, "question": "q"}, "consensus": "red"} for i in ("0" * 64, image_id)
+  ]
+  text = "".join(json.dumps(row) + "\n" for row in rows)
+  (tmp_path / "verify/failures-0.jsonl").write_text(text)
+  image, question, answer = audit_from_python.first_failure()
+  assert image.size == (4, 4) and (question, answer) == ("q", "red")

@@ -93,5 +93,8 @@ def test_a_folder_that_is_no_model(vlm, tmp_path):
       load_vlm(tmp_path / "m")
   config.write_text(json.dumps(header))
   (tmp_path / "m" / "tokenizer.json").unlink()
+  with pytest.raises(UserError, match="m/tokenizer.json: no such file"):
+    load_vlm(tmp_path / "m")
+  (tmp_path / "m" / "SHA256SUMS").unlink()
   with pytest.raises(UserError, match="m: no tokenizer, none of tokenizer.json"):
     load_vlm(tmp_path / "m")

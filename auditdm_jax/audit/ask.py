@@ -20,7 +20,8 @@ from auditdm_jax.text.short import Kind
 from auditdm_jax.text.styles import RawReply, Said, Style
 from auditdm_jax.text.tokenizer import Tokenizer
 
-MAX_RAW = 2000  # Characters of a reply that are kept; of a longer one its beginning and its end.
+# Characters of a reply and of an answer that are kept; of longer ones their two ends.
+MAX_RAW = 2000
 
 
 class Vlm(Protocol):
@@ -145,7 +146,7 @@ class Answer:
   """What became of a question that was put to a model.
 
   Attributes:
-    text: the short answer; "" if there is no answer.
+    text: the short answer, bounded; "" if there is no answer.
     kind: what the reply was, see `text.short.Short`.
     raw: what was said, bounded.
   """
@@ -205,7 +206,7 @@ def _from_elsewhere(
 
 def _read(style: Style, reply: Said, question: str, config: BankConfig) -> Answer:
   short, raw = style.short(reply, question), _bounded(reply.text or "")
-  text = short.text or ""
+  text = _bounded(short.text or "")
   if short.kind == "abstention":
     return Answer(config.abstentions[0] if config.abstentions else "", short.kind, raw)
   if text.strip().lower() in map(str.lower, config.abstentions):

@@ -52,8 +52,8 @@ class Probe(Record):
   seed: int = 0
   fit: str = ""  # how its image was brought to a size that the service takes
   step: int = -1  # training step of the auditor, -1 outside training
-  way: str = ""  # how the sweep chose it, see `audit.ranking`
-  score: float | None = None  # the probability of a find that it was chosen by
+  way: str = ""  # how it was chosen from what was proposed, see `audit.ranking`
+  score: float | None = None  # probability of a find by the surrogate; None before it could tell
 
   @property
   def origin_id(self) -> str:

@@ -58,7 +58,7 @@ class Ranked:
     candidates: distinct questions among them that had not been asked.
     images: that these go back to.
     made: images that were made for them.
-    flops: of the auditors, and of the surrogate.
+    flops: of the auditors, of the surrogate and, unless an endpoint gave some, of the answers.
   """
 
   batch: int

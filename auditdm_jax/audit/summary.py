@@ -7,7 +7,9 @@ What was not measured is None: a stage that did not run, or a count that only an
 from collections.abc import Mapping
 import dataclasses
 
+from auditdm_jax.audit.calibration import Calibration
 from auditdm_jax.audit.diversity import Diversity, Spread
+from auditdm_jax.audit.hacks import ArmHacks
 from auditdm_jax.audit.labels import LabelScores
 from auditdm_jax.audit.precision import FindPrecision, GradePrecision, LabelPrecision
 from auditdm_jax.audit.rates import Corrected, Rate
@@ -165,6 +167,59 @@ class Sweep:
     """What its success must be named with."""
     each = self.proposals / max(self.success.n, 1)
     return f"best of {each:.1f} proposals, ranked over {self.images:,.0f} images"
+
+
+@dataclasses.dataclass(frozen=True)
+class YieldPoint:
+  """What an arm had found after so many queries.
+
+  Attributes:
+    queries: probes that it had sent.
+    answers: of all models to them.
+    finds: distinct questions about an image on which the target conflicts with the consensus.
+    confirmed: those of them that are real failures, see `Summary`; None where nobody checked.
+    gaps: auditable gaps with enough of these; None without an oracle.
+    modes: confirmed modes with enough of these; None where modes were not looked for.
+    precision: share of real failures among the new finds that were checked since the last point.
+  """
+
+  queries: int
+  answers: int
+  finds: int
+  confirmed: int | None
+  gaps: int | None
+  modes: int | None
+  precision: Rate
+
+
+@dataclasses.dataclass(frozen=True)
+class Yield:
+  """What an arm found by queries, and what that cost.
+
+  Attributes:
+    points: the last one is that of all its queries.
+    seconds: that the stages of the arm took; None if they were not timed.
+    flops: useful operations by phase; None where they were not counted.
+  """
+
+  points: tuple[YieldPoint, ...]
+  seconds: float | None = None
+  flops: Mapping[str, float] | None = None
+
+  @property
+  def seconds_per_find(self) -> float | None:
+    """For each distinct confirmed find."""
+    return self._per_find(self.seconds)
+
+  @property
+  def flops_per_find(self) -> float | None:
+    """The same in operations; None where the answers are not counted, as those of endpoints."""
+    counted = self.flops is not None and "answers" in self.flops
+    return self._per_find(sum(self.flops.values()) if self.flops and counted else None)
+
+  def _per_find(self, cost: float | None) -> float | None:
+    confirmed = self.points[-1].confirmed
+    return cost / confirmed if cost is not None and confirmed else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -411,6 +466,9 @@ class Summary:
     later: the rounds after the first one.
     stopped: why there are no more rounds; "" if there are as many as were wanted.
     sweep: what the sweep's success is worth; None without one.
+    calibration: what the surrogate predicted in training and in the sweep, against what was found.
+    hacks: by arm, finds that are no failures, by what makes them look like one.
+    yields: by arm, what was found after how many queries, and its cost.
     arms: by arm, with their sum, and the control if there was one.
     seconds: by stage.
     labels: what people say of a random sample of finds; None without labels.
@@ -444,6 +502,9 @@ class Summary:
   rounds: tuple[RoundRow, ...] = ()
   stopped: str = ""
   sweep: Sweep | None = None
+  calibration: tuple[Calibration, ...] = ()
+  hacks: Mapping[str, ArmHacks] = dataclasses.field(default_factory=dict)
+  yields: Mapping[str, Yield] = dataclasses.field(default_factory=dict)
 
   @property
   def alarms(self) -> tuple[str, ...]:

@@ -3,6 +3,8 @@
 
 A save returns once the arrays are on the host and writes on in the background; a step counts from
 the moment orbax has renamed it into place. What a kill interrupts is removed by the next opening.
+Orbax's blocks have no checksums: SHA-256 sums of all files lie beside them. An object store has
+checksums of its own, and reading a checkpoint back from it would cost as much as writing it.
 """
 
 from collections.abc import Mapping
@@ -16,7 +18,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from auditdm_jax.core import disk, jsonio, paths
+from auditdm_jax.core import disk, jsonio, paths, runtime, sums
 from auditdm_jax.core import tree as tree_lib
 from auditdm_jax.core.config import UserError
 
@@ -26,6 +28,31 @@ _NO_DAMAGE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHEN
 
 class _Damaged(UserError):
   """A checkpoint that cannot be read."""
+
+
+class ChangedFileError(ValueError):
+  """A file that is not the one that was written."""
+
+
+class _SummedArrays(ocp.StandardCheckpointHandler):
+  """Arrays with sums of their files; process 0 writes them before the folder gets its name."""
+
+  def finalize(self, directory: Any) -> None:
+    super().finalize(directory)  # Merges what the processes have written.
+    _write_sums(directory)
+
+
+class _SummedJson(ocp.JsonCheckpointHandler):
+  """JSON with the sum of its file."""
+
+  def finalize(self, directory: Any) -> None:
+    super().finalize(directory)
+    _write_sums(directory)
+
+
+def _write_sums(directory: Any) -> None:
+  if not paths.is_remote(directory):
+    sums.write(pathlib.Path(directory))
 
 
 class Checkpointer:
@@ -54,13 +81,12 @@ class Checkpointer:
         preservation_policy.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False)
       )
     self._keep_best = keep_best
+    # absl's logger, which is orbax's; a filter that is there is not added again.
+    logging.getLogger("absl").addFilter(_is_news)
     self._manager = ocp.CheckpointManager(
       self.dir,
-      # By handler and not only by name: a new process reads the trees' shapes before it restores.
-      item_handlers={
-        "arrays": ocp.StandardCheckpointHandler(),
-        "extras": ocp.JsonCheckpointHandler(),
-      },
+      # With handlers: a new process reads the trees' shapes before it restores.
+      handler_registry=_handlers(),
       options=ocp.CheckpointManagerOptions(
         preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
         cleanup_tmp_directories=True,  # What a killed run left half-written.
@@ -132,6 +158,7 @@ class Checkpointer:
       extras=ocp.args.JsonRestore(),
     )
     try:
+      self._check_sums(step)
       self._check(step, abstract)
       restored = self._manager.restore(step, args=wanted)
     except (UserError, RuntimeError):  # The latter of the devices, or of another process.
@@ -186,10 +213,42 @@ class Checkpointer:
   def __exit__(self, *exc) -> None:
     self.close()
 
+  def _check_sums(self, step: int) -> None:
+    """Looks at every file; each process reads its share and all of them learn what is wrong."""
+    if paths.is_remote(self.dir):
+      return
+    share = (runtime.index(), runtime.count())
+    found = []
+    for item in ("arrays", "extras", "metrics"):
+      if name := sums.wrong(self.dir / str(step) / item, share=share):
+        found.append(f"{item}/{name}")
+    everywhere = sorted(name for names in runtime.gather(found) for name in names)
+    if everywhere:
+      raise ChangedFileError(f"{everywhere[0]} is not the file that was written")
+
   def _check(self, step: int, abstract: Any) -> None:
     wrong = tree_lib.diff(abstract, self._manager.item_metadata(step).arrays.tree)
     if wrong:
       raise UserError(f"{self.dir}/{step} does not fit this model:\n{wrong}")
+
+
+def _handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
+  """Returns who writes and reads what; "metrics" are orbax's own, from which it takes the best."""
+  registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+  json, metrics = _SummedJson(), _SummedJson("metrics")
+  for item, handler, args in (
+    ("arrays", _SummedArrays(), (ocp.args.StandardSave, ocp.args.StandardRestore)),
+    ("extras", json, (ocp.args.JsonSave, ocp.args.JsonRestore)),
+    ("metrics", metrics, (ocp.args.JsonSave, ocp.args.JsonRestore)),
+  ):
+    for kind in args:
+      registry.add(item, kind, handler)
+  return registry
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+  """Leaves out tracebacks that orbax's threads print of errors which `wait` and `save` raise."""
+  return not (record.exc_info and "orbax" in pathlib.PurePath(record.pathname).parts)
 
 
 def _score(metrics: Mapping[str, float]) -> float:

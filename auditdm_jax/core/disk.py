@@ -22,7 +22,7 @@ _SAID = {
 # Code tries and goes another way: what fails after that need not be their doing.
 _OFTEN_HANDLED = frozenset({errno.EACCES, errno.EPERM})
 # How tensorstore, which writes checkpoints, quotes the system inside a message of its own.
-_QUOTED = re.compile(r"\[OS error (\d+)|os error (\d+)")
+_QUOTED = re.compile(r"(?:OS error |os error |os_error_code=')(\d+)")
 
 
 def trouble(error: BaseException) -> str | None:
@@ -58,4 +58,4 @@ def _number(error: BaseException) -> int | None:
   if isinstance(error, OSError) and error.errno is not None:
     return error.errno
   match = _QUOTED.search(str(error))
-  return int(match[1] or match[2]) if match else None
+  return int(match[1]) if match else None

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import json
 import os
 import pathlib
@@ -122,9 +123,14 @@ def _join(cluster: Cluster) -> None:
 
 
 def default_cache_dir() -> pathlib.Path:
-  """Returns auditdm_jax/xla in the user's cache folder."""
+  """Returns auditdm_jax/xla in the user's cache folder; xla-zstd from Python 3.14 on.
+
+  jax compresses by zstd there and by zlib elsewhere, and names of programs do not say which: what
+  the other one has stored is damaged to it, and a warning in each run.
+  """
   base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-  return pathlib.Path(base) / "auditdm_jax" / "xla"
+  name = "xla-zstd" if importlib.util.find_spec("_zstd") else "xla"
+  return pathlib.Path(base) / "auditdm_jax" / name
 
 
 def describe_devices() -> list[str]:

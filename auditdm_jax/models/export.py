@@ -22,7 +22,7 @@ from auditdm_jax.models.leaves import Leaf
 from auditdm_jax.models.multimodal import VlmConfig
 from auditdm_jax.models.preprocess import Pixels
 from auditdm_jax.models.tensor_files import Tick, no_progress
-from auditdm_jax.models.weights import COMPUTE, FORMAT, Opened, write_side_files
+from auditdm_jax.models.weights import COMPUTE, FORMAT, Opened, write_side_files, write_sums
 
 
 def write_native(path: pathlib.Path, opened: Opened, *, tick: Tick = no_progress) -> None:
@@ -84,6 +84,7 @@ def write_hf(path: pathlib.Path, opened: Opened, *, tick: Tick = no_progress) ->
         pixels, kind=config.kind, size=config.vision.image_size, tokens=config.num_image_tokens
       )
       jsonio.write_json(folder / "preprocessor_config.json", settings)
+    write_sums(folder)
     jsonio.write_json(folder / "config.json", _with_dtype(header, tensors))
   if made is not None:
     logging.warning(
@@ -142,6 +143,7 @@ def _is_still(origin: Mapping[str, Any], config: VlmConfig) -> bool:
 
 def _write_rest(folder: pathlib.Path, opened: Opened, **more: Any) -> None:
   write_side_files(folder, opened.side)
+  write_sums(folder)
   header = {"format": FORMAT, "model": opened.config.to_dict(), **more}
   # The tower is written with the model.
   extras = {k: v for k, v in opened.extras.items() if k != "tower"}

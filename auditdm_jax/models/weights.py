@@ -6,6 +6,7 @@
                            "origin": {"format": "hf", …}, "tower": "../siglip", …}
       model.safetensors   one tensor per parameter, named by its path: llm/layers/attn/q_einsum/w
       tokenizer.json
+      SHA256SUMS          of all files but config.json, which people may edit
     siglip/
       config.json         {"format": "auditdm-1", "vision": {…SiglipConfig}}
       model.safetensors   img/… without the head
@@ -39,7 +40,7 @@ import ml_dtypes
 import numpy as np
 
 from auditdm_jax.core import config as config_lib
-from auditdm_jax.core import jsonio, tree
+from auditdm_jax.core import jsonio, runtime, sums, tree
 from auditdm_jax.core.config import UserError
 from auditdm_jax.models import (
   big_vision,
@@ -138,6 +139,8 @@ def load(
     UserError: something is missing, torn, or not what the config says.
   """
   opened = open_model(path, model=model, image_size=image_size, dtype=dtype)
+  # All processes of a run load it: each reads its share of the files for this.
+  check_files(path, share=(runtime.index(), runtime.count()))
   where = None if mesh is None else sharding.shardings(mesh, leaves.abstract(opened.tree))
   placed = leaves.place(opened.tree, where)
   return Loaded(opened.config, tree.unflatten(placed), opened.extras, opened.side)
@@ -205,9 +208,13 @@ def content_hash(path: str | os.PathLike) -> str:
 
   Parameters are hashed by our names and as bf16, so that a model, its conversion to another format
   and its copy in half precision are one. Names and pixels of a model do not count.
+
+  Raises:
+    UserError: as `open_model` and `check_files`.
   """
-  digest = hashlib.sha256()
-  for name, leaf in sorted(open_model(path, dtype="bfloat16").tree.items()):
+  digest, opened = hashlib.sha256(), open_model(path, dtype="bfloat16")
+  check_files(path)
+  for name, leaf in sorted(opened.tree.items()):
     digest.update(f"{name} {leaf.shape}\n".encode())
     for piece in leaf.pieces():
       digest.update(piece.tobytes())
@@ -222,8 +229,32 @@ def not_finite(path: str | os.PathLike) -> str:
   return ""
 
 
+def check_files(path: str | os.PathLike, *, share: tuple[int, int] = (0, 1)) -> None:
+  """Reads the files of a model whose folder has sums of them, and those of its tower.
+
+  Args:
+    path: see `open_model`.
+    share: (i, n): only every n-th file from the i-th on.
+
+  Raises:
+    UserError: one of them is not what was written; `open_model` sees sizes and headers only.
+  """
+  folder = side_folder(path)
+  header = _read_header(folder) if folder.is_dir() else None
+  tower = (header or {}).get("tower")
+  for each in (folder, _tower_folder(folder, tower)) if tower else (folder,):
+    if name := sums.wrong(each, share=share):
+      is_there = (each / name).exists()
+      what = "damaged, or not the file that was written" if is_there else "no such file"
+      raise UserError(
+        f"{each / name}: {what}, by the SHA-256 in {sums.NAME}: copy or make the model again; if"
+        f" the change was meant, remove {each / sums.NAME}"
+      )
+
+
 def load_tower(folder: str | os.PathLike) -> tuple[siglip.SiglipConfig, Params]:
   """Reads the folder of a tower; the parameters are {"img": …} without a head, fp32."""
+  check_files(folder)
   vision, flat = _open_tower(pathlib.Path(folder))
   return vision, tree.unflatten({k: v.whole().astype(np.float32) for k, v in flat.items()})
 
@@ -458,6 +489,7 @@ def save(
   write_side_files(folder, side)
   if tokenizer is not None:
     tokenizer.save(folder)
+  write_sums(folder)
   header = {"format": FORMAT, "model": config.to_dict()}
   jsonio.write_json(folder / "config.json", header | dict(extras))
 
@@ -469,6 +501,7 @@ def save_tower(
   folder = pathlib.Path(folder)
   flat = {k: v for k, v in tree.flatten(params).items() if _of_tower(k)}
   _replace_tensors(folder, _finite(flat, dtype))
+  write_sums(folder)
   header = {"format": FORMAT, "vision": dataclasses.asdict(vision)}
   jsonio.write_json(folder / "config.json", header)
 
@@ -480,6 +513,13 @@ def write_side_files(folder: pathlib.Path, side: Mapping[str, Any]) -> None:
       jsonio.write_json(folder / name, file)
     elif file.absolute() != (folder / name).absolute():
       shutil.copyfile(file, folder / name)
+
+
+def write_sums(folder: pathlib.Path) -> None:
+  """Notes what the files of a model are, but for config.json, which people may edit."""
+  files = [path for path in folder.iterdir() if path.suffix in (".safetensors", ".npz")]
+  side = [folder / name for name in (*SIDE_FILES, tensor_files.INDEX)]
+  sums.write(folder, [*files, *side, *(folder / "params").rglob("*")])
 
 
 def _finite(flat: Mapping[str, Any], dtype: str) -> dict[str, Leaf]:
@@ -509,6 +549,7 @@ def _replace_tensors(folder: pathlib.Path, flat: Mapping[str, Leaf]) -> None:
   with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as new:
     tensor_files.write_safetensors(pathlib.Path(new), flat)
     (folder / "config.json").unlink(missing_ok=True)
+    (folder / sums.NAME).unlink(missing_ok=True)
     for old in (*folder.glob("model*.safetensors"), folder / tensor_files.INDEX):
       old.unlink(missing_ok=True)
     for file in pathlib.Path(new).iterdir():

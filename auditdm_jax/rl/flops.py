@@ -73,12 +73,15 @@ class Meter:
       for turns in samples:
         for later in turns[1:]:
           self._write([later])
+    self.answered([(t.question, t.consensus) for t in trajectories if t.verdict is not None])
+
+  def answered(self, asked: Sequence[tuple[str, str]]) -> None:
+    """Adds what the models have answered since the last call, to (question, consensus) pairs."""
     done, self._computed = self._computed, dict(self._bank.computed)
-    asked = [t for t in trajectories if t.verdict is not None][:_SAMPLE]
     for name, probes in self._computed.items():
       fresh = probes - done.get(name, 0)
       if fresh and "answers" in self.flops:
-        self.flops["answers"] += fresh * _answer(self._vlms[name], asked)
+        self.flops["answers"] += fresh * _answer(self._vlms[name], asked[:_SAMPLE])
 
   def _write(self, turns: Sequence[AuditorReply]) -> None:
     """One prefill and the tokens of the completions that share it."""
@@ -89,11 +92,11 @@ class Meter:
     self.flops["sample"] += decoder(config, tokens=drawn, context=context, predictions=drawn)
 
 
-def _answer(vlm: Answering, asked: Sequence[Trajectory]) -> float:
+def _answer(vlm: Answering, asked: Sequence[tuple[str, str]]) -> float:
   """Of one answer, for probes as long as these."""
   if vlm.tokenizer is None:
     raise ValueError("a model without a tokenizer gives no answers")
   encode = vlm.tokenizer.encode
-  lengths = [len(encode(t.question)) + len(encode(t.consensus)) for t in asked]
+  lengths = [len(encode(question)) + len(encode(consensus)) for question, consensus in asked]
   tokens = vlm.config.num_image_tokens + (float(np.mean(lengths)) if lengths else 0.0)
   return decoder(vlm.config.text, tokens=tokens, context=tokens, predictions=1)

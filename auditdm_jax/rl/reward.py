@@ -111,6 +111,14 @@ def disagreement(facts: Facts) -> float:
   return float(facts.parsed and facts.find)
 
 
+def validity(facts: Facts) -> float:
+  """1 iff the references agree on an answer, find or not; for `reward.terms`.
+
+  After the validity of arXiv:2604.04733; that the references' agreement decides is ours.
+  """
+  return float(facts.verdict is not None and facts.verdict.consensus is not None)
+
+
 def answerability(facts: Facts) -> float | None:
   """1 iff all references say over a paraphrase what they agreed on before."""
   return None if facts.kept is None else float(facts.kept)

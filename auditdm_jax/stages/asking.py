@@ -81,6 +81,7 @@ def train_auditor(ctx: Context, bank: ModelBank) -> trainer.TrainResult:
       *remote.decisive(s.endpoints),
     ],
     stop=settings.stop,
+    wandb=settings.wandb,
   )
 
 
@@ -115,6 +116,7 @@ def make_prober(
   pool: InMemoryPool,
   mesh: Mesh | None,
   prompts: Mapping[str, int] | None = None,
+  shots: Sequence[tuple[str, str]] = (),
 ) -> Prober:
   """Connects the auditor and the image service.
 
@@ -124,6 +126,7 @@ def make_prober(
     pool: the images that it looks at.
     mesh: the one that its params lie on.
     prompts: {strategy: prompts}, default the config's.
+    shots: (question, consensus) of finds that are shown before the task of asking.
 
   Raises:
     UserError: the image service can make no image of the pool's sizes.
@@ -131,6 +134,10 @@ def make_prober(
   config = _rollout_config(ctx)
   if prompts is not None:
     config = dataclasses.replace(config, prompts=dict(prompts))
+  if shots:
+    asks = (s for s, _ in config.active() if s.turns[0].kind == "question")
+    tasks = {s.task(0): _with_shots(config.task_text(s, 0), shots) for s in asks}
+    config = dataclasses.replace(config, task=config.task | tasks)
   drawing = None
   if any(strategy.makes for strategy, _ in config.active()):
     client = image_client(ctx, pool)
@@ -144,6 +151,14 @@ def make_prober(
     drawing=drawing,
     well_formed=ctx.world.well_formed,
     mesh=mesh,
+  )
+
+
+def _with_shots(task: str, shots: Sequence[tuple[str, str]]) -> str:
+  """Puts finds before a task, as examples (ours)."""
+  lines = "\n".join(f"- {question} ({answer})" for question, answer in shots)
+  return (
+    f"Questions that the model answered wrongly before, with the right answers:\n{lines}\n{task}"
   )
 
 

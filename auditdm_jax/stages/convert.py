@@ -78,6 +78,7 @@ def main() -> int:
   )
   if assumed := opened.extras["origin"].get("inferred"):
     print(f"{source.name}: {assumed}")
+  weights.check_files(source)
   _check_space(target, sum(leaf.nbytes for leaf in opened.tree.values()))
   with _Bar() as bar:
     WRITERS[_TO.value](target, opened, tick=bar.tick)

@@ -16,6 +16,7 @@ Costs:  config.discover.probes probes, each answered by target and references, a
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
+import logging
 import pathlib
 from typing import Any
 
@@ -27,6 +28,7 @@ from auditdm_jax.audit.ranking import Candidate, Ranked
 from auditdm_jax.audit.skills import Assigner, Seeds
 from auditdm_jax.core import metrics, streams
 from auditdm_jax.core.records import chunks
+from auditdm_jax.rl import flops
 from auditdm_jax.rl.surrogate import Surrogate
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.proposing import Proposers
@@ -34,6 +36,7 @@ from auditdm_jax.stages.results import Discovered
 from auditdm_jax.stages.truth import ModeKey
 
 _ROWS = 512  # Verdicts that are handed to the surrogate at once.
+_IDLE = 3  # Batches without anything new to ask, after which the sweep ends.
 _OPENING = 2  # Words that tell the kinds of questions without a named skill apart.
 
 
@@ -50,22 +53,27 @@ def run(ctx: Context) -> Discovered:
   section = ctx.settings.discover
   if not section.probes:
     return ctx.folder.finish("discover", Discovered({}, 0))
-  sweep, done, finds = _Sweep(ctx), 0, 0
+  sweep, done, asked, finds, idle = _Sweep(ctx), 0, 0, 0, 0
   for batch, attempts in ctx.folder.sweep():
     for missing in range(done, batch):  # Batches that asked nothing left no record.
       sweep.learn(missing, [])
     sweep.learn(batch, attempts)
-    done = batch + 1
-  with metrics.Progress(section.probes, "discover", done=done * section.batch) as progress:
-    for batch in range(done, -(-section.probes // section.batch)):
-      ranked, attempts = sweep.ask(
-        batch, min(section.batch, section.probes - batch * section.batch)
-      )
+    asked, done = asked + len(attempts), batch + 1
+  with metrics.Progress(section.probes, "discover", done=asked) as progress:
+    # A batch that has too few new questions is short, and another one makes up for it.
+    while asked < section.probes and idle < _IDLE:
+      ranked, attempts = sweep.ask(done, min(section.batch, section.probes - asked))
       ctx.folder.append_sweep(ranked, attempts)
-      sweep.learn(batch, attempts)
+      sweep.learn(done, attempts)
+      asked, done = asked + len(attempts), done + 1
+      idle = 0 if attempts else idle + 1
       finds += sum(a.find is not None for a in attempts)
       shown = " ".join(f"{arm}:{n}" for arm, n in Counter(a.probe.arm for a in attempts).items())
-      progress.update(min((batch + 1) * section.batch, section.probes), finds=finds, arms=shown)
+      progress.update(asked, finds=finds, arms=shown)
+  if asked < section.probes:
+    logging.warning(
+      "discover: asked %d of %d probes: nothing new was proposed", asked, section.probes
+    )
   arms = _history(ctx.folder.swept(), ctx.folder.ranked(), ModeKey(ctx.seeds))
   return ctx.folder.finish(
     "discover", Discovered(arms, sum(row["probes"] for row in arms.values()))
@@ -105,17 +113,24 @@ class _Sweep:
       blind=not self._surrogate.ready,
     )
     places = sorted(ways)
-    verdicts = self._bank.verdicts(
-      ctx.images, [questions[i] for i in places], image_ids=[images[i] for i in places]
-    )
+    meter = flops.Meter(ctx.models.auditor, self._bank)
+    with meter.towers("answers"):
+      verdicts = self._bank.verdicts(
+        ctx.images, [questions[i] for i in places], image_ids=[images[i] for i in places]
+      )
+    meter.answered([(questions[i], v.consensus or "") for i, v in zip(places, verdicts)])
+    known = self._surrogate.ready
     attempts = [
       Attempt(
-        probe=dataclasses.replace(probes[i], way=ways[i], score=round(float(scores[i]), 4)),
+        probe=dataclasses.replace(
+          probes[i], way=ways[i], score=round(float(scores[i]), 4) if known else None
+        ),
         verdict=verdict,
       )
       for i, verdict in zip(places, verdicts, strict=True)
     ]
     learning = self._surrogate.flops(len(probes), fits=section.fits * self._surrogate.config.fits)
+    answers = {k: v for k, v in meter.flops.items() if k == "answers"}  # Of endpoints not known.
     return (
       Ranked(
         batch=batch,
@@ -123,7 +138,7 @@ class _Sweep:
         candidates=len(probes),
         images=len({p.origin_id for p in probes}),
         made=len({p.image_id for p in probes if p.image_id != p.origin_id}),
-        flops={"auditors": proposed.flops, "surrogate": learning},
+        flops={"auditors": proposed.flops, "surrogate": learning} | answers,
       ),
       attempts,
     )
@@ -142,6 +157,8 @@ class _Sweep:
         [a.probe.image_id for a in told],
         [a.find is not None for a in told],
       )
+    for find in (find for a in told if (find := a.find)):
+      self._proposers.learn(self._kind_of(find.probe.question), find)
 
   def _fit(self, of: int | str, times: int) -> None:
     for i in range(times):

@@ -326,6 +326,7 @@ def _start(ctx: Context, target: Vlm, options: Options) -> StartModel:
   encode = tokenizer.encode
 
   def write_init(file: pathlib.Path) -> None:
+    weights.check_files(path)
     model_export.write_big_vision(file, weights.open_model(path, dtype=np.float32))
 
   file, tokensets = _sentencepiece(path, target, options.tokenizer)

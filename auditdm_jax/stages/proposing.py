@@ -2,23 +2,26 @@
 """Who proposes what the sweep could ask: stored auditors, the one before training, the data set.
 
 The auditor before training and the data set each propose as many questions as all trained auditors
-together: what training has narrowed they still ask. Strategies that make an image are sampled once,
+together: what training has narrowed they still ask. Finds with a small change (`audit.mutating`)
+are a fourth source, off by default. Strategies that make an image are sampled once,
 since the image service is dear; of all others a group is sampled for each image.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import math
 
 from auditdm_jax.audit.answer import ModelBank
-from auditdm_jax.audit.attempt import Attempt
-from auditdm_jax.core import metrics
+from auditdm_jax.audit.attempt import Attempt, Find
+from auditdm_jax.audit.mutating import Mutations
+from auditdm_jax.core import metrics, streams
+from auditdm_jax.core.config import UserError
 from auditdm_jax.rl import draws, flops, probing
 from auditdm_jax.rl.probing import Prober
 from auditdm_jax.rl.records import attempt_of
 from auditdm_jax.stages.asking import RandomQuestions, StoredAuditors, make_prober, unanswered
 from auditdm_jax.stages.context import Context
-
-RANDOM, UNTRAINED = "random", "untrained"
+from auditdm_jax.stages.sections import MUTATED, RANDOM, TRAINED, UNTRAINED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Proposers:
   """Proposes questions: a pure function of (config.seed, batch) and of what was asked.
 
   Attributes:
-    open: the arms that no training has narrowed.
+    open: the arms that no training and no find has narrowed.
     sight: what the auditors see of an image.
   """
 
@@ -53,12 +56,37 @@ class Proposers:
     self._random = RandomQuestions(self._pool, ctx.settings.seed, first)
     before = ctx.round.number - 1
     start = f"auditor of round {before}" if before else UNTRAINED
-    trained = ctx.folder.auditors() if ctx.settings.optim.steps else ()
-    self._steps = {f"auditor@{step}": step for step in trained} | {start: None}
+    wanted = ctx.settings.discover.sources
+    trained = ctx.folder.auditors() if ctx.settings.optim.steps and TRAINED in wanted else ()
+    self._steps: dict[str, int | None] = {f"auditor@{step}": step for step in trained}
+    self._steps |= {start: None} if UNTRAINED in wanted else {}
     self.open = frozenset((start, RANDOM))
+    self._numbers: dict[str, int] = {}
+    self._mutations = None
+    if MUTATED in wanted:
+      self._numbers = {self._pool.image_id(i): i for i in range(len(self._pool))}
+      read = (question for _, question in self._pool.asked())
+      self._mutations = Mutations(read, well_formed=ctx.world.well_formed)
+    self._shots: list[tuple[str, str]] = []
+    self._shown: set[str] = set()
+    self._shooting: Prober | None = None  # Once there are enough examples.
     active = ctx.settings.rollout.active()
     self._asks = self._prober({s.name: n for s, n in active if not s.makes})
     self._makes = self._prober({s.name: n for s, n in active if s.makes})
+
+  def learn(self, kind: str, find: Find) -> None:
+    """Takes up a find: mutations start from it, and the first ones of new kinds are examples."""
+    probe, section = find.probe, self._ctx.settings.discover
+    if self._mutations is not None:
+      self._mutations.read(probe.question)
+      if probe.origin_id in self._numbers:
+        self._mutations.add(probe.question, self._numbers[probe.origin_id])
+    if len(self._shots) < section.shots and kind not in self._shown:
+      self._shown.add(kind)
+      self._shots.append((probe.question, find.consensus))
+      if len(self._shots) == section.shots and None in self._steps.values():
+        active = self._ctx.settings.rollout.active()
+        self._shooting = self._prober({s.name: n for s, n in active if not s.makes}, self._shots)
 
   def propose(self, batch: int, asked: set[str]) -> Proposed:
     """Returns the questions of all arms about images of a batch.
@@ -70,7 +98,12 @@ class Proposers:
     meter = flops.Meter(self._ctx.models.auditor, self._bank)
     seen, found, sampled = set(asked), [], {}
     for arm, n in self._shares().items():
-      drawn = self._data(batch, n) if arm == RANDOM else self._written(arm, batch, n, meter)
+      if arm == RANDOM:
+        drawn = self._data(batch, n)
+      elif arm == MUTATED:
+        drawn = self._mutated(batch, n)
+      else:
+        drawn = self._written(arm, batch, n, meter)
       sampled[arm] = len(drawn)
       for attempt in drawn:
         if attempt is not None and attempt.probe.probe_id not in seen:
@@ -78,28 +111,43 @@ class Proposers:
           found.append(attempt)
     return Proposed(found, sampled, meter.flops["sample"])
 
-  def _prober(self, prompts: dict[str, int]) -> Prober | None:
-    if not prompts:
+  def _prober(
+    self, prompts: dict[str, int], shots: Sequence[tuple[str, str]] = ()
+  ) -> Prober | None:
+    if not prompts or not self._steps:
       return None
     ctx, mesh = self._ctx, self._ctx.models.rollout_mesh
-    return make_prober(ctx, self.sight, pool=self._pool, mesh=mesh, prompts=prompts)
+    return make_prober(ctx, self.sight, pool=self._pool, mesh=mesh, prompts=prompts, shots=shots)
 
   def _shares(self) -> dict[str, int]:
     """Proposals of each arm for a batch: an equal share for each of at most three sources."""
     section = self._ctx.settings.discover
-    trained = len(self._steps) - 1
-    sources = bool(trained) + 1 + bool(len(self._random))
+    trained = sum(step is not None for step in self._steps.values())
+    others = [arm for arm, step in self._steps.items() if step is None]
+    others += [RANDOM] if RANDOM in section.sources and len(self._random) else []
+    others += [MUTATED] if self._mutations else []  # Not before the first find.
+    sources = bool(trained) + len(others)
+    if not sources:
+      raise UserError(
+        f"config.discover.sources={section.sources}: none of them has a question to propose; name"
+        " 'untrained', or 'random' where the data set has questions"
+      )
     share = section.batch * max(section.proposals, 1) / sources
-    shares = {
-      arm: math.ceil(share if step is None else share / trained)
-      for arm, step in self._steps.items()
-    }
-    return shares | ({RANDOM: math.ceil(share)} if len(self._random) else {})
+    shares = {arm: math.ceil(share / trained) for arm in self._steps if arm not in others}
+    return shares | {arm: math.ceil(share) for arm in others}
 
   def _data(self, batch: int, n: int) -> list[Attempt]:
     """The data set's own questions, in an order of their own; after the last one the first."""
     chosen = self._random.around(batch * n, n)
     return unanswered(self._ctx, self._pool, chosen, arm=RANDOM)
+
+  def _mutated(self, batch: int, n: int) -> list[Attempt]:
+    """Finds so far with a small change."""
+    if self._mutations is None:
+      return []
+    rng = streams.rng(self._ctx.settings.seed, "mutations", self._ctx.round.number, batch)
+    chosen = self._mutations.children(n, len(self._pool), rng=rng)
+    return unanswered(self._ctx, self._pool, chosen, arm=MUTATED)
 
   def _written(self, arm: str, batch: int, n: int, meter: flops.Meter) -> list[Attempt | None]:
     """What an auditor writes, None for what is no question; strategies in the config's shares."""
@@ -110,9 +158,8 @@ class Proposers:
     group = math.gcd(settings.grpo.group_size, once)
     made_walk = (*walk, "made")
     drawn = self._drawn(self._makes, arm, math.ceil(made / once), walk=made_walk, meter=meter)
-    return drawn + self._drawn(
-      self._asks, arm, n - round(made), group=group, walk=walk, meter=meter
-    )
+    asks = self._shooting if self._shooting and self._steps[arm] is None else self._asks
+    return drawn + self._drawn(asks, arm, n - round(made), group=group, walk=walk, meter=meter)
 
   def _drawn(
     self,

@@ -23,6 +23,9 @@ class AttemptRow:
     find: whether it is one.
     real: whether it is a real failure: by the oracle, without one by verification.
     exposed: the gap of a confirmed find that took a made image.
+    answers: that it took.
+    way: how it was chosen, see `audit.ranking`.
+    score: probability of a find that the surrogate gave to it.
   """
 
   arm: str
@@ -36,6 +39,9 @@ class AttemptRow:
   real: bool
   truth: Truth
   exposed: str | None
+  answers: int = 0
+  way: str = ""
+  score: float | None = None
 
   @property
   def told(self) -> tuple[str | None, str, Truth]:
@@ -80,6 +86,9 @@ class RowReader:
       real=real,
       truth=truth,
       exposed=exposed,
+      answers=sum(said is not None for said in a.verdict.answers.values()) if a.verdict else 0,
+      way=probe.way,
+      score=probe.score,
     )
 
 

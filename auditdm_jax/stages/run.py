@@ -29,6 +29,8 @@ import functools
 import itertools
 import os
 import pathlib
+import shutil
+import tempfile
 from typing import Any, TypeVar
 
 from auditdm_jax.audit import labels as labels_lib
@@ -38,10 +40,11 @@ from auditdm_jax.audit.minimise import Minimised
 from auditdm_jax.audit.ranking import Ranked
 from auditdm_jax.audit.sampling import Sampled
 from auditdm_jax.audit.summary import Summary
-from auditdm_jax.core import jsonio, paths, records, runtime, typed
+from auditdm_jax.core import jsonio, jsonl, paths, records, runtime, typed
 from auditdm_jax.core.config import UserError
 from auditdm_jax.core.image_store import Images
 from auditdm_jax.core.manifest import Manifest
+from auditdm_jax.core.metrics import FLOPS
 from auditdm_jax.core.records import Stored, chunks
 from auditdm_jax.rectify.curate import TrainingExample
 
@@ -98,28 +101,29 @@ class RunFolder:
     write_json(self.path / stage / "done.json", {"config": self._hash, "result": result})
     return result
 
-  def borrow(self, other: str | os.PathLike, stages: Sequence[str]) -> None:
-    """Takes over stages of a run whose config may differ in what comes after them.
+  def borrow(
+    self, other: str | os.PathLike, stages: Sequence[str], *, linked: Sequence[str] = ()
+  ) -> None:
+    """Takes over what stages of a run left, though its config differs in what comes after them.
 
-    Their files are links to the other run's; that they are finished is said anew, for this config.
+    What is here already is left as it is. That a stage is finished is said anew, for this config.
 
     Args:
-      other: the other run's folder, on a file system with links.
-      stages: folders in it; one that it has not, or that is here, is left out.
+      other: the folder of the other run, on the same file system.
+      stages: folders that are copied.
+      linked: folders whose files never change.
     """
-    for stage in stages:
-      theirs, ours = pathlib.Path(other).resolve() / stage, self.path / stage
-      if not theirs.is_dir() or ours.exists():
-        continue
-      record = read_json(theirs / "done.json")
-      if record is None:
-        ours.symlink_to(theirs)
-        continue
-      ours.mkdir()
-      for file in theirs.iterdir():
-        if file.name != "done.json":
-          (ours / file.name).symlink_to(file)
-      write_json(ours / "done.json", record | {"config": self._hash})
+    for names, copy in ((linked, os.link), (stages, shutil.copy2)):
+      for name in names:
+        theirs, ours = pathlib.Path(other) / name, self.path / name
+        if not theirs.is_dir() or ours.exists():
+          continue
+        with tempfile.TemporaryDirectory(dir=self.path, prefix=f"{name}.") as scratch:
+          local = pathlib.Path(scratch, name)
+          shutil.copytree(theirs, local, copy_function=copy)
+          if (record := read_json(local / "done.json")) is not None:
+            write_json(local / "done.json", record | {"config": self._hash})
+          local.rename(ours)
 
   def summary(self) -> Summary | None:
     """Returns what the last report said, or None."""
@@ -151,9 +155,19 @@ class RunFolder:
     def rows() -> Iterator[Attempt]:
       for row in files.by_step(_COMPLETIONS, "prompt_id", "sample"):
         if not row["invalid"]:
-          yield Attempt.from_dict(row)
+          yield _picked(Attempt.from_dict(row), row.get("pick"))
 
     return Stored(rows)
+
+  def training_flops(self) -> dict[str, float] | None:
+    """Returns the work of training by phase; None if nothing was trained, or an older run."""
+    path = self.path / "metrics" / f"{TRAIN}.jsonl"
+    found: dict[str, float] = {}
+    for _, row in jsonl.json_lines(path).iterate():
+      for name in (name for name in row if name.startswith(FLOPS)):
+        phase = name.removeprefix(FLOPS)
+        found[phase] = found.get(phase, 0.0) + row[name]
+    return found or None
 
   def sweep(self) -> Stored[tuple[int, list[Attempt]]]:
     """Returns discovery's batches by number."""
@@ -406,6 +420,15 @@ class SharedRecords(records.Records):
 
   def rewind(self, name: str, step: int, *, field: str = "step") -> int:
     return super().rewind(name, step, field=field) if runtime.is_main() else 0
+
+
+def _picked(attempt: Attempt, pick: Mapping[str, Any] | None) -> Attempt:
+  """Adds to an attempt of training how it was picked, in the sweep's words."""
+  if pick is None:
+    return attempt
+  way = "lot" if pick["by_lot"] else "rank"
+  probe = dataclasses.replace(attempt.probe, way=way, score=pick["predicted"])
+  return dataclasses.replace(attempt, probe=probe)
 
 
 def _loaded(cls: type[T], data: Any, path: pathlib.Path) -> T:

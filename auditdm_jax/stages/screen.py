@@ -8,12 +8,12 @@ import rich.console
 import rich.table
 
 from auditdm_jax.audit.diversity import HillEstimate
+from auditdm_jax.audit.figures import CONTROL_ARM, FEWER_ARM
 from auditdm_jax.audit.rates import Rate
 from auditdm_jax.audit.summary import ALL_ARMS, Summary
 from auditdm_jax.core import paths, runtime
-from auditdm_jax.stages.summarise import CONTROL, FEWER
 
-_NOT_RANKED = frozenset({"grpo", ALL_ARMS, CONTROL, FEWER})
+_NOT_RANKED = frozenset({"grpo", ALL_ARMS, CONTROL_ARM, FEWER_ARM})
 
 
 def show(summary: Summary, folder: os.PathLike, *, spent: Mapping[str, float]) -> None:

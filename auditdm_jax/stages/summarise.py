@@ -11,8 +11,10 @@ import sys
 
 from auditdm_jax.audit import diversity, labels, precision, rates, summary
 from auditdm_jax.audit.attempt import Attempt, Failure
+from auditdm_jax.audit.figures import CONTROL_ARM, FEWER_ARM
 from auditdm_jax.audit.ranking import RANKED
 from auditdm_jax.core.config import UserError
+from auditdm_jax.stages import searched as searched_lib
 from auditdm_jax.stages.asking import CONTROL as CONTROL_STAGE
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import (
@@ -30,8 +32,6 @@ from auditdm_jax.stages.rows import AttemptRow, RowReader, confirmed_of, rate_of
 from auditdm_jax.stages.run import BOOTSTRAP, RunFolder
 from auditdm_jax.stages.truth import LEAST_FINDS, coverage, modes_of
 
-CONTROL = "control: random, equal queries"
-FEWER = "control: random, fewer queries"  # The data set has no more questions.
 _BINS = 15  # Points of the learning curve.
 
 
@@ -85,9 +85,12 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
   people = labels.score(failures, ctx.folder.sample(), ctx.folder.labels())
   reader = RowReader(ctx, {f.probe.probe_id for f in failures if f.verified})
   trained = reader.rows(ctx.folder.completions())
-  found = [*trained, *reader.rows(ctx.folder.swept())]
+  swept = reader.rows(ctx.folder.swept())
+  found = [*trained, *swept]
   random = RowReader(ctx, reader.verified).rows(ctx.folder.control()) if done.controlled else None
   searched, oracle = done.searched, ctx.oracle.exists
+  parts = searched_lib.Parts(trained, swept, random)
+  checked = searched_lib.Checked.of(failures, done.verified.modes)
   cover = coverage(confirmed_of(found), auditable) if oracle else None
   grades, labelled = _grades(ctx, failures, people), done.verified.labelled
   seconds = ctx.folder.seconds()
@@ -117,7 +120,7 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
       grpo=len(trained),
       # A question that the group repeats is put to the models once.
       grpo_distinct=len({(r.step, r.probe_id) for r in trained}),
-      discover=len(found) - len(trained),
+      discover=len(swept),
       total=len(found),
       control_random=None if random is None else len(random),
       verify_looked_at=done.verified.funnel["looked_at"],
@@ -131,7 +134,10 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
     right_failures=people and labels.product(asked.failures, people.verified),
     rounds=(first_row(done, found, cover, oracle=oracle), *later_rows(done, later)),
     stopped=_stopped(ctx, done, later),
-    sweep=_sweep(ctx.folder, found[len(trained) :]),
+    sweep=_sweep(ctx.folder, swept),
+    calibration=searched_lib.calibrations(trained, swept),
+    hacks=searched_lib.hacks(ctx, failures, parts.control_name if random is not None else None),
+    yields=searched_lib.yields(ctx, parts, checked, auditable),
   )
 
 
@@ -269,7 +275,7 @@ def _arms(
     swept.setdefault(row.arm, []).append(row)
   groups |= swept | {summary.ALL_ARMS: found}
   if random is not None:
-    groups[CONTROL if len(random) >= len(found) else FEWER] = random
+    groups[CONTROL_ARM if len(random) >= len(found) else FEWER_ARM] = random
   reached = {name: confirmed_of(own) for name, own in groups.items()} if oracle else {}
   varied = diversity.compared({name: modes_of(own) for name, own in reached.items()})
   arms = {}
@@ -278,7 +284,7 @@ def _arms(
     arms[name] = summary.Arm(
       queries=len(own),
       # Without an oracle nobody verified the finds of the control.
-      verified=None if name in (CONTROL, FEWER) and not oracle else rate_of(own),
+      verified=None if name in (CONTROL_ARM, FEWER_ARM) and not oracle else rate_of(own),
       confirmed_unique=cover and cover.confirmed,
       gaps_found=cover and cover.gaps_found,
       queries_to_gaps=cover and cover.queries_to_gaps,

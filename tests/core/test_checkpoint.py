@@ -99,6 +99,18 @@ def empty(folder):
   folder.mkdir()
 
 
+def flip(pattern):
+  """Flips a bit in the middle of the largest of these files."""
+
+  def damage(folder):
+    path = max(folder.glob(pattern), key=lambda p: p.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+  return damage
+
+
 def cut(pattern):
   """Cuts the largest of these files in half."""
 
@@ -121,6 +133,12 @@ def cut(pattern):
     cut("arrays/ocdbt.process_0/d/*"),
     cut("arrays/manifest.ocdbt"),
     cut("extras/metadata"),
+    flip("arrays/ocdbt.process_0/d/*"),
+    flip("arrays/d/*"),
+    flip("arrays/_METADATA"),
+    flip("extras/metadata"),
+    flip("arrays/SHA256SUMS"),
+    cut("arrays/SHA256SUMS"),
   ],
 )
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_goes_on(tmp_path, damage, caplog):
@@ -143,6 +161,25 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_goes_on(tmp_path, 
     checkpoints.save(2, tree, {"is": "new"})
   with Checkpointer(tmp_path) as checkpoints:
     assert checkpoints.restore(None, tree)[::2] == (2, {"is": "new"})
+
+
+def test_the_file_that_has_changed_is_named(tmp_path):
+  tree = {"w": np.random.default_rng(0).random((300, 1000), np.float32)}
+  with Checkpointer(tmp_path) as checkpoints:
+    checkpoints.save(1, tree, {})
+  flip("arrays/ocdbt.process_0/d/*")(tmp_path / "1")
+  with Checkpointer(tmp_path) as checkpoints:
+    with pytest.raises(UserError, match=r"arrays/ocdbt\.process_0/d/\w+ is not the file that was"):
+      checkpoints.restore(1, tree)
+
+
+def test_a_checkpoint_of_before_there_were_sums_is_restored(tmp_path):
+  with Checkpointer(tmp_path) as checkpoints:
+    checkpoints.save(1, {"w": np.ones(3)}, {"is": 1})
+  for path in (tmp_path / "1").rglob("SHA256SUMS"):
+    path.unlink()
+  with Checkpointer(tmp_path) as checkpoints:
+    assert checkpoints.restore(None, {"w": np.zeros(3)})[2] == {"is": 1}
 
 
 def test_the_only_checkpoint_is_not_set_aside(tmp_path):

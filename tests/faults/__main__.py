@@ -6,6 +6,7 @@ import sys
 import tempfile
 
 from tests.faults import campaign
+from tests.faults.seen import Seen
 
 
 def main(every: bool) -> int:
@@ -21,7 +22,7 @@ def main(every: bool) -> int:
       except Exception as e:  # The table says it, and the exit code.
         failed += 1
         said = " ".join(f"{type(e).__name__}: {e}".split())[:300]
-        seen = campaign.Seen("**not as it should be**", said)
+        seen = Seen("**not as it should be**", said)
     cells = (fault.name, seen.outcome, seen.evidence)
     print("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |", flush=True)
   return failed

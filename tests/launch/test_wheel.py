@@ -49,7 +49,7 @@ def test_the_wheel_has_every_file_of_the_package(wheel):
 
 def test_the_wheel_brings_configs_the_world_and_examples(wheel):
   share = wheel / "auditdm_jax/share"
-  for name in ("configs", "examples", "data/scenes", "data/judge", "data/styles"):
+  for name in ("configs", "examples", "data/scenes", "data/judge", "data/photos", "data/styles"):
     assert _files(share / name) == _files(ROOT / name), name
   assert {"skills.yaml", "kinds.yaml", "prepare.py"} <= _files(share / "data/vqav2")
   assert not (share / "data/vqav2/prepared").exists(), "a prepared data set went along"

@@ -58,6 +58,7 @@ def rewrite(folder, **changes):
   path = folder / "model.safetensors"
   flat = safetensors.numpy.load_file(path) | changes
   safetensors.numpy.save_file({k: v for k, v in flat.items() if v is not None}, path)
+  (folder / "SHA256SUMS").unlink(missing_ok=True)  # As one who means it.
 
 
 def same(a, b, **tolerance):
@@ -71,6 +72,7 @@ def test_round_trip(folder, params):
   same(loaded.params, params, rtol=0)
   assert Tokenizer.from_file(folder / "tokenizer.json").encode("red blue") == [10, 11]
   assert {p.name for p in folder.iterdir()} == {
+    "SHA256SUMS",
     "config.json",
     "model.safetensors",
     "tokenizer.json",
@@ -209,6 +211,41 @@ def test_weights_that_cannot_be_opened_are_explained(folder, monkeypatch):
     weights.load(folder)
 
 
+def flip(path):
+  """Flips a bit in the middle of a file."""
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 4
+  path.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_bit_that_flipped_is_noticed(folder, name):
+  flip(folder / name)
+  for read in (weights.load, weights.content_hash):
+    with pytest.raises(UserError, match=f"{name}: damaged, or not the file that") as error:
+      read(folder)
+    assert len(str(error.value).splitlines()) == 1 and "SHA256SUMS" in str(error.value)
+  (folder / "SHA256SUMS").unlink()
+  weights.load(folder)
+
+
+def test_a_bit_that_flipped_in_a_shared_tower_is_noticed(tmp_path, params):
+  weights.save_tower(tmp_path / "siglip", CFG.vision, params)
+  weights.save(tmp_path / "model", CFG, params, TOKENIZER, EXTRAS | {"tower": "../siglip"})
+  flip(tmp_path / "siglip/model.safetensors")
+  for read in (weights.load, weights.content_hash):
+    with pytest.raises(UserError, match="siglip/model.safetensors: damaged"):
+      read(tmp_path / "model")
+  with pytest.raises(UserError, match="siglip/model.safetensors: damaged"):
+    weights.load_tower(tmp_path / "siglip")
+
+
+def test_what_people_may_edit_has_no_sum(folder):
+  text = (folder / "config.json").read_text()
+  (folder / "config.json").write_text(text.replace('"seed": 3', '"seed": 4'))
+  assert weights.load(folder).extras["seed"] == 4
+
+
 def test_saving_refuses_what_could_not_be_loaded(tmp_path, params):
   broken = {"img": params["img"], "llm": {k: v for k, v in params["llm"].items() if k != "layers"}}
   with pytest.raises(UserError, match="missing llm/layers"):
@@ -233,6 +270,7 @@ def test_saving_again_replaces_everything(folder, params, monkeypatch):
   same(weights.load(folder).params, params, rtol=0)
   weights.save(folder, CFG, jax.tree.map(lambda x: x + 1, params), TOKENIZER, EXTRAS)
   assert {p.name for p in folder.iterdir()} == {
+    "SHA256SUMS",
     "config.json",
     "model.safetensors",
     "tokenizer.json",

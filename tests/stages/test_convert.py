@@ -216,6 +216,7 @@ def test_a_folder_for_big_vision_keeps_what_an_npz_cannot_say(work):
   start = write_hf(work / "hf", windowed)
   assert not run(f"--input={start}", f"--output={work / 'bv'}", "--to=big_vision")
   assert {p.name for p in (work / "bv").iterdir()} == {
+    "SHA256SUMS",
     "model.npz",
     "config.json",
     "tokenizer.json",

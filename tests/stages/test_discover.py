@@ -9,7 +9,7 @@ import pytest
 
 from auditdm_jax.audit.skills import Seeds, Skill
 from auditdm_jax.core.config import UserError
-from auditdm_jax.stages import discover
+from auditdm_jax.stages import discover, proposing
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.run import RunFolder
 from tests.stages.folders import images_of_scenes
@@ -91,8 +91,57 @@ def test_the_auditor_alone_asks_about_images_without_questions(home, tmp_path):
 
 def test_with_one_proposal_each_nothing_is_left_out(home, tmp_path):
   result, batches, ranked = _sweep(_config(home, probes=48, proposals=0), tmp_path)
-  assert ranked[0].candidates == result.probes == len(batches[0][1]) <= 48
+  assert ranked[0].candidates == len(batches[0][1]) <= 48
+  assert result.probes == sum(len(own) for _, own in batches) == 48, "another batch makes up"
   assert sum(ranked[0].proposals.values()) == 48
+
+
+@pytest.mark.parametrize(
+  "sources", [("random",), ("untrained",), ("random", "mutated")], ids="-".join
+)
+def test_an_arm_of_some_sources_spends_exactly_its_queries(home, tmp_path, sources):
+  config = _config(home, probes=100, proposals=0, start=0, fits=0, sources=sources)
+  result, batches, _ = _sweep(config, tmp_path)
+  attempts = [a for _, own in batches for a in own]
+  assert set(result.arms) == set(sources) and result.probes == len(attempts) == 100
+  assert len({a.probe.probe_id for a in attempts}) == 100, "nothing is asked twice"
+  assert all(a.probe.score is None for a in attempts), "nothing was predicted"
+  finds = {a.probe.question for _, own in batches[:-1] for a in own if a.find}
+  children = [a.probe for _, own in batches for a in own if a.probe.arm == "mutated"]
+  assert ("mutated" in sources) == bool(children) and finds
+  near = [any(_words_apart(p.question, q) <= 1 for q in finds) for p in children]
+  assert all(near), "a child has one word of a find's question changed, or none"
+
+
+def _words_apart(a, b):
+  a, b = a.split(), b.split()
+  return sum(x != y for x, y in zip(a, b)) if len(a) == len(b) else len(a)
+
+
+def test_the_untrained_auditor_is_shown_the_first_finds_of_new_kinds(home, tmp_path, monkeypatch):
+  told = []
+  make = proposing.make_prober
+
+  def spy(ctx, sight, **more):
+    prober = make(ctx, sight, **more)
+    told.append((tuple(more.get("shots", ())), prober.config.task["question"]))
+    return prober
+
+  monkeypatch.setattr(proposing, "make_prober", spy)
+  config = _config(home, probes=60, proposals=0, sources=("untrained",), shots=2)
+  result, batches, _ = _sweep(config, tmp_path)
+  (none, plain), (shots, task) = told
+  assert none == () and len(shots) == 2 and task.endswith(plain)
+  finds = [(a.probe.question, a.find.consensus) for _, own in batches for a in own if a.find]
+  assert finds[0] == shots[0] and set(shots) <= set(finds)
+  assert all(f"- {question} ({answer})" in task for question, answer in shots)
+
+
+def test_an_unknown_source_and_sources_without_questions_are_said(home, tmp_path):
+  with pytest.raises(UserError, match="'mutatd' is no source.*mutated"):
+    _sweep(_config(home, sources=("mutatd",)), tmp_path / "a")
+  with pytest.raises(UserError, match="none of them has a question to propose"):
+    _sweep(_config(home, "mute", sources=("random", "mutated")), tmp_path / "b")
 
 
 def test_no_probes_ask_nothing(home, tmp_path):

@@ -14,7 +14,7 @@ from auditdm_jax.core.records import Stored
 from auditdm_jax.images.config import ImagesConfig
 from auditdm_jax.stages import run, service
 from auditdm_jax.stages.pools import ImageSource, InMemoryPool
-from auditdm_jax.stages.results import Repairs
+from auditdm_jax.stages.results import Controlled, Repairs
 
 
 class Rows:
@@ -188,3 +188,25 @@ def test_what_the_first_process_reads_alone_waits_for_nobody(monkeypatch):
   with run.reading():
     pass
   assert len(waits) == 5
+
+
+def test_a_run_takes_over_stages_of_another_one_and_leaves_that_as_it_is(tmp_path):
+  theirs = run.RunFolder(tmp_path / "old", config_hash="old")
+  theirs.write_control(_attempts(1))
+  theirs.finish("control", Controlled(2))
+  (tmp_path / "old/images").mkdir()
+  (tmp_path / "old/images/a.png").write_bytes(b"png")
+  ours = run.RunFolder(tmp_path / "new", config_hash="new")
+  ours.borrow(tmp_path / "old", ["control", "verify"], linked=["images"])
+  assert ours.done("control", Controlled) == Controlled(2)
+  assert list(ours.control()) == _attempts(1)
+  assert not (tmp_path / "new/verify").exists()
+  assert (tmp_path / "new/images/a.png").stat().st_nlink == 2
+  # What is written now is its own, and what is there stays.
+  ours.finish("control", Controlled(3))
+  ours.borrow(tmp_path / "old", ["control"])
+  assert ours.done("control", Controlled) == Controlled(3)
+  assert theirs.done("control", Controlled) == Controlled(2)
+  with pytest.raises(UserError, match="another config"):
+    run.RunFolder(tmp_path / "old", config_hash="new").done("control", Controlled)
+  assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["control", "images"]

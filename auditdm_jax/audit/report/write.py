@@ -17,8 +17,9 @@ import pathlib
 import tempfile
 from typing import Any
 
+from auditdm_jax.audit import hacks
 from auditdm_jax.audit.rates import NOTHING, Rate
-from auditdm_jax.audit.report import charts, first, listing, pages, pictures
+from auditdm_jax.audit.report import charts, first, listing, pages, pictures, searched
 from auditdm_jax.audit.report import data as data_lib
 from auditdm_jax.audit.report.pictures import Picture
 from auditdm_jax.audit.summary import ALL_ARMS, Accuracy, Summary
@@ -148,6 +149,7 @@ def _write_pages(root: pathlib.Path, data: data_lib.ReportData) -> None:
     )
     if any(x is not None for c in data.curves for x in c.effective_modes)
     else "",
+    **_search(data.summary),
   )
   for i, page in enumerate(modes):
     before, after = modes[i - 1] if i else None, modes[i + 1] if i + 1 < len(modes) else None
@@ -165,6 +167,19 @@ def _write_pages(root: pathlib.Path, data: data_lib.ReportData) -> None:
   _write_json(root / "summary.json", summary)
   marker = dict(format=_FORMAT, title=data.title, created=data.created, partial=bool(data.stages))
   _write_json(root / _MARKER, marker)
+
+
+def _search(summary: Summary | None) -> dict[str, Any]:
+  """Returns what the part about the search shows in addition to the summary."""
+  if summary is None:
+    return {}
+  names, picture = searched.calibration_chart(summary)
+  return dict(
+    yield_charts=searched.yield_charts(summary, _finds_word(summary)),
+    calibration_names=names,
+    calibration_chart=picture,
+    hack_limit=hacks.LIMIT,
+  )
 
 
 def write_page(directory: str | os.PathLike, page: data_lib.ExtraPage, *, created: str) -> None:

@@ -7,14 +7,16 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-from auditdm_jax.audit import health
+from auditdm_jax.audit import calibration, health
 from auditdm_jax.audit.attempt import Attempt, Failure, Gate, Stability
 from auditdm_jax.audit.diversity import Diversity, HillEstimate, Spread
+from auditdm_jax.audit.hacks import ArmHacks, HackCounts
 from auditdm_jax.audit.judge import Judge
 from auditdm_jax.audit.probe import Probe, Verdict
-from auditdm_jax.audit.rates import Rate
+from auditdm_jax.audit.rates import NOTHING, Rate
 from auditdm_jax.audit.report import data
 from auditdm_jax.audit.summary import (
+  ALL_ARMS,
   Accuracy,
   Compared,
   Coverage,
@@ -27,6 +29,8 @@ from auditdm_jax.audit.summary import (
   SearchModes,
   Summary,
   Sweep,
+  Yield,
+  YieldPoint,
 )
 
 HOSTILE = "<script>alert('x')</script> \" onerror='y' \u202egnp.elif\u202c & \x00 \ud800"
@@ -158,6 +162,28 @@ def reference_health() -> health.Health:
   return health.health(answers, ["five"] * 1000, Judge(), target="easy", references=references)
 
 
+def calibration_of(predicted: list[float], found: list[bool]) -> calibration.Calibration:
+  """A surrogate's; each question is about an image of its own."""
+  images = [str(i) for i in range(len(found))]
+  made = calibration.calibration(predicted, found, images, where="sweep")
+  assert made is not None
+  return made
+
+
+def hacked(wrong: int) -> HackCounts:
+  """Of 200 finds, so many with a wrong consensus; nobody looked at artefacts."""
+  return HackCounts(200, rate(wrong, 200), rate(2, 200), rate(5, 100), NOTHING)
+
+
+def yielded(*, checked: bool = True) -> Yield:
+  """An arm that finds a gap in a hundred queries."""
+  points = [
+    YieldPoint(100 * i, 300 * i, 40 * i, 38 * i if checked else None, i, None, rate(38, 40))
+    for i in (1, 2, 3)
+  ]
+  return Yield(tuple(points), seconds=60.0, flops={"answers": 3e12})
+
+
 def loop_summary() -> Summary:
   """A loop with an oracle."""
   kinds = Kinds(modes=varied(8.4), per_gap={})
@@ -185,6 +211,9 @@ def loop_summary() -> Summary:
     queries=Queries(46080, 30000, 11277, 57357, 57357, 4000),
     seconds=dict(train=61.2, report=1.4),
     sweep=Sweep(rate(10_500, 11_277), 180_432, 2_690.0, 0.96, rate(9_900, 10_400), {}),
+    calibration=(calibration_of([0.1] * 60 + [0.9] * 40, [False] * 57 + [True] * 43),),
+    hacks={ALL_ARMS: ArmHacks(hacked(12), hacked(1))},
+    yields={ALL_ARMS: yielded(), "control: random, equal queries": yielded(checked=False)},
   )
 
 

@@ -152,8 +152,8 @@ def test_a_rate_of_nothing_is_a_dash(tmp_path):
   out = write.write_report(tmp_path / "r", data).parent
   index = (out / "index.html").read_text(encoding="utf-8")
   # Modes; arms, the sweep, strategies and one `faithful`; three columns of four repairs; health and
-  # its cells.
-  assert index.count("–, n = 0") == 5 + (3 + 2 + 2 + 1) + 3 * 4 + (2 + 4 * 4)
+  # its cells; two arms' last finds, and a surrogate with two bins. No rate of hacks is a dash.
+  assert index.count("–, n = 0") == 5 + (3 + 2 + 2 + 1) + 3 * 4 + (2 + 4 * 4) + (2 + 3)
   assert index.count('<span class="big">–</span><span class="fine">n = 0</span>') == 3
   assert 'class="interval' not in index
   assert "–, n = 0" in (out / "rounds.html").read_text(encoding="utf-8")

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ways to search, at equal queries: is a trained auditor worth more than its opponents?
+
+COMMAND
+  python -m auditdm_jax sweep --config=configs/ablations/search.py:gaps=drawn \\
+    --workdir=runs/search --seeds=101,102,103,104,105
+  python -m auditdm_jax sweep --config=configs/ablations/search.py:gaps=drawn,repair=yes \\
+    --workdir=runs/search-repaired --seeds=101,102,103,104,105 --cells=default,random
+
+ARGS: see configs/ablations/common.py, and
+  arm   default | grpo | questioner | best-of | evolution | few-shot | prompt-only | random
+        default      the preset's own search
+        grpo         the paper: binary reward, all samples are asked, its sweep asks one each
+        questioner   the same with a reward of validity and diversity, after arXiv:2604.04733
+        best-of      no training; untrained auditor and data set propose, a surrogate picks
+        evolution    finds with a small change beside random questions, no model writes
+        few-shot     the untrained auditor, shown finds as examples
+        prompt-only  the untrained auditor
+        random       the data set's questions
+
+A query is one question about an image, which all models answer; GRPO's completions count, malformed
+ones too. All arms have as many queries, those without training spend them in the sweep. `random`
+needs a data set with enough questions. With repair=yes it is the repair from mined failures, taken
+evenly over their modes. Each run has random questions at equal queries beside it in any case.
+
+What the reward of 2604.04733 is in numbers, its text does not fix for this set-up: +0.2 for a
+question that the references agree on, and finds weigh by their distance to earlier ones (ours). The
+tiny auditor of scenes has never read examples, so few-shot says little there.
+"""
+
+from collections.abc import Callable
+import pathlib
+import runpy
+
+from ml_collections import ConfigDict
+
+common = runpy.run_path(str(pathlib.Path(__file__).with_name("common.py")))
+target = common["target"]
+ARMS = "default grpo questioner best-of evolution few-shot prompt-only random".split()
+ARGS = {"arm": tuple(ARMS)}
+PAPER = dict(novelty="off")
+QUESTIONER = dict(novelty="text", terms=(("auditdm_jax.rl.reward:validity", 0.2),))
+SOURCES = {
+  "best-of": ("untrained", "random"),
+  "evolution": ("random", "mutated"),
+  "few-shot": ("untrained",),
+  "prompt-only": ("untrained",),
+  "random": ("random",),
+}
+SHOTS = 8
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  c, args = common["ablated"]("configs/ablations/search.py", arg, ARGS)
+  arm = args["arm"]
+  if arm == "default":
+    return c
+  group = c.grpo.get("group_size", 8)
+  training = c.optim.steps * sum(c.rollout.prompts.values()) * group
+  c.rollout.surrogate = dict(proposals=0)
+  if arm != "best-of":  # No surrogate chooses: what is proposed is asked.
+    c.discover.update(proposals=0, start=0, fits=0)
+  if arm in SOURCES:
+    c.optim.steps = 0
+    c.checkpoints.harvest = ()
+    c.discover.probes += training
+    c.discover.sources = SOURCES[arm]
+    c.discover.shots = SHOTS if arm == "few-shot" else 0
+  else:
+    c.discover.sources = ("trained",)
+    c.reward = QUESTIONER if arm == "questioner" else PAPER
+  return c
+
+
+def sweep(add: Callable[..., None], arg: str) -> None:
+  for arm in ARMS:
+    add(arm, f"arm={arm}")
