@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes every tiny model of the scenes world: vision tower, targets, references, sibling, auditor.
+"""Makes every tiny model of a drawn world: vision tower, targets, references, sibling, auditor.
 
   python -m auditdm_jax pretrain --config=configs/pretrain_scenes.py --workdir=runs/pretrain
   python -m auditdm_jax pretrain --config=configs/pretrain_scenes.py:only=ref_gemma3 --workdir=…
 
+  python -m auditdm_jax pretrain --config=configs/pretrain_scenes.py:world=needle --workdir=…
+
 ARGS
+  world  scenes | needle, a larger one (see configs/needle.py)
   only   one model, after the vision tower
-  gaps   makes another target, named "target", with these gaps: easy, rare, half or seed:N, which
-         draws some that nobody tuned to; seed= is its seed
+  gaps   makes another target, named "target", with these gaps: seed:N, which draws some that
+         nobody tuned to, or in scenes easy, rare or half; seed= is its seed
   tower  folder of a vision tower that is taken instead of training one
   steps  the same number of steps for all models, without drill
 
@@ -21,12 +24,20 @@ import runpy
 from ml_collections import ConfigDict
 
 parse = runpy.run_path(str(pathlib.Path(__file__).with_name("common.py")))["parse"]
-ARGS = {"only": "", "gaps": "", "seed": 201, "tower": "", "steps": int}
+ARGS = {
+  "world": ("scenes", "needle"),
+  "only": "",
+  "gaps": "",
+  "seed": 201,
+  "tower": "",
+  "steps": int,
+}
 
 
 def get_config(arg: str = "") -> ConfigDict:
   args = parse("configs/pretrain_scenes.py", arg, ARGS)
   c = ConfigDict()
+  c.world = args["world"]
   c.only = args["only"]  # one model's name, else all in order
   c.output = ""  # folder of model folders; "" = <workdir>/models
   c.tower = args["tower"]
@@ -55,6 +66,8 @@ def get_config(arg: str = "") -> ConfigDict:
   )
   c.heldout = dict(seed=900_001, scenes=1_000, questions=6_000)
 
+  c.checkpoint_every = 500
+
   pg = dict(
     kind="paligemma", width=96, depth=4, mlp_dim=192, num_heads=4, num_kv_heads=2, head_dim=24
   )
@@ -76,9 +89,25 @@ def get_config(arg: str = "") -> ConfigDict:
       **(g3 | dict(depth=3)),
     ),
   )
+  if args["world"] == "needle":
+    _needle(c, pg)
   if args["gaps"]:
     c.models.target = dict(seed=args["seed"], gaps=args["gaps"], steps=(5000,), **pg)
   if args["steps"] is not None:
     for model in c.models.values():
       model.update(steps=(args["steps"],), drill=())
   return c
+
+
+def _needle(c: ConfigDict, pg: dict) -> None:
+  """Sets what the larger world takes: larger images, more steps, gaps that are drawn."""
+  c.vision.model.image_size = 96
+  c.vision.update(scenes=12_000, steps=4_000)  # 11 KB a scene and mix in features.
+  c.mix.update(scenes=16_000, lookups=1_500, searches=5_000)
+  c.heldout.update(scenes=2_500, questions=30_000)
+  models = c.models
+  models.target = dict(seed=102, gaps="seed:0", steps=(14_000,), **pg)
+  del models.target_easy, models.target_rare, models.sibling
+  models.ref_paligemma2.steps = models.ref_gemma3.steps = (14_000, 8_000)
+  models.ref_gemma3.drill = (4_000,)
+  models.auditor.steps = (3_000,)

@@ -25,6 +25,9 @@ CONFIG_ARGS = [
   ("scenes", "error_rate=1.5", "error_rate='1.5', not a share"),
   ("scenes", "rounds=no", "rounds='no', not a whole number"),
   ("scenes", "target=rar", r"target='rar', not easy or rare \(did you mean 'rare'\?\)"),
+  ("needle", "target=rare", "unknown arg 'target'"),
+  ("needle", "gaps=seed:1", "gaps='seed:1', not a whole number"),
+  ("pretrain_scenes", "world=hay", "world='hay', not scenes or needle"),
   ("paligemma2", "foo", "'foo': args are written name=value"),
   ("paligemma2", "chips=17", "chips=17, not a multiple of 4"),
   ("paligemma2", "chips=96", "above 64 of 64"),
@@ -63,6 +66,8 @@ def test_args_of_configs_that_are_right():
   for name, arg in [
     ("scenes", "target=rare,reward=plain,seed=1,error_rate=0.05,rounds=1"),
     ("scenes", "gaps=seed:3,error_rate=1.0"),
+    ("needle", "gaps=3,seed=1,rounds=1,reward=plain,models=m"),
+    ("pretrain_scenes", "world=needle,gaps=seed:4,only=target"),
     ("paligemma2", "on=v5e-16,chips=256,prompts=64"),
     ("paligemma2", "on=h200"),
     ("paligemma2", "recipe=docvqa,pixels=224"),
@@ -141,4 +146,4 @@ def test_configs_load_by_path_from_anywhere(tmp_path):
     [sys.executable, "-c", LOAD, *paths], cwd=tmp_path, capture_output=True, text=True, check=False
   )
   assert done.returncode == 0, done.stderr
-  assert len(done.stdout.split()) == len(paths) == 19
+  assert len(done.stdout.split()) == len(paths) == 20

@@ -3,7 +3,9 @@
 
 from collections.abc import Callable
 import dataclasses
+import math
 
+from auditdm_jax.audit.hacks import KINDS
 from auditdm_jax.audit.rates import Rate
 from auditdm_jax.audit.summary import ALL_ARMS, Summary
 
@@ -69,16 +71,27 @@ def _effective_modes(run: Summary) -> float | None:
   return spread.common.value if spread else None
 
 
-def _queries_to_gaps(arm: str) -> Read:
-  """Queries to the last auditable gap, if all were found."""
+def _queries_to_gaps(arm: str, share: float = 1.0) -> Read:
+  """Queries to so many of the auditable gaps, if these were found."""
 
   def figure(run: Summary) -> float | None:
     to_gaps = run.arms[arm].queries_to_gaps if arm in run.arms else None
-    if not to_gaps or not run.coverage or len(to_gaps) < run.coverage.gaps_auditable:
-      return None
-    return to_gaps[-1]
+    needed = math.ceil(share * run.coverage.gaps_auditable - 1e-9) if run.coverage else 0
+    return to_gaps[needed - 1] if to_gaps and 0 < needed <= len(to_gaps) else None
 
   return figure
+
+
+def _worst_hack(run: Summary) -> float | None:
+  """Of verified finds, the share of what most of those that are no failures come from."""
+  verified = run.hacks[ALL_ARMS].verified if ALL_ARMS in run.hacks else None
+  shares = [percent(vars(verified)[kind]) for kind in KINDS] if verified else []
+  return max((share for share in shares if share is not None), default=None)
+
+
+def _calibration_error(run: Summary) -> float | None:
+  told = [c for c in run.calibration if (c.where, c.chosen) == ("sweep", "all")]
+  return 100 * told[0].error if told else None
 
 
 def _gaps(role: str) -> Read:
@@ -109,8 +122,12 @@ FIGURES = (
   Figure("effective modes of confirmed finds", _effective_modes, drawn=True),
   Figure("auditable gaps", lambda run: run.coverage and run.coverage.gaps_auditable),
   Figure("auditable gaps found", lambda run: run.coverage and run.coverage.gaps_found),
+  Figure("queries to 80 % of the gaps", _queries_to_gaps(ALL_ARMS, 0.8), drawn=True),
+  Figure("queries to 80 % of the gaps, random questions", _queries_to_gaps(CONTROL_ARM, 0.8)),
   Figure("queries to the last gap", _queries_to_gaps(ALL_ARMS)),
   Figure("queries to the last gap, random questions", _queries_to_gaps(CONTROL_ARM)),
+  Figure("verified finds that are no failures, worst kind, %", _worst_hack),
+  Figure("calibration error of the sweep, %", _calibration_error),
   Figure("confirmed modes", lambda run: run.modes.confirmed, drawn=True),
   Figure("confirmed modes borne out by the oracle, %", lambda run: percent(run.modes.precision)),
   Figure("gaps with a confirmed mode, %", lambda run: percent(run.modes.recall)),

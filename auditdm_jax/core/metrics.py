@@ -22,6 +22,7 @@ from tensorboard.compat.proto.summary_pb2 import (
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from auditdm_jax.core import jsonl, paths
+from auditdm_jax.core.wandb_log import WandbConfig, WandbSeries
 
 # Columns that differ between two runs that are otherwise the same.
 _VOLATILE = ("seconds/", "machine/")
@@ -74,7 +75,7 @@ class Timer:
 
 
 class Writer:
-  """Scalars by step: `<workdir>/metrics/<name>.jsonl` and TensorBoard events next to it."""
+  """Scalars by step: `<workdir>/metrics/<name>.jsonl`, TensorBoard events, wandb if wanted."""
 
   def __init__(
     self,
@@ -83,6 +84,7 @@ class Writer:
     *,
     resume_step: int | None = None,
     tensorboard: bool = True,
+    wandb: WandbConfig = WandbConfig(),  # noqa: B008  Frozen.
   ):
     """Opens the files for appending.
 
@@ -92,7 +94,12 @@ class Writer:
       resume_step: the last step that is kept; rows of later steps, from the run that is being
         resumed, are removed. None keeps all.
       tensorboard: whether to write event files too; never into an object store, since they grow.
+      wandb: the project that gets the rows too, if it names one.
+
+    Raises:
+      UserError: wandb is wanted and missing, or does not take the run.
     """
+    self._series = WandbSeries(wandb, workdir, name) if wandb.project else None
     self.path = paths.as_path(workdir) / "metrics" / f"{name}.jsonl"
     self._rows = jsonl.json_lines(self.path)
     if resume_step is not None:
@@ -108,10 +115,14 @@ class Writer:
     self._rows.append([{"step": int(step), "time": round(time.time(), 3), **values}])
     if self._events:
       self._events.write(int(step), values)
+    if self._series:
+      self._series.write(int(step), values)
 
   def close(self) -> None:
     if self._events:
       self._events.close()
+    if self._series:
+      self._series.close()
 
   def __enter__(self) -> "Writer":
     return self

@@ -24,7 +24,7 @@ from auditdm_jax.images.backend import Backend, Cancelled, Info, Job, Made
 from auditdm_jax.images.config import Batching, Limits
 from auditdm_jax.images.failures import NoImageReason, Refused
 from auditdm_jax.images.results import Cache, Done, Outcome, check_same, unwrap
-from auditdm_jax.images.telemetry import Metrics, outline, text_hash
+from auditdm_jax.images.telemetry import Metrics, outline, shown_id, text_hash
 
 _LOG = logging.getLogger(__name__)
 _KNOWN_KEYS = 256  # of those whose batches' time is remembered; a guidance scale is part of one.
@@ -359,8 +359,8 @@ def _outcome(
   if isinstance(row, ValueError):
     return Refused(NoImageReason.INVALID_INSTRUCTION, str(row))
   if isinstance(row, Exception):
-    text = text_hash(entry.job.text)
-    _LOG.error("backend failed on %s, text %s: %s", entry.job.request_id, text, outline(row))
+    name, text = shown_id(entry.job.request_id), text_hash(entry.job.text)
+    _LOG.error("backend failed on %s, text %s: %s", name, text, outline(row))
     return Refused(NoImageReason.INTERNAL, f"{type(row).__name__}: {row}")
   digest = hashlib.sha256(row.image.tobytes()).digest()
   return Done(

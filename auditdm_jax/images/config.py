@@ -25,6 +25,9 @@ class Limits:
     max_queue_mb: most memory of the source images that wait.
     cache_mb: memory of finished images that are kept.
     max_deadline_s: longest time that a request may be given.
+    client_rate: images that one client may ask for in a second, in the long run; 0 = any number. A
+      client is the name in its certificate, or else its address, of IPv6 the first half.
+    client_burst: how many it may ask for at once before that.
   """
 
   max_prompt_chars: int = 2000
@@ -37,6 +40,8 @@ class Limits:
   max_queue_mb: float = 256.0  # of source images
   cache_mb: float = 64.0  # of finished images
   max_deadline_s: float = 600.0
+  client_rate: float = 1000.0  # images a second
+  client_burst: int = 2000
 
   def __post_init__(self):
     values, where = vars(self), "images.limits"
@@ -48,9 +53,9 @@ class Limits:
         f"min_side={self.min_side} leaves no size under max_side={self.max_side} and"
         f" max_pixels={self.max_pixels}"
       )
-    check(values, where, "max_steps", "max_cost", "max_queue", least=1)
+    check(values, where, "max_steps", "max_cost", "max_queue", "client_burst", least=1)
     check(values, where, "max_queue_mb", "max_deadline_s", above=0)
-    check(values, where, "cache_mb", least=0)
+    check(values, where, "cache_mb", "client_rate", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,8 +175,8 @@ class ImagesConfig:
   """The service as a whole.
 
   Attributes:
-    backend: what makes the images: scenes, diffusers, openai, or the import path of a function of
-      your own, package.module:NAME. It takes this section and returns a `Backend`.
+    backend: what makes the images: scenes, needle, diffusers, openai, or the import path of a
+      function of your own, package.module:NAME. It takes this section and returns a `Backend`.
     error_rate: share of images that the scenes backend makes wrong on purpose.
     seed: seed of those errors.
     width: width of the first images, which warm the model up; requests have sizes of their own.
@@ -181,6 +186,7 @@ class ImagesConfig:
     host: where to listen; beyond loopback, with `security` or on a private network only.
     port: 0 = any free one.
     metrics_port: port of the Prometheus metrics; 0 = none.
+    metrics_host: where they listen; they have no password.
     ready_s: time to load the model and make the first images.
     drain_s: time to finish what is in flight when asked to stop.
     reflection: let tools such as grpcurl ask for the proto.
@@ -197,6 +203,7 @@ class ImagesConfig:
   host: str = "127.0.0.1"
   port: int = 0
   metrics_port: int = 0
+  metrics_host: str = "127.0.0.1"
   ready_s: float = 120.0
   drain_s: float = 10.0
   reflection: bool = False

@@ -30,6 +30,7 @@ class NoImageReason(enum.Enum):
   UNAUTHENTICATED = "a missing or wrong token"
   UNSUPPORTED = "not something this model does"
   UNKNOWN_ID = "no result under this id"
+  RATE_LIMITED = "this client asks too often"
   # Found out by the client.
   UNAVAILABLE = "no connection, or it broke"
   TOO_LARGE = "a message above the size limit"
@@ -63,6 +64,7 @@ RULES = {
   NoImageReason.INVALID_REQUEST: Handling(_CODE.INVALID_ARGUMENT),
   NoImageReason.ID_REUSED: Handling(_CODE.ALREADY_EXISTS),
   NoImageReason.QUEUE_FULL: Handling(_CODE.RESOURCE_EXHAUSTED, max_tries=None),
+  NoImageReason.RATE_LIMITED: Handling(_CODE.RESOURCE_EXHAUSTED, max_tries=None),
   NoImageReason.NOT_READY: Handling(_CODE.UNAVAILABLE, max_tries=None),
   NoImageReason.DRAINING: Handling(_CODE.UNAVAILABLE, max_tries=None),
   # Refused early by one replica, it may be in time on another; if it has passed, no time is left.

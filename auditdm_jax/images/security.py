@@ -3,9 +3,11 @@
 
 from collections.abc import Awaitable, Callable
 import hmac
+import ipaddress
 import pathlib
 import re
 from typing import Any
+import urllib.parse
 
 import grpc
 
@@ -54,6 +56,26 @@ def check_address(address: str) -> None:
 def is_near(address: str) -> bool:
   """Returns whether what is sent there stays on this machine."""
   return address.startswith("unix:") or is_loopback(address.rpartition(":")[0])
+
+
+def client_of(context: grpc.aio.ServicerContext) -> str:
+  """Returns who asks: the name in its certificate, or else its address without the port.
+
+  Of an IPv6 address the first half counts: a client can have any address of its network.
+  """
+  if names := list(context.peer_identities() or ()):
+    return f"name {names[0].decode(errors='replace')}"
+  kind, _, rest = urllib.parse.unquote(context.peer()).partition(":")
+  host = rest.rpartition(":")[0].strip("[]").partition("%")[0]
+  if kind != "ipv6":
+    return f"{kind} {host}"
+  try:
+    address = ipaddress.IPv6Address(host)
+  except ValueError:
+    return f"{kind} {host}"
+  if address.ipv4_mapped is not None:
+    return f"ipv4 {address.ipv4_mapped}"
+  return f"ipv6 {ipaddress.IPv6Network((int(address) >> 64 << 64, 64))}"
 
 
 def metadata(security: Security) -> tuple[tuple[str, str], ...]:

@@ -14,7 +14,17 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 import numpy as np
 
-from auditdm_jax.images import codec, fit, security, stubs, telemetry, validate, worker
+from auditdm_jax.images import (
+  codec,
+  fit,
+  rates,
+  scrape,
+  security,
+  stubs,
+  telemetry,
+  validate,
+  worker,
+)
 from auditdm_jax.images.backend import Backend, Info, Job
 from auditdm_jax.images.batcher import JobQueue, Queued, Step
 from auditdm_jax.images.config import ImagesConfig, is_loopback
@@ -43,11 +53,12 @@ class ImageServer:
     self._batcher = JobQueue(config.batching, config.limits, self.metrics)
     # Apart: sources that take long must not hold up answers.
     self._intake, self._encoders = validate.Validator(config.limits), worker.Threads("encoder", 2)
+    self._rates = rates.Rates(config.limits.client_rate, config.limits.client_burst)
     self._calls, self._quiet = 0, asyncio.Event()  # Those that are not answered in full.
     self._quiet.set()
     self._draining = False
     self._health = health.aio.HealthServicer()
-    self._http: Any = None
+    self._http: scrape.MetricsServer | None = None
     try:
       self._credentials = security.server_credentials(config.security)
       checks = [security.TokenCheck(config.security)] if config.security.token else []
@@ -83,6 +94,7 @@ class ImageServer:
     bare = self._config.host.strip("[]")
     host = f"[{bare}]" if bare.count(":") > 1 else bare
     wanted, metrics_port = self._config.port, self._config.metrics_port
+    metrics_host = self._config.metrics_host.strip("[]")
     methods = {
       "Generate": self._image,
       "Edit": self._image,
@@ -106,9 +118,9 @@ class ImageServer:
       raise StartError(f"cannot listen on {host}:{wanted}: {error}") from None
     try:
       if metrics_port:
-        self._http = self.metrics.serve(bare, metrics_port)
+        self._http = scrape.MetricsServer(metrics_host, metrics_port, self.metrics.registry)
     except OSError as error:
-      message = f"cannot listen on {host}:{metrics_port} for metrics: {error}"
+      message = f"cannot listen on {metrics_host}:{metrics_port} for metrics: {error}"
       raise StartError(message) from None
     if self._credentials is None and not is_loopback(host):
       _LOG.warning("listening on %s without encryption: keep to a private network", host)
@@ -171,8 +183,7 @@ class ImageServer:
     self._encoders.close()
     self._intake.close()
     if self._http is not None:
-      await asyncio.to_thread(self._http.shutdown)
-      self._http.server_close()
+      await asyncio.to_thread(self._http.close)
 
   async def _set_health(self, status: Any) -> None:
     self.metrics.ready.set(status == _SERVING)
@@ -187,7 +198,7 @@ class ImageServer:
 
   async def _batch(self, request: Any, context: grpc.aio.ServicerContext) -> AsyncIterator[Any]:
     """Every item ends in an image or an error of its own."""
-    async with self._answering("GenerateBatch", context):
+    async with self._answering("GenerateBatch", context, images=len(request.items)):
       if len(request.items) > self._config.limits.max_queue:
         raise Refused(
           NoImageReason.INVALID_REQUEST,
@@ -288,15 +299,21 @@ class ImageServer:
 
   @contextlib.asynccontextmanager
   async def _answering(
-    self, method: str, context: grpc.aio.ServicerContext, request: Any = None
+    self,
+    method: str,
+    context: grpc.aio.ServicerContext,
+    request: Any = None,
+    *,
+    images: int = 1,
   ) -> AsyncIterator[None]:
-    """Counts and logs a call; a refusal becomes its status."""
+    """Counts and logs a call, which asks for so many images; a refusal becomes its status."""
     start = time.monotonic()
     if not self._draining:  # Those that come later are not waited for.
       self._calls += 1
       self._quiet.clear()
       context.add_done_callback(self._answered)
     try:
+      self._rates.take(security.client_of(context), images)
       yield
     except Refused as refused:
       self._count(method, refused)

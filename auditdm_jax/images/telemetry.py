@@ -63,14 +63,6 @@ class Metrics:
     self.batch_fill.observe(rows / runner.max_batch)
     self.out_of_memory.set(runner.out_of_memory)
 
-  def serve(self, host: str, port: int) -> Any:
-    """Opens http://host:port/metrics; returns the HTTP server, for its `shutdown`.
-
-    Raises:
-      OSError: the port is taken.
-    """
-    return prom.start_http_server(port, addr=host, registry=self.registry)[0]
-
 
 def text_hash(text: str) -> str:
   """Returns what stands for a prompt in the logs: enough to find it again, not to read it."""
@@ -92,14 +84,14 @@ def log_call(log: logging.Logger, method: str, request: Any, reason: str, start:
   """One line per call; `start` is time.monotonic() at its begin, `request` its message or None."""
   fields = {"method": method, "reason": reason, "ms": round(1e3 * (time.monotonic() - start), 1)}
   if request is not None:
-    fields["request_id"] = _shown_id(request.request_id)
+    fields["request_id"] = shown_id(request.request_id)
   if method in ("Generate", "Edit"):
     fields["text"] = text_hash(request.prompt if method == "Generate" else request.instruction)
   log.info("call", extra={"fields": fields})
 
 
-def _shown_id(request_id: str) -> str:
-  """An id as our clients make them; what a foreign client writes there may be any text."""
+def shown_id(request_id: str) -> str:
+  """Returns an id as our clients make them; what others write there may be any text."""
   is_hex = len(request_id) <= _MAX_ID and set(request_id) <= set("0123456789abcdef")
   return request_id if is_hex else f"text {text_hash(request_id)}"
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from auditdm_jax.core import config as config_lib
 from auditdm_jax.core import jsonio, metrics, paths, runtime
+from auditdm_jax.core.wandb_log import WandbConfig
 from auditdm_jax.models import multimodal
 from auditdm_jax.rectify import features, kept, looks, recipes, rows, stream, tuning
 from auditdm_jax.rectify import survey as survey_lib
@@ -68,6 +69,7 @@ def finetune(
   mesh: jax.sharding.Mesh | None = None,
   workdir: str | os.PathLike | None = None,
   name: str = "rectify",
+  wandb: WandbConfig = WandbConfig(),  # noqa: B008  Frozen.
 ) -> Result:
   """Tunes `params` by `recipe` and returns them on the host.
 
@@ -81,6 +83,7 @@ def finetune(
     mesh: devices that share rows and masters; None is the default device.
     workdir: where checkpoints (`checkpoints/<name>`) and metrics go; nothing is stored if None.
     name: name of the run, on the screen and in the files.
+    wandb: where its numbers go besides the workdir.
 
   Raises:
     UserError: recipe and data do not fit, an example is invalid, or a checkpoint is of other data
@@ -122,6 +125,7 @@ def finetune(
       config=tune,
       steps=steps,
       name=name,
+      wandb=wandb,
     )
     return loop(params, workdir)
 
@@ -152,6 +156,7 @@ class _Loop:
   config: TuneConfig
   steps: int
   name: str
+  wandb: WandbConfig
 
   def __call__(self, params: Any, workdir: str | os.PathLike | None) -> Result:
     state, loss = self.run.restore(self.tuned.init(params)), None
@@ -161,7 +166,9 @@ class _Loop:
     with contextlib.ExitStack() as stack:
       writer = None
       if workdir and runtime.is_main():
-        writer = metrics.Writer(paths.as_path(workdir), self.name, resume_step=first)
+        writer = metrics.Writer(
+          paths.as_path(workdir), self.name, resume_step=first, wandb=self.wandb
+        )
         stack.callback(writer.close)
       progress = metrics.Progress(self.steps, self.name, done=first)
       stack.enter_context(contextlib.closing(progress))

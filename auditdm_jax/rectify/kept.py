@@ -89,7 +89,7 @@ class Kept:
       "worse": self._worse,
     }
     score = -self.best_loss if is_best and self.best_loss is not None else _WORST
-    self._checkpointer.save(step, _flat(state), extras, score=score)
+    self._checkpointer.save(step, flat(state), extras, score=score)
 
   def restore(self, state: supervised.State) -> supervised.State:
     """Returns the latest state, or `state` itself if there is none.
@@ -99,7 +99,7 @@ class Kept:
     """
     if self._checkpointer is None or self._checkpointer.latest() is None:
       return state
-    step, arrays, extras = self._checkpointer.restore(None, _flat(state))
+    step, arrays, extras = self._checkpointer.restore(None, flat(state))
     if extras["fingerprint"] != self._fingerprint:
       raise UserError(
         f"{self._checkpointer.dir}: the checkpoint of step {step} is of other examples or another"
@@ -107,7 +107,7 @@ class Kept:
       )
     self.best_step, self.best_loss = extras["best_step"], extras["best_loss"]
     self._worse = extras["worse"]
-    return _unflat(arrays, state)
+    return unflat(arrays, state)
 
   def take_best(self, state: supervised.State) -> Any:
     """Returns the best parameters on the host; the last state's memory is given up for them."""
@@ -119,13 +119,15 @@ class Kept:
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
     jax.tree.map(lambda x: x.delete(), state)
-    _, arrays, _ = self._checkpointer.restore(self.best_step, _flat(shapes))
-    return runtime.fetch(_unflat(arrays, shapes).params)
+    _, arrays, _ = self._checkpointer.restore(self.best_step, flat(shapes))
+    return runtime.fetch(unflat(arrays, shapes).params)
 
 
-def _flat(state: Any) -> Mapping[str, Any]:
+def flat(state: Any) -> Mapping[str, Any]:
+  """Returns a state's leaves as a checkpoint holds them."""
   return {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(state))}
 
 
-def _unflat(arrays: Mapping[str, Any], like: Any) -> Any:
+def unflat(arrays: Mapping[str, Any], like: Any) -> Any:
+  """Returns the state of a checkpoint's leaves, with the structure of `like`."""
   return jax.tree.unflatten(jax.tree.structure(like), [arrays[key] for key in sorted(arrays)])

@@ -22,6 +22,7 @@ import optax
 
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core import runtime, tree
+from auditdm_jax.core.config import UserError
 from auditdm_jax.models import multimodal, sharding
 from auditdm_jax.rectify import recipes, supervised
 
@@ -103,7 +104,17 @@ class Tuning:
     """On a mesh, rows and masters are split as in `core.mesh` and `models.sharding`.
 
     The logits are not capped: big_vision trains PaliGemma without the cap of the released Gemma 2.
+
+    Raises:
+      UserError: the mesh does not divide the recipe's `micro_rows`.
     """
+    shards = 1 if mesh is None else mesh_lib.row_shards(mesh)
+    if recipe.micro_rows % shards:
+      # A step would be right, and each device would compute rows of others.
+      raise UserError(
+        f"config.rectify.recipe.micro_rows={recipe.micro_rows}: must be a multiple of the {shards}"
+        " devices that share a batch's rows"
+      )
     config = dataclasses.replace(config, text=dataclasses.replace(config.text, final_softcap=0.0))
     self._tx, self._mesh = optimizer(recipe, steps), mesh
     self._method = supervised.Method(

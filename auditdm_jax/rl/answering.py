@@ -23,6 +23,7 @@ import numpy as np
 from auditdm_jax.audit.judge import Judge, Same
 from auditdm_jax.core import checkpoint, jsonio, masked, metrics, paths, runtime, streams
 from auditdm_jax.core.config import UserError, check
+from auditdm_jax.core.wandb_log import WandbConfig
 from auditdm_jax.rl import batch as batch_lib
 from auditdm_jax.rl import grpo as grpo_lib
 from auditdm_jax.rl.batch import AuditorReply, LearnerBatch
@@ -231,7 +232,13 @@ def _mean(rewards: np.ndarray) -> float:
 
 
 def train(
-  asked: Asked, config: AnsweringConfig, *, workdir: str | os.PathLike, name: str, identity: Any
+  asked: Asked,
+  config: AnsweringConfig,
+  *,
+  workdir: str | os.PathLike,
+  name: str,
+  identity: Any,
+  wandb: WandbConfig = WandbConfig(),  # noqa: B008  Frozen.
 ) -> Any:
   """Trains the learner's model for `config.optim.steps` steps, or what is left of them.
 
@@ -241,6 +248,7 @@ def train(
     workdir: gets checkpoints/<name> and metrics.
     name: of the run.
     identity: what makes it this run; with another one it does not go on from a checkpoint.
+    wandb: where its numbers go besides the workdir.
 
   Returns:
     The tuned parameters, on the host.
@@ -255,14 +263,15 @@ def train(
     stack.callback(checkpoints.close)
     first = checkpoints.latest() or 0
     if first:
-      _, learner.state, extras = checkpoints.restore(first, learner.abstract_state())
+      first, learner.state, extras = checkpoints.restore(None, learner.abstract_state())
       if extras["identity"] != own:
         raise UserError(
           f"{checkpoints.dir}: the checkpoint of step {first} is of other questions or another"
           " config; use another workdir or remove it"
         )
-    writer = metrics.Writer(folder, name, resume_step=first) if runtime.is_main() else None
-    if writer:
+    writer = None
+    if runtime.is_main():
+      writer = metrics.Writer(folder, name, resume_step=first, wandb=wandb)
       stack.callback(writer.close)
     progress = stack.enter_context(contextlib.closing(metrics.Progress(steps, name, done=first)))
     for step in range(first, steps):

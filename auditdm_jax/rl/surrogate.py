@@ -84,25 +84,44 @@ class SurrogateConfig:
       raise UserError(f"surrogate.width={self.width}: not a multiple of heads={self.heads}")
 
 
+class _Kernel(nn.Module):
+  """The kernel f32[in,heads,D/heads] of a projection to heads, without the projection."""
+
+  heads: int
+
+  @nn.compact
+  def __call__(self, width: int) -> Array:
+    def drawn(key: Array) -> Array:
+      flat = nn.initializers.lecun_normal()(key, (width, width))
+      return flat.reshape(width, self.heads, width // self.heads)
+
+    return self.param("kernel", drawn)
+
+
 class SurrogateNet(nn.Module):
-  """Logits f32[N] of being a find, from words i32[N,slots] (0 = none) and cells f[N,P,Dv]."""
+  """Logits f32[N] of being a find, from counts of words f32[N,buckets] and cells f[N,P,Dv].
+
+  Keys and values are never made: the words' queries go through the kernel of the keys, and what
+  they see through that of the values, which is a product per question and not one per cell.
+  """
 
   config: SurrogateConfig
 
   @nn.compact
-  def __call__(self, words: Array, cells: Array) -> Array:
+  def __call__(self, counts: Array, cells: Array) -> Array:
     c, d = self.config, self.config.width
-    there = (words > 0)[..., None]
-    bag = jnp.where(there, jax.nn.one_hot(words, c.buckets), 0).sum(1)
-    text = nn.Dense(d, use_bias=False, name="words")(bag) / jnp.sqrt(jnp.maximum(there.sum(1), 1))
+    read = counts.sum(1, keepdims=True)
+    text = nn.Dense(d, use_bias=False, name="words")(counts) / jnp.sqrt(jnp.maximum(read, 1))
     place = self.param("place", nn.initializers.normal(0.1), (cells.shape[1], d))
     x = nn.Dense(d, name="cells")(nn.LayerNorm(name="norm")(cells.astype(jnp.float32))) + place
-    heads = (c.heads, d // c.heads)
-    query = nn.DenseGeneral(heads, name="query")(text)
-    keys, values = (nn.DenseGeneral(heads, name=name)(x) for name in ("key", "value"))
-    weights = jnp.einsum("nhd,nphd->nhp", query, keys) / math.sqrt(heads[1])
-    seen = jnp.einsum("nhp,nphd->nhd", jax.nn.softmax(weights, axis=-1), values)
-    image = jnp.concatenate([seen.reshape(len(text), d), x.mean(1), x.max(1)], axis=-1)
+    query = nn.DenseGeneral((c.heads, d // c.heads), name="query")(text)
+    # A bias of the keys would add the same to the weights of all cells.
+    query = jnp.einsum("nhe,dhe->nhd", query, _Kernel(c.heads, name="key")(d))
+    weights = jnp.einsum("nhd,npd->nhp", query, x) / math.sqrt(d // c.heads)
+    seen = jnp.einsum("nhp,npd->nhd", jax.nn.softmax(weights, axis=-1), x)
+    seen = jnp.einsum("nhd,dhe->nhe", seen, _Kernel(c.heads, name="value")(d))
+    seen = seen.reshape(len(text), d) + self.param("value_bias", nn.initializers.zeros, (d,))
+    image = jnp.concatenate([seen, x.mean(1), x.max(1)], axis=-1)
     sums = nn.relu(nn.Dense(d, name="text_sum")(text) + nn.Dense(d, name="image_sum")(image))
     products = nn.Dense(d, name="text_product")(text) * nn.Dense(d, name="image_product")(image)
     return (nn.Dense(1, name="of_sums")(sums) + nn.Dense(1, name="of_products")(products))[..., 0]
@@ -147,7 +166,7 @@ class Surrogate:
     for i in range(self.config.fits):
       rows, weight = self._draw(streams.rng(self._seed, "surrogate", *of, i))
       cells = np.stack([seen[self._images[r]] for r in rows])
-      batch = (self._words[rows].astype(np.int32), cells, self._found[rows], weight)
+      batch = (self._counts(self._words[rows]), cells, self._found[rows], weight)
       self._params, self._optimizer = self._update(self._params, self._optimizer, *batch)
 
   def predict(self, questions: Sequence[str], images: Sequence[str]) -> np.ndarray:
@@ -157,20 +176,21 @@ class Surrogate:
     """
     if not self.ready:
       return np.full(len(questions), self._found.mean() if len(self._found) else 0.5, np.float32)
-    words, out = self._read(questions).astype(np.int32), []
+    words, out = self._read(questions), []
     for start in range(0, len(questions), _ROWS):
       ids = list(images[start : start + _ROWS])
       seen = self._see(ids)
       rows = np.resize(np.arange(len(ids)), _ROWS)  # One static shape.
       cells = np.stack([seen[i] for i in ids])[rows]
-      logits = self._logits(self._params, words[start : start + _ROWS][rows], cells)
+      counts = self._counts(words[start : start + _ROWS][rows])
+      logits = self._logits(self._params, counts, cells)
       out.append(np.asarray(jax.nn.sigmoid(logits))[: len(ids)])
     return np.concatenate(out) if out else np.zeros(0, np.float32)
 
   def flops(self, questions: int, *, fits: int) -> float:
-    """Floating-point operations of scoring questions and of updates: two for each weight used."""
+    """Floating-point operations of scoring questions and of updates: two for each product."""
     c, cells = self.config, self.config.cells**2
-    one = 2.0 * c.width * (c.width * (3 * cells + 11) + c.buckets)
+    one = 2.0 * c.width * (c.width * (cells + 11) + 2 * c.heads * cells + c.buckets)
     return one * (questions + 3 * fits * c.batch)
 
   # ------------------------------------------------------------------------------- checkpoints
@@ -203,15 +223,15 @@ class Surrogate:
 
   def _init(self, cells: np.ndarray) -> None:
     key = jax.random.wrap_key_data(jnp.asarray(streams.key_data(self._seed, "surrogate")))
-    words = jnp.zeros((1, _SLOTS), jnp.int32)
-    self._params = jax.jit(self._net.init)(key, words, jnp.asarray(cells)[None])["params"]
+    counts = jnp.zeros((1, self.config.buckets))
+    self._params = jax.jit(self._net.init)(key, counts, jnp.asarray(cells)[None])["params"]
     self._optimizer = jax.jit(self._tx.init)(self._params)
 
-  def _updated(self, params, optimizer, words, cells, found, weight):
+  def _updated(self, params, optimizer, counts, cells, found, weight):
     """Parameters and optimiser after an update by rows of the memory."""
 
     def loss(params):
-      logits = self._net.apply({"params": params}, words, cells)
+      logits = self._net.apply({"params": params}, counts, cells)
       return (weight * optax.sigmoid_binary_cross_entropy(logits, found)).mean()
 
     updates, optimizer = self._tx.update(jax.grad(loss)(params), optimizer, params)
@@ -239,10 +259,20 @@ class Surrogate:
       row[: len(terms)] = [1 + zlib.crc32(t.encode()) % (self.config.buckets - 1) for t in terms]
     return out
 
-  def _see(self, images: Iterable[str]) -> dict[str, np.ndarray]:
-    """Returns the cells of images, and keeps those of the latest `memory`."""
+  def _counts(self, words: np.ndarray) -> np.ndarray:
+    """Returns f32[N,buckets]: how often a row of words u16[N,slots] has each."""
+    n, buckets = len(words), self.config.buckets
+    places = words + buckets * np.arange(n)[:, None]
+    counts = np.bincount(places.ravel(), minlength=n * buckets).reshape(n, buckets)
+    counts[:, 0] = 0
+    return counts.astype(np.float32)
+
+  def _see(self, images: Iterable[str]) -> Mapping[str, np.ndarray]:
+    """Returns the cells of images, and maybe of others; keeps those of the latest `memory`."""
     wanted = dict.fromkeys(images)
     missing = [i for i in wanted if i not in self._cells]
+    if not missing:
+      return self._cells
     found = {i: self._cells.pop(i) for i in wanted if i in self._cells}
     for start in range(0, len(missing), _IMAGES):
       ids = missing[start : start + _IMAGES]

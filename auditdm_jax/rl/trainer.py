@@ -23,6 +23,7 @@ from typing import Any
 from auditdm_jax.core import checkpoint, jsonio, machine, metrics, paths, runtime
 from auditdm_jax.core.config import UserError, check, did_you_mean
 from auditdm_jax.core.records import Records
+from auditdm_jax.core.wandb_log import WandbConfig
 from auditdm_jax.rl import flops
 from auditdm_jax.rl.batch import LearnerBatch
 from auditdm_jax.rl.learner import Learner
@@ -87,6 +88,7 @@ def train(
   name: str = "train",
   identity: Any = None,
   stop: StopConfig = NEVER,
+  wandb: WandbConfig = WandbConfig(),  # noqa: B008  Frozen.
 ) -> TrainResult:
   """Trains the auditor for `learner.config.optim.steps` steps, or what is left of them.
 
@@ -99,6 +101,7 @@ def train(
     name: of the run.
     identity: what else makes it this run; with another one it does not go on from a checkpoint.
     stop: when it gives up; by default never.
+    wandb: where its numbers go besides the workdir.
 
   Returns:
     What was made.
@@ -118,6 +121,7 @@ def train(
     name=name,
     identity=identity,
     stop=stop,
+    wandb=wandb,
   )
   with contextlib.closing(run), _asked_to_stop() as asked:
     first, steps = run.resume(), learner.config.optim.steps
@@ -149,8 +153,9 @@ class Run:
     name: str,
     identity: Any,
     stop: StopConfig,
+    wandb: WandbConfig,
   ):
-    self._identity = identity
+    self._identity, self._wandb = identity, wandb
     self._live = LiveGroups(stop, group_size=learner.config.grpo.group_size)
     self._config, self._rollout, self._learner, self._auditor = config, rollout, learner, auditor
     self._workdir, self._name = workdir, name
@@ -188,7 +193,9 @@ class Run:
       self._live.load(extras["live"])
     self._records.rewind(COMPLETIONS, first - 1)
     if runtime.is_main():
-      self._writer = metrics.Writer(self._workdir, self._name, resume_step=first - 1)
+      self._writer = metrics.Writer(
+        self._workdir, self._name, resume_step=first - 1, wandb=self._wandb
+      )
     return first
 
   def step(self, step: int) -> dict[str, float]:

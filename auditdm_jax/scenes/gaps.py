@@ -11,8 +11,11 @@ import dataclasses
 
 from auditdm_jax.core import streams
 from auditdm_jax.scenes import questions, world
-from auditdm_jax.scenes.questions import NONE, SKILLS, Program
+from auditdm_jax.scenes.needle import NEEDLE
+from auditdm_jax.scenes.programs import NONE, UNANSWERABLE, Program
+from auditdm_jax.scenes.world import SCENES, Language, Lexicon
 
+KNOWN_SKILLS = tuple(questions.skills(NEEDLE))  # Those of all worlds: it has the most.
 ANY = "*"  # a condition on any slot or the answer
 
 
@@ -30,9 +33,10 @@ class Gap:
   conditions: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
   def __post_init__(self):
-    unknown = [s for s in self.skills if s not in SKILLS]
+    known = KNOWN_SKILLS
+    unknown = [s for s in self.skills if s not in known]
     if unknown:
-      raise ValueError(f"gap {self.name!r}: unknown skills {unknown}; known: {', '.join(SKILLS)}")
+      raise ValueError(f"gap {self.name!r}: unknown skills {unknown}; known: {', '.join(known)}")
 
   def matches(self, program: Program, answer: str) -> bool:
     """Returns whether a question with this true answer lies in the gap."""
@@ -131,13 +135,48 @@ def _value_shares(rng, n: int = 6000) -> dict[tuple[int, str], float]:
       values = {**dict(program.slots), "answer": answer}
       for kind, (skills, slot) in enumerate(_DRAWN):
         value = values.get(slot)
-        if program.skill in skills and value not in (None, NONE, questions.UNANSWERABLE):
+        if program.skill in skills and value not in (None, NONE, UNANSWERABLE):
           out[kind, value] = out.get((kind, value), 0) + 1 / n
   return out
 
 
-def mode_of(program: Program, answer: str) -> str:
+def draw_names(seed: int, language: Language, *, scarce: float = 0.3) -> tuple[Gap, ...]:
+  """Draws 8 to 12 gaps that are names, each of three attributes, that a target never heard.
+
+  Args:
+    seed: of the draw.
+    language: whose names.
+    scarce: least share of the gaps about things that a pool's images hardly show.
+  """
+  rng = streams.rng(seed, "names")
+  n = int(rng.integers(8, 13))
+  wanted = round(scarce * n)
+  shown, hidden = [], []
+  for lexicon in language.lexicons:
+    for thing, name in lexicon.names.items():
+      (hidden if set(thing) & set(language.scarce) else shown).append((lexicon, thing, name))
+  chosen = []
+  for things, count in ((hidden, wanted), (shown, n - wanted)):
+    # Each lexicon in turn, or the one with the most names would have nearly all gaps.
+    order = [things[int(i)] for i in rng.permutation(len(things))]
+    turns = {x.name: [t for t in order if t[0] is x] for x in language.lexicons}
+    start = int(rng.integers(len(turns)))
+    for k in range(count):
+      of = list(turns.values())[(start + k) % len(turns)]
+      chosen.append(of.pop())
+  return tuple(_name_gap(language, *thing) for thing in chosen)
+
+
+def _name_gap(language: Language, lexicon: Lexicon, thing: tuple[str, ...], name: str) -> Gap:
+  asked = tuple(s for s in questions.skills(language) if s.split("_")[0] == lexicon.name)
+  return Gap(f"{lexicon.name} of {' '.join(thing)}", asked, (("answer", (name,)),))
+
+
+def mode_of(program: Program, answer: str, language: Language = SCENES) -> str:
   """The nameable failure mode (skill x attribute) of a question: what reports group finds by."""
+  for lexicon in language.lexicons:
+    if program.skill.split("_")[0] == lexicon.name and answer in lexicon.things:
+      return f"{lexicon.name}: {' '.join(lexicon.things[answer])}"
   slots = dict(program.slots)
   for field in ("extreme", "superlative", "digit"):
     if field in slots:

@@ -7,35 +7,37 @@ import numpy as np
 
 from auditdm_jax.core import streams
 from auditdm_jax.scenes import language, render, world
-from auditdm_jax.scenes.world import Scene
+from auditdm_jax.scenes.world import SCENES, Language, Scene
 
 
 class ScenesBackend:
   """Draws captions and edits exactly (images.backend.Backend).
 
   Args:
+    language: of the world.
     error_rate: share of images in which one attribute of one object is wrong, as a generative
       model would have it.
     seed: makes the errors reproducible; the same request always gives the same image.
   """
 
-  def __init__(self, *, error_rate: float = 0.0, seed: int = 0):
+  def __init__(self, language: Language = SCENES, *, error_rate: float = 0.0, seed: int = 0):
     if not 0.0 <= error_rate <= 1.0:
       raise ValueError(f"error_rate is a share between 0 and 1, not {error_rate}")
-    self.error_rate, self.seed = error_rate, seed
+    self.language, self.error_rate, self.seed = language, error_rate, seed
 
   def info(self) -> dict[str, str]:
-    return {"name": "scenes", "error_rate": str(self.error_rate), "seed": str(self.seed)}
+    return {"name": self.language.name, "error_rate": str(self.error_rate), "seed": str(self.seed)}
 
   def generate(self, prompts: list[str], seeds: list[int], *, width: int, height: int) -> list:
-    """Returns u8[64,64,3] or the exception of each caption."""
-    if (width, height) != (render.SIZE, render.SIZE):
-      error = ValueError(f"scenes are {render.SIZE}x{render.SIZE}, not {width}x{height}")
+    """Returns u8[H,W,3] or the exception of each caption."""
+    size = render.pixels(self.language)
+    if (width, height) != (size, size):
+      error = ValueError(f"{self.language.name}: images are {size}x{size}, not {width}x{height}")
       return [error] * len(prompts)
     return [self._attempt(self._generate, *item) for item in zip(prompts, seeds, strict=True)]
 
   def edit(self, images: list[np.ndarray], instructions: list[str], seeds: list[int]) -> list:
-    """u8[64,64,3] or the exception of each instruction; pixels outside the edit stay the same."""
+    """u8[H,W,3] or the exception of each instruction; pixels outside the edit stay the same."""
     items = zip(images, instructions, seeds, strict=True)
     return [self._attempt(self._edit, *item) for item in items]
 
@@ -46,10 +48,11 @@ class ScenesBackend:
       return error
 
   def _generate(self, prompt, seed):
-    return render.render(self._unfaithful(language.read_caption(prompt, seed), seed), seed)
+    scene = language.read_caption(prompt, seed, self.language)
+    return render.render(self._unfaithful(scene, seed), seed)
 
   def _edit(self, image, instruction, seed):
-    before = render.parse(image)
+    before = render.parse(image, self.language)
     after = self._unfaithful(language.read_edit(instruction, before), seed)
     return render.redraw(image, before, after, seed)
 
@@ -60,8 +63,8 @@ class ScenesBackend:
     objects = list(scene.objects)
     i = int(rng.integers(len(objects)))
     field, options = [
-      ("color", world.COLORS),
-      ("shape", world.SHAPES),
+      ("color", self.language.colors),
+      ("shape", self.language.shapes),
       ("size", world.SIZES),
     ][int(rng.integers(3))]
     wrong = [w for w in options if w not in dataclasses.asdict(objects[i]).values()]

@@ -11,6 +11,11 @@ left open from a seed, as a generator would. An edit instruction changes one thi
             write five on the red circle | remove the red circle | move the red circle to row one
             column two | add a big blue ring with two at row one column one | turn the dial to
             north | set the gauge to full | paint the background brown
+
+Where objects have textures, and walls before them:
+
+  caption   a small striped red circle with seven behind a wall at row two column three
+  edit      make the red circle dotted | hide the red circle | show the red circle
 """
 
 import dataclasses
@@ -20,7 +25,7 @@ import numpy as np
 
 from auditdm_jax.core import streams
 from auditdm_jax.scenes import world
-from auditdm_jax.scenes.world import Instrument, Obj, Scene
+from auditdm_jax.scenes.world import SCENES, Instrument, Language, Obj, Scene
 
 
 class LanguageError(ValueError):
@@ -30,7 +35,8 @@ class LanguageError(ValueError):
 class _Words:
   """A text's words with a reading position."""
 
-  def __init__(self, text: str):
+  def __init__(self, text: str, language: Language):
+    self.language = language
     self.text, self.words, self.i = text, text.lower().split(), 0
 
   def at_end(self) -> bool:
@@ -59,43 +65,45 @@ class _Words:
     return False
 
 
-def place(cell: int) -> str:
-  row, column = divmod(cell, world.GRID)
-  return f"row {world.ORDINALS[row]} column {world.ORDINALS[column]}"
+def place(cell: int, language: Language = SCENES) -> str:
+  return f"row {language.row(cell)} column {language.column(cell)}"
 
 
-def describe(o: Obj, *, size: bool = True, cell: bool = True) -> str:
+def describe(o: Obj, language: Language = SCENES, *, size: bool = True, cell: bool = True) -> str:
   """Returns an object's noun phrase without its article."""
   digit = f" with {o.digit}" if o.digit else ""
   return (
     (f"{o.size} " if size else "")
+    + (f"{o.texture} " if o.texture else "")
     + f"{o.color} {o.shape}{digit}"
-    + (f" at {place(o.cell)}" if cell else "")
+    + (" behind a wall" if o.walled else "")
+    + (f" at {place(o.cell, language)}" if cell else "")
   )
 
 
 def caption(scene: Scene) -> str:
   """Returns the full caption: `read_caption(caption(scene), seed) == scene` for every seed."""
-  parts = [f"a {describe(o)}" for o in scene.objects]
+  language = scene.language
+  parts = [f"a {describe(o, language)}" for o in scene.objects]
   if scene.dial:
-    parts.append(f"the dial reads {scene.dial.value} at {place(scene.dial.cell)}")
+    parts.append(f"the dial reads {scene.dial.value} at {place(scene.dial.cell, language)}")
   if scene.gauge:
-    parts.append(f"the gauge is {scene.gauge.value} at {place(scene.gauge.cell)}")
+    parts.append(f"the gauge is {scene.gauge.value} at {place(scene.gauge.cell, language)}")
   return " and ".join([*parts, f"a {scene.background} background"])
 
 
-def read_caption(text: str, seed: int) -> Scene:
+def read_caption(text: str, seed: int, language: Language = SCENES) -> Scene:
   """Returns the scene a caption asks for; what it leaves open is drawn from `seed`.
 
   Raises:
     LanguageError: the text is no caption, or names more than fits.
   """
   rng = streams.rng(seed, "caption")
-  objects, found = _read_parts(text)
+  objects, found = _read_parts(text, language)
   things = [*objects, *(found[k] for k in ("dial", "gauge") if k in found)]
-  _place_all(things, rng)
+  _place_all(things, rng, language)
   for o in objects:
-    for field, options in (("shape", world.SHAPES), ("color", world.COLORS), ("size", world.SIZES)):
+    for field, options in _fields(language):
       o[field] = o[field] or world.pick(rng, options)
   background = found.get("background", {}).get("value")
   return Scene(
@@ -103,7 +111,14 @@ def read_caption(text: str, seed: int) -> Scene:
     dial=Instrument(**found["dial"]) if "dial" in found else None,
     gauge=Instrument(**found["gauge"]) if "gauge" in found else None,
     background=background or world.pick(rng, world.BACKGROUNDS),
+    language=language,
   )
+
+
+def _fields(language: Language) -> list[tuple[str, tuple[str, ...]]]:
+  """Returns the attributes that each object has, and their words."""
+  fields = [("shape", language.shapes), ("color", language.colors), ("size", world.SIZES)]
+  return [*fields, ("texture", language.textures)] if language.textures else fields
 
 
 def shows(text: str, scene: Scene) -> bool:
@@ -114,7 +129,7 @@ def shows(text: str, scene: Scene) -> bool:
   Raises:
     LanguageError: the text is no caption.
   """
-  objects, found = _read_parts(text)
+  objects, found = _read_parts(text, scene.language)
   for name, thing in (("dial", scene.dial), ("gauge", scene.gauge)):
     if (name in found) != (thing is not None):
       return False
@@ -141,9 +156,9 @@ def _pair_up(said: list[dict], things: list[dict]) -> bool:
   )
 
 
-def _read_parts(text: str) -> tuple[list[dict], dict[str, dict]]:
+def _read_parts(text: str, language: Language) -> tuple[list[dict], dict[str, dict]]:
   """Returns the objects of a caption, and its dial, gauge and background if it has them."""
-  words = _Words(text)
+  words = _Words(text, language)
   objects: list[dict] = []
   found: dict[str, dict] = {}
   while True:
@@ -151,8 +166,8 @@ def _read_parts(text: str) -> tuple[list[dict], dict[str, dict]]:
     if words.at_end():
       break
     words.need("and")
-  if not 1 <= len(objects) <= world.MAX_OBJECTS:
-    raise LanguageError(f"a scene has 1 to {world.MAX_OBJECTS} objects, not {len(objects)}")
+  if not 1 <= len(objects) <= language.most:
+    raise LanguageError(f"a scene has 1 to {language.most} objects, not {len(objects)}")
   return objects, found
 
 
@@ -176,13 +191,15 @@ def _read_part(words, objects, found):
 
 
 def _read_object(words) -> dict:
-  """[size] [colour] shape-or-"object" [with digit] [at row R column K]."""
-  size, color = words.take(*world.SIZES), words.take(*world.COLORS)
-  shape = words.need(*world.SHAPES, "object")
+  """[size] [texture] [colour] shape-or-"object" [with digit] [behind a wall] [at row …]."""
+  language = words.language
+  size, texture = words.take(*world.SIZES), words.take(*language.textures)
+  color, shape = words.take(*language.colors), words.need(*language.shapes, "object")
   digit = words.need(*world.DIGITS) if words.take("with") else None
+  walled = language.walls and words.phrase("behind a wall")
   return {
     "cell": _read_place(words), "shape": None if shape == "object" else shape,
-    "color": color, "size": size, "digit": digit,
+    "color": color, "size": size, "digit": digit, "texture": texture, "walled": walled,
   }  # fmt: skip
 
 
@@ -191,18 +208,19 @@ def _read_place(words) -> int | None:
 
 
 def _need_place(words) -> int:
+  language = words.language
   words.need("row")
-  row = words.need(*world.ORDINALS)
+  row = words.need(*language.ordinals)
   words.need("column")
-  return world.cell_of(row, words.need(*world.ORDINALS))
+  return language.cell_of(row, words.need(*language.ordinals))
 
 
-def _place_all(things, rng):
+def _place_all(things, rng, language):
   """Puts things without a place into free cells."""
   taken = [t["cell"] for t in things if t["cell"] is not None]
   if len(taken) != len(set(taken)):
     raise LanguageError("two things are put into the same cell")
-  free = [int(c) for c in rng.permutation(world.CELLS) if c not in taken]
+  free = [int(c) for c in rng.permutation(language.cells) if c not in taken]
   for thing in things:
     if thing["cell"] is None:
       thing["cell"] = free.pop()
@@ -215,12 +233,14 @@ def read_edit(text: str, scene: Scene) -> Scene:
     LanguageError: the text is no instruction, names nothing or several things of the scene, or asks
       for what cannot be (an occupied cell, a seventh object, the last object removed).
   """
-  words = _Words(text)
-  verb = words.need("make", "turn", "write", "remove", "move", "add", "set", "paint")
-  after = {
+  words = _Words(text, scene.language)
+  verbs = {
     "make": _make, "turn": _turn, "write": _write, "remove": _remove, "move": _move,
     "add": _add, "set": _set_gauge, "paint": _paint,
-  }[verb](words, scene)  # fmt: skip
+  }  # fmt: skip
+  if scene.language.walls:
+    verbs |= {"hide": _hide, "show": _show}
+  after = verbs[words.need(*verbs)](words, scene)
   if not words.at_end():
     raise LanguageError(f"words are left over in {text[:200]!r}")
   if after == scene:
@@ -229,15 +249,14 @@ def read_edit(text: str, scene: Scene) -> Scene:
 
 
 def _referent(words, scene) -> Obj:
-  """Returns the only object a noun phrase "the [size] [colour] shape|object" fits."""
+  """Returns the only object a noun phrase "the [size] [texture] [colour] shape|object" fits."""
   words.need("the")
-  want = {"size": words.take(*world.SIZES), "color": words.take(*world.COLORS)}
-  shape = words.need(*world.SHAPES, "object")
+  language = words.language
+  want = {"size": words.take(*world.SIZES), "texture": words.take(*language.textures)}
+  want["color"] = words.take(*language.colors)
+  shape = words.need(*language.shapes, "object")
   want["shape"] = None if shape == "object" else shape
-  have = [
-    o for o in scene.objects
-    if all(v in (None, w) for v, w in zip(want.values(), (o.size, o.color, o.shape), strict=True))
-  ]  # fmt: skip
+  have = [o for o in scene.objects if all(v in (None, vars(o)[k]) for k, v in want.items())]
   if len(have) != 1:
     name = " ".join(v for v in want.values() if v)
     raise LanguageError(f"{len(have)} objects are a {name or 'thing'!r}; exactly one must be")
@@ -251,8 +270,9 @@ def _replace(scene, old: Obj, new: Obj | None) -> Scene:
 
 def _make(words, scene):
   o = _referent(words, scene)
-  word = words.need(*world.COLORS, *world.SIZES)
-  field = "color" if word in world.COLORS else "size"
+  language = words.language
+  word = words.need(*language.colors, *world.SIZES, *language.textures)
+  field = "color" if word in language.colors else "size" if word in world.SIZES else "texture"
   return _replace(scene, o, dataclasses.replace(o, **{field: word}))
 
 
@@ -265,7 +285,17 @@ def _turn(words, scene):
   o = _referent(words, scene)
   words.need("into")
   words.need("a")
-  return _replace(scene, o, dataclasses.replace(o, shape=words.need(*world.SHAPES)))
+  return _replace(scene, o, dataclasses.replace(o, shape=words.need(*words.language.shapes)))
+
+
+def _hide(words, scene):
+  o = _referent(words, scene)
+  return _replace(scene, o, dataclasses.replace(o, walled=True))
+
+
+def _show(words, scene):
+  o = _referent(words, scene)
+  return _replace(scene, o, dataclasses.replace(o, walled=False))
 
 
 def _write(words, scene):
@@ -291,9 +321,11 @@ def _move(words, scene):
 def _add(words, scene):
   words.need("a")
   new = _read_object(words)
-  if len(scene.objects) >= world.MAX_OBJECTS:
-    raise LanguageError(f"a scene has at most {world.MAX_OBJECTS} objects")
-  missing = [k for k in ("cell", "shape", "color", "size") if new[k] is None]
+  most = scene.language.most
+  if len(scene.objects) >= most:
+    raise LanguageError(f"a scene has at most {most} objects")
+  needed = ("cell", *(field for field, _ in _fields(scene.language)))
+  missing = [k for k in needed if new[k] is None]
   if missing:
     raise LanguageError(f"the new object needs its {', '.join(missing)}")
   new["cell"] = _free(new["cell"], scene)
@@ -302,7 +334,7 @@ def _add(words, scene):
 
 def _free(cell: int, scene: Scene) -> int:
   if cell in scene.occupied():
-    raise LanguageError(f"{place(cell)} is taken")
+    raise LanguageError(f"{place(cell, scene.language)} is taken")
   return cell
 
 
@@ -336,9 +368,9 @@ def describe_edit(before: Scene, after: Scene) -> str:
   gone = [o for o in before.objects if o not in after.objects]
   come = [o for o in after.objects if o not in before.objects]
   if come and not gone:
-    options.append(f"add a {describe(come[0])}")
+    options.append(f"add a {describe(come[0], before.language)}")
   for o in gone:
-    options.extend(_object_edits(o, come[0] if come else None))
+    options.extend(_object_edits(o, come[0] if come else None, before.language))
   for text in options:
     try:
       if read_edit(text, before) == after:
@@ -348,9 +380,11 @@ def describe_edit(before: Scene, after: Scene) -> str:
   raise LanguageError("no single instruction says the difference")
 
 
-def _object_edits(old: Obj, new: Obj | None) -> list[str]:
+def _object_edits(old: Obj, new: Obj | None, language: Language) -> list[str]:
   """Returns the instructions that may turn object `old` into `new`, shortest reference first."""
   names = [f"{old.color} {old.shape}", f"{old.size} {old.color} {old.shape}"]
+  if old.texture:
+    names += [f"{old.texture} {names[0]}", f"{old.size} {old.texture} {names[0]}"]
   if new is None:
     return [f"remove the {n}" for n in names]
   return [
@@ -358,17 +392,18 @@ def _object_edits(old: Obj, new: Obj | None) -> list[str]:
     for n in names
     for text in (
       f"make the {n} {new.color}", f"make the {n} {new.size}", f"turn the {n} into a {new.shape}",
-      f"write {new.digit} on the {n}", f"move the {n} to {place(new.cell)}",
+      f"write {new.digit} on the {n}", f"move the {n} to {place(new.cell, language)}",
+      f"make the {n} {new.texture}", f"hide the {n}", f"show the {n}",
     )
   ]  # fmt: skip
 
 
-def sample_caption(rng: np.random.Generator) -> str:
+def sample_caption(rng: np.random.Generator, language: Language = SCENES) -> str:
   """Returns a partial caption of one to three objects, as an untrained captioner writes them."""
-  scene = world.sample_scene(rng)
+  scene = world.sample_scene(rng, language)
   parts = []
   for o in scene.objects[: int(rng.integers(1, 4))]:
-    parts.append(f"a {describe(o, size=rng.random() < 0.5, cell=rng.random() < 0.4)}")
+    parts.append(f"a {describe(o, language, size=rng.random() < 0.5, cell=rng.random() < 0.4)}")
   if scene.dial and rng.random() < 0.5:
     parts.append(f"the dial reads {scene.dial.value}")
   if scene.gauge and rng.random() < 0.5:
@@ -390,29 +425,43 @@ def sample_edit(rng: np.random.Generator, scene: Scene) -> str:
 
 
 def _draw_edit(rng, scene) -> str:
-  pick = functools.partial(world.pick, rng)
+  pick, language = functools.partial(world.pick, rng), scene.language
   o = pick(scene.objects)
   name = pick([f"{o.color} {o.shape}", f"{o.size} {o.color} {o.shape}", o.shape])
-  cell = int(rng.integers(world.CELLS))
+  cell = int(rng.integers(language.cells))
   new = Obj(
-    cell, pick(world.SHAPES), pick(world.COLORS), pick(world.SIZES), pick([None, *world.DIGITS])
+    cell,
+    pick(language.shapes),
+    pick(language.colors),
+    pick(world.SIZES),
+    pick([None, *world.DIGITS]),
   )
+  special = []
+  if language.textures:
+    new = dataclasses.replace(new, texture=pick(language.textures))
+    special = [f"make the {name} {pick(language.textures)}"] * 2
+  if language.walls:
+    special += [f"hide the {name}", f"show the {name}"]
   return pick([
     f"make the {name} {new.color}", f"make the {name} {new.size}",
     f"turn the {name} into a {new.shape}", f"write {pick(world.DIGITS)} on the {name}",
-    f"remove the {name}", f"move the {name} to {place(cell)}", f"add a {describe(new)}",
+    f"remove the {name}", f"move the {name} to {place(cell, language)}",
+    f"add a {describe(new, language)}",
     f"turn the dial to {pick(world.READINGS)}", f"set the gauge to {pick(world.LEVELS)}",
-    f"paint the background {pick(world.BACKGROUNDS)}",
+    f"paint the background {pick(world.BACKGROUNDS)}", *special,
   ])  # fmt: skip
 
 
-def words() -> list[str]:
+def words(language: Language = SCENES) -> list[str]:
   """Returns all words of captions and instructions, sorted."""
   text = """a and at row column with the dial reads gauge is background object make turn into write
     on remove move to add set paint"""
+  if language.walls:
+    text += " behind wall hide show"
   tables = (
-    world.SHAPES,
-    world.COLORS,
+    language.shapes,
+    language.colors,
+    language.textures,
     world.SIZES,
     world.DIGITS,
     world.READINGS,

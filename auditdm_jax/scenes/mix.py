@@ -11,10 +11,24 @@ import functools
 import numpy as np
 
 from auditdm_jax.core import streams
-from auditdm_jax.scenes import language, questions, render, world
+from auditdm_jax.scenes import language as captions
+from auditdm_jax.scenes import questions, render, world
 from auditdm_jax.scenes.gaps import Gap, match
+from auditdm_jax.scenes.world import SCENES, Language
 
-LOOKUPS = ("color_at", "shape_at", "size_at", "digit_at", "exist_at", "dial", "gauge", "background")
+# Of those that a language has.
+LOOKUPS = (
+  "color_at",
+  "shape_at",
+  "size_at",
+  "digit_at",
+  "exist_at",
+  "dial",
+  "gauge",
+  "background",
+  "texture_at",
+  "walled_at",
+)
 SEARCHES = (
   "color_of",
   "shape_of",
@@ -25,10 +39,13 @@ SEARCHES = (
   "color_with",
   "shape_with",
   "exist",
+  "texture_of",
+  "walled_of",
+  "kind_at",
+  "rank_at",
+  "hour",
 )
 
-
-MAX_CAPTION_WORDS = 22
 CHOICES = 4  # Questions drawn for each that is asked, when the hard ones are to be drilled.
 
 
@@ -51,6 +68,8 @@ class Mix:
     scenes: how many scenes.
     images: images per step.
     per_image: questions per image.
+    gaps: what is left out.
+    language: of the scenes and questions.
   """
 
   seed: int
@@ -58,13 +77,17 @@ class Mix:
   images: int = 16
   per_image: int = 4
   gaps: tuple[Gap, ...] = ()
+  language: Language = SCENES
 
   @functools.cached_property
   def all_scenes(self) -> list[world.Scene]:
-    return [world.sample_scene(streams.rng(self.seed, "scene", i)) for i in range(self.scenes)]
+    return [
+      world.sample_scene(streams.rng(self.seed, "scene", i), self.language)
+      for i in range(self.scenes)
+    ]
 
   def pixels(self, start: int, stop: int) -> np.ndarray:
-    """Returns u8[U,64,64,3] of scenes start to stop."""
+    """Returns u8[U,H,W,3] of scenes start to stop."""
     return np.stack(
       [
         render.render(s, streams.word(self.seed, "render", start + i))
@@ -129,26 +152,31 @@ def _write(task, rng, scene) -> str:
     return questions.sample_question(rng, scene, ambiguous=0.0)[0]
   if task == "describe":
     while True:
-      text = language.sample_caption(rng)
-      if len(text.split()) <= MAX_CAPTION_WORDS:
+      text = captions.sample_caption(rng, scene.language)
+      if len(text.split()) <= scene.language.caption_words:
         return text
   if task == "edit":
-    return language.sample_edit(rng, scene)
+    return captions.sample_edit(rng, scene)
   raise ValueError(f"unknown auditor task {task!r}; known: ask, describe, edit")
 
 
-def curriculum(step: int, *, lookups: int, searches: int) -> dict[str, float] | None:
+def curriculum(
+  step: int, language: Language = SCENES, *, lookups: int, searches: int
+) -> dict[str, float] | None:
   """Returns skill weights: places first, then searches by attribute too, then (None) everything.
 
   Learning to bind a place to an attribute first saves about half of the examples.
   """
+  known = questions.skills(language)
+  places = {name: 1.0 for name in LOOKUPS if name in known}
   if step < lookups:
-    return dict.fromkeys(LOOKUPS, 1.0)
+    return places
   if step < searches:
-    return dict.fromkeys(LOOKUPS, 1.0) | dict.fromkeys(SEARCHES, 2.0)
+    return places | {name: 2.0 for name in SEARCHES if name in known}
   return None
 
 
-def vocabulary() -> list[str]:
+def vocabulary(language: Language = SCENES) -> list[str]:
   """Returns all words of the world, sorted, with the auditor's task words."""
-  return sorted({*questions.words(), *language.words(), "ask", "describe", "edit"})
+  said = {*questions.words(language), *captions.words(language)}
+  return sorted(said | {"ask", "describe", "edit"})

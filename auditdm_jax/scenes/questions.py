@@ -3,108 +3,42 @@
 
 A program is (skill, slots). Each skill has two surface forms (paraphrases of each other) whose
 upper-case names are slots, an executor, and a proposal that draws slots for a scene. A text is a
-question of this world iff it fits a form: `parse_question` and `execute` are also what checks
-free-form text of an auditor.
-
-Answers are one or two words. `NONE` answers a question about a thing that is not there;
-`UNANSWERABLE` one whose referent is ambiguous.
+question of a world iff it fits a form: `parse_question` and `execute` are also what checks
+free-form text of an auditor. Here are the skills that all worlds have; `hops` has those of larger
+ones.
 """
 
-from collections.abc import Callable
-import dataclasses
 import functools
 
 import numpy as np
 
-from auditdm_jax.scenes import world
-from auditdm_jax.scenes.world import Obj, Scene, pick
-
-NONE, UNANSWERABLE, YES, NO = "none", "unanswerable", "yes", "no"
-EXTREMES = ("leftmost", "rightmost", "highest", "lowest")
-SUPERLATIVES = ("biggest", "smallest")
-
-# Slot name in a form -> (slot name in a program, its words).
-SLOTS = {
-  "C": ("color", world.COLORS),
-  "S": ("shape", world.SHAPES),
-  "Z": ("size", world.SIZES),
-  "D": ("digit", world.DIGITS),
-  "R": ("row", world.ORDINALS),
-  "K": ("column", world.ORDINALS),
-  "E": ("extreme", EXTREMES),
-  "M": ("superlative", SUPERLATIVES),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-  """A skill and its slots, sorted (name, word) pairs."""
-
-  skill: str
-  slots: tuple[tuple[str, str], ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class QuestionKind:
-  """One kind of question. What it tests is said in data/scenes/skills.yaml.
-
-  Attributes:
-    forms: two texts with slots in capitals.
-    run: (scene, slots) -> answer.
-    propose: (rng, scene, key object or None) -> slots.
-    keyed: whether `propose` takes an object that the question refers to.
-  """
-
-  name: str
-  forms: tuple[str, str]
-  run: Callable[[Scene, dict[str, str]], str]
-  propose: Callable[[np.random.Generator, Scene, Obj | None], dict[str, str]]
-  keyed: bool = True
-
-
-def _one(matches: list, read: Callable[[Obj], str | None]) -> str:
-  """Returns the only match's attribute; `NONE` without a match, `UNANSWERABLE` with several."""
-  if not matches:
-    return NONE
-  return (read(matches[0]) or NONE) if len(matches) == 1 else UNANSWERABLE
-
-
-def _matches(scene: Scene, slots: dict[str, str]) -> list[Obj]:
-  """Returns the objects whose attributes equal the slots."""
-  out = []
-  for o in scene.objects:
-    have = {"color": o.color, "shape": o.shape, "size": o.size, "digit": o.digit}
-    if all(have[k] == v for k, v in slots.items() if k in have):
-      out.append(o)
-  return out
+from auditdm_jax.scenes import hops, world
+from auditdm_jax.scenes.programs import (
+  EXTREMES,
+  NO,
+  NONE,
+  SUPERLATIVES,
+  UNANSWERABLE,
+  YES,
+  Program,
+  QuestionKind,
+  matches,
+  one,
+  propose_from,
+  slots_of,
+)
+from auditdm_jax.scenes.world import SCENES, Language, Obj, Scene, pick
 
 
 def _lookup(read):
-  return lambda scene, slots: _one(_matches(scene, slots), read)
-
-
-def _propose_from(*names: str):
-  """Returns the slots `names` copied from the key object, or drawn at random where it has none."""
-
-  def propose(rng, scene, key):
-    out = {}
-    for name in names:
-      words = next(words for slot, words in SLOTS.values() if slot == name)
-      value = {
-        "color": key.color, "shape": key.shape, "size": key.size, "digit": key.digit,
-        "row": key.row, "column": key.column,
-      }.get(name) if key else None  # fmt: skip
-      out[name] = value or pick(rng, words)
-    return out
-
-  return propose
+  return lambda scene, slots: one(matches(scene, slots), read)
 
 
 def _at(read):
   """Executor of a look-up by row and column."""
 
   def run(scene, slots):
-    found = scene.at(world.cell_of(slots["row"], slots["column"]))
+    found = scene.at(scene.language.cell_of(slots["row"], slots["column"]))
     return (read(found) or NONE) if found else NONE
 
   return run
@@ -123,7 +57,7 @@ def _extreme_object(scene: Scene, slots: dict[str, str]) -> list[Obj]:
   """Returns the objects in the outermost row or column that holds any; more than one = a tie."""
   axis = {"leftmost": 1, "rightmost": 1, "highest": 0, "lowest": 0}[slots["extreme"]]
   last = slots["extreme"] in ("rightmost", "lowest")
-  place = [divmod(o.cell, world.GRID)[axis] for o in scene.objects]
+  place = [divmod(o.cell, scene.language.grid)[axis] for o in scene.objects]
   edge = max(place) if last else min(place)
   return [o for o, p in zip(scene.objects, place, strict=True) if p == edge]
 
@@ -134,7 +68,7 @@ def _superlative_object(scene: Scene, slots: dict[str, str]) -> list[Obj]:
 
 
 def _count(scene, slots):
-  return world.DIGITS[len(_matches(scene, slots))]
+  return world.DIGITS[len(matches(scene, slots))]
 
 
 def _instrument(name: str):
@@ -149,14 +83,14 @@ def _no_slots(rng, scene, key):
   return {}
 
 
-def _lookups() -> list[QuestionKind]:
+def _lookups(language: Language) -> list[QuestionKind]:
   """Look-ups of one attribute by a key that is a place or other attributes."""
   place, color, shape = (
-    _propose_from("row", "column"),
-    _propose_from("color"),
-    _propose_from("shape"),
+    propose_from(language, "row", "column"),
+    propose_from(language, "color"),
+    propose_from(language, "shape"),
   )
-  both, digit = _propose_from("color", "shape"), _propose_from("digit")
+  both, digit = propose_from(language, "color", "shape"), propose_from(language, "digit")
 
   def cell(name, form, other, read):
     return QuestionKind(name, (form, other), _at(read), place)
@@ -174,19 +108,20 @@ def _lookups() -> list[QuestionKind]:
     cell("digit_at", "what digit is at row R column K", "row R column K has what digit",
          lambda o: o.digit),
     QuestionKind("name_at", ("what is at row R column K", "row R column K has what"),
-          lambda s, a: _name_at(s, world.cell_of(a["row"], a["column"])), place),
+          lambda s, a: _name_at(s, s.language.cell_of(a["row"], a["column"])), place),
     by("color_of", "what color is the S", "the S is what color", lambda o: o.color, shape),
     by("shape_of", "what shape is the C object", "the C object is what shape",
        lambda o: o.shape, color),
     by("size_of", "what size is the C S", "the C S is what size", lambda o: o.size, both),
     by("digit_of", "what digit is on the C S", "the C S has what digit", lambda o: o.digit, both),
-    by("row_of", "which row is the C S in", "the C S is in which row", lambda o: o.row, both),
+    by("row_of", "which row is the C S in", "the C S is in which row",
+       lambda o: language.row(o.cell), both),
     by("column_of", "which column is the C S in", "the C S is in which column",
-       lambda o: o.column, both),
+       lambda o: language.column(o.cell), both),
     by("color_of_sized", "what color is the Z S", "the Z S is what color",
-       lambda o: o.color, _propose_from("size", "shape")),
+       lambda o: o.color, propose_from(language, "size", "shape")),
     by("shape_of_sized", "what shape is the Z C object", "the Z C object is what shape",
-       lambda o: o.shape, _propose_from("size", "color")),
+       lambda o: o.shape, propose_from(language, "size", "color")),
     by("color_with", "what color is the object with digit D",
        "the object with digit D is what color", lambda o: o.color, digit),
     by("shape_with", "what shape is the object with digit D",
@@ -194,15 +129,15 @@ def _lookups() -> list[QuestionKind]:
   ]  # fmt: skip
 
 
-def _relations() -> list[QuestionKind]:
+def _relations(language: Language) -> list[QuestionKind]:
   """Extremes, comparisons, counts, existence and the instruments."""
 
   def extreme(name, form, other, find, read, slot, words):
-    return QuestionKind(name, (form, other), lambda s, a: _one(find(s, a), read),
+    return QuestionKind(name, (form, other), lambda s, a: one(find(s, a), read),
                  lambda rng, s, key: {slot: pick(rng, words)}, keyed=False)  # fmt: skip
 
   def count(name, form, other, *slots):
-    return QuestionKind(name, (form, other), _count, _propose_from(*slots), bool(slots))
+    return QuestionKind(name, (form, other), _count, propose_from(language, *slots), bool(slots))
 
   return [
     extreme("extreme_color", "what color is the E object", "the E object is what color",
@@ -216,10 +151,10 @@ def _relations() -> list[QuestionKind]:
     count("count_shape", "how many S objects are there", "there are how many S objects", "shape"),
     count("count_size", "how many Z objects are there", "there are how many Z objects", "size"),
     QuestionKind("exist", ("is there a C S", "there is a C S"),
-          lambda s, a: YES if _matches(s, a) else NO, _propose_from("color", "shape")),
+          lambda s, a: YES if matches(s, a) else NO, propose_from(language, "color", "shape")),
     QuestionKind("exist_at", ("is row R column K empty", "row R column K is empty"),
-          lambda s, a: NO if world.cell_of(a["row"], a["column"]) in s.occupied() else YES,
-          _propose_from("row", "column")),
+          lambda s, a: NO if s.language.cell_of(a["row"], a["column"]) in s.occupied() else YES,
+          propose_from(language, "row", "column")),
     QuestionKind("dial", ("what does the dial read", "the dial reads what"), _instrument("dial"),
           _no_slots, keyed=False),
     QuestionKind("gauge", ("how full is the gauge", "the gauge is how full"), _instrument("gauge"),
@@ -229,50 +164,73 @@ def _relations() -> list[QuestionKind]:
   ]  # fmt: skip
 
 
-SKILLS: dict[str, QuestionKind] = {s.name: s for s in _lookups() + _relations()}
+@functools.cache
+def skills(language: Language) -> dict[str, QuestionKind]:
+  """Returns all kinds of question by name."""
+  kinds = _lookups(language) + _relations(language)
+  if language.textures:
+    kinds += hops.kinds(language)
+  return {kind.name: kind for kind in kinds}
+
+
+SKILLS = skills(SCENES)
 
 
 @functools.cache
-def _classes() -> dict[str, frozenset[str]]:
+def _classes(language: Language) -> dict[str, frozenset[str]]:
   """word -> the slot letters it can fill."""
   out: dict[str, set[str]] = {}
-  for letter, (_, words) in SLOTS.items():
+  for letter, (_, words) in slots_of(language).items():
     for word in words:
       out.setdefault(word, set()).add(letter)
   return {w: frozenset(s) for w, s in out.items()}
 
 
 @functools.cache
-def _signatures() -> dict[tuple, list[tuple[str, tuple[str, ...]]]]:
+def _signatures(language: Language) -> dict[tuple, list[tuple[str, tuple[str, ...]]]]:
   """Form with every slot replaced by "*" -> the (skill, form words) that look like it."""
   out: dict[tuple, list] = {}
-  for skill in SKILLS.values():
+  for skill in skills(language).values():
     for form in skill.forms:
       words = tuple(form.split())
-      key = tuple("*" if w in SLOTS else w for w in words)
+      key = tuple("*" if w in slots_of(language) else w for w in words)
       out.setdefault(key, []).append((skill.name, words))
   return out
 
 
-def render_question(program: Program, form: int = 0) -> str:
+def half_names(language: Language) -> dict[str, float] | None:
+  """Returns weights with which half of the questions are about names; None in a world without."""
+  lexicons = {lexicon.name for lexicon in language.lexicons}
+  names = [skill for skill in skills(language) if skill.split("_")[0] in lexicons]
+  others = len(skills(language)) - len(names)
+  if not names:
+    return None
+  return {skill: others / len(names) if skill in names else 1.0 for skill in skills(language)}
+
+
+def longest(language: Language) -> int:
+  """Returns how many words the longest question has."""
+  return max(len(form.split()) for kind in skills(language).values() for form in kind.forms)
+
+
+def render_question(program: Program, form: int = 0, language: Language = SCENES) -> str:
   """Returns the text of a program in one of its two forms."""
-  letters = {letter: name for letter, (name, _) in SLOTS.items()}
-  words = SKILLS[program.skill].forms[form].split()
+  letters = {letter: name for letter, (name, _) in slots_of(language).items()}
+  words = skills(language)[program.skill].forms[form].split()
   slots = dict(program.slots)
   return " ".join(slots[letters[w]] if w in letters else w for w in words)
 
 
-def parse_question(text: str) -> Program | None:
+def parse_question(text: str, language: Language = SCENES) -> Program | None:
   """Returns the program of a text, None if it fits no form; case and a final "?" do not count."""
   words = text.lower().strip().rstrip("?").split()
-  classes = _classes()
-  fixed = _form_words()
+  classes, fixed, slot_of = _classes(language), _form_words(language), slots_of(language)
   key = tuple("*" if w in classes and w not in fixed else w for w in words)
-  for skill, form in _signatures().get(key, ()):
+  for skill, form in _signatures(language).get(key, ()):
     slots = {}
     for word, slot in zip(words, form, strict=True):
-      if slot in SLOTS:
-        name, allowed = SLOTS[slot]
+      if slot in slot_of:
+        name, allowed = slot_of[slot]
         if word not in allowed:
           break
         slots[name] = word
@@ -282,13 +240,13 @@ def parse_question(text: str) -> Program | None:
 
 
 @functools.cache
-def _form_words() -> frozenset[str]:
-  return frozenset(w for key in _signatures() for w in key if w != "*")
+def _form_words(language: Language) -> frozenset[str]:
+  return frozenset(w for key in _signatures(language) for w in key if w != "*")
 
 
 def execute(program: Program, scene: Scene) -> str:
   """The answer; `NONE` if the thing is absent, `UNANSWERABLE` if the referent is ambiguous."""
-  return SKILLS[program.skill].run(scene, dict(program.slots))
+  return skills(scene.language)[program.skill].run(scene, dict(program.slots))
 
 
 def sample_question(
@@ -306,56 +264,59 @@ def sample_question(
     ambiguous: chance to look for a draw whose answer is `UNANSWERABLE`; others avoid it.
     absent: chance to ask about a random, mostly absent thing.
   """
+  language, kinds = scene.language, skills(scene.language)
   keep_ambiguous, want_absent = rng.random() < ambiguous, rng.random() < absent
   for _ in range(8):
-    name = _draw_skill(rng, weights)
+    name = _draw_skill(rng, kinds, weights)
     for _ in range(6):
       key = None if want_absent else _draw_key(rng, scene, name)
-      program = Program(name, tuple(sorted(SKILLS[name].propose(rng, scene, key).items())))
+      program = Program(name, tuple(sorted(kinds[name].propose(rng, scene, key).items())))
       answer = execute(program, scene)
       wanted = (answer == UNANSWERABLE) == keep_ambiguous and (
         want_absent or _present(name, answer)
       )
       if wanted:
-        return render_question(program, int(rng.integers(2))), answer, program
-  return render_question(program, int(rng.integers(2))), answer, program
+        return render_question(program, int(rng.integers(2)), language), answer, program
+  return render_question(program, int(rng.integers(2)), language), answer, program
 
 
 def _draw_key(rng, scene, name):
   """The object a question is about, or None for random slots (yes/no and counts need both)."""
   mixed = name.startswith(("exist", "count"))
-  if not SKILLS[name].keyed or (mixed and rng.random() < 0.5):
+  if not skills(scene.language)[name].keyed or (mixed and rng.random() < 0.5):
     return None
   with_digit = [o for o in scene.objects if o.digit]
-  if with_digit and (name.endswith("_with") or (name.startswith("digit") and rng.random() < 0.6)):
+  if with_digit and (
+    name.endswith("_with") or (name.startswith(("digit", "rank")) and rng.random() < 0.6)
+  ):
     return pick(rng, with_digit)
   return pick(rng, scene.objects)
 
 
 def _present(name, answer):
   """Returns whether a draw that asks for something present found it (a scene may lack a dial)."""
-  return answer != NONE or name.startswith("digit")
+  return answer != NONE or name.startswith(("digit", "rank"))
 
 
-def _draw_skill(rng, weights):
-  names = list(SKILLS) if weights is None else list(weights)
+def _draw_skill(rng, kinds, weights):
+  names = list(kinds) if weights is None else list(weights)
   if weights is None:
     return pick(rng, names)
   p = np.array(list(weights.values()), np.float64)
   return names[int(rng.choice(len(names), p=p / p.sum()))]
 
 
-def paraphrase(text: str, k: int = 1) -> str:
+def paraphrase(text: str, k: int = 1, language: Language = SCENES) -> str:
   """Returns the same question in its other form (`k` odd) or its first wording again (`k` even)."""
-  program = parse_question(text)
+  program = parse_question(text, language)
   if program is None:
-    raise ValueError(f"not a question of the scenes world: {text!r}")
-  forms = [render_question(program, f) for f in (0, 1)]
+    raise ValueError(f"not a question of the world {language.name}: {text!r}")
+  forms = [render_question(program, f, language) for f in (0, 1)]
   normal = " ".join(text.lower().strip().rstrip("?").split())
   return forms[(forms.index(normal) + k) % 2]
 
 
-def words() -> list[str]:
+def words(language: Language = SCENES) -> list[str]:
   """Returns all words of questions and answers, sorted."""
   out = {
     NONE,
@@ -368,5 +329,7 @@ def words() -> list[str]:
     *world.LEVELS,
     *world.BACKGROUNDS,
   }
-  out |= _form_words() | set(_classes())
+  out |= _form_words(language) | set(_classes(language))
+  for lexicon in language.lexicons:
+    out.update(lexicon.syllables)
   return sorted(out)

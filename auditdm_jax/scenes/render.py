@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scene -> pixels, and pixels -> scene by exact template matching.
 
-An image is u8[64,64,3]: 4x4 cells of 16 pixels, so that one cell is one ViT patch. Each sprite is
-jittered by up to one pixel and the image carries Gaussian noise (sd 6). `parse` inverts `render`:
-it scores every sprite at every jitter against a cell's pixels, which makes the oracle work on any
-image of this world, whoever made it.
+An image has cells of 16x16 pixels, so that one cell is one ViT patch: u8[64,64,3] in the shipped
+world. Each sprite is jittered by up to one pixel and the image carries Gaussian noise (sd 6).
+`parse` inverts `render`: it scores every sprite at every jitter against a cell's pixels, which
+makes the oracle work on any image of a world, whoever made it.
 """
 
 from collections.abc import Sequence
 import functools
+import itertools
 
 import numpy as np
 
 from auditdm_jax.core import streams
 from auditdm_jax.scenes import world
-from auditdm_jax.scenes.world import Instrument, Obj, Scene
+from auditdm_jax.scenes.world import SCENES, Instrument, Language, Obj, Scene
 
 CELL = 16
-SIZE = CELL * world.GRID
 NOISE_SD = 6.0
+WALL = 12  # First row of a cell that a wall hides; a digit ends above it.
 JITTERS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1))
 
 _RGB = {
@@ -29,6 +30,7 @@ _RGB = {
   "purple": (160, 50, 190),
   "orange": (250, 140, 20),
   "cyan": (40, 210, 220),
+  "maroon": (128, 20, 40),
 }
 _BACKGROUND_RGB = {
   "white": (240, 240, 240),
@@ -54,6 +56,14 @@ _GLYPHS = (
 )
 
 
+def pixels(language: Language) -> int:
+  """Returns the width and height of a world's images."""
+  return CELL * language.grid
+
+
+SIZE = pixels(SCENES)
+
+
 def _shape_ink(shape: str, size: str) -> np.ndarray:
   """Returns i8[16,16] ink of a bare shape in the middle of its cell."""
   r = 6.5 if size == "big" else 4.5
@@ -66,11 +76,36 @@ def _shape_ink(shape: str, size: str) -> np.ndarray:
     "diamond": a(x) + a(y) <= r + 0.5,
     "cross": ((a(x) <= r / 2.6) | (a(y) <= r / 2.6)) & (a(x) <= r) & (a(y) <= r),
     "ring": x**2 + y**2 <= r**2,
+    "wedge": (y >= 1 - r) & (y <= r) & (a(x) <= (r - y) * 0.6 + 0.5),
+    "hourglass": (a(y) <= r) & (a(x) <= a(y) * 0.8 + 0.8),
+    "pill": (a(y) <= r / 2) & (a(x) <= r),
+    "cup": (a(x) <= r - 1) & (a(y) <= r - 1) & ((a(x) > r - 3) | (y > r - 3)),
+    "ell": (a(x) <= r - 1) & (a(y) <= r - 1) & ((x <= -1) | (y >= 1)),
   }[shape]
   ink = np.where(body, _BODY, _BACK).astype(np.int8)
   if shape == "ring":
     ink[x**2 + y**2 <= (r - 2) ** 2] = _LIGHT
   return ink
+
+
+def _textured(ink: np.ndarray, texture: str | None) -> np.ndarray:
+  """Returns the ink with light lines, dots or checks on its body."""
+  y, x = np.mgrid[0:CELL, 0:CELL]
+  light = {
+    "striped": y % 3 == 1,
+    "barred": x % 3 == 1,
+    "dotted": (x % 2 == 0) & (y % 2 == 0),
+    "checkered": (x // 2 + y // 2) % 2 == 0,
+  }.get(texture or "", np.zeros(ink.shape, bool))
+  return np.where(light & (ink == _BODY), _LIGHT, ink).astype(np.int8)
+
+
+def _behind_wall(ink: np.ndarray) -> np.ndarray:
+  """Returns i8[16,16] ink of a cell whose lowest rows are bricks."""
+  out = ink.copy()
+  out[WALL:] = _WHITE
+  out[WALL] = out[WALL + 1 :, ::4] = _BLACK
+  return out
 
 
 def _with_digit(ink: np.ndarray, digit: str | None) -> np.ndarray:
@@ -104,15 +139,20 @@ def _gauge_ink(level: str) -> np.ndarray:
 
 
 @functools.cache
-def _sprites() -> tuple[list[tuple], np.ndarray]:
+def _sprites(language: Language) -> tuple[list[tuple], np.ndarray]:
   """All (kind, …) sprite keys and their inks i8[N,16,16] at all jitters; the jitter is last."""
   keys, inks = [], []
-  for shape in world.SHAPES:
-    for size in world.SIZES:
-      bare = _shape_ink(shape, size)
-      for digit in (None, *world.DIGITS):
-        keys.append(("object", shape, size, digit))
-        inks.append(_with_digit(bare, digit))
+  looks = itertools.product(
+    language.shapes,
+    world.SIZES,
+    language.textures or (None,),
+    (False, True) if language.walls else (False,),
+  )
+  for shape, size, texture, walled in looks:
+    bare = _textured(_shape_ink(shape, size), texture)
+    for digit in (None, *world.DIGITS):
+      keys.append(("object", shape, size, digit, texture, walled))
+      inks.append(_with_digit(bare, digit))
   for reading in world.READINGS:
     keys.append(("dial", reading))
     inks.append(_dial_ink(reading))
@@ -120,13 +160,15 @@ def _sprites() -> tuple[list[tuple], np.ndarray]:
     keys.append(("gauge", level))
     inks.append(_gauge_ink(level))
   all_keys = [(k, j) for k in keys for j in range(len(JITTERS))]
-  all_inks = np.stack([np.roll(i, j, (0, 1)) for i in inks for j in JITTERS])
-  return all_keys, all_inks
+  moved = [(key, np.roll(i, j, (0, 1))) for key, i in zip(keys, inks, strict=True) for j in JITTERS]
+  # A wall stands still.
+  shown = [_behind_wall(i) if key[0] == "object" and key[5] else i for key, i in moved]
+  return all_keys, np.stack(shown)
 
 
 @functools.cache
-def _ink_of() -> dict[tuple, int]:
-  return {key: i for i, key in enumerate(_sprites()[0])}
+def _ink_of(language: Language) -> dict[tuple, int]:
+  return {key: i for i, key in enumerate(_sprites(language)[0])}
 
 
 def _colors(color: str | None, background: str) -> np.ndarray:
@@ -139,14 +181,17 @@ def _colors(color: str | None, background: str) -> np.ndarray:
   )
 
 
-def _window(cell: int) -> tuple[slice, slice]:
-  row, column = divmod(cell, world.GRID)
+def _window(cell: int, grid: int) -> tuple[slice, slice]:
+  row, column = divmod(cell, grid)
   return slice(row * CELL, (row + 1) * CELL), slice(column * CELL, (column + 1) * CELL)
 
 
 def contents(scene: Scene) -> dict[int, tuple[tuple, str | None]]:
   """cell -> (sprite key, colour) of everything in the scene."""
-  out = {o.cell: (("object", o.shape, o.size, o.digit), o.color) for o in scene.objects}
+  out = {
+    o.cell: (("object", o.shape, o.size, o.digit, o.texture, o.walled), o.color)
+    for o in scene.objects
+  }
   if scene.dial:
     out[scene.dial.cell] = (("dial", scene.dial.value), None)
   if scene.gauge:
@@ -155,9 +200,10 @@ def contents(scene: Scene) -> dict[int, tuple[tuple, str | None]]:
 
 
 def render(scene: Scene, seed: int) -> np.ndarray:
-  """Draws u8[64,64,3]; `seed` fixes jitter and noise."""
-  blank = np.zeros((SIZE, SIZE, 3), np.uint8)
-  return _draw(blank, scene, range(world.CELLS), seed)
+  """Draws u8[H,W,3]; `seed` fixes jitter and noise."""
+  size = pixels(scene.language)
+  blank = np.zeros((size, size, 3), np.uint8)
+  return _draw(blank, scene, range(scene.language.cells), seed)
 
 
 def redraw(image: np.ndarray, before: Scene, after: Scene, seed: int) -> np.ndarray:
@@ -165,18 +211,19 @@ def redraw(image: np.ndarray, before: Scene, after: Scene, seed: int) -> np.ndar
   if before.background != after.background:
     return render(after, seed)
   old, new = contents(before), contents(after)
-  changed = [c for c in range(world.CELLS) if old.get(c) != new.get(c)]
+  changed = [c for c in range(after.language.cells) if old.get(c) != new.get(c)]
   return _draw(image, after, changed, seed)
 
 
 def _draw(image, scene, cells, seed):
   rng = streams.rng(seed, "pixels")
-  jitters = rng.integers(len(JITTERS), size=world.CELLS)
-  noise = rng.normal(0, NOISE_SD, (SIZE, SIZE, 3)).astype(np.float32)
-  things, (_, inks), index = contents(scene), _sprites(), _ink_of()
+  language = scene.language
+  jitters = rng.integers(len(JITTERS), size=language.cells)
+  noise = rng.normal(0, NOISE_SD, image.shape).astype(np.float32)
+  things, (_, inks), index = contents(scene), _sprites(language), _ink_of(language)
   out = image.copy()
   for cell in cells:
-    window = _window(cell)
+    window = _window(cell, language.grid)
     key, color = things.get(cell, (None, None))
     colors = _colors(color, scene.background)
     ink = inks[index[key, int(jitters[cell])]] if key else np.zeros((CELL, CELL), np.int8)
@@ -185,7 +232,7 @@ def _draw(image, scene, cells, seed):
 
 
 @functools.cache
-def _candidates() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _candidates(language: Language) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Returns sprites without a digit at all jitters, and the sprites each may be with one.
 
   Returns:
@@ -193,11 +240,11 @@ def _candidates() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     errors of the inks' pixels, and numbers i64[K*J,11] of the sprites with no digit or a digit at
     the same jitter (an instrument's own number, repeated).
   """
-  keys, inks = _sprites()
+  keys, inks = _sprites(language)
   bare = [i for i, (key, _) in enumerate(keys) if key[0] != "object" or key[3] is None]
   numbers = [
     [
-      _ink_of()[(*key[:3], digit) if key[0] == "object" else key, jitter]
+      _ink_of(language)[(*key[:3], digit, *key[4:]) if key[0] == "object" else key, jitter]
       for digit in (None, *world.DIGITS)
     ]
     for key, jitter in (keys[i] for i in bare)
@@ -219,49 +266,53 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
   return at, np.array(black).T
 
 
-def parse(image: np.ndarray) -> Scene:
-  """Returns the scene that `image` u8[64,64,3] shows.
+def parse(image: np.ndarray, language: Language = SCENES) -> Scene:
+  """Returns the scene that `image` u8[H,W,3] shows.
 
   Raises:
     ValueError: the image is not of this world's size.
   """
-  if image.shape != (SIZE, SIZE, 3) or image.dtype != np.uint8:
-    raise ValueError(f"expected u8[{SIZE},{SIZE},3], got {image.dtype}{list(image.shape)}")
-  pixels = image.astype(np.float32)
-  background = _parse_background(pixels)
+  size = pixels(language)
+  if image.shape != (size, size, 3) or image.dtype != np.uint8:
+    raise ValueError(f"expected u8[{size},{size},3], got {image.dtype}{list(image.shape)}")
+  values = image.astype(np.float32)
+  background = _parse_background(values, language.grid)
   back = np.array(_BACKGROUND_RGB[background], np.float32)
   objects, dial, gauge = [], None, None
-  patches = {cell: pixels[_window(cell)].reshape(-1, 3) for cell in range(world.CELLS)}
+  patches = {c: values[_window(c, language.grid)].reshape(-1, 3) for c in range(language.cells)}
   shown = {c: np.abs(patch - back).max(1) > 4.5 * NOISE_SD for c, patch in patches.items()}
   full = [cell for cell in patches if shown[cell].sum() >= 12]
-  colors = [_color(patches[cell][shown[cell]]) for cell in full]
-  keys = _match(np.stack([patches[c] for c in full]), colors, background) if full else []
+  colors = [_color(patches[cell][shown[cell]], language.colors) for cell in full]
+  cells = [patches[cell] for cell in full]
+  keys = _match(np.stack(cells), colors, background, language) if full else []
   for cell, key, color in zip(full, keys, colors, strict=True):
     if key[0] == "object":
-      objects.append(Obj(cell, shape=key[1], color=color, size=key[2], digit=key[3]))
+      _, shape, size, digit, texture, walled = key
+      objects.append(Obj(cell, shape, color, size, digit, texture, walled))
     elif key[0] == "dial":
       dial = Instrument(cell, key[1])
     else:
       gauge = Instrument(cell, key[1])
-  return Scene(tuple(objects), dial, gauge, background)
+  return Scene(tuple(objects), dial, gauge, background, language)
 
 
-def _parse_background(pixels: np.ndarray) -> str:
+def _parse_background(image: np.ndarray, grid: int) -> str:
   """Returns the background whose colour most of the cells' corner pixels have."""
-  corners = pixels.reshape(world.GRID, CELL, world.GRID, CELL, 3)[:, ::15, :, ::15].reshape(-1, 3)
+  corners = image.reshape(grid, CELL, grid, CELL, 3)[:, ::15, :, ::15].reshape(-1, 3)
   median = np.median(corners, axis=0)
   return min(_BACKGROUND_RGB, key=lambda b: np.abs(median - _BACKGROUND_RGB[b]).sum())
 
 
-def _color(foreground: np.ndarray) -> str:
+def _color(foreground: np.ndarray, names: Sequence[str]) -> str:
   """Returns the colour that most of a cell's pixels f32[N,3] are near to."""
-  names = list(_RGB)
   distance = np.abs(foreground[:, None] - np.array([_RGB[n] for n in names])[None]).sum(-1)
   votes = np.bincount(distance.argmin(1)[distance.min(1) < 75], minlength=len(names))
   return names[int(votes.argmax())]
 
 
-def _match(patches: np.ndarray, colors: Sequence[str], background: str) -> list[tuple]:
+def _match(
+  patches: np.ndarray, colors: Sequence[str], background: str, language: Language
+) -> list[tuple]:
   """Returns for each cell f32[N,256,3] the sprite key with the least squared error.
 
   Of equal errors that of the first sprite counts. Colours are multiples of a fifth: five times a
@@ -269,7 +320,7 @@ def _match(patches: np.ndarray, colors: Sequence[str], background: str) -> list[
   """
   inked = np.rint(5 * np.stack([_colors(c, background) for c in colors]).astype(np.float64))
   errors = ((5.0 * patches[:, None] - inked[:, :, None]) ** 2).sum(-1)  # f64[N,5,256]
-  inks, adds, numbers = _candidates()
+  inks, adds, numbers = _candidates(language)
   at, black = _digits()
   scores = (errors.reshape(len(errors), -1) @ adds).reshape(len(errors), -1, len(JITTERS))
   found = []
@@ -283,5 +334,5 @@ def _match(patches: np.ndarray, colors: Sequence[str], background: str) -> list[
     # An instrument has no digit: all its options are one sprite, the first of them.
     change = np.where((options[:, :1] == options[:, 1:2]), 0.0, change)
     total = score.ravel()[rows][:, None] + change @ black
-    found.append(_sprites()[0][options[total == total.min()].min()][0])
+    found.append(_sprites(language)[0][options[total == total.min()].min()][0])
   return found

@@ -81,6 +81,7 @@ def train_auditor(ctx: Context, bank: ModelBank) -> trainer.TrainResult:
       *remote.decisive(s.endpoints),
     ],
     stop=settings.stop,
+    wandb=settings.wandb,
   )
 
 

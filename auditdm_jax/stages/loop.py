@@ -187,7 +187,7 @@ def random_control(ctx: Context, audited: int) -> Controlled:
 def repair(ctx: Context) -> Repairs:
   """Repairs the target from the failures and from the controls; benchmarks each.
 
-  A later round has no controls, and its examples repeat some of those of the rounds before.
+  A later round has no controls, and its examples go beside those of the rounds before.
   """
   if (found := ctx.folder.done("rectify", Repairs)) is not None:
     return found
@@ -228,8 +228,7 @@ def _arms(ctx: Context) -> dict[str, Chosen]:
   config = ctx.settings.rectify
   repaired = by_strategy(ctx, config.strategy)
   if not ctx.round.is_first:
-    earlier = rectify.repeated(ctx, len(repaired.all))
-    parts = {**repaired.examples, "earlier rounds": earlier}
+    parts = {**repaired.examples, "earlier rounds": rectify.with_earlier(ctx, repaired.all)}
     return {REPAIRED: dataclasses.replace(repaired, examples=parts)}
   beside = {name: by_strategy(ctx, s) for name, s in config.beside.items()}
   if config.answering.optim.steps:

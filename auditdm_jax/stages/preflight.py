@@ -25,7 +25,7 @@ from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.audit.ask import Vlm, ask
 from auditdm_jax.audit.preflight import Ensemble, Problem
 from auditdm_jax.audit.rates import Rate
-from auditdm_jax.core import runtime
+from auditdm_jax.core import runtime, wandb_log
 from auditdm_jax.core.config import UserError
 from auditdm_jax.images.backend import Info
 from auditdm_jax.models import weights
@@ -44,6 +44,8 @@ def run(ctx: Context) -> Preflight | None:
   Raises:
     UserError: something is wrong; one line for each cause.
   """
+  if ctx.settings.wandb.project:
+    wandb_log.library(ctx.settings.wandb)  # That it is missing is said now.
   if not ctx.settings.preflight.enabled:
     return None
   if (found := ctx.folder.done_now(NAME, Preflight)) is not None:

@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""pretrain: makes the tiny models of the scenes world from a config and seeds.
+"""pretrain: makes the tiny models of a drawn world from a config and seeds.
 
 1. The vision tower learns to name what each cell holds (one linear head per attribute and token).
 2. Every model gets that frozen tower and learns its own questions from its own seed; a target never
    sees the questions of its gaps; the auditor learns to write questions, edits and captions.
 3. Each model is measured on held-out scenes and saved with its recipe and accuracy.
 
+A run that was killed goes on: models that are there stay, and the one in training continues from
+its last checkpoint, bit for bit.
+
 Reads:  the config only: images are drawn.
-Writes: WORKDIR/models, a folder a model.
+Writes: WORKDIR/models, a folder a model; WORKDIR/training while one is trained.
 Costs:  training of a vision tower and of each model of the config.
 """
 
+from collections.abc import Iterable
 import dataclasses
 import functools
 import json
@@ -25,22 +29,26 @@ import numpy as np
 import optax
 import optax.contrib
 
-from auditdm_jax.core import metrics, streams
+from auditdm_jax.core import checkpoint, jsonio, metrics, streams
 from auditdm_jax.core.config import UserError, build, check
 from auditdm_jax.models import int8, multimodal, siglip, weights
 from auditdm_jax.models.gemma import GemmaConfig
 from auditdm_jax.models.multimodal import VlmConfig
 from auditdm_jax.rectify import rows, supervised
+from auditdm_jax.rectify.kept import flat, unflat
 from auditdm_jax.scenes import gaps as gaps_lib
 from auditdm_jax.scenes import mix as mix_lib
 from auditdm_jax.scenes import questions, world
 from auditdm_jax.scenes.mix import Mix
+from auditdm_jax.scenes.needle import NEEDLE
+from auditdm_jax.scenes.world import SCENES, Language
 from auditdm_jax.stages.worlds import gap_set
 from auditdm_jax.text import prompts
 from auditdm_jax.text.tokenizer import Tokenizer
 from auditdm_jax.vlm import Vlm, save_vlm
 
 TEMPLATES = {"paligemma": prompts.PALIGEMMA, "gemma3": prompts.GEMMA3_PLAIN}
+LANGUAGES = {"scenes": SCENES, "needle": NEEDLE}
 STOPS = {"paligemma": "<eos>", "gemma3": "<end_of_turn>"}
 
 
@@ -157,6 +165,7 @@ class PretrainConfig:
   """The whole config.
 
   Attributes:
+    world: "scenes" or "needle".
     only: name of the one model to make, or siglip; "" = all.
     output: folder of the models' folders; "" = <workdir>/models.
     tower: folder of a tower that is copied there; "" = one is trained.
@@ -164,9 +173,11 @@ class PretrainConfig:
     mix: questions and scenes.
     optim: of the models.
     heldout: what they are measured on.
+    checkpoint_every: steps of a model between two checkpoints.
     models: by name.
   """
 
+  world: Literal["scenes", "needle"]
   only: str
   output: str
   tower: str
@@ -174,6 +185,7 @@ class PretrainConfig:
   mix: MixSpec
   optim: OptimSpec
   heldout: HeldoutSpec
+  checkpoint_every: int
   models: dict[str, ModelSpec]
 
 
@@ -230,74 +242,59 @@ def model_config(spec: ModelSpec, vision: siglip.SiglipConfig, tokenizer: Tokeni
 # ------------------------------------------------------------------------------- vision tower
 
 
-HEADS = {
-  "kind": 4,
-  "shape": len(world.SHAPES),
-  "color": len(world.COLORS),
-  "size": 2,
-  "digit": 11,
-  "reading": len(world.READINGS),
-  "level": len(world.LEVELS),
-  "background": len(world.BACKGROUNDS),
-  "row": 4,
-  "column": 4,
-}
+def heads(language: Language) -> dict[str, tuple[str | int | None, ...]]:
+  """Head -> its classes, of which a cell has one; a head with a single class is left out."""
+  classes: dict[str, tuple] = {
+    "kind": ("nothing", "object", "dial", "gauge"),
+    "shape": language.shapes,
+    "color": language.colors,
+    "size": world.SIZES,
+    "digit": (None, *world.DIGITS),
+    "reading": world.READINGS,
+    "level": world.LEVELS,
+    "background": world.BACKGROUNDS,
+    "row": language.ordinals,
+    "column": language.ordinals,
+    "texture": language.textures,
+    "walled": (False, True) if language.walls else (),
+  }
+  return {head: words for head, words in classes.items() if words}
 
 
-def _unlabelled() -> np.ndarray:
-  return np.full(world.CELLS, -1, np.int32)
-
-
-@dataclasses.dataclass(frozen=True)
-class CellLabels:
-  """Class i32[16] of every cell by head; -1 where a head does not apply."""
-
-  kind: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(world.CELLS, np.int32))
-  shape: np.ndarray = dataclasses.field(default_factory=_unlabelled)
-  color: np.ndarray = dataclasses.field(default_factory=_unlabelled)
-  size: np.ndarray = dataclasses.field(default_factory=_unlabelled)
-  digit: np.ndarray = dataclasses.field(default_factory=_unlabelled)
-  reading: np.ndarray = dataclasses.field(default_factory=_unlabelled)
-  level: np.ndarray = dataclasses.field(default_factory=_unlabelled)
-  background: np.ndarray = dataclasses.field(default_factory=_unlabelled)
-  row: np.ndarray = dataclasses.field(default_factory=lambda: _places()[0])
-  column: np.ndarray = dataclasses.field(default_factory=lambda: _places()[1])
-
-
-def _places() -> tuple[np.ndarray, np.ndarray]:
-  return np.divmod(np.arange(world.CELLS, dtype=np.int32), world.GRID)
-
-
-def cell_labels(scene: world.Scene) -> CellLabels:
-  """Returns what the heads are to say of a scene."""
-  out = CellLabels()
-  out.background[:] = world.BACKGROUNDS.index(scene.background)
+def cell_labels(scene: world.Scene) -> dict[str, np.ndarray]:
+  """Returns the class i32[P] of every cell by head; -1 where a head does not apply."""
+  language = scene.language
+  classes = heads(language)
+  out = {head: np.full(language.cells, -1, np.int32) for head in classes}
+  out["kind"][:] = 0
+  out["background"][:] = world.BACKGROUNDS.index(scene.background)
+  out["row"][:], out["column"][:] = np.divmod(np.arange(language.cells), language.grid)
   for o in scene.objects:
-    out.kind[o.cell] = 1
-    out.shape[o.cell] = world.SHAPES.index(o.shape)
-    out.color[o.cell] = world.COLORS.index(o.color)
-    out.size[o.cell] = world.SIZES.index(o.size)
-    out.digit[o.cell] = world.DIGITS.index(o.digit) + 1 if o.digit else 0
+    out["kind"][o.cell] = 1
+    for head, value in vars(o).items():
+      if head in classes:
+        out[head][o.cell] = classes[head].index(value)
   if scene.dial:
-    out.kind[scene.dial.cell] = 2
-    out.reading[scene.dial.cell] = world.READINGS.index(scene.dial.value)
+    out["kind"][scene.dial.cell] = 2
+    out["reading"][scene.dial.cell] = world.READINGS.index(scene.dial.value)
   if scene.gauge:
-    out.kind[scene.gauge.cell] = 3
-    out.level[scene.gauge.cell] = world.LEVELS.index(scene.gauge.value)
+    out["kind"][scene.gauge.cell] = 3
+    out["level"][scene.gauge.cell] = world.LEVELS.index(scene.gauge.value)
   return out
 
 
-def train_tower(spec: VisionSpec, config: VlmConfig):
+def train_tower(spec: VisionSpec, config: VlmConfig, language: Language = SCENES):
   """Trains the tower of `config`; returns its params (img/ without the projector) and accuracy."""
-  mix = Mix(seed=spec.seed, scenes=spec.scenes)
-  labels = [vars(cell_labels(s)) for s in mix.all_scenes]
-  labels = {h: np.stack([x[h] for x in labels]) for h in HEADS}
+  mix = Mix(seed=spec.seed, scenes=spec.scenes, language=language)
+  classes = heads(language)
+  told = [cell_labels(s) for s in mix.all_scenes]
+  labels = {h: np.stack([x[h] for x in told]) for h in classes}
   images = mix.pixels(0, spec.scenes)
   key = jax.random.wrap_key_data(jnp.asarray(streams.key_data(spec.seed, "heads")))
   params = multimodal.tower(multimodal.init(config, _init_key(spec.seed)))
-  heads = {
-    h: 0.02 * jax.random.normal(jax.random.fold_in(key, i), (config.tower.width, n))
-    for i, (h, n) in enumerate(HEADS.items())
+  readouts = {
+    h: 0.02 * jax.random.normal(jax.random.fold_in(key, i), (config.tower.width, len(words)))
+    for i, (h, words) in enumerate(classes.items())
   }
   tx = optax.chain(
     optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(spec.lr, spec.steps))
@@ -306,7 +303,7 @@ def train_tower(spec: VisionSpec, config: VlmConfig):
   def loss_fn(train, pixels, target):
     features = multimodal.encode_images(config, {"img": train["img"]}, pixels)
     loss, right = 0.0, {}
-    for h in HEADS:
+    for h in classes:
       logits = features @ train["heads"][h]
       mask = target[h] >= 0
       nll = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(target[h], 0))
@@ -320,7 +317,7 @@ def train_tower(spec: VisionSpec, config: VlmConfig):
     updates, opt_state = tx.update(grads, opt_state, train)
     return optax.apply_updates(train, updates), opt_state, loss, right
 
-  train = {"img": params, "heads": heads}
+  train = {"img": params, "heads": readouts}
   opt_state = tx.init(train)
   held = max(spec.scenes // 20, spec.batch)
   progress = metrics.Progress(spec.steps, "vision tower")
@@ -349,9 +346,30 @@ def _to_float(images: np.ndarray) -> np.ndarray:
 
 
 def train_model(
-  name: str, spec: ModelSpec, settings: PretrainConfig, config, tokenizer, tower
+  name: str,
+  spec: ModelSpec,
+  settings: PretrainConfig,
+  config,
+  tokenizer,
+  tower,
+  *,
+  training: checkpoint.Checkpointer,
 ) -> Vlm:
-  """Trains one model from scratch on its own mix and seed; the tower stays as it is."""
+  """Trains one model from scratch on its own mix and seed; the tower stays as it is.
+
+  Args:
+    name: of the model.
+    spec: its recipe.
+    settings: of all models.
+    config: its architecture.
+    tokenizer: of all models.
+    tower: params of the vision tower.
+    training: where it goes on from, and where its checkpoints go.
+
+  Raises:
+    UserError: the checkpoint there is of another recipe.
+  """
+  language = LANGUAGES[settings.world]
   params = multimodal.init(config, _init_key(spec.seed))
   params["img"] = {**params["img"], **tower}
   model = Vlm(
@@ -367,13 +385,15 @@ def train_model(
     scenes=settings.mix.scenes,
     images=settings.mix.images,
     per_image=settings.mix.per_image,
-    gaps=gap_set(spec.gaps),
+    gaps=gap_set(spec.gaps, language),
+    language=language,
   )
   features = encode_all(model, mix)
+  captions = language.caption_words + 2
   layout = rows.RowLayout.of(
     model,
-    length=46 if spec.tasks else 30,
-    suffix=mix_lib.MAX_CAPTION_WORDS + 2 if spec.tasks else 3,
+    length=language.cells + (captions if spec.tasks else questions.longest(language)) + 6,
+    suffix=captions if spec.tasks else 3,
   )
   optim = settings.optim
   frozen = tuple(f"img/{name}" for name in tower)
@@ -381,33 +401,59 @@ def train_model(
     micro_rows=optim.micro_rows, trains=lambda path: not path.startswith(frozen)
   )
   phases = [(n, False) for n in spec.steps] + [(n, True) for n in spec.drill]
+  identity = _identity(spec, settings)
   progress = metrics.Progress(sum(n for n, _ in phases), name)
-  first = 0
+  first, done = 0, training.latest() or 0
   for steps, drill in phases:
+    last = first + steps
     tx = optim.build(steps)
     state = supervised.init_state(params, tx, method=method)
+    hardness = _Hardness(questions.skills(language))
+    if first < done <= last:
+      state = _restored(training, state, hardness, identity)
     step = supervised.make_step(config, tx, method=method)
-    hardness = _Hardness()
-    for i in range(first, first + steps):
+    for i in range(max(first, done), last):
       if spec.tasks:
         draw = mix.draw_tasks(i, spec.tasks)
       else:
         draw = mix.draw(
-          i, _weights(i, settings.mix, hardness.skills), hardness=hardness if drill else None
+          i,
+          _weights(i, settings.mix, hardness.skills, language),
+          hardness=hardness if drill else None,
         )
       state, m = step(state, _batch(draw, features, layout, mix.images))
       hardness.update(draw, np.asarray(m["row_loss"]))
       progress.update(i + 1, loss=float(m["loss"]), hardest=hardness.hardest())
-    params, first = state.params, first + steps
+      if (i + 1) % settings.checkpoint_every == 0:
+        training.save(i + 1, flat(state), {"identity": identity, "hardness": hardness.table()})
+    params, first = state.params, last
   progress.close()
   return dataclasses.replace(model, params=jax.device_get(params))
+
+
+def _identity(spec: ModelSpec, settings: PretrainConfig) -> str:
+  """Returns what a checkpoint must be of, so that training goes on from it."""
+  parts = [settings.world, spec, settings.mix, settings.optim, settings.vision]
+  return jsonio.canonical_hash(parts)
+
+
+def _restored(training, state, hardness: "_Hardness", identity: str):
+  """Returns the latest checkpoint's state, and sets `hardness` to its values."""
+  step, arrays, extras = training.restore(None, flat(state))
+  if extras["identity"] != identity:
+    raise UserError(
+      f"{training.dir}: the checkpoint of step {step} is of another recipe; use another workdir or"
+      " remove it"
+    )
+  hardness.load(extras["hardness"])
+  return unflat(arrays, state)
 
 
 class _Hardness:
   """Running mean of the loss per skill and per (skill, answer); 1 before the first."""
 
-  def __init__(self):
-    self.skills = dict.fromkeys(questions.SKILLS, 1.0)
+  def __init__(self, skills: Iterable[str]):
+    self.skills = dict.fromkeys(skills, 1.0)
     self._answers: dict[tuple[str, str], float] = {}
 
   def __call__(self, skill: str, answer: str) -> float:
@@ -419,6 +465,16 @@ class _Hardness:
         self.skills[skill] += 0.02 * (float(loss) - self.skills[skill])
         old = self(skill, answer)
         self._answers[skill, answer] = old + 0.02 * (float(loss) - old)
+
+  def table(self) -> dict[str, list]:
+    """Returns all values, as JSON has them."""
+    answers = [[skill, answer, value] for (skill, answer), value in self._answers.items()]
+    return {"skills": list(self.skills.items()), "answers": answers}
+
+  def load(self, table: dict[str, list]) -> None:
+    """Takes the values of `table`."""
+    self.skills = dict(table["skills"])
+    self._answers = {(skill, answer): value for skill, answer, value in table["answers"]}
 
   def hardest(self) -> str:
     return max(self.skills, key=self.skills.__getitem__)
@@ -436,9 +492,11 @@ def _batch(
   )
 
 
-def _weights(step, mix_section, hardness):
+def _weights(step, mix_section, hardness, language):
   """The curriculum's weights, then a third uniform and two thirds by how hard a skill still is."""
-  fixed = mix_lib.curriculum(step, lookups=mix_section.lookups, searches=mix_section.searches)
+  fixed = mix_lib.curriculum(
+    step, language, lookups=mix_section.lookups, searches=mix_section.searches
+  )
   if fixed is not None:
     return fixed
   total = sum(hardness.values())
@@ -446,7 +504,7 @@ def _weights(step, mix_section, hardness):
 
 
 def encode_all(model: Vlm, mix: Mix, *, chunk: int = 2000) -> np.ndarray:
-  """f16[U,16,Dv] features of every scene of a mix."""
+  """f16[U,P,Dv] features of every scene of a mix."""
   parts = [
     model.encode(list(mix.pixels(i, min(i + chunk, mix.scenes)))).astype(np.float16)
     for i in range(0, mix.scenes, chunk)
@@ -454,15 +512,21 @@ def encode_all(model: Vlm, mix: Mix, *, chunk: int = 2000) -> np.ndarray:
   return np.concatenate(parts)
 
 
-def measure(model: Vlm, section, gaps=()) -> dict[str, dict]:
+def measure(model: Vlm, section, gaps=(), language: Language = SCENES) -> dict[str, dict]:
   """Held-out accuracy {"n", "k", "rate"} overall, per skill, inside and outside the gaps."""
-  mix = Mix(seed=section.seed, scenes=section.scenes, images=section.questions // 6, per_image=6)
-  draw = mix.draw(0)
+  mix = Mix(
+    seed=section.seed,
+    scenes=section.scenes,
+    images=section.questions // 6,
+    per_image=6,
+    language=language,
+  )
+  draw = mix.draw(0, questions.half_names(language))
   features = encode_all(model, mix)
   got = model.answer_features(features[draw.image], draw.texts, max_new_tokens=3)
   tally: dict[str, list[int]] = {}
   for text, skill, want, have in zip(draw.texts, draw.skills, draw.answers, got, strict=True):
-    program = questions.parse_question(text)
+    program = questions.parse_question(text, language)
     gap = gaps_lib.match(gaps, program, want) if program else None
     groups = ["all", f"gap/{gap}" if gap else f"skill/{skill}", "gaps" if gap else "rest"]
     for group in groups:
@@ -472,12 +536,15 @@ def measure(model: Vlm, section, gaps=()) -> dict[str, dict]:
   return {g: {"k": int(k), "n": n, "rate": round(k / n, 4)} for g, (k, n) in sorted(tally.items())}
 
 
-def measure_auditor(model: Vlm, section, *, n: int = 1000) -> dict[str, dict]:
+def measure_auditor(
+  model: Vlm, section, language: Language = SCENES, *, n: int = 1000
+) -> dict[str, dict]:
   """Shares of sampled texts that are a question, and that have an answer on their image."""
-  mix = Mix(seed=section.seed, scenes=n)
+  mix = Mix(seed=section.seed, scenes=n, language=language)
   features = encode_all(model, mix)
-  texts = model.answer_features(features, ["ask"] * n, max_new_tokens=12, temperature=1.0)
-  programs = [questions.parse_question(t) for t in texts]
+  limit = questions.longest(language) + 4
+  texts = model.answer_features(features, ["ask"] * n, max_new_tokens=limit, temperature=1.0)
+  programs = [questions.parse_question(t, language) for t in texts]
   answers = [
     questions.execute(p, s) for p, s in zip(programs, mix.all_scenes, strict=True) if p is not None
   ]
@@ -491,7 +558,8 @@ def measure_auditor(model: Vlm, section, *, n: int = 1000) -> dict[str, dict]:
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
   settings = build(PretrainConfig, config, name="config")
   output = pathlib.Path(settings.output or workdir / "models")
-  tokenizer = Tokenizer.word_level(mix_lib.vocabulary())
+  language = LANGUAGES[settings.world]
+  tokenizer = Tokenizer.word_level(mix_lib.vocabulary(language))
   siglip_config = settings.vision.model
   specs, only = settings.models, settings.only
   if only and only not in {"siglip", *specs}:
@@ -504,7 +572,8 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> int:
     shutil.copytree(settings.tower, part, dirs_exist_ok=True)
     part.rename(tower_dir)
   if not (tower_dir / "config.json").exists():
-    params, accuracy = train_tower(settings.vision, model_config(first, siglip_config, tokenizer))
+    shape = model_config(first, siglip_config, tokenizer)
+    params, accuracy = train_tower(settings.vision, shape, language)
     print("tower accuracy", accuracy, flush=True)
     weights.save_tower(tower_dir, siglip_config, {"img": params}, dtype="float16")
   tower = weights.load_tower(tower_dir)[1]["img"]
@@ -512,14 +581,17 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> int:
     if only not in ("", name) or (output / name / "config.json").exists():
       continue
     architecture = model_config(spec, siglip_config, tokenizer)
-    model = train_model(name, spec, settings, architecture, tokenizer, tower)
+    training = workdir / "training" / name
+    with checkpoint.Checkpointer(training, keep=1) as saved:
+      model = train_model(name, spec, settings, architecture, tokenizer, tower, training=saved)
     accuracy = (
-      measure_auditor(model, settings.heldout)
+      measure_auditor(model, settings.heldout, language)
       if spec.tasks
-      else measure(model, settings.heldout, gap_set(spec.gaps))
+      else measure(model, settings.heldout, gap_set(spec.gaps, language), language)
     )
     print(name, json.dumps({k: v["rate"] for k, v in accuracy.items()}), flush=True)
     extras = {"tower": "../siglip", "recipe": dataclasses.asdict(spec), "heldout": accuracy}
     model = dataclasses.replace(model, extras=extras)
     save_vlm(output / name, model, dtype="float16")
+    shutil.rmtree(training)
   return 0

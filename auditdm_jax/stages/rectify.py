@@ -33,7 +33,6 @@ from auditdm_jax.rectify import curate as curate_lib
 from auditdm_jax.rectify import features, finetune, rows
 from auditdm_jax.rectify.curate import TrainingExample
 from auditdm_jax.rectify.examples import ListedExamples
-from auditdm_jax.rectify.recipes import Recipe
 from auditdm_jax.stages import rewarded
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.examples import UNNAMED, Chosen, by_strategy
@@ -67,13 +66,15 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> int:
 def repair(
   ctx: Context, name: str, examples: Sequence[TrainingExample], replay: Sequence[TrainingExample]
 ) -> Vlm:
-  """Fine-tunes the target on `examples` and saves it as rectify/<name>.
+  """Fine-tunes the target of the first round on `examples` and saves it as rectify/<name>.
 
   Raises:
     RepairFailed: too many gradients were not finite.
   """
   section, target = ctx.settings.rectify, ctx.models.weights
-  recipe = recipe_of(ctx, len(examples))
+  if not ctx.round.is_first:
+    target = ctx.models.load(ctx.written.models.target)
+  recipe = section.recipe
   layout = rows.RowLayout.of(target, length=section.length, suffix=section.suffix)
   folder = ctx.folder.repaired(name)
   try:
@@ -90,6 +91,7 @@ def repair(
       name=name,
       seed=ctx.settings.seed,
       mesh=ctx.models.mesh,
+      wandb=ctx.settings.wandb,
     )
   except FloatingPointError as e:
     raise RepairFailed(f"the training diverged: {e}; try a lower config.rectify.recipe.lr") from e
@@ -114,31 +116,15 @@ def _save(ctx: Context, name: str, params: Any, examples: int) -> Vlm:
   return model
 
 
-def recipe_of(ctx: Context, new: int) -> Recipe:
-  """Returns the recipe for `new` examples.
+def with_earlier(ctx: Context, new: Sequence[TrainingExample]) -> list[TrainingExample]:
+  """Returns what earlier rounds repaired with, to go beside the `new` examples of this one.
 
-  Steps are those of the first round. A later one, which has fewer examples, goes through them as
-  often.
+  What is asked again is left out. Each round repairs the target of the first one from all examples
+  so far, as DAgger does (arXiv:1011.0686): repairs of repairs add up what each of them forgets.
   """
-  recipe = ctx.settings.rectify.recipe
-  if ctx.round.is_first or not recipe.steps:
-    return recipe
-  first = max(len(ctx.earlier()[0].examples(REPAIRED)), new)
-  return dataclasses.replace(recipe, steps=max(recipe.steps * new // first, 1))
-
-
-def repeated(ctx: Context, new: int) -> list[TrainingExample]:
-  """Returns what earlier rounds repaired with, to go beside `new` examples of this one.
-
-  They are `rounds.replay` of all, evenly over their modes.
-  """
-  share, config = ctx.settings.rounds.replay, ctx.settings.rectify.curate
-  size = round(new * share / (1 - share))
-  if not size:
-    return []
-  offered = [e for folder in ctx.earlier() for e in folder.examples(REPAIRED)]
-  config = dataclasses.replace(config, size=size, cap=1.0)  # In turns, however few modes.
-  return curate_lib.curate(offered, config, seed=ctx.settings.seed)[0]
+  asked = {(e.image_id, e.question) for e in new}
+  earlier = ctx.earlier()[-1].examples(REPAIRED)
+  return [e for e in earlier if (e.image_id, e.question) not in asked]
 
 
 def check_replay(ctx: Context) -> None:
@@ -163,7 +149,7 @@ def replay_examples(ctx: Context, new: int) -> list[TrainingExample]:
   A target's training mix is rarely at hand, so replay is its own behaviour where all references say
   the same: abstentions too, or the repaired target would forget to abstain.
   """
-  recipe = recipe_of(ctx, new)
+  recipe = ctx.settings.rectify.recipe
   size = min(int(recipe.num_steps(new) * recipe.batch_size * recipe.replay), MAX_REPLAY)
   if not size:
     return []

@@ -70,15 +70,17 @@ def check_names(endpoints: Mapping[str, RemoteConfig]) -> None:
 
 
 def without_limits(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns a config as a dict without what changes no answer of an endpoint.
+  """Returns a config as a dict without what changes no result.
 
-  A run goes on with a larger budget, a longer patience or a new key.
+  A run goes on with a larger budget, a longer patience or a new key of an endpoint, and with or
+  without wandb.
   """
+  config = {key: section for key, section in config.items() if key != "wandb"}
   endpoints = {
     name: {k: v for k, v in section.items() if k not in _NO_PART_OF_ANSWERS}
     for name, section in (config.get("endpoints") or {}).items()
   }
-  return {**config, "endpoints": endpoints} if endpoints else dict(config)
+  return {**config, "endpoints": endpoints} if endpoints else config
 
 
 def config_hash(config: ConfigDict) -> str:

@@ -54,7 +54,9 @@ def tuned(
   data = [[dataclasses.astuple(_agreed(e)) for e in part] for part in (examples, replay)]
   identity = [jsonio.canonical_hash(data), section.recipe.replay, ctx.settings.seed]
   folder = ctx.folder.repaired(name).parent
-  return answering.train(asked, config, workdir=folder, name=name, identity=identity)
+  return answering.train(
+    asked, config, workdir=folder, name=name, identity=identity, wandb=ctx.settings.wandb
+  )
 
 
 def _learner(ctx: Context, target: Vlm) -> Learner:

@@ -20,7 +20,6 @@ for each other before they read, so that everything written is there, and after 
 is written meanwhile.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import contextvars
@@ -163,10 +162,12 @@ class RunFolder:
   def training_flops(self) -> dict[str, float] | None:
     """Returns the work of training by phase; None if nothing was trained, or an older run."""
     path = self.path / "metrics" / f"{TRAIN}.jsonl"
-    found: Counter[str] = Counter()
+    found: dict[str, float] = {}
     for _, row in jsonl.json_lines(path).iterate():
-      found.update({k.removeprefix(FLOPS): v for k, v in row.items() if k.startswith(FLOPS)})
-    return dict(found) or None
+      for name in (name for name in row if name.startswith(FLOPS)):
+        phase = name.removeprefix(FLOPS)
+        found[phase] = found.get(phase, 0.0) + row[name]
+    return found or None
 
   def sweep(self) -> Stored[tuple[int, list[Attempt]]]:
     """Returns discovery's batches by number."""

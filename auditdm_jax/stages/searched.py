@@ -128,43 +128,38 @@ def yields(
   ctx: Context, parts: Parts, checked: Checked, auditable: Sequence[str]
 ) -> Mapping[str, summary.Yield]:
   """Returns, by arm, what it had found after how many queries, and what that cost."""
-  seconds, oracle = ctx.folder.seconds(), ctx.oracle.exists
+  oracle = ctx.oracle.exists
   gaps = auditable if oracle else None
-  work: Counter[str] = Counter()
-  for batch in ctx.folder.ranked():
-    work.update(batch.flops)
-  sweeping = dict(work) or None
-  training = ctx.folder.training_flops() if parts.trained else None
-  out = {}
-
-  def add(
-    name: str,
-    rows: Sequence[AttemptRow],
-    stages: Sequence[str],
-    flops: Mapping[str, float] | None,
-    known: Checked = checked,
-    verified: bool = True,
-  ) -> None:
-    timed = [seconds[stage] for stage in stages if stage in seconds]
-    spent = sum(timed) if len(timed) == len(stages) else None
-    if rows:
-      out[name] = summary.Yield(curve(rows, known, gaps, verified=verified), spent, flops)
-
+  training = ctx.folder.training_flops() if parts.trained else {}
+  sweeping = _summed(batch.flops for batch in ctx.folder.ranked())
+  both = None if training is None else _summed((training, sweeping))
   used = [s for s, rows in (("train", parts.trained), ("discover", parts.swept)) if rows]
-  works = [w for w, rows in ((training, parts.trained), (sweeping, parts.swept)) if rows]
-  both = None if None in works else dict(sum(map(Counter, works), Counter()))
-  add(summary.ALL_ARMS, [*parts.trained, *parts.swept], used, both)
-  add(TRAINING, parts.trained, ["train"], training)
-  add(SWEEP, parts.swept, ["discover"], sweeping)
-  unchecked = Checked({})  # Its finds are not verified.
-  add(
-    parts.control_name,
-    parts.control or (),
-    ["random control"],
-    None,
-    known=unchecked,
-    verified=oracle,
-  )
+  out = {}
+  for name, rows, stages, work in (
+    (summary.ALL_ARMS, [*parts.trained, *parts.swept], used, both),
+    (TRAINING, parts.trained, ["train"], training),
+    (SWEEP, parts.swept, ["discover"], sweeping),
+  ):
+    if rows:
+      points = curve(rows, checked, gaps)
+      out[name] = summary.Yield(points, _spent(ctx, stages), work or None)
+  if parts.control:
+    points = curve(parts.control, Checked({}), gaps, verified=oracle)  # Nothing of it is verified.
+    out[parts.control_name] = summary.Yield(points, _spent(ctx, ["random control"]))
+  return out
+
+
+def _spent(ctx: Context, stages: Sequence[str]) -> float | None:
+  """Returns the seconds of stages; None unless all of them were timed."""
+  seconds = ctx.folder.seconds()
+  return sum(seconds[s] for s in stages) if all(s in seconds for s in stages) else None
+
+
+def _summed(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+  out: dict[str, float] = {}
+  for part in parts:
+    for phase, value in part.items():
+      out[phase] = out.get(phase, 0.0) + value
   return out
 
 

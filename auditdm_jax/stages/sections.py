@@ -21,6 +21,7 @@ from auditdm_jax.audit.taxonomy import TaxonomyConfig
 from auditdm_jax.audit.verify import VerifyConfig
 from auditdm_jax.core.config import UserError, check, did_you_mean
 from auditdm_jax.core.pools.shares import Shares
+from auditdm_jax.core.wandb_log import WandbConfig
 from auditdm_jax.images.config import ImagesConfig
 from auditdm_jax.plan.steps import PlanConfig
 from auditdm_jax.rectify import curate as curate_lib
@@ -176,9 +177,9 @@ class WorldConfig:
   """What is known in addition to the images.
 
   Attributes:
-    name: "scenes" for the drawn world, which has an oracle; "" for real images; or a
+    name: "scenes" or "needle" for a drawn world, which has an oracle; "" for real images; or a
       `stages.worlds.World` of your own, package.module:NAME.
-    gaps: planted gaps of the target of scenes: "", "easy", "rare", "half" or "seed:N".
+    gaps: planted gaps of the target: "" or "seed:N", and in scenes "easy", "rare" or "half".
     talk: how the models of the scenes world say their answers, to try `text.styles` on.
     noise: how often its references are wrong on purpose, to try what an audit is worth then.
   """
@@ -375,7 +376,6 @@ class RoundsConfig:
     repair_last: whether the last round repairs as well; otherwise it only audits.
     steps: of GRPO in a later round, which goes on from the auditor of the round before.
     probes: of the sweep in a later round; 0 = none, and the finds are those of GRPO.
-    replay: share of a later round's examples that repeat those of the rounds before.
     compare: what counts as a change of a known mode.
   """
 
@@ -383,13 +383,11 @@ class RoundsConfig:
   repair_last: bool = True
   steps: int = 0
   probes: int = 0
-  replay: float = 0.25
   compare: CompareConfig = CompareConfig()
 
   def __post_init__(self):
     check(vars(self), "rounds", "count", least=1)
     check(vars(self), "rounds", "steps", "probes", least=0)
-    check(vars(self), "rounds", "replay", least=0, below=1)
     if self.count > 1 and not self.steps and not self.probes:
       raise UserError(
         f"config.rounds.count={self.count}: a later round asks nothing, since steps and probes are"
@@ -438,6 +436,7 @@ class AuditConfig:
   stop: StopConfig = StopConfig()
   plan: PlanConfig = PlanConfig()
   rounds: RoundsConfig = RoundsConfig()
+  wandb: WandbConfig = WandbConfig()
 
   def __post_init__(self):
     check(vars(self), "config", "seed", least=0, below=2**32)

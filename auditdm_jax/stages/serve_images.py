@@ -24,7 +24,7 @@ from auditdm_jax.images import process, server, telemetry
 from auditdm_jax.images.backend import Backend, Info, Plain
 from auditdm_jax.images.config import ImagesConfig
 
-_BACKENDS = ("scenes", "diffusers", "openai")
+_BACKENDS = ("scenes", "needle", "diffusers", "openai")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +56,8 @@ def main(config: ml_collections.ConfigDict, workdir: pathlib.Path | None) -> int
 def _backend_maker(images: ImagesConfig) -> Callable[[], Backend]:
   """Returns what loads the backend; an unknown name is an error before the port opens."""
   # Imported only when it is served: no backend needs the libraries of another one.
-  if images.backend == "scenes":
-    return lambda: _scenes(images)
+  if images.backend in ("scenes", "needle"):
+    return lambda: _drawn(images)
   if images.backend == "diffusers":
     try:
       from auditdm_jax.images import diffusers_backend
@@ -85,15 +85,17 @@ def _backend_maker(images: ImagesConfig) -> Callable[[], Backend]:
   )
 
 
-def _scenes(images: ImagesConfig) -> Backend:
-  from auditdm_jax.scenes import image_backend, render
+def _drawn(images: ImagesConfig) -> Backend:
+  from auditdm_jax.scenes import image_backend, needle, render, world
 
-  draw = image_backend.ScenesBackend(error_rate=images.error_rate, seed=images.seed)
+  language = needle.NEEDLE if images.backend == "needle" else world.SCENES
+  draw = image_backend.ScenesBackend(language, error_rate=images.error_rate, seed=images.seed)
+  size = render.pixels(language)
   info = Info(
-    "scenes",
+    language.name,
     properties=draw.info(),
     modes=("generate", "edit", "sham"),
-    sizes=((render.SIZE, render.SIZE),),
+    sizes=((size, size),),
     exact=True,
   )
   return Plain(draw, info)

@@ -4,6 +4,7 @@
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -27,11 +28,12 @@ class Truth:
 
 
 NOT_CONFIRMED = Truth(False)
+_KNOWN = 1 << 15  # Answers that are kept, about 10 MB: those of a round of scenes.
 LEAST_FINDS = 5  # Confirmed ones, from which on a planted gap is found.
 
 
 class Oracle:
-  """A world's oracle, asked once per image and question.
+  """A world's oracle, which is not asked again what it was asked of late.
 
   Attributes:
     exists: whether the world has one. Without it nothing is confirmed.
@@ -40,17 +42,16 @@ class Oracle:
   def __init__(self, world: World, *, images: Callable[[str], np.ndarray], judge: Judge):
     """Takes the world, how images are found by id, and what decides sameness."""
     self._world, self._images, self._judge = world, images, judge
-    self._known: dict[tuple[str, str], str | None] = {}
+    self._known = functools.lru_cache(maxsize=_KNOWN)(self._ask)
     self.exists = world.oracle is not None
 
   def answer(self, image_id: str, question: str) -> str | None:
     """Returns the true answer; None without an oracle, or where the question has none."""
-    if self._world.oracle is None:
-      return None
-    key = image_id, question
-    if key not in self._known:
-      self._known[key] = self._world.oracle(self._images(image_id), question)
-    return self._known[key]
+    return self._known(image_id, question)
+
+  def _ask(self, image_id: str, question: str) -> str | None:
+    oracle = self._world.oracle
+    return None if oracle is None else oracle(self._images(image_id), question)
 
   def truth(self, find: Find | None) -> Truth:
     """Returns whether the consensus is true and the target wrong."""

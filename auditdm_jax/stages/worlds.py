@@ -16,6 +16,8 @@ from auditdm_jax.bench.specs import GAPS, REST
 from auditdm_jax.core.config import UserError, load_object
 from auditdm_jax.scenes import gaps as gaps_lib
 from auditdm_jax.scenes import language, questions
+from auditdm_jax.scenes.needle import NEEDLE
+from auditdm_jax.scenes.world import SCENES, Language
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,65 +55,74 @@ class World:
     ]
 
 
-def gap_set(name: str) -> tuple[gaps_lib.Gap, ...]:
-  """ "" | easy | rare | half (every second gap of both) | seed:N (drawn)."""
+def gap_set(name: str, world: Language = SCENES) -> tuple[gaps_lib.Gap, ...]:
+  """Returns planted gaps: none for "", or drawn ones for seed:N; in scenes others have names.
+
+  These are easy, rare, and half, which is every second gap of both.
+  """
   if name.startswith("seed:") and name[5:].isdigit():
-    return gaps_lib.draw_gaps(int(name[5:]))
-  known = {
-    "": (),
-    "easy": gaps_lib.EASY,
-    "rare": gaps_lib.RARE,
-    "half": gaps_lib.EASY[::2] + gaps_lib.RARE[::2],
-  }
+    seed = int(name[5:])
+    return gaps_lib.draw_names(seed, world) if world.lexicons else gaps_lib.draw_gaps(seed)
+  known: dict[str, tuple[gaps_lib.Gap, ...]] = {"": ()}
+  if world is SCENES:
+    known["easy"], known["rare"] = gaps_lib.EASY, gaps_lib.RARE
+    known["half"] = gaps_lib.EASY[::2] + gaps_lib.RARE[::2]
   if name not in known:
-    raise UserError(f"unknown gap set {name!r}; known: {', '.join(k for k in known if k)}, seed:N")
+    names = ", ".join([*filter(None, known), "seed:N"])
+    raise UserError(f"unknown gap set {name!r}; known: {names}")
   return known[name]
 
 
 def open_world(name: str, gaps: str) -> World:
-  """The hooks of "scenes", of a world of one's own, or none for ""."""
+  """The hooks of "scenes", "needle", of a world of one's own, or none for ""."""
   if not name:
     return World()
   if ":" in name:
     if gaps:
       raise UserError(f"config.world.gaps={gaps!r}: a world of your own names its gaps itself")
     return load_object(name, World, where="config.world.name")
-  if name != "scenes":
-    raise UserError(
-      f"config.world.name: unknown world {name!r}; known: scenes, '' for none, or one of your own,"
-      " written package.module:NAME"
-    )
-  planted = gap_set(gaps)
-
-  def gap_of(question: str, answer: str) -> str | None:
-    program = questions.parse_question(question)
-    return gaps_lib.match(planted, program, answer) if program else None
-
-  def mode_of(question: str, answer: str) -> str | None:
-    program = questions.parse_question(question)
-    return gaps_lib.mode_of(program, answer) if program else None
-
-  return World(
-    oracle=scenes.oracle,
-    paraphrase=_paraphrase,
-    well_formed=lambda q: questions.parse_question(q) is not None,
-    gap_of=gap_of,
-    mode_of=mode_of,
-    faithful=_faithful,
-    gaps=tuple(g.name for g in planted),
+  for drawn in (SCENES, NEEDLE):
+    if name == drawn.name:
+      return _drawn(drawn, gap_set(gaps, drawn))
+  raise UserError(
+    f"config.world.name: unknown world {name!r}; known: scenes, needle, '' for none, or one of your"
+    " own, written package.module:NAME"
   )
 
 
-def _paraphrase(question: str, k: int) -> str | None:
-  return questions.paraphrase(question, k) if questions.parse_question(question) else None
+def _drawn(world: Language, planted: tuple[gaps_lib.Gap, ...]) -> World:
+  """Returns the hooks of a drawn world whose target has the planted gaps."""
 
+  def gap_of(question: str, answer: str) -> str | None:
+    program = questions.parse_question(question, world)
+    return gaps_lib.match(planted, program, answer) if program else None
 
-def _faithful(source: np.ndarray | None, text: str, image: np.ndarray) -> bool | None:
-  """What a caption leaves open is the image maker's to choose."""
-  shown = scenes.seen(image)
-  try:
-    if source is None:
-      return language.shows(text, shown)
-    return shown == language.read_edit(text, scenes.seen(source))
-  except language.LanguageError:
-    return None
+  def mode_of(question: str, answer: str) -> str | None:
+    program = questions.parse_question(question, world)
+    return gaps_lib.mode_of(program, answer, world) if program else None
+
+  def well_formed(question: str) -> bool:
+    return questions.parse_question(question, world) is not None
+
+  def paraphrase(question: str, k: int) -> str | None:
+    return questions.paraphrase(question, k, world) if well_formed(question) else None
+
+  def faithful(source: np.ndarray | None, text: str, image: np.ndarray) -> bool | None:
+    # What a caption leaves open is the image maker's to choose.
+    shown = scenes.seen(image, world)
+    try:
+      if source is None:
+        return language.shows(text, shown)
+      return shown == language.read_edit(text, scenes.seen(source, world))
+    except language.LanguageError:
+      return None
+
+  return World(
+    oracle=lambda image, question: scenes.oracle(image, question, world),
+    paraphrase=paraphrase,
+    well_formed=well_formed,
+    gap_of=gap_of,
+    mode_of=mode_of,
+    faithful=faithful,
+    gaps=tuple(g.name for g in planted),
+  )

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TFDS builder of the scenes world: rendered images, the scenes they show, questions and answers.
+"""TFDS builder of drawn worlds: rendered images, the scenes they show, questions and answers.
 
 Splits: `pool` (what the auditor looks at), `heldout` (the benchmark) and `rounds` (fresh images
-for the rates of known modes and for second rounds). An example is a pure function of (seed,
-split, index), and the splits draw from separate streams.
+for the rates of known modes and for second rounds). In the world needle, pool and rounds hardly
+show some of its words, and half of the held-out questions are about names, in which the gaps are.
+An example is a pure function of (seed, split, index), and the splits draw from separate streams.
 
 COMMAND (no TensorFlow needed):
-  python data/scenes/scenes_dataset_builder.py --data_dir=DIR [--config=tiny]
+  python data/scenes/scenes_dataset_builder.py --data_dir=DIR [--config=tiny | needle]
 Reading: `auditdm_jax.core.pool.open_tfds(DIR / "scenes/default/1.1.0", "pool")`.
 """
 
@@ -22,6 +23,7 @@ import tensorflow_datasets as tfds
 
 from auditdm_jax.core import streams
 from auditdm_jax.scenes import questions, render, world
+from auditdm_jax.scenes.needle import NEEDLE
 
 SPLITS = ("pool", "heldout", "rounds")
 _SEED_BITS = 2**31
@@ -36,16 +38,19 @@ class ScenesConfig(tfds.core.BuilderConfig):
   rounds: int = 2500
   questions: int = 8
   seed: int = 0
+  language: world.Language = world.SCENES
 
 
 def make_example(config: ScenesConfig, split: str, index: int) -> dict[str, Any]:
   """The example of (seed, split, index); see `Builder._info` for its fields."""
   rng = streams.rng(config.seed, "example", split, index)
-  scene = world.sample_scene(rng)
+  heldout = split == "heldout"
+  scene = world.sample_scene(rng, config.language, pool=not heldout)
+  weights = questions.half_names(config.language) if heldout else None
   image = render.render(scene, int(rng.integers(_SEED_BITS)))
   asked = {}
   for _ in range(8 * config.questions):
-    text, answer, _ = questions.sample_question(rng, scene)
+    text, answer, _ = questions.sample_question(rng, scene, weights=weights)
     asked.setdefault(text, answer)
     if len(asked) == config.questions:
       break
@@ -70,13 +75,30 @@ class Builder(tfds.core.GeneratorBasedBuilder):
   BUILDER_CONFIGS = [
     ScenesConfig(name="default", description="The audit's images."),
     ScenesConfig(name="tiny", description="For tests.", pool=12, heldout=8, rounds=8, questions=3),
+    ScenesConfig(
+      name="needle",
+      description="The larger world.",
+      heldout=2500,
+      questions=12,
+      language=NEEDLE,
+    ),
+    ScenesConfig(
+      name="needle_tiny",
+      description="The larger world, for tests.",
+      pool=12,
+      heldout=8,
+      rounds=8,
+      questions=3,
+      language=NEEDLE,
+    ),
   ]
 
   def _info(self) -> tfds.core.DatasetInfo:
+    size = render.pixels(self.builder_config.language)
     features = tfds.features.FeaturesDict(
       {
         "index": np.int64,
-        "image": tfds.features.Tensor(shape=(64, 64, 3), dtype=np.uint8, encoding="bytes"),
+        "image": tfds.features.Tensor(shape=(size, size, 3), dtype=np.uint8, encoding="bytes"),
         "scene": tfds.features.Text(),
         "questions": tfds.features.Sequence(tfds.features.Text()),
         "answers": tfds.features.Sequence(tfds.features.Text()),

@@ -10,6 +10,7 @@ import pytest
 
 from auditdm_jax.core import config, pool
 from auditdm_jax.scenes import questions, world
+from auditdm_jax.scenes.needle import NEEDLE
 
 _FILE = pathlib.Path(__file__).parents[2] / "data" / "scenes" / "scenes_dataset_builder.py"
 
@@ -73,6 +74,23 @@ def test_another_seed_is_another_data_set():
     builder.make_example(first, "pool", 0)["scene"]
     != builder.make_example(second, "pool", 0)["scene"]
   )
+
+
+def test_the_larger_world_is_a_config_of_the_builder():
+  config = builder.Builder.builder_configs["needle_tiny"]
+  said = set()
+  for split in builder.SPLITS:
+    for i in range(6):
+      row = builder.make_example(config, split, i)
+      assert row["image"].shape == (96, 96, 3)
+      assert row["questions"] == builder.make_example(config, split, i)["questions"]
+      scene = world.Scene.from_json(row["scene"], NEEDLE)
+      for question, answer in zip(row["questions"], row["answers"], strict=True):
+        program = questions.parse_question(question, NEEDLE)
+        assert questions.execute(program, scene) == answer
+      if split != "heldout":
+        said |= {w for o in scene.objects for w in vars(o).values()}
+  assert {"dotted", "striped"} <= said and not said & set(NEEDLE.scarce)
 
 
 def test_errors_teach(folder, tmp_path):

@@ -9,6 +9,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 from typing import Any
 
 from tests.stages import folders
@@ -115,26 +116,44 @@ def _digest(path: pathlib.Path) -> str:
 
 
 def run_killed(
-  args: Sequence[str], *, moments: Sequence[float], env: Mapping[str, str] | None = None
-) -> tuple[Ended, int]:
-  """Runs a program that is killed (SIGKILL) after so many seconds each, and then to its end.
+  args: Sequence[str], workdir: pathlib.Path, *, moments: Sequence[float]
+) -> tuple[Ended, list[str]]:
+  """Runs a program that is killed (SIGKILL) at several moments, and then to its end.
+
+  Args:
+    args: the command line.
+    workdir: the folder of its run.
+    moments: of each start, the CPU seconds of the process after which it is killed: on a machine
+      that is busy, as on one that is idle, these are the same places.
 
   Returns:
-    How the last one ended, and how many were killed in their work.
+    How the last one ended, and for each kill what was done by then.
   """
-  kills = 0
+  kills = []
   for seconds in moments:
-    process = subprocess.Popen(
-      args,
-      cwd=ROOT,
-      env={**os.environ, **(env or {})},
-      stdout=subprocess.DEVNULL,
-      stderr=subprocess.DEVNULL,
-    )
-    try:
-      process.wait(seconds)
-    except subprocess.TimeoutExpired:
+    process = subprocess.Popen(args, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and _cpu_seconds(process.pid) < seconds:
+      time.sleep(0.02)
+    if process.poll() is None:
       process.kill()
-      process.wait()
-      kills += 1
-  return run(args, env=env), kills
+      kills.append(_reached(workdir))
+    process.wait()
+  return run(args, timeout_s=7200), kills
+
+
+def _cpu_seconds(number: int) -> float:
+  """Returns what a process has used so far, without those that it started."""
+  try:
+    fields = pathlib.Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
+  except OSError:  # It has ended.
+    return float("inf")
+  return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _reached(workdir: pathlib.Path) -> str:
+  """Returns the stage that was finished last, or how many steps of training were made."""
+  done = sorted(workdir.glob("*/done.json"), key=lambda path: path.stat().st_mtime)
+  rows = workdir / "metrics/train.jsonl"
+  if done and done[-1].parent.name != "preflight":
+    return done[-1].parent.name
+  return f"step {rows.read_bytes().count(10)}" if rows.exists() else "the start"

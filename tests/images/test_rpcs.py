@@ -389,6 +389,8 @@ def test_a_backends_error_is_logged_without_the_prompt_it_quotes(caplog):
     assert (
       _reason(stub.generate, _request("secret words", request_id="a")) is NoImageReason.INTERNAL
     )
+    hostile = 'x\x1b[2J secret"'
+    assert _reason(stub.generate, _request("secret", request_id=hostile)) is NoImageReason.INTERNAL
   formatted = "".join(map(telemetry.JsonFormatter().format, caplog.records))
   assert "RuntimeError of LookupError at test_rpcs.py:" in formatted and "worker.py:" in formatted
   assert "secret" not in formatted
@@ -406,7 +408,7 @@ def test_a_taken_metrics_port_is_a_start_error():
 def test_an_ipv6_address_is_taken_with_and_without_brackets(host):
   if not socket.has_ipv6:
     pytest.skip("no IPv6")
-  config = _config(host=host, metrics_port=fake.free_port())
+  config = _config(host=host, metrics_port=fake.free_port(), metrics_host=host)
   with fake.serving(fake.FakeBackend(), config) as (_, address, _):
     assert address.startswith("[::1]:")
     with grpc.insecure_channel(address) as channel:

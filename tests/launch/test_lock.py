@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lock files have what the requirements ask for, each package with hashes."""
 
+import json
 import pathlib
 import re
 
@@ -42,3 +43,22 @@ def test_images_install_by_hash():
     assert "pip install" in text
     for line in re.findall(r"pip install.*", text):
       assert "--require-hashes -r launch/" in line, line
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_the_bill_of_materials_is_that_of_the_lock(lock):
+  """CycloneDX: every locked version with its hashes, and nothing else."""
+  bill = json.loads((ROOT / lock).with_name("sbom.cdx.json").read_text())
+  assert (bill["bomFormat"], bill["specVersion"]) == ("CycloneDX", "1.6")
+  listed = {}
+  for part in bill["components"]:
+    assert part["purl"] == f"pkg:pypi/{_name(part['name'])}@{part['version']}"
+    hashes = [h for ref in part["externalReferences"] for h in ref["hashes"]]
+    assert {h["alg"] for h in hashes} == {"SHA-256"}
+    listed[_name(part["name"]), part["version"]] = sorted(h["content"] for h in hashes)
+  text = re.sub(r"^#.*\n", "", (ROOT / lock).read_text(), flags=re.M).strip()
+  locked = {}
+  for entry in re.split(r"\n(?=[A-Za-z])", text):
+    name, version = _LOCKED.findall(entry)[0]
+    locked[_name(name), version] = sorted(re.findall(r"sha256:([0-9a-f]{64})", entry))
+  assert listed == locked, "run ./launch/lock.sh sbom"

@@ -236,6 +236,10 @@ MISTAKES = [
   (["--config.mesh.data=3"], "mesh {'data': 3} does not use up the 8 devices"),
   (["--config.mesh.data=0"], "sizes are at least 1"),
   (["--config.optim.micro_rows=3"], "optim.micro_rows=3: must be a multiple of the 8 devices"),
+  (
+    ["--only=repair", "--config.rectify.recipe.micro_rows=4"],
+    "rectify.recipe.micro_rows=4: must be a multiple of the 8 devices",
+  ),
   (["--config.optim.b1=3.0"], "optim.b1=3.0: must be"),  # A key that the file does not have.
   (["--config.optim.lrr=1"], "config.optim has no key 'lrr' (did you mean 'lr'?)"),
   (["--config.models.references=('a/x', 'b/x')"], "a/x and b/x have one name, x"),

@@ -7,6 +7,7 @@ import types
 
 import pytest
 
+from auditdm_jax.audit.probe import Verdict
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rl import reward
 from auditdm_jax.rl.reward import Facts
@@ -38,6 +39,23 @@ def test_repetition():
 def test_length_penalty_is_in_tokens():
   assert reward.length(Facts(tokens=(7,) * 10), limit=10) == 0.0
   assert reward.length(Facts(tokens=(7,) * 15), limit=10) == 0.5
+
+
+def test_validity_is_that_the_references_agree_find_or_not():
+  def verdict(consensus):
+    return Verdict(
+      probe_id="p",
+      answers={"t": "blue", "r": "red"},
+      target="t",
+      references=("r",),
+      consensus=consensus,
+      agree=consensus is not None,
+      disagreement=consensus == "red",
+      reason="",
+    )
+
+  assert [reward.validity(Facts(verdict=verdict(c))) for c in ("red", "blue", None)] == [1, 1, 0]
+  assert reward.validity(Facts()) == 0.0
 
 
 def test_answerability_is_a_part_of_what_was_asked_again_only():

@@ -3,12 +3,13 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rl.picking import area
-from auditdm_jax.rl.surrogate import Surrogate, SurrogateConfig, coarse
+from auditdm_jax.rl.surrogate import Surrogate, SurrogateConfig, SurrogateNet, coarse
 
 PLACES, COLORS = ("left", "right", "top", "bottom"), ("red", "blue", "green", "grey")
 CONFIG = SurrogateConfig(
@@ -43,6 +44,50 @@ def taught(questions, images, found, config=CONFIG):
   made.observe(questions, images, found)
   made.fit("train", 0)
   return made
+
+
+def test_the_net_is_plain_attention_of_words_to_cells():
+  """Against keys and values that are made of each cell; how often a word stands there counts."""
+  config = SurrogateConfig(width=8, heads=2, buckets=16, cells=2)
+  counts = np.zeros((1, 16), np.float32)
+  counts[0, [3, 5]] = 2, 1
+  cells = np.random.default_rng(0).normal(size=(1, 4, 6)).astype(np.float32)
+  net = SurrogateNet(config)
+  params = jax.tree.map(
+    lambda x: np.random.default_rng(x.size).normal(size=x.shape),
+    dict(net.init(jax.random.key(0), counts, cells)["params"]),
+  )
+  p = {
+    name: (part if name in ("place", "value_bias") else dict(part)) for name, part in params.items()
+  }
+  text = counts[0] @ p["words"]["kernel"] / np.sqrt(3)
+  normed = (cells[0] - cells[0].mean(1, keepdims=True)) / np.sqrt(
+    cells[0].var(1, keepdims=True) + 1e-6
+  )
+  x = (normed * p["norm"]["scale"] + p["norm"]["bias"]) @ p["cells"]["kernel"]
+  x = x + p["cells"]["bias"] + p["place"]
+  seen = []
+  for head in range(2):
+    query = text @ p["query"]["kernel"][:, head] + p["query"]["bias"][head]
+    keys, values = (x @ p[name]["kernel"][:, head] for name in ("key", "value"))
+    weights = np.exp(keys @ query / 2)
+    seen.append(weights @ values / weights.sum() + p["value_bias"][4 * head : 4 * head + 4])
+  image = np.concatenate([*seen, x.mean(0), x.max(0)])
+  dense = lambda name, y: y @ p[name]["kernel"] + p[name]["bias"]  # noqa: E731
+  sums = np.maximum(dense("text_sum", text) + dense("image_sum", image), 0)
+  products = dense("text_product", text) * dense("image_product", image)
+  want = dense("of_sums", sums) + dense("of_products", products)
+  got = net.apply({"params": params}, counts, cells)
+  np.testing.assert_allclose(got, want, rtol=2e-4)
+
+
+def test_words_are_counted_in_their_buckets():
+  made = Surrogate(CONFIG, look=look, seed=3)
+  words = np.zeros((2, 64), np.uint16)
+  words[0, :3], words[1, :2] = (5, 127, 5), (1, 0)
+  counts = made._counts(words)
+  assert counts.shape == (2, 128) and counts.sum() == 4
+  assert counts[0, 5] == 2 and counts[0, 127] == counts[1, 1] == 1
 
 
 def test_it_learns_what_is_about_words():

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import pytest
 
-from auditdm_jax.core import tree
-from auditdm_jax.core.config import build
+from auditdm_jax.core import checkpoint, tree
+from auditdm_jax.core.config import UserError, build
 from auditdm_jax.models import multimodal, siglip, weights
 from auditdm_jax.scenes import gaps, questions
 from auditdm_jax.scenes.mix import Mix, vocabulary
@@ -61,7 +61,9 @@ def test_a_drill_asks_more_of_what_is_hard():
   assert mix.draw(5, hardness=lambda *_: 1.0).texts == mix.draw(5, hardness=lambda *_: 1.0).texts
 
 
-def test_a_miniature_learns_the_same_twice_and_leaves_its_tower_alone(config):
+def test_a_miniature_that_is_killed_becomes_the_same_and_leaves_its_tower_alone(
+  config, tmp_path, monkeypatch
+):
   tokenizer = Tokenizer.word_level(vocabulary())
   spec = dataclasses.replace(
     build(pretrain.ModelSpec, config.models.target_easy), steps=(12, 4), drill=(4,)
@@ -69,12 +71,31 @@ def test_a_miniature_learns_the_same_twice_and_leaves_its_tower_alone(config):
   architecture = pretrain.model_config(spec, siglip.SiglipConfig(**config.vision.model), tokenizer)
   tower = weights.load_tower(WEIGHTS / "siglip")[1]["img"]
   config = config.copy_and_resolve_references()
-  config.mix.scenes = 24
+  config.mix.scenes, config.checkpoint_every = 24, 7
   settings = build(pretrain.PretrainConfig, config)
-  runs = [
-    pretrain.train_model("mini", spec, settings, architecture, tokenizer, tower).params
-    for _ in range(2)
-  ]
+
+  def train(folder, spec=spec):
+    with checkpoint.Checkpointer(tmp_path / folder, keep=1) as training:
+      made = pretrain.train_model(
+        "mini", spec, settings, architecture, tokenizer, tower, training=training
+      )
+    return made.params
+
+  runs = [train("straight")]
+  draw = Mix.draw
+
+  def killed(mix, step, *args, **kwargs):
+    if step == 15:
+      raise KeyboardInterrupt
+    return draw(mix, step, *args, **kwargs)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Mix, "draw", killed)
+    with pytest.raises(KeyboardInterrupt):
+      train("killed")
+  with pytest.raises(UserError, match="checkpoint of step 14 is of another recipe"):
+    train("killed", dataclasses.replace(spec, seed=9))
+  runs.append(train("killed"))
   for a, b in zip(*map(jax.tree.leaves, runs), strict=True):
     np.testing.assert_array_equal(a, b)
   trained = tree.flatten(multimodal.tower(runs[0]))

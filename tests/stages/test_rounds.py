@@ -254,23 +254,36 @@ def _example(i, group):
   return TrainingExample(image_id=f"i{i}", question="q", label="l", group=group)
 
 
-def test_a_later_repair_repeats_earlier_finds_evenly_and_takes_fewer_steps(tmp_path):
-  said = _settings(**{"rounds.replay": 0.25})
+def test_a_later_repair_has_the_examples_of_all_rounds_and_starts_where_the_first_did(
+  tmp_path, monkeypatch
+):
   first, second = (RunFolder(tmp_path / x, config_hash="") for x in "ab")
-  first.append_examples("repaired", [_example(i, "a") for i in range(90)])
+  first.append_examples("repaired", [_example(i, "a") for i in range(9)])
   first.append_examples("control_random", [_example(i, "c") for i in range(90, 190)])
-  second.append_examples("repaired", [_example(i, "b") for i in range(200, 210)])
+  second.append_examples("repaired", [_example(i, "b") for i in range(12)])
+  ctx = types.SimpleNamespace(earlier=lambda: [first, second])
+  again = rectify.with_earlier(ctx, [_example(3, "d"), _example(50, "d")])
+  assert [e.image_id for e in again] == [f"i{i}" for i in range(12) if i != 3]
+
+  loaded = []
+
+  class Stop(Exception):
+    pass
+
+  def load(folder):
+    loaded.append(folder)
+    raise Stop
+
+  settings, third = _settings(), AuditRound(3, _run(tmp_path / "run", 1, 2))
   ctx = types.SimpleNamespace(
-    settings=said, earlier=lambda: [first, second], round=AuditRound(3, tmp_path)
+    settings=third.settings(settings),
+    written=settings,
+    round=third,
+    models=types.SimpleNamespace(load=load, weights=None),
   )
-  again = rectify.repeated(ctx, 30)
-  assert len(again) == 10 == len({e.image_id for e in again})
-  groups = [e.group for e in again]
-  assert groups.count("a") == groups.count("b") == 5
-  assert rectify.recipe_of(ctx, 45).steps == said.rectify.recipe.steps // 2
-  assert rectify.recipe_of(ctx, 900).steps == said.rectify.recipe.steps
-  ctx.round = AuditRound(1, tmp_path)
-  assert rectify.recipe_of(ctx, 45) == said.rectify.recipe
+  with pytest.raises(Stop):
+    rectify.repair(ctx, "repaired", again, [])
+  assert loaded == [settings.models.target]
 
 
 def test_examples_of_a_killed_repair_are_written_once(tmp_path):

@@ -69,7 +69,6 @@ WRONG = {
   "rounds.count": (0, -1),
   "rounds.steps": (-1,),
   "rounds.probes": (-1,),
-  "rounds.replay": (-0.1, 1.0, NAN),
   "discover.probes": (-1,),
   "plan.task_tokens": (0,),
 }

@@ -10,6 +10,8 @@ first, and a resumed run is the same run.
 from collections import Counter
 from collections.abc import Iterable, Sequence
 import dataclasses
+import hashlib
+import json
 import re
 from typing import NamedTuple, Protocol
 
@@ -50,6 +52,10 @@ class Pair(NamedTuple):
   def ordered(self) -> "Pair":
     return self if self.a <= self.b else Pair(self.question, self.b, self.a)
 
+  def digest(self) -> bytes:
+    """Returns 16 bytes that stand for the ordered pair: a run remembers hundreds of thousands."""
+    return hashlib.blake2b(json.dumps(self.ordered()).encode(), digest_size=16).digest()
+
 
 @dataclasses.dataclass
 class ModelJudge:
@@ -71,17 +77,18 @@ class ModelJudge:
   counts: Counter[str] = dataclasses.field(default_factory=Counter)
 
   def __post_init__(self):
-    self._known: dict[Pair, Same] = {}
+    self._known: dict[bytes, Same] = {}  # By the digest of a pair.
     self._key = jsonio.canonical_hash([self.identity, PROMPT, self.max_new_tokens])
     for _, row in self.kept.iterate() if self.kept else ():
       if row["judge"] == self._key:
-        self._known[Pair(row["question"], row["a"], row["b"])] = Same(row["outcome"])
+        pair = Pair(row["question"], row["a"], row["b"])
+        self._known[pair.digest()] = Same(row["outcome"])
 
   def prepare(self, pairs: Iterable[Pair]) -> None:
     """Asks about the pairs that are not known yet, all at once."""
-    wanted = dict.fromkeys(p for pair in pairs if (p := pair.ordered()) not in self._known)
+    wanted = dict.fromkeys(p.ordered() for p in pairs if p.digest() not in self._known)
     fresh = [pair for pair in wanted if len(pair.question) <= _MAX_QUESTION]
-    self._known |= {pair: Same.UNDECIDED for pair in wanted if len(pair.question) > _MAX_QUESTION}
+    self._known |= {p.digest(): Same.UNDECIDED for p in wanted if len(p.question) > _MAX_QUESTION}
     if not fresh:
       return
     prompts = [text for pair in fresh for text in _prompts(pair)]
@@ -90,7 +97,7 @@ class ModelJudge:
       raise ValueError(f"the judge gave {len(replies)} replies to {len(prompts)} prompts")
     rows = []
     for pair, both in zip(fresh, zip(replies[::2], replies[1::2])):
-      self._known[pair] = outcome = _outcome(both)
+      self._known[pair.digest()] = outcome = _outcome(both)
       self.counts["pairs"] += 1
       self.counts["undecided"] += outcome is Same.UNDECIDED
       self.counts["no reply"] += None in both
@@ -103,7 +110,7 @@ class ModelJudge:
   def decide(self, pair: Pair) -> Same:
     """What the model says of a pair, which it is asked now if it was not before."""
     self.prepare([pair])
-    return self._known[pair.ordered()]
+    return self._known[pair.digest()]
 
 
 def read_prompt(prompt: str) -> tuple[str, str, str]:

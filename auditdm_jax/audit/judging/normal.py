@@ -95,7 +95,7 @@ class NormalForm:
   whole: bool = True
 
 
-@functools.lru_cache(maxsize=262_144)
+@functools.lru_cache(maxsize=1 << 15)  # Of a kilobyte each.
 def read(text: str) -> NormalForm:
   """Reads an answer."""
   text = text.strip()

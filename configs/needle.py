@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AuditDM where random questions find next to nothing: the world needle.
+
+Images are larger, questions take up to three hops, and the target's gaps are 8 to 12 names, each of
+three attributes, that it never heard (auditdm_jax/scenes/needle.py). Its models are not shipped:
+
+COMMAND
+  python -m auditdm_jax pretrain --config=configs/pretrain_scenes.py:world=needle \\
+    --workdir=runs/needle_models
+  python -m auditdm_jax loop --config=configs/needle.py --workdir=runs/needle
+
+ARGS, as configs/needle.py:gaps=3,seed=1
+  gaps    seed of the target's gaps: pretrain makes the one of 0, and with gaps=seed:N any other
+  models  folder of the models
+  seed, error_rate, rounds, strategy, reward   as in configs/scenes.py
+
+Everything else is an override: --config.optim.steps=60
+"""
+
+import pathlib
+import runpy
+
+from ml_collections import ConfigDict
+
+HERE = pathlib.Path(__file__).parent
+parse = runpy.run_path(str(HERE / "common.py"))["parse"]
+SHARED = ("seed", "error_rate", "rounds", "strategy", "reward")
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  scenes = runpy.run_path(str(HERE / "scenes.py"))
+  known = {name: scenes["ARGS"][name] for name in SHARED}
+  args = parse("configs/needle.py", arg, known | {"gaps": 0, "models": "runs/needle_models/models"})
+  said = ",".join(f"{name}={args[name]}" for name in SHARED)
+  c = scenes["get_config"](f"target=rare,{said}")
+  models = args["models"]
+  c.world.update(name="needle", gaps=f"seed:{args['gaps']}")
+  c.models = dict(
+    auditor=f"{models}/auditor",
+    target=f"{models}/target",
+    references=(f"{models}/ref_paligemma2", f"{models}/ref_gemma3"),
+  )
+  c.pool.dataset = "scenes/needle/1.1.0"
+  c.images.update(backend="needle", width=96, height=96)
+  # The longest question has 14 words. Some gaps are shown by edited and generated images only.
+  c.rollout.prompts = {"question": 8, "edit": 4, "generate": 2, "edit-only": 2}
+  c.rollout.max_new_tokens = dict(question=15, caption=30, instruction=18)
+  c.rollout.surrogate = dict(proposals=64, random=4)
+  c.taxonomy = dict(skills="data/scenes/needle_skills.yaml")
+  c.rectify.update(length=56)
+  return c

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arms of configs/ablations/search.py: equal queries, and each is what it is called."""
+
+import pytest
+
+from auditdm_jax.core import overrides
+from auditdm_jax.core.config import build
+from auditdm_jax.rl import reward
+from auditdm_jax.stages.cells import read_cells
+from auditdm_jax.stages.sections import AuditConfig
+
+CONFIG = "configs/ablations/search.py"
+PRESETS = {"scenes": "", "rare": "target=rare", "paligemma2": "preset=paligemma2"}
+
+
+def _settings(arm, *args):
+  spec = f"{CONFIG}:" + ",".join(filter(None, (*args, f"arm={arm}")))
+  return build(AuditConfig, overrides.read(spec, (), AuditConfig), name="config")
+
+
+@pytest.fixture(scope="module", params=PRESETS.values(), ids=PRESETS)
+def arms(request):
+  return {cell.name: _settings(cell.name, request.param) for cell in read_cells(CONFIG)}
+
+
+def _queries(settings):
+  prompts = sum(settings.rollout.counts().values())
+  return settings.optim.steps * prompts * settings.grpo.group_size + settings.discover.probes
+
+
+def test_all_arms_have_equal_queries_and_the_same_models_and_checks(arms):
+  assert len({_queries(s) for s in arms.values()}) == 1
+  assert len({repr((s.models, s.verify, s.taxonomy, s.bank, s.pool)) for s in arms.values()}) == 1
+
+
+def test_a_tiny_budget_keeps_them_equal():
+  queries = {_queries(_settings(cell.name, "budget=tiny")) for cell in read_cells(CONFIG)}
+  assert len(queries) == 1 and queries.pop() == 6 * 128 + 480
+
+
+def test_who_trains_who_proposes_and_who_picks(arms):
+  trains = {name for name, s in arms.items() if s.optim.steps}
+  assert trains == {"default", "grpo", "questioner"}
+  assert {n for n, s in arms.items() if s.discover.proposals} == {"default", "best-of"}
+  sources = {name: s.discover.sources for name, s in arms.items()}
+  assert sources["random"] == ("random",) and sources["grpo"] == ("trained",)
+  assert {n for n, own in sources.items() if "mutated" in own} == {"evolution"}
+  assert {n for n, s in arms.items() if s.discover.shots} == {"few-shot"}
+  assert all(not s.rollout.surrogate.proposals for n, s in arms.items() if n != "default")
+
+
+def test_the_rewards(arms):
+  def terms(name):
+    return {t.name: t.weight for t in reward.terms_of(arms[name].reward) if t.weight}
+
+  assert terms("grpo") == {"disagreement": 1.0} and arms["grpo"].reward.novelty == "off"
+  assert terms("questioner") == {"disagreement": 1.0, "validity": 0.2}
+  assert arms["questioner"].reward.novelty == "text"
