@@ -4,6 +4,7 @@
 COMMAND
   python -m benchmarks.finetune memory [--images=20000]   peak memory by number of images
   python -m benchmarks.finetune speed [--steps=4]         beside transformers' Trainer
+  python -m benchmarks.finetune step                      CPU seconds of a step at scenes size
 
 Memory: distinct JPEG files of 448 x 448 pixels, rows in a JSONL file, one pass over them with a
 tiny PaliGemma of that resolution, its tower frozen or trained. Each run is a process of its own,
@@ -16,6 +17,11 @@ of 640 x 480, batches of 8 rows, fp32, AdamW. Both begin with the files, and tak
 the tower frozen and trained. The Trainer gets its rows from a map-style data set. Prints JSON:
 tokens per second after a first step that compiles, ratios, the share of the step that waits for
 input, and GFLOP/s of the steps.
+
+Step: 64 questions to the scenes' target, with the recipe of a scenes repair. Prints JSON: CPU
+milliseconds of a step, median of 5 times 5, which other programs on the machine change less than
+the clock; tokens per CPU second; GFLOP/s of it, and of a large matrix product. Two builds are
+compared by turns.
 """
 
 from collections.abc import Callable
@@ -337,19 +343,82 @@ def speed() -> dict[str, Any]:
   return out
 
 
+# --------------------------------------------------------------------------------------- step
+
+QUESTIONS = (
+  ("is row two column four empty", "yes"),
+  ("the lowest object is what shape", "triangle"),
+  ("there are how many objects", "four"),
+  ("what color is the largest circle", "red"),
+)
+
+
+def cpu_seconds(run: Callable[[], Any], *, times: int) -> float:
+  """Returns CPU seconds of a call, of all threads: the median of 5 times so many calls."""
+  import jax
+
+  jax.block_until_ready(run())
+  found = []
+  for _ in range(5):
+    start = time.process_time()
+    jax.block_until_ready([run() for _ in range(times)][-1])
+    found.append((time.process_time() - start) / times)
+  return float(np.median(found))
+
+
+def step() -> dict[str, Any]:
+  """CPU time of a repair's step at the size of scenes."""
+  import dataclasses
+
+  import jax
+  import jax.numpy as jnp
+
+  from auditdm_jax.models import flops
+  from auditdm_jax.rectify import recipes, rows, supervised, tuning
+  from auditdm_jax.vlm import load_vlm
+
+  vlm = load_vlm("data/scenes/weights/target_easy")
+  recipe = dataclasses.replace(recipes.get("scenes"), micro_rows=8)
+  asked = [QUESTIONS[i % len(QUESTIONS)] for i in range(recipe.batch_size)]
+  made = rows.RowLayout.of(vlm, length=28, suffix=3).rows(*zip(*asked))
+  shape = (recipe.batch_size, vlm.config.num_image_tokens, vlm.config.tower.width)
+  features = np.random.default_rng(0).normal(size=shape).astype(np.float16)
+  batch = supervised.Batch(images=features, image=None, **made)
+  tuned = tuning.Tuning(vlm.config, recipe, steps=1_000)
+  state = [tuned.init(vlm.params)]
+
+  def update() -> Any:
+    state[0], metrics = tuned.update(state[0], batch)
+    return metrics
+
+  seconds = cpu_seconds(update, times=5)
+  square = jnp.ones((1024, 1024))
+  product = jax.jit(jnp.matmul)
+  floor = 2 * 1024**3 / cpu_seconds(lambda: product(square, square), times=20)
+  tokens, length = int(made["valid"].sum()), float(made["valid"].sum(1).mean())
+  work = flops.decoder(vlm.config.text, tokens=length, context=length, predictions=2)
+  return {
+    "ms": seconds * 1e3,
+    "tokens_per_cpu_s": tokens / seconds,
+    "gflops": 3 * work * recipe.batch_size / seconds / 1e9,
+    "floor_gflops": floor / 1e9,
+  }
+
+
 def _parse(argv: list[str]) -> list[str]:
   """Reads the flags of this program, then absl's; other benchmarks have flags of these names."""
   return flags.FLAGS(_FLAGS(argv, known_only=True))
 
 
 def main(argv: list[str]) -> None:
-  if len(argv) != 2 or argv[1] not in ("memory", "speed"):
-    raise app.UsageError("say memory or speed")
+  modes = {"memory": memory, "speed": speed, "step": step}
+  if len(argv) != 2 or argv[1] not in modes:
+    raise app.UsageError("say memory, speed or step")
   logging.set_verbosity(logging.WARNING)  # Orbax says a lot.
   if _FOLDER.value:
     print(json.dumps(tune_tiny(pathlib.Path(_FOLDER.value), trained=_TRAINED.value)))
     return
-  print(json.dumps(memory() if argv[1] == "memory" else speed(), indent=2))
+  print(json.dumps(modes[argv[1]](), indent=2))
 
 
 if __name__ == "__main__":

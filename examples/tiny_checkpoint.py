@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny Gemma 3 with random weights, in a folder as Hugging Face's; nothing is downloaded.
+"""A tiny PaliGemma 2 with a random vision tower, in a folder as Hugging Face's; no download.
 
 COMMAND
   python -m examples.tiny_checkpoint --output=models/tiny
 
-Shapes, tokenizer and image processor are those of a shipped model; the weights are drawn. The model
-answers nonsense. It stands in for a checkpoint of yours where a command has to be tried.
+It is a shipped model whose tower and projector are drawn anew: it talks, and sees nothing. It is a
+stand-in for your own checkpoint where a command has to be tried. With a random decoder no reply
+would end, and an audit says so before it begins.
 """
 
 import argparse
@@ -16,24 +17,24 @@ import numpy as np
 
 from auditdm_jax.models import export, leaves, weights
 
-SHAPES = pathlib.Path("data/scenes/weights/ref_gemma3")
+TALKS = pathlib.Path("data/scenes/weights/target_easy")
 
 
 def write(path: pathlib.Path, *, seed: int) -> None:
-  """Writes the checkpoint; each tensor keeps the mean and the spread that the trained one has."""
-  opened, drawn = weights.open_model(SHAPES), {}
-  rng = np.random.default_rng(seed)
-  for name, leaf in sorted(opened.tree.items()):
-    trained = leaf.whole().astype(np.float32)
-    noise = rng.normal(trained.mean(), trained.std(), leaf.shape)
-    drawn[name] = leaves.of_array(noise.astype(np.float32))
-  export.write_hf(path, dataclasses.replace(opened, tree=drawn))
+  """Writes the checkpoint; what is drawn keeps the mean and the spread of what it replaces."""
+  opened = weights.open_model(TALKS)
+  rng, tree = np.random.default_rng(seed), dict(opened.tree)
+  for name in sorted(name for name in tree if name.startswith("img/")):
+    trained = tree[name].whole().astype(np.float32)
+    noise = rng.normal(trained.mean(), trained.std(), trained.shape)
+    tree[name] = leaves.of_array(noise.astype(np.float32))
+  export.write_hf(path, dataclasses.replace(opened, tree=tree))
 
 
 if __name__ == "__main__":
-  parser = argparse.ArgumentParser(description="Writes a tiny random Gemma 3.")
+  parser = argparse.ArgumentParser(description="Writes a tiny PaliGemma 2 that sees nothing.")
   parser.add_argument("--output", type=pathlib.Path, required=True, help="the folder to make")
-  parser.add_argument("--seed", type=int, default=0, help="of the weights")
+  parser.add_argument("--seed", type=int, default=0, help="of what is drawn")
   given = parser.parse_args()
   write(given.output, seed=given.seed)
   print(f"wrote {given.output}")

@@ -57,7 +57,7 @@ def test_readme_names_stages_flags_and_files_that_are_there():
       assert (ROOT / f"{words[2].replace('.', '/')}.py").is_file()
 
 
-@pytest.mark.slow  # An audit, in two minutes of one core.
+@pytest.mark.slow  # An audit, in minutes of one core.
 def test_the_fourth_command_ends_in_a_report_that_says_what_it_is_worth(tmp_path):
   """As it is printed, in a folder as `init` makes it, with nothing of the repository around it."""
   init.copy(ROOT, tmp_path)
@@ -80,6 +80,6 @@ def test_the_fourth_command_ends_in_a_report_that_says_what_it_is_worth(tmp_path
   assert done.returncode == 0, done.stdout + done.stderr
   found = json.loads((tmp_path / "runs/photos/summary.json").read_text())
   failures = found["compared"]["failures"]
-  assert failures["k"] > 0 and failures["rate"] > 0.9, "a random model fails everywhere"
+  assert failures["k"] > 0, "a model that sees nothing fails"
   page = (tmp_path / "runs/photos/report/index.html").read_text(encoding="utf-8")
   assert "no label" in page.lower()

@@ -69,7 +69,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   timeout = _SECONDS  # Of each read.
 
   def do_GET(self) -> None:
-    if len(self.raw_requestline) > _MAX_LINE:
+    if len(self.requestline) > _MAX_LINE:
       self.send_error(414)
     elif self.path.partition("?")[0] not in ("/", "/metrics"):
       self.send_error(404)

@@ -142,6 +142,8 @@ def sample(
   Raises:
     ValueError: shapes that do not fit together.
   """
+  if multimodal.lists_layers(config, params):
+    params = multimodal.list_layers(params)
   b, c = tokens.shape[0], sc.max_new_tokens
   if row_keys.shape != (b, group):
     raise ValueError(f"row_keys {row_keys.shape}: expected {(b, group)}, prompts by group")
@@ -202,9 +204,10 @@ def _prefill(
   config: VlmConfig, params: Params, features: Array | None, tokens: Array, valid: Array
 ) -> _Prefilled:
   """Returns prompts after the prefill."""
-  x, kv = multimodal.prefill(config, params, features, tokens, valid=valid)
+  last = _last(valid)[:, None]
+  x, kv = multimodal.prefill(config, params, features, tokens, valid=valid, places=last)
   return _Prefilled(
-    last=_last(x, valid)[:, None],
+    last=x,
     kv=kv,
     count=jnp.sum(valid, axis=1)[:, None],
     positions=multimodal.positions_of(valid)[:, None],
@@ -229,7 +232,10 @@ def _prefill_tails(
   )
   segment = np.repeat(np.arange(g + 1), [end] + [e] * g)
   segment = jnp.broadcast_to(segment, row.shape)
-  x, kv = multimodal.prefill(config, params, features, row, valid=row_valid, segment=segment)
+  last = end + e * np.arange(g) + _last(tails.valid)
+  x, kv = multimodal.prefill(
+    config, params, features, row, valid=row_valid, segment=segment, places=last
+  )
   places = multimodal.positions_of(row_valid, segment)
 
   def by_sample(x: Array) -> Array:
@@ -238,7 +244,7 @@ def _prefill_tails(
     return jnp.concatenate([head, x[:, end:].reshape(b, g, e)], axis=2)
 
   return _Prefilled(
-    last=_last(x[:, end:].reshape(b, g, e, -1), tails.valid),
+    last=x,
     kv=kv,
     count=jnp.sum(valid, axis=1)[:, None] + jnp.sum(tails.valid, axis=2),
     positions=by_sample(places),
@@ -246,10 +252,9 @@ def _prefill_tails(
   )
 
 
-def _last(x: Array, valid: Array) -> Array:
-  """Returns [...,D]: of hidden states [...,T,D] those of the last valid tokens bool[...,T]."""
-  last = valid.shape[-1] - 1 - jnp.argmax(valid[..., ::-1], axis=-1)
-  return jnp.take_along_axis(x, last[..., None, None], axis=-2)[..., 0, :]
+def _last(valid: Array) -> Array:
+  """Returns i32[...], the places of the last valid tokens of bool[...,T]."""
+  return valid.shape[-1] - 1 - jnp.argmax(valid[..., ::-1], axis=-1)
 
 
 def draw(

@@ -23,6 +23,7 @@ import numpy as np
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.models import int8, sharding
 from auditdm_jax.models.activations import Activation, activate
+from auditdm_jax.models.forms import Form, dense, results_first
 
 MASKED = -1e30  # Finite: a row in which everything is masked must not become NaN.
 
@@ -301,30 +302,37 @@ class Heads(nn.Module):
     heads: the leading axes of the weight.
     shape: (D, H).
     bias: shape of the bias: that of the result without B and T, or with 1 for them; None for none.
-    transposed: the weight is [*heads,H,D].
+    form: of the parameters; the weight is [*heads,H,D] if split and [D,*heads,H] if listed.
   """
 
   heads: tuple[int, ...]
   shape: tuple[int, int]
   bias: tuple[int, ...] | None
-  transposed: bool
+  form: Form
 
   @nn.compact
   def __call__(self, x: Array, *, is_step: bool) -> Array:
-    shape = self.shape[::-1] if self.transposed else self.shape
-    w = self.param("w", nn.initializers.normal(self.shape[0] ** -0.5), (*self.heads, *shape))
-    w = w.astype(x.dtype).reshape(-1, *shape)
-    if self.transposed:
-      y = results_first(x, w.reshape(-1, shape[1]))
+    d, h = self.shape
+    shape = {
+      "stacked": (*self.heads, d, h),
+      "split": (*self.heads, h, d),
+      "listed": (d, *self.heads, h),
+    }[self.form]
+    w = self.param("w", nn.initializers.normal(d**-0.5), shape).astype(x.dtype)
+    if self.form == "split":
+      y = results_first(x, w.reshape(-1, d))
+    elif self.form == "listed":
+      y = dense(x, w.reshape(d, -1))
     elif mesh_lib.active():
       # Heads may be split over devices, and cannot be merged with an axis that is not.
-      y = jnp.tensordot(x, w.reshape(*self.heads, *shape), axes=((2,), (len(self.heads),)))
+      y = jnp.tensordot(x, w, axes=((2,), (len(self.heads),)))
     elif is_step:
       # A product per head: a step has few rows, and must not transpose the weight for them.
-      rows = jnp.broadcast_to(x, (w.shape[0], *x.shape))
+      w = w.reshape(-1, d, h)
+      rows = jnp.broadcast_to(x, (len(w), *x.shape))
       y = jnp.moveaxis(jnp.einsum("nbtd,ndh->nbth", rows, w), 0, 2)
     else:
-      y = jnp.einsum("btd,ndh->btnh", x, w)
+      y = jnp.einsum("btd,ndh->btnh", x, w.reshape(-1, d, h))
     y = y.reshape(*x.shape[:2], *self.heads, self.shape[1])
     if self.bias is None:
       return y
@@ -333,65 +341,91 @@ class Heads(nn.Module):
 
 
 class Project(nn.Module):
-  """A weight `w` [*heads,D] and a bias `b`: from x[B,T,N·H] to [B,T,D]; [D,*heads] transposed."""
+  """A weight `w` [*heads,D] and a bias `b`: from x[B,T,N·H] to [B,T,D]; [D,*heads] if split."""
 
   heads: tuple[int, int]
   width: int
   bias: tuple[int, ...] | None
-  transposed: bool
+  form: Form
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    fan_in, shape = x.shape[-1], (*self.heads, self.width)
-    shape = (self.width, *self.heads) if self.transposed else shape
+    fan_in, split = x.shape[-1], self.form == "split"
+    shape = (self.width, *self.heads) if split else (*self.heads, self.width)
     w = self.param("w", nn.initializers.normal(fan_in**-0.5), shape).astype(x.dtype)
-    y = results_first(x, w.reshape(-1, fan_in)) if self.transposed else x @ w.reshape(fan_in, -1)
+    if split:
+      y = results_first(x, w.reshape(-1, fan_in))
+    else:
+      product = dense if self.form == "listed" else jnp.matmul
+      y = product(x, w.reshape(fan_in, -1))
     if self.bias is None:
       return y
     return y + self.param("b", nn.initializers.zeros, self.bias).astype(x.dtype)
 
 
-_FEW_ROWS = 128  # Up to which a CPU is faster with the weight on the left.
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+  """The tokens whose output is wanted: in the last layer no others need queries and an MLP."""
 
+  places: Array  # i32[B,C]
+  angles: Array  # [cos or sin, global or local, B,C,H/2]
+  masks: Array  # bool[global or local, B,C,S]
 
-def results_first(x: Array, w: Array, *, dtype: Any = None) -> Array:
-  """Returns x @ w.T [...,out] of rows x[...,in] and w[out,in], summed up in `dtype`."""
-  rows = x.reshape(-1, x.shape[-1])
-  if len(rows) > _FEW_ROWS:
-    y = jnp.einsum("ri,oi->ro", rows, w, preferred_element_type=dtype)
-  else:
-    # The barriers keep w on the left. On the right, XLA for CPUs repacks it at each call, or fuses
-    # the product with what makes x, and makes x again for each result.
-    fix = jax.lax.optimization_barrier
-    y = fix(jnp.matmul(w, fix(rows.T), preferred_element_type=dtype)).T
-  return y.reshape(*x.shape[:-1], -1)
+  @classmethod
+  def of(cls, places: Array, angles: Array, masks: Array) -> "Wanted":
+    """Takes the wanted ones of the angles and masks of all tokens."""
+    return cls(
+      places,
+      jnp.take_along_axis(angles, places[None, None, :, :, None], axis=3),
+      jnp.take_along_axis(masks, places[None, :, :, None], axis=2),
+    )
+
+  def __call__(self, x: Array) -> Array:
+    """Returns [B,C,D] of x[B,T,D]."""
+    # A product with one-hot rows rather than a gather, whose gradient would be a scatter.
+    rows = jax.nn.one_hot(self.places, x.shape[1], dtype=x.dtype)
+    return jnp.einsum("bct,btd->bcd", rows, x, precision=jax.lax.Precision.HIGHEST)
 
 
 class Attention(nn.Module):
   """Rotary grouped-query attention; returns the output and its own keys and values."""
 
   config: GemmaConfig
-  transposed: bool = False
+  form: Form = "stacked"
 
   @nn.compact
-  def __call__(self, x: Array, *, cos: Array, sin: Array, mask: Array, past: Past | None):
+  def __call__(
+    self,
+    x: Array,
+    *,
+    pick: Array,
+    angles: Array,
+    mask: Array,
+    past: Past | None,
+    wanted: Wanted | None,
+  ):
     config = self.config
     n, kv, h, d = config.num_heads, config.num_kv_heads, config.head_dim, config.width
     q_bias, kv_bias, out_bias = (
       ((n, h), (2, 1, 1, kv, h), (d,)) if config.attn_bias else (None, None, None)
     )
     is_step = past is not None
-    q = Heads((n,), (d, h), q_bias, self.transposed, name="q_einsum")(x, is_step=is_step)
-    k_and_v = Heads((2, kv), (d, h), kv_bias, self.transposed, name="kv_einsum")
+    asking = x if wanted is None else wanted(x)
+    q = Heads((n,), (d, h), q_bias, self.form, name="q_einsum")(asking, is_step=is_step)
+    k_and_v = Heads((2, kv), (d, h), kv_bias, self.form, name="kv_einsum")
     k, v = jnp.moveaxis(k_and_v(x, is_step=is_step), 2, 0)
     if config.qk_norm:
       q = RMSNorm(config.norm_eps, name="query_norm")(q)
       k = RMSNorm(config.norm_eps, name="key_norm")(k)
-    q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+    k = rotate(k, angles[0, pick], angles[1, pick])
+    if wanted is not None:
+      angles, mask = wanted.angles, wanted.masks
+    q, mask = rotate(q, angles[0, pick], angles[1, pick]), mask[pick]
     q = q * (h**-0.5 if config.query_scale is None else config.query_scale)
     q = q.reshape(*q.shape[:2], kv, n // kv, h)
     out = attend(q, k, v, mask, past=past, cap=config.attn_softcap)
-    project = Project((n, h), d, out_bias, self.transposed, name="attn_vec_einsum")
+    project = Project((n, h), d, out_bias, self.form, name="attn_vec_einsum")
     return project(out.reshape(*out.shape[:2], n * h)), (k, v)
 
 
@@ -399,28 +433,37 @@ class Mlp(nn.Module):
   """Gated MLP; the two weights are bare parameters, as in big_vision."""
 
   config: GemmaConfig
-  transposed: bool = False
+  form: Form = "stacked"
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     d, f = self.config.width, self.config.mlp_dim
-    # Of the weights as they lie, and of the products with them.
-    shapes = ((2, f, d), (d, f)) if self.transposed else ((2, d, f), (f, d))
+    shapes = {
+      "stacked": ((2, d, f), (f, d)),
+      "split": ((2, f, d), (d, f)),
+      "listed": ((d, 2, f), (f, d)),
+    }[self.form]
     gating = self.param("gating_einsum", nn.initializers.normal(d**-0.5), shapes[0])
     linear = self.param("linear", nn.initializers.normal(f**-0.5), shapes[1])
     gating, linear = gating.astype(x.dtype), linear.astype(x.dtype)
-    if self.transposed:
-      gate, up = jnp.split(results_first(x, gating.reshape(2 * f, d)), 2, axis=-1)
-      return results_first(activate(self.config.activation, gate) * up, linear)
-    return (activate(self.config.activation, x @ gating[0]) * (x @ gating[1])) @ linear
+    if self.form == "stacked":
+      return (activate(self.config.activation, x @ gating[0]) * (x @ gating[1])) @ linear
+    split = self.form == "split"
+    product = results_first if split else dense
+    both = product(x, gating.reshape(2 * f, d) if split else gating.reshape(d, 2 * f))
+    gate, up = jnp.split(both, 2, axis=-1)
+    return product(activate(self.config.activation, gate) * up, linear)
 
 
 class Block(nn.Module):
-  """One layer. `is_local` picks the rotary angles and the mask, so one body serves both kinds."""
+  """One layer. `is_local` picks the rotary angles and the mask, so one body serves both kinds.
+
+  The output is that of the wanted tokens, of all if `wanted` is None.
+  """
 
   config: GemmaConfig
   keep_kv: bool
-  transposed: bool = False
+  form: Form = "stacked"
 
   @nn.compact
   def __call__(
@@ -431,39 +474,23 @@ class Block(nn.Module):
     dropout: Dropout | None,
     angles: Array,
     mask: Array,
+    wanted: Wanted | None = None,
   ):
     config = self.config
     x = mesh_lib.constrain(x, "rows")
-    pick = is_local.astype(jnp.int32)
     post = {"eps": config.norm_eps, "init": config.post_norm_init}
     y = RMSNorm(config.norm_eps, name="pre_attention_norm")(x)
-    y, kv = Attention(config, self.transposed, name="attn")(
-      y, cos=angles[0, pick], sin=angles[1, pick], mask=mask[pick], past=past
+    pick = is_local.astype(jnp.int32)
+    y, kv = Attention(config, self.form, name="attn")(
+      y, pick=pick, angles=angles, mask=mask, past=past, wanted=wanted
     )
+    x = x if wanted is None else wanted(x)
     y = RMSNorm(**post, name="post_attention_norm")(y) if config.post_norms else y
     x = x + (y if dropout is None else dropout(y, 0))
-    y = Mlp(config, self.transposed, name="mlp")(RMSNorm(config.norm_eps, name="pre_ffw_norm")(x))
+    y = Mlp(config, self.form, name="mlp")(RMSNorm(config.norm_eps, name="pre_ffw_norm")(x))
     y = y if dropout is None else dropout(y, 1)
     x = x + (RMSNorm(**post, name="post_ffw_norm")(y) if config.post_norms else y)
     return x, kv if self.keep_kv else None
-
-
-def split_layers(layers: Any) -> dict[str, Any]:
-  """Returns {"layers_0": …}, the tree `layers` taken apart and its matrices results first.
-
-  For `Gemma(split=True)`. A step takes as long as reading its weights: a CPU reads these once and
-  as they lie, where the scan first copies each layer out of the stack.
-  """
-
-  def take(i: int, path: tuple[Any, ...], w: Array) -> Array:
-    summed = int8.SUMMED.get(tuple(key.key for key in path[-2:]), ())
-    return jnp.moveaxis(w[i], [axis - 1 for axis in summed], range(-len(summed), 0))
-
-  depth = jax.tree.leaves(layers)[0].shape[0]
-  return {
-    f"layers_{i}": jax.tree_util.tree_map_with_path(functools.partial(take, i), layers)
-    for i in range(depth)
-  }
 
 
 class Embedder(nn.Module):
@@ -490,19 +517,22 @@ class Gemma(nn.Module):
     config: the sizes.
     keep_kv: whether `decode` returns each layer's keys and values. Not in training, where the scan
       would stack what nobody reads. The parameters are the same either way.
-    split: the blocks' parameters are those of `split_layers`.
+    form: how the blocks' parameters lie, see `forms`.
   """
 
   config: GemmaConfig
   keep_kv: bool = False
-  split: bool = False
+  form: Form = "stacked"
 
   def setup(self):
     config = self.config
     self.embedder = Embedder(config)
     self.final_norm = RMSNorm(config.norm_eps)
-    if self.split:
-      self.layers = [Block(config, self.keep_kv, transposed=True) for _ in range(config.depth)]
+    if self.form == "split":
+      self.layers = [Block(config, self.keep_kv, self.form) for _ in range(config.depth)]
+      return
+    if self.form == "listed":
+      self.blocks = [Block(config, self.keep_kv, self.form) for _ in range(config.depth)]
       return
     quantized = int8.is_quantized(self.variables)
     gathered = sharding.at_use("llm/layers", Block, dtype=config.dtype, quantized=quantized)
@@ -530,6 +560,7 @@ class Gemma(nn.Module):
     wide: Array | None = None,
     past: Past | list[Past] | None = None,
     dropout: Dropout | None = None,
+    places: Array | None = None,
   ) -> tuple[Array, Any]:
     """Runs the blocks and the final norm.
 
@@ -541,13 +572,14 @@ class Gemma(nn.Module):
       mask: bool[B,T,S+C+T], what each query may see by the architecture; what lies outside of the
         window of the local layers is taken off here.
       wide: bool[B,T,S+C+T], the part of `mask` that a window leaves alone, or None.
-      past: what came out of earlier calls, or None. With `split` a list of one per layer, which
-        no step has to cut out of the whole.
-      dropout: the noise of training, or None. Not with `split`, which is for decoding.
+      past: what came out of earlier calls, or None. Unless the layers are stacked, a list of one
+        per layer, which no step has to cut out of the whole.
+      dropout: the noise of training, or None. Only if the layers are stacked.
+      places: i32[B,C], the tokens whose hidden states are wanted; None is all of them.
 
     Returns:
-      [B,T,D], and the keys and values ([L,B,T,K,H], [L,B,T,K,H]) of this call (None unless
-      `keep_kv`); with `split` a list of ([B,T,K,H], [B,T,K,H]).
+      [B,T,D] or [B,C,D], and the keys and values ([L,B,T,K,H], [L,B,T,K,H]) of this call (None
+      unless `keep_kv`); unless the layers are stacked, a list of ([B,T,K,H], [B,T,K,H]).
     """
     config = self.config
     is_local = jnp.asarray(config.layer_is_local or (False,) * config.depth)
@@ -564,12 +596,17 @@ class Gemma(nn.Module):
     near = window_mask(positions, key_positions, window=config.window)
     masks = jnp.stack([mask, mask & (near if wide is None else near | wide)])
     x = x.astype(config.dtype)
-    if not self.split:
+    if self.form == "stacked":
       x, kv = self.layers(x, is_local, past, dropout, angles, masks)
+      if places is not None:
+        x = jnp.take_along_axis(x, places[..., None], axis=1)
       return self.final_norm(x), kv
     kvs = []
-    for i, layer in enumerate(self.layers):
-      x, kv = layer(x, is_local[i], past and past[i], None, angles, masks)
+    wanted = None if places is None else Wanted.of(places, angles, masks)
+    layers = self.layers if self.form == "split" else self.blocks
+    for i, layer in enumerate(layers):
+      last = wanted if i == config.depth - 1 else None
+      x, kv = layer(x, is_local[i], past and past[i], None, angles, masks, last)
       kvs.append(kv)
     return self.final_norm(x), kvs
 

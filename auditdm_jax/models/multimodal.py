@@ -26,7 +26,7 @@ import numpy as np
 
 from auditdm_jax.core import config as config_lib
 from auditdm_jax.core import mesh as mesh_lib
-from auditdm_jax.models import gemma, siglip
+from auditdm_jax.models import forms, gemma, int8, siglip
 
 Params = dict[str, Any]
 
@@ -249,6 +249,7 @@ def hidden(
   ar: Array | None = None,
   segment: Array | None = None,
   dropout: gemma.Dropout | None = None,
+  places: Array | None = None,
 ) -> Array:
   """Returns the full forward pass.
 
@@ -262,9 +263,10 @@ def hidden(
       give it.
     segment: i32[B,T] of `make_attn_mask`; None is one segment.
     dropout: the noise of training, or None.
+    places: i32[B,C], the tokens whose hidden states are wanted; None is all of them.
 
   Returns:
-    [B,T,D] after the final norm, for `unembed`.
+    [B,T,D] or [B,C,D] after the final norm, for `unembed`.
   """
   return prefill(
     config,
@@ -275,6 +277,7 @@ def hidden(
     ar=ar,
     segment=segment,
     dropout=dropout,
+    places=places,
     keep_kv=False,
   )[0]
 
@@ -289,6 +292,7 @@ def prefill(
   ar: Array | None = None,
   segment: Array | None = None,
   dropout: gemma.Dropout | None = None,
+  places: Array | None = None,
   keep_kv: bool = True,
 ) -> tuple[Array, Any]:
   """As `hidden`; also returns the keys and values as `gemma.Gemma.decode` does."""
@@ -302,6 +306,7 @@ def prefill(
     # PaliGemma's prefix sees all of itself in every layer, Gemma 3's image only what is near.
     wide=same_block(ar) if config.kind == "paligemma" else None,
     dropout=dropout,
+    places=places,
   )
 
 
@@ -358,23 +363,51 @@ def write_past(past: gemma.Past | list[gemma.Past], kv: Any, at: Array) -> Any:
   return past.write(kv, at)
 
 
+def lists_layers(config: VlmConfig, params: Params) -> bool:
+  """Returns whether the decoder is faster with its layers in a list: a few of them on one device.
+
+  The last layer then computes only what is wanted of it, see `gemma.Wanted`.
+  """
+  text = config.text
+  plain = not text.remat and mesh_lib.active() is None and not int8.is_quantized(params)
+  return plain and text.unroll >= text.depth
+
+
+def list_layers(params: Params) -> Params:
+  """Returns the parameters, or some of them, with the decoder's layers in a list."""
+  llm = dict(params.get("llm", {}))
+  if "layers" not in llm:
+    return params
+  return params | {"llm": llm | forms.list_layers(llm.pop("layers"))}
+
+
+def stack_layers(params: Params) -> Params:
+  """Returns what `list_layers` was given."""
+  llm = dict(params.get("llm", {}))
+  listed = {key: llm.pop(key) for key in list(llm) if key.startswith("blocks_")}
+  if not listed:
+    return params
+  return params | {"llm": llm | {"layers": forms.stack_layers(listed)}}
+
+
 def split_layers(params: Params) -> Params:
   """Returns the parameters as a CPU decodes with them fastest; the decoder's layers are a copy."""
   llm = dict(params["llm"])
-  layers = jax.jit(gemma.split_layers)(llm.pop("layers"))
+  layers = jax.jit(forms.split_layers)(llm.pop("layers"))
   return params | {"llm": llm | layers}
 
 
 def _decoder(
   config: VlmConfig, params: Params, *, keep_kv: bool
 ) -> Callable[..., tuple[Array, Any]]:
-  """Returns `gemma.Gemma.decode` of the parameters, split or not."""
-  model = gemma.Gemma(config.text, keep_kv=keep_kv, split=_is_split(params))
+  """Returns `gemma.Gemma.decode` of the parameters, however they lie."""
+  model = gemma.Gemma(config.text, keep_kv=keep_kv, form=_form(params))
   return functools.partial(model.apply, {"params": params["llm"]}, method="decode")
 
 
-def _is_split(params: Params) -> bool:
-  return "layers" not in params["llm"]
+def _form(params: Params) -> forms.Form:
+  llm = params["llm"]
+  return "stacked" if "layers" in llm else "split" if "layers_0" in llm else "listed"
 
 
 def unembed(config: VlmConfig, params: Params, x: Array) -> Array:
@@ -384,8 +417,8 @@ def unembed(config: VlmConfig, params: Params, x: Array) -> Array:
   w, x = mesh_lib.constrain(w, ("tensor", "fsdp")), mesh_lib.constrain(x, "data")
   # Operands in the compute dtype, accumulation in fp32: bf16 logits of size 30 have an ulp of .125.
   w, fp32 = w.astype(x.dtype), jnp.float32
-  if _is_split(params):
-    logits = gemma.results_first(x, w, dtype=fp32)
+  if _form(params) == "split":
+    logits = forms.results_first(x, w, dtype=fp32)
   else:
     logits = jnp.einsum("...d,vd->...v", x, w, preferred_element_type=fp32)
     between = (None,) * (logits.ndim - 2)

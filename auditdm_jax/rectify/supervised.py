@@ -112,9 +112,9 @@ def loss_sum(
     valid=batch.valid,
     ar=batch.ar,
     dropout=dropout,
+    places=batch.position,
   )
-  picked = jnp.take_along_axis(hidden, batch.position[..., None], axis=1)
-  logits = multimodal.unembed(config, params, picked)
+  logits = multimodal.unembed(config, params, hidden)
   losses = masked.mean(_cross_entropy(logits, batch.targets, label_smoothing), batch.mask, axis=1)
   return losses.sum(), losses
 
@@ -150,7 +150,11 @@ def loss_and_grads(
     method: how to learn.
     step: i32[], for the dropout.
   """
-  trained, frozen = method.split(params)
+  # Before the loop over micro-batches, which would take the stack apart each time.
+  lists = not method.dropout and multimodal.lists_layers(config, params)
+  trained, frozen = (
+    multimodal.list_layers(part) if lists else part for part in method.split(params)
+  )
 
   def sums(rows: Batch, micro: Any) -> tuple[tuple[Any, jax.Array], jax.Array]:
     dropout = method.noise(config.text, step, micro)
@@ -181,6 +185,7 @@ def loss_and_grads(
     numbers = jnp.arange(count // method.micro_rows)
     (grads, loss), row_loss = jax.lax.scan(body, zero, (numbers, pieces))
     row_loss = row_loss.T.reshape(-1)
+  grads = multimodal.stack_layers(grads)
   return loss / count, row_loss, jax.tree.map(lambda g: g / count, grads)
 
 

@@ -16,7 +16,7 @@ from auditdm_jax.core import streams
 from auditdm_jax.rectify import rows
 from auditdm_jax.rectify.examples import Examples, tokens_of
 
-_MULTIPLE = 8  # What the length of rows is rounded up to.
+_MULTIPLE = 4  # What the length of rows is rounded up to.
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -146,7 +146,7 @@ def draw_names(seed: int, language: Language, *, scarce: float = 0.3) -> tuple[G
   Args:
     seed: of the draw.
     language: whose names.
-    scarce: least share of the gaps about things that a pool's images hardly show.
+    scarce: share of the gaps that are about things that a pool's images hardly show.
   """
   rng = streams.rng(seed, "names")
   n = int(rng.integers(8, 13))

@@ -79,8 +79,8 @@ def _named(lexicon: Lexicon, place, both) -> list[QuestionKind]:
 
 
 def _kind(name, form, other, thing, read, propose) -> QuestionKind:
-  forms = tuple(" ".join(thing if w == "X" else w for w in f.split()) for f in (form, other))
-  return QuestionKind(name, forms, lambda s, a: _read(s, a, read), propose)
+  first, second = (" ".join(thing if w == "X" else w for w in f.split()) for f in (form, other))
+  return QuestionKind(name, (first, second), lambda s, a: _read(s, a, read), propose)
 
 
 def _read(scene: Scene, slots: dict[str, str], read) -> str:

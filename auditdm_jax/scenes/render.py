@@ -188,7 +188,7 @@ def _window(cell: int, grid: int) -> tuple[slice, slice]:
 
 def contents(scene: Scene) -> dict[int, tuple[tuple, str | None]]:
   """cell -> (sprite key, colour) of everything in the scene."""
-  out = {
+  out: dict[int, tuple[tuple, str | None]] = {
     o.cell: (("object", o.shape, o.size, o.digit, o.texture, o.walled), o.color)
     for o in scene.objects
   }

@@ -244,7 +244,7 @@ def sample_scene(
   n = int(rng.integers(language.least, language.most + 1))
   cells = [int(c) for c in rng.permutation(language.cells)]
   if language.beside:
-    cells = _beside(rng, language, cells)
+    cells = _beside(rng, language, cells, n + 2)
   colors, shapes = _palette(rng, common(language.colors)), _palette(rng, common(language.shapes))
   textures, digits = common(language.textures), common(DIGITS)
   objects = []
@@ -267,10 +267,10 @@ def sample_scene(
   return Scene(tuple(objects), dial, gauge, pick(rng, BACKGROUNDS), language)
 
 
-def _beside(rng: np.random.Generator, language: Language, cells: list[int]) -> list[int]:
-  """Reorders free cells so that some come right after one that they are beside."""
+def _beside(rng: np.random.Generator, language: Language, cells: list[int], n: int) -> list[int]:
+  """Returns `n` of the cells in such an order that some are beside one before them."""
   out, free = cells[:1], cells[1:]
-  while free:
+  while len(out) < n:
     near = [
       cell
       for direction in NEIGHBOURS

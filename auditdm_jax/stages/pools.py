@@ -161,9 +161,9 @@ class Pools:
       os.environ, PYTHONPATH=os.pathsep.join(p or "." for p in sys.path), JAX_PLATFORMS="cpu"
     )
     command = [sys.executable, self._config.builder, f"--data_dir={data_dir}"]
-    variant = pathlib.PurePath(self._config.dataset).parts[1:2]
-    if variant and variant != ("default",):
-      command.append(f"--config={variant[0]}")
+    name = pathlib.PurePath(self._config.dataset).parts
+    if len(name) == 3 and name[1] != "default":
+      command.append(f"--config={name[1]}")
     done = subprocess.run(command, env=env, check=False, capture_output=True, text=True)
     if done.returncode:
       raise UserError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")

@@ -88,7 +88,8 @@ class PoolConfig:
   """Where images come from.
 
   Attributes:
-    builder: script that prepares the TFDS data set if it is not there; "" = none.
+    builder: script that prepares the TFDS data set if it is not there; "" = none. It is called with
+      --data_dir, and with --config unless that of the data set is `default`.
     data_dir: where it lies; "" = <workdir>/data.
     dataset: what `core.pool.open_pool` can open, under data_dir or with a path of its own: a folder
       of images, a JSONL file, a Parquet folder, or name/config/version of a TFDS data set.

@@ -13,6 +13,8 @@ from auditdm_jax.images import process
 from auditdm_jax.images.client import ImageClient
 from auditdm_jax.images.config import ImagesConfig
 from auditdm_jax.images.failures import NoImageReason
+from auditdm_jax.scenes import seen
+from auditdm_jax.scenes.needle import NEEDLE
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -44,10 +46,27 @@ def test_serves_scenes(config, tmp_path):
   assert "grpc" in libraries and "jaxlib" not in libraries
 
 
+def test_serves_the_larger_world(config, tmp_path):
+  overrides = {"images.backend": "needle", "images.width": 96, "images.height": 96}
+  with process.spawn(config, log=tmp_path / "images.log", overrides=overrides) as service:
+    with ImageClient(service.address) as client:
+      assert (client.info().name, client.info().sizes) == ("needle", ((96, 96),))
+      text = "a big striped red cup behind a wall"
+      drawn = client.generate(text, seed=0, width=96, height=96).result(10.0)
+      edited = client.edit(drawn.image, "make the red cup maroon", seed=1).result(10.0)
+  (thing,) = seen(edited.image, NEEDLE).objects
+  assert (thing.shape, thing.texture, thing.color, thing.walled) == (
+    "cup",
+    "striped",
+    "maroon",
+    True,
+  )
+
+
 @pytest.mark.parametrize(
   "override, message",
   [
-    ("--config.images.backend=scene", "'scene' is not one of 'scenes', 'diffusers', 'openai'"),
+    ("--config.images.backend=scene", "'scene' is not one of 'scenes', 'needle', "),
     ("--config.images.port=70000", "images.port=70000: must be at least 0 and at most 65535"),
     ("--config.images.error_rate=7.0", "error_rate is a share between 0 and 1"),  # Of the backend.
   ],

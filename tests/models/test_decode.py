@@ -198,12 +198,15 @@ def test_a_sample_does_not_depend_on_its_place_in_the_batch():
   assert not np.array_equal(straight.tokens, draw(PALIGEMMA, sc, params, seed=1).tokens)
 
 
-def test_split_parameters_draw_the_same():
+def test_split_and_listed_parameters_draw_the_same():
   params = drawn.params(BIASED)
   sc = decode.SampleConfig(C, 1.0, stop_ids=(3,))
-  whole, split = draw(BIASED, sc, params), draw(BIASED, sc, mm.split_layers(params))
-  np.testing.assert_array_equal(whole.tokens, split.tokens)
-  np.testing.assert_allclose(whole.logprobs, split.logprobs, atol=2e-5)
+  unrolled = dataclasses.replace(BIASED, text=dataclasses.replace(BIASED.text, unroll=3))
+  assert mm.lists_layers(unrolled, params) and not mm.lists_layers(BIASED, params)
+  whole = draw(BIASED, sc, params)
+  for split in (draw(BIASED, sc, mm.split_layers(params)), draw(unrolled, sc, params)):
+    np.testing.assert_array_equal(whole.tokens, split.tokens)
+    np.testing.assert_allclose(whole.logprobs, split.logprobs, atol=2e-5)
 
 
 @pytest.mark.parametrize("split", [False, True])

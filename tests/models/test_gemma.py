@@ -214,11 +214,3 @@ def test_impossible_configs_are_refused(change, message):
 def test_alternate():
   assert gemma.alternate(4, local=1, every=2) == (True, False, True, False)
   assert gemma.alternate(7, local=5, every=6) == (True,) * 5 + (False, True)
-
-
-@pytest.mark.parametrize("rows", [(3, 2), (64, 3)], ids=["few", "many"])
-def test_results_first_is_the_product_with_the_transpose(rows):
-  x, w = (
-    jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(*rows, 7), (5, 7)])
-  )
-  np.testing.assert_allclose(gemma.results_first(x, w), x @ w.T, atol=1e-5)

@@ -123,6 +123,31 @@ def test_left_padding_equals_right_padding(config):
 
 
 @BOTH
+def test_what_is_wanted_of_layers_in_a_list_is_a_part_of_the_whole(config):
+  """So are its gradients; a token that is wanted twice counts twice."""
+  params, m = drawn.params(config), config.num_image_tokens
+  features = features_of(config, params, 2)
+  tokens = np.array([[IMAGE] * m + [2, 10, 11, 12, 0], [IMAGE] * m + [2, 13, 14, 15, 16]])
+  places = np.array([[m + 1, m + 3, 0], [m + 4, m + 4, m]])
+  ar = np.array([[0] * (m + 2) + [1] * 3] * 2) if config.kind == "paligemma" else None
+
+  def whole(params):
+    x = mm.hidden(config, params, features, tokens, valid=tokens > 0, ar=ar)
+    return jnp.take_along_axis(x, places[..., None], axis=1)
+
+  def listed(params):
+    params = mm.list_layers(params)
+    return mm.hidden(config, params, features, tokens, valid=tokens > 0, ar=ar, places=places)
+
+  def grads(f):
+    return jax.jit(jax.grad(lambda params: jnp.sum(jnp.sin(f(params)))))(params)
+
+  np.testing.assert_allclose(jax.jit(listed)(params), jax.jit(whole)(params), atol=1e-5)
+  got, want = grads(listed), grads(whole)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), got, want)
+
+
+@BOTH
 def test_cached_decoding_is_the_full_forward_beyond_the_window(config):
   params, m, t, rest = drawn.params(config), config.num_image_tokens, 6, 9
   features = features_of(config, params, 2)

@@ -38,6 +38,7 @@ CONFIG = multimodal.VlmConfig(
     head_dim=8,
     attn_softcap=50.0,
     final_softcap=30.0,
+    unroll=2,  # So that the layers are in a list in the steps without dropout.
   ),
   vision=siglip.SiglipConfig(
     width=8, depth=2, mlp_dim=16, num_heads=2, patch_size=4, image_size=16

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from auditdm_jax.core import tree
-from auditdm_jax.models import gemma
+from auditdm_jax.models import gemma, multimodal
 from auditdm_jax.rectify import recipes, supervised
 from tests.rectify import test_finetune
 
@@ -41,6 +41,22 @@ def test_pixels_are_alike_shared_or_of_each_row_and_in_pieces(model, batch):
   for other, rows in ((own, 0), (scaled, 0), (batch, 2), (own, 2)):
     got = _losses(model, other, micro_rows=rows)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-5, atol=1e-6), got, want)
+
+
+def test_layers_in_a_list_have_the_gradients_of_the_stack(model, batch):
+  """Where some of their parameters are frozen too."""
+  config, _, layout = model
+  text = dataclasses.replace(config.text, depth=3, unroll=3)
+  few = dataclasses.replace(config, text=text)
+  params = jax.jit(multimodal.init, static_argnums=0)(few, jax.random.key(1))
+  many = dataclasses.replace(few, text=dataclasses.replace(text, unroll=1))
+  assert multimodal.lists_layers(few, params) and not multimodal.lists_layers(many, params)
+  trains = lambda path: not path.endswith("q_einsum/w")  # noqa: E731
+  want, got = (
+    _losses((c, params, layout), batch, micro_rows=2, trains=trains) for c in (many, few)
+  )
+  assert np.abs(want[2]["llm"]["layers"]["mlp"]["linear"]).max() > 0
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-5, atol=1e-6), got, want)
 
 
 def test_only_what_trains_has_gradients_and_moments(model, batch):

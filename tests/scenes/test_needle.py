@@ -4,6 +4,7 @@
 from collections import Counter
 import dataclasses
 import hashlib
+import pathlib
 import re
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from auditdm_jax import scenes
 from auditdm_jax.audit import rates
+from auditdm_jax.audit.skills import Assigner, load_seeds
 from auditdm_jax.scenes import gaps, language, mix, questions, render, world
 from auditdm_jax.scenes.image_backend import ScenesBackend
 from auditdm_jax.scenes.needle import NEEDLE
@@ -118,6 +120,14 @@ def test_executor_against_an_independent_one_and_question_round_trip(asked):
   special = {k for k in questions.skills(NEEDLE) if k not in questions.SKILLS}
   assert checked.keys() >= special and len(special) == 19
   assert max(len(text.split()) for _, text, *_ in asked) <= questions.longest(NEEDLE) == 14
+
+
+def test_the_skills_file_names_every_question(asked):
+  path = pathlib.Path(__file__).parents[2] / "data/scenes/needle_skills.yaml"
+  assign = Assigner(load_seeds(path))
+  some = asked[:600]
+  named = assign([text for _, text, *_ in some])
+  assert [skill for skill, _ in named] == [program.skill for *_, program in some]
 
 
 def test_three_hops():
