@@ -90,7 +90,7 @@ def calibration(
   rows = []
   for i in sorted(set(of.tolist())):
     own = np.flatnonzero(of == i)
-    rate = rate_by_image(y[own], [images[j] for j in own])
+    rate = rate_by_image(y[own], [images[j] for j in own.tolist()])
     rows.append(CalibrationBin(i / bins, (i + 1) / bins, float(p[own].mean()), rate))
   all_found = rate_by_image(y, images)
   share = all_found.value

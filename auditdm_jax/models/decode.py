@@ -232,7 +232,7 @@ def _prefill_tails(
   )
   segment = np.repeat(np.arange(g + 1), [end] + [e] * g)
   segment = jnp.broadcast_to(segment, row.shape)
-  last = end + e * np.arange(g) + _last(tails.valid)
+  last = end + e * jnp.arange(g) + _last(tails.valid)
   x, kv = multimodal.prefill(
     config, params, features, row, valid=row_valid, segment=segment, places=last
   )
