@@ -232,7 +232,9 @@ def test_what_was_said_is_kept_where_it_is_not_the_answer(make_picture):
   (verdict,) = ModelBank(vlms, "t", ("a", "b")).verdicts(
     [make_picture(1)], ["What color is the car?"]
   )
-  assert verdict.answers == {"a": "blue", "t": "red", "b": long}
+  assert {k: v for k, v in verdict.answers.items() if k != "b"} == {"a": "blue", "t": "red"}
+  kept = verdict.answers["b"]  # An answer that is taken whole is bounded too.
+  assert set(kept.split(" … ")) == {long[: MAX_RAW // 2]} and len(kept) == MAX_RAW + 3
   assert verdict.raw["t"] == "The car is red." and "a" not in verdict.raw
   assert len(verdict.raw["b"]) <= MAX_RAW + 3
   assert Verdict.from_dict(verdict.to_dict()) == verdict
