@@ -140,7 +140,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
   # ---- rectify, evaluate, further rounds
   c.rectify = dict(
-    recipe=dict(name="scenes", steps=700, micro_rows=8),
+    recipe=dict(name="scenes", steps=1_000, micro_rows=8),
     curate=dict(size=3_000, cap=0.15),
     length=30, suffix=3,
   )  # fmt: skip

@@ -260,7 +260,7 @@ _OF_GEMMA3 = [
 # The worlds' small models, which share a tower. With half of a batch replayed from 6,000 questions,
 # they forgot 1 to 5 points in 1,000 steps at 2e-3.
 _OF_SCENES = [
-  Recipe(name="scenes", steps=700, batch_size=64, lr=1.5e-3, replay=0.75, parts=NO_TOWER),
+  Recipe(name="scenes", steps=1000, batch_size=64, lr=1.5e-3, replay=0.6, parts=NO_TOWER),
 ]
 
 TRANSFERS = MappingProxyType({recipe.name: recipe for recipe in _OF_TRANSFERS})

@@ -40,7 +40,7 @@ def test_steps_count_new_examples():
   assert recipes.get("forkme").num_steps(320) == 150
   half = recipes.Recipe(epochs=2, batch_size=64, lr=1e-3, replay=0.5)
   assert half.new_per_batch == 32 and half.num_steps(320) == 20
-  assert recipes.get("scenes").num_steps(7) == 700
+  assert recipes.get("scenes").num_steps(7) == 1000
   assert recipes.Recipe(epochs=1, batch_size=64, lr=1e-3).num_steps(1) == 1
 
 
