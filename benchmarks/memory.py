@@ -22,8 +22,13 @@ from absl import app, flags
 
 from auditdm_jax.core import paths
 
-_STEPS = flags.DEFINE_list("steps", ["50", "200", "800"], "Where RSS is looked at.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: a temporary one.")
+_FLAGS = flags.FlagValues()
+_STEPS = flags.DEFINE_list(
+  "steps", ["50", "200", "800"], "Where RSS is looked at.", flag_values=_FLAGS
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Folder of the run; default: a temporary one.", flag_values=_FLAGS
+)
 
 MOST = 0.03  # Difference between the steps, as a share of the smallest.
 NEAR = 8  # Steps around a step whose samples count for it.
@@ -119,4 +124,4 @@ def report(wanted: Sequence[int], found: Sequence[tuple[int, float, float]]) -> 
 
 
 if __name__ == "__main__":
-  app.run(main)
+  app.run(main, flags_parser=lambda argv: flags.FLAGS(_FLAGS(argv, known_only=True)))

@@ -7,6 +7,7 @@ import numpy as np
 
 from auditdm_jax.audit.judge import Judge
 from auditdm_jax.core import tree
+from auditdm_jax.core.wandb_log import WandbConfig
 from auditdm_jax.models import multimodal
 from auditdm_jax.rectify.curate import TrainingExample
 from auditdm_jax.rectify.recipes import Recipe
@@ -54,7 +55,9 @@ def test_the_model_is_saved_beside_the_repaired_one(tmp_path):
     images=None,
     judge=Judge(),
     models=space(weights=target, cache=cache, mesh=None, rollout_mesh=None),
-    settings=space(rectify=section, seed=0, mesh={"data": -1}, rules=((".*", ()),)),
+    settings=space(
+      rectify=section, seed=0, mesh={"data": -1}, rules=((".*", ()),), wandb=WandbConfig()
+    ),
   )
   examples = [
     TrainingExample(image_id=f"i{k}", question="what color is the circle ?", label=label)
