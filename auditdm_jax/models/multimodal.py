@@ -376,9 +376,8 @@ def lists_layers(config: VlmConfig, params: Params) -> bool:
 def list_layers(params: Params) -> Params:
   """Returns the parameters, or some of them, with the decoder's layers in a list."""
   llm = dict(params.get("llm", {}))
-  if "layers" not in llm:
-    return params
-  return params | {"llm": llm | forms.list_layers(llm.pop("layers"))}
+  layers = llm.pop("layers", None)
+  return params if layers is None else params | {"llm": llm | forms.list_layers(layers)}
 
 
 def stack_layers(params: Params) -> Params:

@@ -85,6 +85,20 @@ def _row_losses(config: multimodal.VlmConfig, params: Any, batch: supervised.Bat
   return supervised.loss_sum(config, params, batch, label_smoothing=0.0)[1]
 
 
+def check_micro_rows(recipe: recipes.Recipe, mesh: jax.sharding.Mesh | None) -> None:
+  """Checks that micro-batches divide over the devices; else each would compute others' rows.
+
+  Raises:
+    UserError: they do not.
+  """
+  shards = 1 if mesh is None else mesh_lib.row_shards(mesh)
+  if recipe.micro_rows % shards:
+    raise UserError(
+      f"config.rectify.recipe.micro_rows={recipe.micro_rows}: must be a multiple of the {shards}"
+      " devices that share a batch's rows"
+    )
+
+
 class Tuning:
   """The step of a fine-tuning and the layout of its state, from shapes alone.
 
@@ -108,13 +122,7 @@ class Tuning:
     Raises:
       UserError: the mesh does not divide the recipe's `micro_rows`.
     """
-    shards = 1 if mesh is None else mesh_lib.row_shards(mesh)
-    if recipe.micro_rows % shards:
-      # A step would be right, and each device would compute rows of others.
-      raise UserError(
-        f"config.rectify.recipe.micro_rows={recipe.micro_rows}: must be a multiple of the {shards}"
-        " devices that share a batch's rows"
-      )
+    check_micro_rows(recipe, mesh)
     config = dataclasses.replace(config, text=dataclasses.replace(config.text, final_softcap=0.0))
     self._tx, self._mesh = optimizer(recipe, steps), mesh
     self._method = supervised.Method(

@@ -21,7 +21,6 @@ Costs:  all of its stages, see their helps; minutes for configs/scenes.py on two
 """
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 import os
 import pathlib
 
@@ -92,7 +91,7 @@ def run(ctx: Context) -> Summary:
     return known
   repairs = ctx.settings.rectify.enabled
   if repairs and not ctx.models.target_is_remote:
-    rectify.check_replay(ctx)
+    rectify.check(ctx)
   ctx.pool("fresh")  # There must be one.
   ctx.stage("preflight", lambda: preflight.run(ctx))
   ctx.stage("evaluate", lambda: evaluate.run(ctx))
@@ -225,11 +224,9 @@ def repair(ctx: Context) -> Repairs:
 
 def _arms(ctx: Context) -> dict[str, Chosen]:
   """Returns what each model is trained on, by its name; the repaired target is the first."""
-  config = ctx.settings.rectify
-  repaired = by_strategy(ctx, config.strategy)
+  config, repaired = ctx.settings.rectify, rectify.to_learn(ctx)
   if not ctx.round.is_first:
-    parts = {**repaired.examples, "earlier rounds": rectify.with_earlier(ctx, repaired.all)}
-    return {REPAIRED: dataclasses.replace(repaired, examples=parts)}
+    return {REPAIRED: repaired}
   beside = {name: by_strategy(ctx, s) for name, s in config.beside.items()}
   if config.answering.optim.steps:
     beside[REWARDED] = repaired

@@ -30,7 +30,7 @@ from auditdm_jax.audit.attempt import Attempt, unique_attempts, unique_finds
 from auditdm_jax.core import paths, runtime, streams
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rectify import curate as curate_lib
-from auditdm_jax.rectify import features, finetune, rows
+from auditdm_jax.rectify import features, finetune, rows, tuning
 from auditdm_jax.rectify.curate import TrainingExample
 from auditdm_jax.rectify.examples import ListedExamples
 from auditdm_jax.stages import rewarded
@@ -50,10 +50,11 @@ class RepairFailed(UserError):
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
   with Context(config, workdir, "rectify") as ctx:
     _ = ctx.models.weights  # Before anything is asked: an endpoint has none.
-    check_replay(ctx)
-    examples = by_strategy(ctx, ctx.settings.rectify.strategy).all
+    check(ctx)
+    examples = to_learn(ctx).all
     if not examples:
       raise UserError(f"{ctx.folder.path}: no failure was verified, so there is nothing to repair")
+    ctx.folder.append_examples(REPAIRED, examples)
     replay = replay_examples(ctx, len(examples))
     repair(ctx, REPAIRED, examples, replay)
     print(f"repaired target: {ctx.folder.repaired()}")
@@ -116,24 +117,31 @@ def _save(ctx: Context, name: str, params: Any, examples: int) -> Vlm:
   return model
 
 
-def with_earlier(ctx: Context, new: Sequence[TrainingExample]) -> list[TrainingExample]:
-  """Returns what earlier rounds repaired with, to go beside the `new` examples of this one.
+def to_learn(ctx: Context) -> Chosen:
+  """Returns what the repaired target of a round learns: in a later one, from all rounds so far.
 
-  What is asked again is left out. Each round repairs the target of the first one from all examples
-  so far, as DAgger does (arXiv:1011.0686): repairs of repairs add up what each of them forgets.
+  Each round repairs the target of the first one, as DAgger does (arXiv:1011.0686): repairs of
+  repairs add up what each of them forgets. What is asked again is learned once.
   """
-  asked = {(e.image_id, e.question) for e in new}
-  earlier = ctx.earlier()[-1].examples(REPAIRED)
-  return [e for e in earlier if (e.image_id, e.question) not in asked]
+  own = by_strategy(ctx, ctx.settings.rectify.strategy)
+  if ctx.round.is_first:
+    return own
+  asked = {(e.image_id, e.question) for e in own.all}
+  before = ctx.earlier()[-1].examples(REPAIRED)
+  earlier = [e for e in before if (e.image_id, e.question) not in asked]
+  return dataclasses.replace(own, examples={**own.examples, "earlier rounds": earlier})
 
 
-def check_replay(ctx: Context) -> None:
-  """Checks, before hours are spent, that a recipe that replays has questions to replay.
+def check(ctx: Context) -> None:
+  """Checks the recipe before hours are spent.
 
   Raises:
-    UserError: there are none.
+    UserError: it replays and there are no questions to replay, or the mesh does not divide its
+      micro-batches.
   """
-  pool, replay = ctx.pool("images"), ctx.settings.rectify.recipe.replay
+  recipe = ctx.settings.rectify.recipe
+  tuning.check_micro_rows(recipe, ctx.models.mesh)
+  pool, replay = ctx.pool("images"), recipe.replay
   if replay and not any(pool.questions(i) for i in range(len(pool))):
     raise UserError(
       f"config.rectify.recipe.replay={replay}: no image of {pool.split} has a question to replay;"

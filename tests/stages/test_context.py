@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core.config import UserError
 from auditdm_jax.stages import discover, loop, verify
 from auditdm_jax.stages.context import Context
@@ -84,6 +85,17 @@ def test_a_stage_without_the_one_before_says_which(config, tmp_path, run, first)
   with Context(config, tmp_path, "stage") as ctx, pytest.raises(UserError) as e:
     run(ctx)
   assert f"run the stage {first} first" in str(e.value)
+
+
+def test_micro_batches_that_do_not_divide_are_refused_before_the_loop_begins(
+  config, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(mesh_lib, "row_shards", lambda mesh: 3)
+  monkeypatch.setattr(loop.preflight, "run", lambda ctx: pytest.fail("the loop has begun"))
+  with Context(config, tmp_path, "loop") as ctx:
+    monkeypatch.setattr(type(ctx.models), "mesh", "three devices")
+    with pytest.raises(UserError, match="micro_rows=8: must be a multiple of the 3 devices"):
+      loop.run(ctx)
 
 
 def test_a_replay_without_questions_is_refused_before_the_loop_begins(config, tmp_path):

@@ -32,7 +32,7 @@ CONFIG = AnsweringConfig(
 
 def test_the_loop_trains_it_on_what_the_repaired_target_learns(monkeypatch):
   chosen = Chosen({"probes": []})
-  monkeypatch.setattr(loop, "by_strategy", lambda ctx, strategy: chosen)
+  monkeypatch.setattr(rectify, "to_learn", lambda ctx: chosen)
   monkeypatch.setattr(rectify, "controls", lambda ctx, repaired: {})
   space = types.SimpleNamespace
   for config, names in ((CONFIG, ["repaired", REWARDED]), (AnsweringConfig(), ["repaired"])):

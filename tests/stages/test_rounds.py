@@ -14,6 +14,7 @@ from auditdm_jax.core.config import UserError, build
 from auditdm_jax.rectify.curate import TrainingExample
 from auditdm_jax.stages import loop, rectify, summarise
 from auditdm_jax.stages.context import Context
+from auditdm_jax.stages.examples import Chosen
 from auditdm_jax.stages.results import RepairedModel, Repairs
 from auditdm_jax.stages.rounds import AuditRound
 from auditdm_jax.stages.run import RunFolder
@@ -166,7 +167,7 @@ class Loop:
     for name in ("search", "random_control", "repair"):
       monkeypatch.setattr(loop, name, self._stage(name))
     monkeypatch.setattr(loop.trace, "run", self._stage("trace"))
-    monkeypatch.setattr(loop.rectify, "check_replay", lambda ctx: None)
+    monkeypatch.setattr(loop.rectify, "check", lambda ctx: None)
 
   def _stage(self, name):
     def run(ctx, *args):
@@ -261,9 +262,17 @@ def test_a_later_repair_has_the_examples_of_all_rounds_and_starts_where_the_firs
   first.append_examples("repaired", [_example(i, "a") for i in range(9)])
   first.append_examples("control_random", [_example(i, "c") for i in range(90, 190)])
   second.append_examples("repaired", [_example(i, "b") for i in range(12)])
-  ctx = types.SimpleNamespace(earlier=lambda: [first, second])
-  again = rectify.with_earlier(ctx, [_example(3, "d"), _example(50, "d")])
-  assert [e.image_id for e in again] == [f"i{i}" for i in range(12) if i != 3]
+  new = Chosen({"probes": [_example(3, "d"), _example(50, "d")]})
+  monkeypatch.setattr(rectify, "by_strategy", lambda ctx, strategy: new)
+  settings, third = _settings(), AuditRound(3, _run(tmp_path / "run", 1, 2))
+  ctx = types.SimpleNamespace(settings=settings, earlier=lambda: [first, second], round=third)
+  found = rectify.to_learn(ctx)
+  assert [e.image_id for e in found.examples["earlier rounds"]] == [
+    f"i{i}" for i in range(12) if i != 3
+  ]
+  assert [e.image_id for e in found.examples["probes"]] == ["i3", "i50"]
+  ctx.round = AuditRound(1, tmp_path)
+  assert rectify.to_learn(ctx) is new
 
   loaded = []
 
@@ -274,7 +283,6 @@ def test_a_later_repair_has_the_examples_of_all_rounds_and_starts_where_the_firs
     loaded.append(folder)
     raise Stop
 
-  settings, third = _settings(), AuditRound(3, _run(tmp_path / "run", 1, 2))
   ctx = types.SimpleNamespace(
     settings=third.settings(settings),
     written=settings,
@@ -282,7 +290,7 @@ def test_a_later_repair_has_the_examples_of_all_rounds_and_starts_where_the_firs
     models=types.SimpleNamespace(load=load, weights=None),
   )
   with pytest.raises(Stop):
-    rectify.repair(ctx, "repaired", again, [])
+    rectify.repair(ctx, "repaired", found.all, [])
   assert loaded == [settings.models.target]
 
 
