@@ -40,6 +40,7 @@ import numpy as np
 from PIL import Image
 
 from auditdm_jax.text.tokenizer import Tokenizer
+from benchmarks import own_flags
 
 _FLAGS = flags.FlagValues()
 _IMAGES = flags.DEFINE_integer("images", 20_000, "images of the memory run", flag_values=_FLAGS)
@@ -405,11 +406,6 @@ def step() -> dict[str, Any]:
   }
 
 
-def _parse(argv: list[str]) -> list[str]:
-  """Reads the flags of this program, then absl's; other benchmarks have flags of these names."""
-  return flags.FLAGS(_FLAGS(argv, known_only=True))
-
-
 def main(argv: list[str]) -> None:
   modes = {"memory": memory, "speed": speed, "step": step}
   if len(argv) != 2 or argv[1] not in modes:
@@ -422,4 +418,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=_parse)
+  app.run(main, flags_parser=own_flags.parser(_FLAGS))

@@ -21,6 +21,7 @@ import time
 from absl import app, flags
 
 from auditdm_jax.core import paths
+from benchmarks import own_flags
 
 _FLAGS = flags.FlagValues()
 _STEPS = flags.DEFINE_list(
@@ -124,4 +125,4 @@ def report(wanted: Sequence[int], found: Sequence[tuple[int, float, float]]) -> 
 
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=lambda argv: flags.FLAGS(_FLAGS(argv, known_only=True)))
+  app.run(main, flags_parser=own_flags.parser(_FLAGS))

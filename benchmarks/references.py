@@ -48,6 +48,7 @@ from auditdm_jax.scenes.mix import Mix
 from auditdm_jax.stages import discover, evaluate, report, screen, train, verify
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.loop import repair
+from benchmarks import own_flags
 from configs import scenes
 
 OWN = 0.995  # What the references of the scenes world know.
@@ -205,11 +206,6 @@ def _text(found: Rate | Corrected | None) -> str:
   return f"{100 * found.rate:.1f} [{low:.1f}, {high:.1f}]{n}"
 
 
-def _parse(argv: list[str]) -> list[str]:
-  """Reads the flags of this program, then absl's; other benchmarks have flags of these names."""
-  return flags.FLAGS(_FLAGS(argv, known_only=True))
-
-
 def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected argument {argv[1]!r}")
@@ -235,4 +231,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=_parse)
+  app.run(main, flags_parser=own_flags.parser(_FLAGS))

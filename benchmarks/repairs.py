@@ -24,14 +24,13 @@ import pathlib
 from absl import app, flags
 import rich.console
 
-from auditdm_jax.audit.figures import MINED, RANDOM, REPAIRED, Read, accuracy, less, percent
+from auditdm_jax.audit.figures import MINED, RANDOM, REPAIRED, Read, gaps, less, percent, rest
 from auditdm_jax.audit.summary import RoundRow, Summary
-from auditdm_jax.core import jsonio, typed
 from auditdm_jax.stages import loop
 from auditdm_jax.stages.remote import config_hash
 from auditdm_jax.stages.run import RunFolder
 from auditdm_jax.stages.sections import REWARDED
-from benchmarks import runs
+from benchmarks import own_flags, runs
 from configs import scenes
 
 _FLAGS = flags.FlagValues()
@@ -66,39 +65,24 @@ def repair(seed: str, folder: pathlib.Path, arm: str) -> None:
   loop.run_loop(config, folder / arm)
 
 
-def summary_of(folder: pathlib.Path) -> Summary | None:
-  """Returns the summary of a finished loop."""
-  if not (folder / "loop/done.json").exists():
-    return None
-  return typed.load(Summary, jsonio.read_json(folder / "summary.json"))
-
-
 # ---------------------------------------------------------------------------------------- tables
 
 
-def _gaps(role: str) -> Read:
-  return accuracy(role, "gaps")
-
-
-def _rest(role: str) -> Read:
-  return accuracy(role, "rest")
-
-
 REPAIR: dict[str, Read] = {
-  "gaps: repaired": _gaps(REPAIRED),
-  "gaps: control of random questions": _gaps(RANDOM),
-  "gaps: control of mined failures": _gaps(MINED),
-  "gaps: repaired less random questions": less(_gaps(REPAIRED), _gaps(RANDOM)),
-  "gaps: repaired less mined failures": less(_gaps(REPAIRED), _gaps(MINED)),
-  "rest: repaired less target": less(_rest(REPAIRED), _rest("baseline")),
-  "rest: mined failures less target": less(_rest(MINED), _rest("baseline")),
+  "gaps: repaired": gaps(REPAIRED),
+  "gaps: control of random questions": gaps(RANDOM),
+  "gaps: control of mined failures": gaps(MINED),
+  "gaps: repaired less random questions": less(gaps(REPAIRED), gaps(RANDOM)),
+  "gaps: repaired less mined failures": less(gaps(REPAIRED), gaps(MINED)),
+  "rest: repaired less target": less(rest(REPAIRED), rest("baseline")),
+  "rest: mined failures less target": less(rest(MINED), rest("baseline")),
 }
 BY_GRPO: dict[str, Read] = {
-  "gaps: repaired from labels": _gaps(REPAIRED),
-  "gaps: repaired by GRPO": _gaps(REWARDED),
-  "gaps: GRPO less labels": less(_gaps(REWARDED), _gaps(REPAIRED)),
-  "rest: labels less target": less(_rest(REPAIRED), _rest("baseline")),
-  "rest: GRPO less target": less(_rest(REWARDED), _rest("baseline")),
+  "gaps: repaired from labels": gaps(REPAIRED),
+  "gaps: repaired by GRPO": gaps(REWARDED),
+  "gaps: GRPO less labels": less(gaps(REWARDED), gaps(REPAIRED)),
+  "rest: labels less target": less(rest(REPAIRED), rest("baseline")),
+  "rest: GRPO less target": less(rest(REWARDED), rest("baseline")),
 }
 OF_ROUND: dict[str, Callable[[RoundRow], float | None]] = {
   "gaps found": lambda row: row.gaps_found,
@@ -138,7 +122,7 @@ def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected argument {argv[1]!r}")
   folders = [(seed, pathlib.Path(_WORKDIR.value) / seed) for seed in _SEEDS.value]
-  audited = [(seed, folder) for seed, folder in folders if runs.summary_of(folder)]
+  audited = [(seed, folder) for seed, folder in folders if runs.summary_of(folder / "loop")]
   if len(audited) < len(folders):
     raise app.UsageError(f"{_WORKDIR.value}: run benchmarks.runs first, for all of {_SEEDS.value}")
   if not _TABLE.value:
@@ -146,11 +130,11 @@ def main(argv: Sequence[str]) -> None:
       for arm in _ARMS.value:
         repair(seed, folder, arm)
   found = {
-    arm: [run for _, folder in audited if (run := summary_of(folder / name))]
+    arm: [run for _, folder in audited if (run := runs.summary_of(folder / name))]
     for arm, name in {"audit": "loop", **{a: a for a in _ARMS.value}}.items()
   }
   show({k: v for k, v in found.items() if v}, rich.console.Console(width=130))
 
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=lambda argv: flags.FLAGS(_FLAGS(argv, known_only=True)))
+  app.run(main, flags_parser=own_flags.parser(_FLAGS))

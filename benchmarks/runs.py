@@ -36,6 +36,7 @@ from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.examples import from_failures
 from auditdm_jax.stages.remote import config_hash
 from auditdm_jax.stages.run import RunFolder
+from benchmarks import own_flags
 from configs import scenes
 
 _FLAGS = flags.FlagValues()
@@ -79,12 +80,11 @@ def _program(*args: str) -> None:
   subprocess.run([sys.executable, "-m", "auditdm_jax", *args], check=True)
 
 
-def summary_of(folder: pathlib.Path) -> Summary | None:
-  """Returns the summary of a finished run."""
-  path = folder / "loop/summary.json"
-  if not (folder / "loop/loop/done.json").exists():
+def summary_of(loop: pathlib.Path) -> Summary | None:
+  """Returns the summary of a finished loop."""
+  if not (loop / "loop/done.json").exists():
     return None
-  return typed.load(Summary, jsonio.read_json(path))
+  return typed.load(Summary, jsonio.read_json(loop / "summary.json"))
 
 
 # ---------------------------------------------------------------------------------------- curves
@@ -148,11 +148,6 @@ def table(title: str, rows: dict[str, Sequence[float]], console: rich.console.Co
   console.print(out)
 
 
-def _parse(argv: list[str]) -> list[str]:
-  """Reads the flags of this program, then absl's; other benchmarks have flags of these names."""
-  return flags.FLAGS(_FLAGS(argv, known_only=True))
-
-
 def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected argument {argv[1]!r}")
@@ -160,7 +155,7 @@ def main(argv: Sequence[str]) -> None:
   if not _TABLE.value:
     for seed, folder in folders.items():
       run(seed, folder)
-  finished = {seed: found for seed, f in folders.items() if (found := summary_of(f))}
+  finished = {seed: found for seed, f in folders.items() if (found := summary_of(f / "loop"))}
   console = rich.console.Console(width=130)
   rows = {
     figure.name: [x for found in finished.values() if (x := figure.read(found)) is not None]
@@ -184,4 +179,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=_parse)
+  app.run(main, flags_parser=own_flags.parser(_FLAGS))

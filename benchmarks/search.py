@@ -26,6 +26,7 @@ from auditdm_jax.bench.sweeps import compare, record
 from auditdm_jax.core import jsonio
 from auditdm_jax.core.config import UserError
 from auditdm_jax.stages import swept
+from benchmarks import own_flags
 
 _FLAGS = flags.FlagValues()
 _WORKDIR = flags.DEFINE_string("workdir", None, "of a sweep", required=True, flag_values=_FLAGS)
@@ -139,11 +140,6 @@ def show(found: Sequence[Line], columns: Sequence[str], console: rich.console.Co
     console.print(table)
 
 
-def _parse(argv: list[str]) -> list[str]:
-  """Reads the flags of this program, then absl's; other benchmarks have flags of these names."""
-  return flags.FLAGS(_FLAGS(argv, known_only=True))
-
-
 def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected argument {argv[1]!r}")
@@ -160,4 +156,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=_parse)
+  app.run(main, flags_parser=own_flags.parser(_FLAGS))

@@ -45,6 +45,7 @@ from auditdm_jax.stages import train
 from auditdm_jax.stages.context import Context
 from auditdm_jax.text import styles
 from auditdm_jax.text.styles import RawReply
+from benchmarks import own_flags
 from configs import scenes
 
 ARMS = ("words", "styled", "raw")
@@ -153,11 +154,6 @@ def _text(rate: Rate) -> str:
   return f"{100 * rate.rate:.1f} [{low:.1f}, {high:.1f}] n={rate.n:,}"
 
 
-def _parse(argv: list[str]) -> list[str]:
-  """Reads the flags of this program, then absl's; other benchmarks have flags of these names."""
-  return flags.FLAGS(_FLAGS(argv, known_only=True))
-
-
 def main(argv: Sequence[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected argument {argv[1]!r}")
@@ -182,4 +178,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=_parse)
+  app.run(main, flags_parser=own_flags.parser(_FLAGS))

@@ -94,11 +94,13 @@ def _calibration_error(run: Summary) -> float | None:
   return 100 * told[0].error if told else None
 
 
-def _gaps(role: str) -> Read:
+def gaps(role: str) -> Read:
+  """Accuracy on the planted gaps."""
   return accuracy(role, "gaps")
 
 
-def _rest(role: str) -> Read:
+def rest(role: str) -> Read:
+  """Accuracy on everything else."""
   return accuracy(role, "rest")
 
 
@@ -133,21 +135,21 @@ FIGURES = (
   Figure("gaps with a confirmed mode, %", lambda run: percent(run.modes.recall)),
   Figure("accuracy: target, %", accuracy("baseline", "all")),
   Figure("accuracy: repaired, %", accuracy(REPAIRED, "all"), drawn=True),
-  Figure("accuracy on the gaps: target, %", _gaps("baseline")),
-  Figure("accuracy on the gaps: repaired, %", _gaps(REPAIRED), drawn=True),
-  Figure("accuracy on the gaps: control of random questions, %", _gaps(RANDOM)),
-  Figure("accuracy on the gaps: control of mined failures, %", _gaps(MINED)),
-  Figure("accuracy on the gaps: larger sibling, %", _gaps("larger_sibling")),
+  Figure("accuracy on the gaps: target, %", gaps("baseline")),
+  Figure("accuracy on the gaps: repaired, %", gaps(REPAIRED), drawn=True),
+  Figure("accuracy on the gaps: control of random questions, %", gaps(RANDOM)),
+  Figure("accuracy on the gaps: control of mined failures, %", gaps(MINED)),
+  Figure("accuracy on the gaps: larger sibling, %", gaps("larger_sibling")),
   Figure(
-    "accuracy on the gaps: repaired less random questions", less(_gaps(REPAIRED), _gaps(RANDOM))
+    "accuracy on the gaps: repaired less random questions", less(gaps(REPAIRED), gaps(RANDOM))
   ),
-  Figure("accuracy on the gaps: repaired less mined failures", less(_gaps(REPAIRED), _gaps(MINED))),
-  Figure("accuracy on the rest: target, %", _rest("baseline")),
+  Figure("accuracy on the gaps: repaired less mined failures", less(gaps(REPAIRED), gaps(MINED))),
+  Figure("accuracy on the rest: target, %", rest("baseline")),
   Figure(
     "accuracy on the rest: repaired less target",
-    less(_rest(REPAIRED), _rest("baseline")),
+    less(rest(REPAIRED), rest("baseline")),
     drawn=True,
   ),
-  Figure("accuracy on the rest: repaired less mined failures", less(_rest(REPAIRED), _rest(MINED))),
+  Figure("accuracy on the rest: repaired less mined failures", less(rest(REPAIRED), rest(MINED))),
   Figure("same auditor against the repaired target, %", lambda run: percent(run.reaudit)),
 )

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a repaired target must not forget: its own answers, where all references say the same."""
+
+import dataclasses
+import types
+
+import pytest
+
+from auditdm_jax.audit.judge import Judge
+from auditdm_jax.rectify.recipes import Recipe
+from auditdm_jax.stages import rectify
+
+RECIPE = Recipe(steps=4, batch_size=8, lr=1.0, replay=0.5)  # Room for 16 examples.
+
+
+class Bank:
+  """Target and reference agree but for questions that end in one of `apart`."""
+
+  def __init__(self, apart):
+    self.asked, self._apart = [], apart
+
+  def verdicts(self, images, questions, *, image_ids, cascade):
+    assert not cascade and len(questions) == len(image_ids)
+    self.asked += questions
+    return [
+      types.SimpleNamespace(
+        target="t",
+        references=("r",),
+        answers={"t": "red", "r": "blue" if q[-1] in self._apart else "Red"},
+      )
+      for q in questions
+    ]
+
+
+def replayed(bank, *, questions=100, recipe=RECIPE):
+  asked = [(i, f"q{i}") for i in range(questions)]
+  space = types.SimpleNamespace
+  pool = space(asked=lambda: asked, image_id=lambda i: f"i{i}")
+  ctx = space(
+    settings=space(rectify=space(recipe=recipe), seed=0),
+    pool=lambda name: pool,
+    models=space(bank=lambda: bank),
+    images=None,
+    judge=Judge(),
+  )
+  return rectify.replay_examples(ctx, 3)
+
+
+@pytest.mark.parametrize("apart", ["", "012", "0123456"])
+def test_questions_are_asked_until_there_are_enough_and_none_twice(apart):
+  bank = Bank(apart)
+  kept = replayed(bank)
+  assert len({(e.image_id, e.question) for e in kept}) == len(kept)
+  assert {e.label for e in kept} == {"red"} and all(e.image_id[1:] == e.question[1:] for e in kept)
+  assert not any(e.question[-1] in apart for e in kept)
+  assert len(set(bank.asked)) == len(bank.asked) <= 32  # At most twice as many as are wanted.
+  good = [q for q in bank.asked if q[-1] not in apart]
+  assert [e.question for e in kept] == good[:16]
+  if not apart:
+    assert len(kept) == 16 and len(bank.asked) == 17
+  assert len(kept) == 16 or len(bank.asked) == 32
+
+
+def test_fewer_are_kept_if_there_are_fewer_and_none_is_an_error():
+  assert len(replayed(Bank(""), questions=5)) == 5
+  with pytest.raises(rectify.RepairFailed, match="of 32 questions none is answered alike"):
+    replayed(Bank("0123456789"))
+  none = dataclasses.replace(RECIPE, replay=0.0)
+  assert replayed(Bank("0123456789"), recipe=none) == []
