@@ -47,6 +47,8 @@ def wrong(folder: pathlib.Path, *, share: tuple[int, int] = (0, 1)) -> str:
     text = (folder / NAME).read_text(encoding="utf-8", errors="replace")
   except (FileNotFoundError, NotADirectoryError):
     return ""
+  except IsADirectoryError:
+    return NAME
   rows = [_LINE.fullmatch(line) for line in text.splitlines()]
   parsed = [(row[1], row[2]) for row in rows if row and _is_inside(row[2])]
   if not text.endswith("\n") or len(parsed) < len(rows):

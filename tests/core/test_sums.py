@@ -48,6 +48,12 @@ def test_sums_that_are_none(folder, text):
   assert sums.wrong(folder) == "SHA256SUMS"
 
 
+def test_a_folder_in_their_place_is_none(folder):
+  (folder / "SHA256SUMS").unlink()
+  (folder / "SHA256SUMS").mkdir()
+  assert sums.wrong(folder) == "SHA256SUMS"
+
+
 def test_only_the_files_that_are_asked_for(folder):
   sums.write(folder, [folder / "a", folder / "not there"])
   assert (folder / "SHA256SUMS").read_text().split("  ")[1:] == ["a\n"]
