@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prints the table of the fault campaign as Markdown; `--all` adds the faults that take minutes."""
+"""Prints the table of the fault campaign as Markdown."""
 
+import argparse
 import pathlib
 import sys
 import tempfile
@@ -29,4 +30,6 @@ def main(every: bool) -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main("--all" in sys.argv[1:]))
+  parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+  parser.add_argument("--all", action="store_true", help="also the faults that take minutes")
+  sys.exit(main(parser.parse_args().all))
