@@ -33,7 +33,7 @@ def ask(port, path="/metrics"):
 def raw(port, data):
   """What comes back for these bytes."""
   with socket.create_connection(("127.0.0.1", port), timeout=20.0) as connection:
-    with contextlib.suppress(ConnectionError):
+    with contextlib.suppress(OSError):  # The other end may close before it has read all.
       connection.sendall(data)
       connection.shutdown(socket.SHUT_WR)
     found = b""
@@ -62,7 +62,10 @@ def test_metrics_are_served_and_nothing_else(port):
   ],
 )
 def test_odd_requests_are_refused(port, data, code, capfd):
-  assert code in raw(port, data)[:400]
+  found = raw(port, data)
+  assert b"things_total" not in found
+  # TCP drops an answer that is under way when bytes come that nobody reads any more.
+  assert code in found[:400] or (not found and len(data) > 1 << 16)
   assert "things_total" in ask(port)[1]
   assert "Traceback" not in capfd.readouterr().err
 
