@@ -341,8 +341,8 @@ def step(
   mask = [
     jnp.broadcast_to(part, (b, g, part.shape[-1])) for part in (past_valid, jnp.eye(g, dtype=bool))
   ]
-  lie = sharding.Layout.of_step(width=config.text.width, rows=b * g)
-  return _decoder(config, params, keep_kv=True, lie=lie)(
+  layout = sharding.Layout.of_step(width=config.text.width, rows=b * g)
+  return _decoder(config, params, keep_kv=True, layout=layout)(
     embed(config, params, None, tokens),
     positions=positions,
     key_positions=jnp.concatenate([past_positions, own], axis=2),
@@ -402,10 +402,10 @@ def _decoder(
   params: Params,
   *,
   keep_kv: bool,
-  lie: sharding.Layout = sharding.GATHERED,
+  layout: sharding.Layout = sharding.GATHERED,
 ) -> Callable[..., tuple[Array, Any]]:
   """Returns `gemma.Gemma.decode` of the parameters, however they lie."""
-  model = gemma.Gemma(config.text, keep_kv=keep_kv, form=_form(params), lie=lie)
+  model = gemma.Gemma(config.text, keep_kv=keep_kv, form=_form(params), layout=layout)
   return functools.partial(model.apply, {"params": params["llm"]}, method="decode")
 
 
