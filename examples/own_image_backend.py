@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An image backend of one's own: a camera with noise, in front of the scenes renderer.
+r"""An image backend of one's own: a camera with noise, in front of the scenes renderer.
 
 COMMAND
-  python -m auditdm_jax loop --config=configs/scenes.py --workdir=runs/camera \
-    --config.images.backend=examples.own_image_backend:backend
+  python -m auditdm_jax train --config=configs/ablations/first.py --workdir=runs/own_image_backend \
+    --config.images.backend=examples.own_image_backend:backend --config.rollout.prompts.edit=8
 
-The loop starts the image service with it. `serve-images` in place of `loop` serves it alone.
+The run starts the image service with it. `serve-images` in place of `train` serves it alone.
 """
 
 import numpy as np

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of one's own, from wherever they are, with questions, answers and splits.
+r"""Images of one's own, from wherever they are, with questions, answers and splits.
 
 COMMAND
   python -m examples.own_images --output=data/mine
-  python -m auditdm_jax audit --auditor=DIR --target=DIR --references=DIR,DIR \
-    --images=data/mine --workdir=runs/mine
+  python -m auditdm_jax audit --auditor=data/scenes/weights/auditor \
+    --target=data/scenes/weights/target_easy \
+    --references=data/scenes/weights/ref_paligemma2,data/scenes/weights/ref_gemma3 \
+    --images=data/mine --steps=0 --budget=256 --workdir=runs/own_images
 
 A folder of pictures needs none of this: name it as --images. Write one where pictures come out of a
 database or a camera, or where answers are known. `answer` and `split` may be left out of a row.

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A judge of one's own: when do two answers mean the same?
+r"""A judge of one's own: when do two answers mean the same?
 
 COMMAND
-  python -m auditdm_jax audit … --config.judge.rules=examples.own_judge:same
+  python -m auditdm_jax audit --auditor=data/scenes/weights/auditor \
+    --target=data/scenes/weights/target_easy \
+    --references=data/scenes/weights/ref_paligemma2,data/scenes/weights/ref_gemma3 \
+    --images=data/photos --steps=0 --budget=256 --workdir=runs/own_judge \
+    --config.judge.rules=examples.own_judge:same
 
 It is asked about pairs of answers that say something and are not equal. What it returns decides who
 agrees with whom: the consensus, the finds, their verification.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A reward term of one's own: short questions earn more.
+r"""A reward term of one's own: short questions earn more.
 
 COMMAND
-  python -m auditdm_jax train --config=configs/scenes.py --workdir=runs/brevity \
+  python -m auditdm_jax train --config=configs/ablations/first.py --workdir=runs/own_reward \
     --config.reward.terms="(('examples.own_reward:brevity', 0.25),)"
 
 The reward gains 0.25 x brevity. `metrics/` and the records log the term under its name.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A sixth strategy: the auditor drafts a question, reads it, and asks a harder one.
+r"""A sixth strategy: the auditor drafts a question, reads it, and asks a harder one.
 
 COMMAND
-  python -m auditdm_jax train --config=configs/scenes.py --workdir=runs/sharpen \
+  python -m auditdm_jax train --config=configs/ablations/first.py --workdir=runs/own_strategy \
     --config.rollout.strategies="('examples.own_strategy:SHARPEN',)" \
     --config.rollout.prompts.sharpen=8 --config.rollout.max_new_tokens.draft=11 \
     --config.rollout.task.draft=ask --config.rollout.task.question-after-draft=ask

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A target of one's own: any Python function that answers a question about an image.
+r"""A target of one's own: any Python function that answers a question about an image.
 
 COMMAND
   python -m examples.own_target --port=8010 &
-  python -m auditdm_jax audit --auditor=DIR --target=mine --references=DIR,DIR --images=photos \
-    --workdir=runs/mine --config.endpoints.mine.base_url=http://127.0.0.1:8010/v1 \
-    --config.endpoints.mine.model=mine
+  python -m auditdm_jax audit --auditor=data/scenes/weights/auditor --target=mine \
+    --references=data/scenes/weights/ref_paligemma2,data/scenes/weights/ref_gemma3 \
+    --images=data/photos --steps=0 --budget=256 --workdir=runs/own_target \
+    --config.endpoints.mine.base_url=http://127.0.0.1:8010/v1 --config.endpoints.mine.model=mine
 
 Put your model into `answer`: torch, a pipeline, a product's API. Where one speaks OpenAI's API
 already (vLLM, llama.cpp, a provider), no such file is needed: see docs/endpoints.md.

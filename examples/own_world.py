@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A world of one's own: what is known of the images beside what the references say.
+r"""A world of one's own: what is known of the images beside what the references say.
 
 COMMAND
-  python -m auditdm_jax loop --config=configs/scenes.py --workdir=runs/backgrounds \
-    --config.world.name=examples.own_world:WORLD --config.world.gaps= --config.pool.dataset=…
+  python -m auditdm_jax loop --config=configs/ablations/first.py --workdir=runs/own_world \
+    --config.world.name=examples.own_world:WORLD --config.world.gaps=
 
 This one knows one thing, the colour of the background, and says nothing of anything else. Its
 oracle checks and reports: it is in no reward and in no label.

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The examples of things of one's own: a target, images, a judge, a world and a benchmark."""
 
+import ast
 import json
 import pathlib
+import re
+import shlex
 import threading
 import time
 
@@ -14,13 +17,14 @@ import uvicorn
 from auditdm_jax.audit.judge import JudgeConfig, Same, open_judge
 from auditdm_jax.bench import specs
 from auditdm_jax.bench.scorers import per_answer
-from auditdm_jax.core.config import UserError, build
+from auditdm_jax.core import overrides
+from auditdm_jax.core.config import UserError, build, load_function
 from auditdm_jax.core.image_store import Images
 from auditdm_jax.core.pool import open_pool
 from auditdm_jax.endpoints.config import EndpointConfig
 from auditdm_jax.endpoints.endpoint import Endpoint
 from auditdm_jax.endpoints.sight import prove_sight
-from auditdm_jax.stages import sections, worlds
+from auditdm_jax.stages import benchmarks, own, sections, worlds
 from auditdm_jax.vlm import load_vlm
 from examples import (
   audit_from_python,
@@ -33,7 +37,52 @@ from examples import (
 )
 
 ROOT = pathlib.Path(__file__).parents[1]
+EXAMPLES = sorted((ROOT / "examples").glob("own_*.py"))
 WORLD = "examples.own_world:WORLD"
+
+
+def _typed(example: pathlib.Path) -> str:
+  """Returns what an example says to type, as its docstring prints it."""
+  doc = ast.get_docstring(ast.parse(example.read_text(encoding="utf-8"))) or ""
+  (block,) = re.findall(r"^COMMAND\n(.*?)\n\n", doc, re.M | re.S)
+  return "\n".join(line.removeprefix("  ") for line in block.splitlines())
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_the_command_of_an_example_is_printed_and_can_be_typed(example, tmp_path, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  typed = _typed(example)
+  assert f"```sh\n{typed}\n```" in (ROOT / "docs/your-own.md").read_text(encoding="utf-8")
+  data = re.search(r"own_images --output=(\S+)", typed)
+  if data:
+    own_images.write(tmp_path / "data")
+    typed = typed.replace(data[1], str(tmp_path / "data"))
+  stages = [
+    shlex.split(line.replace("; do", ""))[3:]
+    for line in typed.replace("\\\n", " ").splitlines()
+    if "-m auditdm_jax" in line
+  ]
+  assert stages and f"examples.{example.stem}" in typed
+  for words in stages:
+    words = [f"--workdir={tmp_path}/run" if w.startswith("--workdir") else w for w in words]
+    if words[0] == "audit":
+      words = own.expand(words)
+    config, given = overrides.given_in(words)
+    section = benchmarks.BenchmarksConfig if words[0] == "$stage" else sections.AuditConfig
+    settings = build(section, overrides.read(config, given, section), name="config")
+    _import_parts(settings)
+
+
+def _import_parts(settings: sections.AuditConfig | benchmarks.BenchmarksConfig) -> None:
+  """Imports what reading a config does not; a UserError says that it is not there."""
+  if isinstance(settings, benchmarks.BenchmarksConfig):
+    for name, entry in settings.benchmarks.items():
+      assert isinstance(entry.spec, str) and specs.find(entry.spec, where=name)
+    return
+  open_judge(settings.judge)
+  worlds.open_world(settings.world.name, settings.world.gaps)
+  if ":" in settings.images.backend:
+    load_function(settings.images.backend, where="config.images.backend")
 
 
 @pytest.fixture

@@ -5,15 +5,17 @@
 
 Prints a table, newest first, and writes DIR/index.html, a page that links their reports. Without
 DIR it lists runs/. A run is a folder with a manifest.json; folders in a run are not looked into.
+A sweep is a row of its own, above the runs, which links its table.
 
 A run that goes on, or stopped before its report, shows what it found so far.
 
-Reads:  manifest.json, summary.json, done.json and the lock of each run; without a report, records.
+Reads:  manifest.json, summary.json, done.json and the lock of each run; without a report, records;
+        sweep.json of each sweep.
 Writes: DIR/index.html and DIR/style.css, unless --nopage.
 Costs:  no model: a second for hundreds of runs, and for 50,000 probes of runs without a report.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import datetime
 import fcntl
 import os
@@ -30,12 +32,14 @@ from auditdm_jax.audit.report import text
 from auditdm_jax.audit.report.data import ExtraPage, RunRow
 from auditdm_jax.audit.report.write import write_page
 from auditdm_jax.audit.summary import Compared
+from auditdm_jax.bench.sweeps import record
 from auditdm_jax.core import paths, typed
 from auditdm_jax.core.config import UserError
 from auditdm_jax.stages import so_far
 
 FLAGS = flags.FlagValues()
 _PAGE = flags.DEFINE_bool("page", True, "Write DIR/index.html.", flag_values=FLAGS)
+_MANIFEST = "manifest.json"
 _DEPTH = 4  # Folders below DIR that are looked into.
 _MARK = b'id="auditdm-runs"'  # Of the page's template: what has it may be written over.
 
@@ -48,7 +52,7 @@ def main(words: Sequence[str]) -> int:
   root = pathlib.Path(named)
   if paths.is_remote(named) or not root.is_dir():
     raise UserError(f"{named}: no folder on this machine; name the one that holds the runs")
-  rows = rows_of(root)
+  rows = [*sweeps_of(root), *rows_of(root)]
   print_table(rows)
   if not rows:
     print(f"{root}: no runs; a run is a folder that --workdir named")
@@ -59,15 +63,29 @@ def main(words: Sequence[str]) -> int:
 
 def rows_of(root: pathlib.Path) -> list[RunRow]:
   """Returns the runs below a folder, or the folder itself if it is one, the newest first."""
-  rows = [_row(folder, root) for folder in find(root, _DEPTH)]
+  return _newest_first(
+    _row(folder, root) for folder in find(root, _DEPTH) if (folder / _MANIFEST).is_file()
+  )
+
+
+def sweeps_of(root: pathlib.Path) -> list[RunRow]:
+  """Returns the sweeps below a folder, or the folder itself if it is one, the newest first."""
+  return _newest_first(
+    _sweep_row(folder, root) for folder in find(root, _DEPTH) if (folder / record.FILE).is_file()
+  )
+
+
+def _newest_first(rows: Iterable[RunRow]) -> list[RunRow]:
   return sorted(rows, key=lambda row: (row.started, row.name), reverse=True)
 
 
 def find(folder: pathlib.Path, depth: int) -> Iterator[pathlib.Path]:
-  """Yields the folders of runs; links are not followed, and what cannot be read is passed over."""
-  if (folder / "manifest.json").is_file():
+  """Yields folders of runs and sweeps; links are not followed, what cannot be read is left out."""
+  if (folder / _MANIFEST).is_file():
     yield folder
     return
+  if (folder / record.FILE).is_file():
+    yield folder
   if not depth:
     return
   try:
@@ -115,15 +133,44 @@ def _row(folder: pathlib.Path, root: pathlib.Path) -> RunRow:
   started = [str(stage.get("started", "")) for stage in stages.values()]
   models = [stage.get("models") for stage in stages.values()]
   targets = [str(m["target"]) for m in models if isinstance(m, dict) and m.get("target")]
-  name = str(folder.relative_to(root)) if folder != root else folder.resolve().name
   return RunRow(
-    name=name,
+    name=_name(folder, root),
     target=pathlib.PurePath(targets[-1]).name if targets else "",
     started=min(filter(None, started), default=""),
     state=_state(folder, stages),
     headline=_headline(folder),
     link=_link(folder, root),
   )
+
+
+def _sweep_row(folder: pathlib.Path, root: pathlib.Path) -> RunRow:
+  try:
+    sweep = record.read(folder)
+  except UserError:
+    sweep = None
+  if sweep is None:
+    name, link = _name(folder, root), _link(folder, root)
+    return RunRow(
+      name=name, target="", started="", state="sweep.json is damaged", headline="", link=link
+    )
+  file, colon, args = sweep.config.partition(":")
+  runs = [folder / name for name in sweep.configs]
+  started = [
+    str(stage.get("started", "")) for run in runs for stage in so_far.manifest_stages(run).values()
+  ]
+  done = sum((run / "loop/done.json").is_file() for run in runs)
+  return RunRow(
+    name=_name(folder, root),
+    target=f"{pathlib.PurePath(file).name}{colon}{args}",
+    started=min(filter(None, started), default=""),
+    state=f"sweep, {done} of {len(runs)} runs finished",
+    headline=f"compares {', '.join(cell.name for cell in sweep.cells)}",
+    link=_link(folder, root),
+  )
+
+
+def _name(folder: pathlib.Path, root: pathlib.Path) -> str:
+  return str(folder.relative_to(root)) if folder != root else folder.resolve().name
 
 
 def _state(folder: pathlib.Path, stages: dict[str, Any]) -> str:

@@ -96,19 +96,27 @@ def run(
 
 
 def facts(workdir: pathlib.Path) -> dict[str, Any]:
-  """What a run has found and kept, but for clocks: records, results, models and images."""
+  """What a run has found and kept: records, results, models and images; not what it spent."""
   found: dict[str, Any] = {}
   for path in sorted(p for p in workdir.rglob("*") if p.is_file()):
     name = str(path.relative_to(workdir))
     parts = path.relative_to(workdir).parts
-    if path.suffix == ".jsonl" and "metrics" not in parts:
+    if path.name.startswith("ranked-"):
+      found[name] = [_unspent(json.loads(row)) for row in path.read_text().splitlines()]
+    elif path.suffix == ".jsonl" and "metrics" not in parts:
       found[name] = _digest(path)
     elif path.name == "done.json" and parts[0] != "preflight":
       found[name] = json.loads(path.read_text())["result"]
     elif path.suffix in (".safetensors", ".png") and parts[0] != "report":
       found[name] = _digest(path)
-  summary = json.loads((workdir / "summary.json").read_text())
-  return found | {"summary.json": {k: v for k, v in summary.items() if k != "seconds"}}
+  return found | {"summary.json": _unspent(json.loads((workdir / "summary.json").read_text()))}
+
+
+def _unspent(value: Any) -> Any:
+  """Leaves out seconds and operations: a run that starts again encodes its images again."""
+  if isinstance(value, dict):
+    return {k: _unspent(v) for k, v in value.items() if k not in ("seconds", "flops")}
+  return [_unspent(v) for v in value] if isinstance(value, list) else value
 
 
 def _digest(path: pathlib.Path) -> str:

@@ -14,6 +14,7 @@ from auditdm_jax.audit.attempt import Attempt
 from auditdm_jax.audit.probe import Probe, Verdict
 from auditdm_jax.audit.rates import rate
 from auditdm_jax.audit.summary import Compared
+from auditdm_jax.bench.sweeps import record
 from auditdm_jax.core import jsonio
 from auditdm_jax.core.config import UserError
 from auditdm_jax.stages import runs
@@ -127,6 +128,35 @@ def test_a_damaged_manifest_is_a_row(tmp_path, text):
 def test_a_summary_of_another_version_is_told(tmp_path, changes):
   reported(make(tmp_path, "a"), **changes)
   assert "another version" in runs.rows_of(tmp_path)[0].headline
+
+
+def test_a_sweep_is_a_row_above_its_runs_and_links_its_table(tmp_path, capsys, flags):
+  sweep = tmp_path / "first"
+  for seed, stages in ((0, ["loop"]), (1, [])):
+    make(sweep, f"plain/{seed}", stages=["loop"], done=stages, started=f"2026-01-0{seed + 1}")
+  cells = (record.Cell(name="plain"), record.Cell(name="novelty", arg="novelty=archive"))
+  configs = {f"{cell.name}/{seed}": "0" for cell in cells for seed in (0, 1)}
+  record.write(
+    sweep, record.Sweep(config="a/c.py:b=/d", overrides=(), cells=cells, configs=configs)
+  )
+  (sweep / "table.html").write_text("x")
+  (row,) = runs.sweeps_of(tmp_path)
+  facts = (row.name, row.target, row.started, row.link)
+  assert facts == ("first", "c.py:b=/d", "2026-01-01", "./first/table.html")
+  assert row.state == "sweep, 1 of 4 runs finished" and row.headline == "compares plain, novelty"
+  assert runs.main([str(tmp_path)]) == 0
+  said = capsys.readouterr().out
+  assert said.index("compares plain") < said.index("first/plain/1") < said.index("first/plain/0")
+  assert "./first/table.html" in (tmp_path / "index.html").read_text()
+  assert [row.name for row in runs.sweeps_of(sweep)] == ["first"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"cells": 3}', "[" * 9999])
+def test_a_damaged_sweep_is_a_row(tmp_path, text):
+  make(tmp_path, "a/plain/0")
+  (tmp_path / "a/sweep.json").write_text(text)
+  assert runs.sweeps_of(tmp_path)[0].state == "sweep.json is damaged"
+  assert [row.name for row in runs.rows_of(tmp_path)] == ["a/plain/0"]
 
 
 @pytest.fixture

@@ -332,11 +332,11 @@ class ExtraPage:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunRow:
-  """A run in a list of runs.
+  """A run, or a sweep of runs, in a list.
 
   Attributes:
     name: of its folder, below the folder of the list.
-    target: the audited model's name; "" = not known.
+    target: the audited model's name, of a sweep its config; "" = not known.
     started: when its first stage did, in ISO's form; "" = not known.
     state: how far it is.
     headline: what its last report says it found; "" = there is none.

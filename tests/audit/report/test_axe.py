@@ -17,6 +17,7 @@ import pytest
 
 from auditdm_jax.audit.report import data as data_lib
 from auditdm_jax.audit.report import label_page, write
+from auditdm_jax.bench import forest, sheets
 from tests.audit.report import sample
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -90,6 +91,18 @@ def pages(tmp_path_factory):
     name="Runs", path="index.html", template="runs.html", values={"rows": rows}, files={}
   )
   write.write_page(folder / "runs", index, created="now")
+  sheet = sheets.Sheet(
+    title="Values", about="x", head=("figure", "plain"), rows=(("success, %", "1.5 [−0.9, 4.0]"),)
+  )
+  values = {"title": "Sweep", "lead": "x", "plot": "table.svg", "sheets": [sheet]}
+  swept = data_lib.ExtraPage(
+    name="Sweep",
+    path="table.html",
+    template="benchmarks.html",
+    values=values,
+    files={"table.svg": forest.plot([], legend=(), label="x", nothing="nothing")},
+  )
+  write.write_page(folder / "sweep", swept, created="now")
   return sorted(folder.rglob("*.html"))
 
 
@@ -111,4 +124,4 @@ def test_nothing_serious_is_found(axe, pages, scheme, width):
       assert page.evaluate("document.documentElement.scrollWidth") <= width, path
       page.close()
     browser.close()
-  assert len(pages) >= 9 and not found, "\n".join(found)
+  assert len(pages) >= 10 and not found, "\n".join(found)
