@@ -25,7 +25,7 @@ from absl import app, flags
 import rich.console
 
 from auditdm_jax.audit.figures import MINED, RANDOM, REPAIRED, Read, gaps, less, percent, rest
-from auditdm_jax.audit.summary import RoundRow, Summary
+from auditdm_jax.audit.summary import Accuracy, RoundRow, Summary
 from auditdm_jax.stages import loop
 from auditdm_jax.stages.remote import config_hash
 from auditdm_jax.stages.run import RunFolder
@@ -84,6 +84,28 @@ BY_GRPO: dict[str, Read] = {
   "rest: labels less target": less(rest(REPAIRED), rest("baseline")),
   "rest: GRPO less target": less(rest(REWARDED), rest("baseline")),
 }
+
+
+def _last(run: Summary) -> Accuracy | None:
+  """Accuracy of what the last repair left."""
+  return next((row.accuracy for row in reversed(run.rounds) if row.accuracy), None)
+
+
+def _last_gaps(run: Summary) -> float | None:
+  return (last := _last(run)) and percent(last.gaps)
+
+
+def _last_rest(run: Summary) -> float | None:
+  return (last := _last(run)) and percent(last.rest)
+
+
+AFTER_ROUNDS: dict[str, Read] = {
+  "repairs": lambda run: sum(row.accuracy is not None for row in run.rounds),
+  "gaps: last repair": _last_gaps,
+  "gaps: last repair less the first": less(_last_gaps, gaps(REPAIRED)),
+  "rest: last repair": _last_rest,
+  "rest: last repair less target": less(_last_rest, rest("baseline")),
+}
 OF_ROUND: dict[str, Callable[[RoundRow], float | None]] = {
   "gaps found": lambda row: row.gaps_found,
   "confirmed modes": lambda row: row.confirmed,
@@ -103,13 +125,14 @@ def _figures(found: Sequence[Summary], reads: dict[str, Read]) -> dict[str, list
 
 
 def show(found: dict[str, list[Summary]], console: rich.console.Console) -> None:
-  """Prints a table for each arm, one for GRPO, and one for each round."""
+  """Prints a table for each arm, one for GRPO, one of all rounds, and one for each."""
   for arm, summaries in found.items():
     runs.table(f"trained on: {arm}", _figures(summaries, REPAIR), console)
   rounds = found.get(ROUNDS, [])
   if not rounds:
     return
   runs.table("the same examples, by labels and by GRPO", _figures(rounds, BY_GRPO), console)
+  runs.table("after all rounds", _figures(rounds, AFTER_ROUNDS), console)
   for number in range(1, 1 + max(len(run.rounds) for run in rounds)):
     rows = [run.rounds[number - 1] for run in rounds if len(run.rounds) >= number]
     figures = {

@@ -126,7 +126,9 @@ def audit(file: str, *, on: str, references: str, prompts: int, chips: int | Non
   # holds a prompt with all its completions wants no more chips than there are prompts.
   c.mesh = dict(data=max(chips // 64, 1), fsdp=min(chips, 64))
   c.optim.shared_prefix = prompts >= chips
-  c.rollout_mesh = dict(fsdp=chips // tensor, tensor=tensor)
+  # Samples and answers: each 16 chips hold a copy, for a part of the rows.
+  copies = chips // 16 if chips % 16 == 0 else 1
+  c.rollout_mesh = dict(data=copies, fsdp=chips // tensor // copies, tensor=tensor)
   if on == "h200":
     c.optim.micro_rows = 8
   c.rules = ()  # those of models/sharding.py

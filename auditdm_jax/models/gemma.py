@@ -393,6 +393,7 @@ class Attention(nn.Module):
 
   config: GemmaConfig
   form: Form = "stacked"
+  layout: sharding.Layout = sharding.GATHERED
 
   @nn.compact
   def __call__(
@@ -411,10 +412,12 @@ class Attention(nn.Module):
       ((n, h), (2, 1, 1, kv, h), (d,)) if config.attn_bias else (None, None, None)
     )
     is_step = past is not None
+    x = self.layout.into(x)
     asking = x if wanted is None else wanted(x)
     q = Heads((n,), (d, h), q_bias, self.form, name="q_einsum")(asking, is_step=is_step)
-    k_and_v = Heads((2, kv), (d, h), kv_bias, self.form, name="kv_einsum")
-    k, v = jnp.moveaxis(k_and_v(x, is_step=is_step), 2, 0)
+    k_and_v = Heads((2, kv), (d, h), kv_bias, self.form, name="kv_einsum")(x, is_step=is_step)
+    q, k_and_v = self.layout.inside(q), self.layout.inside(k_and_v)
+    k, v = jnp.moveaxis(k_and_v, 2, 0)
     if config.qk_norm:
       q = RMSNorm(config.norm_eps, name="query_norm")(q)
       k = RMSNorm(config.norm_eps, name="key_norm")(k)
@@ -426,7 +429,7 @@ class Attention(nn.Module):
     q = q.reshape(*q.shape[:2], kv, n // kv, h)
     out = attend(q, k, v, mask, past=past, cap=config.attn_softcap)
     project = Project((n, h), d, out_bias, self.form, name="attn_vec_einsum")
-    return project(out.reshape(*out.shape[:2], n * h)), (k, v)
+    return project(self.layout.out_of(out.reshape(*out.shape[:2], n * h))), (k, v)
 
 
 class Mlp(nn.Module):
@@ -434,6 +437,7 @@ class Mlp(nn.Module):
 
   config: GemmaConfig
   form: Form = "stacked"
+  layout: sharding.Layout = sharding.GATHERED
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -447,7 +451,9 @@ class Mlp(nn.Module):
     linear = self.param("linear", nn.initializers.normal(f**-0.5), shapes[1])
     gating, linear = gating.astype(x.dtype), linear.astype(x.dtype)
     if self.form == "stacked":
-      return (activate(self.config.activation, x @ gating[0]) * (x @ gating[1])) @ linear
+      x = self.layout.into(x)
+      gate, up = self.layout.inside(x @ gating[0]), self.layout.inside(x @ gating[1])
+      return self.layout.out_of(activate(self.config.activation, gate) * up) @ linear
     split = self.form == "split"
     product = results_first if split else dense
     both = product(x, gating.reshape(2 * f, d) if split else gating.reshape(d, 2 * f))
@@ -464,6 +470,7 @@ class Block(nn.Module):
   config: GemmaConfig
   keep_kv: bool
   form: Form = "stacked"
+  layout: sharding.Layout = sharding.GATHERED
 
   @nn.compact
   def __call__(
@@ -481,13 +488,15 @@ class Block(nn.Module):
     post = {"eps": config.norm_eps, "init": config.post_norm_init}
     y = RMSNorm(config.norm_eps, name="pre_attention_norm")(x)
     pick = is_local.astype(jnp.int32)
-    y, kv = Attention(config, self.form, name="attn")(
+    y, kv = Attention(config, self.form, self.layout, name="attn")(
       y, pick=pick, angles=angles, mask=mask, past=past, wanted=wanted
     )
+    y = self.layout.back(y)
     x = x if wanted is None else wanted(x)
     y = RMSNorm(**post, name="post_attention_norm")(y) if config.post_norms else y
     x = x + (y if dropout is None else dropout(y, 0))
-    y = Mlp(config, self.form, name="mlp")(RMSNorm(config.norm_eps, name="pre_ffw_norm")(x))
+    y = RMSNorm(config.norm_eps, name="pre_ffw_norm")(x)
+    y = self.layout.back(Mlp(config, self.form, self.layout, name="mlp")(y))
     y = y if dropout is None else dropout(y, 1)
     x = x + (RMSNorm(**post, name="post_ffw_norm")(y) if config.post_norms else y)
     return x, kv if self.keep_kv else None
@@ -518,11 +527,13 @@ class Gemma(nn.Module):
     keep_kv: whether `decode` returns each layer's keys and values. Not in training, where the scan
       would stack what nobody reads. The parameters are the same either way.
     form: how the blocks' parameters lie, see `forms`.
+    layout: whether stacked layers are gathered where they are used, or their inputs go to them.
   """
 
   config: GemmaConfig
   keep_kv: bool = False
   form: Form = "stacked"
+  layout: sharding.Layout = sharding.GATHERED
 
   def setup(self):
     config = self.config
@@ -535,8 +546,10 @@ class Gemma(nn.Module):
       self.blocks = [Block(config, self.keep_kv, self.form) for _ in range(config.depth)]
       return
     quantized = int8.is_quantized(self.variables)
-    gathered = sharding.at_use("llm/layers", Block, dtype=config.dtype, quantized=quantized)
-    block = nn.remat(gathered, prevent_cse=False) if config.remat else gathered
+    used = sharding.at_use(
+      "llm/layers", Block, dtype=config.dtype, keep=self.layout.keep, quantized=quantized
+    )
+    block = nn.remat(used, prevent_cse=False) if config.remat else used
     self.layers = nn.scan(
       block,
       variable_axes={"params": 0},
@@ -544,7 +557,7 @@ class Gemma(nn.Module):
       in_axes=(0, 0, 0, nn.broadcast, nn.broadcast),
       length=config.depth,
       unroll=config.unroll,
-    )(config, self.keep_kv)
+    )(config, self.keep_kv, layout=self.layout)
 
   def embed(self, tokens: Array) -> Array:
     """Returns [B,T,D]: embeddings of i32[B,T] times sqrt(D). Image tokens do not pass here."""

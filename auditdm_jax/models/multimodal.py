@@ -26,7 +26,7 @@ import numpy as np
 
 from auditdm_jax.core import config as config_lib
 from auditdm_jax.core import mesh as mesh_lib
-from auditdm_jax.models import forms, gemma, int8, siglip
+from auditdm_jax.models import forms, gemma, int8, sharding, siglip
 
 Params = dict[str, Any]
 
@@ -341,7 +341,8 @@ def step(
   mask = [
     jnp.broadcast_to(part, (b, g, part.shape[-1])) for part in (past_valid, jnp.eye(g, dtype=bool))
   ]
-  return _decoder(config, params, keep_kv=True)(
+  layout = sharding.Layout.of_step(width=config.text.width, rows=b * g)
+  return _decoder(config, params, keep_kv=True, layout=layout)(
     embed(config, params, None, tokens),
     positions=positions,
     key_positions=jnp.concatenate([past_positions, own], axis=2),
@@ -397,10 +398,14 @@ def split_layers(params: Params) -> Params:
 
 
 def _decoder(
-  config: VlmConfig, params: Params, *, keep_kv: bool
+  config: VlmConfig,
+  params: Params,
+  *,
+  keep_kv: bool,
+  layout: sharding.Layout = sharding.GATHERED,
 ) -> Callable[..., tuple[Array, Any]]:
   """Returns `gemma.Gemma.decode` of the parameters, however they lie."""
-  model = gemma.Gemma(config.text, keep_kv=keep_kv, form=_form(params))
+  model = gemma.Gemma(config.text, keep_kv=keep_kv, form=_form(params), layout=layout)
   return functools.partial(model.apply, {"params": params["llm"]}, method="decode")
 
 

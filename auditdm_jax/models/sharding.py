@@ -3,17 +3,18 @@
 
     mesh axes      rows of a batch    kept parameters          used parameters
     data           split              whole                    whole
-    fsdp           split              split                    gathered, a layer at a time
+    fsdp           split              split                    gathered, a layer at a time; or split
     tensor         whole              split                    split: heads, ffn, vocabulary
 
 An axis that splits the rows cannot split a weight at its use: left to itself, XLA for TPUs would
 not gather it but send it around in pieces, a hundred thousand messages a step. So each scanned
 stack says `at_use` in its body. The vision tower is small: its rows are split over all axes, and it
 is gathered over all of them. The head is the largest weight and is not gathered at all: it takes
-the rows instead.
+the rows instead. So do the layers of a model that decodes a few rows, see `Layout`.
 """
 
 from collections.abc import Sequence
+import dataclasses
 import functools
 import re
 from typing import Any
@@ -51,9 +52,7 @@ SHARDING_RULES: mesh_lib.Rules = (
 )
 
 
-def shardings(
-  mesh: Mesh, params: Any, *, rules: mesh_lib.Rules = SHARDING_RULES, whole: Sequence[str] = ()
-) -> Any:
+def shardings(mesh: Mesh, params: Any, *, rules: mesh_lib.Rules = SHARDING_RULES) -> Any:
   """Returns NamedShardings for the parameters of any model.
 
   A mesh axis that the mesh lacks, or that does not divide the array (one kv-head over four
@@ -63,18 +62,72 @@ def shardings(
     mesh: with the axes of the rules, or some of them.
     params: the parameters or their `jax.ShapeDtypeStruct`s.
     rules: the first match wins.
-    whole: mesh axes along which nothing is split, such as "fsdp" for a model that decodes.
 
   Raises:
     UserError: a parameter that no rule matches.
   """
 
   def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-    rule = _rule(rules, tree_lib.path_str(path), leaf.shape)
-    entries = [_without(entry, whole) for entry in rule]
+    entries = _rule(rules, tree_lib.path_str(path), leaf.shape)
     return NamedSharding(mesh, mesh_lib.fitting(mesh, leaf.shape, entries))
 
   return jax.tree_util.tree_map_with_path(of, params)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """Where the values [B,T,...] of a layer of the decoder lie while its products are computed.
+
+  A layer's weights are gathered over "fsdp", or stay split. Then, around each product, the rows
+  are put together over that axis and split along what the weight has split: what travels is the
+  rows in place of the weights (the 2D layout of Pope et al., arXiv:2211.05102, section 3.2.2).
+
+  Attributes:
+    stays: whether the weights stay.
+  """
+
+  stays: bool = False
+
+  @classmethod
+  def of_step(cls, *, width: int, rows: int) -> "Layout":
+    """Returns the layout that sends less when `rows` tokens pass layers of D = `width`.
+
+    A weight with D among its axes is gathered as D values for each index of the others. Or its
+    operand or result travels, as a value of each row for each of these indices.
+    """
+    mesh = mesh_lib.active()
+    if mesh is None or mesh.shape.get("fsdp", 1) == 1:
+      return GATHERED
+    return cls(stays=rows * mesh.shape["fsdp"] < width * mesh_lib.row_shards(mesh))
+
+  @property
+  def keep(self) -> tuple[str, ...]:
+    """The axes over which the weights of a layer stay split, for `at_use`."""
+    return ("tensor", "fsdp") if self.stays else ("tensor",)
+
+  def into(self, x: Array) -> Array:
+    """Holds [B,T,D] to how a weight lies that sums over D."""
+    return self._held(self._held(x, "rows"), *_WIDTH)
+
+  def inside(self, x: Array) -> Array:
+    """Holds such a weight's result [B,T,...,K,H] or [B,T,F] to its rows, and to its heads or F."""
+    heads_last = x.ndim > 3
+    return self._held(x, "rows", *[None] * (x.ndim - 2 - heads_last), "tensor")
+
+  def out_of(self, x: Array) -> Array:
+    """Holds [B,T,N·H] or [B,T,F] to how a weight lies that sums over that."""
+    return self._held(x, "data", None, "tensor")
+
+  def back(self, x: Array) -> Array:
+    """Holds such a weight's result [B,T,D] to its rows."""
+    return self._held(self._held(x, *_WIDTH), "rows")
+
+  def _held(self, x: Array, *entries: mesh_lib.Entry) -> Array:
+    return mesh_lib.constrain(x, *entries) if self.stays else x
+
+
+GATHERED = Layout()
+_WIDTH = ("data", None, "fsdp")
 
 
 def at_use(
@@ -85,7 +138,7 @@ def at_use(
   keep: Sequence[str] = ("tensor",),
   quantized: bool = False,
 ) -> type[nn.Module]:
-  """Returns the module of a scanned layer, which gathers its parameters if there is a mesh.
+  """Returns the module of a scanned layer, which has its parameters where it uses them.
 
   Args:
     prefix: where the layer's parameters lie in the model, such as "llm/layers".
@@ -190,10 +243,6 @@ def _rule(rules: mesh_lib.Rules, path: str, shape: Sequence[int] = ()) -> Sequen
 
 def _names(entry: mesh_lib.Entry) -> tuple[str, ...]:
   return (entry,) if isinstance(entry, str) else tuple(entry or ())
-
-
-def _without(entry: mesh_lib.Entry, names: Sequence[str]) -> tuple[str, ...]:
-  return tuple(name for name in _names(entry) if name not in names)
 
 
 def _only(entry: mesh_lib.Entry, names: Sequence[str]) -> tuple[str, ...]:

@@ -70,8 +70,7 @@ class Programs:
       mesh: devices; rows are split over them.
       rules: shardings of the params, see `core.mesh`; () = those of `models.sharding`.
       params: flat params of the whole auditor, or their shapes.
-      rollout_mesh: other axes of the same devices for the sampler; its params are whole along all
-        but "tensor". None = as in training.
+      rollout_mesh: other axes of the same devices for the sampler. None = as in training.
 
     Raises:
       UserError: `optim.frozen` leaves nothing to train, or the mesh does not divide
@@ -100,8 +99,7 @@ class Programs:
     dtype = config.model.text.dtype
     by_sampler = shard
     if rollout_mesh is not None:
-      whole = mesh_lib.row_axes(rollout_mesh)
-      by_sampler = tree_lib.flatten(sharding.shardings(rollout_mesh, params, whole=whole))
+      by_sampler = tree_lib.flatten(sharding.shardings(rollout_mesh, params))
     self.copies = dtype != "float32" or rollout_mesh is not None
     self.sampler = by_sampler
     self.rounded = functools.partial(_rounded, dtype=dtype)

@@ -313,8 +313,7 @@ class Models:
     mesh = self.rollout_mesh
     if mesh is None:
       return jax.device_put(params)
-    whole = mesh_lib.row_axes(mesh) if mesh is not self.mesh else ()
-    return runtime.place(params, sharding.shardings(mesh, params, whole=whole))
+    return runtime.place(params, sharding.shardings(mesh, params))
 
 
 def _named_by(settings: AuditConfig) -> dict[str, list[str]]:

@@ -71,3 +71,48 @@ def test_one_device_equals_eight(run_python, meshes):
       assert eight[name] == one[name], name
     for name in ("features", "logprobs", "logits"):
       np.testing.assert_allclose(eight[name], one[name], atol=2e-5, err_msg=name)
+
+
+SENT = """
+  import functools, json
+  import jax, jax.numpy as jnp
+  from auditdm_jax.core import mesh as mesh_lib
+  from auditdm_jax.models import decode, gemma, multimodal, sharding
+  from auditdm_jax.plan import traffic
+  from tests.rl import tiny
+
+  base = tiny.config()
+  text = gemma.GemmaConfig(
+    vocab_size=64, width=64, depth=2, mlp_dim=256, num_heads=4, num_kv_heads=2, head_dim=16)
+  config = multimodal.VlmConfig(kind="gemma3", text=text, vision=base.vision, image_token_id=1)
+  mesh = mesh_lib.make_mesh({"fsdp": 4, "tensor": 2})
+  shapes = jax.eval_shape(lambda key: multimodal.init(config, key), jax.random.key(0))
+  params = mesh_lib.placed(shapes, sharding.shardings(mesh, shapes))
+
+  def sent(rows, new):
+    def of(shape, dtype):
+      where = mesh_lib.rows_sharding(mesh, rows)
+      return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=where)
+
+    def answer(params, tokens, keys):
+      return decode.sample(
+        config, decode.SampleConfig(max_new_tokens=new, temperature=0.0), params, None, tokens,
+        valid=jnp.ones(tokens.shape, bool), group=1, row_keys=keys)
+
+    with mesh_lib.use(mesh):
+      keys = of((1,), jax.random.key(0).dtype)
+      lowered = jax.jit(answer).lower(params, of((4,), jnp.int32), keys)
+      found = traffic.read(lowered.compile().as_text())
+    return found.wire
+
+  weights = sum(x.size for x in jax.tree.leaves(shapes["llm"]["layers"])) * 4 / 2 * 3 / 4
+  rows = (8, 256)
+  print(json.dumps([weights, *((sent(n, 9) - sent(n, 5)) / 4 for n in rows)]))
+"""
+
+
+def test_a_step_of_few_rows_sends_no_weights(run_python):
+  """Bytes over the links a token: less than the layers' weights; of many rows, they are sent."""
+  said = run_python(SENT, devices=8, timeout_s=600).splitlines()[-1]
+  weights, few, many = json.loads(said)
+  assert few < weights / 2 and many > weights

@@ -2,6 +2,7 @@
 """The tower against a plain, unrolled re-implementation in float64."""
 
 import dataclasses
+import functools
 import operator
 
 import jax
@@ -94,3 +95,35 @@ def test_wrong_sizes_are_refused():
     siglip.Siglip(CFG).init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
   with pytest.raises(ValueError, match="image_size 3 is less"):
     dataclasses.replace(CFG, image_size=3)
+
+
+def test_scores_in_blocks_are_those_of_all_queries(monkeypatch):
+  """Features and gradients, with blocks of five queries and of one."""
+  config = dataclasses.replace(CFG, image_size=20)  # 25 patches
+  tower = siglip.Siglip(config)
+  pixels = np.random.default_rng(0).uniform(-1, 1, (4, 20, 20, 3)).astype(np.float32)
+  params = tower.init(jax.random.key(0), pixels)
+
+  def both():
+    def total(params):
+      features = tower.apply(params, pixels)
+      return jnp.sum(jnp.square(features - 1)), features
+
+    (_, features), gradients = jax.value_and_grad(total, has_aux=True)(params)
+    return features, gradients
+
+  whole = both()
+  monkeypatch.setattr(siglip, "_WHOLE_SCORES", 24)
+  blocks, attend = [], siglip._attend
+
+  def seen(q, k, v):
+    blocks.append(q.shape[1])
+    return attend(q, k, v)
+
+  monkeypatch.setattr(siglip, "_attend", seen)
+  for scores, size in ((4 * 5 * 25, 5), (0, 1)):
+    blocks.clear()
+    monkeypatch.setattr(siglip, "_BLOCK", scores)
+    found = both()
+    assert set(blocks) == {size}
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=2e-4), found, whole)
