@@ -93,11 +93,13 @@ class Proxy:
     with client, server, selectors.DefaultSelector() as selector:
       selector.register(client, selectors.EVENT_READ, server)
       selector.register(server, selectors.EVENT_READ, client)
-      while True:
+      while selector.get_map():
         for key, _ in selector.select():
           try:
             data = key.fileobj.recv(1 << 14)
             if self.frozen:
+              if not data:  # It can be read for ever.
+                selector.unregister(key.fileobj)
               continue
             if key.fileobj is server:
               self.reply_bytes_left -= len(data)
