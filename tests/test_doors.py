@@ -148,10 +148,10 @@ def test_mistakes_in_a_world_are_one_line():
 
 
 def test_a_benchmark_of_ones_own(tmp_path):
-  (tmp_path / "test").mkdir()
-  Image.new("RGB", (9, 7)).save(tmp_path / "test/a.png")
+  (tmp_path / "train").mkdir()
+  Image.new("RGB", (9, 7)).save(tmp_path / "train/a.png")
   row = {"image": "a.png", "question": "What is it?", "answer": ["Bus", "coach"]}
-  (tmp_path / "test/questions.jsonl").write_text(json.dumps(row) + "\n")
+  (tmp_path / "train/questions.jsonl").write_text(json.dumps(row) + "\n")
   spec = specs.find("examples.own_benchmark:SPEC", where="config.benchmarks.mine.spec")
   (item,) = spec.open(pathlib.Path(tmp_path))
   prompt = spec.prompt(specs.Family.LMMS_EVAL)
