@@ -138,16 +138,17 @@ def _attend_in_blocks(q: Array, k: Array, v: Array) -> Array:
   b, p, n, h = q.shape
   mesh = mesh_lib.active()
   rows = max(b // (mesh.size if mesh else 1), 1)
-  size = max(d for d in range(1, p + 1) if p % d == 0 and d * rows * p <= max(_BLOCK, rows * p))
-  q = q.reshape(b, p // size, size, n, h)
+  blocks = -(-p // max(_BLOCK // (rows * p), 1))
+  size = -(-p // blocks)
+  q = jnp.pad(q, [(0, 0), (0, blocks * size - p), (0, 0), (0, 0)]).reshape(b, blocks, size, n, h)
   q, k, v = jnp.moveaxis(q, (3, 1), (0, 1)), jnp.moveaxis(k, 2, 0), jnp.moveaxis(v, 2, 0)
 
   def of_head(head: tuple[Array, Array, Array]) -> Array:
     q, k, v = (x[..., None, :] for x in head)
     return jax.lax.map(jax.checkpoint(lambda block: _attend(block, k, v)), q)
 
-  out = jax.lax.map(of_head, (q, k, v))  # [N,P/size,B,size,1,H]
-  return jnp.moveaxis(out[:, :, :, :, 0], (0, 1), (3, 1)).reshape(b, p, n, h)
+  out = jax.lax.map(of_head, (q, k, v))  # [N,blocks,B,size,1,H]
+  return jnp.moveaxis(out[:, :, :, :, 0], (0, 1), (3, 1)).reshape(b, blocks * size, n, h)[:, :p]
 
 
 class MlpBlock(nn.Module):

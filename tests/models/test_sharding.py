@@ -55,7 +55,13 @@ EIGHT = """
 
   print(json.dumps([run(None), *(run(mesh_lib.make_mesh(shape)) for shape in MESHES)]))
 """
-MESHES = [{"fsdp": 4, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 8}, {"tensor": 8}]
+MESHES = [
+  {"fsdp": 4, "tensor": 2},
+  {"data": 2, "fsdp": 2, "tensor": 2},
+  {"data": 8},
+  {"fsdp": 8},
+  {"tensor": 8},
+]
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_wrong_sizes_are_refused():
 
 
 def test_scores_in_blocks_are_those_of_all_queries(monkeypatch):
-  """Features and gradients, with blocks of five queries and of one."""
+  """Features and gradients, with blocks that divide the patches, that do not, and of one."""
   config = dataclasses.replace(CFG, image_size=20)  # 25 patches
   tower = siglip.Siglip(config)
   pixels = np.random.default_rng(0).uniform(-1, 1, (4, 20, 20, 3)).astype(np.float32)
@@ -121,7 +121,7 @@ def test_scores_in_blocks_are_those_of_all_queries(monkeypatch):
     return attend(q, k, v)
 
   monkeypatch.setattr(siglip, "_attend", seen)
-  for scores, size in ((4 * 5 * 25, 5), (0, 1)):
+  for scores, size in ((4 * 5 * 25, 5), (4 * 9 * 25, 9), (0, 1)):
     blocks.clear()
     monkeypatch.setattr(siglip, "_BLOCK", scores)
     found = both()
