@@ -159,9 +159,9 @@ def _cpu_seconds(number: int) -> float:
 
 
 def _reached(workdir: pathlib.Path) -> str:
-  """Returns the stage that was finished last, or how many steps of training were made."""
+  """Returns how many steps of training were made, or the stage that was finished last."""
   done = sorted(workdir.glob("*/done.json"), key=lambda path: path.stat().st_mtime)
-  rows = workdir / "metrics/train.jsonl"
-  if done and done[-1].parent.name != "preflight":
-    return done[-1].parent.name
-  return f"step {rows.read_bytes().count(10)}" if rows.exists() else "the start"
+  stages, rows = [path.parent.name for path in done], workdir / "metrics/train.jsonl"
+  if rows.exists() and "train" not in stages:
+    return f"step {rows.read_bytes().count(10)}"
+  return stages[-1] if stages else "the start"
