@@ -52,7 +52,7 @@ CONFIG_ARGS = [
   ("ablations.grpo", "gruop=4", r"unknown arg 'gruop' \(did you mean 'group'\?\); args: "),
   ("ablations.reward", "preset=scene", r"preset='scene', not scenes, .*mean 'scenes'"),
   ("ablations.reward", "preset=gemma3,talk=all", "unknown arg 'talk'"),
-  ("ablations.replay", "budget=huge", "budget='huge', not full, small or tiny"),
+  ("ablations.replay", "budget=huge", "budget='huge', not full, small, brief or tiny"),
 ]
 
 

@@ -139,16 +139,17 @@ def hill(counts: np.ndarray, size: int) -> tuple[float, float, float]:
   """
   own, times = np.unique(counts[counts > 0], return_counts=True)
   n = int((own * times).sum())
-  kinds = entropy = concentration = 0.0
-  for x, many in zip(own.tolist(), times.tolist(), strict=True):
-    # Hypergeometric chances of k of the x finds among `size` of n.
-    k = np.arange(max(0, size - (n - x)), min(x, size) + 1)
-    chance = np.exp(_log_choose(x, k) + _log_choose(n - x, size - k) - _log_choose(n, size))
-    share = k / size
-    kinds += many * float(chance[k > 0].sum())
-    entropy -= many * float((chance * special.xlogy(share, share)).sum())
-    concentration += many * float((chance * share * share).sum())
-  return kinds, math.exp(entropy), 1 / concentration
+  # Hypergeometric chances of k of the x finds of a kind among `size` of n, for all x at once.
+  least, most = np.maximum(0, size - (n - own)), np.minimum(own, size)
+  lengths = most - least + 1
+  x, many = np.repeat(own, lengths), np.repeat(times, lengths)
+  k = np.arange(len(x)) - np.repeat(np.cumsum(lengths) - lengths - least, lengths)
+  log = special.gammaln(np.arange(1, n + 2))  # Of the factorials to n.
+  chance = log[x] - log[k] - log[x - k] + log[n - x] - log[size - k] - log[n - x - size + k]
+  chance = many * np.exp(chance - (log[n] - log[size] - log[n - size]))
+  share = k / size
+  entropy = -float(chance @ special.xlogy(share, share))
+  return float(chance[k > 0].sum()), math.exp(entropy), 1 / float(chance @ share**2)
 
 
 def coverage(counts: np.ndarray, size: int) -> float:

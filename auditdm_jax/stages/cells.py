@@ -20,13 +20,13 @@ from typing import Any
 import ml_collections
 
 from auditdm_jax.bench.sweeps.record import Cell, Sweep, run_name
-from auditdm_jax.core import config_file, overrides, values
+from auditdm_jax.core import config_file, overrides, paths, values
 from auditdm_jax.core.config import UserError, build
 from auditdm_jax.core.overrides import Override
 from auditdm_jax.stages.remote import config_hash
 from auditdm_jax.stages.sections import AuditConfig
 
-TARGETS = "_targets"  # No cell can have the name.
+TARGETS, DATA = "_targets", "_data"  # No cell can have these names.
 STAGE = "loop"
 
 
@@ -73,7 +73,7 @@ def plan(
     spec: the file, and after a colon what `get_config` takes in all cells.
     given: overrides `--config.a.b=value` of all cells.
     seeds: one run each.
-    root: the folder of the sweep, for targets that it makes.
+    root: the folder of the sweep, for targets and a data set that it makes.
     only: names of cells; () = all.
 
   Raises:
@@ -218,11 +218,14 @@ def _run(
   spec = f"{path}:{arg}"
   made_by = config_file.function(spec, "target")
   target = made_by(arg) if made_by else ""
-  place = [f"--config.models.target={root}/{TARGETS}/{seed}/models/target"] if target else []
-  texts = [*given, *cell.overrides, *place]
+  texts = [*given, *cell.overrides]
+  if target:
+    texts.append(f"--config.models.target={root}/{TARGETS}/{seed}/models/target")
   try:
+    settings = build(AuditConfig, overrides.read(spec, texts, AuditConfig), name="config")
+    if settings.pool.builder and not settings.pool.data_dir and not paths.is_remote(root):
+      texts.append(f"--config.pool.data_dir={root}/{DATA}")  # Prepared once for all runs.
     config = overrides.read(spec, texts, AuditConfig)
-    settings = build(AuditConfig, config, name="config")
   except UserError as e:
     raise UserError(f"cell {cell.name}: {e}") from e
   if settings.seed != seed:

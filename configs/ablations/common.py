@@ -3,7 +3,8 @@
 
 ARGS of every ablation, as --config=configs/ablations/reward.py:preset=paligemma2,on=v6e-8
   preset   scenes | paligemma2 | gemma3 | needle: configs/PRESET.py, whose own args can be given too
-  budget   full | small | tiny: all of the preset's steps, probes and examples, 2 in 5 or 1 in 25
+  budget   full | small | brief | tiny: all of the preset's steps, probes and examples, or 40, 15 or 4
+           in a hundred
   repair   no | yes: whether runs end with the repair of the target; one round in any case
   gaps     drawn: each seed has a target of its own, whose gaps it draws (scenes, needle)
   seed     of everything that is drawn; the stage sweep gives it
@@ -22,7 +23,7 @@ parse = runpy.run_path(str(CONFIGS / "common.py"))["parse"]
 TOWER = "data/scenes/weights/siglip"
 NEEDLE = "runs/needle_models/models"
 PRESETS = ("scenes", "paligemma2", "gemma3", "needle")
-BUDGETS = {"full": 1.0, "small": 0.4, "tiny": 0.04}
+BUDGETS = {"full": 1.0, "small": 0.4, "brief": 0.15, "tiny": 0.04}
 
 
 def ablated(
