@@ -146,4 +146,4 @@ def test_configs_load_by_path_from_anywhere(tmp_path):
     [sys.executable, "-c", LOAD, *paths], cwd=tmp_path, capture_output=True, text=True, check=False
   )
   assert done.returncode == 0, done.stderr
-  assert len(done.stdout.split()) == len(paths) == 21
+  assert len(done.stdout.split()) == len(paths) == 22

@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The scenes world: symbolic scenes, an exact renderer, programs as questions, and their oracle."""
 
-import functools
+from collections import OrderedDict
+import hashlib
+import threading
 
 import numpy as np
 
 from auditdm_jax.scenes import questions, render, world
+
+_KEPT = 8192  # Scenes, of about 1 kB. An image itself would be 12 kB and more.
+_latest: OrderedDict[tuple, world.Scene] = OrderedDict()
+_lock = threading.Lock()
 
 
 def oracle(image: np.ndarray, question: str, language: world.Language = world.SCENES) -> str | None:
@@ -18,11 +24,16 @@ def oracle(image: np.ndarray, question: str, language: world.Language = world.SC
 
 
 def seen(image: np.ndarray, language: world.Language = world.SCENES) -> world.Scene:
-  """Returns the scene that u8[H,W,3] shows; see `render.parse`."""
-  return _seen(image.tobytes(), image.shape, language)
-
-
-@functools.lru_cache(maxsize=8192)
-def _seen(pixels: bytes, shape: tuple[int, ...], language: world.Language) -> world.Scene:
-  """Returns the scene an image shows, parsed once: many questions are about one image."""
-  return render.parse(np.frombuffer(pixels, np.uint8).reshape(shape), language)
+  """Returns the scene that u8[H,W,3] shows; see `render.parse`. Many questions are about one image:
+  the latest ones are parsed once."""
+  key = hashlib.sha256(image.tobytes()).digest(), image.shape, language
+  with _lock:
+    if key in _latest:
+      _latest.move_to_end(key)
+      return _latest[key]
+  scene = render.parse(image, language)
+  with _lock:
+    _latest[key] = scene
+    if len(_latest) > _KEPT:
+      _latest.popitem(last=False)
+  return scene

@@ -14,8 +14,9 @@ the command that starts it, here or on a cluster.
     --launch="--zone=us-west4-a --type=v5litepod-16"
 
 Reads:  the config, and what its runs read.
-Writes: WORKDIR/sweep.json, WORKDIR/CELL/SEED, WORKDIR/_logs, WORKDIR/_targets for configs whose
-        seeds have targets of their own, and table.md, .csv, .json, .svg and .html.
+Writes: WORKDIR/sweep.json, WORKDIR/CELL/SEED, WORKDIR/_logs, WORKDIR/_data with the data set that
+        runs share, WORKDIR/_targets for configs whose seeds have targets of their own, and
+        table.md, .csv, .json, .svg and .html.
 Costs:  as many loops as cells times seeds, and a `pretrain` for each seed with its own target.
 """
 

@@ -3,8 +3,8 @@
 
 ARGS of every ablation, as --config=configs/ablations/reward.py:preset=paligemma2,on=v6e-8
   preset   scenes | paligemma2 | gemma3 | needle: configs/PRESET.py, whose own args can be given too
-  budget   full | small | brief | tiny: all of the preset's steps, probes and examples, or 40, 15 or 4
-           in a hundred
+  budget   full | small | brief | tiny: all of the preset's steps, probes and examples, or 40, 15 or
+           4 in a hundred
   repair   no | yes: whether runs end with the repair of the target; one round in any case
   gaps     drawn: each seed has a target of its own, whose gaps it draws (scenes, needle)
   seed     of everything that is drawn; the stage sweep gives it

@@ -20,6 +20,7 @@ from auditdm_jax.core.config import UserError
 from auditdm_jax.stages import cells, launching, swept, table
 from auditdm_jax.stages import sweep as stage
 from auditdm_jax.stages.cells import CellRun, Plan
+from auditdm_jax.stages.remote import config_hash
 from auditdm_jax.stages.running import Ended, Job, Runner
 from auditdm_jax.stages.sections import AuditConfig
 from tests.bench.summaries import summary
@@ -84,7 +85,7 @@ def config_of(run):
 def test_every_ablation_is_a_sweep_of_every_preset(monkeypatch, path, preset):
   """Each cell has a config that is whole, and differs from all others."""
   monkeypatch.chdir(ROOT)
-  if preset == "needle" and path.stem in ("references", "targets"):  # It has one choice of them.
+  if preset == "needle" and path.stem in ("overview", "references", "targets"):  # One choice only.
     with pytest.raises(UserError, match="needle"):
       planned(f"{path}:preset={preset}", seeds=(3,))
     return
@@ -194,6 +195,18 @@ def test_a_seed_can_have_a_target_of_its_own_which_its_cells_share(monkeypatch):
     assert config.world.gaps == f"seed:{run.seed}"
     assert config.models.target == f"/r/_targets/{run.seed}/models/target"
   assert planned("configs/ablations/first.py").targets == {}
+
+
+@pytest.mark.parametrize(
+  ("root", "more", "data"),
+  [("/r", (), "/r/_data"), ("gs://b/r", (), ""), ("/r", ("--config.pool.data_dir=/d",), "/d")],
+)
+def test_a_data_set_that_is_made_here_is_made_once(monkeypatch, root, more, data):
+  monkeypatch.chdir(ROOT)
+  spec = "configs/ablations/first.py"
+  found = cells.plan(spec, more, seeds=(0, 1), root=root).runs
+  assert len(found) == 4 and {config_of(run).pool.data_dir for run in found} == {data}
+  assert {run.config for run in found} == {config_hash(config_of(run)) for run in found}
 
 
 # ------------------------------------------------------------------------------------- running
