@@ -15,7 +15,8 @@ from auditdm_jax.audit.report import text as text_lib
 from auditdm_jax.bench import sheets
 from auditdm_jax.bench.table import BenchTable, RoleChange
 
-_WIDTH, _LEFT, _RIGHT, _ROW, _GAP, _TOP = 860, 250, 170, 18, 10, 44
+_WIDTH, _LEFT, _RIGHT, _ROW, _GAP, _TOP = 890, 250, 200, 18, 10, 44
+_COLORS = 6  # Of more kinds, each mark has its name beside it.
 _MAX_NAME = 34
 _STYLE = """
   :root { --paper: #fbfaf7; --ink: #22242a; --soft: #62656f; --rule: #e3e0d8;
@@ -83,10 +84,11 @@ def plot(
     label: for those who do not see it.
     nothing: what it says without panels.
   """
-  named, top = _legend(legend)
+  beside = legend if len(legend) > _COLORS else ()
+  named, top = _legend(() if beside else legend)
   parts, y = [], top
   for rows in panels:
-    drawn, y = _panel(rows, y)
+    drawn, y = _panel(rows, y, beside)
     parts += drawn
   if not parts:
     parts = [_text(_WIDTH / 2, y, nothing, "middle")]
@@ -120,16 +122,24 @@ def _short(name: str) -> str:
   return name if len(name) <= _MAX_NAME else f"{name[: _MAX_NAME - 1]}…"
 
 
-def _panel(rows: Sequence[PlotRow], y: float) -> tuple[list[markupsafe.Markup], float]:
-  """Draws rows on one axis from y on; returns the parts and where the next panel begins."""
+def _panel(
+  rows: Sequence[PlotRow], y: float, beside: Sequence[str]
+) -> tuple[list[markupsafe.Markup], float]:
+  """Draws rows on one axis from y on; returns the parts and where the next panel begins.
+
+  With names of kinds for `beside` marks, those of rows stand above theirs.
+  """
   marks = [mark for row in rows for mark in row.marks]
   ends = [abs(x) for mark in marks for x in (mark.change, *mark.ci95) if math.isfinite(x)]
   top = _round_top(max(ends, default=0.0))
   parts, start = [], y
   for row in rows:
     parts.append(_text(_LEFT - 12, y + 4, _short(row.name), "end"))
+    y += _ROW if beside else 0
     for mark in row.marks:
       parts.append(_interval(mark, y, top))
+      if beside:
+        parts.append(_text(_LEFT - 12, y + 4, _short(beside[mark.kind]), "end", "soft"))
       y += _ROW
     y += _GAP
   grid = [_tick(x, start - 12, y, top) for x in (-top, -top / 2, 0.0, top / 2, top)]
@@ -162,7 +172,7 @@ def _interval(mark: Mark, y: float, top: float) -> markupsafe.Markup:
   line = markupsafe.Markup(
     '<line x1="{a:.1f}" y1="{y:.1f}" x2="{b:.1f}" y2="{y:.1f}" stroke="var(--c{c})"'
     ' stroke-width="2"/>'
-  ).format(a=_x(low, top), b=_x(high, top), y=y, c=mark.kind % 6)
+  ).format(a=_x(low, top), b=_x(high, top), y=y, c=mark.kind % _COLORS)
   said = sheets.interval(mark.change, mark.ci95, sign=True)
   label = _text(_WIDTH - _RIGHT + 14, y + 4, said, "start", "soft")
   return line + _mark(_x(mark.change, top), y, mark.kind) + label
@@ -171,7 +181,7 @@ def _interval(mark: Mark, y: float, top: float) -> markupsafe.Markup:
 def _mark(x: float, y: float, i: int) -> markupsafe.Markup:
   return markupsafe.Markup(
     '<rect x="{x:.1f}" y="{y:.1f}" width="8" height="8" fill="var(--c{c})"/>'
-  ).format(x=x - 4, y=y - 4, c=i % 6)
+  ).format(x=x - 4, y=y - 4, c=i % _COLORS)
 
 
 def _text(

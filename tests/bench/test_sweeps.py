@@ -129,6 +129,21 @@ def test_files_hold_whatever_overrides_are_called(tmp_path):
   assert "search success, trained" in said and "+6.5 [" in said
 
 
+@pytest.mark.parametrize("others", ["bcdefg", "bcdefgh"])
+def test_each_mark_of_a_plot_can_be_told_by_its_colour_or_its_name(others):
+  runs = [run for name in "a" + others for run in swept(name, [800, 810 + ord(name)])]
+  table = compare.tabulate(cells("a", *others), runs, config="c")
+  drawn = xml.etree.ElementTree.fromstring(sheets.forest_of(table))
+  marks = [e.get("fill") for e in drawn.iter() if e.get("width") == "8"]
+  named = [e.text for e in drawn.iter() if e.text in set(others)]
+  figures = len([row for row in table.rows if row.drawn])
+  if len(others) == 6:
+    assert len(set(marks)) == 6 and named == list(others)
+  else:
+    assert len(marks) == len(named) and named == list(others) * (len(named) // len(others))
+    assert 0 < len(named) // len(others) <= figures
+
+
 def test_a_plot_without_intervals_says_so():
   table = compare.tabulate(cells("a", "b"), [*swept("a", [1]), *swept("b", [2])], config="c")
   assert "no cell has two runs" in sheets.forest_of(table)
