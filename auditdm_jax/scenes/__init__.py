@@ -2,15 +2,15 @@
 """The scenes world: symbolic scenes, an exact renderer, programs as questions, and their oracle."""
 
 from collections import OrderedDict
-import hashlib
 import threading
 
 import numpy as np
 
+from auditdm_jax.core.image_store import Images
 from auditdm_jax.scenes import questions, render, world
 
-_KEPT = 8192  # Scenes, of about 1 kB. An image itself would be 12 kB and more.
-_latest: OrderedDict[tuple, world.Scene] = OrderedDict()
+_KEPT = 8192  # Scenes, of about 1 kB each. The pixels would be 12 kB and more.
+_latest: OrderedDict[tuple[str, world.Language], world.Scene] = OrderedDict()
 _lock = threading.Lock()
 
 
@@ -24,9 +24,8 @@ def oracle(image: np.ndarray, question: str, language: world.Language = world.SC
 
 
 def seen(image: np.ndarray, language: world.Language = world.SCENES) -> world.Scene:
-  """Returns the scene that u8[H,W,3] shows; see `render.parse`. Many questions are about one image:
-  the latest ones are parsed once."""
-  key = hashlib.sha256(image.tobytes()).digest(), image.shape, language
+  """Returns the scene that u8[H,W,3] shows: that of `render.parse`, asked once of the latest."""
+  key = Images.id_of(image), language
   with _lock:
     if key in _latest:
       _latest.move_to_end(key)

@@ -222,10 +222,11 @@ def _run(
   if target:
     texts.append(f"--config.models.target={root}/{TARGETS}/{seed}/models/target")
   try:
-    settings = build(AuditConfig, overrides.read(spec, texts, AuditConfig), name="config")
+    config = overrides.read(spec, texts, AuditConfig)
+    settings = build(AuditConfig, config, name="config")
     if settings.pool.builder and not settings.pool.data_dir and not paths.is_remote(root):
       texts.append(f"--config.pool.data_dir={root}/{DATA}")  # Prepared once for all runs.
-    config = overrides.read(spec, texts, AuditConfig)
+      config = overrides.read(spec, texts, AuditConfig)
   except UserError as e:
     raise UserError(f"cell {cell.name}: {e}") from e
   if settings.seed != seed:

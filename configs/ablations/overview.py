@@ -46,11 +46,10 @@ def sweep(add: Callable[..., None], arg: str) -> None:
   add("control")
   for use in PROMPTS:
     add(f"{use}-only", f"use={use}")
-  others: list[tuple[tuple, dict]] = []
-  references["sweep"](lambda *names, **changes: others.append((names, changes)), arg)
-  for names, changes in others[1:]:
-    changes.pop("models.sibling", None)
-    add(*names, **changes)
+  kinds: list[tuple[tuple, dict]] = []
+  references["sweep"](lambda *cell, **changes: kinds.append((cell, changes)), arg)
+  for cell, changes in kinds[1:]:  # The first one is the control.
+    add(*cell, **changes)
   add("plain", **{"reward.novelty": "off"})  # The paper's: 1 for a find, 0 for anything else.
   add("answerability", **{"reward.answerability": 0.5})
   add("repetition", **{"reward.repetition": 0.2})

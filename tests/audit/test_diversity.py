@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from auditdm_jax.audit import diversity
 from auditdm_jax.audit.diversity import Sample
@@ -37,6 +38,17 @@ def test_fewer_finds_are_averaged_over_all_choices():
     1 / (share**2 * often[1:]).sum(),
   )
   assert diversity.hill(counts, size) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 19, 20])
+@pytest.mark.parametrize("counts", [[20], [18, 2], [10, 10], [9, 5, 3, 1, 1, 1], [1] * 20])
+def test_chances_are_hypergeometric_and_only_of_what_can_be(counts, size):
+  k = np.arange(1, size + 1)
+  chance = sum(stats.hypergeom.pmf(k, 20, x, size) for x in counts)
+  share = k / size
+  entropy = -(chance * share * np.log(share)).sum()
+  expected = (chance.sum(), math.exp(entropy), 1 / (chance * share**2).sum())
+  assert diversity.hill(np.array(counts), size) == pytest.approx(expected, rel=1e-9)
 
 
 def test_coverage_of_fewer_finds_is_what_the_others_hit():

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Round trips of the scenes world: pixels, questions, captions and edits against the scene."""
 
-from collections import Counter
+from collections import Counter, OrderedDict
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -37,6 +38,31 @@ def test_caption_round_trip(all_scenes):
 def test_pixels_round_trip(all_scenes):
   for i, scene in enumerate(all_scenes[300:2000], 300):  # the others: by the edits below
     assert render.parse(render.render(scene, i)) == scene
+
+
+def test_the_latest_scenes_are_parsed_once_and_no_pixels_are_kept(all_scenes, monkeypatch):
+  monkeypatch.setattr(scenes, "_latest", OrderedDict())
+  monkeypatch.setattr(scenes, "_KEPT", 100)
+  parsed, parse = [], render.parse
+  monkeypatch.setattr(render, "parse", lambda image, *more: parsed.append(1) or parse(image, *more))
+
+  def look(i):
+    assert scenes.seen(render.render(all_scenes[i], i)) == all_scenes[i]
+
+  look(0)  # What parsing itself keeps.
+  tracemalloc.start()
+  for i in range(100):
+    look(i)
+  kept = tracemalloc.get_traced_memory()[0]
+  tracemalloc.stop()
+  assert kept < 100 * render.render(all_scenes[0], 0).nbytes / 4
+  look(0)
+  assert len(parsed) == 100
+  look(100)  # In the place of 1: 0 was asked last.
+  look(0)
+  assert len(parsed) == 101
+  look(1)
+  assert len(parsed) == 102 and len(scenes._latest) == 100
 
 
 def test_scene_json_round_trip(all_scenes):
