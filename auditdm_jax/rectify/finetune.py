@@ -106,7 +106,7 @@ def finetune(
     parts = _parts(recipe, surveys, shown, held)
     layout = survey_lib.fitted(layout, surveys)
     feed = stream.Stream(layout, parts, seed=seed, answers=recipe.format.answers, mesh=mesh)
-    tuned = tuning.shared(config, recipe, steps=steps, seed=seed, mesh=mesh)
+    tuned = tuning.Tuning(config, recipe, steps=steps, seed=seed, mesh=mesh)
     chosen = [np.flatnonzero(own)[: tune.eval_examples] for own in held]
     kept_back = [dataclasses.replace(p, chosen=c) for p, c in zip(parts, chosen, strict=True)]
     found = [dataclasses.asdict(recipe), steps, seed, tune.validation, tune.eval_every]

@@ -99,19 +99,6 @@ def check_micro_rows(recipe: recipes.Recipe, mesh: jax.sharding.Mesh | None) -> 
     )
 
 
-@functools.lru_cache(maxsize=4)
-def shared(
-  config: multimodal.VlmConfig,
-  recipe: recipes.Recipe,
-  *,
-  steps: int,
-  seed: int,
-  mesh: jax.sharding.Mesh | None,
-) -> "Tuning":
-  """Returns one `Tuning` for all fine-tunings of these settings: they share its programs."""
-  return Tuning(config, recipe, steps=steps, seed=seed, mesh=mesh)
-
-
 class Tuning:
   """The step of a fine-tuning and the layout of its state, from shapes alone.
 

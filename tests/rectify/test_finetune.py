@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from auditdm_jax.core import config as config_lib
-from auditdm_jax.core import runtime, tree
+from auditdm_jax.core import tree
 from auditdm_jax.models import gemma, multimodal, preprocess, siglip
-from auditdm_jax.rectify import curate, features, finetune, kept, recipes, rows, supervised, tuning
+from auditdm_jax.rectify import curate, features, finetune, kept, recipes, rows, supervised
 from auditdm_jax.rectify.examples import ListedExamples
 from auditdm_jax.rectify.tune import TuneConfig
 from auditdm_jax.text import tokenizer as tokenizer_lib
@@ -26,12 +26,6 @@ _RECIPE = recipes.Recipe(
 @pytest.fixture(scope="module")
 def model():
   return make_model()
-
-
-@pytest.fixture(autouse=True)
-def no_shared_programs():
-  """Steps of other tests may be faults that were injected."""
-  tuning.shared.cache_clear()
 
 
 def make_model():
@@ -108,18 +102,6 @@ def test_micro_batches_are_the_batch(model):
     for rows in (0, 2)
   )
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), whole, halves)
-
-
-def test_fine_tunings_of_one_recipe_share_their_program(model, monkeypatch):
-  made, real = [], tuning.Tuning
-  monkeypatch.setattr(tuning, "Tuning", lambda *a, **kw: made.append(real(*a, **kw)) or made[-1])
-  first = _run(model)
-  second = _run(model, new=examples("abcd", "blue"), params=first.params)
-  (tuned,) = made
-  assert runtime.programs(tuned.step) == 1
-  assert not np.array_equal(*(jax.tree.leaves(r.params)[-1] for r in (first, second)))
-  _run(model, dataclasses.replace(_RECIPE, lr=2e-3))
-  assert len(made) == 2
 
 
 def test_features_that_do_not_fit_are_computed_in_each_step(model, tmp_path):
@@ -202,7 +184,6 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(model, tmp_path, monkeyp
   tune = TuneConfig(validation=0.5, eval_every=3, save_every=2)
   straight = _run(model, tune=tune)
   make = supervised.make_step
-  monkeypatch.setattr(tuning, "shared", tuning.Tuning)  # Each run has a step of its own.
 
   def failing(*args, **options):
     step, calls = make(*args, **options), []
