@@ -110,6 +110,15 @@ def test_unequal_budgets_are_named_beside_each_difference():
   assert said == {"b": "queries × 0.50", "c": budget(table, "c").unequal, "d": "equal"}
 
 
+@pytest.mark.parametrize(("other", "listed"), [([10, 21], ["b", "c"]), ([10, 20], ["all"])])
+def test_a_figure_that_no_cell_changes_has_one_line(other, listed):
+  runs = [*swept("a", [10, 20]), *swept("b", [10, 20]), *swept("c", other)]
+  table = compare.tabulate(cells("a", "b", "c"), runs, config="c")
+  changes = next(s for s in sheets.sheets(table) if s.title == "Differences")
+  assert {len(line) for line in changes.rows} == {len(changes.head)}
+  assert [line[1] for line in changes.rows if line[0] == TRAINED] == listed
+
+
 def test_files_hold_whatever_overrides_are_called(tmp_path):
   named = [Cell(name="a"), Cell(name="b", overrides=(f"--config.{HOSTILE}",))]
   runs = [*swept("a", [800, 810]), *swept("b", [850, 890])]

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of a sweep as sheets, CSV and a plot."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from auditdm_jax.bench import forest
@@ -57,19 +58,27 @@ def _values(table: SweepTable) -> Sheet:
 
 
 def _changes(table: SweepTable) -> Sheet:
-  rows = [
-    _change(row, cell, budget)
-    for row in table.rows
-    for cell, budget in zip(row.cells, table.budgets, strict=True)
-    if cell.change is not None
-  ]
+  rows = [line for row in table.rows for line in _changes_of(row, table.budgets)]
   head = ("figure", "cell", "difference", "p", "q", "pairs", "by seed", "budget")
   about = (
     f"Each cell less {table.control}, run by run of the same seed, with the 95 % interval and the p"
-    " value of Student's t for pairs. q is p adjusted for all rows of this table. An interval that"
+    " value of Student's t for pairs. q is p adjusted for all figures and cells. An interval that"
     " holds 0 does not say that there is no difference."
   )
   return Sheet(title="Differences", about=about, head=head, rows=tuple(rows))
+
+
+def _changes_of(row: FigureRow, budgets: Sequence[CellBudget]) -> list[tuple[str, ...]]:
+  """Returns a line for each cell; one for all where no run differs, as of a target unrepaired."""
+  changes = [cell.change for cell in row.cells if cell.change is not None]
+  if len(changes) > 1 and not any(x for change in changes for x in change.found.values):
+    none = number(0.0, sign=True)
+    return [(row.figure, "all", f"{none}, each run", *[NOTHING] * 5)]
+  return [
+    _change(row, cell, budget)
+    for cell, budget in zip(row.cells, budgets, strict=True)
+    if cell.change is not None
+  ]
 
 
 def _change(row: FigureRow, cell: FigureCell, budget: CellBudget) -> tuple[str, ...]:
