@@ -126,7 +126,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
   # ---- discover, verify
   c.discover = dict(
-    probes=12_000, batch=480, proposals=16, ranking=dict(likely=0.97),
+    probes=12_000, batch=480, proposals=16,
     search_probes=2_000,  # for the rates of prompt-only against trained
   )  # fmt: skip
   c.verify = dict(
@@ -152,7 +152,6 @@ def get_config(arg: str = "") -> ConfigDict:
   if rare:
     c.optim.steps = 240
     c.discover.probes = 24_000
-    c.discover.ranking.likely = 0.7  # Few of its questions are surer finds.
     # A twentieth of the questions fails: many more examples would repair it at random too.
     c.rectify.curate.size = 1_000
     if args["reward"] == "novelty":

@@ -33,13 +33,13 @@ class RankingConfig:
 
   Attributes:
     per_image: most questions of a batch about one image and what is made of it.
-    likely: probability of a find from which on kinds take turns.
+    likely: probability of a find, corrected by earlier ones, from which on kinds take turns.
     unsure: share of a batch that is nearest to a half.
     lot: share of a batch that is drawn by lot.
   """
 
   per_image: int = 4
-  likely: float = 0.9
+  likely: float = 0.95
   unsure: float = 0.01
   lot: float = 0.01
 
@@ -77,12 +77,14 @@ class Candidate:
     image: the one that it goes back to.
     kind: what takes turns.
     score: the probability of a find.
+    raw: the surrogate's own prediction, which orders those of equal probability.
     open: whether the lot may draw it.
   """
 
   image: str
   kind: str
   score: float
+  raw: float
   open: bool
 
 
@@ -107,7 +109,7 @@ def pick(
     {place of a candidate: the step that chose it}, in the order of their choice.
   """
   order = [int(i) for i in rng.permutation(len(candidates))]
-  best = sorted(order, key=lambda i: -candidates[i].score)
+  best = sorted(order, key=lambda i: (-candidates[i].score, -candidates[i].raw))
   unsure = sorted(order, key=lambda i: abs(candidates[i].score - 0.5))
   chosen = _Chosen(candidates, size, config.per_image)
   lot = (i for i in order if blind or candidates[i].open)

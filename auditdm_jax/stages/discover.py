@@ -3,9 +3,10 @@
 
 For each question that is asked, several are proposed: by the trained auditors, by the one before
 training, and by the data set if it has any. A small net learns from the verdicts so far, those of
-GRPO included, and ranks the proposals of a batch over all of its images at once; kinds of questions
-take turns as long as they are likely finds (`audit.ranking`). Nothing is asked twice. The control
-is random questions alone at equal total queries, GRPO's included.
+GRPO included, and ranks the proposals of a batch over all of its images at once. It is too sure of
+what it ranks first, so what became of earlier predictions corrects the next ones. Kinds of
+questions take turns as long as they are likely finds (`audit.ranking`). Nothing is asked twice. The
+control is random questions alone at equal total queries, GRPO's included.
 
 Reads:  WORKDIR/auditors and WORKDIR/records, which train writes.
 Writes: WORKDIR/discover.
@@ -25,6 +26,7 @@ from ml_collections import ConfigDict
 from auditdm_jax.audit import ranking
 from auditdm_jax.audit.attempt import Attempt
 from auditdm_jax.audit.ranking import Candidate, Ranked
+from auditdm_jax.audit.recalibration import Recalibration
 from auditdm_jax.audit.skills import Assigner, Seeds
 from auditdm_jax.core import metrics, streams
 from auditdm_jax.core.records import chunks
@@ -90,6 +92,7 @@ class _Sweep:
     self._surrogate = Surrogate(
       ctx.settings.rollout.surrogate, look=self._proposers.sight.before, seed=ctx.settings.seed
     )
+    self._recalibrated = Recalibration(least=self._surrogate.config.least)
     self._asked: set[str] = set()
     for rows in chunks(ctx.folder.completions(), _ROWS):
       self._observe(rows)
@@ -101,11 +104,18 @@ class _Sweep:
     proposed = self._proposers.propose(batch, self._asked)
     probes = [a.probe for a in proposed.attempts]
     questions, images = [p.question for p in probes], [p.image_id for p in probes]
-    scores = self._surrogate.predict(questions, images)
+    predicted = self._surrogate.predict(questions, images)
+    scores = self._recalibrated(predicted)
     ways = ranking.pick(
       [
-        Candidate(p.origin_id, self._kind_of(p.question), float(s), p.arm in self._proposers.open)
-        for p, s in zip(probes, scores, strict=True)
+        Candidate(
+          image=p.origin_id,
+          kind=self._kind_of(p.question),
+          score=float(score),
+          raw=float(raw),
+          open=p.arm in self._proposers.open,
+        )
+        for p, score, raw in zip(probes, scores, predicted, strict=True)
       ],
       size=n,
       config=section.ranking,
@@ -145,24 +155,33 @@ class _Sweep:
 
   def learn(self, batch: int, attempts: Sequence[Attempt]) -> None:
     """Learns from a batch, whether it was asked now or before a restart."""
-    self._observe(attempts)
+    told = [a for a in attempts if a.verdict is not None]
+    if self._surrogate.ready:
+      predicted = self._surrogate.predict(*_asked(told))
+      self._recalibrated.observe(predicted, _found(told))
+    self._observe(told)
     self._fit(batch, self._ctx.settings.discover.fits)
 
   def _observe(self, attempts: Sequence[Attempt]) -> None:
     told = [a for a in attempts if a.verdict is not None]
     self._asked.update(a.probe.probe_id for a in told)
     if told:
-      self._surrogate.observe(
-        [a.probe.question for a in told],
-        [a.probe.image_id for a in told],
-        [a.find is not None for a in told],
-      )
+      self._surrogate.observe(*_asked(told), _found(told))
     for find in (find for a in told if (find := a.find)):
       self._proposers.learn(self._kind_of(find.probe.question), find)
 
   def _fit(self, of: int | str, times: int) -> None:
     for i in range(times):
       self._surrogate.fit("sweep", of, i)
+
+
+def _asked(attempts: Sequence[Attempt]) -> tuple[list[str], list[str]]:
+  """Returns questions, and the ids of their images."""
+  return [a.probe.question for a in attempts], [a.probe.image_id for a in attempts]
+
+
+def _found(attempts: Sequence[Attempt]) -> list[bool]:
+  return [a.find is not None for a in attempts]
 
 
 class Kinds:

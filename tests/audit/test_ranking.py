@@ -19,7 +19,11 @@ def _candidates(*, seed=0, images=200):
     kind = ("common", "rare", "never")[i % 3]
     likely = rng.random() < {"common": 0.33, "rare": 0.05, "never": 0.0}[kind]
     score = rng.uniform(0.8, 1.0) if likely else rng.uniform(0.0, 0.6)
-    out.append(Candidate(f"i{rng.integers(images)}", kind, float(score), open=bool(i % 2)))
+    out.append(
+      Candidate(
+        image=f"i{rng.integers(images)}", kind=kind, score=score, raw=score, open=bool(i % 2)
+      )
+    )
   return out
 
 
@@ -49,6 +53,16 @@ def test_within_a_kind_the_best_come_first_and_the_rest_goes_to_the_best_of_all(
   rest = [i for i, way in ways.items() if way == "rank"]
   left_out = max(c.score for i, c in enumerate(candidates) if i not in ways)
   assert rest and min(candidates[i].score for i in rest) >= left_out
+
+
+def test_those_of_equal_probability_are_in_the_order_of_the_net():
+  candidates = [
+    Candidate(image=f"i{i}", kind="a", score=0.9, raw=raw, open=False)
+    for i, raw in enumerate(np.random.default_rng(4).permutation(200) / 200)
+  ]
+  for likely in (0.8, 1.0):
+    ways = _pick(candidates, RankingConfig(4, likely=likely, unsure=0.0, lot=0.0), size=20)
+    assert [candidates[i].raw for i in ways] == [(199 - i) / 200 for i in range(20)]
 
 
 @pytest.mark.parametrize("most", [1, 2])

@@ -75,6 +75,15 @@ def test_a_sweep_that_is_killed_goes_on_to_the_same_end(home, tmp_path, monkeypa
   assert len({a.probe.probe_id for a in attempts}) == len(attempts) == straight.probes == 120
   assert {a.probe.way for a in batches[0][1]} == {"lot"}, "before any verdict all is by lot"
   assert {a.probe.way for a in batches[2][1]} & {"kind", "rank"}, "then it ranks"
+  distinct = [len({a.probe.score for a in own}) / len(own) for _, own in batches]
+  assert distinct[1] > 0.9 > 0.6 > distinct[2], "corrected by shares of what batch 1 predicted"
+
+  attempts = [a for _, own in batches for a in own]
+  assert len({a.probe.probe_id for a in attempts}) == len(attempts) == straight.probes == 120
+  assert {a.probe.way for a in batches[0][1]} == {"lot"}, "before any verdict all is by lot"
+  assert {a.probe.way for a in batches[2][1]} & {"kind", "rank"}, "then it ranks"
+  several = {a.probe.score for a in batches[1][1]}, {a.probe.score for a in batches[2][1]}
+  assert len(several[1]) < len(several[0]), "isotonic regression makes equal shares of batch 2"
   assert {a.probe.arm for a in attempts} == {"untrained", "random"}
   row = ranked[2]
   assert row.images <= 40 and row.candidates > 24 and row.made == 0
