@@ -151,7 +151,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.rounds = dict(count=args["rounds"], repair_last=args["rounds"] == 1, steps=60)
   if rare:
     c.optim.steps = 240
-    c.discover.probes = 24_000
+    c.discover.proposals = 64  # One random question in twenty is a find, and the best run out.
     # A twentieth of the questions fails: many more examples would repair it at random too.
     c.rectify.curate.size = 1_000
     if args["reward"] == "novelty":
