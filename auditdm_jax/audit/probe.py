@@ -53,7 +53,7 @@ class Probe(Record):
   fit: str = ""  # how its image was brought to a size that the service takes
   step: int = -1  # training step of the auditor, -1 outside training
   way: str = ""  # how it was chosen from what was proposed, see `audit.ranking`
-  score: float | None = None  # probability of a find by the surrogate; None before it could tell
+  score: float | None = None  # probability of a find, see `audit.ranking`; None = not known
 
   @property
   def origin_id(self) -> str:

@@ -76,7 +76,7 @@ class Candidate:
   Attributes:
     image: the one that it goes back to.
     kind: what takes turns.
-    score: the probability of a find.
+    score: the probability of a find, corrected by earlier predictions (`audit.recalibration`).
     raw: the surrogate's own prediction, which orders those of equal probability.
     open: whether the lot may draw it.
   """

@@ -35,7 +35,7 @@ class Recalibration:
     # One value for equal predictions, whatever their order: their mean.
     self._ends, of, n = np.unique(self._predicted, return_inverse=True, return_counts=True)
     shares = np.bincount(of, weights=self._found) / n
-    self._shares = optimize.isotonic_regression(shares, weights=n).x if len(n) else shares
+    self._shares = optimize.isotonic_regression(shares, weights=n).x
 
   def __call__(self, predicted: np.ndarray) -> np.ndarray:
     """Returns f64[N]: the probability of a find by predictions f[N]; a larger one has no less."""

@@ -139,7 +139,8 @@ class _Sweep:
       )
       for i, verdict in zip(places, verdicts, strict=True)
     ]
-    learning = self._surrogate.flops(len(probes), fits=section.fits * self._surrogate.config.fits)
+    predictions = len(probes) + len(places)  # `learn` predicts what was asked once more.
+    learning = self._surrogate.flops(predictions, fits=section.fits * self._surrogate.config.fits)
     answers = {k: v for k, v in meter.flops.items() if k == "answers"}  # Of endpoints not known.
     return (
       Ranked(
@@ -155,11 +156,10 @@ class _Sweep:
 
   def learn(self, batch: int, attempts: Sequence[Attempt]) -> None:
     """Learns from a batch, whether it was asked now or before a restart."""
-    told = [a for a in attempts if a.verdict is not None]
-    if self._surrogate.ready:
-      predicted = self._surrogate.predict(*_asked(told))
-      self._recalibrated.observe(predicted, _found(told))
-    self._observe(told)
+    if attempts and self._surrogate.ready:
+      # Predicted again: what was predicted before a restart is not stored, only its correction.
+      self._recalibrated.observe(self._surrogate.predict(*_asked(attempts)), _found(attempts))
+    self._observe(attempts)
     self._fit(batch, self._ctx.settings.discover.fits)
 
   def _observe(self, attempts: Sequence[Attempt]) -> None:

@@ -56,7 +56,7 @@ def test_a_sweep_that_is_killed_goes_on_to_the_same_end(home, tmp_path, monkeypa
   append = RunFolder.append_sweep
 
   def cut(folder, ranked, attempts):
-    if ranked.batch == 1:
+    if ranked.batch == 2:
       half = dataclasses.replace(ranked)
       append(folder, half, attempts)
       path = folder.path / "discover/attempts-0.jsonl"
