@@ -77,6 +77,7 @@ WRONG = {
 def config(**changes):
   made = importlib.import_module("configs.scenes").get_config()
   made.plan = {}
+  made.discover.ranking = {}
   with made.unlocked():
     for key, value in changes.items():
       section = made
