@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Lints, types and tests. Arguments go to pytest: ./launch/test.sh -m slow, ./launch/test.sh tests/core
+# Lints, types and tests, which two processes share. With arguments one process runs what they say:
+# ./launch/test.sh -m slow, ./launch/test.sh tests/core
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/venv.sh
@@ -14,4 +15,5 @@ run .venv/bin/ruff check .
 run .venv/bin/ruff format --check .
 run .venv/bin/shellcheck -x launch/*.sh launch/*/*.sh
 run .venv/bin/python -m tools.typecheck
+[[ $# -gt 0 ]] || set -- --numprocesses=2 --dist=loadfile
 run .venv/bin/python -m pytest -m "not slow and not perf and not network" "$@"

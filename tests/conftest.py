@@ -18,8 +18,9 @@ for _flag in (
   if _flag.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
 # What one test has compiled is there for all others and for the processes that they start.
-_COMPILED = tempfile.TemporaryDirectory(prefix="xla-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+if "PYTEST_XDIST_WORKER" not in os.environ:  # Workers have that of the process that started them.
+  _COMPILED = tempfile.TemporaryDirectory(prefix="xla-")
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 from collections.abc import Callable  # noqa: E402

@@ -94,6 +94,10 @@ class RolloutConfig:
     """Returns `active` by name."""
     return {strategy.name: count for strategy, count in self.active()}
 
+  def sampled(self) -> dict[str, int]:
+    """Returns how many prompts of each strategy are sampled, of which `counts` are asked."""
+    return {name: count * self.surrogate.prompts for name, count in self.counts().items()}
+
   def samples(self, group: int) -> int:
     """Returns how many first turns are sampled for each prompt, of which a group is asked."""
     return self.surrogate.proposals or group

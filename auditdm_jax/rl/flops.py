@@ -5,7 +5,7 @@ Matrix products only, attention as if it were not causal, nothing for what is co
 (remat) or for padding: the "model FLOPs" of PaLM (arXiv:2204.02311, appendix B).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 import contextlib
 
 import numpy as np
@@ -57,9 +57,15 @@ class Meter:
       if phase in self.flops:
         self.flops[phase] += images * tower(self._towers[tower_id])
 
-  def proposed(self, replies: Sequence[AuditorReply]) -> None:
-    """Adds what was written and not asked; the prompts are those of what was."""
-    for reply in replies:
+  def proposed(self, dropped: Sequence[Trajectory], *, asked: Set[int]) -> None:
+    """Adds what was written and not asked, beside samples of the `asked` prompts or without any."""
+    left: dict[int, list[AuditorReply]] = {}
+    for t in dropped:
+      left.setdefault(t.prompt_id, []).append(t.turns[0])
+    for prompt, replies in left.items():
+      if prompt not in asked:
+        self._write(replies)
+    for reply in (r for prompt, replies in left.items() if prompt in asked for r in replies):
       context = len(reply.prompt) + reply.length / 2
       self.flops["sample"] += decoder(
         self._config.text, tokens=reply.length, context=context, predictions=reply.length

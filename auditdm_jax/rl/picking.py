@@ -5,7 +5,8 @@ What the models answer is what a search pays for, and it grows by few finds wher
 are repeats, or about what the target knows. So
 
   1. first turns of `proposals` samples are parsed, for each prompt
-  2. a group of them is kept: `random` by lot, then the best *distinct* ones by `rl.surrogate`
+  2. a group of them is kept: `random` by lot, then the best *distinct* ones by `rl.surrogate`. With
+     `prompts` above 1 only some prompts are kept, those whose groups promise most, and some by lot
   3. all else of a step is done with the group alone; advantages compare its samples
   4. the surrogate learns what became of them
 
@@ -13,7 +14,7 @@ Before images are made, the net sees a question and its image. An instruction or
 with the source image, since there is no other yet.
 
 The picked ones are not what the policy would say, so they do not tell how good it is. Those drawn
-by lot do: `surrogate/lot_found` is the policy's own success. Ours.
+by lot, of prompts drawn by lot, do: `surrogate/lot_found` is the policy's own success. Ours.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,8 @@ from auditdm_jax.rl.batch import Pick, Trajectory
 from auditdm_jax.rl.scoring import find_of
 from auditdm_jax.rl.surrogate import Look, Surrogate, SurrogateConfig
 
+_BY_LOT = 1 / 4  # Of the prompts that are asked: what is never asked gets no verdict.
+
 
 class Picker:
   """Picks the proposals that are asked, by a surrogate that learns from them."""
@@ -41,15 +44,54 @@ class Picker:
   def pick(
     self, proposals: Sequence[Sequence[Trajectory]], *, size: int
   ) -> tuple[list[list[Trajectory]], list[Trajectory]]:
-    """Keeps `size` of the proposals of each prompt.
+    """Keeps one in `config.prompts` of each strategy's prompts, and `size` proposals of each.
 
     Args:
       proposals: by prompt, after their first turns.
-      size: how many are kept.
+      size: how many of a prompt's are kept.
 
     Returns:
       Those that are kept by prompt, in their order, and all others.
     """
+    predicted = self._predict(proposals)
+    chosen = [
+      choose(
+        [text_of(t) for t in group],
+        scores,
+        size=size,
+        by_lot=self.config.random,
+        rng=streams.rng(self._seed, "proposals", *group[0].walk, group[0].prompt_id),
+      )
+      for group, scores in zip(proposals, predicted, strict=True)
+    ]
+    finds = [
+      math.fsum({text_of(group[i]): scores[i] for i in places if i not in lot}.values())
+      for group, scores, (places, lot) in zip(proposals, predicted, chosen, strict=True)
+    ]
+    asked = self._prompts([group[0] for group in proposals], finds)
+    kept, rest = [], []
+    for row, (group, scores, (places, lot)) in enumerate(zip(proposals, predicted, chosen)):
+      if row not in asked:
+        rest += group
+        continue
+      kept.append([])
+      for i, trajectory in enumerate(group):
+        if i not in places:
+          rest.append(trajectory)
+          continue
+        text = text_of(trajectory)
+        known = self.surrogate.ready and text is not None
+        pick = Pick(
+          text=text,
+          predicted=float(scores[i]) if known else None,
+          by_lot=i in lot and asked[row],
+          proposals=len(group) * self.config.prompts,
+        )
+        kept[-1].append(dataclasses.replace(trajectory, pick=pick))
+    return kept, rest
+
+  def _predict(self, proposals: Sequence[Sequence[Trajectory]]) -> list[np.ndarray]:
+    """Returns the probability of each proposal to be a find by prompt; 0 for malformed ones."""
     flat = [t for group in proposals for t in group]
     texts = [text_of(t) for t in flat]
     read = [i for i, text in enumerate(texts) if text is not None]
@@ -57,21 +99,27 @@ class Picker:
     predicted[read] = self.surrogate.predict(
       [texts[i] or "" for i in read], [flat[i].source_image_id for i in read]
     )
-    kept, rest = [], []
-    for first, group in zip(np.cumsum([0, *map(len, proposals)]), proposals):
-      scores = predicted[first : first + len(group)]
-      said = texts[first : first + len(group)]
-      rng = streams.rng(self._seed, "proposals", *group[0].walk, group[0].prompt_id)
-      places, lot = choose(said, scores, size=size, by_lot=self.config.random, rng=rng)
-      kept.append([])
-      for i, trajectory in enumerate(group):
-        if i not in places:
-          rest.append(trajectory)
-          continue
-        known = self.surrogate.ready and said[i] is not None
-        pick = Pick(said[i], float(scores[i]) if known else None, i in lot, len(group))
-        kept[-1].append(dataclasses.replace(trajectory, pick=pick))
-    return kept, rest
+    return np.split(predicted, np.cumsum([len(group) for group in proposals])[:-1])
+
+  def _prompts(self, firsts: Sequence[Trajectory], finds: Sequence[float]) -> dict[int, bool]:
+    """Returns the prompts that are asked, by their place: whether the lot drew them.
+
+    Args:
+      firsts: a sample of each prompt.
+      finds: how many of its picks are finds, as the surrogate thinks, each question once.
+    """
+    asked: dict[int, bool] = {}
+    for strategy in dict.fromkeys(t.strategy for t in firsts):
+      rows = [i for i, t in enumerate(firsts) if t.strategy == strategy]
+      rng = streams.rng(self._seed, "asked", *firsts[rows[0]].walk, firsts[rows[0]].prompt_id)
+      order, count = [rows[i] for i in rng.permutation(len(rows))], len(rows) // self.config.prompts
+      lot = count
+      if self.config.prompts > 1 and self.surrogate.ready:
+        lot = int(rng.binomial(count, _BY_LOT))
+      asked |= dict.fromkeys(order[:lot], True)
+      best = sorted(order[lot:], key=lambda i: -finds[i])
+      asked |= dict.fromkeys(best[: count - lot], False)
+    return asked
 
   def learn(self, drawn: Sequence[Trajectory], *of: int | str) -> None:
     """Learns what became of a step's proposals; `of` names the random numbers."""

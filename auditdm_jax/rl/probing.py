@@ -120,10 +120,11 @@ class Prober:
       prompts: B of them; the number per strategy decides which programs are compiled.
       timer: counts the seconds of the phases.
       group: G. A sweep of the pool takes 1.
-      picker: samples its number of proposals, and keeps G.
+      picker: samples its number of proposals, and keeps G of them, and of each strategy's prompts
+        one in `picker.config.prompts`.
 
     Returns:
-      B·G trajectories: all samples of the first prompt, then those of the next.
+      G trajectories of each prompt that is kept: all of the first prompt, then those of the next.
     """
     with timer("features"):
       source_ids = [self.pool.image_id(p.index) for p in prompts]
@@ -160,7 +161,9 @@ class Prober:
         with timer("surrogate"):
           samples, rest = picker.pick(samples, size=group)
         dropped += rest
-      for r, row in zip(rows, samples):
+        kept = {row[0].prompt_id for row in samples}
+        rows = [r for r in rows if prompts[r].uid in kept]
+      for r, row in zip(rows, samples, strict=True):
         for g, trajectory in enumerate(row):
           made[r * group + g] = trajectory
           if strategies[r].makes and not trajectory.malformed:
@@ -170,7 +173,10 @@ class Prober:
           source = self.pool.image(prompts[i // group].index)
           futures.append(self._drawing.request(made[i], strategies[i // group], source))
     until = self._drawing.until() if self._drawing is not None else 0.0
-    return Begun([made[i] for i in range(len(made))], waiting, futures, until, dropped)
+    places = {
+      i: place for place, i in enumerate(sorted(made))
+    }  # Of prompts that are left out, none.
+    return Begun([made[i] for i in places], [places[i] for i in waiting], futures, until, dropped)
 
   def _first(
     self, prompt: AuditorPrompt, g: int, reply: AuditorReply, source_id: str

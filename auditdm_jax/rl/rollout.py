@@ -118,7 +118,7 @@ class Rollout:
     rounds, most = 0, 1 + self.config.dynamic.rounds
     while rounds < most and (not rounds or not self._carry.is_enough(groups, step)):
       prompts = draw_prompts(
-        self.config.counts(),
+        self.config.sampled(),
         seed=self.config.seed,
         walk=(self._run,),
         step=step * most + rounds,
@@ -184,7 +184,7 @@ class Rollout:
       begun = self._prober.first_turns(
         params, prompts, group=self._grpo.group_size, timer=timer, picker=self._picker
       )
-    meter.proposed([t.turns[0] for t in begun.dropped])
+    meter.proposed(begun.dropped, asked={t.prompt_id for t in begun.trajectories})
     trajectories = begun.trajectories
     early = [i for i, t in enumerate(trajectories) if t.strategy in self._early]
     with timer("answers"), meter.towers("answers"):

@@ -25,7 +25,7 @@ class SampleCall:
     turn: 0 or 1.
     kind: what is written.
     prompts: rows of the call; first turns have a group of samples in each, second turns one.
-    group: samples of a prompt; of a surrogate's proposals only some are kept.
+    group: samples of a prompt; of what a surrogate chooses from only some are kept, of prompts too.
     width: prompt tokens, image included.
     new: tokens of the longest reply.
   """
@@ -115,7 +115,7 @@ def calls_of(
   asked = (BankCall(early, early * group), BankCall(late, (drawn - early) * group))
   return Calls(
     sample=(*firsts, *seconds),
-    encoded=tuple(n for n in (drawn, looked_at) if n),
+    encoded=tuple(n for n in (sum(config.sampled().values()), looked_at) if n),
     asked=tuple(a for a in asked if a.probes),
     images=drawn + again,
     parts=tuple(parts),
@@ -134,9 +134,9 @@ def _first_calls(
   active = config.active()
   width = max(length(config.task_text(s, 0)) for s, _ in active)
   prompts: dict[str, int] = {}
-  for strategy, count in active:
+  for strategy, _ in active:
     kind = strategy.turns[0].kind
-    prompts[kind] = prompts.get(kind, 0) + count
+    prompts[kind] = prompts.get(kind, 0) + config.sampled()[strategy.name]
   return [
     SampleCall(0, kind, count, config.samples(group), width, config.max_new_tokens[kind])
     for kind, count in prompts.items()

@@ -45,6 +45,8 @@ class SurrogateConfig:
 
   Attributes:
     proposals: first turns that are sampled for each group; 0 = off.
+    prompts: prompts that are sampled for each one that is asked, in each strategy. Kept are those
+      whose picks hold the most finds by the net's word, and a quarter by lot.
     random: proposals of a group that are drawn by lot. What is never asked gets no verdict, and a
       malformed reply has its price only here.
     least: verdicts before it chooses; until then distinct ones are drawn by lot.
@@ -61,6 +63,7 @@ class SurrogateConfig:
   """
 
   proposals: int = 0
+  prompts: int = 1
   random: int = 2
   least: int = 200
   memory: int = 20_000
@@ -75,11 +78,14 @@ class SurrogateConfig:
 
   def __post_init__(self):
     check(vars(self), "surrogate", "proposals", "random", "fits", least=0)
-    check(vars(self), "surrogate", "least", "memory", "width", "heads", "cells", least=1)
+    check(vars(self), "surrogate", "prompts", "least", "memory", least=1)
+    check(vars(self), "surrogate", "width", "heads", "cells", least=1)
     check(vars(self), "surrogate", "batch", least=4)
     check(vars(self), "surrogate", "buckets", least=2, below=2**16)
     check(vars(self), "surrogate", "lr", above=0)
     check(vars(self), "surrogate", "weight_decay", least=0)
+    if self.prompts > 1 and not self.proposals:
+      raise UserError(f"surrogate.prompts={self.prompts}: without proposals nothing is chosen")
     if self.width % self.heads:
       raise UserError(f"surrogate.width={self.width}: not a multiple of heads={self.heads}")
 

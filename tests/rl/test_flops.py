@@ -13,6 +13,7 @@ import pytest
 
 from auditdm_jax.models import gemma, multimodal, siglip
 from auditdm_jax.rl import flops
+from auditdm_jax.rl.batch import AuditorReply, Trajectory
 from tests.rl import tiny
 
 TEXT = gemma.GemmaConfig(
@@ -87,3 +88,29 @@ def test_the_work_of_endpoints_is_unknown_and_not_zero():
     bank.computed = {"t": 2, "r": 2}
     meter.count([], group=4)
     assert meter.flops.get("answers", 0.0) > 0 if known else "answers" not in meter.flops
+
+
+def test_a_prompt_is_read_once_whether_its_samples_are_asked_or_not():
+  """Of one that is left out whole, the prompt is work too."""
+  auditor = tiny.auditor()
+  bank = types.SimpleNamespace(vlms={}, computed={}, cache=None)
+  tokens = np.arange(4)
+  dropped = [
+    Trajectory(
+      ("a",),
+      uid,
+      g,
+      "question",
+      "0",
+      turns=(AuditorReply("question", "0", tuple(range(9)), "", tokens, 0.0 * tokens, 4, False),),
+    )
+    for uid in (1, 2)
+    for g in range(3)
+  ]
+  did = []
+  for asked in ({1, 2}, {1}, set()):
+    meter = flops.Meter(auditor, bank)
+    meter.proposed(dropped, asked=asked)
+    did.append(meter.flops["sample"])
+  read = flops.decoder(auditor.config.text, tokens=9, context=9, predictions=3)
+  assert did[1] - did[0] == pytest.approx(read) and did[2] - did[1] == pytest.approx(read)

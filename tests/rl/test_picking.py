@@ -1,11 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which proposals are asked: properties of the choice, and of a step that has one."""
 
+import concurrent.futures
+import dataclasses
+
 import numpy as np
 import pytest
 
 from auditdm_jax.core.config import UserError
-from auditdm_jax.rl.picking import area, choose
+from auditdm_jax.core.image_store import Images
+from auditdm_jax.rl import picking
+from auditdm_jax.rl.batch import AuditorReply, Trajectory
+from auditdm_jax.rl.picking import Picker, area, choose
 from auditdm_jax.rl.surrogate import Surrogate, SurrogateConfig
 from tests.rl import fakes, tiny
 
@@ -143,3 +149,119 @@ def test_a_surrogate_that_keeps_all_changes_nothing():
 def test_fewer_proposals_than_are_asked_are_refused():
   with pytest.raises(UserError, match="surrogate.proposals=3: must be at least grpo.group_size=4"):
     fakes.rollout(surrogate=SurrogateConfig(proposals=3))
+
+
+@pytest.fixture(scope="module")
+def wide():
+  """As `steps`, with three prompts sampled for each one that is asked."""
+  bank = fakes.Bank()
+  made = fakes.rollout(fakes.MIXED, surrogate=dataclasses.replace(TINY, prompts=3), bank=bank)
+  return made, bank, [made.step(tiny.auditor().params, step) for step in range(4)]
+
+
+def test_of_more_prompts_as_many_of_each_strategy_are_asked(wide, steps):
+  for result, plain in zip(wide[2], steps[2]):
+    strategies = [[row["probe"]["strategy"] for row in r.records] for r in (result, plain)]
+    assert strategies[0] == strategies[1]
+    prompts = [row["prompt_id"] for row in result.records]
+    assert prompts == sorted(prompts) and len(set(prompts)) == 6
+    assert {row["pick"]["proposals"] for row in result.records} == {27}
+    assert result.metrics["surrogate/proposals"] == 6 * 27
+    # A prompt that is left out costs its prefill too.
+    assert result.flops["sample"] > plain.flops["sample"]
+  ids = [row["prompt_id"] for row in rows_of(wide)]
+  assert max(ids) >= 18 * 3  # The walk goes on by all that were sampled.
+
+
+def test_an_image_is_made_for_the_prompt_that_asked_for_it():
+  """From the source of that prompt, by the sample's own seed."""
+
+  class Brighter(fakes.Client):
+    def edit(self, image, instruction, *, seed):
+      future = super().edit(image, instruction, seed=seed)
+      if (result := future.result()).image is not None:
+        future = concurrent.futures.Future()
+        future.set_result(dataclasses.replace(result, image=image + np.uint8(1 + seed % 9)))
+      return future
+
+  pool = fakes.Pool()
+  sources = {pool.image_id(i): pool.image(i) for i in range(len(pool))}
+  surrogate = dataclasses.replace(TINY, prompts=3)
+  made = fakes.rollout({"question": 1, "edit": 2}, surrogate=surrogate, client=Brighter())
+  seen = 0
+  for step in range(4):
+    for row in made.step(tiny.auditor().params, step).records:
+      probe = row["probe"]
+      if probe["image_id"] != probe["source_image_id"]:
+        image = sources[probe["source_image_id"]] + np.uint8(1 + probe["seed"] % 9)
+        assert probe["image_id"] == Images.id_of(image)
+        seen += 1
+  assert seen > 9
+
+
+def test_what_the_lot_draws_of_a_chosen_prompt_is_not_the_policys_word(wide, steps):
+  shares = [np.mean([r["pick"]["by_lot"] for r in rows_of(made)]) for made in (wide, steps)]
+  assert shares[1] == 1 / 4 and 0 < shares[0] < 3 / 16
+  first = [row for row in rows_of(wide) if row["step"] == 0]
+  assert sum(row["pick"]["by_lot"] for row in first) == 6  # It knows nothing yet.
+
+
+def said(uid, *texts):
+  """Samples of a prompt that say so."""
+  empty = np.zeros(0, np.float32)
+  return [
+    Trajectory(
+      ("a",),
+      uid,
+      g,
+      "question",
+      str(uid),
+      turns=(AuditorReply("question", "0", (1, 2), text, empty, empty, 0, False),),
+      fields={"question": text},
+    )
+    for g, text in enumerate(texts)
+  ]
+
+
+def test_a_prompt_promises_as_much_as_its_different_questions(monkeypatch):
+  config = dataclasses.replace(TINY, prompts=2, random=0, proposals=4)
+  picker = Picker(config, look=fakes.features, seed=0)
+  monkeypatch.setattr(picking, "_BY_LOT", 0.0)
+  picker.surrogate.observe(["a", "b"] * 8, ["0"] * 16, [True, False] * 8)
+  picker.surrogate.fit(0)
+  likely = {"x": 0.9, "p": 0.6, "q": 0.6, "r": 0.01, "s": 0.01}
+  monkeypatch.setattr(
+    picker.surrogate, "predict", lambda texts, images: np.array([likely[t] for t in texts])
+  )
+  (kept,), rest = picker.pick([said(0, "x", "x", "x", "x"), said(1, "p", "q", "r", "s")], size=3)
+  assert {t.prompt_id for t in kept} == {1} and len(rest) == 5
+  assert [t.pick.text for t in kept][:2] == ["p", "q"]
+
+
+@pytest.mark.parametrize("count", [9, 36, 72])
+def test_prompts_are_kept_for_what_they_promise_and_some_by_lot(count):
+  picker = Picker(dataclasses.replace(TINY, prompts=3), look=fakes.features, seed=0)
+  firsts = [
+    Trajectory(("a",), uid, 0, "edit" if 3 * uid < count else "question", "0")
+    for uid in range(count)
+  ]
+  promise = np.random.default_rng(1).random(count)
+  before = picker._prompts(firsts, promise)
+  assert set(before.values()) == {True}  # It knows nothing yet.
+  picker.surrogate.observe(["a", "b"] * 8, ["0"] * 16, [True, False] * 8)
+  picker.surrogate.fit(0)
+  asked = picker._prompts(firsts, promise)
+  assert len(asked) == count // 3
+  for strategy in ("edit", "question"):
+    rows = [i for i in range(count) if firsts[i].strategy == strategy]
+    best = [i for i in rows if asked.get(i) is False]
+    left = [i for i in rows if i not in asked]
+    assert len(best) + len(left) + sum(asked.get(i) is True for i in rows) == len(rows)
+    assert min((promise[i] for i in best), default=1) >= max((promise[i] for i in left), default=0)
+  if count == 72:
+    assert 0 < sum(asked.values()) < 14
+
+
+def test_prompts_without_proposals_are_refused():
+  with pytest.raises(UserError, match="surrogate.prompts=2: without proposals"):
+    SurrogateConfig(prompts=2)
