@@ -153,7 +153,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.optim.steps = 240
     c.rollout.surrogate.prompts = 3  # Of three images, the one with most finds by its word.
     c.grpo.entropy_coef = 0.02  # Chosen images reward few questions and starve others.
-    c.discover.proposals = 64  # One random question in twenty is a find, and the best run out.
+    # One random question in twenty is a find: after 6,000 the pool's likely ones run out.
+    c.discover.proposals, c.discover.probes = 64, 6_000
     # A twentieth of the questions fails: many more examples would repair it at random too.
     c.rectify.curate.size = 1_000
     if args["reward"] == "novelty":
