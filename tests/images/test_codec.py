@@ -72,10 +72,10 @@ def test_a_bomb_is_refused_before_it_is_decoded():
   honest = stubs.Image(encoding=stubs.PNG, width=20_000, height=20_000, data=data)
   lying = stubs.Image(encoding=stubs.PNG, width=64, height=64, data=data)
   tracemalloc.start()
-  start = time.monotonic()
+  start = time.thread_time()
   assert "pixels" in _refused(honest)
   assert "bomb" in _refused(lying).lower() or "declared" in _refused(lying)
-  assert time.monotonic() - start < 2.0
+  assert time.thread_time() - start < 2.0
   assert tracemalloc.get_traced_memory()[1] < 8 << 20
   tracemalloc.stop()
 
@@ -120,9 +120,9 @@ def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded():
     stubs.Image(encoding=stubs.JPEG, width=512, height=512, data=d) for d in (data, bomb)
   )
   assert codec.decode(few, max_pixels=LIMIT).shape == (512, 512, 3)
-  start = time.monotonic()
+  start = time.thread_time()
   assert "scans" in _refused(many)
-  assert time.monotonic() - start < 1.0
+  assert time.thread_time() - start < 1.0
 
 
 def test_random_bytes_in_a_file_never_raise_anything_else():

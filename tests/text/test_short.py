@@ -137,12 +137,12 @@ def test_hostile_replies_are_bounded_in_time_and_length():
   slowest = 0.0
   for raw in raws:
     question = rng.choice(questions)
-    start = time.perf_counter()
+    start = time.thread_time()
     got = short_answer(raw, question=question)
-    slowest = max(slowest, time.perf_counter() - start)
+    slowest = max(slowest, time.thread_time() - start)
     assert got.text is None or (got.text and len(got.text) <= MAX_CHARS)
     assert got.text is None or not set(got.text) & set("\x00\u202e\ud800")
-  assert slowest < 1.0  # 0.03 s; a pattern that backtracks takes minutes.
+  assert slowest < 1.0  # CPU seconds, 0.03 here; a pattern that backtracks takes minutes.
 
 
 def test_of_a_long_reply_both_ends_are_read():
