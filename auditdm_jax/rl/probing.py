@@ -173,9 +173,8 @@ class Prober:
           source = self.pool.image(prompts[i // group].index)
           futures.append(self._drawing.request(made[i], strategies[i // group], source))
     until = self._drawing.until() if self._drawing is not None else 0.0
-    places = {
-      i: place for place, i in enumerate(sorted(made))
-    }  # Of prompts that are left out, none.
+    # Prompts that are left out leave no gap.
+    places = {i: place for place, i in enumerate(sorted(made))}
     return Begun([made[i] for i in places], [places[i] for i in waiting], futures, until, dropped)
 
   def _first(

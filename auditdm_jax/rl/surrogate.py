@@ -85,7 +85,10 @@ class SurrogateConfig:
     check(vars(self), "surrogate", "lr", above=0)
     check(vars(self), "surrogate", "weight_decay", least=0)
     if self.prompts > 1 and not self.proposals:
-      raise UserError(f"surrogate.prompts={self.prompts}: without proposals nothing is chosen")
+      raise UserError(
+        f"surrogate.prompts={self.prompts}: nothing is chosen without proposals; set"
+        " surrogate.proposals, such as 64, or prompts=1"
+      )
     if self.width % self.heads:
       raise UserError(f"surrogate.width={self.width}: not a multiple of heads={self.heads}")
 

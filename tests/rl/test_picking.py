@@ -263,5 +263,5 @@ def test_prompts_are_kept_for_what_they_promise_and_some_by_lot(count):
 
 
 def test_prompts_without_proposals_are_refused():
-  with pytest.raises(UserError, match="surrogate.prompts=2: without proposals"):
+  with pytest.raises(UserError, match="surrogate.prompts=2: nothing is chosen without proposals"):
     SurrogateConfig(prompts=2)

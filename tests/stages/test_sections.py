@@ -44,6 +44,7 @@ WRONG = {
   "reward.answerability": (NAN,),
   "rollout.max_new_tokens.question": (0, -1),
   "rollout.max_chars": (0,),
+  "rollout.surrogate.prompts": (0, -1),
   "rollout.max_invalid": (NAN,),
   "rollout.deadline_s": (0.0, NAN),
   "bank.max_new_tokens": (0,),
