@@ -47,6 +47,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.rollout.prompts = {"question": 8, "edit": 4, "generate": 2, "edit-only": 2}
   c.rollout.max_new_tokens = dict(question=15, caption=30, instruction=18)
   c.rollout.surrogate = dict(proposals=64, random=4)
+  c.grpo.entropy_coef = 0.003  # It asks about every image.
   c.discover.probes = 12_000
   c.taxonomy = dict(skills="data/scenes/needle_skills.yaml")
   c.rectify.update(length=56)

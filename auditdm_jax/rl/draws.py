@@ -96,7 +96,8 @@ class RolloutConfig:
 
   def sampled(self) -> dict[str, int]:
     """Returns how many prompts of each strategy are sampled, of which `counts` are asked."""
-    return {name: count * self.surrogate.prompts for name, count in self.counts().items()}
+    times = self.surrogate.prompts if self.surrogate.proposals else 1
+    return {name: count * times for name, count in self.counts().items()}
 
   def samples(self, group: int) -> int:
     """Returns how many first turns are sampled for each prompt, of which a group is asked."""

@@ -44,7 +44,7 @@ class SurrogateConfig:
   """The surrogate, and what it may choose from; off by default, as in the paper.
 
   Attributes:
-    proposals: first turns that are sampled for each group; 0 = off.
+    proposals: first turns that are sampled for each group; 0 = off, whatever the rest says.
     prompts: prompts that are sampled for each one that is asked, in each strategy. Kept are those
       whose picks hold the most finds by the net's word, and a quarter by lot.
     random: proposals of a group that are drawn by lot. What is never asked gets no verdict, and a
@@ -84,11 +84,6 @@ class SurrogateConfig:
     check(vars(self), "surrogate", "buckets", least=2, below=2**16)
     check(vars(self), "surrogate", "lr", above=0)
     check(vars(self), "surrogate", "weight_decay", least=0)
-    if self.prompts > 1 and not self.proposals:
-      raise UserError(
-        f"surrogate.prompts={self.prompts}: nothing is chosen without proposals; set"
-        " surrogate.proposals, such as 64, or prompts=1"
-      )
     if self.width % self.heads:
       raise UserError(f"surrogate.width={self.width}: not a multiple of heads={self.heads}")
 

@@ -262,6 +262,10 @@ def test_prompts_are_kept_for_what_they_promise_and_some_by_lot(count):
     assert 0 < sum(asked.values()) < 14
 
 
-def test_prompts_without_proposals_are_refused():
-  with pytest.raises(UserError, match="surrogate.prompts=2: nothing is chosen without proposals"):
-    SurrogateConfig(prompts=2)
+def test_without_proposals_the_rest_of_the_section_says_nothing():
+  """One key turns a surrogate off, so that an ablation may."""
+  results = [
+    fakes.rollout({"question": 2, "edit": 1}, surrogate=config).step(tiny.auditor().params, 0)
+    for config in (SurrogateConfig(proposals=0, prompts=3), SurrogateConfig())
+  ]
+  assert results[0].records == results[1].records
