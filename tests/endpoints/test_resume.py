@@ -109,7 +109,7 @@ def test_revision_and_model_are_in_the_key(server, config_of, tmp_path):
 def test_what_no_later_run_would_get_either_is_not_asked_again(
   way, reason, kept, server, config_of, tmp_path
 ):
-  config = config_of(server, timeout_s=0.2, deadline_s=0.3)
+  config = config_of(server, timeout_s=1.0, deadline_s=2.0)
   asked = []
   for _ in range(2):
     with Endpoint(config, cache=tmp_path) as endpoint:

@@ -216,7 +216,7 @@ def test_endpoints_are_asked_and_what_fails_is_counted(tmp_path):
   (folder / "questions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
   own = {"name": "own", "scorer": "auditdm_jax.bench.scorers:exact_match", "split": "heldout"}
   with FakeServer() as server:
-    limits = {"timeout_s": 1.0, "deadline_s": 2.0, "outage_s": 5.0, "retries": 1}
+    limits = {"timeout_s": 20.0, "deadline_s": 60.0, "outage_s": 5.0, "retries": 1}
     config = _config(
       {"own": {"path": str(tmp_path / "data"), "spec": own}},
       models={"baseline": "far"},

@@ -71,7 +71,7 @@ def _config(tmp_path: pathlib.Path, servers, *, questions=("q1", "q2"), images=6
   config.taxonomy.skills = ""
   config.models.update(target="far", references=("ref",), sibling="")
   config.bank.abstentions = ()
-  limits = {"timeout_s": 1.0, "deadline_s": 3.0, "outage_s": 20.0, "retries": 2, **limits}
+  limits = {"timeout_s": 20.0, "deadline_s": 60.0, "outage_s": 20.0, "retries": 2, **limits}
   config.endpoints = {
     name: {"base_url": server.url, "model": "fake", "style": "plain", "limits": dict(limits)}
     for name, server in zip(("far", "ref"), servers)
@@ -120,7 +120,7 @@ def test_every_probe_ends_in_an_answer_or_a_counted_no_answer(server_of_faults, 
   whole = servers[1 - server_of_faults]
   whole.respond = whole._right
   questions = [f"{fault}: what" for fault in (*FAULTS, *MENDED, "slow")] + ["q"]
-  config = _config(tmp_path, servers, questions=questions, images=1, timeout_s=0.5, deadline_s=1.2)
+  config = _config(tmp_path, servers, questions=questions, images=1, timeout_s=3.0, deadline_s=8.0)
   with Context(config, tmp_path / "run", "control") as ctx:
     attempts = asking.random_control(ctx, 99)
   assert len(attempts) == len(questions)
