@@ -154,7 +154,7 @@ def test_rows_are_asked_for_at_the_same_time_and_come_in_order(endpoint, model):
   backend, seen = OpenAIBackend(model, max_batch=8), []
   start = time.monotonic()
   rows = backend.run([_job(k=k) for k in range(8)], lambda i, n: seen.append((i, n)))
-  assert time.monotonic() - start < 4 * 0.3
+  assert time.monotonic() - start < 7 * 0.3
   for k, row in enumerate(rows):
     np.testing.assert_array_equal(row.image, _source(k))
   assert seen == [(i, 8) for i in range(1, 9)]

@@ -96,7 +96,7 @@ def test_a_tls_mistake_is_found_out_soon_and_named(pki):
       start = time.monotonic()
       with pytest.raises(TimeoutError, match="does one side use TLS"):
         client.wait_ready(0.5)
-      assert time.monotonic() - start < 2.0
+      assert time.monotonic() - start < 10.0
     with ImageClient(
       address, config=ClientConfig(security=Security(ca=pki("server").ca))
     ) as client:
