@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Probes that are the same but for noise: an image a few bits away, and nearly the same words.
 
-Two sets of words overlap by t = |both| / |either| or more only if they share a word among their
-first n - ceil(t·n) + 1 words, in any fixed order (prefix filtering; Chaudhuri, Ganti and Kaushik
-2006, "A primitive operator for similarity joins in data cleaning"). At t = .9 a question of fewer
-than nine content words has no near relatives, only equals. Both are looked up and nothing is
-scanned, except for the images that were asked the same words.
+The words are those of `words.asked`, with pairs of neighbours. Two sets of words overlap by
+t = |both| / |either| or more only if they share a word among their first n - ceil(t·n) + 1 words,
+in any fixed order (prefix filtering; Chaudhuri, Ganti and Kaushik 2006, "A primitive operator for
+similarity joins in data cleaning"). At t = .9 a set of fewer than nine words has no near relatives,
+only equals. Both are looked up and nothing is scanned, except for the images that were asked the
+same words.
 """
 
 import array
@@ -16,7 +17,7 @@ import math
 import numpy as np
 from PIL import Image
 
-from auditdm_jax.audit.words import content_words
+from auditdm_jax.audit.words import asked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class DuplicateIndex:
   Attributes:
     bits: largest Hamming distance of two difference hashes of "the same" image.
     levels: largest difference of two colour thumbnails.
-    overlap: smallest Jaccard overlap of the questions' content words.
+    overlap: smallest Jaccard overlap of the questions' words.
   """
 
   bits: int = 6
@@ -60,7 +61,7 @@ class DuplicateIndex:
 
   def add(self, image: ImagePrint, question: str) -> None:
     """Remembers a probe."""
-    words = frozenset(content_words(question))
+    words = asked(question)
     if words not in self._rows:
       self._rows[words] = array.array("q")
       if self._has_relatives(words):
@@ -75,7 +76,7 @@ class DuplicateIndex:
 
   def similarity(self, image: ImagePrint, question: str) -> float:
     """Best text overlap among the remembered probes whose image is the same; 0 if none."""
-    words = frozenset(content_words(question))
+    words = asked(question)
     best = 0.0
     for other, overlap in self._near(words):
       if overlap > best and self._is_seen(image, self._rows[other]):

@@ -13,7 +13,7 @@ from auditdm_jax.audit.attempt import Gate
 from auditdm_jax.audit.duplicates import DuplicateIndex, ImagePrint
 from auditdm_jax.audit.judge import Judge, Same
 from auditdm_jax.audit.verdict import UNANIMOUS, ConsensusRule, consensus_of
-from auditdm_jax.audit.words import tokens
+from auditdm_jax.audit.words import count_words
 
 EDITS = ("edit_outside", "edit_fraction", "sham_control")  # About edited images only.
 _SEVERAL = re.compile(r"\?.*\?|[\n\r]")
@@ -22,7 +22,7 @@ _SPECIAL = re.compile(r"<[a-z_/]+>", re.IGNORECASE)
 
 def well_formed(question: str, *, max_words: int = 40) -> Gate:
   """One question on one line, without special tokens; value = number of words."""
-  count = len(tokens(question))
+  count = count_words(question)
   note = ""
   if not 2 <= count <= max_words:
     note = "length"
@@ -151,8 +151,11 @@ def edit_locality(
 def sham_control(
   on_source: Mapping[str, str], on_sham: Mapping[str, str], judge: Judge, *, question: str
 ) -> Gate:
-  """Answers must not flip on the sham; value = models that do flip."""
-  flips = sum(
-    not judge.same(said, on_sham[name], question=question) for name, said in on_source.items()
-  )
+  """Answers must not flip on the sham; value = models that do flip, for certain."""
+  found = [
+    judge.compare(said, on_sham[name], question=question) for name, said in on_source.items()
+  ]
+  flips = found.count(Same.DIFFERENT)
+  if not flips and Same.UNDECIDED in found:
+    return Gate.unmeasured("sham_control", "undecided whether an answer flips on the sham")
   return Gate(name="sham_control", passed=flips == 0, value=flips, limit="== 0")

@@ -6,7 +6,8 @@ import dataclasses
 
 import numpy as np
 
-from auditdm_jax.audit.judge import Judge, Same
+from auditdm_jax.audit.judge import Judge
+from auditdm_jax.audit.outside import count_votes
 from auditdm_jax.audit.rates import Rate, rate_by_image
 
 
@@ -38,7 +39,7 @@ class Health:
 
 def health(
   answers: Mapping[str, Sequence[str]],
-  truth: Sequence[str],
+  truth: Sequence[Sequence[str]],
   judge: Judge,
   *,
   target: str,
@@ -47,11 +48,12 @@ def health(
   images: Sequence[str] = (),
   twin: float = 0.6,
 ) -> Health:
-  """Measures the ensemble, on the questions on which the judge is undecided about none of them.
+  """Measures the ensemble, on the questions of which it is known of each model whether it is right.
 
   Args:
     answers: complete answers per model.
-    truth: the right answers (an oracle, labels); never used to choose or to train.
+    truth: the labels of each question, see `outside.by_votes`; an oracle's answer is one. Never
+      used to choose or to train.
     judge: decides sameness.
     target: name of the target.
     references: names of the references.
@@ -61,12 +63,22 @@ def health(
   """
   names = (target, *references)
   asked = questions or [""] * len(truth)
-  found = {n: judge.compare_all(zip(asked, answers[n], truth, strict=True)) for n in names}
-  decided = [
-    i for i in range(len(truth)) if all(f[i] is not Same.UNDECIDED for f in found.values())
-  ]
+  judge.prepare(
+    (question, answers[n][i], label)
+    for n in names
+    for i, (question, labels) in enumerate(zip(asked, truth, strict=True))
+    for label in labels
+  )
+  right = {
+    n: [
+      count_votes(labels, answer, judge, question=question).right
+      for question, answer, labels in zip(asked, answers[n], truth, strict=True)
+    ]
+    for n in names
+  }
+  decided = [i for i in range(len(truth)) if all(told[i] is not None for told in right.values())]
   shown = [images[i] if images else str(i) for i in decided]
-  wrong = {n: np.array([f[i] is Same.DIFFERENT for i in decided], bool) for n, f in found.items()}
+  wrong = {n: np.array([not told[i] for i in decided], bool) for n, told in right.items()}
   phi = {a: {b: _phi(wrong[a], wrong[b]) for b in names} for a in names}
   together = np.logical_and.reduce([wrong[n] for n in references])
   shared = [decided[k] for k in np.flatnonzero(together)]

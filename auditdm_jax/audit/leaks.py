@@ -19,7 +19,7 @@ import zipfile
 import numpy as np
 
 from auditdm_jax.audit.duplicates import DuplicateIndex, ImagePrint, fingerprint
-from auditdm_jax.audit.words import content_words
+from auditdm_jax.audit.words import asked
 from auditdm_jax.core import paths
 from auditdm_jax.core.config import UserError
 
@@ -56,7 +56,7 @@ class LeakHit:
     source: its benchmark and split.
     item_id: its id there.
     question: what is asked; "" for captions.
-    overlap: Jaccard overlap of the content words of both questions.
+    overlap: Jaccard overlap of the words of both questions, see `words.asked`.
   """
 
   source: str
@@ -87,7 +87,7 @@ class LeakIndex:
 
   def hits(self, image: np.ndarray, question: str = "") -> list[LeakHit]:
     """Returns the items whose picture looks like u8[H,W,3], those of like questions first."""
-    looks, limits, words = fingerprint(image), DuplicateIndex(), frozenset(content_words(question))
+    looks, limits, words = fingerprint(image), DuplicateIndex(), asked(question)
     near = np.flatnonzero(np.bitwise_count(self.bits ^ looks.bits).sum(1) <= limits.bits)
     away = np.abs(self.colours[near].astype(np.int16) - looks.colours)
     near = near[away.max(axis=1, initial=0) <= limits.levels]
@@ -122,7 +122,7 @@ class LeakIndex:
 
 
 def _overlap(words: frozenset[str], question: str) -> float:
-  theirs = frozenset(content_words(question))
+  theirs = asked(question)
   return len(words & theirs) / len(words | theirs) if words | theirs else 0.0
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.audit.attempt import Find, Opinion, Side, side_of
-from auditdm_jax.audit.judge import Judge
+from auditdm_jax.audit.judge import Judge, Same
 
 # A reply of these kinds is an answer: also "I cannot tell", which sides with a target that says so.
 _ANSWERS = ("answer", "whole", "abstention")
@@ -68,6 +68,27 @@ def by_votes(votes: int, labels: int) -> bool | None:
   return False if votes <= (1 if many else 0) else None
 
 
+@dataclasses.dataclass(frozen=True)
+class Votes:
+  """What labels say of an answer.
+
+  Attributes:
+    given: how many of them surely give it.
+    right: see `by_votes`; None also where it hangs on labels that the judge is undecided about.
+  """
+
+  given: int
+  right: bool | None
+
+
+def count_votes(labels: Sequence[str], answer: str, judge: Judge, *, question: str) -> Votes:
+  """Returns what at least one label says of an answer."""
+  said = [judge.compare(label, answer, question=question) for label in labels]
+  given, perhaps = said.count(Same.SAME), said.count(Same.UNDECIDED)
+  least, most = by_votes(given, len(labels)), by_votes(given + perhaps, len(labels))
+  return Votes(given, least if least is most else None)
+
+
 # Whether the consensus is right, and the target -> whose side that is.
 _SIDES: dict[tuple[bool | None, bool | None], Side] = {
   (True, True): "both",
@@ -81,18 +102,17 @@ def _vote(find: Find, labels: Sequence[str], judge: Judge) -> Opinion:
   """Counts labels for both answers, see `by_votes`."""
   if not labels:
     return Opinion(by="labels", side="not measured", note="no question of the data set")
-  question = find.probe.question
   consensus, said = (
-    sum(judge.same(label, answer, question=question) for label in labels)
+    count_votes(labels, answer, judge, question=find.probe.question)
     for answer in (find.consensus, find.said)
   )
-  votes = by_votes(consensus, len(labels)), by_votes(said, len(labels))
-  side: Side = _SIDES.get(votes, "undecided")
+  told = f"of {len(labels)}, {consensus.given} give the consensus, {said.given} the target's answer"
+  side: Side = _SIDES.get((consensus.right, said.right), "undecided")
   return Opinion(
     by="labels",
     side=side,
     answer=Counter(labels).most_common(1)[0][0],
-    note=f"of {len(labels)}, {consensus} give the consensus, {said} the target's answer",
+    note=told,
   )
 
 

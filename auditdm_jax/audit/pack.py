@@ -96,6 +96,11 @@ class PackedProbe:
   made: bool = False
 
   @property
+  def unit(self) -> str:
+    """What probes that depend on one another share: their image, or the one it was made from."""
+    return self.source or self.image_id
+
+  @property
   def groups(self) -> tuple[str, ...]:
     """The lines of a ledger that it belongs to."""
     if self.role == "control":

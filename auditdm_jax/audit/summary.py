@@ -166,6 +166,8 @@ class Sweep:
   def selection(self) -> str:
     """What its success must be named with."""
     each = self.proposals / max(self.success.n, 1)
+    if self.predicted is None:
+      return f"drawn by lot from {each:.1f} proposals for each"
     return f"best of {each:.1f} proposals, ranked over {self.images:,.0f} images"
 
 

@@ -7,21 +7,40 @@ import math
 import re
 
 import numpy as np
+import regex
 from scipy import sparse
 
 from auditdm_jax.audit.judging.plurals import singular
 
-_TOKEN = re.compile(r"[a-z0-9]+(?:[.:][0-9]+)?")
+_ASCII = re.compile(r"[a-z0-9]+(?:[.:][0-9]+)?")
+# Scripts that leave no blanks between words: each sign is a token.
+_DENSE = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_SIGN = regex.compile(rf"[{_DENSE}]", regex.V1)
+_TOKEN = regex.compile(
+  rf"[{_DENSE}&&\p{{L}}]\p{{M}}*|[[\p{{L}}\p{{M}}\p{{N}}]--[{_DENSE}]]+(?:[.:]\p{{N}}+)?", regex.V1
+)
+_ASKING = "what which who whose where when why how many much"
 STOP = frozenset(
   "a an the is are was were be been do does did has have had can could will would of in on at to"
-  " from by with for and or if it its this that these those there here what which who whose where"
-  " when why how many much you your see image picture photo shown please any some".split()
+  " from by with for and or if it its this that these those there here you your see image picture"
+  f" photo shown please any some {_ASKING}".split()
 )
+_ASKING_WORDS = frozenset(_ASKING.split())
 
 
 def tokens(text: str) -> list[str]:
-  """Lower-case word tokens in order; punctuation is dropped, `3:15` and `2.5` stay whole."""
-  return _TOKEN.findall(text.lower())
+  """Lower-case word tokens in order; punctuation is dropped, `3:15` and `2.5` stay whole.
+
+  Of a script without blanks, such as Chinese, each sign is one.
+  """
+  return (_ASCII if text.isascii() else _TOKEN).findall(text.lower())
+
+
+def count_words(text: str) -> int:
+  """Returns about how many words a text has: of a script without blanks, half as many as signs."""
+  found = tokens(text)
+  signs = 0 if text.isascii() else sum(_SIGN.match(token) is not None for token in found)
+  return len(found) - signs // 2
 
 
 @functools.lru_cache(maxsize=65536)
@@ -38,6 +57,16 @@ def terms(text: str) -> frozenset[str]:
   """
   words = content_words(text)
   return frozenset(words) | {f"{a} {b}" for a, b in zip(words, words[1:])}
+
+
+@functools.lru_cache(maxsize=65536)
+def asked(question: str) -> frozenset[str]:
+  """What a question asks: how (`how many`, `where`), about which words, and in which order.
+
+  Not how it is put: `is there a dog` and `is the dog there` ask the same.
+  """
+  asking = {"what" if t == "which" else t for t in tokens(question) if t in _ASKING_WORDS}
+  return terms(question) | asking
 
 
 _NUMERALS = {

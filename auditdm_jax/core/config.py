@@ -222,7 +222,7 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
   """Returns `value` as the type `hint`, or raises UserError naming the key."""
   origin, args = typing.get_origin(hint), typing.get_args(hint)
   if hint is Any:
-    return value
+    return value.to_dict() if isinstance(value, ml_collections.ConfigDict) else value
   if isinstance(hint, type) and dataclasses.is_dataclass(hint):
     return build(hint, value, name=name)
   if origin in (Union, types.UnionType):

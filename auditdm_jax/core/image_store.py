@@ -14,6 +14,7 @@ from auditdm_jax.core import paths
 from auditdm_jax.core.config import UserError
 
 _IMAGE_ID = re.compile(r"[0-9a-f]{64}")
+_END = b"\0\0\0\0IEND\xaeB`\x82"  # The last chunk of a PNG.
 
 
 class Images:
@@ -43,15 +44,26 @@ class Images:
     """Stores u8[H,W,3] if it is not there yet; returns its id.
 
     Not fsynced, which would cost more than making the image: the name is the hash of the content,
-    so damage by a crash of the machine is seen when it is read, and the same draw makes it again.
+    so damage by a crash of the machine is seen when it is read. A file that is empty or cut, as
+    after such a crash, is written anew.
     """
     image_id = self.id_of(image)
     path = self.path(image_id)
-    if not path.exists():
+    if not self._is_whole(path):
       png = io.BytesIO()
       Image.fromarray(np.ascontiguousarray(image)).save(png, "PNG", compress_level=1)
       paths.write_bytes(path, png.getvalue(), durable=False)
     return image_id
+
+  def _is_whole(self, path: pathlib.Path) -> bool:
+    if paths.is_remote(self.dir):  # An object store has whole files only.
+      return path.exists()
+    try:
+      with path.open("rb") as file:
+        file.seek(-len(_END), os.SEEK_END)
+        return file.read() == _END
+    except OSError:  # There is none, or it is shorter.
+      return False
 
   def get(self, image_id: str) -> np.ndarray:
     """Returns u8[H,W,3].

@@ -97,9 +97,18 @@ def reading(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
   with tempfile.TemporaryDirectory() as root:
     local = pathlib.Path(root, there.name)
     local.mkdir()
-    for path in there.iterdir():
-      (local / path.name).write_bytes(path.read_bytes())
+    _copy(there, local)
     yield local
+
+
+def _copy(there: Any, local: pathlib.Path) -> None:
+  """Copies what is in a remote folder, and in those below it, into one of this machine."""
+  for path in there.iterdir():
+    if path.is_dir():
+      (local / path.name).mkdir()
+      _copy(path, local / path.name)
+    else:
+      (local / path.name).write_bytes(path.read_bytes())
 
 
 def write_bytes(path: str | os.PathLike, data: bytes, *, durable: bool = True) -> None:

@@ -279,7 +279,7 @@ class Endpoint:
     """Returns the reply, and how many requests it took."""
     limits = self.config.limits
     requests = tries = limited = outages = 0
-    asked_s = limited_s = 0.0
+    asked_s = limited_s = waited_s = 0.0
     while True:
       # Of what was under way at two outages, one may have caused them: each alone from now on.
       async with self._suspects if outages > 1 else contextlib.nullcontext(), self._slots:
@@ -307,6 +307,8 @@ class Endpoint:
         await self._gate.limited(wait_s, began=began)
         continue
       rule = RULES[outcome.reason]
+      if not (rule.shared or rule.silent):
+        self._gate.admitted()
       unclear = rule.silent or (rule.shared and not self._gate.answered_since(began))
       if unclear and not await self._gate.is_up():
         outages += 1
@@ -315,8 +317,12 @@ class Endpoint:
       tries, asked_s = tries + 1, asked_s + took_s
       if not rule.retried or tries > limits.retries or asked_s >= limits.deadline_s:
         return replies.no_answer(outcome), requests
+      wait_s = max(self._backoff(tries - 1), outcome.wait_s or 0.0)
+      waited_s += wait_s
+      if waited_s > limits.outage_s:  # A server may ask to come back tomorrow.
+        return replies.no_answer(outcome), requests
       self._budget.count("retries")
-      await asyncio.sleep(max(self._backoff(tries - 1), outcome.wait_s or 0.0))
+      await asyncio.sleep(wait_s)
 
   async def _url(self, question: _Question) -> str:
     if not question.image_id:

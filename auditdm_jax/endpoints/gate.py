@@ -79,7 +79,12 @@ class Throttle:
 
   def answered(self) -> None:
     """Takes down that a question was answered just now."""
-    self._answered_at, self._limited_since = _now(), None
+    self._answered_at = _now()
+    self.admitted()
+
+  def admitted(self) -> None:
+    """Takes down that a request was taken, whatever came of it: it is not limited any more."""
+    self._limited_since = None
 
   def answered_since(self, when: float) -> bool:
     """Returns whether any question was answered after a moment of the event loop's clock."""

@@ -142,7 +142,10 @@ class Wire:
       found = replies.decode(response.content)
     except (Fault, Denied) as error:
       raise self._cleaned(error) from None
-    return _scrubbed(found, self._key)
+    try:
+      return _scrubbed(found, self._key)
+    except RecursionError:
+      raise Fault(Reason.NOT_JSON, "nested too deeply") from None
 
   def _meaning(self, error: openai.APIError) -> Fault | Denied:
     if isinstance(error, openai.APIStatusError):

@@ -30,6 +30,7 @@ from auditdm_jax.rl.step import (
   TrainState,
   forward_logprobs,
   image_features,
+  micro_batches,
   optimizer,
   train_step,
 )
@@ -157,9 +158,19 @@ class Programs:
 def _score(
   config: StepConfig, params: FlatParams, batch: batch_lib.LearnerBatch
 ) -> tuple[jax.Array, ...]:
-  """Log-probs f32[B,G,C] of each part."""
-  features = image_features(config, params, batch)
-  return tuple(forward_logprobs(config, params, features, rows)[0] for rows in batch.parts)
+  """Log-probs f32[B,G,C] of each part, by the micro-batches of the step."""
+  features, size = image_features(config, params, batch), config.optim.micro_rows
+
+  def of(rows: batch_lib.Rows) -> jax.Array:
+    return forward_logprobs(config, params, features, rows)[0]
+
+  def in_parts(rows: batch_lib.Rows) -> jax.Array:
+    if not size or len(rows.image) <= size:
+      return of(rows)
+    found = jax.lax.map(of, micro_batches(rows, size))
+    return found.swapaxes(0, 1).reshape(-1, *found.shape[2:])
+
+  return tuple(map(in_parts, batch.parts))
 
 
 def _rounded(params: FlatParams, *, dtype: str) -> FlatParams:

@@ -129,13 +129,15 @@ def train(
     with contextlib.closing(metrics.Progress(steps, name, done=first)) as progress:
       for step in range(first, steps):
         row = run.step(step)
-        done, signum = step + 1, max(runtime.gather(asked.signum))
-        run.keep(done, force=done == steps or bool(signum) or run.gives_up(done))
+        done, stops = step + 1, any(runtime.gather(asked.signum))
+        run.keep(done, force=done == steps or stops or run.gives_up(done))
         progress.update(done, **_shown(row))
-        if signum:
-          run.wait()
-          _leave(signum)
+        if stops:
+          break
         run.check_live(done)
+    if signum := max(runtime.gather(asked.signum)):  # Also while the last step was stored.
+      run.wait()
+      _leave(signum)
     return run.result()
 
 
@@ -259,8 +261,10 @@ class Run:
           save_vlm(folder, trained)
     due = done % self._config.checkpoint_every == 0
     if force or due:
-      score = self._window.result().get(self._config.best)
-      if due:  # Not when a signal forces one: the window is that of a run that was not stopped.
+      # When a signal forces one, its window is a part of that of a run that was not stopped.
+      whole = due or done == self._learner.config.optim.steps
+      score = self._window.result().get(self._config.best) if whole else None
+      if due:
         self._window = metrics.Means()
       extras = {
         "config": self._fingerprint(),

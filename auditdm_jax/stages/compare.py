@@ -216,7 +216,7 @@ def _outcomes(probes: ProbeSet, before: Sequence[str], now: Sequence[str]) -> li
   return compare_lib.pairs(
     [group for group, *_ in rows],
     [row.probe_id for _, row, *_ in rows],
-    [row.image_id for _, row, *_ in rows],
+    [row.unit for _, row, *_ in rows],
     [row.expected for _, row, *_ in rows],
     [a for *_, a, _ in rows],
     [b for *_, b in rows],

@@ -26,8 +26,8 @@ from auditdm_jax.stages import outsiders, sections, service
 from auditdm_jax.stages.models import Models
 from auditdm_jax.stages.pools import ImageSource, Pools
 from auditdm_jax.stages.remote import Remotes, config_hash
-from auditdm_jax.stages.rounds import FOLDER, AuditRound
-from auditdm_jax.stages.run import RunFolder
+from auditdm_jax.stages.rounds import AuditRound
+from auditdm_jax.stages.run import ROUNDS, RunFolder
 from auditdm_jax.stages.truth import Oracle
 from auditdm_jax.stages.worlds import World, open_world
 
@@ -90,7 +90,7 @@ class Context:
 
   def later(self) -> dict[int, RunFolder]:
     """Returns the folders of the rounds after the first one, as far as there are any."""
-    root = self.round.root / FOLDER
+    root = self.round.root / ROUNDS
     numbers = range(2, self.written.rounds.count + 1)
     return {
       n: self._folder_of(AuditRound(n, self.round.root))
@@ -119,10 +119,12 @@ class Context:
       vars(other).pop(own, None)
     other._record()
     start = time.perf_counter()
-    yield other
-    if runtime.is_main():
-      seconds = round(time.perf_counter() - start, 1)
-      other.folder.manifest.add_cost(self._stage, **other.models.answers(), seconds=seconds)
+    try:
+      yield other
+    finally:
+      if runtime.is_main():
+        seconds = round(time.perf_counter() - start, 1)
+        other.folder.manifest.add_cost(self._stage, **other.models.answers(), seconds=seconds)
 
   def __enter__(self) -> "Context":
     if runtime.is_main():
@@ -158,10 +160,9 @@ class Context:
         manifest.note(self._stage, "judge", {**facts, "prompt": prompt})
 
   def spent(self) -> Counter[str]:
-    """Returns what all stages have cost so far, this one included, as the manifest names it."""
-    spent = Counter(self._costs())
-    for stage in self.folder.manifest.read()["stages"].values():
-      spent.update({k: v for k, v in stage.get("cost", {}).items() if k != "seconds"})
+    """Returns what all stages have cost so far, this one included, see `RunFolder.spent`."""
+    spent = self.folder.spent()
+    spent.update(self._costs())
     return spent
 
   def _costs(self) -> dict[str, int]:
@@ -177,9 +178,10 @@ class Context:
     """Runs a stage of several, with its name on the screen; its time goes into seconds.json."""
     print(f"\n== {name}", flush=True)
     start = time.perf_counter()
-    result = body()
-    self.folder.add_seconds(name, time.perf_counter() - start)
-    return result
+    try:
+      return body()
+    finally:
+      self.folder.add_seconds(name, time.perf_counter() - start)
 
   @functools.cached_property
   def pool(self) -> Pools:

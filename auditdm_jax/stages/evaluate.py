@@ -91,7 +91,7 @@ def _health(ctx: Context, heard: Heard) -> health.Health:
       name: [(a.verdict.answers[name] or "") if a.verdict else "" for a in asked]
       for name in (target, *references)
     },
-    [truth(a.probe.image_id, a.probe.question)[0] for a in asked],
+    [truth(a.probe.image_id, a.probe.question) for a in asked],
     ctx.judge,
     target=target,
     references=references,

@@ -15,6 +15,7 @@ from auditdm_jax.audit.leaks import LeakIndex
 from auditdm_jax.bench import specs
 from auditdm_jax.bench.specs import Family, PromptSpec
 from auditdm_jax.core.config import UserError
+from auditdm_jax.core.pool import NoSplit
 from auditdm_jax.models import export as model_export
 from auditdm_jax.models import weights
 from auditdm_jax.rectify import export, recipes
@@ -152,11 +153,14 @@ class _PoolImage:
 
 
 def firewall(ctx: Context, files: Sequence[str]) -> Firewall:
-  """Returns the evaluation data of a run: benchmarks, held-out images, and fresh ones."""
+  """Returns the evaluation data of a run: benchmarks, and held-out and fresh images if any."""
   indices: list[LeakIndex] = [leaks.load(f) for f in (*ctx.settings.benchmark.leaks, *files)]
   reserved: set[str] = set()
   for role in ("heldout", "fresh"):
-    pool = ctx.pool(role)
+    try:
+      pool = ctx.pool(role)
+    except NoSplit:
+      continue
     images = [_PoolImage(pool, i) for i in range(len(pool))]
     indices.append(leaks.build(images, source=f"the run's {role} images"))
     reserved |= {image.image_key for image in images}

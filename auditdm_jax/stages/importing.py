@@ -203,7 +203,7 @@ def _measured(
   ctx: Context, name: str, folder: pathlib.Path, header: Mapping[str, Any] | None
 ) -> Iterator[str]:
   """Puts the run's benchmark to the model, and notes it down among the repairs."""
-  known = ctx.folder.done("rectify", Repairs) or Repairs({})
+  known = ctx.folder.done("rectify", Repairs) or Repairs({}, tried=False)
   if name in known.models:
     return
   if not specs.from_pool(ctx.pool("heldout"), limit=None):
@@ -214,7 +214,7 @@ def _measured(
   table = suite.benchmark(ctx, model, folder, role=name)
   examples = int(header["rows"]["train"]) if header else 0
   repaired = {**known.models, name: RepairedModel(table, examples)}
-  ctx.folder.finish("rectify", Repairs(repaired))
+  ctx.folder.finish("rectify", dataclasses.replace(known, models=repaired))
   yield from _lines(name, table)
 
 

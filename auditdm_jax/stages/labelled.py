@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from auditdm_jax.audit import precision, rates
 from auditdm_jax.audit.answer import Heard
 from auditdm_jax.audit.attempt import Attempt, unique_attempts
-from auditdm_jax.audit.outside import Labels, by_votes
+from auditdm_jax.audit.outside import Labels, count_votes
 from auditdm_jax.audit.precision import FindPrecision, LabelPrecision
 from auditdm_jax.core import streams
 from auditdm_jax.core.pool import NoSplit
@@ -95,9 +95,11 @@ def label_precision(
   return tuple(rows)
 
 
-def _is_true(ctx: Context, example: TrainingExample) -> bool:
+def _is_true(ctx: Context, example: TrainingExample) -> bool | None:
   answer = ctx.oracle.answer(example.image_id, example.question)
-  return answer is not None and ctx.judge.same(answer, example.label, question=example.question)
+  if answer is None:
+    return False
+  return count_votes([answer], example.label, ctx.judge, question=example.question).right
 
 
 def _by_people(ctx: Context) -> Callable[[TrainingExample], bool | None]:
@@ -112,10 +114,7 @@ def _by_labels(ctx: Context) -> Callable[[TrainingExample], bool | None]:
 
   def is_right(e: TrainingExample) -> bool | None:
     labels = given(e.image_id, e.question)
-    if not labels:
-      return None
-    votes = sum(ctx.judge.same(label, e.label, question=e.question) for label in labels)
-    return by_votes(votes, len(labels))
+    return count_votes(labels, e.label, ctx.judge, question=e.question).right if labels else None
 
   return is_right
 

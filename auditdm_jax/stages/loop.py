@@ -188,18 +188,20 @@ def repair(ctx: Context) -> Repairs:
 
   A later round has no controls, and its examples go beside those of the rounds before.
   """
-  if (found := ctx.folder.done("rectify", Repairs)) is not None:
-    return found
+  known = ctx.folder.done("rectify", Repairs)
+  if known is not None and known.tried:
+    return known
+  models = dict(known.models) if known is not None else {}
   if ctx.models.target_is_remote:
     print(f"  {ctx.models.target_name} is an endpoint: without its weights it is not repaired")
-    return ctx.folder.finish("rectify", Repairs({}))
-  models, failed, arms = {}, {}, _arms(ctx)
+    return ctx.folder.finish("rectify", Repairs(models))
+  failed, arms = {}, _arms(ctx)
   sizes = [len(chosen.all) for chosen in arms.values()]  # The first is the repaired target's.
   try:
     replay = rectify.replay_examples(ctx, sizes[0] or max(sizes)) if any(sizes) else []
   except rectify.RepairFailed as e:
     print(f"  nothing is repaired: {e}")
-    return ctx.folder.finish("rectify", Repairs({}, {REPAIRED: str(e)}))
+    return ctx.folder.finish("rectify", Repairs(models, {REPAIRED: str(e)}))
   for name, chosen in arms.items():
     examples = chosen.all
     if not examples:

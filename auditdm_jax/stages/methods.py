@@ -180,7 +180,7 @@ def not_measured(
 def _no_repair(ctx: Context, done: Round) -> list[tuple[bool, str, str]]:
   """Why there is no repaired target, and which further models could not be made."""
   repairs, what = done.repairs, "A repair of the target"
-  if repairs is None:
+  if repairs is None or not repairs.tried:
     off = "config.rectify.enabled is False: the target was audited and not repaired"
     why = "the stage rectify did not run" if ctx.settings.rectify.enabled else off
     return [(True, what, why)]

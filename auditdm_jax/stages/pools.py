@@ -3,7 +3,6 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-import dataclasses
 import fcntl
 import functools
 import os
@@ -125,8 +124,17 @@ class Pools:
     self._open: dict[tuple[str, str], InMemoryPool] = {}
 
   def __call__(self, role: str) -> InMemoryPool:
-    """Returns the split that config.pool.<role> names."""
-    return self.other("", dataclasses.asdict(self._config)[role])
+    """Returns the split that config.pool.<role> names.
+
+    Raises:
+      NoSplit: it names none, or one that the data set does not have.
+    """
+    split = getattr(self._config, role)
+    if not split:
+      raise pool_lib.NoSplit(
+        f"config.pool.{role} is empty: it must name a split of {self._config.dataset}"
+      )
+    return self.other("", split)
 
   def other(self, dataset: str, split: str) -> InMemoryPool:
     """Returns a split of another data set, or with "" of the run's own."""

@@ -39,11 +39,18 @@ _MAX_YAML = 1 << 20
 
 @dataclasses.dataclass(frozen=True)
 class ReplayedProbe:
-  """A probe of a comparison; `groups` are its lines, `said` what the old model is known to say."""
+  """A probe of a comparison.
+
+  Attributes:
+    groups: its lines.
+    unit: what probes that depend on one another share: their image, or the one it was made from.
+    said: what the old model is known to say.
+  """
 
   groups: tuple[str, ...]
   probe_id: str
   image_id: str
+  unit: str
   question: str
   expected: str
   said: str
@@ -226,7 +233,7 @@ def from_pack(pack: Pack, *, where: str) -> ProbeSet:
   header = pack.header
   return ProbeSet(
     rows=[
-      ReplayedProbe(p.groups, p.probe_id, p.image_id, p.question, p.expected, p.said)
+      ReplayedProbe(p.groups, p.probe_id, p.image_id, p.unit, p.question, p.expected, p.said)
       for p in pack.probes
     ],
     load=pack.load,
@@ -326,7 +333,9 @@ def _row(attempt: Attempt, group: str) -> ReplayedProbe | None:
     return None
   said = verdict.answers[verdict.target] or ""
   groups = (group,) if group == pack_lib.CONTROLS else (group, pack_lib.TOGETHER)
-  return ReplayedProbe(groups, probe.probe_id, probe.image_id, probe.question, consensus, said)
+  return ReplayedProbe(
+    groups, probe.probe_id, probe.image_id, probe.origin_id, probe.question, consensus, said
+  )
 
 
 # ------------------------------------------------------------------------------------- the answers

@@ -171,6 +171,7 @@ def _data(
     outside=_outside(verified),
     worth=_worth(summary, verified),
     modes=modes,
+    level=ctx.settings.taxonomy.fresh.level,
     arms=_arms(summary, failures, oracle=oracle),
     curves=_curves(summary, oracle=oracle),
     strategies=_strategies(summary, oracle=oracle),

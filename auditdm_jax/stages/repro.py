@@ -9,7 +9,7 @@ one. All answers are printed, the expected one first. Exits with 0 if the target
 the same consensus, and with 1 if it does not.
 
 Reads:  a run whose failures are verified.
-Writes: nothing but a note in WORKDIR/manifest.json.
+Writes: the image into WORKDIR/images, and a note into WORKDIR/manifest.json.
 Costs:  loading target and references, then about ten answers of each.
 """
 

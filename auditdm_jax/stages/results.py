@@ -242,10 +242,17 @@ class RepairedModel:
 
 @dataclasses.dataclass(frozen=True)
 class Repairs:
-  """The repaired target and its controls by name, and why others could not be made."""
+  """The repaired target and its controls by name, and why others could not be made.
+
+  Attributes:
+    models: those that the run made, and those that were imported.
+    failed: by name of a model, what went wrong.
+    tried: whether the run has repaired what it could; otherwise all models were imported.
+  """
 
   models: Mapping[str, RepairedModel]
   failed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  tried: bool = True
 
 
 def accuracy_of(table: Groups, *, of: RepairedModel | None = None) -> Accuracy:

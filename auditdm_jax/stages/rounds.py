@@ -22,11 +22,8 @@ from auditdm_jax.core import paths
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rl.draws import Walk
 from auditdm_jax.rl.stopping import NEVER
-from auditdm_jax.stages.run import TRAIN
+from auditdm_jax.stages.run import ROUNDS, TRAIN
 from auditdm_jax.stages.sections import AuditConfig
-
-FOLDER = "rounds"
-
 
 _LATER = re.compile("round[0-9]+")
 
@@ -53,7 +50,7 @@ class AuditRound:
     """Returns the round that a folder holds: RUN/rounds/N is round N of a run in RUN."""
     path = paths.as_path(workdir)
     number, root = path.name, path.parent.parent
-    is_later = path.parent.name == FOLDER and number.isdecimal() and int(number) > 1
+    is_later = path.parent.name == ROUNDS and number.isdecimal() and int(number) > 1
     if is_later and (root / "manifest.json").exists():
       return cls(int(number), root)
     return cls(1, path)
@@ -65,7 +62,7 @@ class AuditRound:
   @property
   def folder(self) -> pathlib.Path:
     """The folder of the round."""
-    return self.root if self.is_first else self.root / FOLDER / str(self.number)
+    return self.root if self.is_first else self.root / ROUNDS / str(self.number)
 
   def earlier(self) -> Iterator["AuditRound"]:
     """Yields the rounds before it, from the first on."""

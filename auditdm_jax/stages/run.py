@@ -20,6 +20,7 @@ for each other before they read, so that everything written is there, and after 
 is written meanwhile.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import contextvars
@@ -50,6 +51,7 @@ from auditdm_jax.rectify.curate import TrainingExample
 
 T = TypeVar("T")
 
+ROUNDS = "rounds"
 TRAIN = "train"  # The training of an auditor, of which a round has one.
 VERIFY, BOOTSTRAP = "verify", "bootstrap"  # The stages that grade finds.
 _COMPLETIONS, _ATTEMPTS, _FAILURES = "completions", "attempts", "failures"
@@ -137,6 +139,18 @@ class RunFolder:
   def seconds(self) -> dict[str, float]:
     """Returns the times of the stages that `loop` and `audit` ran; {} if there are none."""
     return read_json(self.path / "seconds.json") or {}
+
+  def spent(self) -> Counter[str]:
+    """Returns what the stages have cost so far, those of later rounds included, without seconds.
+
+    It is by the manifests' names.
+    """
+    root, spent = self.path / ROUNDS, Counter[str]()
+    rounds = [Manifest(folder) for folder in root.iterdir()] if root.exists() else []
+    for manifest in (self.manifest, *rounds):
+      for stage in manifest.read()["stages"].values():
+        spent.update({k: v for k, v in stage.get("cost", {}).items() if k != "seconds"})
+    return spent
 
   def add_seconds(self, stage: str, seconds: float) -> None:
     """Adds to the time of a stage."""

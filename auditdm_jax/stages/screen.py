@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import os
 
 import rich.console
+import rich.markup
 import rich.table
 
 from auditdm_jax.audit.diversity import HillEstimate
@@ -96,7 +97,7 @@ def rounds(summary: Summary) -> rich.table.Table:
 
 def table(summary: Summary) -> rich.table.Table:
   """Returns the rates that were measured."""
-  made = rich.table.Table(title=f"Audit of {summary.target}", show_lines=False)
+  made = rich.table.Table(title=f"Audit of {rich.markup.escape(summary.target)}", show_lines=False)
   made.add_column("what")
   for column in ("rate", "95 % interval", "k / n"):
     made.add_column(column, justify="right")
@@ -104,6 +105,7 @@ def table(summary: Summary) -> rich.table.Table:
   def row(name: str, r: Rate | None) -> None:
     if r and r.n:
       low, high = r.ci95
+      name = rich.markup.escape(name)
       made.add_row(name, f"{r.value:.3f}", f"{low:.3f} to {high:.3f}", f"{r.k:g} / {r.n}")
 
   if known := summary.find_precision:

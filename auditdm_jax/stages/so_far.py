@@ -20,8 +20,8 @@ from auditdm_jax.core import jsonio, records
 from auditdm_jax.core.config import UserError
 from auditdm_jax.core.image_store import Images
 from auditdm_jax.stages import shown
-from auditdm_jax.stages.rounds import FOLDER, is_training
-from auditdm_jax.stages.run import TRAIN
+from auditdm_jax.stages.rounds import is_training
+from auditdm_jax.stages.run import ROUNDS, TRAIN
 
 STAGES = (
   "preflight",
@@ -145,7 +145,7 @@ def stage_rows(folder: pathlib.Path, probes: Mapping[str, int]) -> list[report_d
     )
     for stage in wanted
   ]
-  for later in sorted((folder / FOLDER).glob("[0-9]*"), key=lambda path: (len(path.name), path)):
+  for later in sorted((folder / ROUNDS).glob("[0-9]*"), key=lambda path: (len(path.name), path)):
     rows += [
       report_data.StageRow(name=f"round {later.name}: {stage}", is_done=stage in done(later))
       for stage in (*_OF_AUDIT[1:], "rectify")

@@ -76,8 +76,7 @@ def _finished(path: Any, config: str) -> tuple[Any, int] | None:
   summary = run.summary()
   if summary is None:
     raise UserError(f"{path}: its summary.json is gone; the stage report writes it again")
-  costs = [stage.get("cost", {}) for stage in run.manifest.read()["stages"].values()]
-  answers = sum(n for cost in costs for key, n in cost.items() if key.startswith("answers/"))
+  answers = sum(n for key, n in run.spent().items() if key.startswith("answers/"))
   return summary, int(answers)
 
 

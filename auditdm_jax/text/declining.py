@@ -54,6 +54,7 @@ _ABSTENTION = (
     r"|unknown)(?: to \w+|\b)"
   ),
   re.compile(rf"there(?:'s| is| are) {_FEW}\b"),
+  re.compile(r"there (?:isn't|is not) (?:enough|sufficient|any) (?:information|indication)\b"),
   re.compile(
     r"(?:the|this) (?:image|picture|photo|photograph|question) (?:does not|doesn't|cannot|can't)"
     r" (?:provide|show|contain|give|specify|include|say|be answered)\b"
@@ -65,7 +66,8 @@ _CLAUSE = (
     r"|known|discerned)\b"
   ),
   re.compile(
-    r"\b(?:is|are|was) (?:not|n't) (?:clearly |fully )?(?:visible|clear|legible|readable|shown"
+    r"\b(?:(?:is|are|was|were)(?: not|n't)|(?:it|that|this|there)'s not) (?:clearly |fully )?"
+    r"(?:visible|clear|legible|readable|shown"
     r"|specified|identifiable|discernible|provided|given|mentioned|known)\b"
   ),
   re.compile(

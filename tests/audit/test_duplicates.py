@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from auditdm_jax.audit.duplicates import DuplicateIndex, ImagePrint, fingerprint
-from auditdm_jax.audit.words import content_words
+from auditdm_jax.audit.words import asked
 
 
 def _question(rng):
@@ -22,9 +22,9 @@ def _question(rng):
 
 
 def _scan(seen, looks, question, index):
-  words, best = frozenset(content_words(question)), 0.0
+  words, best = asked(question), 0.0
   for image, other in seen:
-    theirs = frozenset(content_words(other))
+    theirs = asked(other)
     union = len(words | theirs)
     overlap = len(words & theirs) / union if union else 1.0
     bits = sum(int(x).bit_count() for x in image.bits ^ looks.bits)
@@ -77,3 +77,24 @@ def test_a_fingerprint_is_small():
   looks = fingerprint(np.zeros((64, 48, 3), np.uint8))
   assert sum(x.nbytes for x in vars(looks).values()) == 224
   assert {f.name for f in dataclasses.fields(looks)} == {"bits", "colours"}
+
+
+@pytest.mark.parametrize(
+  ("first", "second", "same"),
+  [
+    ("Is there a dog in the picture?", "How many dogs are there?", False),
+    ("Is there a dog in the picture?", "Where is the dog?", False),
+    ("Is there a dog in the picture?", "Is the dog there?", True),
+    ("What is this?", "Where is it?", False),
+    ("Is the car red?", "Is there a red car?", False),
+    ("Is the red cube left of a blue ball?", "Is a blue cube left of the red ball?", False),
+    ("Which color is the bus?", "What is the color of the bus?", True),
+    ("Какого цвета машина?", "Где стоит дом?", False),
+    ("这只狗是什么颜色的？", "图中有几只猫？", False),
+  ],
+)
+def test_what_is_asked_makes_questions_the_same_and_not_their_words_alone(first, second, same):
+  looks, index = fingerprint(np.zeros((32, 32, 3), np.uint8)), DuplicateIndex()
+  index.add(looks, first)
+  assert (index.similarity(looks, second) >= index.overlap) == same
+  assert index.similarity(looks, first) == 1

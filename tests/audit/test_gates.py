@@ -20,6 +20,11 @@ from auditdm_jax.images import locality
     ("is it\nred", False),
     ("what is <eos> there", False),
     ("word " * 50, False),
+    ("Какого цвета машина?", True),
+    ("यह कार किस रंग की है?", True),
+    ("这只狗是什么颜色的？", True),
+    ("这只狗是什么颜色的" * 12, False),  # Without blanks: two signs count as a word.
+    ("为何", False),
   ],
 )
 def test_well_formed(question, ok):
@@ -131,3 +136,9 @@ def test_sham():
   assert not gates.sham_control(
     {"t": "red", "r": "red"}, {"t": "red", "r": "blue"}, Judge(), question=""
   ).passed
+  unsure = gates.sham_control({"t": "dog"}, {"t": "poodle"}, Judge(), question="")
+  assert unsure.passed is None and "undecided" in unsure.note
+  both = gates.sham_control(
+    {"t": "dog", "r": "red"}, {"t": "poodle", "r": "blue"}, Judge(), question=""
+  )
+  assert (both.passed, both.value) == (False, 1)

@@ -14,7 +14,7 @@ def _answers(rng, n, error):
 
 def test_health():
   rng = np.random.default_rng(0)
-  truth = ["red"] * 2000
+  truth = [["red"]] * 2000
   answers = {"t": _answers(rng, 2000, 0.4), "a": _answers(rng, 2000, 0.2)}
   answers["b"] = _answers(rng, 2000, 0.2)
   fine = health(answers, truth, Judge(), target="t", references=("a", "b"))
@@ -37,7 +37,7 @@ def test_what_the_judge_cannot_decide_is_left_out():
     "a": ["cat", "cat", "blue"],
     "b": ["cow", "dog", "blue"],
   }
-  found = health(answers, ["dog", "dog", "red"], Judge(), target="t", references=("a", "b"))
+  found = health(answers, [["dog"], ["dog"], ["red"]], Judge(), target="t", references=("a", "b"))
   assert (found.error["t"].k, found.error["t"].n) == (0, 2)
   assert (found.all_wrong.k, found.all_wrong.n) == (2, 2)
   assert (found.same_wrong.k, found.same_wrong.n) == (1, 2)
@@ -52,6 +52,15 @@ def test_no_question_is_no_rate():
 
 def test_references_that_never_err_are_not_called_independent():
   right = {name: ["red"] * 50 for name in "tab"}
-  found = health(right, right["t"], Judge(), target="t", references=("a", "b"))
+  found = health(right, [["red"]] * 50, Judge(), target="t", references=("a", "b"))
   assert found.effective_references is None and found.phi["a"]["b"] is None
   assert not found.warnings
+
+
+def test_labels_vote_and_one_that_strays_accuses_nobody():
+  answers = {name: ["yes"] * 40 for name in "tab"}
+  labels = [["no"] + ["yes"] * 9] * 30 + [["yes"] * 5 + ["no"] * 5] * 5 + [["no"] * 10] * 5
+  found = health(answers, labels, Judge(), target="t", references=("a", "b"))
+  assert (found.all_wrong.k, found.all_wrong.n) == (5, 40)
+  split = [["yes"] * 2 + ["no"] * 8] * 40
+  assert health(answers, split, Judge(), target="t", references=("a",)).error["t"].n == 0

@@ -123,3 +123,19 @@ def test_who_cannot_tell_sides_with_a_target_that_says_so(outsider):
   somebody = make(lambda q, pixel: "I cannot tell.", abstentions=("unanswerable",))
   finds = [find(10), _find(find(10).probe.image_id, said="unanswerable")]
   assert [o.side for o in somebody.opinions(finds, Judge())] == ["neither", "target"]
+
+
+@pytest.mark.parametrize(
+  ("labels", "consensus", "said", "side"),
+  [
+    (("dog",), "poodle", "cup", "undecided"),  # Is a poodle meant?
+    (("dog",), "poodle", "dog", "undecided"),
+    (("dog",) * 10, "dog", "poodle", "undecided"),
+    (("dog",) * 9 + ("poodle",), "dog", "cup", "consensus"),
+    (("poodle",) + ("cat",) * 9, "dog", "cat", "target"),  # Nine say cat, whatever the other means.
+  ],
+)
+def test_a_label_that_may_mean_the_answer_counts_neither_way(labels, consensus, said, side):
+  find = _find(consensus=consensus, said=said)
+  (opinion,) = Labels(lambda image_id, question: labels).opinions([find], Judge())
+  assert opinion.side == side

@@ -56,3 +56,18 @@ def test_damaged_images_are_found(tmp_path):
   images.path(image_id).write_bytes(b"\x89PNG torn")
   with pytest.raises(UserError, match="damaged"):
     images.get(image_id)
+
+
+@pytest.mark.parametrize("kept", [0, 5, -3])
+def test_a_file_that_a_crash_cut_is_written_anew(tmp_path, kept):
+  images = Images(tmp_path)
+  image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+  image_id = images.put(image)
+  path = images.path(image_id)
+  whole = path.read_bytes()
+  path.write_bytes(whole[:kept])
+  assert images.put(image) == image_id
+  np.testing.assert_array_equal(images.get(image_id), image)
+  first = path.stat().st_ino
+  images.put(image)
+  assert path.stat().st_ino == first, "a whole one is left alone"

@@ -103,3 +103,14 @@ def test_an_object_is_put_once_for_each_append(bucket):
   bucket.objects["bucket/rows.jsonl/00000002"] = b"{torn"
   with pytest.raises(UserError, match="gs://bucket/rows.jsonl: damaged in object 2"):
     list(rows.iterate())
+
+
+def test_folders_in_a_folder_travel_both_ways(workdir):
+  with paths.writing(f"{workdir}/out") as folder:
+    (folder / "a/b").mkdir(parents=True)
+    for name in ("config.json", "a/x", "a/b/y"):
+      (folder / name).write_text(name)
+  with paths.reading(f"{workdir}/out") as folder:
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert found == {"config.json", "a/x", "a/b/y"}
+    assert (folder / "a/b/y").read_text() == "a/b/y"

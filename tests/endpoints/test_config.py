@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
+
 import ml_collections
 import pytest
 
@@ -22,6 +24,7 @@ def test_from_a_section_of_a_config():
   config = build(EndpointConfig, section, name="config.endpoint")
   assert config.pictures.size == 224 and config.pictures.format == "png"
   assert config.ask.extra["chat_template_kwargs"]["thinking"] is False
+  assert json.loads(json.dumps(config.ask.extra)) == config.ask.extra, "it travels as JSON"
   assert config.limits == LimitConfig(concurrency=4, timeout_s=3.0)
   assert config.price is not None and config.price.completion == 2.0
 

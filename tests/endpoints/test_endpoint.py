@@ -338,3 +338,46 @@ def test_lengths_must_agree(server: FakeServer, config_of):
   with Endpoint(config_of(server)) as endpoint:
     with pytest.raises(ValueError, match="2 images, 1 prompts"):
       endpoint.answer([None, None], ["a"], max_new_tokens=1)
+
+
+def test_a_server_that_asks_to_come_back_tomorrow_is_not_waited_for(server, config_of):
+  """Others are answered meanwhile, so that it is no outage."""
+  away = fake_server.error(503, "loading", ("Retry-After", "86400"))
+  server.respond = lambda asked: away if asked.text.startswith("bad") else server._right(asked)
+  with Endpoint(config_of(server, concurrency=2)) as endpoint:
+    start = time.monotonic()
+    fine, bad = ask(endpoint, "fine", "bad: x")
+  assert fine.text is not None and bad.failure is Reason.SERVER_ERROR
+  assert time.monotonic() - start < 15
+
+
+def test_what_was_limited_once_is_not_down_at_its_next_429(server, config_of):
+  """Between them a question was taken and refused; and more time passed than an outage may last."""
+  said = iter(
+    [
+      fake_server.error(429, "slow down", ("Retry-After", "0.1")),
+      fake_server.ROUTES["azure"][0],
+      fake_server.error(429, "slow down", ("Retry-After", "0.1")),
+    ]
+  )
+  server.respond = lambda asked: next(said, None) or server._right(asked)
+  with Endpoint(config_of(server, concurrency=1, outage_s=1.0)) as endpoint:
+    (first,) = ask(endpoint, "one")
+    time.sleep(1.2)
+    (second,) = ask(endpoint, "two")
+  assert first.failure is Reason.FILTERED and second.text == right_answer(None, "two")
+
+
+def test_a_nested_answer_is_an_answer_that_cannot_be_read(server, config_of, tmp_path):
+  """With a key, which is looked for at all levels; a kilobyte of brackets is within the bounds."""
+  (tmp_path / "key").write_text("sk-right")
+  server.key = "sk-right"
+  depth = 600
+  odd = b', "odd": ' + b"[" * depth + b"]" * depth + b"}"
+  whole = fake_server.completion("red").body
+  nested = fake_server.Answer(body=whole[:-1] + odd)
+  server.respond = lambda asked: nested if asked.text == "bad" else server._right(asked)
+  config = dataclasses.replace(config_of(server, retries=0), key_file=str(tmp_path / "key"))
+  with Endpoint(config) as endpoint:
+    bad, fine = ask(endpoint, "bad", "fine")
+  assert bad.failure is Reason.NOT_JSON and fine.text is not None

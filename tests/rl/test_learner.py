@@ -4,6 +4,8 @@
 import dataclasses
 import functools
 import json
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -371,16 +373,32 @@ def test_one_batch_equals_its_micro_batches(frozen):
   config = grpo.GrpoConfig(ratio="sequence", clip_low=0.1, clip_high=0.1, entropy_coef=0.01)
   rows = tiny.batch(rows=16).parts[0]
   noise = np.random.default_rng(0).normal(0, 0.2, rows.targets.shape).astype(np.float32)
-  results = []
+  results, scored = [], []
   for micro_rows in (0, 4):
     learner = make(config, micro_rows=micro_rows, frozen=frozen, **FAST)
     batch = batch_lib.LearnerBatch(**images(frozen == ALL), parts=(rows,))
-    old = np.asarray(learner.logprobs(batch)[0]) + noise
+    scored.append(np.asarray(learner.logprobs(batch)[0]))
+    old = scored[0] + noise
     moved = dataclasses.replace(batch, parts=(dataclasses.replace(rows, logp_old=old),))
     results.append((learner.update(moved), host(learner.state.opt_state[1].mu)))
   assert 0.05 < results[0][0]["clipped_share"] < 0.95
+  np.testing.assert_allclose(scored[1], scored[0], rtol=1e-4, atol=1e-5)
   assert results[0][0] == pytest.approx(results[1][0], rel=1e-4, abs=1e-6)
   assert_equal(results[0][1], results[1][1])
+
+
+def test_scoring_holds_the_logits_of_a_micro_batch_only():
+  config, rows = tiny.config(), tiny.batch(rows=16).parts[0]
+  sizes = []
+  for micro_rows in (0, 4):
+    learner = make(grpo.GrpoConfig(updates=2), micro_rows=micro_rows, **FAST)
+    batch = batch_lib.LearnerBatch(**images(False), parts=(rows,))
+    text = str(
+      jax.make_jaxpr(learner._programs.score)(learner._frozen | learner.state.params, batch)
+    )
+    shapes = re.findall(rf"f32\[([0-9,]+),{config.text.vocab_size}\]", text)
+    sizes.append(max(math.prod(map(int, shape.split(","))) for shape in shapes))
+  assert sizes[0] >= 4 * sizes[1]
 
 
 @pytest.mark.slow

@@ -200,9 +200,10 @@ def test_a_finished_run_is_done_at_once(straight):
   assert result == want and facts(workdir) == before
 
 
-@pytest.mark.parametrize(
-  ("signum", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
-)
+SIGNALS = [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
+
+
+@pytest.mark.parametrize(("signum", "error"), SIGNALS)
 def test_signals_finish_the_step_and_save_it(straight, tmp_path, signum, error):
   def hook(step, update):
     if step == 2:
@@ -216,6 +217,40 @@ def test_signals_finish_the_step_and_save_it(straight, tmp_path, signum, error):
   start(tmp_path, hook=lambda step, update: repeated.append(step) or update())
   assert repeated == [3, 4, 5]
   assert facts(tmp_path) == facts(straight[0])
+
+
+@pytest.mark.parametrize(("signum", "error"), SIGNALS)
+def test_a_signal_while_the_last_step_is_stored_ends_the_run_too(
+  tmp_path, monkeypatch, signum, error
+):
+  keep = trainer.Run.keep
+
+  def kept(self, done, *, force):
+    keep(self, done, force=force)
+    if done == 2:
+      os.kill(os.getpid(), signum)
+
+  monkeypatch.setattr(trainer.Run, "keep", kept)
+  with pytest.raises(error):
+    start(tmp_path, steps=2)
+  assert start(tmp_path, steps=2)[1].steps == 2  # All of it is there.
+
+
+def test_a_checkpoint_of_a_signal_is_not_the_best_of_whole_windows(tmp_path, monkeypatch):
+  """The step before it has by far the greatest value, and the next one by far the least."""
+  values = {3: 99.0, 4: -99.0, 6: 1.0}
+  monkeypatch.setattr(
+    trainer.Run, "_metric", lambda self, row: values.get(int(self._learner.state.step), 0.0)
+  )
+
+  def hook(step, update):
+    if step == 2:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return update()
+
+  with pytest.raises(SystemExit):
+    start(tmp_path, hook=hook)
+  assert start(tmp_path)[1].best == 6
 
 
 def test_auditors_are_harvested_as_models(straight):

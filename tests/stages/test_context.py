@@ -106,3 +106,17 @@ def test_a_replay_without_questions_is_refused_before_the_loop_begins(config, tm
     with pytest.raises(UserError, match=r"replay=0\.\d+: no image of train has a question"):
       loop.run(ctx)
     assert not (tmp_path / "run/evaluate").exists()
+
+
+def test_seconds_of_a_stage_that_is_ended_count(config, tmp_path):
+  def ended():
+    raise KeyboardInterrupt
+
+  with Context(config, tmp_path, "loop") as ctx:
+    clock = iter([10.0, 12.5, 20.0, 21.0])
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr("auditdm_jax.stages.context.time.perf_counter", lambda: next(clock))
+      with pytest.raises(KeyboardInterrupt):
+        ctx.stage("train", ended)
+      assert ctx.stage("train", lambda: 7) == 7
+    assert ctx.folder.seconds() == {"train": 3.5}

@@ -225,6 +225,8 @@ def test_a_checkpoint_comes_back_as_the_repaired_target(root, call, tmp_path, me
   assert code == 2 and "there is another model already; give a --name" in err
   code, _, err = call("import", f"--workdir={run}", f"--from={other}", "--name=second")
   assert code == 0 and measured.keys() == {"repaired", "second"}, err
+  done = json.loads((run / "rectify/done.json").read_text())["result"]
+  assert done["models"].keys() == {"repaired", "second"} and not done["tried"]
 
 
 @pytest.mark.parametrize("to", ["native", "orbax", "hf"])

@@ -3,8 +3,11 @@
 
 import json
 
+import numpy as np
+from PIL import Image
 import pytest
 
+from auditdm_jax.core import pool as pool_lib
 from auditdm_jax.core.config import UserError
 from auditdm_jax.core.image_store import Images
 from auditdm_jax.stages.pools import ImageSource, Pools
@@ -35,3 +38,16 @@ def test_a_builder_makes_the_config_that_the_data_set_names(tmp_path, dataset, a
     pools("images")
   called = json.loads(builder.with_suffix(".json").read_text())
   assert called == [f"--data_dir={tmp_path / 'data'}", *also]
+
+
+def test_no_fresh_split_is_not_the_whole_data_set(tmp_path):
+  (tmp_path / "own/train").mkdir(parents=True)
+  Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "own/train/0.png")
+  config = PoolConfig(
+    builder="", data_dir=str(tmp_path), dataset="own", images="train", heldout="", fresh=""
+  )
+  pools = Pools(config, ImageSource(Images(tmp_path / "made"), cache_bytes=0), local=tmp_path)
+  assert len(pools("images")) == 1
+  for role in ("fresh", "heldout"):
+    with pytest.raises(pool_lib.NoSplit, match=f"config.pool.{role} is empty: it must name a"):
+      pools(role)

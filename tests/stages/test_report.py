@@ -120,7 +120,9 @@ def _without_oracle(workdir, attempts):
   """A run of `attempts`, of which none was verified."""
   right = {n: ["blue"] * 4 for n in "tab"}
   table = {"all": rates.rate(4, 4)}
-  ensemble = health.health(right, right["t"], judge_lib.Judge(), target="t", references=("a", "b"))
+  ensemble = health.health(
+    right, [[said] for said in right["t"]], judge_lib.Judge(), target="t", references=("a", "b")
+  )
   evaluated = Evaluated(dict.fromkeys("tab", table), (), ensemble)
   mode = ModeRow(
     mode_id="m",

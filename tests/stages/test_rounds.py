@@ -118,6 +118,11 @@ def test_rounds_share_the_lock_the_images_and_the_folder_of_the_benchmark(tmp_pa
       assert own.models.config.target == str(run / "rectify/repaired")
       assert [f.path for f in own.earlier()] == [run]
     assert list(ctx.later()) == [2]
+    with pytest.raises(KeyboardInterrupt), ctx.opened(2) as own:
+      own.models.answers = lambda: {"answers/t": 3}
+      raise KeyboardInterrupt
+    ctx.folder.manifest.add_cost("loop", **{"answers/t": 4})
+    assert ctx.spent()["answers/t"] == 7 and "seconds" not in ctx.spent()
   manifest = RunFolder(run / "rounds/2", config_hash="").manifest.read()["stages"]["loop"]
   assert manifest["models"]["target"] == str(run / "rectify/repaired")
 

@@ -10,6 +10,7 @@ import pathlib
 from typing import Any
 
 from auditdm_jax.audit.attempt import Failure, Gate
+from auditdm_jax.audit.confirm import ConfirmConfig
 from auditdm_jax.audit.diversity import Diversity
 from auditdm_jax.audit.health import Health
 from auditdm_jax.audit.rates import Corrected, Rate
@@ -385,6 +386,7 @@ class ReportData:
   outside: Sequence[OutsideRow] = ()
   worth: Sequence[WorthRow] = ()
   modes: Sequence[ModeView] = ()
+  level: float = ConfirmConfig.level
   arms: Sequence[ArmRow] = ()
   curves: Sequence[Curve] = ()
   strategies: Sequence[StrategyView] = ()

@@ -115,7 +115,7 @@ def _write_pages(root: pathlib.Path, data: data_lib.ReportData) -> None:
   ]
   there = [
     (True, "Summary", "index.html"),
-    (data.finds is not None, "All failures", "failures.html"),
+    (data.finds is not None, "All finds", "failures.html"),
     (bool(data.rounds), "Rounds", "rounds.html"),
     (data.ledger is not None, "Compared", "compared.html"),
     (True, "Methods", "methods.html"),

@@ -90,7 +90,8 @@ class Gathered(Generic[H]):
 
   Args:
     faults: where rows that contradict each other are told.
-    same_ids: whether several rows may have one id, which is no id then.
+    same_ids: whether several rows may have one id: it is that of the first one's question, which
+      others may answer too.
   """
 
   def __init__(self, faults: Faults, *, same_ids: bool = False):
@@ -98,7 +99,7 @@ class Gathered(Generic[H]):
     self._answers: dict[H, dict[tuple[str, str], list[str]]] = {}
     self._splits: dict[H, tuple[str, str]] = {}
     self._first: dict[H, str] = {}  # The place of its first row.
-    self._keys: dict[str, str] = {}
+    self._keys: dict[str, tuple[str, H, str]] = {}  # The first row with an id: place, about what.
 
   def add(self, number: int, image: H, row: Row) -> None:
     """Takes row `number`, which is about `image`."""
@@ -113,12 +114,14 @@ class Gathered(Generic[H]):
         )
     if row.asked is None:
       return
-    key = row.asked.key
-    if key and (first := self._keys.setdefault(key, place)) != place:
-      if not self._same_ids:
+    key, question = row.asked.key, row.asked.question
+    if key:
+      first, *about = self._keys.setdefault(key, (place, image, question))
+      if first != place and not self._same_ids:
         self._faults.add(place, f"the id {key[:40]!r} is that of {first} too")
-      key = ""
-    asked.setdefault((row.asked.question, key), []).extend(row.asked.answers)
+      if about != [image, question]:
+        key = ""
+    asked.setdefault((question, key), []).extend(row.asked.answers)
 
   @property
   def images(self) -> list[H]:
@@ -189,7 +192,7 @@ def parse(row: Mapping[str, Any], *, ask: bool = True) -> Row:
     if "question" not in row:
       raise BadRow(f"no question; the row has {', '.join(map(repr, row)) or 'nothing'}"[:200])
     question = _text(row["question"], "question")
-    said = answers(row.get("answers", row.get("answer")))
+    said = answers(row.get("answers")) or answers(row.get("answer"))
     asked = Asked(question, said, _label(row.get("id"), "id"))
   return Row(asked, _label(row.get("split"), "split"))
 

@@ -35,7 +35,7 @@ _SPLITS = frozenset("train training validation valid val dev test testing".split
 # Names that say nothing about the split.
 _PLAIN = frozenset("data default part shard chunk file dataset parquet arrow".split())
 _LARGE = 1 << 28  # Bytes of a row group.
-_ALIASES = {"answer": ("answers", "answer"), "id": ("id",), "split": ("split",)}
+_COLUMNS = ("question", "answers", "answer", "id", "split")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,8 +216,8 @@ def _entries(
   return entries, {k: splits[token] for k, token in enumerate(images)} if splits else {}
 
 
-def _columns(shard: Shard) -> dict[str, str]:
-  """Our names of the columns to theirs.
+def _columns(shard: Shard) -> list[str]:
+  """The columns that are read, of those that there are.
 
   Raises:
     UserError: the column of pictures is missing or of another kind.
@@ -236,23 +236,19 @@ def _columns(shard: Shard) -> dict[str, str]:
       f"{shard.path}: the column 'image' is {str(kind)[:80]}, not the bytes or the path of one"
       " picture file"
     )
-  found = {"question": "question"} if "question" in shard.columns else {}
-  for name, theirs in _ALIASES.items():
-    if columns := [column for column in theirs if column in shard.columns]:
-      found[name] = columns[0]
-  return found
+  return [name for name in _COLUMNS if name in shard.columns]
 
 
-def _rows(shard: Shard, columns: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-  """The rows by our names; classes by their names."""
+def _rows(shard: Shard, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+  """The rows; classes by their names."""
   features = shard.features()
   classes = {}
-  for name, column in columns.items():
-    feature = features.get(column)
+  for name in columns:
+    feature = features.get(name)
     if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names"):
       classes[name] = feature["names"]
-  for row in shard.rows(list(columns.values())):
-    fields = {name: row[column] for name, column in columns.items()}
+  for row in shard.rows(list(columns)):
+    fields = {name: row[name] for name in columns}
     for name, names in classes.items():
       if isinstance(fields[name], int):
         fields[name] = names[fields[name]] if 0 <= fields[name] < len(names) else None

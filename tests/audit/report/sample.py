@@ -159,7 +159,7 @@ def reference_health() -> health.Health:
   }
   answers = {n: ["four" if i in w else "five" for i in range(1000)] for n, w in wrong.items()}
   references = ("ref-a", "ref-b", "ref-c")
-  return health.health(answers, ["five"] * 1000, Judge(), target="easy", references=references)
+  return health.health(answers, [["five"]] * 1000, Judge(), target="easy", references=references)
 
 
 def calibration_of(predicted: list[float], found: list[bool]) -> calibration.Calibration:

@@ -241,3 +241,35 @@ def test_row_groups_that_are_slow_to_read_are_said(tmp_path, caplog, monkeypatch
   with caplog.at_level(logging.WARNING):
     open_pool(tmp_path, "train", shares=ALL)
   assert "write row_group_size=100" in caplog.text
+
+
+def test_a_question_in_several_rows_is_one_with_all_answers(tmp_path):
+  """A row for each annotator."""
+  rows = pa.table(
+    {
+      "image": [{"bytes": png(1), "path": None}] * 4,
+      "question": ["what?", "what?", "what?", "where?"],
+      "answer": ["cat", "kitten", "cat", "there"],
+      "id": ["q7", "q7", "q7", "q8"],
+    }
+  )
+  pq.write_table(rows, tmp_path / "x.parquet")
+  pool = open_pool(tmp_path, "train", shares=ALL)
+  assert pool.questions(0) == ("what?", "where?")
+  assert pool.answers(0) == (("cat", "kitten", "cat"), ("there",))
+  assert pool.question_ids(0) == ("q7", "q8")
+
+
+def test_of_two_columns_of_answers_the_one_with_some_counts(tmp_path):
+  """As two data sets have them that were put together."""
+  rows = pa.table(
+    {
+      "image": [{"bytes": png(k), "path": None} for k in range(3)],
+      "question": ["q"] * 3,
+      "answers": [["red", "pink"], None, []],
+      "answer": [None, "cat", "dog"],
+    }
+  )
+  pq.write_table(rows, tmp_path / "x.parquet")
+  pool = open_pool(tmp_path, "train", shares=ALL)
+  assert [pool.answers(i) for i in range(3)] == [(("red", "pink"),), (("cat",),), (("dog",),)]
