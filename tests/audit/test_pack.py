@@ -157,3 +157,9 @@ def test_texts_that_are_no_utf8_travel(tmp_path):
   odd = dataclasses.replace(pack.probes[0], said="half \ud800 and \x00")
   pack_lib.write(tmp_path / "p", dataclasses.replace(pack, probes=(odd,)))
   assert pack_lib.read(tmp_path / "p").probes == (odd,)
+
+
+def test_edits_of_one_image_are_one_unit():
+  edits = [_probe(i, source="train/7", made=True) for i in range(2)]
+  assert edits[0].image_id != edits[1].image_id and len({p.unit for p in edits}) == 1
+  assert _probe(0).unit == _probe(3).unit == _probe(0).image_id

@@ -162,6 +162,7 @@ def test_a_run_without_an_oracle_is_reported_and_nothing_is_said_to_be_zero(tmp_
   methods = (index.parent / "methods.html").read_text(encoding="utf-8")
   for key in ("precision", "modes.precision", "coverage", "arms.random.modes"):
     assert f"<code>{key}</code></th><td>not measured<" in methods, key
+  summary = dataclasses.replace(summary, target="vl[v2]-7b[/b]")
   screen.show(summary, tmp_path, spent={"answers/t": 54_072, "abstention/t": 9, "endpoint/t": 3})
   shown = capsys.readouterr().out
   assert f"queries {summary.queries.total:,} (the audit's questions about images)" in shown

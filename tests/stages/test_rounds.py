@@ -256,6 +256,25 @@ def test_without_a_repaired_target_there_is_no_other_round(tmp_path, monkeypatch
 # ------------------------------------------------------------------------------------- a repair
 
 
+def test_models_that_were_imported_do_not_stand_for_a_repair(tmp_path, monkeypatch):
+  """They stay, and so does a repair that was tried."""
+  ctx = types.SimpleNamespace(
+    folder=RunFolder(tmp_path, config_hash=""),
+    models=types.SimpleNamespace(target_is_remote=False),
+    round=AuditRound(1, tmp_path),
+  )
+  theirs = RepairedModel({}, 1)
+  ctx.folder.finish("rectify", Repairs({"theirs": theirs}, tried=False))
+  tried = []
+  monkeypatch.setattr(
+    loop, "_arms", lambda ctx: tried.append(1) or {"repaired": Chosen({"probes": ()})}
+  )
+  for _ in range(2):
+    found = loop.repair(ctx)
+    assert found.tried and found.models == {"theirs": theirs}
+  assert tried == [1]
+
+
 def _example(i, group):
   return TrainingExample(image_id=f"i{i}", question="q", label="l", group=group)
 
