@@ -109,7 +109,10 @@ class Questions:
   def key(self, model: ModelId, item: BenchmarkItem) -> str:
     """Returns the key of a model's prediction."""
     text = self.prompt.render(item)
-    return key_of(model, self.spec.name, self.split, item, text, self.max_tokens)
+    antialias = self.prompt.antialias
+    return key_of(
+      model, self.spec.name, self.split, item, text, self.max_tokens, antialias=antialias
+    )
 
 
 def part(

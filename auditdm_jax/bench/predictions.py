@@ -28,7 +28,8 @@ class ModelId:
 
   Attributes:
     name: of its folder, or of the endpoint.
-    identity: hash of its weights; of an endpoint, of its address, model and revision.
+    identity: hash of its weights and of what decides how they are used; of an endpoint, of its
+      address, model and revision.
   """
 
   name: str
@@ -71,13 +72,18 @@ class Prediction:
 
 
 def key_of(
-  model: ModelId, benchmark: str, split: str, item: BenchmarkItem, prompt: str, limit: int
+  model: ModelId,
+  benchmark: str,
+  split: str,
+  item: BenchmarkItem,
+  prompt: str,
+  limit: int,
+  *,
+  antialias: bool | None,
 ) -> str:
   """Returns what tells a prediction apart: whose it is, of which question, image and prompt."""
-  identity = model.identity
-  return jsonio.canonical_hash(
-    [identity, benchmark, split, item.item_id, item.image_key, prompt, limit]
-  )
+  about = [benchmark, split, item.item_id, item.image_key]
+  return jsonio.canonical_hash([model.identity, *about, prompt, limit, antialias])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -123,6 +129,11 @@ class AskedBenchmark:
   path: str
   source: str
   licence: str
+
+  @property
+  def what(self) -> tuple[ModelId, PromptSpec, str, int, int, int]:
+    """Who was asked which questions, whatever came of it."""
+    return self.model, self.prompt, self.split, self.max_tokens, self.limit, self.seed
 
   @property
   def part(self) -> str:

@@ -2,8 +2,9 @@
 """Scores of stored predictions: `results.jsonl`, append-only, one judged unit a row.
 
 A result is the units of one benchmark, model, metric and variant, and after them its head. Its id
-is a hash of all that decides it, predictions included: scoring again adds nothing, another variant
-adds rows under another id, and rows whose head is missing are a run's that was killed.
+is a hash of what was asked, what was said and what is right, and of the metric. Scoring again adds
+nothing, unless another result of the same model's role came in between; another variant adds rows
+under another id, and rows whose head is missing are a run's that was killed.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -103,7 +104,7 @@ class Paired:
   Attributes:
     asked: what was asked, and whom.
     items: those that can be scored, with predictions.
-    digest: hash of the predictions.
+    digest: hash of the predictions and of what is right.
     unanswered: items left out since no reply came, and those that count together with them.
     unscorable: items left out since no answer is known.
   """
@@ -117,7 +118,7 @@ class Paired:
   def result(self, name: MetricName) -> str:
     """Returns the id of the result under a metric."""
     a = self.asked
-    return jsonio.canonical_hash([a.entry, a.role, a.model, a.prompt, a.limit, name, self.digest])
+    return jsonio.canonical_hash([a.entry, a.role, *a.what, name, self.digest])
 
   def score(self, metric: Metric, name: MetricName, *, override: bool = False) -> ResultRows:
     """Scores the items.
@@ -192,7 +193,9 @@ def pair(
   return Paired(
     asked=asked,
     items=_Pairs(questions, kept),
-    digest=jsonio.canonical_hash([[p.key, p.prediction] for _, p in kept]),
+    digest=jsonio.canonical_hash(
+      [[p.key, p.prediction, _right(questions.items[i])] for i, p in kept]
+    ),
     unanswered=len(found) - len(kept),
     unscorable=unscorable,
   )
@@ -218,6 +221,12 @@ class _Pairs(Sequence[Item]):
       return _Pairs(self._questions, self._kept[i])
     place, prediction = self._kept[i]
     return _item(self._questions, self._questions.items[place], prediction)
+
+
+def _right(item: BenchmarkItem) -> list[Any]:
+  """What decides how a prediction is scored, but for the outline of an object."""
+  right = [item.references, item.options, item.answer, item.box]
+  return [*right, item.question, item.group, item.category]
 
 
 def is_scorable(item: BenchmarkItem) -> bool:

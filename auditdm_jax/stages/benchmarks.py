@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import os
 import pathlib
 import re
@@ -28,6 +29,7 @@ from auditdm_jax.core.config import UserError, build, check, did_you_mean
 from auditdm_jax.models import weights
 from auditdm_jax.stages.remote import RemoteConfig, Remotes, check_names
 from auditdm_jax.stages.run import RunFolder
+from auditdm_jax.vlm import describe_vlm
 
 LOGS = ("lmms-eval", "inspect")
 _MIX = re.compile(r"(?<![a-z0-9])mix(?![a-z0-9])")
@@ -172,6 +174,15 @@ def family_of(name: str, *, where: str) -> Family:
     ) from None
 
 
+def _identity(folder: str) -> str:
+  """Returns what tells apart what models in folders say: weights, and how they are used."""
+  model = describe_vlm(folder)
+  ways = [model.config, model.template, model.stop_ids, model.pixels]
+  files = weights.side_files(weights.side_folder(folder))
+  side = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+  return jsonio.canonical_hash([weights.content_hash(folder), ways, side])
+
+
 class BenchRun:
   """One config and one folder, whose manifest it writes."""
 
@@ -192,7 +203,7 @@ class BenchRun:
     self._stack = contextlib.ExitStack()
     self._start = time.perf_counter()
     self._items = functools.cache(self._open)
-    self._identity = functools.cache(weights.content_hash)
+    self._identity = functools.cache(_identity)
     self._metric = functools.cache(
       lambda name, where, part: find_metric(name, where=where, vae=self.settings.vae, part=part)
     )
@@ -301,7 +312,7 @@ class BenchRun:
     return (items if len(places) == len(items) else PartOfItems(items, places)), len(items)
 
   def latest(self) -> list[dict[str, BenchResult]]:
-    """Returns per row of the table the latest result of each role.
+    """Returns per row of the table the latest result of each role, of the model that it has now.
 
     A benchmark has a row for the metrics of its prompts, and one for each metric that the config
     once named instead.
@@ -310,8 +321,9 @@ class BenchRun:
       UserError: nothing is scored.
     """
     found: dict[tuple[str, str], dict[str, BenchResult]] = {}
+    now = {(x.entry, x.role): x.what for x in self.predictions.asked() if self.has(x)}
     for head in self.results.heads():
-      if self.has(head.asked):
+      if now.get((head.asked.entry, head.asked.role)) == head.asked.what:
         label = f"{head.metric.name}/{head.metric.variant}" if head.override else ""
         found.setdefault((head.asked.entry, label), {})[head.asked.role] = head
     if not found:

@@ -11,6 +11,7 @@ Writes: WORKDIR/results.jsonl.
 Costs:  no model: seconds to minutes.
 """
 
+from collections.abc import Mapping
 import pathlib
 
 from ml_collections import ConfigDict
@@ -18,6 +19,7 @@ from ml_collections import ConfigDict
 from auditdm_jax.bench import results as results_lib
 from auditdm_jax.bench.predictions import AskedBenchmark
 from auditdm_jax.bench.results import BenchResult
+from auditdm_jax.bench.specs import MetricName
 from auditdm_jax.core import runtime
 from auditdm_jax.core.config import UserError
 from auditdm_jax.stages.benchmarks import BenchRun
@@ -42,7 +44,7 @@ def run(ctx: BenchRun) -> list[BenchResult]:
     raise UserError(
       f"{ctx.folder.path}: no benchmark of this config was asked to the end; run predict first"
     )
-  known = {head.result for head in ctx.results.heads()}
+  known = {(x.asked.entry, x.asked.role, x.metric): x.result for x in ctx.results.heads()}
   made = []
   for key in ctx.settings.benchmarks:
     for head in _entry(ctx, key, [x for x in asked if x.entry == key], known):
@@ -51,16 +53,19 @@ def run(ctx: BenchRun) -> list[BenchResult]:
 
 
 def _entry(
-  ctx: BenchRun, key: str, asked: list[AskedBenchmark], known: set[str]
+  ctx: BenchRun,
+  key: str,
+  asked: list[AskedBenchmark],
+  known: Mapping[tuple[str, str, MetricName], str],
 ) -> list[BenchResult]:
-  """Scores one benchmark, for each model that was asked."""
+  """Scores one benchmark, for each model that was asked, where the newest result is another one."""
   pairs = [(x, ctx.questions(key, x.family, asked=x)) for x in asked]
   keys = {q.key(x.model, q.items[i]) for x, q in pairs for i in range(len(q.items))}
   predictions = ctx.predictions.find(keys) if keys else {}
   heads = []
   for x, questions in pairs:
     paired, name = results_lib.pair(x, questions, predictions), ctx.metric_name(key, x.prompt)
-    if paired.result(name) not in known:
+    if known.get((key, x.role, name)) != paired.result(name):
       metric = ctx.metric(key, name, part=bool(x.part))
       rows = paired.score(metric, name, override=name != x.prompt.metric)
       ctx.results.append(rows)

@@ -35,6 +35,10 @@ def test_what_decides_a_prediction_is_in_its_key(tmp_path):
   others = {
     "weights": (made.Said(lambda _: "no", identity="other"), asked),
     "words": (made.Said(lambda _: "no"), made.questions(asked.items, template="{question}")),
+    "pixels": (
+      made.Said(lambda _: "no"),
+      dataclasses.replace(asked, prompt=dataclasses.replace(asked.prompt, antialias=False)),
+    ),
     "split": (made.Said(lambda _: "no"), dataclasses.replace(asked, split="val")),
     "image": (
       made.Said(lambda _: "no"),

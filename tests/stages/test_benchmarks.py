@@ -4,6 +4,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -129,6 +130,75 @@ def test_an_outsiders_benchmark_is_a_config_entry_and_a_scorer(tmp_path, fake, m
   assert sorted(set(fake)) == [f"Say: q{i}?" for i in range(4)]
   (row,) = json.loads((tmp_path / "run/table.json").read_text())["rows"]
   assert [c["found"]["value"] for c in row["cells"]] == [100.0, 0.0]
+
+
+OWN = {"name": "mine", "scorer": "auditdm_jax.bench.scorers.matches:exact_match", "split": "test"}
+
+
+def _own(folder: pathlib.Path, colors, answer="A") -> dict:
+  """A benchmark of one's own, with one question about each picture."""
+  (folder / "test").mkdir(parents=True)
+  rows = []
+  for i, color in enumerate(colors):
+    Image.new("RGB", (8, 8), color).save(folder / f"test/{i}.png")
+    rows.append({"image": f"{i}.png", "question": "what letter is it?", "answer": answer})
+  (folder / "test/questions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+  return {"mine": {"path": str(folder), "spec": OWN}}
+
+
+def _cells(config, run) -> dict[str, tuple[str, float]]:
+  """Asks, scores and returns what the table shows by role."""
+  for stage in (predict, score, table):
+    assert stage.main(config, run) == 0
+  (row,) = json.loads((run / "table.json").read_text())["rows"]
+  return {c["role"]: (c["model"], c["found"]["value"]) for c in row["cells"]}
+
+
+def test_a_table_shows_the_models_of_today(tmp_path, fake):
+  entries, run = _own(tmp_path / "data", ["red", "blue", "green"]), tmp_path / "run"
+  both = {name: _config(entries, models={"baseline": "a", "repaired": name}) for name in "bc"}
+  first = _cells(both["b"], run)
+  assert first["repaired"][0] == "b" and _cells(both["c"], run)["repaired"][0] == "c"
+  asked = len(fake)
+  assert _cells(both["b"], run) == first and len(fake) == asked
+  size = (run / "results.jsonl").stat().st_size
+  assert _cells(both["b"], run) == first and (run / "results.jsonl").stat().st_size == size
+  predict.main(both["c"], run)
+  table.main(both["c"], run)  # Not scored since: the other model's value is not shown for it.
+  (row,) = json.loads((run / "table.json").read_text())["rows"]
+  assert "b" not in {c["model"] for c in row["cells"]}
+
+
+def test_labels_that_were_corrected_are_scored_and_other_pictures_are_asked(tmp_path, fake):
+  entries, run = _own(tmp_path / "data", ["red", "blue"]), tmp_path / "run"
+  config = _config(entries, models={"baseline": "a"})
+  assert _cells(config, run)["baseline"] == ("a", 0.0)
+  questions, asked = tmp_path / "data/test/questions.jsonl", len(fake)
+  text = questions.read_text()
+  for answer, value in (("B", 100.0), ("A", 0.0)):
+    questions.write_text(text.replace('"answer": "A"', f'"answer": "{answer}"'))
+    assert _cells(config, run)["baseline"] == ("a", value) and len(fake) == asked
+  others = _config(_own(tmp_path / "other", ["white", "black"]), models={"baseline": "a"})
+  _cells(others, run)
+  assert len(fake) == asked + 2
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json"])
+def test_a_model_is_more_than_its_weights(tmp_path, file):
+  folders = [tmp_path / name for name in "ab"]
+  for folder in folders:
+    shutil.copytree(WEIGHTS / "target_easy", folder / "target_easy")
+    shutil.copytree(WEIGHTS / "siglip", folder / "siglip")
+  path = folders[1] / "target_easy" / file
+  known = json.loads(path.read_text())
+  if file == "config.json":
+    known["model"]["text"]["rope_base"] = 50.0
+  else:
+    known["added_tokens"] = list(reversed(known["added_tokens"]))
+  path.write_text(json.dumps(known))
+  run = benchmarks.BenchRun(_config({"vqav2": {"path": "x"}}), tmp_path / "run", "predict")
+  ids = [run.model(str(f / "target_easy"), where="x").identity for f in (*folders, folders[0])]
+  assert ids[0] == ids[2] != ids[1]
 
 
 WRONG = [

@@ -29,7 +29,8 @@ class Pooled:
 
   def open(self, path: pathlib.Path, split: str) -> "PooledItems":
     """Opens a split; see `layouts.open.open_items`."""
-    return PooledItems(pool_lib.open_pool(path, self.splits[split]))
+    cache = pool_lib.cache_folder()
+    return PooledItems(pool_lib.open_pool(path, self.splits[split], cache=cache))
 
 
 class PooledItems:
@@ -49,7 +50,7 @@ class PooledItems:
     return BenchmarkItem(
       item_id=self._pool.question_ids(i)[j],
       pictures=(_PoolPicture(self._pool, i),),
-      image_key=str(i),
+      image_key=self._pool.image_id(i),
       question=self._pool.questions(i)[j],
       references=self._pool.answers(i)[j],
     )
