@@ -43,6 +43,7 @@ done
 check_name "$name"
 check_number --retries "$retries" 0
 check_stage "$@"
+[[ -n $dry_run ]] || type -P gcloud >/dev/null || fail "there is no gcloud on the PATH"
 case $type in
   v5litepod-*) version=${version:-v2-alpha-tpuv5-lite} ;;
   v5p-*) version=${version:-v2-alpha-tpuv5} ;;
@@ -52,26 +53,47 @@ esac
 where=(--zone="$zone" --quiet ${project:+--project="$project"})
 tpus=(gcloud compute tpus)
 
+create() {
+  run "${tpus[@]}" queued-resources create "$name" --node-id="$name" "${where[@]}" \
+    --accelerator-type="$type" --runtime-version="$version" ${spot:+--spot}
+}
+
+delete() {
+  run "${tpus[@]}" queued-resources delete "$name" "${where[@]}" --force
+}
+
+# Prints the state of the slice: NONE if there is none, UNKNOWN and code 1 if gcloud cannot tell.
 state() {
-  if [[ -n $dry_run ]]; then
-    echo ACTIVE
-  else
-    "${tpus[@]}" queued-resources describe "$name" "${where[@]}" --format='value(state.state)' \
-      2>/dev/null || echo NONE
+  [[ -z $dry_run ]] || { echo ACTIVE && return; }
+  "${tpus[@]}" queued-resources describe "$name" "${where[@]}" --format='value(state.state)' \
+    2>"$scratch/stderr" && return
+  if grep -q NOT_FOUND "$scratch/stderr"; then
+    echo NONE
+  else # The network or the login: there may be a slice all the same.
+    cat "$scratch/stderr" >&2
+    echo UNKNOWN
+    return 1
   fi
 }
 
-# Returns when the slice is there; makes it anew if it was taken away.
+# Returns when the slice is there; makes it anew if it was taken away. A failure of gcloud may pass,
+# so it looks again; the tenth in a row is the end.
 get_slice() {
-  local now
-  while now=$(state) && [[ $now != ACTIVE ]]; do
+  local now code failures=0
+  while true; do
+    code=0
+    now=$(state) || code=$?
     case $now in
-      NONE)
-        run "${tpus[@]}" queued-resources create "$name" --node-id="$name" "${where[@]}" \
-          --accelerator-type="$type" --runtime-version="$version" ${spot:+--spot} ;;
-      FAILED | SUSPENDED)
-        run "${tpus[@]}" queued-resources delete "$name" "${where[@]}" --force ;;
+      ACTIVE) return ;;
+      NONE) create || code=$? ;;
+      FAILED | SUSPENDED) delete || code=$? ;;
     esac
+    if ((code)); then failures=$((failures + 1)); else failures=0; fi
+    if ((failures == 10)); then
+      echo "gcloud failed $failures times in a row; given up" >&2
+      kept="the slice $name may be there and cost money"
+      return "$code"
+    fi
     echo "$name is $now"
     sleep "${POLL_S:-30}"
   done
@@ -96,12 +118,11 @@ kept="the slice $name is still there and costs money"
 trap '[[ -n $dry_run ]] || { rm -rf -- "$scratch"; echo "$kept"; }' EXIT
 if [[ -n $dry_run ]]; then
   echo "# unless there is a slice $name already:"
-  run "${tpus[@]}" queued-resources create "$name" --node-id="$name" "${where[@]}" \
-    --accelerator-type="$type" --runtime-version="$version" ${spot:+--spot}
+  create
   echo "# when it is ACTIVE, and again after each preemption:"
 fi
 again "$retries" get_slice run_stage "$@"
 if [[ -z $keep ]]; then
-  run "${tpus[@]}" queued-resources delete "$name" "${where[@]}" --force
+  delete
   kept="the slice $name is deleted"
 fi

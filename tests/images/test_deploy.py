@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the README and the Dockerfile of the image server promise."""
 
+import itertools
 import json
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 
+from auditdm_jax.core import overrides
 from auditdm_jax.core.config import build
-from auditdm_jax.images.config import ImagesConfig
+from auditdm_jax.images.config import ImagesConfig, is_loopback
+from auditdm_jax.stages.serve_images import ServedConfig
 from tests.images import fake
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -82,6 +86,19 @@ def test_the_config_of_flux_is_one_of_the_service():
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
   images = build(ImagesConfig, json.loads(done.stdout), name="config.images")
   assert images.model.edit == "/m/kontext" and images.metrics_port == 9500
+
+
+def test_the_ports_that_the_dockerfile_publishes_are_open_outside_the_container():
+  """Loopback inside a container is its own: a port that listens there is published to nobody."""
+  text = (FOLDER / "Dockerfile").read_text().replace("\\\n#", "")
+  words = shlex.split(re.search(r"^#   docker run (.*)$", text, re.MULTILINE)[1])
+  published = [int(b.split(":")[-1]) for a, b in itertools.pairwise(words) if a == "-p"]
+  config, *given = words[words.index("auditdm-images") + 1 :]
+  spec = f"{ROOT}/{config.removeprefix('--config=')}"
+  config = overrides.read(spec, given, ServedConfig)
+  images = build(ImagesConfig, config.to_dict()["images"], name="config.images")
+  assert published == [images.port, images.metrics_port]
+  assert not is_loopback(images.host) and not is_loopback(images.metrics_host)
 
 
 def _health(port: int) -> int:

@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
 
 import pytest
@@ -235,14 +236,39 @@ def test_mistakes_are_told_before_anything_is_made(command, message, tmp_path):
   assert not (tmp_path / "used").exists()
 
 
-# A slice that is not there at first, and is taken away in the middle of the first run.
+def test_without_gcloud_nothing_is_waited_for(tmp_path, monkeypatch):
+  for name in ("bash", "dirname"):
+    (tmp_path / name).symlink_to(shutil.which(name))
+  monkeypatch.setenv("PATH", str(tmp_path))
+  out = launch("tpu/pod.sh", "a", "--zone=z", "--", *STAGE, code=2)
+  assert out == "there is no gcloud on the PATH\n"
+
+
+# A slice that is not there at first, and is taken away in the middle of the first run. Each line of
+# `answers` is a verb and what gcloud says to it once, instead of doing it.
 GCLOUD = """
 echo "$*" >>{log}
-case "$*" in
-  *describe*) cat {state} 2>/dev/null || exit 1 ;;
-  *create*) echo ACTIVE >{state} ;;
-  *delete*) rm -f {state} ;;
-  *ssh*)
+error="ERROR: (gcloud.compute.tpus.$3.$4)"
+if answer=$(grep -m 1 "^$4 " {answers}); then
+  sed -i "0,/^$4 /{{/^$4 /d}}" {answers}
+  answer=${{answer#* }}
+  [[ $answer == FAILS* ]] || {{ echo "$answer"; exit; }}
+  echo "$error ${{answer#FAILS }}" >&2
+  exit 1
+fi
+case $4 in
+  describe)
+    cat {state} 2>/dev/null && exit
+    echo "$error NOT_FOUND: Resource 'projects/p/locations/z/queuedResources/$5' was not found." >&2
+    exit 1 ;;
+  create)
+    if [[ -e {state} ]]; then
+      echo "$error ALREADY_EXISTS: Resource 'audit' already exists" >&2
+      exit 1
+    fi
+    echo ACTIVE >{state} ;;
+  delete) rm -f {state} ;;
+  ssh)
     code=$(head -n 1 {codes})
     sed -i 1d {codes}
     [[ $code == 255 ]] && echo SUSPENDED >{state}
@@ -251,17 +277,17 @@ esac
 """
 
 
-def pod(tmp_path, codes, *, code=0):
+def pod(tmp_path, codes, *, state="", answers=(), code=0):
   """What gcloud is asked to do while the runs end with these exit codes, and the output."""
-  names = {name: tmp_path / name for name in ("log", "state", "codes")}
+  names = {name: tmp_path / name for name in ("log", "state", "codes", "answers")}
   names["codes"].write_text("".join(f"{c}\n" for c in codes))
+  names["answers"].write_text("".join(f"{a}\n" for a in answers))
+  if state:
+    names["state"].write_text(f"{state}\n")
   program(tmp_path / "gcloud", GCLOUD.format(**names))
   args = ["audit", "--zone=z", "--retries=2", "--", *STAGE]
   out = launch("tpu/pod.sh", *args, path=tmp_path, code=code)
-  verbs = [
-    next(w for w in line.split() if w in ("create", "delete", "describe", "scp", "ssh"))
-    for line in names["log"].read_text().splitlines()
-  ]
+  verbs = [line.split()[3] for line in names["log"].read_text().splitlines()]
   return [verb for verb in verbs if verb != "describe"], out
 
 
@@ -270,6 +296,49 @@ def test_a_lost_slice_is_made_again_and_the_run_goes_on(tmp_path):
   once = ["scp", "ssh"]
   assert verbs == ["create", *once, "delete", "create", *once, *once, "delete"]
   assert "exit code 255" in out and "exit code 143" in out and "is deleted" in out
+
+
+OFFLINE = "FAILS gcloud crashed (ConnectionError): HTTPSConnectionPool"
+LOGGED_OUT = "FAILS There was a problem refreshing your current auth tokens: invalid_grant"
+RUN = ["scp", "ssh", "delete"]
+
+
+@pytest.mark.parametrize(
+  ("state", "answers", "verbs"),
+  [
+    ("ACTIVE", [f"describe {LOGGED_OUT}"], RUN),
+    ("", [f"create {OFFLINE}"], ["create", "create", *RUN]),
+    ("SUSPENDED", [f"delete {OFFLINE}"], ["delete", "delete", "create", *RUN]),
+    # It was not there yet when it was looked for.
+    ("ACTIVE", ["describe FAILS NOT_FOUND: Resource 'audit' was not found"], ["create", *RUN]),
+    # As in a night in the queue: what counts is failures in a row.
+    (
+      "ACTIVE",
+      [*[f"describe {OFFLINE}"] * 9, "describe PROVISIONING", *[f"describe {OFFLINE}"] * 9],
+      RUN,
+    ),
+  ],
+)
+def test_a_passing_failure_of_gcloud_is_not_the_end(tmp_path, state, answers, verbs):
+  asked, out = pod(tmp_path, [0], state=state, answers=answers)
+  assert asked == verbs and "is deleted" in out
+  said = [a.partition("FAILS ")[2] for a in answers if "FAILS" in a and "NOT_FOUND" not in a]
+  assert all(out.count(text) == said.count(text) for text in said)
+  assert "NOT_FOUND" not in out
+
+
+@pytest.mark.parametrize(
+  ("answer", "verbs"),
+  [
+    (f"describe {LOGGED_OUT}", []),
+    ("create FAILS INVALID_ARGUMENT: no such type", ["create"] * 10),
+  ],
+)
+def test_a_lasting_failure_of_gcloud_ends_with_what_it_said(tmp_path, answer, verbs):
+  asked, out = pod(tmp_path, [], answers=[answer] * 99, code=1)
+  assert asked == verbs
+  assert out.count(answer.partition("FAILS ")[2]) == 10 and "10 times in a row; given up" in out
+  assert "audit may be there and cost money" in out and "still there" not in out
 
 
 def test_the_archive_goes_through_no_link_that_somebody_planted(tmp_path, monkeypatch):
