@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Probes that are the same but for noise: an image a few bits away, and nearly the same words.
 
-The words are those of `words.asked`, with pairs of neighbours. Two sets of words overlap by
+The words are those of `words.asked`; with another answer all of them are others. Two sets of words overlap by
 t = |both| / |either| or more only if they share a word among their first n - ceil(t·n) + 1 words,
 in any fixed order (prefix filtering; Chaudhuri, Ganti and Kaushik 2006, "A primitive operator for
 similarity joins in data cleaning"). At t = .9 a set of fewer than nine words has no near relatives,
@@ -59,9 +59,9 @@ class DuplicateIndex:
     self._bits, self._colours = np.empty((64, 4), np.uint64), np.empty((64, 192), np.uint8)
     self._count = 0
 
-  def add(self, image: ImagePrint, question: str) -> None:
-    """Remembers a probe."""
-    words = asked(question)
+  def add(self, image: ImagePrint, question: str, answer: str = "") -> None:
+    """Remembers a probe, and an answer where those with another one are no duplicates."""
+    words = _words(question, answer)
     if words not in self._rows:
       self._rows[words] = array.array("q")
       if self._has_relatives(words):
@@ -74,9 +74,9 @@ class DuplicateIndex:
     self._rows[words].append(self._count)
     self._count += 1
 
-  def similarity(self, image: ImagePrint, question: str) -> float:
+  def similarity(self, image: ImagePrint, question: str, answer: str = "") -> float:
     """Best text overlap among the remembered probes whose image is the same; 0 if none."""
-    words = asked(question)
+    words = _words(question, answer)
     best = 0.0
     for other, overlap in self._near(words):
       if overlap > best and self._is_seen(image, self._rows[other]):
@@ -114,3 +114,8 @@ class DuplicateIndex:
     close = at[apart <= self.bits]
     away = np.abs(self._colours[close].astype(np.int16) - image.colours)
     return bool((away.max(axis=1, initial=0) <= self.levels).any())
+
+
+def _words(question: str, answer: str) -> frozenset[str]:
+  words = asked(question)
+  return frozenset(f"{answer}: {word}" for word in words or ("",)) if answer else words

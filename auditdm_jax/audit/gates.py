@@ -107,10 +107,15 @@ def image_sane(image: np.ndarray, *, least_std: float = 4.0, least_side: int = 1
 
 
 def near_duplicate(
-  image: ImagePrint, question: str, index: DuplicateIndex, *, name: str = "near_duplicate"
+  image: ImagePrint,
+  question: str,
+  index: DuplicateIndex,
+  *,
+  answer: str = "",
+  name: str = "near_duplicate",
 ) -> Gate:
-  """No remembered probe has the same image and (nearly) the same words."""
-  value = index.similarity(image, question)
+  """No remembered probe has the same image, (nearly) the same words and the same answer, if any."""
+  value = index.similarity(image, question, answer)
   return Gate(name=name, passed=value < index.overlap, value=value, limit=f"< {index.overlap}")
 
 

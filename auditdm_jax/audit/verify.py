@@ -339,8 +339,9 @@ def _gates(
   leak = Gate.unmeasured("benchmark_leak", "no benchmark to compare with")
   if benchmark is not None:
     leak = gates.near_duplicate(looks, probe.question, benchmark, name="benchmark_leak")
-  duplicate = gates.near_duplicate(looks, probe.question, seen)
-  seen.add(looks, probe.question)
+  answer = bank.judge.normalize(find.consensus)
+  duplicate = gates.near_duplicate(looks, probe.question, seen, answer=answer)
+  seen.add(looks, probe.question, answer)
   return (
     gates.well_formed(probe.question, max_words=config.max_words),
     gates.answerable(find.consensus, wordings, bank.judge, rule=rule, question=probe.question),

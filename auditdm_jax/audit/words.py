@@ -61,12 +61,9 @@ def terms(text: str) -> frozenset[str]:
 
 @functools.lru_cache(maxsize=65536)
 def asked(question: str) -> frozenset[str]:
-  """What a question asks: how (`how many`, `where`), about which words, and in which order.
-
-  Not how it is put: `is there a dog` and `is the dog there` ask the same.
-  """
+  """What a question asks, however it is worded: how (`how many`, `where`), about which words."""
   asking = {"what" if t == "which" else t for t in tokens(question) if t in _ASKING_WORDS}
-  return terms(question) | asking
+  return frozenset(content_words(question)) | asking
 
 
 _NUMERALS = {
