@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Probes that are the same but for noise: an image a few bits away, and nearly the same words.
 
-The words are those of `words.asked`; with another answer all of them are others. Two sets of words overlap by
-t = |both| / |either| or more only if they share a word among their first n - ceil(t·n) + 1 words,
-in any fixed order (prefix filtering; Chaudhuri, Ganti and Kaushik 2006, "A primitive operator for
-similarity joins in data cleaning"). At t = .9 a set of fewer than nine words has no near relatives,
-only equals. Both are looked up and nothing is scanned, except for the images that were asked the
-same words.
+The words are those of `words.asked`; with another answer all of them are others. Two sets of words
+overlap by t = |both| / |either| or more only if they share a word among their first
+n - ceil(t·n) + 1 words, in any fixed order (prefix filtering; Chaudhuri, Ganti and Kaushik 2006, "A
+primitive operator for similarity joins in data cleaning"). At t = .9 a set of fewer than nine words
+has no near relatives, only equals. Both are looked up and nothing is scanned, except for the images
+that were asked the same words.
 """
 
 import array
