@@ -34,6 +34,9 @@ FOREIGN = frozenset(
   " .dcm .nii .tga .ico .icns .pcx .dds .eps .ai .pdf .xcf .npy .avifs .jxr".split()
 )
 MAX_PIXELS = 1 << 27  # A file of a few kB can unpack to more than the memory holds.
+# Each scan of a progressive JPEG is a pass over all of its pixels; encoders make about ten.
+MAX_SCANS = 100
+_JPEG, _START_OF_SCAN = b"\xff\xd8\xff", b"\xff\xda"
 # Pillow would also run ghostscript on what is PostScript inside, whatever its name.
 _FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "DIB", "TIFF", "AVIF", "PPM", "JPEG2000")
 # What Pillow raises for a file that is damaged or no image.
@@ -81,6 +84,11 @@ def load(
       return _rgb(file, name, white)
     with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_FORMATS) as f:
       return _rgb(f, name, white)
+
+
+def has_too_many_scans(file: bytes) -> bool:
+  """Whether a file is a JPEG of more than MAX_SCANS scans: a small one can take minutes."""
+  return file.startswith(_JPEG) and file.count(_START_OF_SCAN) > MAX_SCANS
 
 
 @contextlib.contextmanager

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from auditdm_jax.core import pictures
 from auditdm_jax.images import stubs
 from auditdm_jax.images.failures import NoImageReason, Refused
 
 _FORMATS = {stubs.PNG: "PNG", stubs.WEBP_LOSSLESS: "WEBP", stubs.JPEG: "JPEG"}
-# Each scan of a progressive file is a pass over all of its pixels; encoders make about ten.
-_MAX_SCANS, _START_OF_SCAN = 100, b"\xff\xda"
 LOSSLESS = {stubs.RAW_RGB8: "raw", stubs.PNG: "png", stubs.WEBP_LOSSLESS: "webp"}
 
 
@@ -48,8 +47,8 @@ def decode(image: Any, *, max_pixels: int) -> np.ndarray:
     return _raw(image)
   if image.encoding not in _FORMATS:
     raise _refused("an image needs an encoding: RAW_RGB8, PNG, WEBP_LOSSLESS or JPEG")
-  if image.encoding == stubs.JPEG and image.data.count(_START_OF_SCAN) > _MAX_SCANS:
-    raise _refused(f"the file has more than {_MAX_SCANS} scans")
+  if pictures.has_too_many_scans(image.data):
+    raise _refused(f"the file has more than {pictures.MAX_SCANS} scans")
   try:
     # Opening reads the header; pixels are made by `convert`. Pillow warns of a bomb or raises; the
     # declared size, checked above, decides. (Warnings as errors would be so in every thread.)

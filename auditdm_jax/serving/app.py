@@ -26,14 +26,14 @@ from auditdm_jax.images.worker import Threads
 from auditdm_jax.serving import replies
 from auditdm_jax.serving.batcher import Batcher, Run, Sharing
 from auditdm_jax.serving.errors import ApiError
-from auditdm_jax.serving.intake import Intake
+from auditdm_jax.serving.intake import Asked, Intake
 
 T = TypeVar("T")
 
 _FAILURES = ApiError, ClientDisconnect, HTTPException, Exception
 _ROUTES = "POST /v1/chat/completions, GET /v1/models and GET /health"
 _BODY_S = 60.0  # A client that sends more slowly is not waited for.
-_HELD_BODIES = 8  # Bodies of the largest size that are held at a time.
+_HELD_BODIES = 8  # Bodies of the largest size that are held at a time, until they are read.
 _INTAKE_THREADS = 2
 _CLIENT_GONE = 499  # Nobody reads it; nginx's.
 
@@ -62,7 +62,7 @@ class ModelServer:
   ):
     self._name, self._key = name, None if key is None else f"Bearer {key}".encode()
     self._intake = intake
-    self._batcher = Batcher(run, batching)
+    self._batcher, self._timeout_s = Batcher(run, batching), batching.timeout_s
     self._max_body, self._held = max_body, 0
     self._created = int(time.time())
     self._threads = Threads("intake", _INTAKE_THREADS)
@@ -95,9 +95,14 @@ class ModelServer:
     if kind != "application/json":
       raise ApiError(415, f"content-type {kind[:50]!r}: should be application/json")
     self._batcher.check()
-    async with self._body(request) as body:
-      asked, ask = await self._threads.call(self._intake.read, body)
-    completion = await _unless_gone(request, self._batcher.submit(ask))
+    body = await self._body(request)
+    try:
+      async with asyncio.timeout(self._timeout_s) as deadline:
+        asked = await self._read(body, deadline)
+        ask = asked.ask
+        completion = await _unless_gone(request, self._batcher.submit(ask))
+    except TimeoutError:
+      raise ApiError(504, f"no answer within {self._timeout_s:g} s", code="timeout") from None
     if completion is None:
       return Response(status_code=_CLIENT_GONE)
     reply = replies.Response(
@@ -152,15 +157,36 @@ class ModelServer:
         401, "no key, or not the right one: Authorization: Bearer KEY", code="invalid_api_key"
       )
 
-  @contextlib.asynccontextmanager
-  async def _body(self, request: Request) -> AsyncIterator[bytes]:
-    """The body, which is counted as held until it is let go."""
+  async def _body(self, request: Request) -> bytearray:
+    """Returns the body, which is counted as held until it is let go."""
     body = bytearray()
     try:
       await self._fill(body, request)
-      yield bytes(body)
-    finally:
-      self._held -= len(body)
+    except BaseException:
+      self._let_go(body)
+      raise
+    return body
+
+  def _let_go(self, body: bytearray) -> None:
+    self._held -= len(body)
+    body.clear()
+
+  async def _read(self, body: bytearray, deadline: asyncio.Timeout) -> Asked:
+    """Reads a request on a thread, which has the body until it is done, past the deadline too."""
+    read = asyncio.ensure_future(self._threads.call(self._read_in_time, body, deadline))
+
+    def done(_: asyncio.Future) -> None:
+      self._let_go(body)
+      if deadline.expired() and not read.cancelled():
+        read.exception()  # Which nobody waits for; asyncio would log that.
+
+    read.add_done_callback(done)
+    return await asyncio.shield(read)
+
+  def _read_in_time(self, body: bytearray, deadline: asyncio.Timeout) -> Asked:
+    if deadline.expired():
+      raise TimeoutError
+    return self._intake.read(body)
 
   async def _fill(self, body: bytearray, request: Request) -> None:
     too_large = ApiError(413, f"a body of more than {self._max_body} bytes", code="body_too_large")

@@ -34,7 +34,7 @@ class Sharing:
   Attributes:
     max_batch: requests in one call.
     max_queue: requests that wait; more are told to come again.
-    timeout_s: how long a request may take, waiting included.
+    timeout_s: how long a request may take once it has come in, waiting included.
   """
 
   max_batch: int = 64
@@ -111,17 +111,14 @@ class Batcher:
     """Returns the completion; one that is cancelled leaves the queue.
 
     Raises:
-      ApiError: the queue is full, it took too long, or the model failed.
+      ApiError: the queue is full, or the model failed.
     """
     self.check()
     entry = _Entry(ask, asyncio.get_running_loop().create_future())
     self._queue.append(entry)
     self._arrived.set()
     try:
-      return await asyncio.wait_for(entry.future, self._batching.timeout_s)
-    except TimeoutError:
-      seconds = self._batching.timeout_s
-      raise ApiError(504, f"no answer within {seconds:g} s", code="timeout") from None
+      return await entry.future
     finally:
       if entry in self._queue:
         self._queue.remove(entry)

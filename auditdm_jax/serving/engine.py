@@ -2,8 +2,9 @@
 """What the model's thread does with a batch: features of images not seen lately, completions.
 
 One image is often asked about several times in a row, and its features cost more than an answer:
-the last ones are kept. A batch is filled up with copies of its last request where a program of that
-size is there and one of its own would have to be compiled first.
+the last ones are kept. A batch is cut twice, as `Vlm.answer` cuts: by the features of its images,
+and into calls. A call is filled up with copies of its last request where a program of that size is
+there and one of its own would have to be compiled first.
 """
 
 from collections.abc import Sequence
@@ -12,9 +13,9 @@ import logging
 
 import numpy as np
 
+from auditdm_jax import vlm_batching as batching
 from auditdm_jax.serving.pictures import Square
 from auditdm_jax.vlm import Completion, Prompt, Vlm
-from auditdm_jax.vlm_batching import padded_length
 
 _LOG = logging.getLogger(__name__)
 _LEAST_BUCKET = 16  # Tokens: shorter prompts and answers are too cheap to be told apart.
@@ -63,8 +64,16 @@ class Engine:
   def run(self, asks: Sequence[Ask]) -> list[Completion | Exception]:
     """Returns one outcome per request.
 
-    A batch that fails is halved until the failure is of one request alone.
+    What fails is halved until the failure is of one request alone.
     """
+    outcomes: list[Completion | Exception] = []
+    counts = [len(ask.squares) for ask in asks]
+    for rows in batching.windows(counts, self._vlm.config.vision):
+      outcomes += self._outcomes([asks[i] for i in rows])
+    return outcomes
+
+  def _outcomes(self, asks: Sequence[Ask]) -> list[Completion | Exception]:
+    """As `run`, for requests the features of whose images are held at once."""
     try:
       return list(self._complete(asks))
     except Exception as error:  # Whatever it is, its clients wait for an answer.
@@ -72,7 +81,7 @@ class Engine:
         return [error]
       _LOG.warning("a batch of %d is halved after %s", len(asks), type(error).__name__)
       half = (len(asks) + 1) // 2
-      return self.run(asks[:half]) + self.run(asks[half:])
+      return self._outcomes(asks[:half]) + self._outcomes(asks[half:])
 
   def _complete(self, asks: Sequence[Ask]) -> list[Completion]:
     squares = {square.digest: square for ask in asks for square in ask.squares}
@@ -87,20 +96,39 @@ class Engine:
       )
       for ask in asks
     ]
-    copies = [prompts[-1]] * (self._rows(asks) - len(asks))
-    return self._vlm.complete(self._encode(squares), [*prompts, *copies])[: len(asks)]
+    features, fit = self._encode(squares), self._fit(asks)
+    done: dict[int, Completion] = {}
+    # Long rows go together, and each piece is one call.
+    for rows in batching.cut(np.argsort([len(ask.ids) for ask in asks], kind="stable"), fit):
+      padded = batching.pad_rows(rows, self._rows([asks[i] for i in rows], fit))
+      said = self._vlm.complete(features, [prompts[i] for i in padded])
+      done |= zip(rows.tolist(), said)
+    return [done[i] for i in range(len(asks))]
 
-  def _rows(self, asks: Sequence[Ask]) -> int:
-    """Returns how many rows these requests and the copies are, which makes the program known."""
+  def _fit(self, asks: Sequence[Ask]) -> int:
+    """Returns how many of these requests `Vlm.complete` answers in one call."""
+    devices = self._vlm.mesh.size if self._vlm.mesh else 1
+    return batching.rows_per_call(
+      self._vlm.config,
+      batching.padded_length(max(len(ask.ids) for ask in asks)),
+      new=1 << max(ask.key[2] for ask in asks),
+      images=max(len(ask.squares) for ask in asks),
+      devices=devices,
+      most=batching.largest_call(devices),
+    )
+
+  def _rows(self, asks: Sequence[Ask], fit: int) -> int:
+    """Returns how many rows, up to `fit`, the requests of a call and their copies are."""
     rest = (
       max(len(ask.squares) for ask in asks),
-      padded_length(max(len(ask.ids) for ask in asks)),
+      batching.padded_length(max(len(ask.ids) for ask in asks)),
       max(ask.key[2] for ask in asks),
       any(ask.temperature for ask in asks),
     )
-    least = 1 << (len(asks) - 1).bit_length()
+    least = min(1 << (len(asks) - 1).bit_length(), fit)
+    most = min(_MOST_COPIES * least, fit)
     known = self._sizes.setdefault(rest, set())
-    rows = min((n for n in known if least <= n <= _MOST_COPIES * least), default=least)
+    rows = min((n for n in known if least <= n <= most), default=least)
     known.add(rows)
     return rows
 
@@ -117,4 +145,7 @@ class Engine:
     held = sum(x.nbytes for x in self._features.values())
     while held > self._room:
       held -= self._features.pop(next(iter(self._features))).nbytes
+    for digest in self._features.keys() & set(new):
+      # A view would keep the features of all images that were encoded with this one.
+      self._features[digest] = self._features[digest].copy()
     return np.stack([known[digest] for digest in squares])

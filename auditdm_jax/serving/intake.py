@@ -35,6 +35,23 @@ class RequestLimits:
   max_body: int = 32 << 20
 
 
+@dataclasses.dataclass(frozen=True)
+class Asked:
+  """A request as it waits for its answer, without the text and the files that it came as.
+
+  Attributes:
+    ask: what the model is asked.
+    stops: what ends the answer besides the model's own terminators.
+    stream: whether the answer is to be a stream.
+    includes_usage: whether a stream ends with what it took.
+  """
+
+  ask: Ask
+  stops: tuple[str, ...]
+  stream: bool
+  includes_usage: bool
+
+
 class Intake:
   """Reads requests for one model; safe for several threads.
 
@@ -60,8 +77,8 @@ class Intake:
     self._prompter = Prompter(vlm.tokenizer, vlm.template, slots)
     self._squarer = Squarer(vision.image_size, vlm.pixels, limits.max_pixels) if vision else None
 
-  def read(self, body: bytes) -> tuple[ChatRequest, Ask]:
-    """Returns a request, and what the model is asked.
+  def read(self, body: bytes | bytearray) -> Asked:
+    """Returns what is needed of a request to answer it.
 
     Raises:
       ApiError: it cannot be answered.
@@ -94,7 +111,8 @@ class Intake:
     temperature = request.temperature or 0.0
     seed = secrets.randbits(31) if request.seed is None else request.seed
     longest = min(request.longest or self._limits.max_tokens, self._limits.max_tokens)
-    return request, Ask(prompt.ids, squares, longest, temperature, seed)
+    ask = Ask(prompt.ids, squares, longest, temperature, seed)
+    return Asked(ask, request.stops, bool(request.stream), request.includes_usage)
 
   def _check_chars(self, request: ChatRequest) -> None:
     texts = [p.text for m in request.messages for p in m.parts if isinstance(p, TextPart)]

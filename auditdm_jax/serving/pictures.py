@@ -2,7 +2,7 @@
 """Data URLs to the square that the model's tower takes.
 
 Nothing is fetched and no path is opened: what a client sends is the image itself. How many pixels a
-file unpacks to is looked at before it is unpacked.
+file unpacks to, and in how many passes, is looked at before it is unpacked.
 """
 
 import base64
@@ -51,6 +51,8 @@ class Squarer:
       ApiError: the image, which is called `name`, is invalid or too large.
     """
     data = _payload(url, name)
+    if pictures.has_too_many_scans(data):
+      raise _invalid(f"{name} is a JPEG of more than {pictures.MAX_SCANS} scans", "too_large")
     try:
       with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         if image.width * image.height > self.max_pixels:

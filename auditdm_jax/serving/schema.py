@@ -164,7 +164,7 @@ class ChatRequest(_Strict):
     return bool(self.stream_options and self.stream_options.include_usage)
 
 
-def parse(body: bytes) -> ChatRequest:
+def parse(body: bytes | bytearray) -> ChatRequest:
   """Reads a request.
 
   Raises:

@@ -6,6 +6,7 @@ import http.client
 import json
 import threading
 import time
+import tracemalloc
 import urllib.parse
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from auditdm_jax.serving import app
 from auditdm_jax.serving.batcher import Sharing
 from auditdm_jax.serving.engine import Engine
-from auditdm_jax.serving.intake import RequestLimits
+from auditdm_jax.serving.intake import Intake, RequestLimits
 from auditdm_jax.text import prompts
 from auditdm_jax.vlm import Completion
 from tests.serving import tiny
@@ -302,6 +303,22 @@ def queued(address):
   return send(address, "GET", "/health")[2]["queued"]
 
 
+def test_requests_that_wait_hold_no_bodies():
+  held, waiting = Held(), 12
+  image = np.random.default_rng(3).integers(0, 256, (700, 500, 3), dtype=np.uint8)
+  body = json.dumps({"model": "tiny", "messages": [user("what", image)]}).encode()
+  with tiny.served(tiny.make(), run=held) as address:
+    with concurrent.futures.ThreadPoolExecutor(waiting) as pool:
+      tracemalloc.start()
+      replies = [pool.submit(send, address, "POST", CHAT, body, **JSON) for _ in range(waiting)]
+      wait_for(lambda: sum(map(len, held.asked)) + queued(address) == waiting)
+      used = tracemalloc.get_traced_memory()[0]
+      tracemalloc.stop()
+      held.go.set()
+      assert [r.result(20)[0] for r in replies] == [200] * waiting
+  assert used < waiting / 4 * len(body)
+
+
 def test_a_full_queue_is_429_and_the_client_comes_again():
   held = Held()
   with tiny.served(tiny.make(), run=held, batching=Sharing(max_queue=1)) as address:
@@ -345,6 +362,50 @@ def test_what_takes_too_long_is_504_and_a_failure_500():
       create(client(address), user("a"), stream=True)
     assert (error.value.status_code, error.value.type) == (500, "server_error")
     assert "secret" not in str(error.value)
+
+
+def test_reading_and_answering_have_one_deadline(monkeypatch):
+  """Each of them alone would be in time."""
+  share, read = 0.6, Intake.read
+
+  def slowly(intake, body):
+    time.sleep(share)
+    return read(intake, body)
+
+  def run(asks):
+    time.sleep(share)
+    return [Completion((tiny.TOKENIZER.id("red"),), truncated=False) for _ in asks]
+
+  monkeypatch.setattr(Intake, "read", slowly)
+  with tiny.served(tiny.make(), run=run, batching=Sharing(timeout_s=1.5 * share)) as address:
+    with pytest.raises(openai.InternalServerError, match="no answer within") as error:
+      create(client(address), user("a"))
+  assert (error.value.status_code, error.value.code) == (504, "timeout")
+
+
+def test_what_cannot_be_read_in_time_is_given_up(monkeypatch):
+  """A thread that reads cannot be stopped: until it ends, it has the body and others wait."""
+  go, begun, read = threading.Event(), [], Intake.read
+  red = Completion((tiny.TOKENIZER.id("red"),), truncated=False)
+  run = lambda asks: [red for _ in asks]  # noqa: E731
+
+  def stuck(intake, body):
+    begun.append(len(body))
+    go.wait(20)
+    return read(intake, body)
+
+  monkeypatch.setattr(Intake, "read", stuck)
+  monkeypatch.setattr(app, "_HELD_BODIES", 3)
+  body = json.dumps({"model": "tiny", "messages": [user("what")]}).encode()
+  limits, batching = RequestLimits(max_tokens=8, max_body=len(body)), Sharing(timeout_s=1.0)
+  with tiny.served(tiny.make(), run=run, limits=limits, batching=batching) as address:
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+      ask = lambda _=None: send(address, "POST", CHAT, body, **JSON)  # noqa: E731
+      assert [status for status, _, _ in pool.map(ask, range(3))] == [504] * 3
+    assert ask()[0] == 429 and len(begun) == 2
+    go.set()
+    wait_for(lambda: ask()[0] == 200)
+  assert len(begun) == 3  # The one that had waited for a thread was passed over.
 
 
 def test_a_server_that_broke_says_so():

@@ -2,16 +2,18 @@
 """Batches on the model: answers are `Vlm.answer`'s, features are kept, a bad row fails alone."""
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
 
+from auditdm_jax import vlm_batching as batching
 from auditdm_jax.models.preprocess import Pixels
 from auditdm_jax.serving.engine import Ask, Engine
 from auditdm_jax.serving.pictures import Square, Squarer
 from auditdm_jax.serving.replies import read
 from auditdm_jax.text import prompts
-from auditdm_jax.vlm import Completion
+from auditdm_jax.vlm import Completion, Prompt
 from tests.serving import tiny
 
 SQUARES = [
@@ -34,6 +36,7 @@ class Counting:
 
   def __init__(self, vlm, *, poison=None):
     self._vlm, self._poison, self.encoded = vlm, poison, []
+    self.config, self.mesh = vlm.config, vlm.mesh
 
   def encode(self, images):
     self.encoded.append(len(images))
@@ -79,6 +82,53 @@ def test_features_of_the_last_images_are_kept(vlm):
   assert sum(x.nbytes for x in engine._features.values()) <= 2 * each
 
 
+def noise(n):
+  """Squares of n other images."""
+  pixels = np.random.default_rng(2).integers(0, 256, (n, 8, 8, 3), dtype=np.uint8)
+  return [Square(x, bytes([i])) for i, x in enumerate(pixels)]
+
+
+def test_features_of_few_images_are_held_at_once(vlm, monkeypatch):
+  class Held(Counting):
+    def complete(self, features, asked):
+      self.encoded.append(len(features))
+      return super().complete(features, asked)
+
+  squares = iter(noise(16))
+  asks = [
+    dataclasses.replace(ask(vlm, q, 0, 0), squares=(next(squares), next(squares)), seed=i)
+    for i, q in enumerate(tiny.QUESTIONS)
+  ]
+  want = Engine(vlm, cache_bytes=0).run(asks)
+  each = vlm.encode([tiny.IMAGES[0]]).nbytes
+  monkeypatch.setattr(batching, "MEMORY", 5 * each)
+  held = Held(vlm)
+  assert Engine(held, cache_bytes=0).run(asks) == want
+  assert max(held.encoded) <= 5
+  # One that fails does so alone, whichever part of the batch it is in.
+  got = Engine(Held(vlm, poison=asks[3].ids), cache_bytes=0).run(asks)
+  assert isinstance(got[3], RuntimeError)
+  assert got[:3] + got[4:] == want[:3] + want[4:]
+
+
+def test_a_kept_image_does_not_keep_those_it_was_encoded_with(vlm):
+  each = 1 << 18
+
+  class Large(Counting):
+    def encode(self, images):
+      return np.zeros((len(images), each // 4), np.float32)
+
+    def complete(self, features, asked):
+      return [Completion((1,), truncated=False) for _ in asked]
+
+  engine = Engine(Large(vlm), cache_bytes=each)
+  tracemalloc.start()
+  engine.run([dataclasses.replace(ask(vlm, "what", 0), squares=(s,)) for s in noise(32)])
+  used = tracemalloc.get_traced_memory()[0]
+  tracemalloc.stop()
+  assert used < 4 * each
+
+
 def test_a_poisoned_row_fails_alone(vlm):
   asks = [ask(vlm, q, 0) for q in tiny.QUESTIONS]
   got = Engine(Counting(vlm, poison=asks[5].ids), cache_bytes=0).run(asks)
@@ -108,6 +158,34 @@ def test_a_batch_is_filled_up_to_a_program_that_is_there(vlm):
   engine.run([ask(vlm, "what is red", 0)] * 3)
   engine.run([ask(vlm, "what is red " * 4)] * 3)
   assert rows == [4] * 4
+
+
+@pytest.mark.parametrize(("limit", "value"), [("MAX_BATCH", 16), ("MEMORY", 1 << 17)])
+def test_copies_do_not_cost_calls(vlm, monkeypatch, limit, value):
+  """What does not fit into one call is cut into no more of them than it needs."""
+  monkeypatch.setattr(batching, limit, value)
+  calls, cut = [], batching.calls
+
+  def seen(*args, **how):
+    for call in cut(*args, **how):
+      calls.append(len(call.rows))
+      yield call
+
+  monkeypatch.setattr(batching, "calls", seen)
+  one = ask(vlm, "what is red")
+  vlm.complete(None, [Prompt(one.ids, max_new_tokens=6)] * 100)
+  fit = max(calls)
+  assert fit == 16
+  engine = Engine(vlm, cache_bytes=0)
+  for n, least in ((33, 3), (16, 1), (17, 2), (47, 3), (64, 4)):
+    calls.clear()
+    assert len(engine.run([one] * n)) == n
+    assert len(calls) == least, n
+  # What is left for the last of them is filled up as a small batch is.
+  for n, sizes in ((21, [16, 16]), (17, [16, 8])):
+    calls.clear()
+    engine.run([one] * n)
+    assert calls == sizes
 
 
 def test_keys_part_what_takes_longer():

@@ -103,6 +103,20 @@ def test_damaged_images():
     assert "0x" not in message and "image 0" in message
 
 
+def test_a_jpeg_of_many_scans_is_refused():
+  """Each scan is a pass over all pixels; encoders make about ten."""
+  data = io.BytesIO()
+  Image.new("L", (16, 16)).save(data, "jpeg", progressive=True)
+  few, scan = data.getvalue(), b"\xff\xda"
+  last, end = few.rfind(scan), len(few) - 2
+  most, many = (few[:end] + few[last:end] * (n - few.count(scan)) + few[end:] for n in (100, 101))
+  Squarer(8, Pixels(), 1 << 20).square(as_url(most), name="image 0")
+  assert "image 0 is a JPEG of more than 100 scans" in refused(as_url(many))
+  # In other formats the two bytes mean nothing.
+  png = encoded(Image.new("L", (16, 16)), "png")
+  Squarer(8, Pixels(), 1 << 20).square(as_url(png + scan * 101), name="image 0")
+
+
 def test_a_bomb_is_seen_before_it_is_unpacked():
   """A PNG of a few bytes that says it is 60,000 by 60,000, and one just above the limit."""
 
