@@ -31,6 +31,9 @@ class FakeBackend:
     sleep_s: of a batch, over all of its steps.
     row_s: more per row.
     fits: rows that fit into its memory.
+
+  Attributes:
+    go: while it is cleared, every call is held.
   """
 
   def __init__(
@@ -38,6 +41,8 @@ class FakeBackend:
   ):
     self.sleep_s, self.row_s, self.fits = sleep_s, row_s, fits
     self.calls: list[list[str]] = []
+    self.go = threading.Event()
+    self.go.set()
     self._info = Info(
       "fake",
       revision,
@@ -54,6 +59,7 @@ class FakeBackend:
 
   def run(self, jobs, progress):
     self.calls.append([j.text for j in jobs])
+    self.go.wait(60.0)
     if len(jobs) > self.fits:
       raise MemoryError(f"{len(jobs)} rows")
     if any("mismade" in j.text for j in jobs):
@@ -110,6 +116,16 @@ def serving(backend, config: ImagesConfig | None = None, *, warm: Callable = lam
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 10.0) -> bool:
+  """Returns whether a condition has come true in time."""
+  until = time.monotonic() + timeout_s
+  while not condition():
+    if time.monotonic() > until:
+      return False
+    time.sleep(0.01)
+  return True
 
 
 def free_port() -> int:

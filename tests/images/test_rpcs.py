@@ -73,7 +73,7 @@ def test_every_item_of_a_batch_ends_by_itself():
 
 
 def test_items_are_sent_when_they_are_done():
-  backend = fake.FakeBackend(0.15)
+  backend = fake.FakeBackend(0.5)
   with _stub(backend, _config(batching=Batching(max_batch=1))) as (stub, _):
     items = [_item(str(i)) for i in range(4)]
     times = []
@@ -106,10 +106,10 @@ def test_a_batch_call_that_is_cut_leaves_the_queue():
 def test_watch_tells_queue_steps_and_image():
   backend = fake.FakeBackend(steps=4)
   with _stub(backend, _config(batching=Batching(max_batch=1))) as (stub, _):
-    backend.sleep_s = 0.4
+    backend.sleep_s = 2.0
     other = stub.generate.future(_request("other"))
-    time.sleep(0.1)
-    events = list(stub.watch(stubs.Item(generate=_request("mine")), timeout=10.0))
+    assert fake.wait_for(lambda: ["other"] in backend.calls)
+    events = list(stub.watch(stubs.Item(generate=_request("mine")), timeout=20.0))
     assert other.result(5.0)
     again = list(stub.watch(stubs.Item(generate=_request("mine")), timeout=10.0))
   kinds = [e.WhichOneof("event") for e in events]
@@ -124,12 +124,12 @@ def test_watch_tells_queue_steps_and_image():
 
 def test_watch_tells_places_that_change():
   backend = fake.FakeBackend()
-  with _stub(backend, _config(batching=Batching(max_batch=1))) as (stub, _):
-    backend.sleep_s = 0.3
+  with _stub(backend, _config(batching=Batching(max_batch=1))) as (stub, images):
+    backend.sleep_s = 1.0
     # A call whose future is dropped is cancelled.
     calls = [stub.generate.future(_request(f"before {i}")) for i in range(3)]
-    time.sleep(0.15)
-    events = list(stub.watch(stubs.Item(generate=_request("mine")), timeout=10.0))
+    assert fake.wait_for(lambda: _metric(images, "queue_depth") == 2)
+    events = list(stub.watch(stubs.Item(generate=_request("mine")), timeout=20.0))
     assert all(c.done() for c in calls)
   places = [e.queued.position for e in events if e.WhichOneof("event") == "queued"]
   assert places == [2, 1, 0]
@@ -250,14 +250,20 @@ def test_queued_bytes_are_bounded():
   backend = fake.FakeBackend()
   limits = Limits(max_queue_mb=0.5)
   with _stub(backend, _config(limits=limits, batching=Batching(max_batch=1))) as (stub, images):
-    backend.sleep_s = 0.3
+    backend.go.clear()
     source = codec.encode(np.zeros((256, 256, 3), np.uint8))  # 0.19 MB
-    calls = [
-      stub.edit.future(stubs.EditRequest(request_id=str(i), instruction="x", seed=0, source=source))
-      for i in range(6)
-    ]
-    time.sleep(0.15)
-    assert _metric(images, "queue_bytes") <= 0.5 * 2**20
+
+    def edit(i):
+      request = stubs.EditRequest(request_id=str(i), instruction="x", seed=0, source=source)
+      return stub.edit.future(request)
+
+    warm, calls = len(backend.calls), [edit(0)]
+    assert fake.wait_for(lambda: len(backend.calls) > warm), "it runs and is queued no more"
+    assert _metric(images, "queue_bytes") == 0
+    calls += [edit(i) for i in range(1, 6)]
+    _first_done(calls, 3)
+    assert 0 < _metric(images, "queue_bytes") <= 0.5 * 2**20
+    backend.go.set()
     reasons = [failures.from_call(c.exception()).reason for c in calls if c.exception()]
   assert reasons == [NoImageReason.QUEUE_FULL] * 3
 

@@ -2,6 +2,7 @@
 """The service through its client: images, failures and whose fault they are."""
 
 import concurrent.futures
+import contextlib
 import hashlib
 import time
 
@@ -34,6 +35,19 @@ def service(backend):
 def client(service):
   with ImageClient(service[0], config=ClientConfig(deadline_s=5.0, retries=2)) as client:
     yield client
+
+
+@contextlib.contextmanager
+def _held(images, backend, client, n):
+  """A first request occupies the backend until n others are queued."""
+  backend.go.clear()
+  first = client.generate("first", seed=0, **SIZE)
+  assert fake.wait_for(lambda: ["first"] in backend.calls)
+  yield
+  depth = lambda: images.metrics.registry.get_sample_value("auditdm_images_queue_depth")  # noqa: E731
+  assert fake.wait_for(lambda: depth() == n)
+  backend.go.set()
+  assert first.result(10.0).image is not None
 
 
 def _failure(future):
@@ -181,31 +195,35 @@ def test_a_full_queue_is_retried_until_there_is_room():
 
 
 def test_a_poisoned_row_fails_alone():
-  config = ImagesConfig(width=8, height=8, batching=Batching(max_batch=8, max_wait_ms=700.0))
+  config = ImagesConfig(width=8, height=8, batching=Batching(max_batch=8))
   backend = fake.FakeBackend()
   with (
-    fake.serving(backend, config) as (_, address, _),
+    fake.serving(backend, config) as (images, address, _),
     ImageClient(address, config=ClientConfig(retries=0)) as client,
   ):
     prompts = [f"row {i}" for i in range(6)] + ["impossible", "poison"]
-    results = [f.result(5.0) for f in [client.generate(p, seed=0, **SIZE) for p in prompts]]
+    with _held(images, backend, client, len(prompts)):
+      futures = [client.generate(p, seed=0, **SIZE) for p in prompts]
+    results = [f.result(10.0) for f in futures]
   assert [r.failure and r.failure.reason for r in results] == [
     *[None] * 6,
     NoImageReason.INVALID_INSTRUCTION,
     NoImageReason.INTERNAL,
   ]
   assert results[0].timings.batch_size == 8
-  assert backend.calls[1] != backend.calls[2]
+  calls = backend.calls[backend.calls.index(["first"]) + 1 :]
+  assert [len(c) for c in calls[:2]] == [8, 4]
 
 
 def test_only_like_sizes_share_a_batch():
-  config = ImagesConfig(width=8, height=8, batching=Batching(max_batch=4, max_wait_ms=500.0))
-  with fake.serving(fake.FakeBackend(), config) as (_, address, _), ImageClient(address) as client:
-    small = [client.generate(f"s{i}", seed=0, **SIZE) for i in range(4)]
-    wide = [client.generate(f"w{i}", seed=0, width=16, height=8) for i in range(3)]
-    source = np.zeros((8, 8, 3), np.uint8)
-    edits = [client.edit(source, f"e{i}", seed=0) for i in range(2)]
-    sizes = [[f.result(5.0).timings.batch_size for f in fs] for fs in (small, wide, edits)]
+  config, backend = ImagesConfig(**SIZE, batching=Batching(max_batch=4)), fake.FakeBackend()
+  with fake.serving(backend, config) as (images, address, _), ImageClient(address) as client:
+    with _held(images, backend, client, 9):
+      small = [client.generate(f"s{i}", seed=0, **SIZE) for i in range(4)]
+      wide = [client.generate(f"w{i}", seed=0, width=16, height=8) for i in range(3)]
+      source = np.zeros((8, 8, 3), np.uint8)
+      edits = [client.edit(source, f"e{i}", seed=0) for i in range(2)]
+    sizes = [[f.result(10.0).timings.batch_size for f in fs] for fs in (small, wide, edits)]
   assert sizes == [[4] * 4, [3] * 3, [2] * 2]
 
 
@@ -223,7 +241,7 @@ def test_health_is_serving_only_after_warm_up():
       seen.append(state(address_of[0]))
       seen.append(_failure(early.generate("x", seed=0, **SIZE)).reason)
       with pytest.raises(TimeoutError, match="NOT_SERVING"):
-        early.wait_ready(0.3)
+        early.wait_ready(3.0)
     return backend
 
   address_of = ["127.0.0.1:" + str(fake.free_port())]
@@ -231,7 +249,7 @@ def test_health_is_serving_only_after_warm_up():
   with fake.serving(fake.FakeBackend(), config, warm=warm) as (_, address, _):
     assert seen == [health_pb2.HealthCheckResponse.NOT_SERVING, NoImageReason.NOT_READY]
     with ImageClient(address) as client:
-      client.wait_ready(2.0)
+      client.wait_ready(20.0)
       assert client.info().name == "fake"
 
 

@@ -73,7 +73,7 @@ def test_serves_the_larger_world(config, tmp_path):
 )
 def test_mistakes_are_one_line(config, override, message):
   command = [sys.executable, "-m", "auditdm_jax", "serve-images", f"--config={config}", override]
-  done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+  done = subprocess.run(command, capture_output=True, text=True, timeout=120)
   assert done.returncode == 2
   assert message in done.stderr and len(done.stderr.splitlines()) == 1
 
@@ -83,7 +83,7 @@ def test_a_warm_up_that_fails_is_one_line_beside_the_log(tmp_path):
   model = '"model": {"generate": "flux", "url": "http://127.0.0.1:1/v1"}'
   path.write_text(CONFIG.replace('"scenes", "error_rate": 0.0', f'"openai", {model}'))
   command = [sys.executable, "-m", "auditdm_jax", "serve-images", f"--config={path}"]
-  done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+  done = subprocess.run(command, capture_output=True, text=True, timeout=120)
   said = [line for line in done.stderr.splitlines() if not line.startswith('{"time"')]
   assert done.returncode == 2
   assert len(said) == 1 and "the warm-up image failed: EndpointError" in said[0]
@@ -118,6 +118,6 @@ def test_a_taken_port_is_one_line(config):
     port = taken.getsockname()[1]
     command = [sys.executable, "-m", "auditdm_jax", "serve-images", f"--config={config}"]
     command.append(f"--config.images.port={port}")
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
   assert done.returncode == 2
   assert f"cannot listen on 127.0.0.1:{port}" in done.stderr and "Traceback" not in done.stderr
