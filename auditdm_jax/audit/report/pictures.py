@@ -52,7 +52,7 @@ class Album:
     digest = hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()[:20]
     path = f"images/{digest}.png"
     if digest not in self._seen:
-      Image.fromarray(array).save(self._root / path, optimize=True)
+      Image.fromarray(array).save(self._root / path)
     self._seen[digest] = _picture(path, height, width)
     return dataclasses.replace(self._seen[digest], caption=caption)
 
@@ -71,13 +71,12 @@ class Album:
   def card(self, original: pathlib.Path | None, edited: pathlib.Path | None) -> list[Picture]:
     """The pictures of one card: original, and if there is one, edited and their difference."""
     if original is None:
-      return [] if edited is None else [self.add(_read(edited), caption="generated")]
-    before = _read(original)
-    pictures = [self.add(before, caption="original")]
+      return [] if edited is None else [self.store(edited, caption="generated")]
+    pictures = [self.store(original, caption="original")]
     if edited is None:
       return pictures
-    after = _read(edited)
-    pictures.append(self.add(after, caption="asked about"))
+    pictures.append(self.store(edited, caption="asked about"))
+    before, after = _read(original), _read(edited)
     if before.shape == after.shape:
       pictures.append(self.add(difference(before, after), caption="difference"))
     return pictures

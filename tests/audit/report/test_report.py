@@ -8,6 +8,7 @@ import pathlib
 import re
 
 import numpy as np
+from PIL import Image
 import pytest
 
 from auditdm_jax.audit import rates
@@ -206,6 +207,17 @@ def test_one_file_per_distinct_image(tmp_path):
   wide = album.add(np.zeros((100, 400, 3), np.uint8), caption="c")
   assert (wide.width, wide.height, wide.pixelated) == (224, 56, False)
   assert len(list((tmp_path / "images").iterdir())) == 2
+
+
+def test_a_card_takes_files_as_they_are_and_only_their_difference_is_made(tmp_path):
+  """To encode a photograph takes a second."""
+  files = [tmp_path / "a.png", tmp_path / "b.png"]
+  for file, color in zip(files, ("red", "blue")):
+    Image.new("RGB", (40, 30), color).save(file, compress_level=0)
+  shown = pictures.Album(tmp_path / "report").card(*files)
+  assert [p.caption for p in shown] == ["original", "asked about", "difference"]
+  stored = [(tmp_path / "report" / p.path).read_bytes() for p in shown]
+  assert stored[:2] == [file.read_bytes() for file in files]
 
 
 def test_charts_leave_gaps_and_scale():
