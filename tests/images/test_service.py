@@ -11,6 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 import numpy as np
 import pytest
 
+from auditdm_jax.images import client as client_lib
 from auditdm_jax.images import failures, stubs
 from auditdm_jax.images.client import ImageClient
 from auditdm_jax.images.config import Batching, ClientConfig, ImagesConfig, Limits
@@ -251,6 +252,34 @@ def test_health_is_serving_only_after_warm_up():
     with ImageClient(address) as client:
       client.wait_ready(20.0)
       assert client.info().name == "fake"
+
+
+def test_the_last_state_that_was_told_is_named(monkeypatch):
+  """And not that a look had no time left."""
+
+  class TooLate(grpc.RpcError):
+    def code(self):
+      return grpc.StatusCode.DEADLINE_EXCEEDED
+
+    def details(self):
+      return "too late"
+
+    def trailing_metadata(self):
+      return ()
+
+  said = iter(["NOT_SERVING"])
+
+  def state_of(replica, timeout_s):
+    if (state := next(said, None)) is None:
+      raise TooLate
+    return state
+
+  monkeypatch.setattr(client_lib, "state_of", state_of)
+  with ImageClient("127.0.0.1:1") as client:
+    with pytest.raises(TimeoutError, match="NOT_SERVING"):
+      client.wait_ready(0.3)
+    with pytest.raises(TimeoutError, match="too late"):
+      client.wait_ready(0.3)
 
 
 def test_cancelling_one_caller_leaves_those_who_joined():
