@@ -48,6 +48,8 @@ class Threads:
         loop.call_soon_threadsafe(_unless_done, future, done, value)
       except RuntimeError:  # The loop was closed meanwhile: nobody waits.
         return
+      # What may be large is not kept until the next call.
+      call = function = args = future = done = value = None
 
 
 def _unless_done(future: asyncio.Future, done: Callable, value: Any) -> None:

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches as the backend sees them: padded, halved, checked, given up."""
 
+import asyncio
+import contextlib
 import dataclasses
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -134,3 +138,31 @@ def test_cancelled_passes_through_and_leaves_the_backend_usable():
     runner.run(_jobs("x", steps=4), stop_at_two)
   assert seen == [(1, 4), (2, 4)]
   _assert_images(runner.run(_jobs("x", steps=4), _ignore), ["x"])
+
+
+def test_a_thread_that_waits_keeps_nothing_of_its_last_call():
+  class Large(list):
+    """A list that can be referred to weakly."""
+
+  def refuse(value):
+    raise ValueError(value)
+
+  async def run():
+    threads, kept = worker.Threads("test"), []
+    for function in (lambda value: value, refuse):
+      value = Large()
+      kept.append(weakref.ref(value))
+      call = threads.call(function, value)
+      del value
+      with contextlib.suppress(ValueError):
+        await call
+      del call
+    for _ in range(100):  # The thread lets go after it has told.
+      gc.collect()
+      if all(ref() is None for ref in kept):
+        break
+      await asyncio.sleep(0.05)
+    threads.close()
+    return [ref() is None for ref in kept]
+
+  assert asyncio.run(run()) == [True, True]
