@@ -160,6 +160,19 @@ def rows_sharding(mesh: Mesh, rows: int, *, axes: Sequence[str] | None = None) -
   return batch_sharding(mesh, axes=axes) if even else replicated(mesh)
 
 
+def cut_rows(arrays: Any, size: int) -> Any:
+  """Returns arrays [R,…] as [R/size,size,…]: row r goes to piece r % pieces.
+
+  So each piece has an equal share of every device's rows, and none is sent elsewhere.
+  """
+  return jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]).swapaxes(0, 1), arrays)
+
+
+def join_rows(arrays: Any) -> Any:
+  """Returns what `cut_rows` was given."""
+  return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), arrays)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   """Puts the whole array on every device."""
   return NamedSharding(mesh, PartitionSpec())

@@ -495,14 +495,14 @@ def token_logprobs(
   pad = -n % chunk
 
   def cut(x):
-    """[n,…] -> [pieces,chunk,…]: token i goes to piece i % pieces, an equal share of every row."""
+    """[n,…] -> [pieces,chunk,…]: of the tokens of every row an equal share."""
     x = jnp.pad(
       x.reshape(n, *x.shape[targets.ndim :]), [(0, pad)] + [(0, 0)] * (x.ndim - targets.ndim)
     )
-    return x.reshape(chunk, -1, *x.shape[1:]).swapaxes(0, 1)
+    return mesh_lib.cut_rows(x, chunk)
 
   def join(x):
-    return x.swapaxes(0, 1).reshape(-1)[:n].reshape(shape)
+    return mesh_lib.join_rows(x)[:n].reshape(shape)
 
   body = jax.checkpoint(lambda carry, args: (carry, piece(*args)))
   _, (logp, entropy) = jax.lax.scan(body, None, (cut(mesh_lib.constrain(x, "data")), cut(targets)))

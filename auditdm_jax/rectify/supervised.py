@@ -184,7 +184,7 @@ def loss_and_grads(
     zero = (jax.tree.map(jnp.zeros_like, trained), jnp.float32(0))
     numbers = jnp.arange(count // method.micro_rows)
     (grads, loss), row_loss = jax.lax.scan(body, zero, (numbers, pieces))
-    row_loss = row_loss.T.reshape(-1)
+    row_loss = mesh_lib.join_rows(row_loss)
   grads = multimodal.stack_layers(grads)
   return loss / count, row_loss, jax.tree.map(lambda g: g / count, grads)
 
@@ -192,13 +192,12 @@ def loss_and_grads(
 def _micro_batches(batch: Batch, size: int) -> tuple[Any, Callable[[Any], Batch]]:
   """Returns what is cut into micro-batches, by field, and what makes a batch of a piece of it.
 
-  Row i goes to piece i % pieces, so that rows stay on their devices. Images that rows share are
-  whole in every piece. Of shared pixels a piece encodes its own rows'.
+  Images that rows share are whole in every piece. Of shared pixels a piece encodes its own rows'.
   """
   shared = batch.image is not None
   whole = {"images": batch.images} if shared else {"image": None}
   rows = {f.name: vars(batch)[f.name] for f in dataclasses.fields(batch) if f.name not in whole}
-  rows = jax.tree.map(lambda x: x.reshape(size, -1, *x.shape[1:]).swapaxes(0, 1), rows)
+  rows = mesh_lib.cut_rows(rows, size)
 
   def rebuild(piece: Any) -> Batch:
     if shared and batch.images.ndim == 4:

@@ -30,7 +30,6 @@ from auditdm_jax.rl.step import (
   TrainState,
   forward_logprobs,
   image_features,
-  micro_batches,
   optimizer,
   train_step,
 )
@@ -167,8 +166,7 @@ def _score(
   def in_parts(rows: batch_lib.Rows) -> jax.Array:
     if not size or len(rows.image) <= size:
       return of(rows)
-    found = jax.lax.map(of, micro_batches(rows, size))
-    return found.swapaxes(0, 1).reshape(-1, *found.shape[2:])
+    return mesh_lib.join_rows(jax.lax.map(of, mesh_lib.cut_rows(rows, size)))
 
   return tuple(map(in_parts, batch.parts))
 

@@ -290,19 +290,11 @@ def _add(a: Any, b: Any) -> Any:
   return jax.tree.map(jnp.add, a[0], b[0]), grpo_lib.combine(a[1], b[1])
 
 
-def micro_batches(rows: Any, micro_rows: int) -> Any:
-  """Returns arrays [R,…] as [M,micro_rows,…]; row r goes to micro-batch r % M.
-
-  So each takes an equal share of every device's rows.
-  """
-  return jax.tree.map(lambda x: x.reshape(micro_rows, -1, *x.shape[1:]).swapaxes(0, 1), rows)
-
-
 def _in_micro_batches(sums: Callable, rows: batch_lib.Rows, micro_rows: int) -> Any:
   """sums(rows), `micro_rows` rows at a time; all at once if there are no more, or if it is 0."""
   if not micro_rows or len(rows.image) <= micro_rows:
     return sums(rows)
-  micro = micro_batches(rows, micro_rows)
+  micro = mesh_lib.cut_rows(rows, micro_rows)
   # From zero, so that the body is compiled once; no maximum is below it.
   one = jax.tree.map(lambda x: x[0], micro)
   zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(sums, one))
