@@ -82,7 +82,7 @@ class Votes:
 
 
 def count_votes(labels: Sequence[str], answer: str, judge: Judge, *, question: str) -> Votes:
-  """Returns what at least one label says of an answer."""
+  """Returns what labels, of which there is at least one, say of an answer."""
   said = [judge.compare(label, answer, question=question) for label in labels]
   given, perhaps = said.count(Same.SAME), said.count(Same.UNDECIDED)
   least, most = by_votes(given, len(labels)), by_votes(given + perhaps, len(labels))

@@ -24,9 +24,9 @@ from auditdm_jax.bench.predictions import (
   ModelId,
   Prediction,
   PredictionStore,
-  key_of,
 )
 from auditdm_jax.bench.specs.base import BenchmarkSpec, Family, PromptSpec
+from auditdm_jax.core import jsonio
 from auditdm_jax.core.config import UserError
 from auditdm_jax.core.image_store import Images
 
@@ -107,12 +107,9 @@ class Questions:
   seed: int = 0
 
   def key(self, model: ModelId, item: BenchmarkItem) -> str:
-    """Returns the key of a model's prediction."""
-    text = self.prompt.render(item)
-    antialias = self.prompt.antialias
-    return key_of(
-      model, self.spec.name, self.split, item, text, self.max_tokens, antialias=antialias
-    )
+    """Returns what tells a prediction apart: whose it is, of which question, image and prompt."""
+    asked = [self.spec.name, self.split, item.item_id, item.image_key, self.prompt.render(item)]
+    return jsonio.canonical_hash([model.identity, *asked, self.max_tokens, self.prompt.antialias])
 
 
 def part(

@@ -10,7 +10,6 @@ import dataclasses
 import os
 from typing import Any, Literal
 
-from auditdm_jax.bench.items import BenchmarkItem
 from auditdm_jax.bench.specs.base import Family, PromptSpec
 from auditdm_jax.core import jsonio, paths, records, runtime, typed
 
@@ -41,7 +40,7 @@ class Prediction:
   """What a model said to one question.
 
   Attributes:
-    key: see `key_of`.
+    key: see `predict.Questions.key`.
     benchmark: name of the spec.
     split: of the spec.
     item: the question's id.
@@ -69,21 +68,6 @@ class Prediction:
   finish: Finish
   max_tokens: int
   detail: str = ""
-
-
-def key_of(
-  model: ModelId,
-  benchmark: str,
-  split: str,
-  item: BenchmarkItem,
-  prompt: str,
-  limit: int,
-  *,
-  antialias: bool | None,
-) -> str:
-  """Returns what tells a prediction apart: whose it is, of which question, image and prompt."""
-  about = [benchmark, split, item.item_id, item.image_key]
-  return jsonio.canonical_hash([model.identity, *about, prompt, limit, antialias])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

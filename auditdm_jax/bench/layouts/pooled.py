@@ -41,6 +41,8 @@ class PooledItems:
     self._places = [
       (i, j) for i in range(len(pool)) for j, said in enumerate(pool.answers(i)) if said
     ]
+    images = sorted({i for i, _ in self._places})
+    self._ids = dict(zip(images, pool.image_ids(images), strict=True))
 
   def __len__(self) -> int:
     return len(self._places)
@@ -50,7 +52,7 @@ class PooledItems:
     return BenchmarkItem(
       item_id=self._pool.question_ids(i)[j],
       pictures=(_PoolPicture(self._pool, i),),
-      image_key=self._pool.image_id(i),
+      image_key=self._ids[i],
       question=self._pool.questions(i)[j],
       references=self._pool.answers(i)[j],
     )
