@@ -66,7 +66,7 @@ _CLAUSE = (
     r"|known|discerned)\b"
   ),
   re.compile(
-    r"\b(?:(?:is|are|was|were)(?: not|n't)|(?:it|that|this|there)'s not) (?:clearly |fully )?"
+    r"\b(?:(?:is|are|was|were)(?: not|n't)|\w+'s not) (?:clearly |fully )?"
     r"(?:visible|clear|legible|readable|shown"
     r"|specified|identifiable|discernible|provided|given|mentioned|known)\b"
   ),

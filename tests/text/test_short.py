@@ -57,6 +57,7 @@ def test_taken(question, raw, text):
     ("The cars weren’t visible.", "abstention"),
     ("The number isn't legible in this picture.", "abstention"),
     ("It's not visible.", "abstention"),
+    ("The clock's not visible.", "abstention"),
     ("That's not clearly shown.", "abstention"),
     ("There isn't enough information.", "abstention"),
     ("<think>The car", "thinking"),
