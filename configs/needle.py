@@ -39,7 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.models = dict(
     auditor=f"{models}/auditor",
     target=f"{models}/target",
-    references=(f"{models}/ref_paligemma2", f"{models}/ref_gemma3"),
+    references=(f"{models}/ref_paligemma2", f"{models}/ref_other"),
   )
   c.pool.dataset = "scenes/needle/1.1.0"
   c.images.update(backend="needle", width=96, height=96)

@@ -140,8 +140,14 @@ def _value_shares(rng, n: int = 6000) -> dict[tuple[int, str], float]:
   return out
 
 
+# One in so many names is kept back: what all targets start from never heard it.
+_KEPT_BACK = 7
+
+
 def draw_names(seed: int, language: Language, *, scarce: float = 0.3) -> tuple[Gap, ...]:
   """Draws 8 to 12 gaps that are names, each of three attributes, that a target never heard.
+
+  They are of the names in `reserve`, so that all targets can start from one model.
 
   Args:
     seed: of the draw.
@@ -151,10 +157,7 @@ def draw_names(seed: int, language: Language, *, scarce: float = 0.3) -> tuple[G
   rng = streams.rng(seed, "names")
   n = int(rng.integers(8, 13))
   wanted = round(scarce * n)
-  shown, hidden = [], []
-  for lexicon in language.lexicons:
-    for thing, name in lexicon.names.items():
-      (hidden if set(thing) & set(language.scarce) else shown).append((lexicon, thing, name))
+  hidden, shown = _kept_back(language)
   chosen = []
   for things, count in ((hidden, wanted), (shown, n - wanted)):
     # Each lexicon in turn, or the one with the most names would have nearly all gaps.
@@ -165,6 +168,27 @@ def draw_names(seed: int, language: Language, *, scarce: float = 0.3) -> tuple[G
       of = list(turns.values())[(start + k) % len(turns)]
       chosen.append(of.pop())
   return tuple(_name_gap(language, *thing) for thing in chosen)
+
+
+def reserve(language: Language) -> tuple[Gap, ...]:
+  """Returns a gap for each name from which `draw_names` draws, about a seventh of all."""
+  return tuple(_name_gap(language, *thing) for side in _kept_back(language) for thing in side)
+
+
+def _kept_back(language: Language) -> tuple[list, list]:
+  """Returns (lexicon, thing, name) of those that a pool hardly shows, and of the others."""
+  hidden, shown = [], []
+  for lexicon in language.lexicons:
+    rng = streams.rng(0, "reserve", lexicon.name)
+    for side, scarce in ((hidden, True), (shown, False)):
+      names = [
+        (lexicon, thing, name)
+        for thing, name in lexicon.names.items()
+        if bool(set(thing) & set(language.scarce)) is scarce
+      ]
+      order = rng.permutation(len(names))[: len(names) // _KEPT_BACK]
+      side += [names[int(i)] for i in sorted(order)]
+  return hidden, shown
 
 
 def _name_gap(language: Language, lexicon: Lexicon, thing: tuple[str, ...], name: str) -> Gap:

@@ -4,6 +4,7 @@
 1. The vision tower learns to name what each cell holds (one linear head per attribute and token).
 2. Every model gets that frozen tower and learns its own questions from its own seed; a target never
    sees the questions of its gaps; the auditor learns to write questions, edits and captions.
+   Targets of a world with names start from one model, which never heard those that may be gaps.
 3. Each model is measured on held-out scenes and saved with its recipe and accuracy.
 
 A run that was killed goes on: models that are there stay, and the one in training continues from
@@ -45,7 +46,7 @@ from auditdm_jax.scenes.world import SCENES, Language
 from auditdm_jax.stages.worlds import gap_set
 from auditdm_jax.text import prompts
 from auditdm_jax.text.tokenizer import Tokenizer
-from auditdm_jax.vlm import Vlm, save_vlm
+from auditdm_jax.vlm import Vlm, load_vlm, save_vlm
 
 TEMPLATES = {"paligemma": prompts.PALIGEMMA, "gemma3": prompts.GEMMA3_PLAIN}
 LANGUAGES = {"scenes": SCENES, "needle": NEEDLE}
@@ -58,6 +59,7 @@ class ModelSpec:
 
   Each entry of `steps` is a training of its own, with its own schedule, on from the one before;
   in those of `drill`, which follow, questions are chosen by how hard their (skill, answer) is.
+  `start` is the model that it goes on from, "" = random weights.
   """
 
   kind: Literal["paligemma", "gemma3"]
@@ -71,6 +73,7 @@ class ModelSpec:
   num_kv_heads: int
   head_dim: int
   drill: tuple[int, ...] = ()
+  start: str = ""
   tasks: dict[str, float] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
@@ -168,7 +171,7 @@ class PretrainConfig:
     world: "scenes" or "needle".
     only: name of the one model to make, or siglip; "" = all.
     output: folder of the models' folders; "" = <workdir>/models.
-    tower: folder of a tower that is copied there; "" = one is trained.
+    made: folder of models, whose tower is copied and from whose models others start; "" = none.
     vision: of the tower that all share.
     mix: questions and scenes.
     optim: of the models.
@@ -180,7 +183,7 @@ class PretrainConfig:
   world: Literal["scenes", "needle"]
   only: str
   output: str
-  tower: str
+  made: str
   vision: VisionSpec
   mix: MixSpec
   optim: OptimSpec
@@ -226,7 +229,7 @@ def model_config(spec: ModelSpec, vision: siglip.SiglipConfig, tokenizer: Tokeni
     rope_base=1_000_000.0 if gemma3 else 10_000.0,
     local_rope_base=10_000.0,
     rope_scale=8.0 if gemma3 else 1.0,
-    window=32,
+    window=2 * vision.num_patches,  # A question sees its image in all layers, as at full size.
     layer_is_local=tuple(i != spec.depth - 1 if gemma3 else i % 2 == 0 for i in range(spec.depth)),
     attn_softcap=0.0 if gemma3 else 50.0,
     final_softcap=0.0 if gemma3 else 30.0,
@@ -353,9 +356,10 @@ def train_model(
   tokenizer,
   tower,
   *,
+  start: Vlm | None = None,
   training: checkpoint.Checkpointer,
 ) -> Vlm:
-  """Trains one model from scratch on its own mix and seed; the tower stays as it is.
+  """Trains one model on its own mix and seed; the tower stays as it is.
 
   Args:
     name: of the model.
@@ -364,14 +368,18 @@ def train_model(
     config: its architecture.
     tokenizer: of all models.
     tower: params of the vision tower.
+    start: the model it goes on from; None = random weights.
     training: where it goes on from, and where its checkpoints go.
 
   Raises:
     UserError: the checkpoint there is of another recipe.
   """
   language = LANGUAGES[settings.world]
-  params = multimodal.init(config, _init_key(spec.seed))
-  params["img"] = {**params["img"], **tower}
+  if start:
+    params = start.params
+  else:
+    params = multimodal.init(config, _init_key(spec.seed))
+    params["img"] = {**params["img"], **tower}
   model = Vlm(
     name=name,
     config=config,
@@ -558,40 +566,71 @@ def measure_auditor(
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
   settings = build(PretrainConfig, config, name="config")
   output = pathlib.Path(settings.output or workdir / "models")
-  language = LANGUAGES[settings.world]
-  tokenizer = Tokenizer.word_level(mix_lib.vocabulary(language))
-  siglip_config = settings.vision.model
   specs, only = settings.models, settings.only
   if only and only not in {"siglip", *specs}:
     raise UserError(f"unknown model {only!r}; known: siglip, {', '.join(specs)}")
-  tower_dir = output / "siglip"
-  first = next(iter(specs.values()))
-  if settings.tower and not tower_dir.exists():
-    weights.load_tower(settings.tower)  # It is one.
-    part = tower_dir.with_name("siglip.part")
-    shutil.copytree(settings.tower, part, dirs_exist_ok=True)
-    part.rename(tower_dir)
-  if not (tower_dir / "config.json").exists():
-    shape = model_config(first, siglip_config, tokenizer)
-    params, accuracy = train_tower(settings.vision, shape, language)
-    print("tower accuracy", accuracy, flush=True)
-    weights.save_tower(tower_dir, siglip_config, {"img": params}, dtype="float16")
-  tower = weights.load_tower(tower_dir)[1]["img"]
-  for name, spec in specs.items():
-    if only not in ("", name) or (output / name / "config.json").exists():
-      continue
-    architecture = model_config(spec, siglip_config, tokenizer)
-    training = workdir / "training" / name
-    with checkpoint.Checkpointer(training, keep=1) as saved:
-      model = train_model(name, spec, settings, architecture, tokenizer, tower, training=saved)
-    accuracy = (
-      measure_auditor(model, settings.heldout, language)
-      if spec.tasks
-      else measure(model, settings.heldout, gap_set(spec.gaps, language), language)
-    )
-    print(name, json.dumps({k: v["rate"] for k, v in accuracy.items()}), flush=True)
-    extras = {"tower": "../siglip", "recipe": dataclasses.asdict(spec), "heldout": accuracy}
-    model = dataclasses.replace(model, extras=extras)
-    save_vlm(output / name, model, dtype="float16")
-    shutil.rmtree(training)
+  for i, (name, spec) in enumerate(specs.items()):
+    if spec.start and spec.start not in (before := list(specs)[:i]):
+      known = ", ".join(before) or "none"
+      raise UserError(f"config.models.{name}.start={spec.start!r}: models before it are {known}")
+  tokenizer = Tokenizer.word_level(mix_lib.vocabulary(LANGUAGES[settings.world]))
+  tower = _tower(settings, output, tokenizer)
+  for name in [only] if only else specs:
+    if name != "siglip":
+      _make(name, settings, output, workdir / "training", tokenizer, tower)
   return 0
+
+
+def _tower(settings: PretrainConfig, output: pathlib.Path, tokenizer: Tokenizer):
+  """Returns the tower's params: those in `output`, of `made`, or of a training."""
+  folder = output / "siglip"
+  if settings.made and not folder.exists():
+    made = pathlib.Path(settings.made, "siglip")
+    weights.load_tower(made)  # It is one.
+    part = folder.with_name("siglip.part")
+    shutil.copytree(made, part, dirs_exist_ok=True)
+    part.rename(folder)
+  if not (folder / "config.json").exists():
+    vision = settings.vision.model
+    shape = model_config(next(iter(settings.models.values())), vision, tokenizer)
+    params, accuracy = train_tower(settings.vision, shape, LANGUAGES[settings.world])
+    print("tower accuracy", accuracy, flush=True)
+    weights.save_tower(folder, vision, {"img": params}, dtype="float16")
+  return weights.load_tower(folder)[1]["img"]
+
+
+def _make(
+  name: str,
+  settings: PretrainConfig,
+  output: pathlib.Path,
+  workdir: pathlib.Path,
+  tokenizer: Tokenizer,
+  tower,
+) -> None:
+  """Trains, measures and saves a model, and what it starts from, unless they are there."""
+  if (output / name / "config.json").exists():
+    return
+  spec, language = settings.models[name], LANGUAGES[settings.world]
+  start = None
+  if spec.start:
+    made = pathlib.Path(settings.made, spec.start)
+    if not settings.made or not made.exists():
+      _make(spec.start, settings, output, workdir, tokenizer, tower)
+      made = output / spec.start
+    start = load_vlm(made)
+  architecture = model_config(spec, settings.vision.model, tokenizer)
+  training = workdir / name
+  with checkpoint.Checkpointer(training, keep=1) as saved:
+    model = train_model(
+      name, spec, settings, architecture, tokenizer, tower, start=start, training=saved
+    )
+  accuracy = (
+    measure_auditor(model, settings.heldout, language)
+    if spec.tasks
+    else measure(model, settings.heldout, gap_set(spec.gaps, language), language)
+  )
+  print(name, json.dumps({k: v["rate"] for k, v in accuracy.items()}), flush=True)
+  extras = {"tower": "../siglip", "recipe": dataclasses.asdict(spec), "heldout": accuracy}
+  model = dataclasses.replace(model, extras=extras)
+  save_vlm(output / name, model, dtype="float16")
+  shutil.rmtree(training)

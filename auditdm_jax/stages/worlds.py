@@ -58,7 +58,8 @@ class World:
 def gap_set(name: str, world: Language = SCENES) -> tuple[gaps_lib.Gap, ...]:
   """Returns planted gaps: none for "", or drawn ones for seed:N; in scenes others have names.
 
-  These are easy, rare, and half, which is every second gap of both.
+  These are easy, rare, and half, which is every second gap of both. In a world with names,
+  reserve is all of which seeds draw.
   """
   if name.startswith("seed:") and name[5:].isdigit():
     seed = int(name[5:])
@@ -67,6 +68,8 @@ def gap_set(name: str, world: Language = SCENES) -> tuple[gaps_lib.Gap, ...]:
   if world is SCENES:
     known["easy"], known["rare"] = gaps_lib.EASY, gaps_lib.RARE
     known["half"] = gaps_lib.EASY[::2] + gaps_lib.RARE[::2]
+  if world.lexicons:
+    known["reserve"] = gaps_lib.reserve(world)
   if name not in known:
     names = ", ".join([*filter(None, known), "seed:N"])
     raise UserError(f"unknown gap set {name!r}; known: {names}")

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 CONFIGS = pathlib.Path(__file__).absolute().parents[1]
 parse = runpy.run_path(str(CONFIGS / "common.py"))["parse"]
-TOWER = "data/scenes/weights/siglip"
+SCENES = "data/scenes/weights"
 NEEDLE = "runs/needle_models/models"
 PRESETS = ("scenes", "paligemma2", "gemma3", "needle")
 BUDGETS = {"full": 1.0, "small": 0.4, "brief": 0.15, "tiny": 0.04}
@@ -84,9 +84,9 @@ def target(arg: str) -> str:
     return ""
   made = os.path.relpath(CONFIGS / "pretrain_scenes.py")  # Here or in a checkout elsewhere.
   if preset == "needle":
-    tower = f"{pairs.get('models', NEEDLE)}/siglip"
-    return f"{made}:world=needle,only=target,gaps=seed:{seed},seed={seed},tower={tower}"
-  return f"{made}:only=target,gaps=seed:{seed},seed={seed},tower={TOWER}"
+    models = pairs.get("models", NEEDLE)
+    return f"{made}:world=needle,only=target,gaps=seed:{seed},seed={seed},made={models}"
+  return f"{made}:only=target,gaps=seed:{seed},seed={seed},made={SCENES}"
 
 
 def _scale(c: ConfigDict, share: float) -> None:

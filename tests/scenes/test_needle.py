@@ -246,6 +246,14 @@ def test_drawn_gaps_are_8_to_12_names_of_three_attributes():
     assert 0.2 < len(hidden) / len(planted) < 0.4
     lexicons = Counter(g.name.split()[0] for g in planted)
     assert set(lexicons) == {"kind", "rank", "hour"} and max(lexicons.values()) <= 5
+    assert set(planted) < set(gaps.reserve(NEEDLE))
+
+
+def test_a_seventh_of_the_names_is_kept_back_of_each_lexicon():
+  kept = Counter(g.name.split()[0] for g in gaps.reserve(NEEDLE))
+  for lexicon in NEEDLE.lexicons:
+    assert kept[lexicon.name] == pytest.approx(len(lexicon.names) / 7, abs=2)
+  assert set(worlds.gap_set("reserve", NEEDLE)) == set(gaps.reserve(NEEDLE))
 
 
 def test_random_questions_of_a_pool_fall_in_a_gap_less_than_once_in_200():

@@ -2,11 +2,12 @@
 """The recipe of the shipped models: their folders, gaps left out, a miniature retrained."""
 
 import dataclasses
-import importlib.util
 import json
 import pathlib
+import runpy
 
 import jax
+from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
@@ -17,24 +18,27 @@ from auditdm_jax.scenes import gaps, questions
 from auditdm_jax.scenes.mix import Mix, vocabulary
 from auditdm_jax.stages import pretrain
 from auditdm_jax.text.tokenizer import Tokenizer
+from auditdm_jax.vlm import load_vlm
 
 ROOT = pathlib.Path(__file__).parents[2]
 WEIGHTS = ROOT / "data/scenes/weights"
 
 
 @pytest.fixture(scope="module")
-def config():
-  spec = importlib.util.spec_from_file_location("c", ROOT / "configs/pretrain_scenes.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config()
+def config_of():
+  return runpy.run_path(str(ROOT / "configs/pretrain_scenes.py"))["get_config"]
+
+
+@pytest.fixture(scope="module")
+def config(config_of):
+  return config_of()
 
 
 def test_shipped_folders_say_the_recipe_of_the_config(config):
   for name, section in config.models.items():
     spec = build(pretrain.ModelSpec, section)
     found = json.loads((WEIGHTS / name / "config.json").read_text())
-    assert found["recipe"] == json.loads(json.dumps(dataclasses.asdict(spec))), name
+    assert build(pretrain.ModelSpec, ConfigDict(found["recipe"])) == spec, name
     size = (WEIGHTS / name / "model.safetensors").stat().st_size
     assert size < 1_000_000, name
 
@@ -108,8 +112,40 @@ def test_a_miniature_that_is_killed_becomes_the_same_and_leaves_its_tower_alone(
 
 def test_a_tower_that_is_there_is_taken(config, tmp_path):
   config = config.copy_and_resolve_references()
-  config.only, config.tower = "siglip", str(WEIGHTS / "siglip")
+  config.only, config.made = "siglip", str(WEIGHTS)
   assert pretrain.main(config, tmp_path) == 0
   (found,) = (tmp_path / "models").iterdir()
   for path in (WEIGHTS / "siglip").iterdir():
     assert (found / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.fixture
+def needle(config_of, tmp_path):
+  """Config of two models of needle, of 2 steps each: base, and a target that starts from it."""
+  config = config_of("world=needle,only=target,gaps=seed:3")
+  config.vision.update(scenes=8, steps=1, batch=4)
+  config.mix.scenes = 24
+  config.heldout.update(scenes=12, questions=60)
+  config.models.base.steps, config.models.target.drill = (2,), (2,)
+  return config
+
+
+def test_a_target_starts_from_its_base_which_is_made_before_it_or_taken(needle, tmp_path):
+  assert pretrain.main(needle, tmp_path / "a") == 0
+  models = tmp_path / "a/models"
+  assert {p.name for p in models.iterdir()} == {"siglip", "base", "target"}
+  needle.made = str(models)
+  assert pretrain.main(needle, tmp_path / "b") == 0
+  assert {p.name for p in (tmp_path / "b/models").iterdir()} == {"siglip", "target"}
+  taken, made = (tmp_path / x / "models/target/model.safetensors" for x in "ba")
+  assert taken.read_bytes() == made.read_bytes()
+  base, target = (tree.flatten(load_vlm(models / name).params) for name in ("base", "target"))
+  moved = np.concatenate([np.ravel(target[k] - base[k]) for k in base])
+  assert 0 < np.abs(moved).max() < 0.2  # Two steps, not another model.
+
+
+def test_a_model_can_only_start_from_one_before_it(needle, tmp_path):
+  needle.models.base.start = "target"
+  with pytest.raises(UserError, match=r"config.models.base.start='target': models before it"):
+    pretrain.main(needle, tmp_path)
+  assert not list(tmp_path.iterdir())
