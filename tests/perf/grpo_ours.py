@@ -118,8 +118,11 @@ def run(
     jax.numpy.repeat(features, size.group, axis=0),
     questions,
     np.ones(questions.shape, bool),
-    np.arange(len(questions)),
+    np.arange(len(questions))[:, None],
     np.int32(0),
+    None,
+    None,
+    None,
   )
   said_by_all = {
     name: [" ".join(f"w{i}" for i in row) for row in rng.integers(7, 12, (len(questions), 2))]

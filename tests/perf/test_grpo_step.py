@@ -32,8 +32,8 @@ STEPS = {"scenes": 20, "100m": 3}
 OPTIONS = {"scenes": ("unroll=3", "micro_rows=4"), "100m": ("micro_rows=1",)}
 
 
-def run(python: str, module: str, *args: object) -> dict:
-  """The JSON that a module prints, in a process of its own."""
+def run(python: str, module: str, *args: object) -> str:
+  """What a module prints, in a process of its own."""
   env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}  # the tests' do not optimise
   done = subprocess.run(
     [python, "-m", f"tests.perf.{module}", *map(str, args)],
@@ -44,16 +44,21 @@ def run(python: str, module: str, *args: object) -> dict:
     check=False,
   )
   assert done.returncode == 0, done.stderr[-3000:]
-  return json.loads(done.stdout.splitlines()[-1])
+  return done.stdout
 
 
 def ours(folder: pathlib.Path, size: str, *options: str) -> dict:
-  return run(sys.executable, "grpo_ours", folder, size, STEPS[size], *OPTIONS[size], *options)
+  return last(run(sys.executable, "grpo_ours", folder, size, STEPS[size], *OPTIONS[size], *options))
 
 
 def theirs(folder: pathlib.Path, size: str) -> dict:
   cores = len(os.sched_getaffinity(0))
-  return run(TRL_PYTHON, "grpo_trl", "run", folder, size, STEPS[size], cores)
+  return last(run(TRL_PYTHON, "grpo_trl", folder, size, STEPS[size], cores))
+
+
+def last(printed: str) -> dict:
+  """The JSON of the last line."""
+  return json.loads(printed.splitlines()[-1])
 
 
 @pytest.fixture(scope="module", params=list(grpo_sizes.SIZES))
@@ -63,7 +68,7 @@ def checkpoint(request, tmp_path_factory) -> tuple[str, pathlib.Path]:
   if found.returncode:
     pytest.skip("trl is not installed: TRL_PYTHON names a Python that has it")
   folder = tmp_path_factory.mktemp(request.param)
-  run(TRL_PYTHON, "grpo_trl", "make", folder, request.param)
+  run(sys.executable, "grpo_checkpoint", folder, request.param)
   return request.param, folder
 
 
