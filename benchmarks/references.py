@@ -177,7 +177,7 @@ def weak(root: pathlib.Path) -> None:
     train.run(ctx)
     discover.run(ctx)
     verify.run(ctx)
-    screen.show(report.run(ctx), ctx.folder.path)
+    screen.show(report.run(ctx), ctx.folder.path, spent=ctx.spent())
 
 
 def _write_images(folder: pathlib.Path, *, images: int, seed: int) -> None:

@@ -27,6 +27,7 @@ from auditdm_jax.audit.attempt import Attempt
 from auditdm_jax.audit.judge import Judge
 from auditdm_jax.audit.looks import Gallery
 from auditdm_jax.audit.probe import Probe, Verdict
+from auditdm_jax.audit.ranking import Ranked
 from auditdm_jax.audit.skills import load_seeds
 from auditdm_jax.core import records, streams
 from auditdm_jax.core.config import build
@@ -34,6 +35,7 @@ from auditdm_jax.core.image_store import Images
 from auditdm_jax.stages import report, sections, verify
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import Discovered
+from auditdm_jax.stages.rounds import AuditRound
 from auditdm_jax.stages.run import RunFolder
 from auditdm_jax.stages.truth import Oracle
 from auditdm_jax.stages.worlds import World
@@ -140,7 +142,7 @@ class QuickRun:
     config.verify.limit, config.optim.steps = probes, 0
     config.verify.paraphrases = 0
     self.settings = build(sections.AuditConfig, config, name="config")
-    self.folder = RunFolder(path, config_hash="")
+    self.folder, self.round = RunFolder(path, config_hash=""), AuditRound.of(path)
     self.images, self.world, self.judge = DrawnPictures(self.folder), World(), Judge()
     self.oracle = Oracle(self.world, images=self.images, judge=self.judge)
     self.seeds = load_seeds(self.settings.taxonomy.skills)
@@ -162,6 +164,12 @@ class QuickRun:
 
   def pool(self, role: str) -> MadeQuestions:
     return self._pools[role]
+
+  def later(self) -> dict[int, RunFolder]:
+    return {}
+
+  def spent(self) -> dict[str, float]:
+    return {}
 
   def attempts(self) -> Iterator[Attempt]:
     """What a sweep of the pool would have found."""
@@ -199,7 +207,8 @@ def write(run: QuickRun, attempts: Iterator[Attempt]) -> int:
   """Writes them as a sweep; returns how many finds they hold."""
   finds = 0
   for batch, rows in enumerate(records.chunks(attempts, BATCH)):
-    run.folder.append_sweep(batch, rows)
+    ranked = Ranked(batch, {"random": len(rows)}, len(rows), len(rows) // PER_IMAGE, 0, flops={})
+    run.folder.append_sweep(ranked, rows)
     finds += sum(a.find is not None for a in rows)
   run.folder.finish("discover", Discovered({}, batch))
   return finds

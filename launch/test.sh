@@ -13,7 +13,7 @@ run() {
 }
 run .venv/bin/ruff check .
 run .venv/bin/ruff format --check .
-run .venv/bin/shellcheck -x launch/*.sh launch/*/*.sh
+run .venv/bin/shellcheck -x launch/*.sh launch/*/*.sh benchmarks/*.sh
 run .venv/bin/python -m tools.typecheck
 [[ $# -gt 0 ]] || set -- --numprocesses=2 --dist=loadfile
 run .venv/bin/python -m pytest -m "not slow and not perf and not network" "$@"

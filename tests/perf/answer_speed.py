@@ -79,7 +79,7 @@ def answers(model, vlm: Vlm, count: int, length: int) -> tuple[Callable, Callabl
   asked = questions(count, length)
 
   def theirs() -> list[str]:
-    ids = np.array([prompts.render(vlm.tokenizer, vlm.template, q, 0) for q in asked])
+    ids = np.array([prompts.render(vlm.tokenizer, vlm.template, q, 0, images=0) for q in asked])
     return [vlm.tokenizer.decode(row).strip() for row in generate(model, ids, do_sample=False)]
 
   return theirs, lambda: vlm.answer(None, asked, max_new_tokens=NEW)
@@ -87,7 +87,9 @@ def answers(model, vlm: Vlm, count: int, length: int) -> tuple[Callable, Callabl
 
 def groups(model, vlm: Vlm, count: int, length: int, group: int) -> tuple[Callable, Callable]:
   """`group` samples of each of `count` prompts, as tokens."""
-  ids = [prompts.render(vlm.tokenizer, vlm.template, q, 0) for q in questions(count, length)]
+  ids = [
+    prompts.render(vlm.tokenizer, vlm.template, q, 0, images=0) for q in questions(count, length)
+  ]
   ids = np.array(ids, np.int32)
   keys = jax.random.split(jax.random.key(0), (count, group))
   sample = jax.jit(
