@@ -26,6 +26,7 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
+import threadpoolctl
 
 from auditdm_jax.core import jsonio
 from auditdm_jax.core.config import UserError
@@ -66,6 +67,9 @@ def setup(
 ) -> None:
   """Joins the other processes, turns on the compilation cache, splits the CPU if asked.
 
+  NumPy's own matrix products get one thread: all are small, and the threads of its library wait for
+  one another by spinning, which took a third of the CPU time of a report.
+
   Args:
     devices: how many CPU devices this process shows, to try a mesh without one; 0 leaves them
       alone.
@@ -77,6 +81,7 @@ def setup(
     UserError: the other processes cannot be found.
     RuntimeError: `devices` or `cluster` is given and jax is already in use.
   """
+  threadpoolctl.threadpool_limits(1, user_api="blas")
   if devices:
     jax.config.update("jax_num_cpu_devices", devices)
   # jax gives its config the options one by one, so that a type checker does not know them.

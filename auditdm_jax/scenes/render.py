@@ -275,17 +275,17 @@ def parse(image: np.ndarray, language: Language = SCENES) -> Scene:
   size = pixels(language)
   if image.shape != (size, size, 3) or image.dtype != np.uint8:
     raise ValueError(f"expected u8[{size},{size},3], got {image.dtype}{list(image.shape)}")
-  values = image.astype(np.float32)
-  background = _parse_background(values, language.grid)
-  back = np.array(_BACKGROUND_RGB[background], np.float32)
+  values, grid = image.astype(np.float32), language.grid
+  background = _parse_background(values, grid)
+  patches = values.reshape(grid, CELL, grid, CELL, 3).swapaxes(1, 2).reshape(-1, CELL * CELL, 3)
+  off = np.abs(patches - np.array(_BACKGROUND_RGB[background], np.float32))
+  # By hand: NumPy is slow where the last axis is this short.
+  shown = np.maximum(np.maximum(off[..., 0], off[..., 1]), off[..., 2]) > 4.5 * NOISE_SD
+  full = np.flatnonzero(shown.sum(axis=1) >= 12)
+  colors = _colors_of(patches[full], shown[full], language.colors)
+  keys = _match(patches[full], colors, background, language) if len(full) else []
   objects, dial, gauge = [], None, None
-  patches = {c: values[_window(c, language.grid)].reshape(-1, 3) for c in range(language.cells)}
-  shown = {c: np.abs(patch - back).max(1) > 4.5 * NOISE_SD for c, patch in patches.items()}
-  full = [cell for cell in patches if shown[cell].sum() >= 12]
-  colors = [_color(patches[cell][shown[cell]], language.colors) for cell in full]
-  cells = [patches[cell] for cell in full]
-  keys = _match(np.stack(cells), colors, background, language) if full else []
-  for cell, key, color in zip(full, keys, colors, strict=True):
+  for cell, key, color in zip(full.tolist(), keys, colors, strict=True):
     if key[0] == "object":
       _, shape, size, digit, texture, walled = key
       objects.append(Obj(cell, shape, color, size, digit, texture, walled))
@@ -303,11 +303,13 @@ def _parse_background(image: np.ndarray, grid: int) -> str:
   return min(_BACKGROUND_RGB, key=lambda b: np.abs(median - _BACKGROUND_RGB[b]).sum())
 
 
-def _color(foreground: np.ndarray, names: Sequence[str]) -> str:
-  """Returns the colour that most of a cell's pixels f32[N,3] are near to."""
-  distance = np.abs(foreground[:, None] - np.array([_RGB[n] for n in names])[None]).sum(-1)
-  votes = np.bincount(distance.argmin(1)[distance.min(1) < 75], minlength=len(names))
-  return names[int(votes.argmax())]
+def _colors_of(patches: np.ndarray, shown: np.ndarray, names: Sequence[str]) -> list[str]:
+  """Returns the colour that most of the pixels shown bool[N,256] of f32[N,256,3] are near to."""
+  off = np.abs(patches[:, :, None] - np.array([_RGB[n] for n in names], np.float32))
+  distance = off[..., 0] + off[..., 1] + off[..., 2]
+  near = shown & (distance.min(axis=2) < 75)
+  votes = (near[:, :, None] & (distance.argmin(axis=2)[:, :, None] == np.arange(len(names)))).sum(1)
+  return [names[i] for i in votes.argmax(axis=1).tolist()]
 
 
 def _match(
@@ -319,20 +321,25 @@ def _match(
   difference is whole, so that its squares add up exactly, in any order.
   """
   inked = np.rint(5 * np.stack([_colors(c, background) for c in colors]).astype(np.float64))
-  errors = ((5.0 * patches[:, None] - inked[:, :, None]) ** 2).sum(-1)  # f64[N,5,256]
+  off = (5.0 * patches[:, None] - inked[:, :, None]) ** 2
+  errors = off[..., 0] + off[..., 1] + off[..., 2]  # f64[N,5,256]
   inks, adds, numbers = _candidates(language)
   at, black = _digits()
-  scores = (errors.reshape(len(errors), -1) @ adds).reshape(len(errors), -1, len(JITTERS))
-  found = []
-  for error, score in zip(errors, scores, strict=True):
-    # First the likeliest jitters of each sprite, then the digits: they hide part of a shape.
-    jitters = np.argsort(score, axis=1)[:, :3]
-    rows = (np.arange(len(score))[:, None] * len(JITTERS) + jitters).ravel()
-    pixels = at[rows % len(JITTERS)]
-    change = error[_BLACK, pixels] - error[np.take_along_axis(inks[rows], pixels, 1), pixels]
-    options = numbers[rows]
-    # An instrument has no digit: all its options are one sprite, the first of them.
-    change = np.where((options[:, :1] == options[:, 1:2]), 0.0, change)
-    total = score.ravel()[rows][:, None] + change @ black
-    found.append(_sprites(language)[0][options[total == total.min()].min()][0])
-  return found
+  cell = np.arange(len(errors))[:, None]
+  scores = errors.reshape(len(errors), -1) @ adds
+  by_jitter = scores.reshape(len(errors), -1, len(JITTERS))
+  # First the likeliest jitters of each sprite, then the digits: they hide part of a shape.
+  jitters = np.argsort(by_jitter, axis=2)[:, :, :3]
+  first = len(JITTERS) * np.arange(by_jitter.shape[1])[:, None]
+  rows = (first + jitters).reshape(len(errors), -1)  # i64[N,3K]
+  pixels = at[rows % len(JITTERS)]
+  places = cell[:, :, None]
+  change = errors[places, _BLACK, pixels] - errors[places, inks[rows[:, :, None], pixels], pixels]
+  options = numbers[rows]  # i64[N,3K,11]
+  # An instrument has no digit: all its options are one sprite, the first of them.
+  change = np.where(options[:, :, :1] == options[:, :, 1:2], 0.0, change)
+  total = scores[cell, rows][:, :, None] + change @ black
+  least = total == total.min(axis=(1, 2), keepdims=True)
+  sprites = _sprites(language)[0]
+  best = np.where(least, options, len(sprites)).min(axis=(1, 2))
+  return [sprites[i][0] for i in best]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""benchmarks/references.py around stages that do nothing: what it hands them, and what it prints."""
+"""benchmarks/references.py around stages that do nothing: what they get, and what is printed."""
 
 import pathlib
 

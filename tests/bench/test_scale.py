@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""benchmarks/scale.py on few probes: whoever measures an audit finds stages that have not moved on."""
+"""benchmarks/scale.py on few probes: whoever measures an audit finds no stage that has moved on."""
 
 import re
 
