@@ -309,7 +309,7 @@ def _colors_of(patches: np.ndarray, shown: np.ndarray, names: Sequence[str]) -> 
   distance = off[..., 0] + off[..., 1] + off[..., 2]
   near = shown & (distance.min(axis=2) < 75)
   votes = (near[:, :, None] & (distance.argmin(axis=2)[:, :, None] == np.arange(len(names)))).sum(1)
-  return [names[i] for i in votes.argmax(axis=1).tolist()]
+  return [names[int(i)] for i in votes.argmax(axis=1)]
 
 
 def _match(
