@@ -46,11 +46,16 @@ CHILD = "child"  # The argument by which a process knows that it is to run a pro
 _NAME = 44  # Columns of a program's name.
 _COMPILERS = 4  # Plans that are made at a time.
 
-_CONFIG = overrides.define("The config.")
-_TOPOLOGY = flags.DEFINE_string("topology", None, "The devices, such as gpu:h200x1.")
-_ONLY = flags.DEFINE_list("only", [], "Programs whose names start so.")
-_TIMES = flags.DEFINE_integer("times", 5, "Calls of each program.", lower_bound=1)
-_JSON = flags.DEFINE_string("json", "", "File for all that was measured.")
+_FLAGS = flags.FlagValues()  # Its own: another benchmark has flags of the same names.
+_CONFIG = overrides.define("The config.", flag_values=_FLAGS)
+_TOPOLOGY = flags.DEFINE_string(
+  "topology", None, "The devices, such as gpu:h200x1.", flag_values=_FLAGS
+)
+_ONLY = flags.DEFINE_list("only", [], "Programs whose names start so.", flag_values=_FLAGS)
+_TIMES = flags.DEFINE_integer(
+  "times", 5, "Calls of each program.", lower_bound=1, flag_values=_FLAGS
+)
+_JSON = flags.DEFINE_string("json", "", "File for all that was measured.", flag_values=_FLAGS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +160,7 @@ def line(row: table.ProgramRow, found: dict[str, Any], where: chips.Slice) -> st
 
 def main(argv: Sequence[str]) -> int:
   try:
-    overrides.parse_flags(flags.FLAGS, list(argv[1:]), sections.AuditConfig)
+    overrides.parse_flags(_FLAGS, list(argv[1:]), sections.AuditConfig)
     if _CONFIG.value is None or _TOPOLOGY.value is None:
       raise UserError("--config and --topology are needed")
     where = chips.parse(_TOPOLOGY.value)
