@@ -31,6 +31,7 @@ import optax
 import optax.contrib
 
 from auditdm_jax.core import checkpoint, jsonio, metrics, streams
+from auditdm_jax.core import tree as tree_lib
 from auditdm_jax.core.config import UserError, build, check
 from auditdm_jax.models import int8, multimodal, siglip, weights
 from auditdm_jax.models.gemma import GemmaConfig
@@ -375,7 +376,7 @@ def train_model(
     UserError: the checkpoint there is of another recipe.
   """
   language = LANGUAGES[settings.world]
-  if start:
+  if start is not None:
     params = start.params
   else:
     params = multimodal.init(config, _init_key(spec.seed))
@@ -607,7 +608,11 @@ def _make(
   tokenizer: Tokenizer,
   tower,
 ) -> None:
-  """Trains, measures and saves a model, and what it starts from, unless they are there."""
+  """Trains, measures and saves a model, and what it starts from, unless they are there.
+
+  Raises:
+    UserError: what it starts from has another vision tower.
+  """
   if (output / name / "config.json").exists():
     return
   spec, language = settings.models[name], LANGUAGES[settings.world]
@@ -618,6 +623,9 @@ def _make(
       _make(spec.start, settings, output, workdir, tokenizer, tower)
       made = output / spec.start
     start = load_vlm(made)
+    found, own = (tree_lib.flatten(x) for x in (multimodal.tower(start.params), tower))
+    if not all(np.array_equal(found[path], leaf) for path, leaf in own.items()):
+      raise UserError(f"{made}: its vision tower is not that of {output / 'siglip'}")
   architecture = model_config(spec, settings.vision.model, tokenizer)
   training = workdir / name
   with checkpoint.Checkpointer(training, keep=1) as saved:

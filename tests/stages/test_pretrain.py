@@ -16,6 +16,7 @@ from auditdm_jax.core.config import UserError, build
 from auditdm_jax.models import multimodal, siglip, weights
 from auditdm_jax.scenes import gaps, questions
 from auditdm_jax.scenes.mix import Mix, vocabulary
+from auditdm_jax.scenes.needle import NEEDLE
 from auditdm_jax.stages import pretrain
 from auditdm_jax.text.tokenizer import Tokenizer
 from auditdm_jax.vlm import load_vlm
@@ -142,6 +143,25 @@ def test_a_target_starts_from_its_base_which_is_made_before_it_or_taken(needle, 
   base, target = (tree.flatten(load_vlm(models / name).params) for name in ("base", "target"))
   moved = np.concatenate([np.ravel(target[k] - base[k]) for k in base])
   assert 0 < np.abs(moved).max() < 0.2  # Two steps, not another model.
+
+
+def test_a_base_with_another_tower_is_refused(needle, tmp_path):
+  for name, seed in (("a", 11), ("b", 12)):
+    needle.only, needle.vision.seed = ("base", "siglip")[name == "b"], seed
+    assert pretrain.main(needle, tmp_path / name) == 0
+  needle.only, needle.made = "target", str(tmp_path / "a/models")
+  with pytest.raises(UserError, match="base: its vision tower is not that of .*b/models/siglip"):
+    pretrain.main(needle, tmp_path / "b")
+  assert {p.name for p in (tmp_path / "b/models").iterdir()} == {"siglip"}
+
+
+def test_a_question_sees_its_whole_image_in_all_layers(needle):
+  vision = build(pretrain.PretrainConfig, needle).vision.model
+  tokenizer = Tokenizer.word_level(vocabulary(NEEDLE))
+  spec = build(pretrain.ModelSpec, needle.models.base)
+  text = pretrain.model_config(spec, vision, tokenizer).text
+  assert any(text.layer_is_local)
+  assert text.window >= vision.num_patches + questions.longest(NEEDLE) + 6
 
 
 def test_a_model_can_only_start_from_one_before_it(needle, tmp_path):
