@@ -62,7 +62,7 @@ def questions(count: int, length: int) -> list[str]:
 
 
 def generate(model, ids: np.ndarray, **how) -> np.ndarray:
-  tokens = torch.tensor(ids)
+  tokens = torch.tensor(ids, device=model.device)
   with torch.no_grad():
     out = model.generate(
       tokens,
@@ -71,7 +71,7 @@ def generate(model, ids: np.ndarray, **how) -> np.ndarray:
       cache_implementation="static",
       **how,
     )
-  return out[:, ids.shape[1] :].numpy()
+  return out[:, ids.shape[1] :].cpu().numpy()
 
 
 def answers(model, vlm: Vlm, count: int, length: int) -> tuple[Callable, Callable]:
@@ -130,7 +130,9 @@ def main(folder: pathlib.Path) -> None:
   cores = len(os.sched_getaffinity(0))
   torch.set_num_threads(cores)
   make(folder)
-  model, vlm = transformers.Gemma3ForCausalLM.from_pretrained(folder).eval(), load_vlm(folder)
+  on_gpu = torch.cuda.is_available()
+  model = transformers.Gemma3ForCausalLM.from_pretrained(folder).eval()
+  model, vlm = model.to("cuda" if on_gpu else "cpu"), load_vlm(folder)
   cases = {
     "batch 1": answers(model, vlm, 1, 16),
     "batch 32": answers(model, vlm, 32, 16),
@@ -138,7 +140,8 @@ def main(folder: pathlib.Path) -> None:
   }
   out = {name: measure(*sides, TURNS[name]) for name, sides in cases.items()}
   size = sum(p.numel() for p in model.parameters())
-  print(json.dumps({"parameters": size, "cores": cores, "cases": out}))
+  device = jax.devices()[0].device_kind if on_gpu else f"{cores} cores"
+  print(json.dumps({"parameters": size, "device": device, "cases": out}))
 
 
 if __name__ == "__main__":

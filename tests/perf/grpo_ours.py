@@ -179,6 +179,7 @@ def run(
     "gap": metrics["sampler_gap_max"],
     "parameters": sum(x.size for x in jax.tree.leaves(vlm.params)),
     "versions": f"jax {jax.__version__}",
+    "device": jax.devices()[0].device_kind,
   }
 
 
@@ -208,6 +209,8 @@ if __name__ == "__main__":
   where, name, count, *options = sys.argv[1:]
   given = {key: int(value) for key, value in (o.split("=") for o in options if "=" in o)}
   jax.config.update("jax_num_cpu_devices", given.pop("devices", 1))
+  if jax.default_backend() != "cpu":
+    given["micro_rows"] = 0  # They are for a CPU's caches.
   shared = "plain" not in options
   done = run(where, grpo_sizes.SIZES[name], int(count), shared=shared, **given)
   print(json.dumps(done))

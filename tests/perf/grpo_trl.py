@@ -57,12 +57,13 @@ def run(folder: pathlib.Path, size: grpo_sizes.Size, steps: int) -> dict:
     lengths.extend(map(len, completion_ids))
     return [float(len(set(ids)) % 2) for ids in completion_ids]
 
-  clock = Clock()
+  clock, on_gpu = Clock(), torch.cuda.is_available()
+  parts = 1 if on_gpu else size.trl_parts
   args = trl.GRPOConfig(
-    output_dir=str(folder / "out"), per_device_train_batch_size=rows // size.trl_parts,
-    gradient_accumulation_steps=size.trl_parts, num_generations=size.group,
+    output_dir=str(folder / "out"), per_device_train_batch_size=rows // parts,
+    gradient_accumulation_steps=parts, num_generations=size.group,
     max_completion_length=size.completion, max_steps=steps, learning_rate=3e-6, beta=0.0,
-    temperature=1.0, use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[],
+    temperature=1.0, use_cpu=not on_gpu, bf16=False, gradient_checkpointing=False, report_to=[],
     logging_steps=10**6, save_strategy="no", disable_tqdm=True, loss_type="grpo",
     generation_kwargs={"min_new_tokens": size.completion}, dataloader_num_workers=0,
     top_k=0, top_p=1.0, seed=0,
@@ -79,6 +80,7 @@ def run(folder: pathlib.Path, size: grpo_sizes.Size, steps: int) -> dict:
     "cpu_seconds": list(np.diff(clock.cpu)),
     "parameters": sum(p.numel() for p in model.parameters()),
     "versions": f"trl {trl.__version__}, torch {torch.__version__}",
+    "device": torch.cuda.get_device_name() if on_gpu else "cpu",
   }
 
 

@@ -14,17 +14,15 @@ COMMAND
 """
 
 import json
-import os
-import pathlib
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from tests.perf import apart
+
 pytestmark = pytest.mark.perf
 
-ROOT = pathlib.Path(__file__).parents[2]
 TOKENS = {"batch 1": 64, "batch 32": 32 * 64, "4 prompts x 8 samples": 32 * 64}
 # Of the tokens per second of transformers; the project's, on an idle machine.
 GOALS = {"batch 1": 2.0, "batch 32": 2.0, "4 prompts x 8 samples": 3.0}
@@ -34,17 +32,8 @@ GOALS = {"batch 1": 2.0, "batch 32": 2.0, "4 prompts x 8 samples": 3.0}
 def speed(tmp_path_factory) -> dict:
   pytest.importorskip("torch")
   pytest.importorskip("transformers")
-  env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}  # the tests' do not optimise
-  done = subprocess.run(
-    [sys.executable, "-m", "tests.perf.answer_speed", str(tmp_path_factory.mktemp("gemma3"))],
-    cwd=ROOT,
-    env=env,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr[-3000:]
-  return json.loads(done.stdout.splitlines()[-1])
+  printed = apart.run(sys.executable, "answer_speed", tmp_path_factory.mktemp("gemma3"))
+  return json.loads(printed.splitlines()[-1])
 
 
 @pytest.mark.parametrize("name", list(GOALS))
@@ -54,7 +43,7 @@ def test_tokens_per_second_against_transformers(speed, name):
   ratio = rate["ours"] / rate["theirs"]
   spread = {side: f"{min(case[side]):.2f} to {max(case[side]):.2f} s" for side in rate}
   print(
-    f"\n{name}, {speed['parameters'] / 1e6:.0f} M parameters, {speed['cores']} cores: "
+    f"\n{name}, {speed['parameters'] / 1e6:.0f} M parameters, {speed['device']}: "
     f"{rate['ours']:.0f} tokens/s ({spread['ours']}), "
     f"transformers {rate['theirs']:.0f} ({spread['theirs']}), ratio {ratio:.2f}; "
     f"first call {case['first']['ours']:.0f} s, transformers {case['first']['theirs']:.0f} s"

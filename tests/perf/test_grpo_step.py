@@ -19,41 +19,27 @@ import sys
 import numpy as np
 import pytest
 
-from tests.perf import grpo_sizes
+from tests.perf import apart, grpo_sizes
 
 pytestmark = pytest.mark.perf
 
-ROOT = pathlib.Path(__file__).parents[2]
 TRL_PYTHON = os.environ.get("TRL_PYTHON", sys.executable)
 # Of TRL's time; the goals are those of the project, measured on two otherwise idle cores.
 GOALS = {"scenes": 5.0, "100m": 3.0}
-STEPS = {"scenes": 20, "100m": 3}
+STEPS = {"scenes": 20, "100m": 4}
 # As the configs have it: tiny models unroll their layers and stay in the cache by micro-batches.
 OPTIONS = {"scenes": ("unroll=3", "micro_rows=4"), "100m": ("micro_rows=1",)}
 
 
-def run(python: str, module: str, *args: object) -> str:
-  """What a module prints, in a process of its own."""
-  env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}  # the tests' do not optimise
-  done = subprocess.run(
-    [python, "-m", f"tests.perf.{module}", *map(str, args)],
-    cwd=ROOT,
-    env=env | {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr[-3000:]
-  return done.stdout
-
-
 def ours(folder: pathlib.Path, size: str, *options: str) -> dict:
-  return last(run(sys.executable, "grpo_ours", folder, size, STEPS[size], *OPTIONS[size], *options))
+  return last(
+    apart.run(sys.executable, "grpo_ours", folder, size, STEPS[size], *OPTIONS[size], *options)
+  )
 
 
 def theirs(folder: pathlib.Path, size: str) -> dict:
   cores = len(os.sched_getaffinity(0))
-  return last(run(TRL_PYTHON, "grpo_trl", folder, size, STEPS[size], cores))
+  return last(apart.run(TRL_PYTHON, "grpo_trl", folder, size, STEPS[size], cores))
 
 
 def last(printed: str) -> dict:
@@ -68,7 +54,7 @@ def checkpoint(request, tmp_path_factory) -> tuple[str, pathlib.Path]:
   if found.returncode:
     pytest.skip("trl is not installed: TRL_PYTHON names a Python that has it")
   folder = tmp_path_factory.mktemp(request.param)
-  run(sys.executable, "grpo_checkpoint", folder, request.param)
+  apart.run(sys.executable, "grpo_checkpoint", folder, request.param)
   return request.param, folder
 
 
@@ -87,6 +73,7 @@ def test_a_step_against_trl(checkpoint):
       side[key] += more[key]
   assert mine["parameters"] == other["parameters"]
   assert mine["gap"] < 1e-3
+  assert mine["device"] == other["device"]
   size = grpo_sizes.SIZES[name]
   prompt = size.image_tokens + size.text_tokens + 2
   ratio, cpu_ratio = (
@@ -94,7 +81,7 @@ def test_a_step_against_trl(checkpoint):
   )
   print(
     f"\n{name}: {size.prompts} x {size.group} x ({prompt} + {size.completion}) tokens,"
-    f" {mine['parameters']:,} parameters, {len(os.sched_getaffinity(0))} cores"
+    f" {mine['parameters']:,} parameters, {mine['device']}, {len(os.sched_getaffinity(0))} cores"
     f"\n  {mine['versions']:28} {spread(mine['seconds'])}; compiles in {mine['compile']:.0f} s"
     f"\n  {other['versions']:28} {spread(other['seconds'])}"
     f"\n  ratio {ratio:.1f}, goal {GOALS[name]:.0f}; of CPU seconds {cpu_ratio:.1f}"
