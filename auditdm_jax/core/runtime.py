@@ -95,7 +95,11 @@ def setup(
 
 
 def stay_off_accelerators() -> None:
-  """Leaves them to another process of this machine; to be called before jax is used."""
+  """Leaves them to another process of this machine; to be called before jax is used.
+
+  Nor must CUDA's libraries be there, without which jax prints the traceback of its plugin's error.
+  """
+  os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
   jax.config.update("jax_platforms", "cpu")
 
 

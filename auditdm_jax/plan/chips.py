@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import dataclasses
 import math
 import re
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax.experimental import topologies
@@ -34,6 +34,11 @@ class Chip:
   link_rate: float
 
   @property
+  def compiler(self) -> Literal["tpu", "cuda", "cpu"]:
+    """Whose programs it runs."""
+    return "tpu" if self.kind.startswith("TPU") else "cuda" if self.flops else "cpu"
+
+  @property
   def flops(self) -> float | None:
     return machine.peak_flops(self.kind)
 
@@ -55,6 +60,37 @@ _SHAPES = {
 }
 
 
+# What XLA knows of a Hopper GPU in an SXM module, whose kinds differ in their memory alone. It is a
+# stream_executor.GpuTargetConfigProto; the numbers are CUDA's own device properties.
+_HOPPER = """
+platform_name: "CUDA"
+device_description_str: "{kind}"
+dnn_version_info {{ major: 9 minor: 8 }}
+runtime_version {{ major: 12 minor: 8 }}
+gpu_device_info {{
+  cuda_compute_capability {{ major: 9 }}
+  core_count: 132
+  fpus_per_core: 128
+  clock_rate_ghz: 1.98
+  l2_cache_size: 52428800
+  memory_bandwidth: {memory_rate:.0f}
+  device_memory_size: {memory:.0f}
+  threads_per_warp: 32
+  threads_per_block_limit: 1024
+  threads_per_core_limit: 2048
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+  shared_memory_per_core: 233472
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+}}
+"""
+_GPUS = 8  # Of a machine; between machines the links are others.
+
+
 @dataclasses.dataclass(frozen=True)
 class Slice:
   """Chips that work together.
@@ -63,19 +99,26 @@ class Slice:
     name: as it was asked for.
     chip: its kind.
     size: how many.
-    is_tpu: whether programs are compiled by the TPU's own compiler; otherwise XLA's for CPUs splits
-      them, and what they need besides their arguments is an upper bound: it computes bf16 in fp32.
   """
 
   name: str
   chip: Chip
   size: int
-  is_tpu: bool
+
+  @property
+  def is_tpu(self) -> bool:
+    return self.chip.compiler == "tpu"
 
   def devices(self) -> Sequence[Any]:
     """Its devices, which need not exist; those of a CPU must have been asked for at start."""
-    if not self.is_tpu:
+    if self.chip.compiler == "cpu":
       return jax.devices("cpu")[: self.size]
+    if self.chip.compiler == "cuda":
+      known = _HOPPER.format(**vars(self.chip))
+      grid = f"1x1x{self.size}"  # NVLink domains, machines, GPUs of a machine.
+      return topologies.get_topology_desc(
+        platform="cuda", target_config=known, topology=grid
+      ).devices
     # A host has 2x2 chips, but for the machines of one chip.
     alone = {"chips_per_host_bounds": (1, 1, 1)} if self.size == 1 else {}
     return topologies.get_topology_desc(platform="tpu", topology_name=self.name, **alone).devices
@@ -94,12 +137,14 @@ def parse(name: str) -> Slice:
     whole = sizes[0] % 2 == sizes[1] % 2 == 0 or (sizes == (1, 1) and _AXES[kind] == 2)
     if len(sizes) != _AXES[kind] or not whole:
       raise UserError(f"--topology={name}: no slice of {kind} has that shape; {_SHAPES[kind]}")
-    return Slice(name, CHIPS[kind], math.prod(sizes), True)
+    return Slice(name, CHIPS[kind], math.prod(sizes))
   if kind == "cpu" and shape.isdigit() and int(shape):
-    return Slice(name, CHIPS[kind], int(shape), False)
+    return Slice(name, CHIPS[kind], int(shape))
   gpu = re.fullmatch(r"(\w+)x(\d+)", shape) if kind == "gpu" else None
   if gpu and gpu[1] in ("h100", "h200") and int(gpu[2]):
-    return Slice(name, CHIPS[gpu[1]], int(gpu[2]), False)
+    if int(gpu[2]) > _GPUS:
+      raise UserError(f"--topology={name}: at most {_GPUS}, the GPUs of one machine, are planned")
+    return Slice(name, CHIPS[gpu[1]], int(gpu[2]))
   hint = did_you_mean(kind, ["v5e", "v6e", "v5p", "gpu", "cpu"])
   raise UserError(
     f"--topology={name}: no such slice{hint}; there are v5e:4x4, v6e:2x4, v5p:2x2x2, gpu:h200x8,"

@@ -29,6 +29,12 @@ from auditdm_jax.plan.child import Task
 _LAST = "*after_optimizations_after_buffer_assignment.txt"
 _REPORT = "*after_optimizations-memory-usage-report.txt"
 _LARGEST = 4  # Buffers that are named.
+# By whose compiler it is: modules, one of which has it, and what to install. Neither needs a chip.
+_COMPILERS = {
+  "tpu": (("libtpu",), "jax[tpu]"),
+  "cuda": (("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13"), "jax-cuda12-plugin"),
+  "cpu": ((), ""),
+}
 _POLL_S = 0.2
 
 
@@ -57,11 +63,19 @@ class Compiled:
 
 def check(where: chips.Slice) -> None:
   """Raises a UserError if nothing can be compiled for these chips here."""
-  if where.is_tpu and importlib.util.find_spec("libtpu") is None:
+  modules, package = _COMPILERS[where.chip.compiler]
+  if modules and not any(map(_is_installed, modules)):
     raise UserError(
-      f"--topology={where.name}: needs the compiler of the TPU, which is in a package of its own:"
-      f' pip install "jax[tpu]=={jax.__version__}"'
+      f"--topology={where.name}: needs the compiler of the {where.chip.kind}, which is in a package"
+      f' of its own: pip install "{package}=={jax.__version__}"'
     )
+
+
+def _is_installed(module: str) -> bool:
+  try:
+    return importlib.util.find_spec(module) is not None
+  except ModuleNotFoundError:  # Nor is what it would be in.
+    return False
 
 
 def compile_program(

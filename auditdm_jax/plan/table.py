@@ -119,7 +119,8 @@ def _seconds(where: chips.Slice, compiled: Compiled) -> dict[str, float]:
 
 def text(plan: Plan) -> str:
   """Returns the table."""
-  about = "" if plan.where.is_tpu else "; memory is an upper bound, by XLA for CPUs"
+  upper = plan.where.chip.compiler == "cpu"
+  about = "; memory is an upper bound: a CPU computes bf16 in fp32" if upper else ""
   lines = [
     f"{plan.where.name}: {plan.where.size} chips, {LABEL}{about}",
     f"{'program':{_NAME}} {'GiB':>6} {'beside':>6} {'of 90%':>6} {'TFLOP':>7} {'HBM GB':>7}"

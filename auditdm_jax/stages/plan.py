@@ -26,7 +26,7 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict
 
-from auditdm_jax.core import overrides
+from auditdm_jax.core import overrides, runtime
 from auditdm_jax.core.config import UserError, build, did_you_mean
 from auditdm_jax.models import variants, weights
 from auditdm_jax.models.multimodal import VlmConfig
@@ -53,6 +53,7 @@ _ONLY = flags.DEFINE_list("only", [], "Programs whose names start so.", flag_val
 def main() -> int:
   if _CONFIG.value is None or _TOPOLOGY.value is None:
     raise UserError("plan needs --config and --topology; see plan --help")
+  runtime.stay_off_accelerators()
   where = chips.parse(_TOPOLOGY.value)
   compiling.check(where)
   if "models" not in _CONFIG.value:

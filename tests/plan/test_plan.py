@@ -106,11 +106,35 @@ def test_a_shape_that_no_slice_has(name):
     chips.parse(name)
 
 
-@pytest.mark.parametrize("name", ["v5e:1x1", "v6e:2x4", "v5p:2x2x1"])
+def needs_compiler(where):
+  try:
+    compiling.check(where)
+  except UserError as e:
+    pytest.skip(str(e))
+
+
+@pytest.mark.parametrize("name", ["v5e:1x1", "v6e:2x4", "v5p:2x2x1", "gpu:h100x8", "gpu:h200x1"])
 def test_the_compiler_knows_the_slices(name):
-  pytest.importorskip("libtpu")
   where = chips.parse(name)
-  assert len(where.devices()) == where.size
+  needs_compiler(where)
+  devices = where.devices()
+  assert len(devices) == where.size
+  assert devices[0].device_kind.startswith(where.chip.kind.removesuffix("e"))
+
+
+@pytest.mark.parametrize(
+  ("name", "package"), [("v5e:4x4", r"jax\[tpu\]"), ("gpu:h200x8", "jax-cuda12-plugin")]
+)
+def test_a_compiler_that_is_not_there(name, package, monkeypatch):
+  monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(UserError, match=f'{package}=={jax.__version__}"'):
+    compiling.check(chips.parse(name))
+  compiling.check(chips.parse("cpu:8"))
+
+
+def test_gpus_of_more_than_one_machine():
+  with pytest.raises(UserError, match="gpu:h200x16: at most 8, the GPUs of one machine"):
+    chips.parse("gpu:h200x16")
 
 
 def test_names_of_slices():
@@ -261,11 +285,10 @@ def test_a_mistake_is_told_as_one(given, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("topology", ["cpu:8", "v5e:2x4"])
+@pytest.mark.parametrize("topology", ["cpu:8", "v5e:2x4", "gpu:h100x8"])
 def test_every_program_of_a_tiny_run_compiles(topology):
   where = chips.parse(topology)
-  if where.is_tpu:
-    pytest.importorskip("libtpu")
+  needs_compiler(where)
   for step in steps.steps(run(), where.size):
     done = compiling.compile_program(step.build, where)
     assert done.total > done.stays > 0 and not done.refused

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Programs as a whole: loops, pieces, memory, and totals against counts by hand.
 
-The files of `hlo/` are compiled programs of `configs/paligemma2.py` (jax 0.10.2, libtpu 0.0.42.1),
-reduced to what moves over the links: other instructions, layouts and metadata are left out.
+The files of `hlo/` are compiled programs of `configs/paligemma2.py` (jax 0.10.2, libtpu 0.0.42.1;
+of GPUs jax-cuda12-pjrt 0.10.2), reduced to what moves over the links: other instructions, layouts
+and metadata are left out.
 """
 
 import pathlib
@@ -197,6 +198,8 @@ TOKENS = (32 * 1144 + 64 * 551) * 2560 * 2
 SHOWN = (32 * 8 * 96 * 2560 + 64 * 64 * 2560 + 96 * 256 * 1152) * 2
 # The head's backward sums the gradient of 1024 states, over 24 and 4 pieces of the completions.
 HEAD = (24 + 4) * 1024 * 2560 * 2
+# From the tower to the decoder, in fp32.
+PROJECTOR = 1152 * 2560 * 4
 
 
 def gathered(size, n):
@@ -255,6 +258,10 @@ PROGRAMS = {
   # Square slices sum gradients whole, and what `psum_scatter` should have scattered.
   "train_v5e_4x4": train(16, reduced(LAYER, 16), reduced(TOKENS, 16)),
   "train_v5p_2x2x2": train(8, reduced(LAYER, 8), reduced(TOKENS, 8)),
+  # GPUs scatter all gradients, and sum the head's in fp32.
+  "train_h100x8": train(8, gathered(LAYER, 8), gathered(TOKENS, 8))
+  + reduced(HEAD, 8)
+  + 2 * gathered(PROJECTOR, 8),
   "encode_v5e_8x8": encode_64(),
   "answer_v6e_4x4": answer_4(),
 }
