@@ -86,6 +86,16 @@ def active() -> AbstractMesh | None:
   return None if mesh.empty or mesh.size == 1 else mesh
 
 
+def on_one_gpu() -> bool:
+  """Returns whether what is traced now is for a single GPU.
+
+  It is one if the default device is, which `plan` sets to one that need not exist.
+  """
+  device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+  platform = jax.default_backend() if device is None else getattr(device, "platform", device)
+  return platform in ("gpu", "cuda") and active() is None
+
+
 def row_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
   """Returns the axes over which rows are split."""
   return tuple(name for name in mesh.axis_names if name != TENSOR)

@@ -153,6 +153,9 @@ def sample(
   else:
     tail = tails.tokens.shape[2]
     start = _prefill_tails(config, params, features, tokens, valid, tails)
+  kv = start.kv
+  if multimodal.lists_layers_of_steps(params):
+    params, kv = multimodal.list_layers(params), multimodal.list_kv(kv)
   suffix = jnp.arange(max(c - 1, 1))  # The last token is not written, and no axis is empty.
   past_positions = jnp.concatenate([start.positions, start.count[..., None] + suffix], axis=2)
 
@@ -182,7 +185,7 @@ def sample(
   rows = (b, group)
   state = _State(
     t=jnp.int32(0),
-    past=multimodal.start_past(start.kv, samples=group, room=suffix.size, tail=tail),
+    past=multimodal.start_past(kv, samples=group, room=suffix.size, tail=tail),
     tokens=jnp.zeros((*rows, c), jnp.int32),
     logprobs=jnp.zeros((*rows, c), jnp.float32),
     length=jnp.zeros(rows, jnp.int32),

@@ -374,6 +374,22 @@ def lists_layers(config: VlmConfig, params: Params) -> bool:
   return plain and text.unroll >= text.depth
 
 
+def lists_layers_of_steps(params: Params) -> bool:
+  """Returns whether steps are faster with stacked layers in a list: on a GPU.
+
+  XLA for GPUs copies each layer out of the stack before it multiplies with it, at every token. A
+  list is made once, and takes the memory of a second decoder until the last token.
+  """
+  stacked = _form(params) == "stacked" and not int8.is_quantized(params)
+  return stacked and mesh_lib.on_one_gpu()
+
+
+def list_kv(kv: Any) -> list[Any]:
+  """Returns the keys and values of `prefill` layer by layer, as those of listed layers are."""
+  leaves, structure = jax.tree.flatten(kv)
+  return [structure.unflatten(layer) for layer in zip(*leaves, strict=True)]
+
+
 def list_layers(params: Params) -> Params:
   """Returns the parameters, or some of them, with the decoder's layers in a list."""
   llm = dict(params.get("llm", {}))

@@ -35,6 +35,14 @@ def test_wrong_rules(spec, message):
     mesh_lib.shardings(mesh, [("w", spec)], {"w": np.zeros((3, 2))})
 
 
+def test_one_gpu(monkeypatch):
+  assert not mesh_lib.on_one_gpu()
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert mesh_lib.on_one_gpu()
+  with jax.default_device(jax.devices("cpu")[0]):
+    assert not mesh_lib.on_one_gpu()
+
+
 def test_eight_devices(run_python):
   run_python(
     """

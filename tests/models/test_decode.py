@@ -209,6 +209,18 @@ def test_split_and_listed_parameters_draw_the_same():
     np.testing.assert_allclose(whole.logprobs, split.logprobs, atol=2e-5)
 
 
+@pytest.mark.parametrize("config", [BIASED, PALIGEMMA, GEMMA3])
+def test_layers_listed_for_the_steps_alone_draw_the_same(config, monkeypatch):
+  params = drawn.params(config)
+  sc = decode.SampleConfig(C, 1.0, stop_ids=(3,))
+  whole = draw(config, sc, params)
+  monkeypatch.setattr(mm.mesh_lib, "on_one_gpu", lambda: True)
+  jax.clear_caches()
+  listed = draw(config, sc, params)
+  np.testing.assert_array_equal(whole.tokens, listed.tokens)
+  np.testing.assert_allclose(whole.logprobs, listed.logprobs, atol=2e-5)
+
+
 @pytest.mark.parametrize("split", [False, True])
 def test_a_step_does_not_copy_the_cache(split):
   """Copied at each step, it took a sixth of the time of 32 rows and 98 M parameters."""
