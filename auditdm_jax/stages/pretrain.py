@@ -411,8 +411,8 @@ def train_model(
   )
   phases = [(n, False) for n in spec.steps] + [(n, True) for n in spec.drill]
   identity = _identity(spec, settings)
-  progress = metrics.Progress(sum(n for n, _ in phases), name)
   first, done = 0, training.latest() or 0
+  progress = metrics.Progress(sum(n for n, _ in phases), name, done=done)
   for steps, drill in phases:
     last = first + steps
     tx = optim.build(steps)
