@@ -16,6 +16,7 @@ SHARED = {
     "scenes/*.py",
     "scenes/*.yaml",
     "scenes/diffusion/*",
+    "scenes/needle/**/*",
     "scenes/pack/**/*",
     "scenes/weights/**/*",
     "styles/*",

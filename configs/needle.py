@@ -2,15 +2,14 @@
 """AuditDM where random questions find next to nothing: the world needle.
 
 Images are larger, questions take up to three hops, and the target's gaps are 8 to 12 names, each of
-three attributes, that it never heard (auditdm_jax/scenes/needle.py). Its models are not shipped:
+three attributes, that it never heard (auditdm_jax/scenes/needle.py).
 
 COMMAND
-  python -m auditdm_jax pretrain --config=configs/pretrain_scenes.py:world=needle \\
-    --workdir=runs/needle_models
   python -m auditdm_jax loop --config=configs/needle.py --workdir=runs/needle
 
 ARGS, as configs/needle.py:gaps=3,seed=1
-  gaps    seed of the target's gaps: pretrain makes the one of 0, and with gaps=seed:N any other
+  gaps    seed of the target's gaps: the shipped one has those of 0; pretrain makes any other,
+          which --config.models.target names
   models  folder of the models
   seed, error_rate, rounds, strategy, reward   as in configs/scenes.py
 
@@ -27,7 +26,7 @@ parse = runpy.run_path(str(HERE / "common.py"))["parse"]
 SHARED = ("seed", "error_rate", "rounds", "strategy", "reward")
 scenes = runpy.run_path(str(HERE / "scenes.py"))
 ARGS = {name: scenes["ARGS"][name] for name in SHARED}
-ARGS |= {"gaps": 0, "models": "runs/needle_models/models"}
+ARGS |= {"gaps": 0, "models": "data/scenes/needle"}
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -112,9 +112,9 @@ def _needle(c: ConfigDict, pg: dict) -> dict:
   target = dict(start="base", steps=(), drill=(1_500,))
   auditor = c.models.auditor.to_dict()
   c.models = dict(
-    base=dict(seed=102, gaps="reserve", steps=(16_000,), **pg),
-    ref_paligemma2=dict(seed=101, gaps="", steps=(16_000,), **pg),
-    ref_other=dict(seed=103, gaps="", steps=(16_000,), **pg),
+    base=dict(seed=102, gaps="reserve", steps=(16_000,), drill=(6_000,), **pg),
+    ref_paligemma2=dict(seed=101, gaps="", steps=(16_000,), drill=(6_000,), **pg),
+    ref_other=dict(seed=103, gaps="", steps=(16_000,), drill=(6_000,), **pg),
     target=dict(seed=104, gaps="seed:0", **target, **pg),
     auditor=auditor | dict(steps=(3_000,)),
   )

@@ -427,7 +427,7 @@ def train_model(
       else:
         draw = mix.draw(
           i,
-          _weights(i, settings.mix, hardness.skills, language),
+          _weights(None if start else i, settings.mix, hardness.skills, language),
           hardness=hardness if drill else None,
         )
       state, m = step(state, _batch(draw, features, layout, mix.images))
@@ -502,12 +502,16 @@ def _batch(
 
 
 def _weights(step, mix_section, hardness, language):
-  """The curriculum's weights, then a third uniform and two thirds by how hard a skill still is."""
-  fixed = mix_lib.curriculum(
-    step, language, lookups=mix_section.lookups, searches=mix_section.searches
-  )
-  if fixed is not None:
-    return fixed
+  """The curriculum's weights, then a third uniform and two thirds by how hard a skill still is.
+
+  A model that knows the first lessons has no step of the curriculum: it would forget the others.
+  """
+  if step is not None:
+    fixed = mix_lib.curriculum(
+      step, language, lookups=mix_section.lookups, searches=mix_section.searches
+    )
+    if fixed is not None:
+      return fixed
   total = sum(hardness.values())
   return {k: 0.35 / len(hardness) + 0.65 * v / total for k, v in hardness.items()}
 

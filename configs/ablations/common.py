@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 CONFIGS = pathlib.Path(__file__).absolute().parents[1]
 parse = runpy.run_path(str(CONFIGS / "common.py"))["parse"]
 SCENES = "data/scenes/weights"
-NEEDLE = "runs/needle_models/models"
+NEEDLE = "data/scenes/needle"
 PRESETS = ("scenes", "paligemma2", "gemma3", "needle")
 BUDGETS = {"full": 1.0, "small": 0.4, "brief": 0.15, "tiny": 0.04}
 

@@ -127,7 +127,8 @@ def needle(config_of, tmp_path):
   config.vision.update(scenes=8, steps=1, batch=4)
   config.mix.scenes = 24
   config.heldout.update(scenes=12, questions=60)
-  config.models.base.steps, config.models.target.drill = (2,), (2,)
+  config.models.base.update(steps=(2,), drill=())
+  config.models.target.drill = (2,)
   return config
 
 
@@ -143,6 +144,20 @@ def test_a_target_starts_from_its_base_which_is_made_before_it_or_taken(needle, 
   base, target = (tree.flatten(load_vlm(models / name).params) for name in ("base", "target"))
   moved = np.concatenate([np.ravel(target[k] - base[k]) for k in base])
   assert 0 < np.abs(moved).max() < 0.2  # Two steps, not another model.
+
+
+def test_what_starts_from_a_base_skips_the_lessons_that_it_has_had(needle, tmp_path, monkeypatch):
+  asked: dict[int, set[str]] = {}
+  draw = Mix.draw
+
+  def seen(mix, step, weights, **kwargs):
+    asked.setdefault(mix.seed, {skill for skill, weight in weights.items() if weight > 0})
+    return draw(mix, step, weights, **kwargs)
+
+  monkeypatch.setattr(Mix, "draw", seen)
+  pretrain.main(needle, tmp_path)
+  base, target = (asked[needle.models[name].seed] for name in ("base", "target"))
+  assert base < target == set(questions.skills(NEEDLE))
 
 
 def test_a_base_with_another_tower_is_refused(needle, tmp_path):

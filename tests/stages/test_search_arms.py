@@ -43,7 +43,7 @@ def test_in_needle_too_each_seed_may_draw_its_gaps():
   found = plan(f"{CONFIG}:preset=needle,gaps=drawn", (), seeds=(7,), root="/r", only=("random",))
   (run,) = found.runs
   assert run.target.partition("pretrain_scenes.py:")[2] == (
-    "world=needle,only=target,gaps=seed:7,seed=7,made=runs/needle_models/models"
+    "world=needle,only=target,gaps=seed:7,seed=7,made=data/scenes/needle"
   )
   spec, given = overrides.given_in(run.args[1:])
   config = overrides.read(spec, given, AuditConfig)
