@@ -65,7 +65,8 @@ def test_init_copies_and_leaves_what_differs(wheel, tmp_path, monkeypatch, capsy
     assert init.main() == 0
     assert "kept as it was: " in capsys.readouterr().out
   assert (mine / "configs/scenes.py").read_text() == "# mine"
-  assert (mine / "data/scenes/weights/auditor/model.safetensors").is_file()
+  for models in ("weights", "needle"):
+    assert (mine / "data/scenes" / models / "auditor/model.safetensors").is_file()
 
 
 def test_a_checkout_needs_no_init():

@@ -130,7 +130,7 @@ def main(folder: pathlib.Path) -> None:
   cores = len(os.sched_getaffinity(0))
   torch.set_num_threads(cores)
   make(folder)
-  on_gpu = torch.cuda.is_available()
+  on_gpu = torch.cuda.is_available() and jax.default_backend() == "gpu"  # Both, or none.
   model = transformers.Gemma3ForCausalLM.from_pretrained(folder).eval()
   model, vlm = model.to("cuda" if on_gpu else "cpu"), load_vlm(folder)
   cases = {

@@ -4,8 +4,10 @@
 from collections import Counter
 import dataclasses
 import hashlib
+import json
 import pathlib
 import re
+import runpy
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from auditdm_jax.scenes.image_backend import ScenesBackend
 from auditdm_jax.scenes.needle import NEEDLE
 from auditdm_jax.stages import worlds
 
+ROOT = pathlib.Path(__file__).parents[2]
 N = 300
 SHIPPED = "870246a407a24564e84b6c15493701a87afbe74afc430ed0773a3c8a5b89c417"
 
@@ -123,7 +126,7 @@ def test_executor_against_an_independent_one_and_question_round_trip(asked):
 
 
 def test_the_skills_file_names_every_question(asked):
-  path = pathlib.Path(__file__).parents[2] / "data/scenes/needle_skills.yaml"
+  path = ROOT / "data/scenes/needle_skills.yaml"
   assign = Assigner(load_seeds(path))
   some = asked[:600]
   named = assign([text for _, text, *_ in some])
@@ -314,3 +317,24 @@ def test_the_world_has_all_hooks():
   assert hooks.oracle(image, asked) == name == hooks.oracle(image, hooks.paraphrase(asked, 1))
   assert hooks.faithful(None, text, image)
   assert not hooks.faithful(None, text.replace("two", "three"), image)
+
+
+def test_the_shipped_models_are_those_of_their_table():
+  folder = ROOT / "data/scenes/needle"
+  rows = [line.strip("| ").split(" | ") for line in (folder / "README.md").read_text().splitlines()]
+  told = {row[0]: row for row in rows if len(row) == 11 and (folder / row[0]).is_dir()}
+  assert told.keys() == {path.name for path in folder.iterdir() if path.is_dir()}
+  for name, row in told.items():
+    weights = (folder / name / "model.safetensors").read_bytes()
+    assert row[-1].strip("`…") == hashlib.sha256(weights).hexdigest()[:16] and len(weights) < 1e6
+  config = runpy.run_path(str(ROOT / "configs/needle.py"))["get_config"]()
+  recipe, *_ = _said_of(config.models.target)
+  assert recipe["gaps"] == config.world.gaps
+  for path in config.models.references:
+    recipe, heldout = _said_of(path)
+    assert not recipe["gaps"] and heldout["all"]["rate"] >= 0.97
+
+
+def _said_of(folder):
+  said = json.loads((ROOT / folder / "config.json").read_text())
+  return said["recipe"], said["heldout"]
