@@ -8,8 +8,8 @@ COMMAND
   python -m auditdm_jax loop --config=configs/needle.py --workdir=runs/needle
 
 ARGS, as configs/needle.py:gaps=3,seed=1
-  gaps    seed of the target's gaps: the shipped one has those of 0; pretrain makes any other,
-          which --config.models.target names
+  gaps    seed of the target's gaps: the shipped one has those of 0; pretrain makes any other N,
+          which is MODELS/target_N, or what --config.models.target names
   models  folder of the models
   seed, error_rate, rounds, strategy, reward   as in configs/scenes.py
 
@@ -35,9 +35,11 @@ def get_config(arg: str = "") -> ConfigDict:
   c = scenes["get_config"](f"target=rare,{said}")
   models = args["models"]
   c.world.update(name="needle", gaps=f"seed:{args['gaps']}")
+  # So that the shipped one is never taken for a target with other gaps than its own.
+  target = "target" if args["gaps"] == 0 else f"target_{args['gaps']}"
   c.models = dict(
     auditor=f"{models}/auditor",
-    target=f"{models}/target",
+    target=f"{models}/{target}",
     references=(f"{models}/ref_paligemma2", f"{models}/ref_other"),
   )
   c.pool.dataset = "scenes/needle/1.1.0"

@@ -327,7 +327,9 @@ def test_the_shipped_models_are_those_of_their_table():
   for name, row in told.items():
     weights = (folder / name / "model.safetensors").read_bytes()
     assert row[-1].strip("`…") == hashlib.sha256(weights).hexdigest()[:16] and len(weights) < 1e6
-  config = runpy.run_path(str(ROOT / "configs/needle.py"))["get_config"]()
+  get_config = runpy.run_path(str(ROOT / "configs/needle.py"))["get_config"]
+  assert not (ROOT / get_config("gaps=3").models.target).exists()  # It has those of 0.
+  config = get_config()
   recipe, *_ = _said_of(config.models.target)
   assert recipe["gaps"] == config.world.gaps
   for path in config.models.references:
