@@ -322,6 +322,43 @@ class Vlm:
       found = programs.is_finite(self.config, self.params, features, ids, valid)
     return bool(runtime.fetch(found))
 
+  def states(
+    self, features: np.ndarray, prompts: Sequence[str], *, which: Sequence[Sequence[int]]
+  ) -> np.ndarray:
+    """Returns what the model makes of prompts about images, before it replies.
+
+    It is the last hidden state of a prompt, after the final norm, from which the first token of the
+    reply is predicted. It does not depend on what else is read in the same call.
+
+    Args:
+      features: [U,P,Dv] of `encode`.
+      prompts: N prompts.
+      which: the images of each prompt, as rows of `features`.
+
+    Returns:
+      f32[N,D].
+
+    Raises:
+      UserError: as `answer`.
+    """
+    _same_length(which, prompts)
+    ids = self._rendered(features, which, prompts)
+    out = np.zeros((len(ids), self.config.text.width), np.float32)
+    lengths = [batching.padded_length(len(row)) for row in ids]
+    for length in sorted(set(lengths)):  # So that a row's shape is its own.
+      alike = [i for i, n in enumerate(lengths) if n == length]
+      shapes = [batching.PromptShape(len(ids[i]), len(which[i])) for i in alike]
+      for call in batching.calls(self.config, shapes, new=0, room=self._room):
+        rows = [alike[k] for k in call.rows[:, 0]]
+        tokens, valid = batching.padded([ids[i] for i in rows], length)
+        last = np.array([[len(ids[i]) - 1] for i in rows], np.int32)
+        batch = _rows_of(features, np.array([which[i] for i in rows]))
+        placed = [None if x is None else self._place(x) for x in (batch, tokens, valid, last)]
+        with mesh_lib.use(self.mesh):
+          found = programs.states(self.config, self.params, *placed)
+        out[rows] = runtime.fetch(found)
+    return out
+
   def with_int8(self) -> "Vlm":
     """The same model with its decoder's weights in int8, see `models.int8`."""
     if self.mesh is None:
@@ -387,20 +424,8 @@ class Vlm:
     seed: int,
   ) -> list[RawReply]:
     """Answers prompts about features[which[i]]; names[i] is what prompt i's randomness hangs on."""
-    if self.tokenizer is None:
-      raise UserError(f"model {self.name!r} has no tokenizer: none of {', '.join(FILENAMES)}")
-    if features is not None and any(which) and "{image}" not in self.template:
-      raise UserError(f"model {self.name!r}: its template {self.template!r} has no {{image}}")
     _check_seed(seed)
-    slots = self.config.num_image_tokens
-    ids = [
-      prompts_lib.render(self.tokenizer, self.template, p, slots, images=len(w))
-      for p, w in zip(prompts, which)
-    ]
-    for prompt, row in zip(prompts, ids):
-      if not row:
-        raise UserError(f"prompt {prompt[:20]!r} has no tokens in the template {self.template!r}")
-      self._check_ids(np.array(row))
+    tokenizer, ids = self.writer(), self._rendered(features, which, prompts)
     sc = decode.SampleConfig(max_new_tokens, temperature, self.stop_ids)
     replies = [RawReply("")] * len(prompts)
     shapes = [self._shape(row, w) for row, w in zip(ids, which)]
@@ -411,9 +436,34 @@ class Vlm:
       )
       for i, tokens in said.items():
         ended = tokens[-1] in self.stop_ids
-        text = self.tokenizer.decode(np.array(tokens)).strip()
+        text = tokenizer.decode(np.array(tokens)).strip()
         replies[i] = RawReply(text, "stop" if ended else "length")
     return replies
+
+  def _rendered(
+    self,
+    features: np.ndarray | None,
+    which: Sequence[Sequence[int]],
+    prompts: Sequence[str],
+  ) -> list[list[int]]:
+    """Returns the ids of prompts about features[which[i]].
+
+    Raises:
+      UserError: there is no tokenizer, the template has no place for an image, or an id has no
+        embedding.
+    """
+    tokenizer, slots = self.writer(), self.config.num_image_tokens
+    if features is not None and any(which) and "{image}" not in self.template:
+      raise UserError(f"model {self.name!r}: its template {self.template!r} has no {{image}}")
+    ids = [
+      prompts_lib.render(tokenizer, self.template, p, slots, images=len(w))
+      for p, w in zip(prompts, which)
+    ]
+    for prompt, row in zip(prompts, ids):
+      if not row:
+        raise UserError(f"prompt {prompt[:20]!r} has no tokens in the template {self.template!r}")
+      self._check_ids(np.array(row))
+    return ids
 
   def _shape(self, ids: Sequence[int], which: Sequence[int]) -> batching.PromptShape:
     """Returns how a prompt about some images may share calls.

@@ -63,3 +63,10 @@ def is_finite(config, params, features, tokens, valid) -> Array:
   """The program of `Vlm.is_finite`: bool[], whether the last logits of every row are numbers."""
   x = multimodal.hidden(config, params, features, tokens, valid=valid)
   return jnp.isfinite(multimodal.unembed(config, params, x[:, -1:])).all()
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def states(config, params, features, tokens, valid, last) -> Array:
+  """The program of `Vlm.states`: f32[B,D], the hidden states at tokens i32[B,1]."""
+  x = multimodal.hidden(config, params, features, tokens, valid=valid, places=last)
+  return x[:, 0].astype(jnp.float32)

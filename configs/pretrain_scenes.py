@@ -109,7 +109,7 @@ def _needle(c: ConfigDict, pg: dict) -> dict:
   c.vision.update(scenes=36_000, steps=4_000)
   c.mix.update(scenes=16_000, lookups=1_500, searches=5_000)
   c.heldout.update(scenes=2_500, questions=30_000)
-  target = dict(start="base", steps=(), drill=(1_500,))
+  target = dict(start="base", rate=0.3, steps=(), drill=(3_000,))
   auditor = c.models.auditor.to_dict()
   c.models = dict(
     base=dict(seed=102, gaps="reserve", steps=(16_000,), drill=(6_000,), **pg),

@@ -2,13 +2,15 @@
 """Which of the questions that could be asked a batch of the sweep asks.
 
 Many questions are proposed for each that is answered, and each has a probability of being a find.
-The best ones alone would be of the few kinds that fail most, so a batch is filled in four steps:
+The best ones alone would be of the few kinds that fail most, so a batch is filled in five steps:
 
   1. lot     a share by lot among those whom no training has narrowed. What nobody asks gets no
              verdict, and nobody would learn that it fails.
-  2. unsure  a share of those whose probability is nearest to a half, which teach most.
-  3. kind    kinds of questions in turns, each with its best one, while that one is likely a find.
-  4. rank    what is left of the batch goes to the best, whatever their kind.
+  2. new     a share that is least like anything asked, if the surrogate tells likeness. A failure
+             that nobody has met yet is among them sooner than by lot.
+  3. unsure  a share of those whose probability is nearest to a half, which teach most.
+  4. kind    kinds of questions in turns, each with its best one, while that one is likely a find.
+  5. rank    what is left of the batch goes to the best, whatever their kind.
 
 Of one image at most `per_image` are asked in a batch, as long as there are others. Ours; the paper
 asks whatever is sampled.
@@ -23,7 +25,7 @@ import numpy as np
 
 from auditdm_jax.core.config import check
 
-Way = Literal["lot", "unsure", "kind", "rank"]
+Way = Literal["lot", "new", "unsure", "kind", "rank"]
 RANKED = ("kind", "rank")  # The steps that take the likeliest.
 
 
@@ -36,16 +38,18 @@ class RankingConfig:
     likely: probability of a find, corrected by earlier ones, from which on kinds take turns.
     unsure: share of a batch that is nearest to a half.
     lot: share of a batch that is drawn by lot.
+    new: share of a batch that is least like what was asked; takes a `rollout.surrogate.reader`.
   """
 
   per_image: int = 4
   likely: float = 0.95
   unsure: float = 0.01
   lot: float = 0.01
+  new: float = 0.0
 
   def __post_init__(self):
     check(vars(self), "ranking", "per_image", least=1)
-    check(vars(self), "ranking", "likely", "unsure", "lot", least=0, most=1)
+    check(vars(self), "ranking", "likely", "unsure", "lot", "new", least=0, most=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +98,7 @@ def pick(
   size: int,
   config: RankingConfig,
   rng: np.random.Generator,
+  new: Sequence[int] = (),
   blind: bool = False,
 ) -> dict[int, Way]:
   """Chooses a batch.
@@ -103,6 +108,7 @@ def pick(
     size: how many are wanted; there are fewer if there are fewer candidates.
     config: the shares.
     rng: draws by lot, and decides between equal scores.
+    new: places of those that are least like what was asked, `config.new` of a batch.
     blind: the scores mean nothing yet, so that all are drawn by lot.
 
   Returns:
@@ -114,6 +120,7 @@ def pick(
   chosen = _Chosen(candidates, size, config.per_image)
   lot = (i for i in order if blind or candidates[i].open)
   chosen.take(lot, "lot", size if blind else round(config.lot * size))
+  chosen.take(new, "new", size)
   chosen.take(unsure, "unsure", round(config.unsure * size))
   chosen.take(_in_turns(candidates, best, chosen, config.likely), "kind", size)
   chosen.take(best, "rank", size)

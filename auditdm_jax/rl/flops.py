@@ -87,7 +87,7 @@ class Meter:
     for name, probes in self._computed.items():
       fresh = probes - done.get(name, 0)
       if fresh and "answers" in self.flops:
-        self.flops["answers"] += fresh * _answer(self._vlms[name], asked[:_SAMPLE])
+        self.flops["answers"] += fresh * answer(self._vlms[name], asked[:_SAMPLE])
 
   def _write(self, turns: Sequence[AuditorReply]) -> None:
     """One prefill and the tokens of the completions that share it."""
@@ -98,7 +98,7 @@ class Meter:
     self.flops["sample"] += decoder(config, tokens=drawn, context=context, predictions=drawn)
 
 
-def _answer(vlm: Answering, asked: Sequence[tuple[str, str]]) -> float:
+def answer(vlm: Answering, asked: Sequence[tuple[str, str]]) -> float:
   """Of one answer, for probes as long as these."""
   if vlm.tokenizer is None:
     raise ValueError("a model without a tokenizer gives no answers")

@@ -26,9 +26,11 @@ import numpy as np
 from scipy import stats
 
 from auditdm_jax.core import streams
+from auditdm_jax.rl import neighbours
 from auditdm_jax.rl.batch import Pick, Trajectory
+from auditdm_jax.rl.reading import Reader
 from auditdm_jax.rl.scoring import find_of
-from auditdm_jax.rl.surrogate import Look, Surrogate, SurrogateConfig
+from auditdm_jax.rl.surrogate import Look, SurrogateConfig
 
 _BY_LOT = 1 / 4  # Of the prompts that are asked: what is never asked gets no verdict.
 
@@ -36,9 +38,12 @@ _BY_LOT = 1 / 4  # Of the prompts that are asked: what is never asked gets no ve
 class Picker:
   """Picks the proposals that are asked, by a surrogate that learns from them."""
 
-  def __init__(self, config: SurrogateConfig, *, look: Look, seed: int):
-    """Takes what the surrogate sees of images, and the seed of the run."""
-    self.config, self.surrogate = config, Surrogate(config, look=look, seed=seed)
+  def __init__(
+    self, config: SurrogateConfig, *, look: Look, seed: int, reader: Reader | None = None
+  ):
+    """Takes what the surrogate sees of images, the seed of the run, and who reads its questions."""
+    self.config = config
+    self.surrogate = neighbours.make(config, look=look, reader=reader, seed=seed)
     self._seed = seed
 
   def pick(

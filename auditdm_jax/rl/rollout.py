@@ -98,7 +98,10 @@ class Rollout:
     self._picker: picking.Picker | None = None
     if proposals:
       self._picker = picking.Picker(
-        self.config.surrogate, look=prober.sight.before, seed=self.config.seed
+        self.config.surrogate,
+        look=prober.sight.before,
+        seed=self.config.seed,
+        reader=prober.sight.reader,
       )
     self._grpo, self._run, self._gauges = grpo, run, gauges
     self._prober, self._scorer, self._packer = prober, scorer, packer

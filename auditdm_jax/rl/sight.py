@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the auditor sees of an image: features of its tower, or pixels where that trains."""
+"""What the auditor sees of an image: features of its tower, or pixels where that trains.
+
+And who reads its questions with their images before they are asked, if anybody does.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,6 +11,7 @@ import numpy as np
 
 from auditdm_jax.audit.answer import FeatureCache
 from auditdm_jax.models import preprocess
+from auditdm_jax.rl.reading import Reader
 from auditdm_jax.vlm import Vlm
 
 
@@ -17,6 +21,7 @@ class Sight:
   Attributes:
     trains: whether the tower trains. The features are then those of the current params, and the
       learner gets pixels.
+    reader: reads what the auditor writes, for the surrogate that picks from it; None = nobody.
   """
 
   def __init__(
@@ -26,6 +31,7 @@ class Sight:
     *,
     load: Callable[[str], np.ndarray],
     trains: bool = False,
+    reader: Reader | None = None,
   ):
     """Takes the auditor, and how images are found.
 
@@ -34,9 +40,10 @@ class Sight:
       cache: features of frozen towers; shared with the models that answer.
       load: image id -> u8[H,W,3].
       trains: whether the auditor's tower trains.
+      reader: of the surrogate, or None.
     """
     self._auditor, self._cache, self._load = auditor, cache, load
-    self.trains = trains
+    self.trains, self.reader = trains, reader
 
   def features(self, params: Any, image_ids: Sequence[str]) -> np.ndarray:
     """Returns f32[N,patches,D] of the auditor's tower with these params."""

@@ -60,6 +60,10 @@ class SurrogateConfig:
     heads: of its attention.
     buckets: that words are hashed to.
     cells: rows and columns of the grid of image features, averaged if there are more.
+    reader: folder of a model that reads each question with its image, or "auditor", the one before
+      training. `rl.neighbours` then takes the place of the net, and of all this only `proposals`,
+      `prompts`, `random`, `least` and `memory` say something. "" = the net.
+    near: width of the kernel in the reader's states, in cosines.
   """
 
   proposals: int = 0
@@ -75,6 +79,8 @@ class SurrogateConfig:
   heads: int = 4
   buckets: int = 512
   cells: int = 4
+  reader: str = ""
+  near: float = 0.05
 
   def __post_init__(self):
     check(vars(self), "surrogate", "proposals", "random", "fits", least=0)
@@ -82,7 +88,7 @@ class SurrogateConfig:
     check(vars(self), "surrogate", "width", "heads", "cells", least=1)
     check(vars(self), "surrogate", "batch", least=4)
     check(vars(self), "surrogate", "buckets", least=2, below=2**16)
-    check(vars(self), "surrogate", "lr", above=0)
+    check(vars(self), "surrogate", "lr", "near", above=0)
     check(vars(self), "surrogate", "weight_decay", least=0)
     if self.width % self.heads:
       raise UserError(f"surrogate.width={self.width}: not a multiple of heads={self.heads}")

@@ -22,6 +22,7 @@ from auditdm_jax.rl.drawing import Drawing
 from auditdm_jax.rl.gauges import Gauges
 from auditdm_jax.rl.learner import Learner
 from auditdm_jax.rl.probing import Prober
+from auditdm_jax.rl.reading import Reader
 from auditdm_jax.rl.records import attempt_of
 from auditdm_jax.rl.scoring import Scorer
 from auditdm_jax.rl.sight import Sight
@@ -96,7 +97,7 @@ def make_rollout(ctx: Context, bank: ModelBank, *, run: str, learner: Learner) -
   """
   mesh = learner.rollout_mesh if learner.rollout_mesh.size > 1 else None
   models = ctx.models
-  sight = Sight(models.auditor, models.cache, load=ctx.images, trains=learner.trains_tower)
+  sight = make_sight(ctx, trains=learner.trains_tower)
   prober = make_prober(ctx, sight, pool=ctx.pool("images"), mesh=mesh)
   config = prober.config
   return build.rollout(
@@ -107,6 +108,14 @@ def make_rollout(ctx: Context, bank: ModelBank, *, run: str, learner: Learner) -
     scorer=make_scorer(ctx, bank),
     gauges=Gauges(config.gauges, bank, seed=config.seed, load=ctx.images, heldout=models.heldout),
   )
+
+
+def make_sight(ctx: Context, *, trains: bool) -> Sight:
+  """Connects the auditor's tower, which may train, and the reader of its questions."""
+  models, reader = ctx.models, None
+  if models.reader is not None:
+    reader = Reader(models.reader, models.cache, load=ctx.images)
+  return Sight(models.auditor, models.cache, load=ctx.images, trains=trains, reader=reader)
 
 
 def make_prober(
@@ -215,7 +224,7 @@ class StoredAuditors:
     """Takes the run's folder and models."""
     models = ctx.models
     trains = ctx.settings.optim.trains_tower(tree.flatten(models.auditor.params))
-    self.sight = Sight(models.auditor, models.cache, load=ctx.images, trains=trains)
+    self.sight = make_sight(ctx, trains=trains)
     self._ctx = ctx
     self._waiting: dict[int | None, Any] = {}
     self._step, self._params = None, None  # the one on the devices

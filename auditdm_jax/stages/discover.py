@@ -30,8 +30,8 @@ from auditdm_jax.audit.recalibration import Recalibration
 from auditdm_jax.audit.skills import Assigner, Seeds
 from auditdm_jax.core import metrics, streams
 from auditdm_jax.core.records import chunks
-from auditdm_jax.rl import flops
-from auditdm_jax.rl.surrogate import Surrogate
+from auditdm_jax.rl import flops, neighbours
+from auditdm_jax.rl.neighbours import Neighbours
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.proposing import Proposers
 from auditdm_jax.stages.results import Discovered
@@ -89,8 +89,12 @@ class _Sweep:
     self._ctx, self._bank = ctx, ctx.models.bank()
     self._proposers = Proposers(ctx, self._bank)
     self._kind_of = Kinds(ctx.seeds)
-    self._surrogate = Surrogate(
-      ctx.settings.rollout.surrogate, look=self._proposers.sight.before, seed=ctx.settings.seed
+    sight = self._proposers.sight
+    self._surrogate = neighbours.make(
+      ctx.settings.rollout.surrogate,
+      look=sight.before,
+      reader=sight.reader,
+      seed=ctx.settings.seed,
     )
     self._recalibrated = Recalibration(least=self._surrogate.config.least)
     self._asked: set[str] = set()
@@ -106,6 +110,10 @@ class _Sweep:
     questions, images = [p.question for p in probes], [p.image_id for p in probes]
     predicted = self._surrogate.predict(questions, images)
     scores = self._recalibrated(predicted)
+    rng = streams.rng(ctx.settings.seed, "sweep", ctx.round.number, batch)
+    new: list[int] = []
+    if isinstance(self._surrogate, Neighbours):
+      new = self._surrogate.unlike(questions, images, round(section.ranking.new * n), rng=rng)
     ways = ranking.pick(
       [
         Candidate(
@@ -119,7 +127,8 @@ class _Sweep:
       ],
       size=n,
       config=section.ranking,
-      rng=streams.rng(ctx.settings.seed, "sweep", ctx.round.number, batch),
+      rng=rng,
+      new=new,
       blind=not self._surrogate.ready,
     )
     places = sorted(ways)

@@ -63,6 +63,7 @@ class Models:
     self._counted: Counter[str] = Counter()  # Of banks that are no longer there.
     self._styles: dict[str, styles.Style] = {}
     self._remotes, self._heldout = remotes, settings.rollout.gauges.heldout
+    self._reader = settings.rollout.surrogate.reader
     self._outside = settings.verify.model
     self._named_by = _named_by(settings)
     self.judge = self._open_judge(settings, replies)
@@ -145,6 +146,12 @@ class Models:
   def heldout(self) -> Answering | None:
     """The model outside the ensemble that the gauges of training ask."""
     return self.open(self._heldout) if self._heldout else None
+
+  @functools.cached_property
+  def reader(self) -> Vlm | None:
+    """The model in whose states the surrogate finds questions alike; None where a net picks."""
+    spec = self.config.auditor if self._reader == "auditor" else self._reader
+    return self.load(spec) if spec else None
 
   def _erring(self, model: Answering) -> Answering:
     """Returns a reference that errs as the config says; endpoints err by themselves."""
@@ -325,6 +332,7 @@ def _named_by(settings: AuditConfig) -> dict[str, list[str]]:
     *(("models.references", spec) for spec in models.references),
     ("models.sibling", models.sibling),
     ("rollout.gauges.heldout", settings.rollout.gauges.heldout),
+    ("rollout.surrogate.reader", settings.rollout.surrogate.reader),
     ("judge.model", settings.judge.model),
     ("verify.model", verify.model),
     ("verify.paraphraser", verify.paraphraser),

@@ -139,6 +139,7 @@ def _damaged(ctx: Context) -> list[Problem]:
   later = {
     "sibling": settings.models.sibling,
     "held-out model of config.rollout.gauges": settings.rollout.gauges.heldout,
+    "reader of config.rollout.surrogate": settings.rollout.surrogate.reader,
     "model of config.judge": settings.judge.model,
     "model of config.verify": settings.verify.model,
     "paraphraser of config.verify": settings.verify.paraphraser,

@@ -60,7 +60,8 @@ class ModelSpec:
 
   Each entry of `steps` is a training of its own, with its own schedule, on from the one before;
   in those of `drill`, which follow, questions are chosen by how hard their (skill, answer) is.
-  `start` is the model that it goes on from, "" = random weights.
+  `start` is the model that it goes on from, "" = random weights; `rate` multiplies the learning
+  rates, so that what the other one knows is not forgotten.
   """
 
   kind: Literal["paligemma", "gemma3"]
@@ -75,10 +76,12 @@ class ModelSpec:
   head_dim: int
   drill: tuple[int, ...] = ()
   start: str = ""
+  rate: float = 1.0
   tasks: dict[str, float] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     check(vars(self), "model", "seed", least=0, below=2**32)  # JAX takes what is above for 0.
+    check(vars(self), "model", "rate", above=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,13 +140,16 @@ class OptimSpec:
   clip: float
   micro_rows: int
 
-  def build(self, steps: int) -> optax.GradientTransformation:
+  def build(self, steps: int, *, rate: float) -> optax.GradientTransformation:
+    """Returns the optimiser of so many steps, its learning rates times `rate`."""
     muon = optax.chain(
       optax.contrib.scale_by_muon(weight_dimension_numbers=_muon_dimensions),
       optax.add_decayed_weights(self.weight_decay),
-      optax.scale_by_learning_rate(self._schedule(self.muon_lr, steps)),
+      optax.scale_by_learning_rate(self._schedule(rate * self.muon_lr, steps)),
     )
-    adamw = optax.adamw(self._schedule(self.lr, steps), b2=self.b2, weight_decay=self.weight_decay)
+    adamw = optax.adamw(
+      self._schedule(rate * self.lr, steps), b2=self.b2, weight_decay=self.weight_decay
+    )
 
     def label(path, _):
       return "muon" if _summed(path) else "adamw"
@@ -415,7 +421,7 @@ def train_model(
   progress = metrics.Progress(sum(n for n, _ in phases), name, done=done)
   for steps, drill in phases:
     last = first + steps
-    tx = optim.build(steps)
+    tx = optim.build(steps, rate=spec.rate)
     state = supervised.init_state(params, tx, method=method)
     hardness = _Hardness(questions.skills(language))
     if first < done <= last:
