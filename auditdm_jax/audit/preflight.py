@@ -27,11 +27,11 @@ import itertools
 from auditdm_jax.audit.judge import Judge, Same
 from auditdm_jax.audit.probe import Verdict
 from auditdm_jax.audit.rates import Rate, rate_by_image
-from auditdm_jax.audit.verdict import UNANIMOUS, ConsensusRule, consensus_of
+from auditdm_jax.audit.verdict import UNANIMOUS, UNSURE, ConsensusRule, agreed
 from auditdm_jax.core.config import check
 from auditdm_jax.text.short import short_answer
 
-_SAYS = ("answer", "whole")  # Kinds of replies that hold an answer, see `text.short`.
+_SAYS = ("answer", "whole", UNSURE)  # Kinds of replies that hold an answer, see `text.short`.
 _TELLING = 5  # Words of a reply that two models do not find by themselves.
 _LONG = 8  # Words from which an answer that could not be shortened is no short one.
 
@@ -85,6 +85,7 @@ class Heard:
 
   Attributes:
     answered: share of questions that it answered.
+    unsure: share that it answered without being sure, see `bank.sure`.
     abstained: share of which it said that it cannot tell.
     refused: share that it would not answer.
     truncated: share of replies that were cut, or did not leave their thinking.
@@ -94,6 +95,7 @@ class Heard:
   """
 
   answered: Rate
+  unsure: Rate
   abstained: Rate
   refused: Rate
   truncated: Rate
@@ -203,11 +205,7 @@ def _agree(question: str, verdict: Verdict, judge: Judge, rule: ConsensusRule) -
   """Whether the references agree, which a verdict does not say where it is the target's fault."""
   if verdict.reason not in ("no answer", "undecided"):
     return verdict.agree
-  said = {
-    name: (verdict.answers[name] or "") if _says(name, verdict) else ""
-    for name in verdict.references
-  }
-  return consensus_of(said, judge, rule=rule, question=question) is not None
+  return agreed(verdict, judge, rule=rule, question=question) is not None
 
 
 def _heard(
@@ -222,6 +220,7 @@ def _heard(
 
   return Heard(
     answered=share(*_SAYS),
+    unsure=share(UNSURE),
     abstained=share("abstention"),
     refused=share("refusal"),
     truncated=share("truncated", "thinking"),

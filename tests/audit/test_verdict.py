@@ -129,7 +129,8 @@ def test_the_judges_model_is_asked_about_every_pair_that_may_make_a_consensus():
   answers = {"t": ["hut"], "a": ["tent"], "b": ["couch"], "c": ["sofa bed"]}
   for share, wanted in ((1.0, 2), (0.67, 4)):
     asked.clear()
-    prepare(judge, answers, ["?"], target="t", references="abc", rule=ConsensusRule(share))
+    rule = ConsensusRule(share)
+    prepare(judge, answers, ["?"], target="t", references="abc", rule=rule, unsure=[()])
     assert len(asked) == wanted
   found = decide("hut", {n: answers[n][0] for n in "abc"}, judge, rule=ConsensusRule(0.67))
   assert found.disagreement and found.consensus == "couch"
