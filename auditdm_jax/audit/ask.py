@@ -105,7 +105,8 @@ class BankConfig:
       0.67 = two of three; more than a half.
     weights: (reference, weight) rows, 1 for the others; give two that err together a half each.
     sure: least probability that a reference must give its own answer, its end included; below it
-      the reference abstains. 0 = off, as in the paper. An endpoint that says none counts as sure.
+      the reference abstains. 0 = off, as in the paper. An endpoint says it where its section has
+      ask.extra=dict(logprobs=True), and counts as sure where it does not.
     styles: (model, style) rows for models that are to be asked otherwise than their origin says: a
       built-in style's name, or a section of `text.styles.Style`.
   """

@@ -85,23 +85,24 @@ class Heard:
 
   Attributes:
     answered: share of questions that it answered.
-    unsure: share that it answered without being sure, see `bank.sure`.
     abstained: share of which it said that it cannot tell.
     refused: share that it would not answer.
     truncated: share of replies that were cut, or did not leave their thinking.
     silent: share of empty replies, and of those that did not come.
     wordy: share of its answers that hold a shorter one.
     words: mean number of words of its answers; None without answers.
+    unsure: share that it answered as a reference that is not sure, see `bank.sure`; of none in the
+      records of earlier runs.
   """
 
   answered: Rate
-  unsure: Rate
   abstained: Rate
   refused: Rate
   truncated: Rate
   silent: Rate
   wordy: Rate
   words: float | None
+  unsure: Rate = rate_by_image([], [])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,7 +221,6 @@ def _heard(
 
   return Heard(
     answered=share(*_SAYS),
-    unsure=share(UNSURE),
     abstained=share("abstention"),
     refused=share("refusal"),
     truncated=share("truncated", "thinking"),
@@ -230,6 +230,7 @@ def _heard(
       [images[i] for i in told],
     ),
     words=sum(len(text.split()) for text in said) / len(said) if said else None,
+    unsure=share(UNSURE),
   )
 
 
@@ -393,6 +394,8 @@ def _of_ensemble(found: Ensemble, config: PreflightConfig) -> list[Problem]:
       "leave out the reference that agrees least with the others, see the table, or have its"
       " answers compared by meaning: config.bank.styles, config.judge.model"
     )
+    if any(heard.unsure.k for heard in found.models.values()):
+      remedy += "; those that are not sure abstain: lower config.bank.sure"
     return [Problem(cause, remedy)]
   return []
 

@@ -50,7 +50,7 @@ class RawReply:
   text: str | None
   finish: str | None = None
   failure: object | None = None
-  logprob: float | None = None
+  logprob: float | None = dataclasses.field(default=None, compare=False)  # Rounded by the batch.
 
 
 @dataclasses.dataclass(frozen=True)
