@@ -4,7 +4,6 @@
 from collections.abc import Mapping
 import dataclasses
 import json
-import math
 from typing import Any, Literal
 
 from auditdm_jax.endpoints.failures import Denied, Fault, Reason, from_status, one_line
@@ -20,6 +19,7 @@ _FINISH: dict[str | None, Finish] = {
   "content_filter": "filter",
 }
 _MAX_TEXT = 1 << 16  # characters
+_MAX_LOGPROB = 1e6  # Of a token that cannot be, some servers say -9999.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ def _logprob(logprobs: object) -> float | None:
   if not isinstance(tokens, list) or not tokens:
     return None
   each = [token.get("logprob") if isinstance(token, dict) else None for token in tokens]
-  found = [float(x) for x in each if isinstance(x, int | float) and math.isfinite(x)]
+  found = [float(x) for x in each if isinstance(x, int | float) and abs(x) < _MAX_LOGPROB]
   return sum(found) if len(found) == len(each) else None
 
 
