@@ -199,7 +199,9 @@ class Vlm:
     temperature: float = 0.0,
     seed: int = 0,
   ) -> list[RawReply]:
-    """As `answer_features`; each reply says whether it ended or was cut.
+    """As `answer_features`; each reply says whether it ended or was cut, and how likely it was.
+
+    Its log-prob is that of the distribution it was drawn from; a greedy reply's is the model's own.
 
     With `which`, prompt i is about features[which[i]], so that an image of many prompts is there
     once, and a prompt may have several images or none.
@@ -254,7 +256,7 @@ class Vlm:
         limits=np.array([p.max_new_tokens for p in batch], np.int32),
         temperatures=np.array([p.temperature for p in batch], np.float32) if warm else None,
       )
-      for i, tokens in said.items():
+      for i, (tokens, _) in said.items():
         done[i] = Completion(tuple(tokens), truncated=tokens[-1] not in self.stop_ids)
     return [done[i] for i in range(len(prompts))]
 
@@ -434,10 +436,10 @@ class Vlm:
       said = self._sample(
         sc, _rows_of(features, batch), ids, call, np.asarray(names, np.int32)[call.rows], seed
       )
-      for i, tokens in said.items():
+      for i, (tokens, logprob) in said.items():
         ended = tokens[-1] in self.stop_ids
         text = tokenizer.decode(np.array(tokens)).strip()
-        replies[i] = RawReply(text, "stop" if ended else "length")
+        replies[i] = RawReply(text, "stop" if ended else "length", logprob=logprob)
     return replies
 
   def _rendered(
@@ -488,8 +490,8 @@ class Vlm:
     *,
     limits: np.ndarray | None = None,
     temperatures: np.ndarray | None = None,
-  ) -> dict[int, list[int]]:
-    """Returns a sample of each prompt of a call, by its number in `ids`.
+  ) -> dict[int, tuple[list[int], float]]:
+    """Returns a sample of each prompt of a call and its log-prob, by the number in `ids`.
 
     Features, limits and temperatures are those of the call's rows, names and seeds those of its
     prompts.
@@ -521,10 +523,16 @@ class Vlm:
     )
     with mesh_lib.use(self.mesh):
       drawn = programs.sample_answers(self.config, sc, self._decoding_params, *rest, tails)
-    drawn, lengths = runtime.fetch(drawn)
+    drawn, lengths, logprobs = runtime.fetch(drawn)
     prompts, each = np.unique(call.rows, return_index=True)
-    drawn, lengths = drawn.reshape(-1, drawn.shape[-1]), lengths.ravel()
-    return {int(i): drawn[k, : lengths[k]].tolist() for i, k in zip(prompts, each)}
+    drawn, lengths, logprobs = (
+      drawn.reshape(-1, sc.max_new_tokens),
+      lengths.ravel(),
+      logprobs.ravel(),
+    )
+    return {
+      int(i): (drawn[k, : lengths[k]].tolist(), float(logprobs[k])) for i, k in zip(prompts, each)
+    }
 
   @functools.cached_property
   def _decoding_params(self) -> Params:

@@ -24,14 +24,13 @@ def encode_images(vision: siglip.SiglipConfig, tower: Params, pixels: Array) -> 
 @functools.partial(jax.jit, static_argnames=("config", "sc"))
 def sample_answers(
   config, sc, params, features, tokens, valid, names, seed, limits, temperatures, tails
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, Array]:
   """The program of `Vlm.answer`: one sample per prompt, whose randomness depends on its number.
 
   The numbers are i32[B,G], where G is 1 without tails. The seed is one for all or one per prompt,
   i32[] or i32[B,G]; limits, temperatures and tails are those of `decode.sample`.
 
-  Returns the tokens i32[B,G,C] and lengths i32[B,G]. What is not returned is not computed:
-  log-probs take a second pass over the logits of every token.
+  Returns the tokens i32[B,G,C], lengths i32[B,G] and log-probs of whole samples f32[B,G].
   """
   seeds = jax.vmap(jax.random.key)(jnp.broadcast_to(seed, names.shape).ravel())
   keys = jax.vmap(jax.random.fold_in)(seeds, names.ravel())
@@ -48,7 +47,7 @@ def sample_answers(
     limits=limits,
     temperatures=temperatures,
   )
-  return samples.tokens, samples.length
+  return samples.tokens, samples.length, jnp.sum(samples.logprobs, axis=-1)
 
 
 @functools.partial(jax.jit, static_argnames=("config",))

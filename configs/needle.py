@@ -42,6 +42,7 @@ def get_config(arg: str = "") -> ConfigDict:
     target=f"{models}/{target}",
     references=(f"{models}/ref_paligemma2", f"{models}/ref_other"),
   )
+  c.bank.sure = 0.8  # References err together where they are not sure.
   c.pool.dataset = "scenes/needle/1.1.0"
   c.images.update(backend="needle", width=96, height=96)
   # The longest question has 14 words. Some gaps are shown by edited and generated images only.

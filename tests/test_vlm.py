@@ -12,6 +12,7 @@ import pytest
 from auditdm_jax import vlm_batching as batching
 from auditdm_jax import vlm_programs as programs
 from auditdm_jax.core.config import UserError
+from auditdm_jax.models import multimodal
 from auditdm_jax.text import prompts
 from auditdm_jax.text.tokenizer import Tokenizer
 from auditdm_jax.vlm import Prompt
@@ -174,6 +175,57 @@ def test_an_image_is_read_once_for_all_questions_about_it(monkeypatch):
   assert shapes == [((4, 8), (4, 4))]
   assert vlm.reply_features(features, QUESTIONS[:1], which=[[0]], max_new_tokens=5) == want[:1]
   assert vlm.reply_features(features, QUESTIONS, which=rows, **hot) == drawn
+
+
+NEW = 12
+
+
+def teacher_forced(vlm, features, which, questions, replies):
+  """The log-probs of greedy completions by one full pass over each, terminator included."""
+  ids = [tuple(prompts.render(TOKENIZER, vlm.template, q, 4)) for q in questions]
+  asked = [Prompt(row, images=(i,), max_new_tokens=NEW) for row, i in zip(ids, which)]
+  found = []
+  for prompt, said, reply in zip(asked, vlm.complete(features, asked), replies, strict=True):
+    assert TOKENIZER.decode(said.tokens).strip() == reply.text
+    n, row = len(said.tokens), np.array([prompt.ids + said.tokens])
+    ar = (np.arange(row.shape[1]) >= len(prompt.ids)).astype(np.int32)[None]
+    x = multimodal.hidden(
+      vlm.config,
+      vlm.params,
+      features[prompt.images[0]][None],
+      row,
+      valid=np.ones(row.shape, bool),
+      ar=ar if vlm.config.kind == "paligemma" else None,
+    )
+    logp, _ = multimodal.token_logprobs(vlm.config, vlm.params, x[:, -n - 1 : -1], row[:, -n:])
+    found.append(float(logp.sum()))
+  return found
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_log_prob_of_a_reply_is_that_of_a_full_pass(vlm, monkeypatch, shared):
+  """Of ended and of cut ones; several questions may share the row of their image."""
+  if shared:
+    monkeypatch.setattr(batching, "SMALL", 1)
+    if vlm.config.kind == "gemma3":
+      monkeypatch.setattr(batching, "_prompts_per_row", lambda *args, **how: 4)
+    template = f"<bos>dish {vlm.template.removeprefix('<bos>')}"
+    vlm = dataclasses.replace(vlm, template=template)
+  # Untrained models seldom say a terminator, but many words.
+  vlm = dataclasses.replace(vlm, stop_ids=tuple(map(TOKENIZER.id, WORDS[::2])))
+  rows, run = set(), programs.sample_answers
+
+  def watched(*args):
+    rows.add(args[6].shape[1])
+    return run(*args)
+
+  monkeypatch.setattr(programs, "sample_answers", watched)
+  features, which = vlm.encode(IMAGES), [0, 1, 0, 0, 2, 0, 1, 0, 0, 2, 0]
+  replies = vlm.reply_features(features, QUESTIONS, which=[[i] for i in which], max_new_tokens=NEW)
+  assert rows == {4 if shared and vlm.config.kind == "gemma3" else 1}
+  want = teacher_forced(vlm, features, which, QUESTIONS, replies)
+  np.testing.assert_allclose([r.logprob for r in replies], want, atol=2e-4)
+  assert {r.finish for r in replies} == {"stop", "length"} and len(set(want)) > 5
 
 
 def test_errors_teach(vlm):

@@ -10,12 +10,11 @@ import functools
 
 import numpy as np
 
-from auditdm_jax.audit.ask import Answer, BankConfig, Model, Vlm, ask
+from auditdm_jax.audit.ask import Answer, AnswerKind, BankConfig, Model, Vlm, ask
 from auditdm_jax.audit.judge import Judge
 from auditdm_jax.audit.probe import Verdict, probe_id
-from auditdm_jax.audit.verdict import is_fixed, prepare, verdict
+from auditdm_jax.audit.verdict import UNSURE, is_fixed, prepare, verdict
 from auditdm_jax.core.image_store import Images
-from auditdm_jax.text.short import Kind
 
 ImageSource = Sequence[np.ndarray] | Callable[[str], np.ndarray]
 Progress = Callable[[int, int], None]
@@ -126,7 +125,7 @@ class ModelBank:
     self.order = config.order or (references[0], target, *references[1:])
     self.asked: Counter[str] = Counter()
     self.computed: Counter[str] = Counter()
-    self.kinds: dict[str, Counter[Kind]] = {name: Counter() for name in names}
+    self.kinds: dict[str, Counter[AnswerKind]] = {name: Counter() for name in names}
 
   def answers(
     self,
@@ -207,21 +206,24 @@ class ModelBank:
     """`hear`, judged: one verdict per probe."""
     ids = _image_ids(images, image_ids)
     heard = self.hear(images, questions, image_ids=ids, cascade=cascade, progress=progress)
-    self.prepare(_texts(heard), questions)
+    self._prepare(heard, questions)
     return [
       self._verdict(probe_id(ids[i], q), {n: a[i] for n, a in heard.items()}, question=q)
       for i, q in enumerate(questions)
     ]
 
-  def prepare(self, answers: Mapping[str, Sequence[str | None]], questions: Sequence[str]) -> None:
+  def _prepare(
+    self, heard: Mapping[str, Sequence[Answer | None]], questions: Sequence[str]
+  ) -> None:
     """Lets the judge's model, if it has one, compare the answers to many probes at once."""
     prepare(
       self.judge,
-      answers,
+      {name: [None if a is None else a.text for a in own] for name, own in heard.items()},
       questions,
       target=self.target,
       references=self.references,
       rule=self.config.rule,
+      unsure=[unsure_at(heard, i) for i in range(len(questions))],
     )
 
   def _verdict(self, key: str, heard: Mapping[str, Answer | None], *, question: str) -> Verdict:
@@ -254,7 +256,8 @@ class ModelBank:
     for name in names:
       model, heard = self.vlms[name], self._heard.get(name, {})
       for i in rows:
-        found[name][i] = heard.get(pairs[i])
+        if (answer := heard.get(pairs[i])) is not None:
+          found[name][i] = self._by_role(name, answer)
       left = [i for i in rows if found[name][i] is None]
       if left:
         if model.takes == "features":
@@ -263,15 +266,19 @@ class ModelBank:
         else:
           seen, which = _Loaded([pairs[i][0] for i in left], get), None
         asked = [pairs[i][1] for i in left]
-        answers = ask(model, seen, asked, config=self.config, which=which)
+        told = ask(model, seen, asked, config=self.config, which=which)
+        answers = [self._by_role(name, answer) for answer in told]
         self.computed[name] += len(left)
         self.kinds[name].update(a.kind for a in answers)
         for i, answer in zip(left, answers, strict=True):
           found[name][i] = answer
       if cascade:
-        self.prepare(_texts(found), [question for _, question in pairs])
+        self._prepare(found, [question for _, question in pairs])
         rows = [i for i in rows if not self._is_fixed(found, i, pairs[i][1])]
     return found
+
+  def _by_role(self, name: str, answer: Answer) -> Answer:
+    return answer.as_reference(self.config.rule) if name in self.references else answer
 
   def _features(
     self,
@@ -285,15 +292,22 @@ class ModelBank:
     return {tower: self.cache.features(vlm, ids, get) for tower, vlm in towers.items()}
 
   def _is_fixed(self, found: dict[str, list[Answer | None]], i: int, question: str) -> bool:
-    heard = {name: answers[i] for name, answers in found.items()}
-    texts = {name: None if a is None else a.text for name, a in heard.items()}
+    texts = {name: None if (a := own[i]) is None else a.text for name, own in found.items()}
     return is_fixed(
       texts[self.target],
       {name: texts[name] for name in self.references},
       self.judge,
       rule=self.config.rule,
       question=question,
+      unsure=unsure_at(found, i),
     )
+
+
+def unsure_at(heard: Mapping[str, Sequence[Answer | None]], i: int) -> frozenset[str]:
+  """Returns the references that are not sure of their answers to a probe."""
+  return frozenset(
+    name for name, own in heard.items() if (a := own[i]) is not None and a.kind == UNSURE
+  )
 
 
 def _image_ids(images: ImageSource, given: Sequence[str] | None) -> list[str]:
@@ -307,8 +321,3 @@ def _image_ids(images: ImageSource, given: Sequence[str] | None) -> list[str]:
     if id(image) not in by_object:
       by_object[id(image)] = Images.id_of(image)
   return [by_object[id(image)] for image in images]
-
-
-def _texts(heard: Mapping[str, Sequence[Answer | None]]) -> dict[str, list[str | None]]:
-  """Returns the short answers of each model."""
-  return {name: [None if a is None else a.text for a in own] for name, own in heard.items()}

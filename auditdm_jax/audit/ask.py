@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 
-from auditdm_jax.audit.verdict import ConsensusRule
+from auditdm_jax.audit.verdict import UNSURE, ConsensusRule
 from auditdm_jax.core import runtime
 from auditdm_jax.core.config import UserError, check
 from auditdm_jax.models.multimodal import VlmConfig
@@ -20,6 +20,7 @@ from auditdm_jax.text.short import Kind
 from auditdm_jax.text.styles import RawReply, Said, Style
 from auditdm_jax.text.tokenizer import Tokenizer
 
+AnswerKind = Kind | Literal["unsure"]
 # Characters of a reply and of an answer that are kept; of longer ones their two ends.
 MAX_RAW = 2000
 
@@ -103,6 +104,9 @@ class BankConfig:
     agree: least share of the references' weight behind one answer that makes a consensus: 1 = all,
       0.67 = two of three; more than a half.
     weights: (reference, weight) rows, 1 for the others; give two that err together a half each.
+    sure: least probability that a reference must give its own answer, its end included; below it
+      the reference abstains. 0 = off, as in the paper. An endpoint says it where its section has
+      ask.extra=dict(logprobs=True), and counts as sure where it does not.
     styles: (model, style) rows for models that are to be asked otherwise than their origin says: a
       built-in style's name, or a section of `text.styles.Style`.
   """
@@ -116,11 +120,13 @@ class BankConfig:
   abstentions: tuple[str, ...] = ()
   agree: float = 1.0
   weights: tuple[tuple[str, float], ...] = ()
+  sure: float = 0.0
   styles: tuple[tuple[str, Style | str], ...] = ()
 
   def __post_init__(self):
     check(vars(self), "bank", "max_new_tokens", "batch_size", "feature_bytes", least=1)
     check(vars(self), "bank", "agree", above=0.5, most=1.0)
+    check(vars(self), "bank", "sure", least=0.0, below=1.0)
     weights = dict(self.weights)
     check(weights, "bank.weights", *weights, above=0.0)
     if len(weights) < len(self.weights):
@@ -131,7 +137,7 @@ class BankConfig:
   @property
   def rule(self) -> ConsensusRule:
     """What makes a consensus."""
-    return ConsensusRule(self.agree, self.weights, self.abstentions)
+    return ConsensusRule(self.agree, self.weights, self.abstentions, self.sure)
 
   def style_of(self, name: str, default: Style) -> Style:
     """How the model of this name is asked; `default` is what its origin says."""
@@ -147,13 +153,22 @@ class Answer:
 
   Attributes:
     text: the short answer, bounded; "" if there is no answer.
-    kind: what the reply was, see `text.short.Short`.
+    kind: what the reply was, see `text.short.Short`; "unsure" is an answer of a reference that is
+      not sure of it.
     raw: what was said, bounded.
+    logprob: of the whole reply; None where it is unknown.
   """
 
   text: str
-  kind: Kind
+  kind: AnswerKind
   raw: str
+  logprob: float | None = None
+
+  def as_reference(self, rule: ConsensusRule) -> "Answer":
+    """Returns it as a reference gives it, whose answers must be sure."""
+    if self.kind not in ("answer", "whole") or rule.is_sure(self.logprob):
+      return self
+    return dataclasses.replace(self, kind=UNSURE)
 
 
 def ask(
@@ -199,7 +214,7 @@ def _from_elsewhere(
   if len(said) != len(rows):
     raise ValueError(f"{len(said)} replies to {len(rows)} prompts")
   shares = runtime.gather(
-    [(r.text, r.finish, None if r.failure is None else str(r.failure)) for r in said]
+    [(r.text, r.finish, None if r.failure is None else str(r.failure), r.logprob) for r in said]
   )
   return [RawReply(*shares[i % len(shares)][i // len(shares)]) for i in range(len(prompts))]
 
@@ -208,10 +223,9 @@ def _read(style: Style, reply: Said, question: str, config: BankConfig) -> Answe
   short, raw = style.short(reply, question), _bounded(reply.text or "")
   text = _bounded(short.text or "")
   if short.kind == "abstention":
-    return Answer(config.abstentions[0] if config.abstentions else "", short.kind, raw)
-  if text.strip().lower() in map(str.lower, config.abstentions):
-    return Answer(text, "abstention", raw)
-  return Answer(text, short.kind, raw)
+    text = config.abstentions[0] if config.abstentions else ""
+  abstains = text.strip().lower() in map(str.lower, config.abstentions)
+  return Answer(text, "abstention" if abstains else short.kind, raw, reply.logprob)
 
 
 def _bounded(text: str) -> str:

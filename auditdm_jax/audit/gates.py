@@ -12,7 +12,7 @@ import numpy as np
 from auditdm_jax.audit.attempt import Gate
 from auditdm_jax.audit.duplicates import DuplicateIndex, ImagePrint
 from auditdm_jax.audit.judge import Judge, Same
-from auditdm_jax.audit.verdict import UNANIMOUS, ConsensusRule, consensus_of
+from auditdm_jax.audit.verdict import UNANIMOUS, ConsensusRule
 from auditdm_jax.audit.words import count_words
 
 EDITS = ("edit_outside", "edit_fraction", "sham_control")  # About edited images only.
@@ -37,10 +37,9 @@ def well_formed(question: str, *, max_words: int = 40) -> Gate:
 
 def answerable(
   consensus: str,
-  paraphrased: Sequence[Mapping[str, str]],
+  paraphrased: Sequence[str | None],
   judge: Judge,
   *,
-  rule: ConsensusRule = UNANIMOUS,
   question: str = "",
   least: float = 1.0,
 ) -> Gate:
@@ -48,16 +47,15 @@ def answerable(
 
   Args:
     consensus: the consensus on the original wording.
-    paraphrased: per paraphrase the answers by reference; without any it is not measured.
+    paraphrased: the consensus on each paraphrase, None where there is none; without any paraphrase
+      it is not measured.
     judge: decides sameness.
-    rule: what makes a consensus.
     question: in its original wording.
     least: share of paraphrases that must keep it.
   """
   if not paraphrased:
     return Gate.unmeasured("answerable", "no other wording of the question")
-  again = [consensus_of(answers, judge, rule=rule, question=question) for answers in paraphrased]
-  kept = [a is not None and judge.same(consensus, a, question=question) for a in again]
+  kept = [a is not None and judge.same(consensus, a, question=question) for a in paraphrased]
   share = sum(kept) / len(kept)
   return Gate(name="answerable", passed=share >= least, value=share, limit=f">= {least}")
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Health of the ensemble: consensus is not truth, so how often do the references err together?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 import dataclasses
 
 import numpy as np
@@ -46,6 +46,7 @@ def health(
   references: Sequence[str],
   questions: Sequence[str] = (),
   images: Sequence[str] = (),
+  unsure: Sequence[Collection[str]] = (),
   twin: float = 0.6,
 ) -> Health:
   """Measures the ensemble, on the questions of which it is known of each model whether it is right.
@@ -59,6 +60,7 @@ def health(
     references: names of the references.
     questions: what was asked, for a judge that asks a model.
     images: what each question is about; by default each is about another one.
+    unsure: of each question, the references that are not sure: they agree with none.
     twin: error correlation from which two models count as one.
   """
   names = (target, *references)
@@ -85,7 +87,9 @@ def health(
   first, *others = (answers[name] for name in references)
   judge.prepare((asked[i], first[i], other[i]) for i in shared for other in others)
   alike = [
-    all(judge.same(first[i], other[i], question=asked[i]) for other in others) for i in shared
+    not (unsure and unsure[i])
+    and all(judge.same(first[i], other[i], question=asked[i]) for other in others)
+    for i in shared
   ]
   both = [phi[a][b] for i, a in enumerate(references) for b in references[:i]]
   pairs = [x for x in both if x is not None]

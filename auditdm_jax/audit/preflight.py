@@ -27,11 +27,11 @@ import itertools
 from auditdm_jax.audit.judge import Judge, Same
 from auditdm_jax.audit.probe import Verdict
 from auditdm_jax.audit.rates import Rate, rate_by_image
-from auditdm_jax.audit.verdict import UNANIMOUS, ConsensusRule, consensus_of
+from auditdm_jax.audit.verdict import UNANIMOUS, UNSURE, ConsensusRule, agreed
 from auditdm_jax.core.config import check
 from auditdm_jax.text.short import short_answer
 
-_SAYS = ("answer", "whole")  # Kinds of replies that hold an answer, see `text.short`.
+_SAYS = ("answer", "whole", UNSURE)  # Kinds of replies that hold an answer, see `text.short`.
 _TELLING = 5  # Words of a reply that two models do not find by themselves.
 _LONG = 8  # Words from which an answer that could not be shortened is no short one.
 
@@ -91,6 +91,8 @@ class Heard:
     silent: share of empty replies, and of those that did not come.
     wordy: share of its answers that hold a shorter one.
     words: mean number of words of its answers; None without answers.
+    unsure: share that it answered as a reference that is not sure, see `bank.sure`; of none in the
+      records of earlier runs.
   """
 
   answered: Rate
@@ -100,6 +102,7 @@ class Heard:
   silent: Rate
   wordy: Rate
   words: float | None
+  unsure: Rate = rate_by_image([], [])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,11 +206,7 @@ def _agree(question: str, verdict: Verdict, judge: Judge, rule: ConsensusRule) -
   """Whether the references agree, which a verdict does not say where it is the target's fault."""
   if verdict.reason not in ("no answer", "undecided"):
     return verdict.agree
-  said = {
-    name: (verdict.answers[name] or "") if _says(name, verdict) else ""
-    for name in verdict.references
-  }
-  return consensus_of(said, judge, rule=rule, question=question) is not None
+  return agreed(verdict, judge, rule=rule, question=question) is not None
 
 
 def _heard(
@@ -231,6 +230,7 @@ def _heard(
       [images[i] for i in told],
     ),
     words=sum(len(text.split()) for text in said) / len(said) if said else None,
+    unsure=share(UNSURE),
   )
 
 
@@ -394,6 +394,8 @@ def _of_ensemble(found: Ensemble, config: PreflightConfig) -> list[Problem]:
       "leave out the reference that agrees least with the others, see the table, or have its"
       " answers compared by meaning: config.bank.styles, config.judge.model"
     )
+    if any(heard.unsure.k for heard in found.models.values()):
+      remedy += "; those that are not sure abstain: lower config.bank.sure"
     return [Problem(cause, remedy)]
   return []
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """From answers to a verdict: the references' consensus, and whether the target conflicts."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 import dataclasses
+import math
+from typing import Final
 
 from auditdm_jax.audit.judge import Judge, Same
 from auditdm_jax.audit.probe import Verdict
@@ -16,11 +18,14 @@ class ConsensusRule:
     share: least share of their weight that must stand behind one answer, above a half; 1 = all.
     weights: rows (reference, weight); 1 for those without one.
     abstentions: answers such as "unanswerable" that stand behind nothing, even when unanimous.
+    sure: least probability that a reference must give its own answer; below it the reference
+      abstains; 0 = off, as in the paper.
   """
 
   share: float = 1.0
   weights: tuple[tuple[str, float], ...] = ()
   abstentions: tuple[str, ...] = ()
+  sure: float = 0.0
 
   def weight(self, reference: str) -> float:
     return dict(self.weights).get(reference, 1.0)
@@ -30,8 +35,13 @@ class ConsensusRule:
     share = max(self.share - _ROUNDED, 0.5 + _EXACT) if self.share < 1 else 1 - _EXACT
     return share * sum(self.weight(name) for name in references)
 
+  def is_sure(self, logprob: float | None) -> bool:
+    """Whether a reference is sure of a reply with this log-prob; of one without, it is."""
+    return not self.sure or logprob is None or math.exp(logprob) >= self.sure
+
 
 UNANIMOUS = ConsensusRule()
+UNSURE: Final = "unsure"  # The kind of a reference's answer that it is not sure of.
 _ROUNDED = 0.01  # Shares are written with two digits.
 _EXACT = 1e-9  # Sums of weights are not exact.
 
@@ -63,7 +73,12 @@ class _Poll:
   """
 
   def __init__(
-    self, answers: Mapping[str, str | None], judge: Judge, rule: ConsensusRule, question: str
+    self,
+    answers: Mapping[str, str | None],
+    judge: Judge,
+    rule: ConsensusRule,
+    question: str,
+    unsure: Collection[str],
   ):
     if not answers:
       raise ValueError("a verdict needs at least one reference")
@@ -72,7 +87,9 @@ class _Poll:
     known = {name: a for name, a in answers.items() if a is not None}
     silent = {name for name, a in known.items() if not judge.normalize(a)}
     abstain = {
-      name for name, a in known.items() if name not in silent and _abstains(a, judge, rule)
+      name
+      for name, a in known.items()
+      if name not in silent and (name in unsure or _abstains(a, judge, rule))
     }
     self.blocked = "no answer" if silent else "abstention" if abstain else ""
     self.unasked = sum(rule.weight(name) for name in answers if name not in known)
@@ -125,6 +142,7 @@ def decide(
   *,
   rule: ConsensusRule = UNANIMOUS,
   question: str = "",
+  unsure: Collection[str] = (),
 ) -> Decision:
   """Decides whether the references agree, and whether the target conflicts with that.
 
@@ -134,12 +152,13 @@ def decide(
     judge: decides sameness.
     rule: what makes a consensus.
     question: passed on to a judge that wants it.
+    unsure: references that are not sure of their answers, see `ConsensusRule.sure`.
 
   Returns:
     The decision. A target that was not asked or did not answer makes no disagreement; one that
     abstains conflicts with references that agree.
   """
-  poll = _Poll(reference_answers, judge, rule, question)
+  poll = _Poll(reference_answers, judge, rule, question, unsure)
   if target_answer is not None and not target_answer.strip():
     return Decision(None, False, False, "no answer")
   consensus, reason = poll.consensus()
@@ -171,9 +190,24 @@ def consensus_of(
   *,
   rule: ConsensusRule = UNANIMOUS,
   question: str = "",
+  unsure: Collection[str] = (),
 ) -> str | None:
   """Returns what the references agree on, as `decide` finds it; None if they do not."""
-  return _Poll(reference_answers, judge, rule, question).consensus()[0]
+  return _Poll(reference_answers, judge, rule, question, unsure).consensus()[0]
+
+
+def agreed(
+  verdict: Verdict, judge: Judge, *, rule: ConsensusRule = UNANIMOUS, question: str = ""
+) -> str | None:
+  """Returns what the references of a verdict agree on, whatever the target says of it."""
+  answers = {name: verdict.answers[name] for name in verdict.references}
+  unsure = unsure_of(verdict.kinds)
+  return _Poll(answers, judge, rule, question, unsure).consensus()[0]
+
+
+def unsure_of(kinds: Mapping[str, str]) -> frozenset[str]:
+  """Returns the references that are not sure, by the kinds of a verdict."""
+  return frozenset(name for name, kind in kinds.items() if kind == UNSURE)
 
 
 def _abstains(answer: str, judge: Judge, rule: ConsensusRule) -> bool:
@@ -189,6 +223,7 @@ def prepare(
   target: str,
   references: Sequence[str],
   rule: ConsensusRule = UNANIMOUS,
+  unsure: Sequence[Collection[str]],
 ) -> None:
   """Lets a judge's model compare the answers to many probes in two calls, before `decide`.
 
@@ -201,11 +236,12 @@ def prepare(
     target: name of the target.
     references: names of the references.
     rule: as in `decide`.
+    unsure: as there, for each probe.
   """
   if judge.model is None:
     return
   polls = [
-    _Poll({name: answers[name][i] for name in references}, judge, rule, question)
+    _Poll({name: answers[name][i] for name in references}, judge, rule, question, unsure[i])
     for i, question in enumerate(questions)
   ]
   judge.prepare(pair for poll in polls for pair in poll.pairs())
@@ -224,12 +260,15 @@ def is_fixed(
   *,
   rule: ConsensusRule = UNANIMOUS,
   question: str = "",
+  unsure: Collection[str] = (),
 ) -> bool:
   """Whether no further answer can turn this into a disagreement (the cascade's stop rule)."""
-  partial = decide(target_answer, reference_answers, judge, rule=rule, question=question)
+  partial = decide(
+    target_answer, reference_answers, judge, rule=rule, question=question, unsure=unsure
+  )
   if partial.reason != "skipped":
     return True
-  poll = _Poll(reference_answers, judge, rule, question)
+  poll = _Poll(reference_answers, judge, rule, question, unsure)
   if target_answer is None or poll.unasked >= poll.need:
     return False
   return all(
@@ -257,6 +296,7 @@ def verdict(
     judge,
     rule=rule,
     question=question,
+    unsure=unsure_of(kinds),
   )
   return Verdict(
     probe_id=probe_id,

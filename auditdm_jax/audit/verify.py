@@ -30,9 +30,11 @@ from auditdm_jax.audit import outside as outside_lib
 from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.audit.attempt import Failure, Find, Gate, Opinion, Side, Stability
 from auditdm_jax.audit.duplicates import DuplicateIndex, fingerprint
+from auditdm_jax.audit.judge import Judge
 from auditdm_jax.audit.outside import Outside
+from auditdm_jax.audit.probe import Verdict
 from auditdm_jax.audit.rates import Rate, rate_by_image
-from auditdm_jax.audit.verdict import decide
+from auditdm_jax.audit.verdict import agreed
 
 Paraphrase = Callable[[str, int], str | None]
 Jitter = Callable[[np.ndarray, int], np.ndarray]
@@ -167,7 +169,7 @@ def verify(
       here = _gates(find, tried, bank, image, seen=seen, benchmark=benchmark, config=config)
       learned = _Learned(
         gates=(*here, *own),
-        stability=_stability(find, tried, bank),
+        stability=_stability(find, tried, bank.judge),
         wordings=tuple(t.question for t, _ in tried if t.label.startswith("paraphrase")),
         opinion=opinion,
       )
@@ -182,11 +184,11 @@ class Retried:
   """A find that was asked again, and what the models said.
 
   Attributes:
-    trials: for each trial its label, its question and all answers by model.
+    trials: for each trial its label, its question and its verdict.
     stability: in how many of them the same disagreement showed.
   """
 
-  trials: tuple[tuple[str, str, dict[str, str]], ...]
+  trials: tuple[tuple[str, str, Verdict], ...]
   stability: Stability
 
 
@@ -201,7 +203,7 @@ def retry(
   """Asks finds again by the trials of `verify`, without grading them; arguments as there."""
   tried = _try(finds, bank, images, paraphrase, default_jitter, config)
   return [
-    Retried(tuple((t.label, t.question, a) for t, a in own), _stability(find, own, bank))
+    Retried(tuple((t.label, t.question, v) for t, v in own), _stability(find, own, bank.judge))
     for find, own in zip(finds, tried, strict=True)
   ]
 
@@ -213,37 +215,42 @@ def _try(
   paraphrase: Paraphrase | None,
   jitter: Jitter,
   config: VerifyConfig,
-) -> list[list[tuple[_Trial, dict[str, str]]]]:
-  """Per find its trials, each with all models' answers."""
+) -> list[list[tuple[_Trial, Verdict]]]:
+  """Per find its trials, each with its verdict."""
   trials, extra = _plan(finds, images, paraphrase, jitter, config)
 
   def get(image_id: str) -> np.ndarray:
     return extra[image_id] if image_id in extra else images(image_id)
 
-  answers = bank.answers(get, [t.question for t in trials], image_ids=[t.image_id for t in trials])
-  bank.prepare(answers, [t.question for t in trials])
-  tried: list[list[tuple[_Trial, dict[str, str]]]] = [[] for _ in finds]
-  for i, trial in enumerate(trials):
-    tried[trial.find].append((trial, {name: a[i] for name, a in answers.items()}))
-  bank.judge.prepare(
-    pair for find, own in zip(finds, tried) for pair in _compared(find, own, bank.references)
+  verdicts = bank.verdicts(
+    get, [t.question for t in trials], image_ids=[t.image_id for t in trials], cascade=False
   )
+  tried: list[list[tuple[_Trial, Verdict]]] = [[] for _ in finds]
+  for trial, verdict in zip(trials, verdicts, strict=True):
+    tried[trial.find].append((trial, verdict))
+  bank.judge.prepare(pair for find, own in zip(finds, tried) for pair in _compared(find, own, bank))
   return tried
 
 
 def _compared(
-  find: Find, tried: Sequence[tuple[_Trial, dict[str, str]]], references: Sequence[str]
+  find: Find, tried: Sequence[tuple[_Trial, Verdict]], bank: ModelBank
 ) -> Iterator[tuple[str, str, str]]:
   """What `_stability` and `_gates` compare a find's trials by: (question, answer, answer)."""
   consensus, question = find.consensus, find.probe.question
-  greedy = tried[0][1]
-  for trial, answers in tried:
+  seen = _said(tried[0][1])
+  for trial, verdict in tried:
+    said = _said(verdict)
     if trial.label.startswith("blank"):
-      yield from ((question, greedy[name], answers[name]) for name in references)
+      yield from ((question, seen[name], answer) for name, answer in said.items())
       continue
-    yield trial.question, answers[references[0]], consensus
+    yield trial.question, said[bank.references[0]], consensus
     if trial.label.startswith("paraphrase"):
-      yield from ((question, consensus, answers[name]) for name in references)
+      yield from ((question, consensus, answer) for answer in said.values())
+
+
+def _said(verdict: Verdict) -> dict[str, str]:
+  """Returns the references' answers in a verdict of which all models were asked."""
+  return {name: verdict.answers[name] or "" for name in verdict.references}
 
 
 def default_jitter(image: np.ndarray, k: int) -> np.ndarray:
@@ -287,23 +294,14 @@ def _plan(
   return trials, extra
 
 
-def _stability(
-  find: Find, tried: Sequence[tuple[_Trial, dict[str, str]]], bank: ModelBank
-) -> Stability:
+def _stability(find: Find, tried: Sequence[tuple[_Trial, Verdict]], judge: Judge) -> Stability:
   """Counts the trials that end in the same disagreement about the same consensus."""
   outcomes = []
-  for trial, answers in tried:
+  for trial, verdict in tried:
     if trial.label.startswith("blank"):
       continue
-    decision = decide(
-      answers[bank.target],
-      {name: answers[name] for name in bank.references},
-      bank.judge,
-      rule=bank.config.rule,
-      question=trial.question,
-    )
-    again = decision.disagreement and bank.judge.same(
-      decision.consensus or "", find.consensus, question=trial.question
+    again = verdict.disagreement and judge.same(
+      verdict.consensus or "", find.consensus, question=trial.question
     )
     outcomes.append((trial.label, again))
   return Stability(
@@ -315,7 +313,7 @@ def _stability(
 
 def _gates(
   find: Find,
-  tried: Sequence[tuple[_Trial, dict[str, str]]],
+  tried: Sequence[tuple[_Trial, Verdict]],
   bank: ModelBank,
   image: np.ndarray,
   *,
@@ -325,27 +323,26 @@ def _gates(
 ) -> tuple[Gate, ...]:
   """The gates of a find, which is `seen` from then on."""
   probe, looks = find.probe, fingerprint(image)
-  answers = {trial.label: a for trial, a in tried}
-
-  def references(label: str) -> dict[str, str]:
-    return {name: answers[label][name] for name in bank.references}
-
-  rule = bank.config.rule
-  wordings = [references(label) for label in answers if label.startswith("paraphrase")]
+  judge, rule, verdicts = bank.judge, bank.config.rule, {t.label: v for t, v in tried}
+  again = [
+    agreed(verdict, judge, rule=rule, question=trial.question)
+    for trial, verdict in tried
+    if trial.label.startswith("paraphrase")
+  ]
   prior = Gate.unmeasured("language_prior", "no blank image was shown")
   if config.blank_image:
-    seen_and_blank = references("greedy:0"), references("blank:0")
-    prior = gates.language_prior(*seen_and_blank, bank.judge, rule=rule, question=probe.question)
+    seen_and_blank = _said(verdicts["greedy:0"]), _said(verdicts["blank:0"])
+    prior = gates.language_prior(*seen_and_blank, judge, rule=rule, question=probe.question)
   leak = Gate.unmeasured("benchmark_leak", "no benchmark to compare with")
   if benchmark is not None:
     leak = gates.near_duplicate(looks, probe.question, benchmark, name="benchmark_leak")
-  answer = bank.judge.normalize(find.consensus)
+  answer = judge.normalize(find.consensus)
   duplicate = gates.near_duplicate(looks, probe.question, seen, answer=answer)
   seen.add(looks, probe.question, answer)
   return (
     gates.well_formed(probe.question, max_words=config.max_words),
-    gates.answerable(find.consensus, wordings, bank.judge, rule=rule, question=probe.question),
-    gates.both_ways(find.said, find.consensus, bank.judge, question=probe.question),
+    gates.answerable(find.consensus, again, judge, question=probe.question),
+    gates.both_ways(find.said, find.consensus, judge, question=probe.question),
     duplicate,
     gates.image_sane(image),
     prior,

@@ -89,6 +89,7 @@ def _to_row(reply: Reply) -> dict[str, Any]:
     "origin": reply.origin,
     "prompt_tokens": reply.usage.prompt,
     "completion_tokens": reply.usage.completion,
+    "logprob": reply.logprob,
   }
 
 
@@ -100,4 +101,5 @@ def _from_row(row: Mapping[str, Any]) -> Reply:
     usage=Usage(row["prompt_tokens"], row["completion_tokens"]),
     detail=row["detail"],
     origin=row["origin"],
+    logprob=row.get("logprob"),  # Rows of earlier versions have none.
   )

@@ -19,6 +19,7 @@ _FINISH: dict[str | None, Finish] = {
   "content_filter": "filter",
 }
 _MAX_TEXT = 1 << 16  # characters
+_MAX_LOGPROB = 1e6  # Of a token that cannot be, some servers say -9999.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class Reply:
     usage: its tokens.
     detail: what was said in place of an answer, one line; for people, never to be compared.
     origin: the model and build that the endpoint says has answered.
+    logprob: log-probability of the text; None unless `ask.extra` asks for it by `logprobs`.
   """
 
   text: str | None
@@ -48,6 +50,7 @@ class Reply:
   usage: Usage = Usage()
   detail: str = ""
   origin: str = ""
+  logprob: float | None = None
 
 
 def no_answer(fault: Fault) -> Reply:
@@ -104,7 +107,7 @@ def read(answer: Mapping[str, Any]) -> Reply:
     raise Fault(Reason.NO_CHOICE, f"no text, finish_reason {one_line(repr(reason), 40)}")
   if len(said) > _MAX_TEXT:
     return Reply(None, "failed", Reason.TOO_LARGE, detail=f"{len(said)} characters", **about)
-  return Reply(said, finish, **about)
+  return Reply(said, finish, logprob=_logprob(first.get("logprobs")), **about)
 
 
 def _error_of(error: object) -> Fault | Denied:
@@ -132,6 +135,16 @@ def _usage(usage: object) -> Usage:
   if not isinstance(usage, dict):
     return Usage()
   return Usage(_count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")))
+
+
+def _logprob(logprobs: object) -> float | None:
+  """Returns the sum over the tokens, which have to say theirs."""
+  tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
+  if not isinstance(tokens, list) or not tokens:
+    return None
+  each = [token.get("logprob") if isinstance(token, dict) else None for token in tokens]
+  found = [float(x) for x in each if isinstance(x, int | float) and abs(x) < _MAX_LOGPROB]
+  return sum(found) if len(found) == len(each) else None
 
 
 def _count(value: object) -> int | None:

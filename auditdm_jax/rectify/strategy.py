@@ -17,7 +17,7 @@ from typing import Literal
 
 from auditdm_jax.audit.attempt import GRADES, Failure
 from auditdm_jax.audit.judge import Judge
-from auditdm_jax.audit.verdict import ConsensusRule
+from auditdm_jax.audit.verdict import ConsensusRule, unsure_of
 from auditdm_jax.core.config import UserError, check
 
 
@@ -71,10 +71,11 @@ class StrategyConfig:
 def margin(failure: Failure, judge: Judge, rule: ConsensusRule) -> float:
   """Returns by how much of all weight the consensus is ahead of the next answer of references."""
   verdict, question = failure.verdict, failure.probe.question
+  unsure = unsure_of(verdict.kinds)
   groups: list[tuple[str, float]] = []
   for name in verdict.references:
     answer, weight = verdict.answers[name], rule.weight(name)
-    if not answer:
+    if not answer or name in unsure:
       continue
     for i, (other, total) in enumerate(groups):
       if judge.same(answer, other, question=question):

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from auditdm_jax.audit.answer import ModelBank
+from auditdm_jax.audit.answer import ModelBank, unsure_at
 from auditdm_jax.audit.attempt import Find, is_true
 from auditdm_jax.audit.verdict import consensus_of
 from auditdm_jax.core import streams
@@ -101,12 +101,13 @@ class Scorer:
     rows = list(texts)
     if not rows:
       return result
-    answers = self.bank.answers(
+    heard = self.bank.hear(
       self._load,
       list(texts.values()),
       image_ids=[result[i].image_id for i in rows],
       models=self.bank.references,
     )
+    answers = {name: [a.text if a else "" for a in own] for name, own in heard.items()}
     judge, rule = self.bank.judge, self.bank.config.rule
     judge.prepare(
       (result[i].question, result[i].consensus, said[k])
@@ -115,7 +116,8 @@ class Scorer:
     )
     for k, i in enumerate(rows):
       said, question = {name: own[k] for name, own in answers.items()}, result[i].question
-      again = consensus_of(said, judge, rule=rule, question=question)
+      unsure = unsure_at(heard, k)
+      again = consensus_of(said, judge, rule=rule, question=question, unsure=unsure)
       kept = again is not None and judge.same(result[i].consensus, again, question=question)
       result[i] = dataclasses.replace(result[i], kept=kept)
     return result

@@ -18,6 +18,7 @@ from auditdm_jax.audit import health
 from auditdm_jax.audit.answer import Heard
 from auditdm_jax.audit.ask import Answer
 from auditdm_jax.audit.precision import LabelPrecision
+from auditdm_jax.audit.verdict import unsure_of
 from auditdm_jax.stages import labelled, suite
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import Evaluated, Groups
@@ -97,6 +98,7 @@ def _health(ctx: Context, heard: Heard) -> health.Health:
     references=references,
     questions=[a.probe.question for a in asked],
     images=[a.probe.origin_id for a in asked],
+    unsure=[unsure_of(a.verdict.kinds) if a.verdict else () for a in asked],
   )
 
 

@@ -44,7 +44,11 @@ class Noisy:
       max_new_tokens=max_new_tokens,
       which=[[place[image]] for image in ids],
     )
-    return [
-      RawReply(noise.spoil(self._config, self.name, image, prompt, reply.text or ""), reply.finish)
+    said = [
+      noise.spoil(self._config, self.name, image, prompt, reply.text or "")
       for image, prompt, reply in zip(ids, prompts, replies, strict=True)
+    ]
+    return [
+      RawReply(text, reply.finish, logprob=reply.logprob if text == reply.text else None)
+      for text, reply in zip(said, replies, strict=True)
     ]

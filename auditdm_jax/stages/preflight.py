@@ -288,6 +288,7 @@ def show(found: Preflight) -> None:
   for name, heard in ensemble.models.items():
     words = "" if heard.words is None else f", {heard.words:.1f} words"
     row(f"{name}: answers{words}, {found.answers_per_s[name]:.3g}/s", heard.answered)
+    row(f"{name}: is not sure", heard.unsure, always=False)
     row(f"{name}: cannot tell", heard.abstained, always=False)
     row(f"{name}: refuses", heard.refused, always=False)
     row(f"{name}: cut", heard.truncated, always=False)

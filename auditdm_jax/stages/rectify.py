@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 
 from auditdm_jax.audit import taxonomy
 from auditdm_jax.audit.attempt import Attempt, unique_attempts, unique_finds
+from auditdm_jax.audit.verdict import unsure_of
 from auditdm_jax.core import paths, runtime, streams
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rectify import curate as curate_lib
@@ -155,7 +156,7 @@ def replay_examples(ctx: Context, new: int) -> list[TrainingExample]:
   They are as many as the recipe replays in addition to `new` examples, at most `MAX_REPLAY`.
 
   A target's training mix is rarely at hand, so replay is its own behaviour where all references say
-  the same: abstentions too, or the repaired target would forget to abstain.
+  the same and are sure of it: abstentions too, or the repaired target would forget to abstain.
   """
   recipe = ctx.settings.rectify.recipe
   size = min(int(recipe.num_steps(new) * recipe.batch_size * recipe.replay), MAX_REPLAY)
@@ -185,8 +186,13 @@ def _answered_alike(ctx: Context, asked: Sequence[tuple[str, str]]) -> list[Trai
   kept = []
   for (image_id, question), verdict in zip(asked, verdicts, strict=True):
     said = verdict.answers[verdict.target]
-    if said and all(
-      ctx.judge.same(said, verdict.answers[r] or "", question=question) for r in verdict.references
+    if (
+      said
+      and not unsure_of(verdict.kinds)
+      and all(
+        ctx.judge.same(said, verdict.answers[r] or "", question=question)
+        for r in verdict.references
+      )
     ):
       kept.append(TrainingExample(image_id=image_id, question=question, label=said))
   return kept

@@ -20,6 +20,7 @@ from absl import flags
 from auditdm_jax.audit import verify as verify_lib
 from auditdm_jax.audit.attempt import Failure
 from auditdm_jax.audit.ledger import shown
+from auditdm_jax.audit.verdict import unsure_of
 from auditdm_jax.audit.verify import Retried
 from auditdm_jax.core.config import UserError
 from auditdm_jax.stages import past
@@ -63,12 +64,15 @@ def _told(ctx: Context, failure: Failure, again: Retried, models: Sequence[str])
     f"expected  {shown(failure.consensus)}",
     f"it said   {shown(failure.said)}",
   ]
-  for label, question, answers in again.trials:
+  for label, question, verdict in again.trials:
     told = {"1": "the same conflict", "0": "no such conflict"}.get(outcomes.get(label, ""), "")
     lines.append(f"{label}  {told}".rstrip())
     if question != probe.question:
       lines.append(f"  question  {shown(question)}")
-    lines += [f"  {shown(name)}: {shown(answers[name]) or '(no answer)'}" for name in models]
+    unsure = unsure_of(verdict.kinds)
+    for name in models:
+      said = shown(verdict.answers[name] or "") or "(no answer)"
+      lines.append(f"  {shown(name)}: {said}{' (not sure)' if name in unsure else ''}")
   then = failure.stability
   before = f", {then.k} of {then.n} then" if then else ""
   lines.append(f"shows in {now.k} of {now.n} trials{before}")

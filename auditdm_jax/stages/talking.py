@@ -2,6 +2,7 @@
 """Models of the scenes world that talk, though they were trained to say one word."""
 
 from collections.abc import Sequence
+import dataclasses
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -57,6 +58,6 @@ class Talking:
       features, prompts, max_new_tokens=max_new_tokens, which=which
     )
     return [
-      RawReply(talk.say(self._voice, self.name, prompt, reply.text or ""), reply.finish)
+      dataclasses.replace(reply, text=talk.say(self._voice, self.name, prompt, reply.text or ""))
       for prompt, reply in zip(prompts, replies, strict=True)
     ]

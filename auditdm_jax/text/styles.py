@@ -32,6 +32,9 @@ class Said(Protocol):
   @property
   def failure(self) -> object | None: ...
 
+  @property
+  def logprob(self) -> float | None: ...
+
 
 @dataclasses.dataclass(frozen=True)
 class RawReply:
@@ -41,11 +44,13 @@ class RawReply:
     text: what it said; None where no reply came.
     finish: "stop", "length" where it was cut, or None where that is unknown.
     failure: why no reply came; None where one did.
+    logprob: log-probability of its tokens, the terminator included; None where it is unknown.
   """
 
   text: str | None
   finish: str | None = None
   failure: object | None = None
+  logprob: float | None = dataclasses.field(default=None, compare=False)  # Rounded by the batch.
 
 
 @dataclasses.dataclass(frozen=True)

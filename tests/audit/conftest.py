@@ -28,6 +28,7 @@ class FakeVlm:
   takes: ClassVar[str] = "features"
   encoded: int = 0
   calls: int = 0
+  logprob: Callable[[str, int], float] | None = None
 
   def encode(self, images):
     self.encoded += len(images)
@@ -36,9 +37,9 @@ class FakeVlm:
   def reply_features(self, features, prompts, *, max_new_tokens, which):
     assert len(which) == len(prompts) and max_new_tokens > 0
     self.calls += 1
+    asked = [(q, int(f[0, 0])) for q, f in zip(prompts, features[np.ravel(which)])]
     return [
-      RawReply(self.rule(q, int(f[0, 0])), "stop")
-      for q, f in zip(prompts, features[np.ravel(which)])
+      RawReply(self.rule(*a), "stop", logprob=self.logprob and self.logprob(*a)) for a in asked
     ]
 
 

@@ -23,8 +23,13 @@ def _noisy(seed):
   return lambda q, pixel: WORDS[zlib.crc32(f"{seed} {q} {pixel}".encode()) % 3]
 
 
+def _doubts(seed):
+  """Log-probs of which about a third are below that of .8."""
+  return lambda q, pixel: -(zlib.crc32(f"doubt {seed} {q} {pixel}".encode()) % 100) / 300
+
+
 def _bank(fake_vlm, *, heard=None, **fields):
-  vlms = {"t": fake_vlm(_noisy(1)), "a": fake_vlm(_noisy(2)), "b": fake_vlm(_noisy(3))}
+  vlms = {name: fake_vlm(_noisy(i), logprob=_doubts(i)) for i, name in enumerate("tab", start=1)}
   config = BankConfig(abstentions=("unanswerable",), **fields)
   return ModelBank(vlms, "t", ("a", "b"), config=config, heard=heard)
 
@@ -52,29 +57,74 @@ def test_without_deduplication_the_answers_are_the_same(fake_vlm, make_picture):
   assert each.computed["t"] == each.asked["t"] == 126 > once.computed["t"]
 
 
+@pytest.mark.parametrize("model", ["t", "a"])
 @pytest.mark.parametrize("cascade", [False, True])
-def test_what_was_heard_elsewhere_is_not_asked_again(fake_vlm, make_picture, cascade):
+def test_what_was_heard_elsewhere_is_not_asked_again(fake_vlm, make_picture, cascade, model):
+  """And who was not sure of it is not sure of it here."""
   images, questions = _probes(make_picture, 126)
-  first = _bank(fake_vlm, cascade=cascade)
+  first = _bank(fake_vlm, cascade=cascade, sure=0.8)
   ids = [Images.id_of(image) for image in images]
   rows = list(zip(ids, questions))[:30]
-  told = first.hear(images[:30], questions[:30], cascade=False)["t"]
-  first.computed.clear()
-  again = _bank(fake_vlm, cascade=cascade, heard={"t": dict(zip(rows, told, strict=True))})
+  # As a benchmark asks, which knows no roles.
+  seen = first.vlms[model].encode(images[:30])
+  told = ask(first.vlms[model], seen, questions[:30], config=first.config)
+  again = _bank(
+    fake_vlm, cascade=cascade, sure=0.8, heard={model: dict(zip(rows, told, strict=True))}
+  )
   assert again.verdicts(images, questions) == first.verdicts(images, questions)
-  asked = {row for row, said in zip(rows, told) if said is not None}
-  assert again.computed["a"] == first.computed["a"]
-  assert 0 < first.computed["t"] - again.computed["t"] <= len(asked)
+  other = {"t": "a", "a": "t"}[model]
+  assert again.computed[other] == first.computed[other]
+  assert 0 < first.computed[model] - again.computed[model] <= len(rows)
 
 
-def test_cascade_finds_the_same_disagreements(fake_vlm, make_picture):
+@pytest.mark.parametrize("sure", [0.0, 0.8])
+@pytest.mark.parametrize("order", [(), ("t", "b", "a")])
+def test_cascade_finds_the_same_disagreements(fake_vlm, make_picture, sure, order):
   images, questions = _probes(make_picture)
-  full, thrifty = _bank(fake_vlm), _bank(fake_vlm, cascade=True, batch_size=16)
+  full = _bank(fake_vlm, sure=sure)
+  thrifty = _bank(fake_vlm, sure=sure, cascade=True, batch_size=16, order=order)
   a, b = full.verdicts(images, questions), thrifty.verdicts(images, questions)
   assert [v.disagreement for v in a] == [v.disagreement for v in b]
   assert any(v.disagreement for v in a) and any(v.reason == "skipped" for v in b)
   assert all(x == y for x, y in zip(a, b) if x.disagreement)
   assert thrifty.computed.total() < full.computed.total()
+
+
+def test_a_reference_that_is_not_sure_makes_no_consensus(fake_vlm, make_picture):
+  probes = _probes(make_picture, 126)
+  plain, strict = _bank(fake_vlm).verdicts(*probes), _bank(fake_vlm, sure=0.8).verdicts(*probes)
+  lost = 0
+  for before, after, image, question in zip(plain, strict, *probes):
+    doubts = {
+      name
+      for i, name in ((2, "a"), (3, "b"))
+      if before.answers[name] != "unanswerable"
+      and _doubts(i)(question, int(image[0, 0, 0])) < -0.2231
+    }
+    assert {name for name, kind in after.kinds.items() if kind == "unsure"} == doubts
+    assert after.answers == before.answers, "what they said is kept"
+    assert after.agree == (before.agree and not doubts)
+    assert after.disagreement == (before.disagreement and not doubts)
+    lost += before.disagreement and not after.disagreement
+  assert lost and any(v.disagreement for v in strict)
+
+
+def test_only_short_replies_of_references_can_be_unsure(make_picture):
+  def doubtful(text, finish="stop"):
+    return FakeEndpoint(lambda *_: RawReply(text, finish, logprob=-9.0))
+
+  says = lambda text: _talks(lambda *_: text)  # noqa: E731
+  image, config = make_picture(1), BankConfig(abstentions=("unanswerable",), sure=0.5)
+  for a, kinds in (
+    (doubtful("It is blue."), {"a": "unsure"}),
+    (doubtful("I cannot tell."), {"a": "abstention"}),
+    (doubtful("The picture shows", "length"), {"a": "truncated"}),
+    (says("blue"), {}),  # Unknown is sure.
+  ):
+    bank = ModelBank({"t": doubtful("red"), "a": a, "b": says("blue")}, "t", "ab", config=config)
+    (found,) = bank.verdicts([image], ["what color is it?"])
+    assert found.kinds == kinds and found.disagreement == (not kinds)
+    assert bank.kinds["a"] == {kinds.get("a", "answer"): 1} and bank.kinds["t"] == {"answer": 1}
 
 
 def test_eviction_does_not_change_answers(fake_vlm, make_picture):

@@ -44,6 +44,14 @@ def test_what_the_judge_cannot_decide_is_left_out():
   assert found.co_error["a"]["b"] == found.all_wrong
 
 
+def test_who_is_not_sure_agrees_with_none():
+  answers = {name: ["red", "red"] for name in "tab"}
+  how = {"target": "t", "references": ("a", "b")}
+  found = health(answers, [["blue"]] * 2, Judge(), **how, unsure=[{"b"}, ()])
+  assert (found.same_wrong.k, found.same_wrong.n) == (1, 2)
+  assert found.all_wrong.k == 2, "whether they are right is another question"
+
+
 def test_no_question_is_no_rate():
   nothing = health({"t": [], "a": []}, [], Judge(), target="t", references=("a",))
   assert nothing.co_error["t"]["a"].rate is None and nothing.phi["t"]["a"] is None

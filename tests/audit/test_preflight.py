@@ -181,6 +181,17 @@ def test_an_answer_is_wordy_if_it_holds_a_shorter_one(text, question, wordy):
   assert preflight.is_wordy(text, question) is wordy
 
 
+def test_references_that_are_seldom_sure_are_told_of_the_key():
+  found = measured(kinds=[("b", i, "unsure") for i in range(N) if i % 10])
+  heard = found.models["b"]
+  assert heard.unsure.rate == pytest.approx(0.9) and heard.answered.rate == 1
+  assert found.models["a"].unsure.k == 0 and found.consensus.rate < 0.2
+  assert "lower config.bank.sure" in only(found).remedy
+  # The target's silence hides no doubt.
+  mute = measured(kinds=[("b", i, "unsure") for i in range(N)], t=lambda i: "")
+  assert mute.consensus.k == 0
+
+
 def test_references_that_never_agree_are_named():
   line = only(measured(a=wrong, b=right, t=right))
   assert "references a and b agree about 0 of 200" in line and "least_agreement=0.2" in line

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Consensus, disagreement, and the records that carry them."""
 
+import dataclasses
 import itertools
 import json
+import math
 import warnings
 
 import pytest
@@ -10,8 +12,17 @@ import pytest
 from auditdm_jax.audit.ask import BankConfig
 from auditdm_jax.audit.attempt import Attempt, Failure, Gate, Stability
 from auditdm_jax.audit.judge import Judge, Same
-from auditdm_jax.audit.probe import Probe, probe_id
-from auditdm_jax.audit.verdict import ConsensusRule, decide, is_fixed, prepare, verdict
+from auditdm_jax.audit.probe import Probe, Verdict, probe_id
+from auditdm_jax.audit.verdict import (
+  ConsensusRule,
+  agreed,
+  consensus_of,
+  decide,
+  is_fixed,
+  prepare,
+  unsure_of,
+  verdict,
+)
 from auditdm_jax.core.config import UserError
 
 RULE = ConsensusRule(abstentions=("unanswerable",))
@@ -100,6 +111,48 @@ def test_fixed_exactly_when_no_completion_disagrees(rule):
       assert now.consensus == t, "what the target shares stands for the consensus"
 
 
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule.share:g} of {rule.weights}")
+def test_who_is_not_sure_abstains(rule):
+  """The decision, and when it is fixed, are those of a reference that says "unanswerable"."""
+  judge = Judge()
+  for t, a, b, c in itertools.product([None, "red", "blue"], repeat=4):
+    own = {"a": a, "b": b, "c": c}
+    for unsure in ("a", "b", "bc"):
+      said = {n: "unanswerable" if n in unsure and x else x for n, x in own.items()}
+      how = {"rule": rule, "unsure": frozenset(unsure)}
+      assert decide(t, own, judge, **how) == decide(t, said, judge, rule=rule)
+      assert is_fixed(t, own, judge, **how) == is_fixed(t, said, judge, rule=rule)
+      assert consensus_of(own, judge, **how) == consensus_of(said, judge, rule=rule)
+
+
+def test_an_answer_that_stands_behind_nothing_is_known_by_its_kind():
+  found = verdict(
+    "p",
+    {"t": "red", "a": "blue", "b": "blue"},
+    Judge(),
+    target="t",
+    references=("a", "b"),
+    kinds={"b": "unsure"},
+  )
+  assert (found.consensus, found.agree, found.reason) == (None, False, "abstention")
+  again = Verdict.from_dict(json.loads(json.dumps(found.to_dict())))
+  assert again == found and unsure_of(again.kinds) == {"b"}
+  assert agreed(again, Judge()) is None
+  # Whatever the target says, or does not.
+  silent = dataclasses.replace(again, kinds={}, answers=again.answers | {"t": ""})
+  assert agreed(silent, Judge()) == "blue"
+
+
+def test_how_sure_is_sure():
+  assert ConsensusRule().is_sure(-100.0)
+  rule = BankConfig(sure=0.8).rule
+  assert rule.is_sure(math.log(0.81)) and not rule.is_sure(math.log(0.79))
+  assert rule.is_sure(None) and not rule.is_sure(math.nan)
+  for wrong in (1.0, -0.1, math.nan):
+    with pytest.raises(UserError, match=r"bank.sure=\S+: must be at least 0 and below 1"):
+      BankConfig(sure=wrong)
+
+
 def _ends(*answers):
   """All ways to fill in what was not asked."""
   return itertools.product(*(ANSWERS if a is None else [a] for a in answers))
@@ -127,9 +180,10 @@ def test_the_judges_model_is_asked_about_every_pair_that_may_make_a_consensus():
 
   judge = Judge(model=Model())
   answers = {"t": ["hut"], "a": ["tent"], "b": ["couch"], "c": ["sofa bed"]}
-  for share, wanted in ((1.0, 2), (0.67, 4)):
+  for share, unsure, wanted in ((1.0, "", 2), (0.67, "", 4), (0.67, "c", 2), (1.0, "c", 0)):
     asked.clear()
-    prepare(judge, answers, ["?"], target="t", references="abc", rule=ConsensusRule(share))
+    rule = ConsensusRule(share)
+    prepare(judge, answers, ["?"], target="t", references="abc", rule=rule, unsure=[unsure])
     assert len(asked) == wanted
   found = decide("hut", {n: answers[n][0] for n in "abc"}, judge, rule=ConsensusRule(0.67))
   assert found.disagreement and found.consensus == "couch"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from auditdm_jax.audit.answer import ModelBank
+from auditdm_jax.audit.ask import BankConfig
 from auditdm_jax.audit.attempt import Attempt, Gate, Opinion, side_of
 from auditdm_jax.audit.outside import TrueAnswers
 from auditdm_jax.audit.probe import Probe
@@ -80,6 +81,23 @@ def test_grades(audit):
   assert sides(result.failures) == {"oracle": View(rate(1, 2), {"neither": 1}, 0)}
   chunked = run(finds, outside=(oracle,), measured=measured, config=VerifyConfig(chunk=2))
   assert chunked == result
+
+
+def test_trials_count_who_is_not_sure(fake_vlm, make_picture, tmp_path):
+  store = Images(tmp_path)
+  image = store.put(make_picture(40))
+  unsure = fake_vlm(_truth, logprob=lambda q, _: -1.0 if "please 1" in q else 0.0)
+  vlms = {"t": fake_vlm(_target), "a": fake_vlm(_truth), "b": unsure}
+  for sure, k, passed in ((0.0, 5, True), (0.8, 4, False)):
+    bank = ModelBank(vlms, "t", ("a", "b"), config=BankConfig(sure=sure))
+    (verdict,) = bank.verdicts([store.get(image)], ["what color is it"])
+    find = Attempt(probe=Probe.make(image, "what color is it"), verdict=verdict).find
+    (failure,) = verify(
+      [find], bank, images=store.get, paraphrase=lambda q, k: f"{q} please {k}"
+    ).failures
+    assert failure.stability.k == k and ("paraphrase:0=0" in failure.stability.trials) == (k == 4)
+    (answerable,) = (g for g in failure.gates if g.name == "answerable")
+    assert answerable.passed == passed
 
 
 def test_gates_that_are_not_required_are_still_measured(audit):

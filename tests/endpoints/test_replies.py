@@ -37,6 +37,22 @@ def test_any_bytes(body):
   holds(body)
 
 
+@pytest.mark.parametrize(
+  ("logprobs", "logprob"),
+  [
+    ({"content": [{"token": "r", "logprob": -0.25}, {"token": "ed", "logprob": 0}]}, -0.25),
+    ({"content": [{"token": "r", "logprob": -0.25}, {"token": "ed"}]}, None),
+    ({"content": [{"logprob": 10**400}]}, None),
+    ({"content": []}, None),
+    ({"content": None}, None),
+    (None, None),
+  ],
+)
+def test_log_probs(logprobs, logprob):
+  choice = {"message": {"content": "red"}, "finish_reason": "stop", "logprobs": logprobs}
+  assert replies.read({"choices": [choice]}).logprob == logprob
+
+
 @given(JSON, JSON, JSON, JSON, JSON)
 def test_any_json_in_any_place(value, content, reason, usage, error):
   message = {"content": content, "refusal": value}
@@ -47,6 +63,8 @@ def test_any_json_in_any_place(value, content, reason, usage, error):
     {"choices": [value]},
     {"choices": [{"message": value}]},
     {"choices": [choice], "usage": usage, "model": value, "system_fingerprint": value},
+    {"choices": [{"message": {"content": "x"}, "logprobs": value}]},
+    {"choices": [{"message": {"content": "x"}, "logprobs": {"content": [{"logprob": value}]}}]},
     {"choices": [choice], "usage": {"prompt_tokens": usage, "completion_tokens": value}},
     {"error": {"code": value, "message": error}},
   ):

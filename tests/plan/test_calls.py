@@ -82,7 +82,8 @@ class Spy:
   ):
     del config, params, features, valid, seed, limits, temperatures
     self.calls[answer_shape(tokens, tails, sc)] += 1
-    return np.zeros((*names.shape, sc.max_new_tokens), np.int32), np.ones(names.shape, np.int32)
+    tokens = np.zeros((*names.shape, sc.max_new_tokens), np.int32)
+    return tokens, np.ones(names.shape, np.int32), np.zeros(names.shape, np.float32)
 
 
 def answer_shape(tokens, tails, sc):

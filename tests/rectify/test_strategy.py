@@ -17,7 +17,7 @@ from auditdm_jax.rectify.strategy import (
 )
 
 
-def _failure(said=("red", "red"), *, grade="V1", by="", trials=(5, 5)) -> Failure:
+def _failure(said=("red", "red"), *, grade="V1", by="", trials=(5, 5), kinds=None) -> Failure:
   names = tuple(f"r{i}" for i in range(len(said)))
   probe = Probe.make("i", "what color is the cup")
   verdict = Verdict(
@@ -29,6 +29,7 @@ def _failure(said=("red", "red"), *, grade="V1", by="", trials=(5, 5)) -> Failur
     agree=True,
     disagreement=True,
     reason="disagreement",
+    kinds=kinds or {},
   )
   return Failure(
     probe=probe,
@@ -53,6 +54,12 @@ def test_an_oracle_makes_no_label_surer():
   assert _kept(_failure(grade="V2", by="model m"), grade="V2") == "kept"
   assert _kept(_failure(grade="V3", by="oracle"), grade="V3") == "kept", "people are no oracle"
   assert _kept(_failure(grade="V0")) == "below V1"
+
+
+def test_who_is_not_sure_stands_behind_no_label():
+  for said, ahead in ((("red", "red", "red"), 2 / 3), (("red", "red", "blue"), 2 / 3)):
+    failure = _failure(said, kinds={"r2": "unsure"})
+    assert margin(failure, Judge(), ConsensusRule(0.67)) == pytest.approx(ahead)
 
 
 def test_a_label_that_does_not_come_back_is_left_out():
