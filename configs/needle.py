@@ -48,9 +48,11 @@ def get_config(arg: str = "") -> ConfigDict:
   # The longest question has 14 words. Some gaps are shown by edited and generated images only.
   c.rollout.prompts = {"question": 8, "edit": 4, "generate": 2, "edit-only": 2}
   c.rollout.max_new_tokens = dict(question=15, caption=30, instruction=18)
-  c.rollout.surrogate = dict(proposals=64, random=4)
+  # The tiny auditor only writes. Base, which never heard the names that gaps are, reads.
+  c.rollout.surrogate = dict(proposals=32, random=4, reader=f"{models}/base")
+  c.optim.steps, c.checkpoints.harvest = 60, (20, 40)
   c.grpo.entropy_coef = 0.003  # It asks about every image.
-  c.discover.probes = 12_000
+  c.discover.update(probes=12_000, proposals=24, ranking=dict(new=0.25))
   c.taxonomy = dict(skills="data/scenes/needle_skills.yaml")
   c.rectify.update(length=56)
   return c
