@@ -184,22 +184,24 @@ def teacher_forced(vlm, features, which, questions, replies):
   """The log-probs of greedy completions by one full pass over each, terminator included."""
   ids = [tuple(prompts.render(TOKENIZER, vlm.template, q, 4)) for q in questions]
   asked = [Prompt(row, images=(i,), max_new_tokens=NEW) for row, i in zip(ids, which)]
-  found = []
-  for prompt, said, reply in zip(asked, vlm.complete(features, asked), replies, strict=True):
-    assert TOKENIZER.decode(said.tokens).strip() == reply.text
-    n, row = len(said.tokens), np.array([prompt.ids + said.tokens])
-    ar = (np.arange(row.shape[1]) >= len(prompt.ids)).astype(np.int32)[None]
-    x = multimodal.hidden(
-      vlm.config,
-      vlm.params,
-      features[prompt.images[0]][None],
-      row,
-      valid=np.ones(row.shape, bool),
-      ar=ar if vlm.config.kind == "paligemma" else None,
-    )
-    logp, _ = multimodal.token_logprobs(vlm.config, vlm.params, x[:, -n - 1 : -1], row[:, -n:])
-    found.append(float(logp.sum()))
-  return found
+  done = vlm.complete(features, asked)
+  assert [TOKENIZER.decode(c.tokens).strip() for c in done] == [r.text for r in replies]
+  rows = [p.ids + c.tokens for p, c in zip(asked, done)]
+  tokens, valid = np.zeros((2, len(rows), max(map(len, rows))), np.int32)
+  ar, said = np.zeros_like(tokens), np.zeros(tokens.shape, bool)
+  for i, (row, c) in enumerate(zip(rows, done)):
+    tokens[i, : len(row)], valid[i, : len(row)] = row, 1
+    ar[i, len(row) - len(c.tokens) :], said[i, len(row) - len(c.tokens) : len(row)] = 1, True
+  x = multimodal.hidden(
+    vlm.config,
+    vlm.params,
+    features[which],
+    tokens,
+    valid=valid.astype(bool),
+    ar=ar if vlm.config.kind == "paligemma" else None,
+  )
+  logp, _ = multimodal.token_logprobs(vlm.config, vlm.params, x[:, :-1], tokens[:, 1:])
+  return np.sum(logp, axis=1, where=said[:, 1:])
 
 
 @pytest.mark.parametrize("shared", [False, True])

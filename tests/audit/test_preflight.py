@@ -186,7 +186,7 @@ def test_references_that_are_seldom_sure_are_told_of_the_key():
   heard = found.models["b"]
   assert heard.unsure.rate == pytest.approx(0.9) and heard.answered.rate == 1
   assert found.models["a"].unsure.k == 0 and found.consensus.rate < 0.2
-  assert "lower config.bank.sure" in only(found).remedy
+  assert "lower config.bank.sure" in only(found)
   # The target's silence hides no doubt.
   mute = measured(kinds=[("b", i, "unsure") for i in range(N)], t=lambda i: "")
   assert mute.consensus.k == 0

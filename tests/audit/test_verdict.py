@@ -180,7 +180,7 @@ def test_the_judges_model_is_asked_about_every_pair_that_may_make_a_consensus():
 
   judge = Judge(model=Model())
   answers = {"t": ["hut"], "a": ["tent"], "b": ["couch"], "c": ["sofa bed"]}
-  for share, unsure, wanted in ((1.0, "", 2), (0.67, "", 4), (0.67, "c", 2), (1.0, "c", 0)):
+  for share, unsure, wanted in ((1.0, "", 2), (0.67, "", 4), (0.67, "c", 1), (1.0, "c", 0)):
     asked.clear()
     rule = ConsensusRule(share)
     prepare(judge, answers, ["?"], target="t", references="abc", rule=rule, unsure=[unsure])
