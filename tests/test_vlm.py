@@ -230,6 +230,23 @@ def test_the_log_prob_of_a_reply_is_that_of_a_full_pass(vlm, monkeypatch, shared
   assert {r.finish for r in replies} == {"stop", "length"} and len(set(want)) > 5
 
 
+def test_the_state_before_a_reply_is_that_of_the_prompt_alone(vlm):
+  """Against one full pass over each, unpadded; what else is read changes no bit."""
+  features, which = vlm.encode(IMAGES), [[i % 4] for i in range(len(QUESTIONS))]
+  found = vlm.states(features, QUESTIONS, which=which)
+  for question, own, state in zip(QUESTIONS, which, found, strict=True):
+    ids = prompts.render(TOKENIZER, vlm.template, question, 4)
+    tokens = np.array([ids], np.int32)
+    x = multimodal.hidden(
+      vlm.config, vlm.params, features[own], tokens, valid=np.ones(tokens.shape, bool)
+    )
+    np.testing.assert_allclose(state, x[0, -1], atol=1e-5)
+  rest = vlm.states(features, QUESTIONS[3:7], which=which[3:7])
+  np.testing.assert_array_equal(rest, found[3:7])
+  with pytest.raises(UserError, match="1 images for 2 prompts"):
+    vlm.states(features, QUESTIONS[:2], which=[[0]])
+
+
 def test_errors_teach(vlm):
   with pytest.raises(UserError, match="2 images for 1 prompts"):
     vlm.answer(IMAGES[:2], ["what?"], max_new_tokens=1)

@@ -444,6 +444,11 @@ class AuditConfig:
     models = self.models
     self._check_endpoints()
     self._check_trained_on()
+    if self.discover.ranking.new and not self.rollout.surrogate.reader:
+      raise UserError(
+        f"config.discover.ranking.new={self.discover.ranking.new}: the net does not tell what is"
+        ' unlike; set rollout.surrogate.reader, such as "auditor", or new=0'
+      )
     ensemble = (models.target, *models.references)
     outside = self.verify.model
     if outside and _name(outside) in map(_name, ensemble):

@@ -57,9 +57,13 @@ def get_config(arg: str = "") -> ConfigDict:
     return c
   group = c.grpo.get("group_size", 8)
   training = c.optim.steps * sum(c.rollout.prompts.values()) * group
+  reader = c.rollout.surrogate.get("reader", "")
   c.rollout.surrogate = dict(proposals=0)
-  if arm != "best-of":  # No surrogate chooses: what is proposed is asked.
+  if arm == "best-of":
+    c.rollout.surrogate.reader = reader
+  else:  # No surrogate chooses: what is proposed is asked.
     c.discover.update(proposals=0, start=0, fits=0)
+    c.discover.ranking = {}
   if arm in SOURCES:
     c.optim.steps = 0
     c.checkpoints.harvest = ()

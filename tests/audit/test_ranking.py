@@ -83,6 +83,16 @@ def test_shares_of_the_lot_and_of_the_unsure():
   assert all(abs(candidates[i].score - 0.5) < 0.02 for i, way in ways.items() if way == "unsure")
 
 
+def test_what_is_new_comes_after_the_lot_whatever_its_score():
+  candidates = _candidates()
+  worst = sorted(range(len(candidates)), key=lambda i: candidates[i].score)[:30]
+  rng, config = np.random.default_rng(0), RankingConfig(4, likely=0.7, unsure=0.0, lot=0.05)
+  ways = pick(candidates, size=200, config=config, rng=rng, new=worst)
+  new = [i for i, way in ways.items() if way == "new"]
+  assert set(new) <= set(worst) and len(new) >= 28, "but for those that the lot drew"
+  assert Counter(ways.values())["lot"] == 10
+
+
 def test_before_it_knows_anything_all_is_by_lot():
   candidates = _candidates()
   ways = _pick(candidates, blind=True)

@@ -51,8 +51,11 @@ def _sweep(config, workdir):
     return result, list(ctx.folder.sweep()), ctx.folder.ranked()
 
 
-def test_a_sweep_that_is_killed_goes_on_to_the_same_end(home, tmp_path, monkeypatch):
-  straight, batches, ranked = _sweep(_config(home), tmp_path / "straight")
+@pytest.mark.parametrize("reader", ["", "auditor"])
+def test_a_sweep_that_is_killed_goes_on_to_the_same_end(home, tmp_path, monkeypatch, reader):
+  config = _config(home, ranking=dict(new=0.25 if reader else 0.0))
+  config.rollout.surrogate["reader"] = reader
+  straight, batches, ranked = _sweep(config, tmp_path / "straight")
   append = RunFolder.append_sweep
 
   def cut(folder, ranked, attempts):
@@ -66,8 +69,8 @@ def test_a_sweep_that_is_killed_goes_on_to_the_same_end(home, tmp_path, monkeypa
 
   with monkeypatch.context() as patch, pytest.raises(Killed):
     patch.setattr(RunFolder, "append_sweep", cut)
-    _sweep(_config(home), tmp_path / "killed")
-  again, other, chosen_from = _sweep(_config(home), tmp_path / "killed")
+    _sweep(config, tmp_path / "killed")
+  again, other, chosen_from = _sweep(config, tmp_path / "killed")
   assert [batch for batch, _ in batches] == [0, 1, 2]
   assert (again, other, chosen_from) == (straight, batches, ranked)
 
@@ -75,6 +78,8 @@ def test_a_sweep_that_is_killed_goes_on_to_the_same_end(home, tmp_path, monkeypa
   assert len({a.probe.probe_id for a in attempts}) == len(attempts) == straight.probes == 120
   assert {a.probe.way for a in batches[0][1]} == {"lot"}, "before any verdict all is by lot"
   assert {a.probe.way for a in batches[2][1]} & {"kind", "rank"}, "then it ranks"
+  new = sum(a.probe.way == "new" for a in batches[2][1])
+  assert new == (6 if reader else 0), "a quarter of 24 is what is least like the others"
   distinct = [len({a.probe.score for a in own}) / len(own) for _, own in batches]
   assert distinct[1] > 0.9 > 0.6 > distinct[2], "corrected by shares of what batch 1 predicted"
 

@@ -50,6 +50,15 @@ def test_in_needle_too_each_seed_may_draw_its_gaps():
   assert config.world.gaps == "seed:7" and config.models.target == "/r/_targets/7/models/target"
 
 
+def test_in_needle_only_those_whose_questions_are_picked_have_a_reader():
+  read = {}
+  for cell in read_cells(CONFIG):
+    made = _settings(cell.name, "preset=needle")
+    read[cell.name] = made.rollout.surrogate.reader, made.discover.ranking.new
+  reads = ("data/scenes/needle/base", 0.25)
+  assert {arm: own for arm, own in read.items() if any(own)} == {"default": reads, "best-of": reads}
+
+
 def test_who_trains_who_proposes_and_who_picks(arms):
   trains = {name for name, s in arms.items() if s.optim.steps}
   assert trains == {"default", "grpo", "questioner"}

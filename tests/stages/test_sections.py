@@ -45,6 +45,7 @@ WRONG = {
   "rollout.max_new_tokens.question": (0, -1),
   "rollout.max_chars": (0,),
   "rollout.surrogate.prompts": (0, -1),
+  "rollout.surrogate.near": (0.0, -1.0, NAN),
   "rollout.max_invalid": (NAN,),
   "rollout.deadline_s": (0.0, NAN),
   "bank.max_new_tokens": (0,),
@@ -56,6 +57,7 @@ WRONG = {
   "discover.ranking.likely": (-0.1, 1.1, NAN),
   "discover.ranking.unsure": (1.1, NAN),
   "discover.ranking.lot": (-0.1, NAN),
+  "discover.ranking.new": (-0.1, 1.1, NAN),
   "rectify.recipe.lr": (0.0, NAN, INF),
   "rectify.recipe.batch_size": (0, -64),
   "rectify.recipe.epochs": (-1.0, NAN, INF),
@@ -122,6 +124,7 @@ def test_what_is_at_the_edge_is_right(changes):
     ({"models.references": ("a", "a")}, "config.models: a is named twice"),
     ({"rectify.labelled": {"split": "heldout"}}, "repairs are measured on 'heldout'"),
     ({"rectify.unlabelled": {"split": "rounds"}}, "repairs are measured on 'rounds'"),
+    ({"discover.ranking.new": 0.2}, "the net does not tell what is unlike"),
     *(
       ({"pool.shares": shares}, "must not be negative, and add up to 1")
       for shares in ((0.5, 0.5, 0.5), (1.2, -0.1, -0.1), (NAN, 0.5, 0.5), (INF, 0.0, 0.0))
