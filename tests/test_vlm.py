@@ -201,7 +201,7 @@ def teacher_forced(vlm, features, which, questions, replies):
     ar=ar if vlm.config.kind == "paligemma" else None,
   )
   logp, _ = multimodal.token_logprobs(vlm.config, vlm.params, x[:, :-1], tokens[:, 1:])
-  return np.sum(logp, axis=1, where=said[:, 1:])
+  return np.where(said[:, 1:], logp, 0).sum(axis=1).tolist()
 
 
 @pytest.mark.parametrize("shared", [False, True])

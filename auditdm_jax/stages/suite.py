@@ -8,7 +8,7 @@ model is asked in its own style, and its short answer is scored, as in the audit
 from collections.abc import Sequence
 import os
 
-from auditdm_jax.audit.ask import Answer, ask
+from auditdm_jax.audit.ask import Answer, AnswerKind, ask
 from auditdm_jax.bench import heldout, results, specs
 from auditdm_jax.bench import predict as predict_lib
 from auditdm_jax.bench import table as table_lib
@@ -23,13 +23,12 @@ from auditdm_jax.core.config import load_function
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.models import Answering
 from auditdm_jax.stages.results import Groups
-from auditdm_jax.text.short import Kind
 
 FOLDER = "benchmark"
 BASELINE, LARGER = "baseline", "larger_sibling"  # The roles of target and sibling.
 _SCORER = "config.benchmark.scorer"
 # Of kinds of replies that are no short answer; the others ended by themselves.
-_ENDS: dict[Kind, Finish] = {
+_ENDS: dict[AnswerKind, Finish] = {
   "truncated": "length",
   "thinking": "length",
   "refusal": "refused",

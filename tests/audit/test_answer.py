@@ -90,6 +90,17 @@ def test_cascade_finds_the_same_disagreements(fake_vlm, make_picture, sure, orde
   assert thrifty.computed.total() < full.computed.total()
 
 
+@pytest.mark.parametrize("order", [(), ("t", "c", "b", "a")])
+def test_a_cascade_of_two_of_three_counts_only_who_is_sure(fake_vlm, make_picture, order):
+  vlms = {name: fake_vlm(_noisy(i), logprob=_doubts(i)) for i, name in enumerate("tabc")}
+  probes, found = _probes(make_picture, 126), []
+  for how in ({}, {"cascade": True, "order": order}):
+    bank = ModelBank(vlms, "t", "abc", config=BankConfig(agree=0.67, sure=0.8, **how))
+    found.append([v.disagreement for v in bank.verdicts(*probes)])
+  assert found[0] == found[1] and any(found[0])
+  assert bank.computed.total() < 4 * 63
+
+
 def test_a_reference_that_is_not_sure_makes_no_consensus(fake_vlm, make_picture):
   probes = _probes(make_picture, 126)
   plain, strict = _bank(fake_vlm).verdicts(*probes), _bank(fake_vlm, sure=0.8).verdicts(*probes)

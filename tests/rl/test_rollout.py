@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from auditdm_jax.audit.answer import ModelBank
-from auditdm_jax.audit.ask import BankConfig
+from auditdm_jax.audit.ask import Answer, BankConfig
 from auditdm_jax.core.config import UserError
 from auditdm_jax.core.metrics import Timer
 from auditdm_jax.rl import batch as batch_lib
@@ -381,13 +381,19 @@ def test_some_probes_of_a_cascade_are_put_to_all_models():
 
 
 class Fickle(fakes.Bank):
-  """One of its references changes its mind over every other paraphrase."""
+  """One of its references changes its mind over every other paraphrase, or is not sure."""
 
-  def answers(self, load, questions, *, image_ids, models):
+  def hear(self, load, questions, *, image_ids, models):
     assert tuple(models) == self.references
     assert all(q.startswith("say: ") for q in questions)
     said = [self._verdict(i, q[5:]).consensus for i, q in zip(image_ids, questions)]
-    return {"a": said, "b": ["else" if i % 2 else word for i, word in enumerate(said)]}
+    b = [
+      Answer("else", "answer", "")
+      if i % 4 == 1
+      else Answer(word, "unsure" if i % 2 else "answer", "")
+      for i, word in enumerate(said)
+    ]
+    return {"a": [Answer(word, "answer", "") for word in said], "b": b}
 
 
 def test_finds_without_a_stable_consensus_lose_their_reward():
