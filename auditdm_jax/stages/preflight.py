@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Before a run spends anything: what its models, its image service and its questions are worth.
 
-1. The models: endpoints answer and see, no two of target and references have the same weights, and
-   every model gives numbers. Of models that judge or verify only the weights are read.
+1. The models: endpoints answer and see, no two of target and references have the same weights,
+   every model gives numbers, and a drawn world's target has the gaps that the world says. Of models
+   that judge or verify only the weights are read.
 2. The image service, if the run makes images: it is up, and it takes images of the pool's sizes.
 3. Some questions of the pool go to all models: what they do with them, and how fast.
 
@@ -62,7 +63,8 @@ def check(ctx: Context) -> Preflight:
   config = ctx.settings.preflight
   ctx.models.prepare()
   bank, pool = ctx.models.bank(), ctx.pool("images")
-  _stop_at([*_copies(ctx, bank), *_not_finite(ctx, bank, pool), *_damaged(ctx)])
+  weighed = [*_copies(ctx, bank), *_not_finite(ctx, bank, pool), *_damaged(ctx)]
+  _stop_at([*_other_gaps(ctx), *weighed])
   service = _service(ctx, pool)
   asked = _questions(ctx, bank, pool, config.questions)
   seconds = _seconds(ctx, bank, pool, asked, takes="pixels")
@@ -109,6 +111,19 @@ def _copies(ctx: Context, bank: ModelBank) -> list[Problem]:
     for a, b in itertools.combinations(hashes, 2)
     if hashes[a] == hashes[b]
   ]
+
+
+def _other_gaps(ctx: Context) -> list[Problem]:
+  """Looks for a target of a drawn world whose planted gaps are not those that are looked for."""
+  spec, gaps = ctx.settings.models.target, ctx.settings.world.gaps
+  if ctx.models.target_is_remote or not gaps:
+    return []
+  recipe = ctx.models.weights.extras.get("recipe")
+  own = recipe.get("gaps") if isinstance(recipe, dict) else None
+  if not own or own == gaps:
+    return []
+  cause = f"config.world.gaps={gaps!r}, and the target {spec} has the gaps {own!r}"
+  return [Problem(cause, "name a target with these gaps; pretrain makes them for any seed")]
 
 
 def _not_finite(ctx: Context, bank: ModelBank, pool: InMemoryPool) -> list[Problem]:

@@ -160,6 +160,8 @@ MIXED = {"question": 2, "edit": 1, "generate": 1, "edit_only": 1, "generate_only
 class Sight:
   """Features by hash; pixels where the tower trains."""
 
+  reader = None
+
   def __init__(self, features=None, pixels=None):
     self._features, self._pixels = features, pixels
     self.trains = pixels is not None

@@ -121,6 +121,12 @@ def test_a_target_that_gives_nan_is_named(home, tmp_path):
   assert "the target nan_target gives NaN or infinite logits after" in line
 
 
+def test_a_target_with_other_gaps_than_its_world_is_named(home, tmp_path):
+  line = cause_of(config_of(home, "gaps=seed:3"), tmp_path)
+  assert "config.world.gaps='seed:3', and the target" in line
+  assert "target_easy has the gaps 'easy'; name a target with these gaps" in line
+
+
 @pytest.mark.parametrize("role", ["sibling", "verify"])
 def test_a_model_that_is_asked_later_is_looked_at_now(home, tmp_path, role):
   path, damaged = with_nan(home, "sibling", f"nan_{role}")
