@@ -34,6 +34,7 @@ _ROWS = 1024  # Questions that are compared at a time.
 _BLOCK = 16  # Unlike questions that are chosen at a time,
 _TRIED = 8  # of so many times as many, by lot,
 _APART = 0.8  # none of them with a larger cosine to another.
+_AT_ONCE = 4  # Likely questions that are chosen at a time.
 _LEAST = 256  # Verdicts are padded to powers of two from here on.
 
 
@@ -89,9 +90,28 @@ class Neighbours:
     share = self._found.mean() if len(self._found) else 0.5
     if not self.ready or not questions:
       return np.full(len(questions), share, np.float32)
-    near, finds, wide, wide_finds = self._sums(self._units(self._see(questions, images)))
-    prior = (wide_finds + _PRIOR * share) / (wide + _PRIOR)
-    return ((finds + prior) / (near + 1)).astype(np.float32)
+    near, likely = self._evidence(self._units(self._see(questions, images)))
+    return (likely / (near + 1)).astype(np.float32)
+
+  def predict_apart(self, questions: Sequence[str], images: Sequence[str], n: int) -> np.ndarray:
+    """Returns f32[N] as `predict`, for a choice of the `n` highest that are asked at once.
+
+    What is chosen counts as no find for the rest (a constant liar, Ginsbourger et al., 2010). One
+    find by chance has many neighbours and is refuted by a few of them; a gap that is known well
+    loses little.
+    """
+    if not self.ready or not questions:
+      return self.predict(questions, images)
+    units = self._units(self._see(questions, images))
+    near, likely = self._evidence(units)
+    out, left = np.zeros(len(units), np.float32), np.ones(len(units), bool)
+    for _ in range(0, min(n, len(units) - _AT_ONCE), _AT_ONCE):
+      rates = np.where(left, likely / (near + 1), -1)
+      block = np.argpartition(-rates, _AT_ONCE)[:_AT_ONCE]
+      out[block], left[block] = rates[block], False
+      near += np.exp((units @ units[block].T - 1) / self.config.near).sum(1)
+    out[left] = (likely / (near + 1))[left]
+    return out
 
   def unlike(
     self, questions: Sequence[str], images: Sequence[str], n: int, *, rng: np.random.Generator
@@ -151,6 +171,13 @@ class Neighbours:
     """Returns f32[N,D] of length 1, standardised by what is known."""
     centred = (states.astype(np.float32) - self._mean) / self._scale
     return centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-6)
+
+  def _evidence(self, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns f32[N] twice: how many verdicts are near, and how many of them are finds, with the
+    prior.
+    """
+    near, finds, wide, wide_finds = self._sums(units)
+    return near, finds + (wide_finds + _PRIOR * self._found.mean()) / (wide + _PRIOR)
 
   def _sums(self, units: np.ndarray) -> np.ndarray:
     """Returns f32[4,N]: the near and the wide kernel over all verdicts and over finds."""

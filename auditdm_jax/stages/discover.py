@@ -108,7 +108,11 @@ class _Sweep:
     proposed = self._proposers.propose(batch, self._asked)
     probes = [a.probe for a in proposed.attempts]
     questions, images = [p.question for p in probes], [p.image_id for p in probes]
-    predicted = self._surrogate.predict(questions, images)
+    predicted = (
+      self._surrogate.predict_apart(questions, images, n)
+      if isinstance(self._surrogate, Neighbours)
+      else self._surrogate.predict(questions, images)
+    )
     scores = self._recalibrated(predicted)
     rng = streams.rng(ctx.settings.seed, "sweep", ctx.round.number, batch)
     new: list[int] = []

@@ -79,6 +79,22 @@ def test_one_find_tells_its_neighbours_and_verdicts_without_refute_it():
   assert made.predict(["7"], ["1000"])[0] < 0.25
 
 
+def test_of_neighbours_of_one_find_few_are_asked_at_once_and_of_a_known_gap_all():
+  """Kind 7 has one find and no other verdict, all of 20 about kind 9 are finds."""
+  questions, images = asked(400, 1, kinds=6)
+  questions, images = [*questions, "7", *["9"] * 20], [*images, "1", *map(str, range(20))]
+  made = taught(questions, images, [False] * 400 + [True] * 21)
+  other = ["7"] * 40 + ["9"] * 40 + ["1"] * 40
+  about = [str(i) for i in range(3000, 3120)]
+  plain = made.predict(other, about)
+  apart = made.predict_apart(other, about, 60)
+  assert (plain[:80] > 0.3).all() and (plain[80:] < 0.05).all()
+  best = np.argsort(-apart)[:50]
+  assert sum(i < 40 for i in best) <= 12 and sum(40 <= i < 80 for i in best) >= 36
+  assert (apart <= plain + 1e-6).all()
+  np.testing.assert_allclose(made.predict_apart(other[:3], about[:3], 9), plain[:3], atol=1e-6)
+
+
 def test_what_is_unlike_is_what_nobody_asked_and_each_kind_of_it_once():
   questions, images = asked(400, 1, kinds=30)
   made = taught(questions, images, [False] * 400)
