@@ -53,6 +53,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.optim.steps, c.checkpoints.harvest = 60, (20, 40)
   c.grpo.entropy_coef = 0.003  # It asks about every image.
   c.discover.update(probes=12_000, proposals=24, ranking=dict(new=0.25))
+  c.discover.sources = ("trained", "untrained", "random", "mutated")
   c.taxonomy = dict(skills="data/scenes/needle_skills.yaml")
   c.rectify.update(length=56)
   return c
