@@ -27,6 +27,7 @@ class Bank:
         target="t",
         references=("r",),
         answers={"t": "red", "r": "blue" if q[-1] in self._apart else "Red"},
+        kinds={},
       )
       for q in questions
     ]
