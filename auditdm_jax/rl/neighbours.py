@@ -93,47 +93,36 @@ class Neighbours:
     near, likely = self._evidence(self._units(self._see(questions, images)))
     return (likely / (near + 1)).astype(np.float32)
 
-  def predict_apart(self, questions: Sequence[str], images: Sequence[str], n: int) -> np.ndarray:
-    """Returns f32[N] as `predict`, for a choice of the `n` highest that are asked at once.
+  def survey(
+    self,
+    questions: Sequence[str],
+    images: Sequence[str],
+    *,
+    size: int,
+    new: int,
+    rng: np.random.Generator,
+  ) -> tuple[np.ndarray, list[int]]:
+    """Returns what a batch is chosen by that is asked at once.
 
-    What is chosen counts as no find for the rest (a constant liar, Ginsbourger et al., 2010). One
-    find by chance has many neighbours and is refuted by a few of them; a gap that is known well
-    loses little.
+    Args:
+      questions: N questions that could be asked.
+      images: the ids of their images.
+      size: of the batch.
+      new: how many of it are wanted that are unlike all others.
+      rng: draws among those that are.
+
+    Returns:
+      f32[N] as `predict`, where each of the `size` highest counts as no find for those below it (a
+      constant liar, Ginsbourger et al., 2010): one find by chance has many neighbours and is
+      refuted by a few of them, and a gap that is known well loses little. And the places of `new`
+      questions that are the least like all verdicts and one another: where nobody has asked, nobody
+      knows of finds.
     """
     if not self.ready or not questions:
-      return self.predict(questions, images)
+      return self.predict(questions, images), []
     units = self._units(self._see(questions, images))
     near, likely = self._evidence(units)
-    out, left = np.zeros(len(units), np.float32), np.ones(len(units), bool)
-    for _ in range(0, min(n, len(units) - _AT_ONCE), _AT_ONCE):
-      rates = np.where(left, likely / (near + 1), -1)
-      block = np.argpartition(-rates, _AT_ONCE)[:_AT_ONCE]
-      out[block], left[block] = rates[block], False
-      near += np.exp((units @ units[block].T - 1) / self.config.near).sum(1)
-    out[left] = (likely / (near + 1))[left]
-    return out
-
-  def unlike(
-    self, questions: Sequence[str], images: Sequence[str], n: int, *, rng: np.random.Generator
-  ) -> list[int]:
-    """Returns the places of `n` questions that are the least like all verdicts and one another.
-
-    Where nobody has asked, nobody knows of finds.
-    """
-    if not self.ready or not questions:
-      return []
-    units = self._units(self._see(questions, images))
-    density, chosen = self._sums(units)[0], list[int]()
-    while len(chosen) < min(n, len(units)):
-      few = np.argsort(density, kind="stable")[: _TRIED * _BLOCK]
-      block: list[int] = []
-      for i in map(int, rng.permutation(few[np.isfinite(density[few])])):
-        if len(block) < _BLOCK and (not block or (units[block] @ units[i]).max() < _APART):
-          block.append(i)
-      density = density + np.exp((units @ units[block].T - 1) / self.config.near).sum(1)
-      density[block] = np.inf
-      chosen += block
-    return chosen[:n]
+    return self._apart(units, near, likely, size), self._unlike(units, near, new, rng)
 
   def flops(self, questions: int, *, fits: int) -> float:
     """Floating-point operations of reading and comparing questions; fits have next to none."""
@@ -171,6 +160,39 @@ class Neighbours:
     """Returns f32[N,D] of length 1, standardised by what is known."""
     centred = (states.astype(np.float32) - self._mean) / self._scale
     return centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-6)
+
+  def _apart(
+    self, units: np.ndarray, near: np.ndarray, likely: np.ndarray, size: int
+  ) -> np.ndarray:
+    """The probabilities of `survey`."""
+    out, left = np.zeros(len(units), np.float32), np.ones(len(units), bool)
+    for _ in range(0, min(size, len(units) - _AT_ONCE), _AT_ONCE):
+      rates = np.where(left, likely / (near + 1), -1)
+      block = np.argpartition(-rates, _AT_ONCE)[:_AT_ONCE]
+      out[block], left[block] = rates[block], False
+      near = near + self._to(units, block)
+    out[left] = (likely / (near + 1))[left]
+    return out
+
+  def _unlike(
+    self, units: np.ndarray, near: np.ndarray, n: int, rng: np.random.Generator
+  ) -> list[int]:
+    """The places of `survey`."""
+    chosen: list[int] = []
+    while len(chosen) < min(n, len(units)):
+      few = np.argsort(near, kind="stable")[: _TRIED * _BLOCK]
+      block: list[int] = []
+      for i in map(int, rng.permutation(few[np.isfinite(near[few])])):
+        if len(block) < _BLOCK and (not block or (units[block] @ units[i]).max() < _APART):
+          block.append(i)
+      near = near + self._to(units, block)
+      near[block] = np.inf
+      chosen += block
+    return chosen[:n]
+
+  def _to(self, units: np.ndarray, block: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Returns f32[N]: the near kernel over some of the questions themselves."""
+    return np.exp((units @ units[block].T - 1) / self.config.near).sum(1)
 
   def _evidence(self, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns f32[N] twice: how many verdicts are near, and how many of them are finds, with the

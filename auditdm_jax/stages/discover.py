@@ -22,6 +22,7 @@ import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
+import numpy as np
 
 from auditdm_jax.audit import ranking
 from auditdm_jax.audit.attempt import Attempt
@@ -31,7 +32,7 @@ from auditdm_jax.audit.skills import Assigner, Seeds
 from auditdm_jax.core import metrics, streams
 from auditdm_jax.core.records import chunks
 from auditdm_jax.rl import flops, neighbours
-from auditdm_jax.rl.neighbours import Neighbours
+from auditdm_jax.rl.surrogate import Surrogate
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.proposing import Proposers
 from auditdm_jax.stages.results import Discovered
@@ -108,16 +109,9 @@ class _Sweep:
     proposed = self._proposers.propose(batch, self._asked)
     probes = [a.probe for a in proposed.attempts]
     questions, images = [p.question for p in probes], [p.image_id for p in probes]
-    predicted = (
-      self._surrogate.predict_apart(questions, images, n)
-      if isinstance(self._surrogate, Neighbours)
-      else self._surrogate.predict(questions, images)
-    )
-    scores = self._recalibrated(predicted)
     rng = streams.rng(ctx.settings.seed, "sweep", ctx.round.number, batch)
-    new: list[int] = []
-    if isinstance(self._surrogate, Neighbours):
-      new = self._surrogate.unlike(questions, images, round(section.ranking.new * n), rng=rng)
+    predicted, new = self._predict(questions, images, n, rng)
+    scores = self._recalibrated(predicted)
     ways = ranking.pick(
       [
         Candidate(
@@ -166,6 +160,15 @@ class _Sweep:
       ),
       attempts,
     )
+
+  def _predict(
+    self, questions: Sequence[str], images: Sequence[str], n: int, rng: np.random.Generator
+  ) -> tuple[np.ndarray, list[int]]:
+    """Returns probabilities to choose `n` by, and the places of what is least like the others."""
+    if isinstance(self._surrogate, Surrogate):  # The net does not tell likeness.
+      return self._surrogate.predict(questions, images), []
+    new = round(self._ctx.settings.discover.ranking.new * n)
+    return self._surrogate.survey(questions, images, size=n, new=new, rng=rng)
 
   def learn(self, batch: int, attempts: Sequence[Attempt]) -> None:
     """Learns from a batch, whether it was asked now or before a restart."""

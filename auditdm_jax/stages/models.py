@@ -75,7 +75,7 @@ class Models:
     """
     _ = self.references  # All rounds have the same.
     self._counted, self._styles, self._banks = self.answers(), self.styles(), []
-    for role in ("auditor", "weights", "target"):
+    for role in ("auditor", "reader", "weights", "target"):  # The auditor may be the reader.
       vars(self).pop(role, None)
     other = copy.copy(self)
     other.config, other._bank, other._banks = settings.models, settings.bank, []

@@ -63,8 +63,7 @@ def check(ctx: Context) -> Preflight:
   config = ctx.settings.preflight
   ctx.models.prepare()
   bank, pool = ctx.models.bank(), ctx.pool("images")
-  weighed = [*_copies(ctx, bank), *_not_finite(ctx, bank, pool), *_damaged(ctx)]
-  _stop_at([*_other_gaps(ctx), *weighed])
+  _stop_at([*_other_gaps(ctx), *_copies(ctx, bank), *_not_finite(ctx, bank, pool), *_damaged(ctx)])
   service = _service(ctx, pool)
   asked = _questions(ctx, bank, pool, config.questions)
   seconds = _seconds(ctx, bank, pool, asked, takes="pixels")

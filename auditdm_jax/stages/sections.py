@@ -506,6 +506,11 @@ class AuditConfig:
         f"config.models.auditor: {models.auditor} is an endpoint; the auditor is trained, which"
         " needs the folder of its weights"
       )
+    if (reader := self.rollout.surrogate.reader) in self.endpoints:
+      raise UserError(
+        f"config.rollout.surrogate.reader: {reader} is an endpoint, which does not say its hidden"
+        " states; they need the folder of its weights"
+      )
     if models.int8 and all(spec in self.endpoints for spec in models.references):
       raise UserError(
         "config.models.int8: the references are endpoints, whose weights are elsewhere"

@@ -44,6 +44,11 @@ def taught(questions, images, found, config=CONFIG):
   return made
 
 
+def surveyed(made, questions, images, *, size=60, new=0):
+  rng = np.random.default_rng(0)
+  return made.survey(questions, images, size=size, new=new, rng=rng)
+
+
 def test_the_rate_is_that_of_kernel_regression():
   questions, images = asked(300, 1)
   found = np.random.default_rng(2).random(300) < 0.2
@@ -88,26 +93,26 @@ def test_of_neighbours_of_one_find_few_are_asked_at_once_and_of_a_known_gap_all(
   made = taught(questions, images, found)
   other, about = ["7"] * 40 + ["8"] * 40 + ["9"] * 40, [str(i) for i in range(3000, 3120)]
   plain = made.predict(other, about)
-  apart = made.predict_apart(other, about, 60)
+  apart, none = surveyed(made, other, about, size=60)
   for rates, most in ((plain, 20), (apart, 8)):
     best = np.argsort(-rates)[:60]
     assert sum(i >= 80 for i in best) == 40
     assert 1 <= sum(i < 40 for i in best) <= most
   assert sum(i < 40 for i in np.argsort(-plain)[:60]) == 20
-  assert (apart <= plain + 1e-6).all()
-  np.testing.assert_allclose(made.predict_apart(other[:3], about[:3], 9), plain[:3], atol=1e-6)
+  assert (apart <= plain + 1e-6).all() and none == []
+  few, _ = surveyed(made, other[:3], about[:3], size=9)
+  np.testing.assert_allclose(few, plain[:3], atol=1e-6)
 
 
 def test_what_is_unlike_is_what_nobody_asked_and_each_kind_of_it_once():
   questions, images = asked(400, 1, kinds=30)
   made = taught(questions, images, [False] * 400)
   other, about = asked(600, 5)
-  rng = np.random.default_rng(0)
-  chosen = made.unlike(other, about, 10, rng=rng)
+  _, chosen = surveyed(made, other, about, new=10)
   assert len(set(chosen)) == 10
   assert {other[i] for i in chosen} == {str(k) for k in range(30, 40)}
-  assert len(made.unlike(other[:5], about[:5], 10, rng=rng)) == 5
-  assert Neighbours(CONFIG, reader=Reads()).unlike(other, about, 3, rng=rng) == []
+  assert len(surveyed(made, other[:5], about[:5], new=10)[1]) == 5
+  assert surveyed(Neighbours(CONFIG, reader=Reads()), other, about, new=3)[1] == []
 
 
 def test_before_it_has_seen_enough_it_says_the_same_of_all():
@@ -140,7 +145,7 @@ def test_what_was_read_to_choose_is_not_read_again_to_learn():
   distinct = len(set(zip(other, about)) - set(zip(questions, images)))
   before = reader.read
   made.predict(other, about)
-  made.unlike(other, about, 20, rng=np.random.default_rng(0))
+  surveyed(made, other, about, new=20)
   made.predict(other[:30], about[:30])
   made.observe(other[:30], about[:30], [False] * 30)
   assert distinct <= reader.read - before <= len(set(zip(other, about)))

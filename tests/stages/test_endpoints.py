@@ -270,6 +270,10 @@ def test_an_endpoint_judges(servers, tmp_path):
   [
     ({"models.target": "fra"}, r"'fra' is neither a folder nor an endpoint.*did you mean 'far'"),
     ({"models.auditor": "far"}, "config.models.auditor: far is an endpoint"),
+    (
+      {"rollout.surrogate.reader": "far"},
+      "config.rollout.surrogate.reader: far is an endpoint, which does not say its hidden states",
+    ),
     ({"models.int8": True}, "config.models.int8: the references are endpoints"),
     ({"models.paged": True}, "config.models.paged: target and references are endpoints"),
     ({"judge.model": "ref"}, "judge.model: ref has the weights of the reference ref"),

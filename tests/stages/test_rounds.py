@@ -111,12 +111,14 @@ def test_rounds_share_the_lock_the_images_and_the_folder_of_the_benchmark(tmp_pa
         pass
     # Without a look at models: these are loaded when they are asked for.
     ctx.models.references = {}
+    ctx.models.reader = "the auditor of round 1"
     ctx.pool = types.SimpleNamespace()
     with ctx.opened(2) as own:
       assert own.folder.path == run / "rounds/2" and own.images is ctx.images
       assert own.judge is ctx.judge and own.pool is ctx.pool and own.world is ctx.world
       assert own.models.config.target == str(run / "rectify/repaired")
       assert [f.path for f in own.earlier()] == [run]
+      assert own.models.reader is None, "it is opened anew: the auditor is another one"
     assert list(ctx.later()) == [2]
     with pytest.raises(KeyboardInterrupt), ctx.opened(2) as own:
       own.models.answers = lambda: {"answers/t": 3}
