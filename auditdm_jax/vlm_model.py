@@ -325,17 +325,18 @@ class Vlm:
     return bool(runtime.fetch(found))
 
   def states(
-    self, features: np.ndarray, prompts: Sequence[str], *, which: Sequence[Sequence[int]]
+    self, features: np.ndarray, prompts: Sequence[str], *, which: Sequence[int]
   ) -> np.ndarray:
-    """Returns what the model makes of prompts about images, before it replies.
+    """Returns what the model makes of prompts about an image each, before it replies.
 
     It is the last hidden state of a prompt, after the final norm, from which the first token of the
-    reply is predicted. It does not depend on what else is read in the same call.
+    reply is predicted. All calls have one number of rows and a prompt's own length, so that what
+    else is read changes no bit of it.
 
     Args:
       features: [U,P,Dv] of `encode`.
       prompts: N prompts.
-      which: the images of each prompt, as rows of `features`.
+      which: the image of each prompt, as a row of `features`.
 
     Returns:
       f32[N,D].
@@ -344,18 +345,20 @@ class Vlm:
       UserError: as `answer`.
     """
     _same_length(which, prompts)
-    ids = self._rendered(features, which, prompts)
+    ids = self._rendered(features, [[i] for i in which], prompts)
     out = np.zeros((len(ids), self.config.text.width), np.float32)
     lengths = [batching.padded_length(len(row)) for row in ids]
-    for length in sorted(set(lengths)):  # So that a row's shape is its own.
-      alike = [i for i, n in enumerate(lengths) if n == length]
-      shapes = [batching.PromptShape(len(ids[i]), len(which[i])) for i in alike]
-      for call in batching.calls(self.config, shapes, new=0, room=self._room):
-        rows = [alike[k] for k in call.rows[:, 0]]
+    room = self._room
+    for length in sorted(set(lengths)):
+      size = batching.rows_per_call(
+        self.config, length, new=0, images=1, devices=room.devices, most=room.most
+      )
+      for cut in batching.cut(np.flatnonzero(np.array(lengths) == length), size):
+        rows = batching.pad_rows(cut, size)
         tokens, valid = batching.padded([ids[i] for i in rows], length)
         last = np.array([[len(ids[i]) - 1] for i in rows], np.int32)
-        batch = _rows_of(features, np.array([which[i] for i in rows]))
-        placed = [None if x is None else self._place(x) for x in (batch, tokens, valid, last)]
+        batch = features[np.asarray(which)[rows]]
+        placed = [self._place(x) for x in (batch, tokens, valid, last)]
         with mesh_lib.use(self.mesh):
           found = programs.states(self.config, self.params, *placed)
         out[rows] = runtime.fetch(found)

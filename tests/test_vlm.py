@@ -2,6 +2,7 @@
 """Answers of a Vlm: batched and alone, by shared programs; tower identity; logits."""
 
 import dataclasses
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,10 @@ from auditdm_jax.core.config import UserError
 from auditdm_jax.models import multimodal
 from auditdm_jax.text import prompts
 from auditdm_jax.text.tokenizer import Tokenizer
-from auditdm_jax.vlm import Prompt
+from auditdm_jax.vlm import Prompt, load_vlm
 from tests.tiny_vlm import TEXT, TOKENIZER, WORDS, make
+
+WEIGHTS = pathlib.Path(__file__).parents[1] / "data/scenes/weights"
 
 RNG = np.random.default_rng(0)
 IMAGES = [RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8) for _ in range(4)]
@@ -231,20 +234,32 @@ def test_the_log_prob_of_a_reply_is_that_of_a_full_pass(vlm, monkeypatch, shared
 
 
 def test_the_state_before_a_reply_is_that_of_the_prompt_alone(vlm):
-  """Against one full pass over each, unpadded; what else is read changes no bit."""
-  features, which = vlm.encode(IMAGES), [[i % 4] for i in range(len(QUESTIONS))]
+  """Against one full pass over each, unpadded."""
+  features, which = vlm.encode(IMAGES), [i % 4 for i in range(len(QUESTIONS))]
   found = vlm.states(features, QUESTIONS, which=which)
   for question, own, state in zip(QUESTIONS, which, found, strict=True):
     ids = prompts.render(TOKENIZER, vlm.template, question, 4)
     tokens = np.array([ids], np.int32)
     x = multimodal.hidden(
-      vlm.config, vlm.params, features[own], tokens, valid=np.ones(tokens.shape, bool)
+      vlm.config, vlm.params, features[[own]], tokens, valid=np.ones(tokens.shape, bool)
     )
     np.testing.assert_allclose(state, x[0, -1], atol=1e-5)
-  rest = vlm.states(features, QUESTIONS[3:7], which=which[3:7])
-  np.testing.assert_array_equal(rest, found[3:7])
   with pytest.raises(UserError, match="1 images for 2 prompts"):
-    vlm.states(features, QUESTIONS[:2], which=[[0]])
+    vlm.states(features, QUESTIONS[:2], which=[0])
+
+
+@pytest.mark.parametrize("name", ["auditor", "ref_paligemma2"])
+def test_what_else_is_read_changes_no_bit_of_a_state(name):
+  """Or a run that is killed would go on as another one."""
+  vlm = load_vlm(WEIGHTS / name)
+  images = [RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(7)]
+  features, which = vlm.encode(images), RNG.integers(7, size=150)
+  asked = ("what color is the object at row two column three", "how many red circles are there")
+  questions = [asked[i] for i in RNG.integers(2, size=150)]
+  whole = vlm.states(features, questions, which=which)
+  for some in (slice(1), slice(3, 20), slice(20, 100), RNG.permutation(150)):
+    few = vlm.states(features, np.array(questions)[some].tolist(), which=which[some])
+    np.testing.assert_array_equal(few, whole[some])
 
 
 def test_errors_teach(vlm):

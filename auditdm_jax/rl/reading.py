@@ -22,7 +22,7 @@ class Reader:
     place = {image: i for i, image in enumerate(dict.fromkeys(image_ids))}
     features = self._cache.features(self._vlm, list(place), self._load)
     prompts = [self._vlm.style.put(question) for question in questions]
-    return self._vlm.states(features, prompts, which=[[place[image]] for image in image_ids])
+    return self._vlm.states(features, prompts, which=[place[image] for image in image_ids])
 
   def flops(self, questions: Sequence[str]) -> float:
     """Floating-point operations of reading a question as long as these; without the tower."""
