@@ -66,6 +66,31 @@ def test_a_drill_asks_more_of_what_is_hard():
   assert mix.draw(5, hardness=lambda *_: 1.0).texts == mix.draw(5, hardness=lambda *_: 1.0).texts
 
 
+def test_the_rate_of_a_model_multiplies_both_learning_rates(config):
+  """Of Muon's matrices and of what AdamW has, here at the rates' height and without decay."""
+  config = config.copy_and_resolve_references()
+  config.optim.update(weight_decay=0.0, warmup=1)
+  optim = build(pretrain.OptimSpec, config.optim)
+  params = {
+    "llm": {"layers": {"mlp": {"linear": np.ones((2, 4, 3), np.float32)}}},
+    "scale": np.ones(3, np.float32),
+  }
+  grads = jax.tree.map(
+    lambda x: np.float32(np.random.default_rng(x.size).normal(size=x.shape)), params
+  )
+
+  def update(rate):
+    tx = optim.build(10, rate=rate)
+    state = tx.init(params)
+    _, state = tx.update(grads, state, params)
+    return tx.update(grads, state, params)[0]
+
+  whole, part = (tree.flatten(update(rate)) for rate in (1.0, 0.3))
+  assert all(np.abs(x).max() > 0 for x in whole.values())
+  for name, x in whole.items():
+    np.testing.assert_allclose(part[name], 0.3 * x, rtol=1e-5)
+
+
 def test_a_miniature_that_is_killed_becomes_the_same_and_leaves_its_tower_alone(
   config, tmp_path, monkeypatch
 ):
