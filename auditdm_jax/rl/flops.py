@@ -7,6 +7,7 @@ Matrix products only, attention as if it were not causal, nothing for what is co
 
 from collections.abc import Iterator, Sequence, Set
 import contextlib
+import itertools
 
 import numpy as np
 
@@ -71,14 +72,20 @@ class Meter:
         self._config.text, tokens=reply.length, context=context, predictions=reply.length
       )
 
-  def count(self, trajectories: Sequence[Trajectory], *, group: int) -> None:
-    """Adds what was written, and what the models have answered since the last call."""
-    for start in range(0, len(trajectories), group):
-      samples = [t.turns for t in trajectories[start : start + group]]
-      self._write([turns[0] for turns in samples])
-      for turns in samples:
-        for later in turns[1:]:
-          self._write([later])
+  def count(self, trajectories: Sequence[Trajectory]) -> None:
+    """Adds what was written, and what the models have answered since the last call.
+
+    Several probes may have one first turn; it was written once, and their second turns share a
+    prefill.
+    """
+    for _, of in itertools.groupby(trajectories, key=lambda t: t.prompt_id):
+      samples = [t.turns for t in of]
+      self._write(list({id(first): first for first, *_ in samples}.values()))
+      later: dict[int, list[AuditorReply]] = {}
+      for first, *rest in samples:
+        later.setdefault(id(first), []).extend(rest)
+      for replies in filter(None, later.values()):
+        self._write(replies)
     self.answered([(t.question, t.consensus) for t in trajectories if t.verdict is not None])
 
   def answered(self, asked: Sequence[tuple[str, str]]) -> None:

@@ -45,6 +45,7 @@ class Begun:
   """First turns, and the images that are being made for them."""
 
   trajectories: list[Trajectory]
+  indices: list[int]  # places of their sources in the pool
   waiting: list[int]  # places of the trajectories that wait for an image
   futures: list[concurrent.futures.Future]  # of this process's share of them
   until: float  # time.monotonic() at which an image is too late
@@ -99,10 +100,11 @@ class Prober:
     *,
     timer: metrics_lib.Timer,
     group: int,
+    questions: int = 1,
   ) -> list[Trajectory]:
     """Lets the auditor make probes: both turns, and the images between them."""
     begun = self.first_turns(params, prompts, timer=timer, group=group)
-    return self.second_turns(params, begun, timer=timer)
+    return self.second_turns(params, begun, timer=timer, questions=questions)
 
   def first_turns(
     self,
@@ -175,7 +177,14 @@ class Prober:
     until = self._drawing.until() if self._drawing is not None else 0.0
     # Prompts that are left out leave no gap.
     places = {i: place for place, i in enumerate(sorted(made))}
-    return Begun([made[i] for i in places], [places[i] for i in waiting], futures, until, dropped)
+    return Begun(
+      [made[i] for i in places],
+      [prompts[i // group].index for i in places],
+      waiting=[places[i] for i in waiting],
+      futures=futures,
+      until=until,
+      dropped=dropped,
+    )
 
   def _first(
     self, prompt: AuditorPrompt, g: int, reply: AuditorReply, source_id: str
@@ -221,72 +230,104 @@ class Prober:
     return dataclasses.replace(trajectory, fields=fields, question=text, malformed=malformed)
 
   def second_turns(
-    self, params: Any, begun: Begun, *, timer: metrics_lib.Timer
+    self, params: Any, begun: Begun, *, timer: metrics_lib.Timer, questions: int = 1
   ) -> list[Trajectory]:
-    """Waits for the images, and lets the auditor write its second turns."""
+    """Waits for the images, and lets the auditor write its second turns.
+
+    Args:
+      params: tree of the current auditor.
+      begun: first turns.
+      timer: counts the seconds of the phases.
+      questions: probes about each image that is made, or of each first turn that has a second; they
+        stand together. Of the data set's questions about a source there may be fewer.
+    """
     trajectories = begun.trajectories
     with timer("images"):
       if begun.waiting and self._drawing is not None:
         trajectories = self._drawing.received(
           trajectories, begun.waiting, begun.futures, until=begun.until
         )
+    about = [
+      self._several(t, index, questions)
+      for t, index in zip(trajectories, begun.indices, strict=True)
+    ]
     for call in self._calls.of_turn(1).values():
-      trajectories = self._second(params, trajectories, call, timer=timer)
-    return trajectories
+      about = self._second(params, about, call, timer=timer)
+    return [t for several in about for t in several]
+
+  def _several(self, trajectory: Trajectory, index: int, n: int) -> list[Trajectory]:
+    """Returns what will be `n` probes about the image of a trajectory, or the trajectory itself."""
+    strategy = self._strategies[trajectory.strategy]
+    if n == 1 or (len(strategy.turns) == 1 and not strategy.makes):
+      return [trajectory]
+    first = trajectory.sample * n
+    several = [dataclasses.replace(trajectory, sample=first + i) for i in range(n)]
+    if strategy.question == "own":
+      return several
+    asked = list(dict.fromkeys(self.pool.questions(index)))
+    start = asked.index(trajectory.question)
+    return [
+      dataclasses.replace(t, question=question)
+      for t, question in zip(several, asked[start:] + asked[:start])
+    ]
 
   def _second(
     self,
     params: Any,
-    trajectories: Sequence[Trajectory],
+    trajectories: Sequence[Sequence[Trajectory]],
     call: shapes.SampleCall,
     *,
     timer: metrics_lib.Timer,
-  ) -> list[Trajectory]:
-    """Second turns of one kind.
+  ) -> list[list[Trajectory]]:
+    """Second turns of one kind; those about one image stand together.
 
     Samples without an image go along on their source, so that shapes stay; they are dropped.
     """
-    result = list(trajectories)
+    result = [list(several) for several in trajectories]
     turns = {name: s.turns[1] for name, s in self._strategies.items() if len(s.turns) == 2}
     rows = [
       i
-      for i, t in enumerate(trajectories)
+      for i, (t, *_) in enumerate(trajectories)
       if t.strategy in turns and turns[t.strategy].kind == call.kind
     ]
     if not rows:
       return result
-    prompts = [self._second_prompt(trajectories[i]) for i in rows]
+    firsts = [trajectories[i][0] for i in rows]
+    prompts = [self._second_prompt(t) for t in firsts]
     fits = [len(prompt) <= call.width for prompt in prompts]
-    ids = [_looked_at(trajectories[i], turns[trajectories[i].strategy]) for i in rows]
+    ids = [_looked_at(t, turns[t.strategy]) for t in firsts]
     with timer("features"):
       features = self.sight.features(params, ids)
     with timer("sample"):
       replies = self.sampler.sample(
         params,
         [
-          p if ok else self._second_prompt(trajectories[i], quote=False)
-          for i, p, ok in zip(rows, prompts, fits)
+          p if ok else self._second_prompt(t, quote=False)
+          for t, p, ok in zip(firsts, prompts, fits)
         ],
         features=features,
         image_ids=ids,
         kind=call.kind,
         width=call.width,
         max_new_tokens=call.new,
-        walk=trajectories[rows[0]].walk,
+        walk=firsts[0].walk,
         turn=1,
-        uids=np.array([trajectories[i].prompt_id for i in rows]),
-        samples=np.array([[trajectories[i].sample] for i in rows]),
+        uids=np.array([t.prompt_id for t in firsts]),
+        samples=np.array([[t.sample for t in trajectories[i]] for i in rows]),
       )
-    for i, ok, (reply,) in zip(rows, fits, replies):
-      trajectory = trajectories[i]
-      if trajectory.malformed or trajectory.invalid:
-        continue
-      if not ok:
-        result[i] = dataclasses.replace(trajectory, malformed="too long for the second turn")
-        continue
-      trajectory = dataclasses.replace(trajectory, turns=(*trajectory.turns, reply))
-      result[i] = self._parsed(trajectory, reply, turns[trajectory.strategy])
+    for i, ok, row in zip(rows, fits, replies):
+      result[i] = [self._answered(t, reply, fits=ok) for t, reply in zip(result[i], row)]
     return result
+
+  def _answered(self, trajectory: Trajectory, reply: AuditorReply, *, fits: bool) -> Trajectory:
+    """Returns a trajectory after its second turn."""
+    if trajectory.malformed or trajectory.invalid:
+      return trajectory
+    if not fits:
+      return dataclasses.replace(trajectory, malformed="too long for the second turn")
+    turn = self._strategies[trajectory.strategy].turns[1]
+    trajectory = dataclasses.replace(trajectory, turns=(*trajectory.turns, reply))
+    return self._parsed(trajectory, reply, turn)
 
   def _second_prompt(self, trajectory: Trajectory, *, quote: bool = True) -> tuple[int, ...]:
     """Token ids of the second turn's task, with or without the text of the first turn."""

@@ -199,7 +199,7 @@ class Rollout:
     probing.check_valid(trajectories, self.config.max_invalid, step=step)
     with timer("answers"), meter.towers("answers"):
       trajectories = self._scorer.ask_again(self._scorer.judge(trajectories))
-    meter.count(trajectories, group=self._grpo.group_size)
+    meter.count(trajectories)
     return self._scorer.score(trajectories)
 
   def _records(

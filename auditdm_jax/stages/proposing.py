@@ -3,8 +3,8 @@
 
 The auditor before training and the data set each propose as many questions as all trained auditors
 together: what training has narrowed they still ask. Finds with a small change (`audit.mutating`)
-are a fourth source, off by default. Strategies that make an image are sampled once,
-since the image service is dear; of all others a group is sampled for each image.
+are a fourth source, off by default. The image service is dear and a question cheap, so all
+proposals for a probe about a made image are questions about one image.
 """
 
 from collections.abc import Sequence
@@ -156,8 +156,9 @@ class Proposers:
     made = n * makes / sum(settings.rollout.counts().values())
     once = max(settings.discover.proposals, 1)
     group = math.gcd(settings.grpo.group_size, once)
-    made_walk = (*walk, "made")
-    drawn = self._drawn(self._makes, arm, math.ceil(made / once), walk=made_walk, meter=meter)
+    drawn = self._drawn(
+      self._makes, arm, round(made), questions=once, walk=(*walk, "made"), meter=meter
+    )
     asks = self._shooting if self._shooting and self._steps[arm] is None else self._asks
     return drawn + self._drawn(asks, arm, n - round(made), group=group, walk=walk, meter=meter)
 
@@ -170,13 +171,14 @@ class Proposers:
     walk: draws.Walk,
     meter: flops.Meter,
     group: int = 1,
+    questions: int = 1,
   ) -> list[Attempt | None]:
-    """The first `n` samples of a walk, in calls as large as those of training."""
+    """The first `n` samples of a walk, in calls about as large as those of training."""
     settings, step = self._ctx.settings, self._steps[arm]
     out: list[Attempt | None] = []
     chunk = 0
     while prober is not None and len(out) < n:
-      scale = settings.grpo.group_size // group
+      scale = max(settings.grpo.group_size // max(group, questions), 1)
       prompts = draws.draw_prompts(
         {s: k * scale for s, k in prober.config.counts().items()},
         seed=settings.seed,
@@ -185,9 +187,11 @@ class Proposers:
         size=len(self._pool),
       )
       params = self._stored.take(step)
-      done = prober.generate(params, prompts, timer=metrics.Timer(), group=group)
+      done = prober.generate(
+        params, prompts, timer=metrics.Timer(), group=group, questions=questions
+      )
       probing.check_valid(done, prober.config.max_invalid, step=chunk)
-      meter.count(done, group=group)
+      meter.count(done)
       for t in done[: n - len(out)]:
         usable = t.question and not t.malformed and not t.invalid
         out.append(attempt_of(t, arm=arm, step=step or 0) if usable else None)

@@ -86,7 +86,7 @@ def test_the_work_of_endpoints_is_unknown_and_not_zero():
     with meter.towers("answers"):
       encoded[auditor.tower_id] += 3
     bank.computed = {"t": 2, "r": 2}
-    meter.count([], group=4)
+    meter.count([])
     assert meter.flops.get("answers", 0.0) > 0 if known else "answers" not in meter.flops
 
 
@@ -114,3 +114,28 @@ def test_a_prompt_is_read_once_whether_its_samples_are_asked_or_not():
     did.append(meter.flops["sample"])
   read = flops.decoder(auditor.config.text, tokens=9, context=9, predictions=3)
   assert did[1] - did[0] == pytest.approx(read) and did[2] - did[1] == pytest.approx(read)
+
+
+def test_several_questions_about_one_image_are_written_from_one_reading():
+  auditor = tiny.auditor()
+  bank = types.SimpleNamespace(vlms={}, computed={}, cache=None)
+  tokens = np.arange(4)
+
+  def reply(kind, prompt):
+    return AuditorReply(kind, "0", tuple(range(prompt)), "", tokens, 0.0 * tokens, 4, False)
+
+  def did(pairs):
+    meter = flops.Meter(auditor, bank)
+    meter.count([Trajectory(("a",), 1, g, "edit", "0", turns=p) for g, p in enumerate(pairs)])
+    return meter.flops["sample"]
+
+  def write(prompt, replies):
+    of = functools.partial(flops.decoder, auditor.config.text)
+    read = of(tokens=prompt, context=prompt, predictions=replies)
+    return read + of(tokens=4 * replies, context=prompt + 2, predictions=4 * replies)
+
+  first = reply("instruction", 9)
+  several = [(first, reply("question", 12)) for _ in range(3)]
+  apart = [(reply("instruction", 9), reply("question", 12)) for _ in range(3)]
+  assert did(several) == pytest.approx(write(9, 1) + write(12, 3))
+  assert did(apart) == pytest.approx(write(9, 3) + 3 * write(12, 1))

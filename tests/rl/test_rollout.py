@@ -179,6 +179,32 @@ def test_a_made_image_says_how_its_size_was_fitted(mixed):
   assert fits == {True} and not any(t.fit for t in done if t.image_id == t.source_image_id)
 
 
+def test_several_questions_about_each_made_image_and_no_image_more(mixed):
+  """As if each had been a sample of its own, and of the data set's none twice."""
+  made, params = mixed[0].config, tiny.auditor().params
+  prompts = draws.draw_prompts(made.counts(), seed=3, walk=("train",), step=0, size=6)
+  once = fakes.prober(made).generate(params, prompts, timer=Timer(), group=2)
+  many = fakes.prober(made).generate(params, prompts, timer=Timer(), group=2, questions=3)
+  assert {t.image_id for t in many} == {t.image_id for t in once}
+  for row in once:
+    own = [t for t in many if t.prompt_id == row.prompt_id and t.sample // 3 == row.sample]
+    strategy = next(s for s, _ in made.active() if s.name == row.strategy)
+    if not strategy.makes:
+      own = [t for t in many if (t.prompt_id, t.sample) == (row.prompt_id, row.sample)]
+      assert [t.turns[0].text for t in own] == [row.turns[0].text]
+      continue
+    assert {t.turns[0].text for t in own} == {row.turns[0].text}
+    assert {t.image_id for t in own} == {row.image_id}
+    if strategy.question == "data":
+      asked = fakes.Pool().questions(prompts[row.prompt_id].index)
+      assert own[0].question == row.question and {t.question for t in own} <= set(asked)
+      assert len({t.question for t in own}) == len(own) == min(3, len(set(asked)))
+    else:
+      assert len(own) == 3
+  later = [t.turns[1].text for t in many if len(t.turns) == 2]
+  assert len(set(later)) > len(later) / 3, "questions about one image differ"
+
+
 def test_banned_ids_are_never_sampled(mixed):
   result, banned = mixed[1], tiny.tokenizer().unsampled_ids(tiny.auditor().stop_ids)
   drawn = np.concatenate([rows.targets[rows.loss_mask] for rows in result.batch.parts])
