@@ -109,12 +109,16 @@ def _needle(c: ConfigDict, pg: dict) -> dict:
   c.vision.update(scenes=36_000, steps=4_000)
   c.mix.update(scenes=16_000, lookups=1_500, searches=5_000)
   c.heldout.update(scenes=2_500, questions=30_000)
+  long = dict(steps=(16_000,), drill=(6_000,))
+  polish = dict(rate=0.3, steps=(), drill=(5_000,))  # On scenes of its own.
   target = dict(start="base", rate=0.3, steps=(), drill=(3_000,))
   auditor = c.models.auditor.to_dict()
   c.models = dict(
-    base=dict(seed=102, gaps="reserve", steps=(16_000,), drill=(6_000,), **pg),
-    ref_paligemma2=dict(seed=101, gaps="", steps=(16_000,), drill=(6_000,), **pg),
-    ref_other=dict(seed=103, gaps="", steps=(16_000,), drill=(6_000,), **pg),
+    base=dict(seed=102, gaps="reserve", **long, **pg),
+    early_paligemma2=dict(seed=101, gaps="", **long, **pg),
+    early_other=dict(seed=103, gaps="", **long, **pg),
+    ref_paligemma2=dict(seed=111, gaps="", start="early_paligemma2", **polish, **pg),
+    ref_other=dict(seed=113, gaps="", start="early_other", **polish, **pg),
     target=dict(seed=104, gaps="seed:0", **target, **pg),
     auditor=auditor | dict(steps=(3_000,)),
   )

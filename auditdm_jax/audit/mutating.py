@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions that are finds with a small change: a search by mutation alone, no model writes.
+"""Finds with a small change: a search by mutation, no model writes.
 
-A child has the question of one find, and one of two changes, by lot:
+A child is a find but for one change, by lot among those that it can have:
 
-  image  it is asked about another image
-  word   one word is replaced by another that was read between the same neighbours, about the same
-         image or, half the time, about another
+  image     the same question is asked about another image of the pool
+  question  one word of the question is replaced; of a pool's image half of these are about another
+            image too
+  text      one word is replaced of the caption or the instruction by which its image was made
+  source    the instruction is carried out on another image of the pool
 
-Words come from all questions that were read, so no grammar is needed, and nothing is known of what
-they mean. There is no crossover, and parents are drawn alike, whatever their number of children. A
-simple opponent of a trained auditor (ours).
+For the last two an image is made. A word is replaced by one that was read between the same
+neighbours, so no grammar is needed, and nothing is known of what words mean. There is no crossover,
+and parents are drawn alike, whatever their number of children. A simple opponent of a trained
+auditor, and a source of proposals beside it (ours).
 """
 
 from collections.abc import Callable, Iterable, Sequence
+import dataclasses
 
 import numpy as np
 
@@ -20,55 +24,122 @@ _EDGE = ""  # Stands for what is before the first word and after the last one.
 _TRIES = 4  # Children that are made for each that is wanted, at most.
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Made:
+  """How an image was made.
+
+  Attributes:
+    strategy: its name, as records have it.
+    edits: whether the image of the pool was changed; else one was drawn from the text alone.
+    text: the instruction or the caption.
+    seed: the image service's.
+    image_id: what was made; "" = not yet.
+  """
+
+  strategy: str
+  edits: bool
+  text: str
+  seed: int
+  image_id: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Asked:
+  """A question about image number `image` of the pool, or about the one that was made from it."""
+
+  image: int
+  question: str
+  made: Made | None = None
+
+
 class Mutations:
   """The finds so far, and the words that were read so far."""
 
   def __init__(self, questions: Iterable[str], *, well_formed: Callable[[str], bool] | None = None):
     """Takes questions to read words from, and what tells whether a text is a question."""
-    self._between: dict[tuple[str, str], dict[str, None]] = {}
-    self._parents: dict[tuple[str, int], None] = {}
+    self._questions, self._texts = _Words(), _Words()
+    self._parents: dict[Asked, None] = {}
     self._well_formed = well_formed
     for question in questions:
-      self.read(question)
+      self._questions.read(question)
 
   def __len__(self) -> int:
     return len(self._parents)
 
-  def read(self, question: str) -> None:
-    """Takes up the words of a question."""
-    words = [_EDGE, *question.split(), _EDGE]
-    for before, word, after in zip(words, words[1:], words[2:]):
-      self._between.setdefault((before, after), {})[word] = None
+  def read(self, question: str, text: str = "") -> None:
+    """Takes up the words of a question, and of the text by which its image was made."""
+    self._questions.read(question)
+    self._texts.read(text)
 
-  def add(self, question: str, image: int) -> None:
-    """Adds a find, by the number of its image."""
-    self._parents[question, image] = None
+  def add(self, find: Asked) -> None:
+    """Adds a find."""
+    self._parents[find] = None
 
-  def children(self, n: int, images: int, *, rng: np.random.Generator) -> list[tuple[int, str]]:
-    """Returns at most `n` distinct (image, question) that are not among the finds.
+  def children(self, n: int, images: int, *, rng: np.random.Generator) -> list[Asked]:
+    """Returns at most `n` distinct children for which no image is made.
 
     Args:
       n: how many are wanted.
       images: in the pool.
       rng: draws parents and changes.
     """
-    parents = list(self._parents)
-    out: dict[tuple[int, str], None] = {}
+    return self._distinct(n, list(self._parents), lambda p: self._asked(p, images, rng), rng)
+
+  def remade(self, n: int, images: int, *, rng: np.random.Generator) -> list[Asked]:
+    """Returns at most `n` distinct children whose image is yet to be made; as `children`."""
+    parents = [parent for parent in self._parents if parent.made]
+    return self._distinct(n, parents, lambda p: self._remade(p, images, rng), rng)
+
+  def _distinct(
+    self,
+    n: int,
+    parents: Sequence[Asked],
+    changed: Callable[[Asked], Asked],
+    rng: np.random.Generator,
+  ) -> list[Asked]:
+    out: dict[Asked, None] = {}
     for _ in range(_TRIES * n if parents else 0):
-      question, image = parents[int(rng.integers(len(parents)))]
-      by_word = bool(rng.integers(2))
-      child = self._reworded(question.split(), rng) if by_word else question
-      if not by_word or rng.integers(2):
-        image = int(rng.integers(images))
-      fits = self._well_formed is None or self._well_formed(child)
-      if fits and (child, image) not in self._parents:
-        out[image, child] = None
+      child = changed(parents[int(rng.integers(len(parents)))])
+      fits = self._well_formed is None or self._well_formed(child.question)
+      if fits and child not in self._parents:
+        out[child] = None
       if len(out) == n:
         break
     return list(out)
 
-  def _reworded(self, words: Sequence[str], rng: np.random.Generator) -> str:
+  def _asked(self, parent: Asked, images: int, rng: np.random.Generator) -> Asked:
+    if parent.made:
+      return dataclasses.replace(parent, question=self._questions.change(parent.question, rng))
+    by_word, image = bool(rng.integers(2)), parent.image
+    question = self._questions.change(parent.question, rng) if by_word else parent.question
+    if not by_word or rng.integers(2):
+      image = int(rng.integers(images))
+    return Asked(image, question)
+
+  def _remade(self, parent: Asked, images: int, rng: np.random.Generator) -> Asked:
+    if parent.made is None:
+      raise ValueError(f"no image was made for {parent}")
+    made = dataclasses.replace(parent.made, image_id="")
+    if made.edits and rng.integers(2):
+      return dataclasses.replace(parent, image=int(rng.integers(images)), made=made)
+    made = dataclasses.replace(made, text=self._texts.change(made.text, rng))
+    return dataclasses.replace(parent, made=made)
+
+
+class _Words:
+  """Which words were read between which two others."""
+
+  def __init__(self) -> None:
+    self._between: dict[tuple[str, str], dict[str, None]] = {}
+
+  def read(self, text: str) -> None:
+    words = [_EDGE, *text.split(), _EDGE]
+    for before, word, after in zip(words, words[1:], words[2:]):
+      self._between.setdefault((before, after), {})[word] = None
+
+  def change(self, text: str, rng: np.random.Generator) -> str:
     """Replaces one word that others can stand for; the text itself if there is none."""
+    words = text.split()
     around = [_EDGE, *words, _EDGE]
     choices = [
       (i, word)

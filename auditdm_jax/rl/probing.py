@@ -229,6 +229,25 @@ class Prober:
       malformed = "not a question of this world"
     return dataclasses.replace(trajectory, fields=fields, question=text, malformed=malformed)
 
+  def draw(self, trajectories: Sequence[Trajectory], indices: Sequence[int]) -> list[Trajectory]:
+    """Has the images made of samples that the auditor did not write.
+
+    Args:
+      trajectories: with what is to be made in `fields`.
+      indices: places of their sources in the pool.
+    """
+    if self._drawing is None:
+      raise ValueError("there is no image service")
+    places = list(range(len(trajectories)))
+    futures = [
+      self._drawing.request(
+        trajectories[i], self._strategies[trajectories[i].strategy], self.pool.image(indices[i])
+      )
+      for i in runtime.mine(places)
+    ]
+    until = self._drawing.until()
+    return self._drawing.received(trajectories, places, futures, until=until)
+
   def second_turns(
     self, params: Any, begun: Begun, *, timer: metrics_lib.Timer, questions: int = 1
   ) -> list[Trajectory]:

@@ -181,6 +181,8 @@ class _Sweep:
   def _observe(self, attempts: Sequence[Attempt]) -> None:
     told = [a for a in attempts if a.verdict is not None]
     self._asked.update(a.probe.probe_id for a in told)
+    for attempt in told:
+      self._proposers.read(attempt.probe)
     if told:
       self._surrogate.observe(*_asked(told), _found(told))
     for find in (find for a in told if (find := a.find)):

@@ -13,14 +13,15 @@ import math
 
 from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.audit.attempt import Attempt, Find
-from auditdm_jax.audit.mutating import Mutations
-from auditdm_jax.core import metrics, streams
+from auditdm_jax.audit.probe import Probe
+from auditdm_jax.core import metrics
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rl import draws, flops, probing
 from auditdm_jax.rl.probing import Prober
 from auditdm_jax.rl.records import attempt_of
 from auditdm_jax.stages.asking import RandomQuestions, StoredAuditors, make_prober, unanswered
 from auditdm_jax.stages.context import Context
+from auditdm_jax.stages.mutants import Mutants
 from auditdm_jax.stages.sections import MUTATED, RANDOM, TRAINED, UNTRAINED
 
 
@@ -61,29 +62,27 @@ class Proposers:
     self._steps: dict[str, int | None] = {f"auditor@{step}": step for step in trained}
     self._steps |= {start: None} if UNTRAINED in wanted else {}
     self.open = frozenset((start, RANDOM))
-    self._numbers: dict[str, int] = {}
-    self._mutations = None
-    if MUTATED in wanted:
-      self._numbers = {self._pool.image_id(i): i for i in range(len(self._pool))}
-      read = (question for _, question in self._pool.asked())
-      self._mutations = Mutations(read, well_formed=ctx.world.well_formed)
     self._shots: list[tuple[str, str]] = []
     self._shown: set[str] = set()
     self._shooting: Prober | None = None  # Once there are enough examples.
     active = ctx.settings.rollout.active()
     self._asks = self._prober({s.name: n for s, n in active if not s.makes})
     self._makes = self._prober({s.name: n for s, n in active if s.makes})
+    self._mutants = Mutants(ctx, self._pool, self._makes) if MUTATED in wanted else None
+
+  def read(self, probe: Probe) -> None:
+    """Takes up the words of what was asked, which mutations may use."""
+    if self._mutants is not None:
+      self._mutants.read(probe)
 
   def learn(self, kind: str, find: Find) -> None:
     """Takes up a find: mutations start from it, and the first ones of new kinds are examples."""
-    probe, section = find.probe, self._ctx.settings.discover
-    if self._mutations is not None:
-      self._mutations.read(probe.question)
-      if probe.origin_id in self._numbers:
-        self._mutations.add(probe.question, self._numbers[probe.origin_id])
+    section = self._ctx.settings.discover
+    if self._mutants is not None:
+      self._mutants.learn(find)
     if len(self._shots) < section.shots and kind not in self._shown:
       self._shown.add(kind)
-      self._shots.append((probe.question, find.consensus))
+      self._shots.append((find.probe.question, find.consensus))
       if len(self._shots) == section.shots and None in self._steps.values():
         active = self._ctx.settings.rollout.active()
         self._shooting = self._prober({s.name: n for s, n in active if not s.makes}, self._shots)
@@ -101,7 +100,7 @@ class Proposers:
       if arm == RANDOM:
         drawn = self._data(batch, n)
       elif arm == MUTATED:
-        drawn = self._mutated(batch, n)
+        drawn = self._mutants.propose(batch, n, images=self._images_of(n)) if self._mutants else []
       else:
         drawn = self._written(arm, batch, n, meter)
       sampled[arm] = len(drawn)
@@ -125,7 +124,7 @@ class Proposers:
     trained = sum(step is not None for step in self._steps.values())
     others = [arm for arm, step in self._steps.items() if step is None]
     others += [RANDOM] if RANDOM in section.sources and len(self._random) else []
-    others += [MUTATED] if self._mutations else []  # Not before the first find.
+    others += [MUTATED] if self._mutants else []  # Not before the first find.
     sources = bool(trained) + len(others)
     if not sources:
       raise UserError(
@@ -141,26 +140,22 @@ class Proposers:
     chosen = self._random.around(batch * n, n)
     return unanswered(self._ctx, self._pool, chosen, arm=RANDOM)
 
-  def _mutated(self, batch: int, n: int) -> list[Attempt]:
-    """Finds so far with a small change."""
-    if self._mutations is None:
-      return []
-    rng = streams.rng(self._ctx.settings.seed, "mutations", self._ctx.round.number, batch)
-    chosen = self._mutations.children(n, len(self._pool), rng=rng)
-    return unanswered(self._ctx, self._pool, chosen, arm=MUTATED)
+  def _images_of(self, n: int) -> int:
+    """Images that are made for `n` proposals."""
+    settings = self._ctx.settings
+    makes = sum(count for s, count in settings.rollout.active() if s.makes)
+    share = makes / sum(settings.rollout.counts().values())
+    return math.ceil(n * share / max(settings.discover.proposals, 1))
 
   def _written(self, arm: str, batch: int, n: int, meter: flops.Meter) -> list[Attempt | None]:
     """What an auditor writes, None for what is no question; strategies in the config's shares."""
     settings, walk = self._ctx.settings, self._ctx.round.walk("discover", arm, batch)
-    makes = sum(count for s, count in settings.rollout.active() if s.makes)
-    made = n * makes / sum(settings.rollout.counts().values())
     once = max(settings.discover.proposals, 1)
     group = math.gcd(settings.grpo.group_size, once)
-    drawn = self._drawn(
-      self._makes, arm, round(made), questions=once, walk=(*walk, "made"), meter=meter
-    )
+    made = min(self._images_of(n) * once, n)
+    drawn = self._drawn(self._makes, arm, made, questions=once, walk=(*walk, "made"), meter=meter)
     asks = self._shooting if self._shooting and self._steps[arm] is None else self._asks
-    return drawn + self._drawn(asks, arm, n - round(made), group=group, walk=walk, meter=meter)
+    return drawn + self._drawn(asks, arm, n - made, group=group, walk=walk, meter=meter)
 
   def _drawn(
     self,

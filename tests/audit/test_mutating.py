@@ -1,50 +1,80 @@
 # SPDX-License-Identifier: Apache-2.0
 """Children of finds: one change each, within what was read, the same for the same seed."""
 
-import numpy as np
+import dataclasses
 
-from auditdm_jax.audit.mutating import Mutations
+import numpy as np
+import pytest
+
+from auditdm_jax.audit.mutating import Asked, Made, Mutations
 
 READ = ["what color is the ring ?", "what shape is the ring ?", "what color is the cup ?"]
+TEXTS = ["a red ring", "a blue ring", "a red cup"]
 
 
-def _children(mutations, n=40, seed=0, images=5):
-  return mutations.children(n, images, rng=np.random.default_rng(seed))
+def _children(mutations, n=40, seed=0, images=5, how="children"):
+  return getattr(mutations, how)(n, images, rng=np.random.default_rng(seed))
+
+
+def _changed(text, parent):
+  pairs = zip(text.split(), parent.split(), strict=True)
+  return [word for word, own in pairs if word != own]
 
 
 def test_a_child_differs_from_a_find_by_one_word_or_by_its_image_alone():
   mutations = Mutations(READ)
-  mutations.add(READ[0], 2)
+  mutations.add(Asked(2, READ[0]))
   children = _children(mutations)
-  assert len(set(children)) == len(children) and (2, READ[0]) not in children
+  assert len(set(children)) == len(children) and Asked(2, READ[0]) not in children
   changed = set()
-  for image, question in children:
-    pairs = list(zip(question.split(), READ[0].split(), strict=True))
-    words = [word for word, own in pairs if word != own]
-    assert len(words) <= 1 and (words or image != 2) and 0 <= image < 5
+  for child in children:
+    words = _changed(child.question, READ[0])
+    assert len(words) <= 1 and (words or child.image != 2) and 0 <= child.image < 5
     changed.update(words)
   assert changed == {"shape", "cup"}, "what was read between the same neighbours, and nothing else"
-  assert {image for image, question in children if question == READ[0]} == {0, 1, 3, 4}
+  assert {c.image for c in children if c.question == READ[0]} == {0, 1, 3, 4}
+  assert _children(mutations, how="remade") == [], "its image was not made"
+
+
+@pytest.mark.parametrize("edits", [True, False], ids=["edit", "generate"])
+def test_a_child_of_a_made_image_has_another_question_text_or_source(edits):
+  mutations = Mutations(READ)
+  for text in TEXTS:
+    mutations.read(READ[0], text)
+  find = Asked(2, READ[0], Made("mine", edits, TEXTS[0], seed=7, image_id="abc"))
+  mutations.add(find)
+  asked = _children(mutations)
+  assert {_changed(c.question, READ[0])[0] for c in asked} == {"shape", "cup"}
+  assert {c.made for c in asked} == {find.made}, "nothing is drawn for another question"
+  remade = _children(mutations, how="remade")
+  assert {c.question for c in remade} == {READ[0]}, "and it is asked what was asked"
+  assert {dataclasses.replace(c.made, text="") for c in remade} == {
+    Made("mine", edits, "", seed=7)
+  }, "its image is to be made"
+  texts = {c.made.text for c in remade if c.image == 2}
+  sources = {c.image for c in remade if c.made.text == TEXTS[0]}
+  assert {w for text in texts for w in _changed(text, TEXTS[0])} == {"blue", "cup"}
+  assert sources >= {0, 1, 3, 4} if edits else not sources, "a caption has no source"
 
 
 def test_no_find_has_no_children_and_what_is_no_question_is_left_out():
   assert _children(Mutations(READ)) == []
   mutations = Mutations(READ, well_formed=lambda text: "cup" not in text)
-  mutations.add(READ[0], 0)
+  mutations.add(Asked(0, READ[0]))
   children = _children(mutations)
-  assert children and not any("cup" in question for _, question in children)
+  assert children and not any("cup" in child.question for child in children)
 
 
 def test_the_same_seed_has_the_same_children_and_later_finds_are_parents_too():
   def made(*finds):
     mutations = Mutations(READ)
     for find in finds:
-      mutations.add(*find)
+      mutations.add(find)
     return mutations
 
-  one, two = (READ[0], 0), (READ[1], 1)
+  one, two = Asked(0, READ[0]), Asked(1, READ[1])
   assert _children(made(one, two)) == _children(made(one, two)) != _children(made(one, two), seed=1)
   grandchild = "what shape is the cup ?"  # Two words from the first find.
-  assert grandchild in {q for _, q in _children(made(one, two))}
-  assert grandchild not in {q for _, q in _children(made(one))}
+  assert grandchild in {c.question for c in _children(made(one, two))}
+  assert grandchild not in {c.question for c in _children(made(one))}
   assert len(_children(made(one), n=3)) == 3

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The sweep on a folder of images: resumed as straight, nothing twice, without questions."""
 
-import dataclasses
+import collections
 import pathlib
 import runpy
 
@@ -51,25 +51,59 @@ def _sweep(config, workdir):
     return result, list(ctx.folder.sweep()), ctx.folder.ranked()
 
 
+def _kill_after_two_batches(monkeypatch, config, workdir):
+  """Runs the stage until the third batch is half written."""
+  append = RunFolder.append_sweep
+
+  def cut(folder, ranked, attempts):
+    append(folder, ranked, attempts)
+    if ranked.batch == 2:
+      path = folder.path / "discover/attempts-0.jsonl"
+      path.write_bytes(path.read_bytes()[:-700])  # The last rows are lost.
+      raise Killed
+
+  with monkeypatch.context() as patch, pytest.raises(Killed):
+    patch.setattr(RunFolder, "append_sweep", cut)
+    _sweep(config, workdir)
+
+
+def test_a_sweep_with_made_images_and_their_mutations_goes_on_to_the_same_end(
+  home, tmp_path, monkeypatch
+):
+  config = _config(home, batch=30, sources=("untrained", "mutated"), proposals=8)
+  config.rollout["prompts"] = {"question": 1, "generate": 2, "edit": 1}
+  straight = _sweep(config, tmp_path / "straight")
+  _kill_after_two_batches(monkeypatch, config, tmp_path / "killed")
+  assert _sweep(config, tmp_path / "killed") == straight
+  result, batches, ranked = straight
+  assert result.probes == 120 and ranked[0].made <= 23, "three of four probes, not of 240 samples"
+  first = [a.probe for a in batches[0][1]]
+  made = collections.Counter(p.image_id for p in first if p.image_id != p.origin_id)
+  assert max(made.values()) > 1, "several questions are about one made image"
+  parents, remade, again = set(), 0, 0
+  for _, attempts in batches:
+    for p in (a.probe for a in attempts if a.probe.arm == "mutated"):
+      text = p.caption or p.instruction
+      same = [f for f in parents if (f.caption or f.instruction) and f.strategy == p.strategy]
+      if text and p.image_id in {f.image_id for f in same}:
+        again += 1
+        assert any(_words_apart(p.question, f.question) == 1 for f in same)
+      elif text:
+        remade += 1
+        assert any(
+          p.question == f.question and _words_apart(text, f.caption or f.instruction) <= 1
+          for f in same
+        )
+    parents |= {a.probe for a in attempts if a.find}
+  assert remade and again
+
+
 @pytest.mark.parametrize("reader", ["", "auditor"])
 def test_a_sweep_that_is_killed_goes_on_to_the_same_end(home, tmp_path, monkeypatch, reader):
   config = _config(home, ranking=dict(new=0.25 if reader else 0.0))
   config.rollout.surrogate["reader"] = reader
   straight, batches, ranked = _sweep(config, tmp_path / "straight")
-  append = RunFolder.append_sweep
-
-  def cut(folder, ranked, attempts):
-    if ranked.batch == 2:
-      half = dataclasses.replace(ranked)
-      append(folder, half, attempts)
-      path = folder.path / "discover/attempts-0.jsonl"
-      path.write_bytes(path.read_bytes()[:-700])  # The last rows are lost.
-      raise Killed
-    append(folder, ranked, attempts)
-
-  with monkeypatch.context() as patch, pytest.raises(Killed):
-    patch.setattr(RunFolder, "append_sweep", cut)
-    _sweep(config, tmp_path / "killed")
+  _kill_after_two_batches(monkeypatch, config, tmp_path / "killed")
   again, other, chosen_from = _sweep(config, tmp_path / "killed")
   assert [batch for batch, _ in batches] == [0, 1, 2]
   assert (again, other, chosen_from) == (straight, batches, ranked)
