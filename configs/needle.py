@@ -42,17 +42,17 @@ def get_config(arg: str = "") -> ConfigDict:
     target=f"{models}/{target}",
     references=(f"{models}/ref_paligemma2", f"{models}/ref_other"),
   )
-  c.bank.sure = 0.8  # References err together where they are not sure.
+  c.bank.sure = 0.9  # References err together where they are not sure.
   c.pool.dataset = "scenes/needle/1.1.0"
   c.images.update(backend="needle", width=96, height=96)
   # The longest question has 14 words. Some gaps are shown by edited and generated images only.
-  c.rollout.prompts = {"question": 8, "edit": 4, "generate": 2, "edit-only": 2}
+  c.rollout.prompts = {"question": 8, "generate": 6, "edit": 2}
   c.rollout.max_new_tokens = dict(question=15, caption=30, instruction=18)
   # The tiny auditor only writes. Base, which never heard the names that gaps are, reads.
   c.rollout.surrogate = dict(proposals=32, random=4, reader=f"{models}/base")
-  c.optim.steps, c.checkpoints.harvest = 60, (20, 40)
+  c.optim.steps, c.checkpoints.harvest = 20, (10,)
   c.grpo.entropy_coef = 0.003  # It asks about every image.
-  c.discover.update(probes=12_000, proposals=24, ranking=dict(new=0.25))
+  c.discover.update(probes=17_120, proposals=16, ranking=dict(new=0.25, per_kind=0.1))
   c.discover.sources = ("trained", "untrained", "random", "mutated")
   c.taxonomy = dict(skills="data/scenes/needle_skills.yaml")
   c.rectify.update(length=56)

@@ -10,9 +10,10 @@ A child is a find but for one change, by lot among those that it can have:
   source    the instruction is carried out on another image of the pool
 
 For the last two an image is made. A word is replaced by one that was read between the same
-neighbours, so no grammar is needed, and nothing is known of what words mean. There is no crossover,
-and parents are drawn alike, whatever their number of children. A simple opponent of a trained
-auditor, and a source of proposals beside it (ours).
+neighbours, so no grammar is needed, and nothing is known of what words mean. There is no crossover.
+Kinds of finds are drawn alike and then parents of a kind, whatever their number of children: a
+failure that never runs out would be everybody's parent. A simple opponent of a trained auditor, and
+a source of proposals beside it (ours).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -58,7 +59,7 @@ class Mutations:
   def __init__(self, questions: Iterable[str], *, well_formed: Callable[[str], bool] | None = None):
     """Takes questions to read words from, and what tells whether a text is a question."""
     self._questions, self._texts = _Words(), _Words()
-    self._parents: dict[Asked, None] = {}
+    self._parents: dict[Asked, str] = {}  # And their kinds.
     self._well_formed = well_formed
     for question in questions:
       self._questions.read(question)
@@ -71,9 +72,9 @@ class Mutations:
     self._questions.read(question)
     self._texts.read(text)
 
-  def add(self, find: Asked) -> None:
-    """Adds a find."""
-    self._parents[find] = None
+  def add(self, find: Asked, kind: str) -> None:
+    """Adds a find of a kind."""
+    self._parents[find] = kind
 
   def children(self, n: int, images: int, *, rng: np.random.Generator) -> list[Asked]:
     """Returns at most `n` distinct children for which no image is made.
@@ -97,9 +98,14 @@ class Mutations:
     changed: Callable[[Asked], Asked],
     rng: np.random.Generator,
   ) -> list[Asked]:
+    of_kind: dict[str, list[Asked]] = {}
+    for parent in parents:
+      of_kind.setdefault(self._parents[parent], []).append(parent)
+    kinds = list(of_kind.values())
     out: dict[Asked, None] = {}
     for _ in range(_TRIES * n if parents else 0):
-      child = changed(parents[int(rng.integers(len(parents)))])
+      alike = kinds[int(rng.integers(len(kinds)))]
+      child = changed(alike[int(rng.integers(len(alike)))])
       fits = self._well_formed is None or self._well_formed(child.question)
       if fits and child not in self._parents:
         out[child] = None

@@ -12,13 +12,15 @@ The best ones alone would be of the few kinds that fail most, so a batch is fill
   4. kind    kinds of questions in turns, each with its best one, while that one is likely a find.
   5. rank    what is left of the batch goes to the best, whatever their kind.
 
-Of one image at most `per_image` are asked in a batch, as long as there are others. Ours; the paper
-asks whatever is sampled.
+Of one image at most `per_image` are asked in a batch, and of one kind steps 4 and 5 take at most
+`per_kind` of it, as long as there are others: a failure that never runs out would be all that is
+asked. Ours; the paper asks whatever is sampled.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
+import math
 from typing import Literal
 
 import numpy as np
@@ -35,6 +37,7 @@ class RankingConfig:
 
   Attributes:
     per_image: most questions of a batch about one image and what is made of it.
+    per_kind: largest share of a batch that the likeliest of one kind have.
     likely: probability of a find, corrected by earlier ones, from which on kinds take turns.
     unsure: share of a batch that is nearest to a half.
     lot: share of a batch that is drawn by lot.
@@ -42,6 +45,7 @@ class RankingConfig:
   """
 
   per_image: int = 4
+  per_kind: float = 1.0
   likely: float = 0.95
   unsure: float = 0.01
   lot: float = 0.01
@@ -50,6 +54,7 @@ class RankingConfig:
   def __post_init__(self):
     check(vars(self), "ranking", "per_image", least=1)
     check(vars(self), "ranking", "likely", "unsure", "lot", "new", least=0, most=1)
+    check(vars(self), "ranking", "per_kind", above=0, most=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,9 +127,10 @@ def pick(
   chosen.take(lot, "lot", size if blind else round(config.lot * size))
   chosen.take(new, "new", size)
   chosen.take(unsure, "unsure", round(config.unsure * size))
+  chosen.per_kind = math.ceil(config.per_kind * size)
   chosen.take(_in_turns(candidates, best, chosen, config.likely), "kind", size)
   chosen.take(best, "rank", size)
-  chosen.per_image = len(candidates)  # There are no others.
+  chosen.per_image = chosen.per_kind = len(candidates)  # There are no others.
   chosen.take(best, "rank", size)
   return chosen.ways
 
@@ -133,13 +139,15 @@ class _Chosen:
   """A batch as it is filled."""
 
   def __init__(self, candidates: Sequence[Candidate], size: int, per_image: int):
-    self.per_image, self.ways = per_image, dict[int, Way]()
-    self._candidates, self._size, self._of = candidates, size, Counter[str]()
+    self.per_image, self.per_kind, self.ways = per_image, size, dict[int, Way]()
+    self._candidates, self._size = candidates, size
+    self._of_image, self._of_kind = Counter[str](), Counter[str]()
 
   def fits(self, i: int) -> bool:
     """Whether a candidate can be taken."""
-    image = self._candidates[i].image
-    return i not in self.ways and self._of[image] < self.per_image
+    candidate = self._candidates[i]
+    few = self._of_image[candidate.image] < self.per_image
+    return i not in self.ways and few and self._of_kind[candidate.kind] < self.per_kind
 
   def take(self, places: Iterable[int], way: Way, most: int) -> None:
     """Takes the first of these that fit, at most so many."""
@@ -147,7 +155,8 @@ class _Chosen:
     for i in places if most else ():
       if self.fits(i):
         self.ways[i] = way
-        self._of[self._candidates[i].image] += 1
+        self._of_image[self._candidates[i].image] += 1
+        self._of_kind[self._candidates[i].kind] += way in RANKED
         most -= 1
       if not most:
         return

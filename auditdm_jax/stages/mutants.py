@@ -38,12 +38,13 @@ class Mutants:
     """Takes up the words of what was asked."""
     self._mutations.read(probe.question, probe.caption or probe.instruction or "")
 
-  def learn(self, find: Find) -> None:
-    """Takes up a find about an image of the pool, or about one made from it."""
+  def learn(self, kind: str, find: Find) -> None:
+    """Takes up a find of a kind, about an image of the pool or about one made from it."""
     probe = find.probe
     if probe.origin_id in self._numbers:
       self._about.setdefault(probe.image_id, probe)
-      self._mutations.add(Asked(self._numbers[probe.origin_id], probe.question, self._made(probe)))
+      asked = Asked(self._numbers[probe.origin_id], probe.question, self._made(probe))
+      self._mutations.add(asked, kind)
 
   def propose(self, batch: int, n: int, *, images: int) -> list[Attempt | None]:
     """Returns at most `n` children of finds, None for an image that could not be made.

@@ -79,7 +79,7 @@ class Proposers:
     """Takes up a find: mutations start from it, and the first ones of new kinds are examples."""
     section = self._ctx.settings.discover
     if self._mutants is not None:
-      self._mutants.learn(find)
+      self._mutants.learn(kind, find)
     if len(self._shots) < section.shots and kind not in self._shown:
       self._shown.add(kind)
       self._shots.append((find.probe.question, find.consensus))

@@ -10,7 +10,8 @@ COMMAND
 ARGS: see configs/ablations/common.py, and
   arm   default | grpo | questioner | best-of | evolution | few-shot | prompt-only | random
         default      the preset's own search
-        grpo         the paper: binary reward, all samples are asked, its sweep asks one each
+        grpo         the paper: binary reward, all samples are asked, its sweep asks one each; it
+                     trains for half of its queries, or longer if the preset does
         questioner   the same with a reward of validity and diversity, after arXiv:2604.04733
         best-of      no training; untrained auditor and data set propose, a surrogate picks
         evolution    finds with a small change beside random questions, no model writes
@@ -55,8 +56,7 @@ def get_config(arg: str = "") -> ConfigDict:
   arm = args["arm"]
   if arm == "default":
     return c
-  group = c.grpo.get("group_size", 8)
-  training = c.optim.steps * sum(c.rollout.prompts.values()) * group
+  step = sum(c.rollout.prompts.values()) * c.grpo.get("group_size", 8)
   reader = c.rollout.surrogate.get("reader", "")
   c.rollout.surrogate = dict(proposals=0)
   if arm == "best-of":
@@ -65,15 +65,26 @@ def get_config(arg: str = "") -> ConfigDict:
     c.discover.update(proposals=0, start=0, fits=0)
     c.discover.ranking = {}
   if arm in SOURCES:
+    c.discover.probes += c.optim.steps * step
     c.optim.steps = 0
     c.checkpoints.harvest = ()
-    c.discover.probes += training
     c.discover.sources = SOURCES[arm]
     c.discover.shots = SHOTS if arm == "few-shot" else 0
   else:
     c.discover.sources = ("trained",)
     c.reward = QUESTIONER if arm == "questioner" else PAPER
+    _train_for_half(c, step)
   return c
+
+
+def _train_for_half(c: ConfigDict, step: int) -> None:
+  """Trains for at least half of the queries; a preset that ranks its sweep may train for fewer."""
+  more = (c.discover.probes // step - c.optim.steps) // 2
+  if more > 0:
+    c.optim.steps += more
+    c.discover.probes -= more * step
+    thirds = c.optim.steps // 3, 2 * c.optim.steps // 3
+    c.checkpoints.harvest = tuple(dict.fromkeys(n for n in thirds if n))
 
 
 def sweep(add: Callable[..., None], arg: str) -> None:

@@ -23,7 +23,7 @@ def _changed(text, parent):
 
 def test_a_child_differs_from_a_find_by_one_word_or_by_its_image_alone():
   mutations = Mutations(READ)
-  mutations.add(Asked(2, READ[0]))
+  mutations.add(Asked(2, READ[0]), "a")
   children = _children(mutations)
   assert len(set(children)) == len(children) and Asked(2, READ[0]) not in children
   changed = set()
@@ -42,7 +42,7 @@ def test_a_child_of_a_made_image_has_another_question_text_or_source(edits):
   for text in TEXTS:
     mutations.read(READ[0], text)
   find = Asked(2, READ[0], Made("mine", edits, TEXTS[0], seed=7, image_id="abc"))
-  mutations.add(find)
+  mutations.add(find, "a")
   asked = _children(mutations)
   assert {_changed(c.question, READ[0])[0] for c in asked} == {"shape", "cup"}
   assert {c.made for c in asked} == {find.made}, "nothing is drawn for another question"
@@ -60,7 +60,7 @@ def test_a_child_of_a_made_image_has_another_question_text_or_source(edits):
 def test_no_find_has_no_children_and_what_is_no_question_is_left_out():
   assert _children(Mutations(READ)) == []
   mutations = Mutations(READ, well_formed=lambda text: "cup" not in text)
-  mutations.add(Asked(0, READ[0]))
+  mutations.add(Asked(0, READ[0]), "a")
   children = _children(mutations)
   assert children and not any("cup" in child.question for child in children)
 
@@ -69,7 +69,7 @@ def test_the_same_seed_has_the_same_children_and_later_finds_are_parents_too():
   def made(*finds):
     mutations = Mutations(READ)
     for find in finds:
-      mutations.add(find)
+      mutations.add(find, "a")
     return mutations
 
   one, two = Asked(0, READ[0]), Asked(1, READ[1])
@@ -78,3 +78,13 @@ def test_the_same_seed_has_the_same_children_and_later_finds_are_parents_too():
   assert grandchild in {c.question for c in _children(made(one, two))}
   assert grandchild not in {c.question for c in _children(made(one))}
   assert len(_children(made(one), n=3)) == 3
+
+
+def test_a_kind_with_many_finds_has_no_more_children_than_one_with_few():
+  mutations = Mutations([])
+  for image in range(50):
+    mutations.add(Asked(image, "how many ?"), "count")
+  mutations.add(Asked(60, "what kind ?"), "kind")
+  children = _children(mutations, n=200, images=10_000)
+  few = sum(child.question == "what kind ?" for child in children)
+  assert 70 < few < 130

@@ -75,6 +75,18 @@ def test_an_image_has_no_more_than_its_share_while_there_are_others(most):
   assert len(everyone) == 1_000, "a batch is filled whatever the limit says"
 
 
+def test_a_kind_has_no_more_than_its_share_while_there_are_others():
+  candidates = _candidates()
+  config = RankingConfig(4, per_kind=0.4, likely=0.7, unsure=0.0, lot=0.1)
+  ways = _pick(candidates, config)
+  ranked = Counter(candidates[i].kind for i, way in ways.items() if way in ("kind", "rank"))
+  assert ranked["common"] == 80 and sum(ranked.values()) == 180
+  likely = sum(c.kind == "rare" and c.score >= 0.7 for c in candidates)
+  assert ranked["rare"] >= likely - 2, "the others are not asked less"
+  alone = [c for c in candidates if c.kind == "common"]
+  assert len(_pick(alone, config)) == 200, "a batch is filled whatever the limit says"
+
+
 def test_shares_of_the_lot_and_of_the_unsure():
   candidates = _candidates()
   ways = _pick(candidates, RankingConfig(4, likely=0.7, unsure=0.1, lot=0.05))

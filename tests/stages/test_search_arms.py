@@ -50,6 +50,18 @@ def test_in_needle_too_each_seed_may_draw_its_gaps():
   assert config.world.gaps == "seed:7" and config.models.target == "/r/_targets/7/models/target"
 
 
+@pytest.mark.parametrize("budget", ["full", "tiny"])
+def test_plain_grpo_trains_for_half_of_the_queries_where_the_preset_trains_for_fewer(budget):
+  default, grpo = _settings("default"), _settings("grpo")
+  assert grpo.optim.steps == default.optim.steps == 150 and grpo.checkpoints == default.checkpoints
+  args = f"preset=needle,budget={budget}"
+  default, grpo, questioner = (_settings(a, args) for a in ("default", "grpo", "questioner"))
+  step = 8 * sum(grpo.rollout.prompts.values())
+  assert default.optim.steps * step < 0.2 * _queries(default) < _queries(grpo) == _queries(default)
+  assert abs(grpo.optim.steps * step - _queries(grpo) / 2) <= step
+  assert questioner.optim.steps == grpo.optim.steps and questioner.checkpoints == grpo.checkpoints
+
+
 def test_in_needle_only_those_whose_questions_are_picked_have_a_reader():
   read = {}
   for cell in read_cells(CONFIG):
