@@ -109,4 +109,4 @@ def _scale(c: ConfigDict, share: float) -> None:
 
 
 def _part(n: int, share: float) -> int:
-  return max(round(n * share), 1)
+  return max(round(n * share), min(n, 1))
