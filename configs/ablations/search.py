@@ -9,6 +9,7 @@ COMMAND
 
 ARGS: see configs/ablations/common.py, and
   arm   default | grpo | questioner | best-of | evolution | few-shot | prompt-only | random
+        | no-images
         default      the preset's own search
         grpo         the paper: binary reward, all samples are asked, its sweep asks one each; it
                      trains for half of its queries, or longer if the preset does
@@ -18,6 +19,7 @@ ARGS: see configs/ablations/common.py, and
         few-shot     the untrained auditor, shown finds as examples
         prompt-only  the untrained auditor
         random       the data set's questions
+        no-images    the default without strategies that make an image
 
 A query is one question about an image, which all models answer; GRPO's completions count, malformed
 ones too. All arms have as many queries, those without training spend them in the sweep. `random`
@@ -37,7 +39,7 @@ from ml_collections import ConfigDict
 
 common = runpy.run_path(str(pathlib.Path(__file__).with_name("common.py")))
 target = common["target"]
-ARMS = "default grpo questioner best-of evolution few-shot prompt-only random".split()
+ARMS = "default grpo questioner best-of evolution few-shot prompt-only random no-images".split()
 ARGS = {"arm": tuple(ARMS)}
 PAPER = dict(novelty="off")
 QUESTIONER = dict(novelty="text", terms=(("auditdm_jax.rl.reward:validity", 0.2),))
@@ -55,6 +57,10 @@ def get_config(arg: str = "") -> ConfigDict:
   c, args = common["ablated"]("configs/ablations/search.py", arg, ARGS)
   arm = args["arm"]
   if arm == "default":
+    return c
+  if arm == "no-images":
+    prompts = sum(c.rollout.prompts.values())
+    c.rollout.prompts = dict.fromkeys(c.rollout.prompts, 0) | {"question": prompts}
     return c
   step = sum(c.rollout.prompts.values()) * c.grpo.get("group_size", 8)
   reader = c.rollout.surrogate.get("reader", "")

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The arms of configs/ablations/search.py: equal queries, and each is what it is called."""
 
+import dataclasses
+
 import pytest
 
 from auditdm_jax.core import overrides
@@ -12,6 +14,9 @@ from auditdm_jax.stages.sections import AuditConfig
 CONFIG = "configs/ablations/search.py"
 PRESETS = {"scenes": "", "rare": "target=rare", "paligemma2": "preset=paligemma2"}
 PRESETS["needle"] = "preset=needle"
+
+
+AS_PRESET = {"default", "no-images"}
 
 
 def _settings(arm, *args):
@@ -68,19 +73,29 @@ def test_in_needle_only_those_whose_questions_are_picked_have_a_reader():
     made = _settings(cell.name, "preset=needle")
     read[cell.name] = made.rollout.surrogate.reader, made.discover.ranking.new
   reads = ("data/scenes/needle/base", 0.25)
-  assert {arm: own for arm, own in read.items() if any(own)} == {"default": reads, "best-of": reads}
+  assert {arm for arm, own in read.items() if own == reads} == {*AS_PRESET, "best-of"}
+  assert {own for arm, own in read.items() if own != reads} == {("", 0.0)}
 
 
 def test_who_trains_who_proposes_and_who_picks(arms):
   trains = {name for name, s in arms.items() if s.optim.steps}
-  assert trains - {"default"} == {"grpo", "questioner"}, "the default does as the preset"
-  assert {n for n, s in arms.items() if s.discover.proposals} == {"default", "best-of"}
+  assert trains - AS_PRESET == {"grpo", "questioner"}, "the default does as the preset"
+  assert {n for n, s in arms.items() if s.discover.proposals} == {*AS_PRESET, "best-of"}
   sources = {name: s.discover.sources for name, s in arms.items()}
   assert sources["random"] == ("random",) and sources["grpo"] == ("trained",)
   mutate = {name for name, own in sources.items() if "mutated" in own}
-  assert mutate - {"default"} == {"evolution"}, "the default's sources are the preset's"
+  assert mutate - AS_PRESET == {"evolution"}, "the default's sources are the preset's"
   assert {n for n, s in arms.items() if s.discover.shots} == {"few-shot"}
-  assert all(not s.rollout.surrogate.proposals for n, s in arms.items() if n != "default")
+  assert all(not s.rollout.surrogate.proposals for n, s in arms.items() if n not in AS_PRESET)
+
+
+def test_without_images_is_the_default_in_all_else(arms):
+  prompts = arms["no-images"].rollout.counts()
+  assert prompts == {"question": sum(arms["default"].rollout.counts().values())}
+  as_default = dataclasses.replace(
+    arms["no-images"].rollout, prompts=arms["default"].rollout.prompts
+  )
+  assert dataclasses.replace(arms["no-images"], rollout=as_default) == arms["default"]
 
 
 def test_the_rewards(arms):
