@@ -317,24 +317,23 @@ class Prober:
     ids = [_looked_at(t, turns[t.strategy]) for t in firsts]
     with timer("features"):
       features = self.sight.features(params, ids)
+    replies = []
     with timer("sample"):
-      replies = self.sampler.sample(
-        params,
-        [
-          p if ok else self._second_prompt(t, quote=False)
-          for t, p, ok in zip(firsts, prompts, fits)
-        ],
-        features=features,
-        image_ids=ids,
-        kind=call.kind,
-        width=call.width,
-        max_new_tokens=call.new,
-        walk=firsts[0].walk,
-        turn=1,
-        uids=np.array([t.prompt_id for t in firsts]),
-        samples=np.array([[t.sample for t in trajectories[i]] for i in rows]),
-      )
-    for i, ok, row in zip(rows, fits, replies):
+      for part in _parts(len(rows), most=call.prompts // len(trajectories[rows[0]])):
+        replies += self.sampler.sample(
+          params,
+          [prompts[r] if fits[r] else self._second_prompt(firsts[r], quote=False) for r in part],
+          features=features[part],
+          image_ids=[ids[r] for r in part],
+          kind=call.kind,
+          width=call.width,
+          max_new_tokens=call.new,
+          walk=firsts[0].walk,
+          turn=1,
+          uids=np.array([firsts[r].prompt_id for r in part]),
+          samples=np.array([[t.sample for t in trajectories[rows[r]]] for r in part]),
+        )
+    for i, ok, row in zip(rows, fits, replies):  # What is more than the rows is padding.
       result[i] = [self._answered(t, reply, fits=ok) for t, reply in zip(result[i], row)]
     return result
 
@@ -353,6 +352,12 @@ class Prober:
     strategy = self._strategies[trajectory.strategy]
     first = trajectory.fields.get(strategy.turns[0].kind, "") if quote else ""
     return self.sampler.prompt(self.config.task_text(strategy, 1, first=first))
+
+
+def _parts(n: int, *, most: int) -> list[list[int]]:
+  """Cuts `n` rows into calls of at most `most`, all of one size: the last row may be repeated."""
+  size = max(min(n, most), 1)
+  return [[min(i, n - 1) for i in range(start, start + size)] for start in range(0, n, size)]
 
 
 def _looked_at(trajectory: Trajectory, turn: Turn) -> str:

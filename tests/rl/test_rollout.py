@@ -179,12 +179,21 @@ def test_a_made_image_says_how_its_size_was_fitted(mixed):
   assert fits == {True} and not any(t.fit for t in done if t.image_id == t.source_image_id)
 
 
-def test_several_questions_about_each_made_image_and_no_image_more(mixed):
+def test_several_questions_about_each_made_image_and_no_image_more(mixed, monkeypatch):
   """As if each had been a sample of its own, and of the data set's none twice."""
   made, params = mixed[0].config, tiny.auditor().params
   prompts = draws.draw_prompts(made.counts(), seed=3, walk=("train",), step=0, size=6)
   once = fakes.prober(made).generate(params, prompts, timer=Timer(), group=2)
-  many = fakes.prober(made).generate(params, prompts, timer=Timer(), group=2, questions=3)
+  prober = fakes.prober(made)
+  sample, sizes = prober.sampler.sample, []
+
+  def spied(*args, samples, **options):
+    sizes.append(samples.size)
+    return sample(*args, samples=samples, **options)
+
+  monkeypatch.setattr(prober.sampler, "sample", spied)
+  many = prober.generate(params, prompts, timer=Timer(), group=2, questions=3)
+  assert max(sizes) <= 4 * len(prompts), "no call is larger than those of a group of four"
   assert {t.image_id for t in many} == {t.image_id for t in once}
   for row in once:
     own = [t for t in many if t.prompt_id == row.prompt_id and t.sample // 3 == row.sample]
