@@ -110,15 +110,18 @@ def _needle(c: ConfigDict, pg: dict) -> dict:
   c.mix.update(scenes=16_000, lookups=1_500, searches=5_000)
   c.heldout.update(scenes=2_500, questions=30_000)
   long = dict(steps=(16_000,), drill=(6_000,))
-  polish = dict(rate=0.3, steps=(), drill=(5_000,))  # On scenes of its own.
-  target = dict(start="base", rate=0.3, steps=(), drill=(3_000,))
+  # On scenes of its own, with fewer objects too: so are those that an auditor may have made.
+  polish = dict(rate=0.3, steps=(), least=1)
+  target = dict(start="base", drill=(3_000,), **polish)
   auditor = c.models.auditor.to_dict()
   c.models = dict(
     base=dict(seed=102, gaps="reserve", **long, **pg),
     early_paligemma2=dict(seed=101, gaps="", **long, **pg),
     early_other=dict(seed=103, gaps="", **long, **pg),
-    ref_paligemma2=dict(seed=111, gaps="", start="early_paligemma2", **polish, **pg),
-    ref_other=dict(seed=113, gaps="", start="early_other", **polish, **pg),
+    ref_paligemma2=dict(
+      seed=111, gaps="", start="early_paligemma2", drill=(5_000,), **polish, **pg
+    ),
+    ref_other=dict(seed=113, gaps="", start="early_other", drill=(5_000,), **polish, **pg),
     target=dict(seed=104, gaps="seed:0", **target, **pg),
     auditor=auditor | dict(steps=(3_000,)),
   )

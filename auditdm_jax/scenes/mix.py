@@ -68,6 +68,7 @@ class Mix:
     per_image: questions per image.
     gaps: what is left out.
     language: of the scenes and questions.
+    least: fewest objects of a scene, see `world.sample_scene`.
   """
 
   seed: int
@@ -76,11 +77,12 @@ class Mix:
   per_image: int = 4
   gaps: tuple[Gap, ...] = ()
   language: Language = SCENES
+  least: int = 0
 
   @functools.cached_property
   def all_scenes(self) -> list[world.Scene]:
     return [
-      world.sample_scene(streams.rng(self.seed, "scene", i), self.language)
+      world.sample_scene(streams.rng(self.seed, "scene", i), self.language, least=self.least)
       for i in range(self.scenes)
     ]
 

@@ -225,7 +225,7 @@ class Scene:
 
 
 def sample_scene(
-  rng: np.random.Generator, language: Language = SCENES, *, pool: bool = False
+  rng: np.random.Generator, language: Language = SCENES, *, pool: bool = False, least: int = 0
 ) -> Scene:
   """Draws a scene. Half of them use two colours, half two shapes, so that counts and ties occur.
 
@@ -233,6 +233,7 @@ def sample_scene(
     rng: what is drawn from.
     language: what there can be.
     pool: whether it is one of a pool's images, which show scarce words in one scene of 400.
+    least: fewest objects, 0 = as a pool's images; whoever has one made may ask for a single one.
   """
   scarce = language.scarce
   if not pool or scarce and rng.random() < 1 / 400:
@@ -241,7 +242,7 @@ def sample_scene(
   def common(words):
     return [w for w in words if w not in scarce]
 
-  n = int(rng.integers(language.least, language.most + 1))
+  n = int(rng.integers(least or language.least, language.most + 1))
   cells = [int(c) for c in rng.permutation(language.cells)]
   if language.beside:
     cells = _beside(rng, language, cells, n + 2)

@@ -61,7 +61,8 @@ class ModelSpec:
   Each entry of `steps` is a training of its own, with its own schedule, on from the one before;
   in those of `drill`, which follow, questions are chosen by how hard their (skill, answer) is.
   `start` is the model that it goes on from, "" = random weights; `rate` multiplies the learning
-  rates, so that what the other one knows is not forgotten.
+  rates, so that what the other one knows is not forgotten. `least` is the fewest objects of a scene
+  that it learns from, 0 = as a pool's images.
   """
 
   kind: Literal["paligemma", "gemma3"]
@@ -77,11 +78,13 @@ class ModelSpec:
   drill: tuple[int, ...] = ()
   start: str = ""
   rate: float = 1.0
+  least: int = 0
   tasks: dict[str, float] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     check(vars(self), "model", "seed", least=0, below=2**32)  # JAX takes what is above for 0.
     check(vars(self), "model", "rate", above=0)
+    check(vars(self), "model", "least", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -402,6 +405,7 @@ def train_model(
     per_image=settings.mix.per_image,
     gaps=gap_set(spec.gaps, language),
     language=language,
+    least=spec.least,
   )
   features = encode_all(model, mix)
   captions = language.caption_words + 2

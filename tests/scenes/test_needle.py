@@ -109,6 +109,14 @@ def by_hand(question: str, scene: world.Scene) -> str | None:
   }[wanted[1]]
 
 
+def test_models_may_learn_from_scenes_with_fewer_objects_than_a_pool_shows():
+  counts = {
+    least: {len(s.objects) for s in mix.Mix(3, 200, language=NEEDLE, least=least).all_scenes}
+    for least in (0, 1)
+  }
+  assert counts == {0: set(range(4, 10)), 1: set(range(1, 10))}
+
+
 def test_executor_against_an_independent_one_and_question_round_trip(asked):
   checked = Counter()
   for scene, text, answer, program in asked:
