@@ -157,6 +157,18 @@ def answer(
   return Built(vlm_programs.sample_answers, args, mesh, params)
 
 
+def read(
+  devices: Devices, model: VlmConfig, *, layout: MeshLayout, rows: int, width: int, dtype: str
+) -> Built:
+  """Rows of questions, each of so many tokens, image included."""
+  mesh, vision = layout.meshes(devices)[1], model.tower
+  features = _rows(mesh, (rows, vision.num_patches, vision.width), jnp.float32)
+  tokens, valid = (_rows(mesh, (rows, width), kind) for kind in (jnp.int32, jnp.bool))
+  params = _model(mesh, model, dtype)
+  args = (model, params, features, tokens, valid, _rows(mesh, (rows, 1), jnp.int32))
+  return Built(vlm_programs.states, args, mesh, params)
+
+
 def repair(
   devices: Devices,
   model: VlmConfig,

@@ -23,6 +23,7 @@ from auditdm_jax.rl.grpo import GrpoConfig
 from auditdm_jax.rl.step import OptimConfig
 
 STATE, COPY, TOWER = "train state", "the sampler's copy", "the auditor's tower"
+READER = "the reader"
 _MICRO_BATCHES = 8  # Into which a batch is advised to be cut.
 
 
@@ -65,6 +66,7 @@ class PlannedRun:
     recipe: recipe of the target's repair; None = not planned.
     suffix: tokens of its labels.
     asks_again: finds are put to the references in other words, for the reward.
+    reader: reads proposals for the surrogate, in its dtype; None = a net picks, or nobody.
     plan: see there.
   """
 
@@ -82,6 +84,7 @@ class PlannedRun:
   recipe: recipes.Recipe | None = None
   suffix: int = 16
   asks_again: bool = False
+  reader: VlmConfig | None = None
   plan: PlanConfig = PlanConfig()
 
   @property
@@ -139,6 +142,8 @@ def steps(run: PlannedRun, devices: int) -> list[PlannedProgram]:
   found = [PlannedProgram("reshard", functools.partial(programs.reshard, auditor=auditor), 1)]
   found += _encodes(run, calls, devices)
   found += [_sample(run, auditor, call) for call in calls.sample]
+  if run.reader is not None:
+    found.append(_read(run, run.reader, devices))
   for name in run.answering:
     found += _answers(run, calls, name, devices)
   if run.grpo.updates > 1:
@@ -164,12 +169,27 @@ def _sample(run: PlannedRun, auditor: programs.Auditor, call: shapes.SampleCall)
   return PlannedProgram(name, build, run.rounds, keeps=COPY)
 
 
+def _read(run: PlannedRun, model: VlmConfig, devices: int) -> PlannedProgram:
+  """Returns what reads all proposals of a step, of which a group is asked."""
+  width = batching.padded_length(model.num_image_tokens + run.plan.question_tokens)
+  most = batching.MAX_BATCH * devices
+  rows = batching.rows_per_call(model, width, new=0, images=1, devices=devices, most=most)
+  proposed = sum(run.rollout.sampled().values()) * run.rollout.samples(run.grpo.group_size)
+  build = functools.partial(
+    programs.read, model=model, layout=run.layout, rows=rows, width=width, dtype=model.text.dtype
+  )
+  calls = math.ceil(proposed / rows) * run.rounds
+  return PlannedProgram(f"read x{rows}", build, calls, keeps=READER)
+
+
 def _encodes(run: PlannedRun, calls: shapes.Calls, devices: int) -> list[PlannedProgram]:
   """Returns one program per kind of tower and number of images, however many models have it."""
   seen = {
     name: (m, m.text.dtype, [a.images for a in calls.asked]) for name, m in run.answering.items()
   }
   users = {"auditor": (run.auditor, "float32", list(calls.encoded)), **seen}
+  if run.reader is not None:  # The sources: what is to be made is read beside them.
+    users["reader"] = run.reader, run.reader.text.dtype, [calls.encoded[0]]
   names: dict[tuple, list[str]] = {}
   count: Counter[tuple] = Counter()
   for name, (model, dtype, images) in users.items():

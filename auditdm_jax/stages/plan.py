@@ -18,6 +18,7 @@ Writes: nothing; it prints.
 Costs:  compiling each program: seconds on a CPU, with --full minutes.
 """
 
+from collections.abc import Callable
 import functools
 import json
 import pathlib
@@ -113,8 +114,17 @@ def read(config: ConfigDict) -> steps.PlannedRun:
     recipe=settings.rectify.recipe,
     suffix=settings.rectify.suffix,
     asks_again=settings.reward.answerability > 0,
+    reader=_reader(settings, of),
     plan=settings.plan,
   )
+
+
+def _reader(settings: AuditConfig, of: Callable[[str], VlmConfig]) -> VlmConfig | None:
+  """The architecture of who reads proposals while an auditor is trained."""
+  picks = settings.rollout.surrogate
+  if not picks.reader or not picks.proposals:
+    return None
+  return of(settings.models.auditor if picks.reader == "auditor" else picks.reader)
 
 
 def _folders(settings: AuditConfig) -> list[str]:

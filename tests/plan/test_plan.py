@@ -11,6 +11,8 @@ import jax
 import numpy as np
 import pytest
 
+from auditdm_jax import vlm_batching as batching
+from auditdm_jax import vlm_model
 from auditdm_jax.audit.ask import BankConfig
 from auditdm_jax.core import overrides, tree
 from auditdm_jax.core.config import UserError
@@ -21,6 +23,7 @@ from auditdm_jax.rectify.recipes import Recipe
 from auditdm_jax.rl.draws import RolloutConfig
 from auditdm_jax.rl.grpo import GrpoConfig
 from auditdm_jax.rl.step import OptimConfig
+from auditdm_jax.rl.surrogate import SurrogateConfig
 from auditdm_jax.stages import plan as stage
 from auditdm_jax.stages.sections import AuditConfig
 from tests.rl import fakes, tiny
@@ -98,6 +101,33 @@ def test_calls_of_a_step():
 def test_a_topology_that_is_none(name):
   with pytest.raises(UserError, match="no such slice"):
     chips.parse(name)
+
+
+def test_a_reader_reads_in_the_calls_that_are_planned_and_stays(monkeypatch):
+  vlm, called = tiny.auditor(), []
+  rollout = dataclasses.replace(run().rollout, surrogate=SurrogateConfig(proposals=60, prompts=2))
+  n = 60 * 2 * sum(rollout.counts().values())
+  prompts = ["what color is it ?"] * n
+  shapes = lambda args: [np.shape(x) for x in jax.tree.leaves(args)]  # noqa: E731
+
+  def spied(config, *args):
+    called.append(shapes(args))
+    return np.zeros((len(args[-1]), config.text.width), np.float32)
+
+  monkeypatch.setattr(vlm_model.programs, "states", spied)
+  monkeypatch.setattr(batching, "MAX_BATCH_CPU", batching.MAX_BATCH)  # Accelerators are planned.
+  vision = vlm.config.tower
+  features = np.zeros((1, vision.num_patches, vision.width), np.float32)
+  vlm.states(features, prompts, which=[0] * n)
+  tokens = len(vlm.tokenizer.encode(prompts[0])) + 2  # With what the template adds.
+  alone = programs.MeshLayout({"data": -1})
+  planned = run(
+    rollout=rollout, reader=vlm.config, plan=steps.PlanConfig(question_tokens=tokens), layout=alone
+  )
+  read = named(steps.steps(planned, 1), "read")
+  assert (read.calls, read.keeps) == (len(called), steps.READER)
+  assert {repr(shapes(read.build(jax.devices()[:1]).args[1:]))} == {repr(x) for x in called}
+  assert not any(s.name.startswith("read") for s in steps.steps(run(layout=alone), 1))
 
 
 @pytest.mark.parametrize("name", ["v5e:3x3", "v5e:1x2", "v5e:4x4x4", "v5p:4x4", "v5p:1x1x1"])
