@@ -57,5 +57,5 @@ def get_config(arg: str = "") -> ConfigDict:
   c.discover.sources = ("trained", "untrained", "random", "mutated")
   c.taxonomy = dict(skills="data/scenes/needle_skills.yaml")
   c.rectify.update(length=56)
-  c.rectify.recipe.update(lr=4.5e-4, replay=0.8)  # Its facts are many, and soon forgotten.
+  c.rectify.recipe.update(lr=3e-4, replay=0.8)  # Its facts are many, and soon forgotten.
   return c
