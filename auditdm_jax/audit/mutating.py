@@ -123,13 +123,18 @@ class Mutations:
     return Asked(image, question)
 
   def _remade(self, parent: Asked, images: int, rng: np.random.Generator) -> Asked:
+    """Returns the parent itself where that came to no change: its image is not made twice."""
     if parent.made is None:
       raise ValueError(f"no image was made for {parent}")
-    made = dataclasses.replace(parent.made, image_id="")
-    if made.edits and rng.integers(2):
-      return dataclasses.replace(parent, image=int(rng.integers(images)), made=made)
-    made = dataclasses.replace(made, text=self._texts.change(made.text, rng))
-    return dataclasses.replace(parent, made=made)
+    image, text = parent.image, parent.made.text
+    if parent.made.edits and rng.integers(2):
+      image = int(rng.integers(images))
+    else:
+      text = self._texts.change(text, rng)
+    if (image, text) == (parent.image, parent.made.text):
+      return parent
+    made = dataclasses.replace(parent.made, text=text, image_id="")
+    return dataclasses.replace(parent, image=image, made=made)
 
 
 class _Words:

@@ -119,7 +119,7 @@ class Proposers:
     return make_prober(ctx, self.sight, pool=self._pool, mesh=mesh, prompts=prompts, shots=shots)
 
   def _shares(self) -> dict[str, int]:
-    """Proposals of each arm for a batch: an equal share for each of at most three sources."""
+    """Proposals of each arm for a batch: an equal share for each source."""
     section = self._ctx.settings.discover
     trained = sum(step is not None for step in self._steps.values())
     others = [arm for arm, step in self._steps.items() if step is None]
