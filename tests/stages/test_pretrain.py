@@ -44,6 +44,19 @@ def test_shipped_folders_say_the_recipe_of_the_config(config):
     assert size < 1_000_000, name
 
 
+def test_the_models_of_needle_too_but_for_what_references_start_from(config_of):
+  config, shipped = config_of("world=needle"), ROOT / "data/scenes/needle"
+  assert {p.parent.name for p in shipped.glob("*/SHA256SUMS")} == {
+    "siglip",
+    *(name for name in config.models if not name.startswith("early_")),
+  }
+  for path in shipped.glob("*/config.json"):
+    if path.parent.name != "siglip":
+      spec = build(pretrain.ModelSpec, config.models[path.parent.name])
+      found = json.loads(path.read_text())["recipe"]
+      assert build(pretrain.ModelSpec, ConfigDict(found)) == spec, path
+
+
 @pytest.mark.parametrize("name", ["easy", "rare", "half", "seed:3"])
 def test_no_question_of_a_gap_is_ever_drawn(name):
   planted = pretrain.gap_set(name)
@@ -173,9 +186,11 @@ def test_a_target_starts_from_its_base_which_is_made_before_it_or_taken(needle, 
 
 def test_what_starts_from_a_base_skips_the_lessons_that_it_has_had(needle, tmp_path, monkeypatch):
   asked: dict[int, set[str]] = {}
+  fewest: dict[int, int] = {}
   draw = Mix.draw
 
   def seen(mix, step, weights, **kwargs):
+    fewest[mix.seed] = mix.least
     asked.setdefault(mix.seed, {skill for skill, weight in weights.items() if weight > 0})
     return draw(mix, step, weights, **kwargs)
 
@@ -183,6 +198,8 @@ def test_what_starts_from_a_base_skips_the_lessons_that_it_has_had(needle, tmp_p
   pretrain.main(needle, tmp_path)
   base, target = (asked[needle.models[name].seed] for name in ("base", "target"))
   assert base < target == set(questions.skills(NEEDLE))
+  seeds = [needle.models[name].seed for name in ("base", "target")]
+  assert [fewest[seed] for seed in seeds] == [0, 1], "it learns from scenes with fewer objects too"
 
 
 def test_a_base_with_another_tower_is_refused(needle, tmp_path):
