@@ -40,7 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.models = dict(
     auditor=f"{models}/auditor",
     target=f"{models}/{target}",
-    references=(f"{models}/ref_paligemma2", f"{models}/ref_other"),
+    references=tuple(f"{models}/ref_{name}" for name in ("paligemma2", "other", "base")),
   )
   c.bank.sure = 0.9  # References err together where they are not sure.
   c.pool.dataset = "scenes/needle/1.1.0"
@@ -53,7 +53,7 @@ def get_config(arg: str = "") -> ConfigDict:
   # A sweep finds more gaps with the queries than GRPO does (docs/search.md): it has them all.
   c.optim.steps, c.checkpoints.harvest = 0, ()
   c.grpo.entropy_coef = 0.003  # Of arms that train: the auditor asks about every image.
-  c.discover.update(probes=19_680, proposals=16, ranking=dict(new=0.25, per_kind=0.1))
+  c.discover.update(probes=19_680, proposals=16, drafts=8, ranking=dict(new=0.25, per_kind=0.1))
   c.discover.sources = ("trained", "untrained", "random", "mutated")
   c.taxonomy = dict(skills="data/scenes/needle_skills.yaml")
   c.rectify.update(length=56)

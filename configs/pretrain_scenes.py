@@ -122,6 +122,8 @@ def _needle(c: ConfigDict, pg: dict) -> dict:
       seed=111, gaps="", start="early_paligemma2", drill=(5_000,), **polish, **pg
     ),
     ref_other=dict(seed=113, gaps="", start="early_other", drill=(5_000,), **polish, **pg),
+    # Of the targets' own kin, who knows all names: where base errs, it errs as they do.
+    ref_base=dict(seed=115, gaps="", start="base", drill=(5_000,), **polish, **pg),
     target=dict(seed=104, gaps="seed:0", **target, **pg),
     auditor=auditor | dict(steps=(3_000,)),
   )

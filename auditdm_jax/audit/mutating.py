@@ -3,17 +3,18 @@
 
 A child is a find but for one change, by lot among those that it can have:
 
-  image     the same question is asked about another image of the pool
-  question  one word of the question is replaced; of a pool's image half of these are about another
-            image too
+  image     the same question is asked about another image: of the pool, or one that somebody else
+            has just had made, which nobody may have asked it about
+  question  one word of the question is replaced; half of these are about another image too
   text      one word is replaced of the caption or the instruction by which its image was made
   source    the instruction is carried out on another image of the pool
 
 For the last two an image is made. A word is replaced by one that was read between the same
 neighbours, so no grammar is needed, and nothing is known of what words mean. There is no crossover.
 Kinds of finds are drawn alike and then parents of a kind, whatever their number of children: a
-failure that never runs out would be everybody's parent. A simple opponent of a trained auditor, and
-a source of proposals beside it (ours).
+failure that never runs out would be everybody's parent, and one that was met once nobody's. Of a
+find about a made image half of the children are about that image, few as there are. A simple
+opponent of a trained auditor, and a source of proposals beside it (ours).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -76,15 +77,19 @@ class Mutations:
     """Adds a find of a kind."""
     self._parents[find] = kind
 
-  def children(self, n: int, images: int, *, rng: np.random.Generator) -> list[Asked]:
+  def children(
+    self, n: int, images: int, *, rng: np.random.Generator, fresh: Sequence[Asked] = ()
+  ) -> list[Asked]:
     """Returns at most `n` distinct children for which no image is made.
 
     Args:
       n: how many are wanted.
       images: in the pool.
       rng: draws parents and changes.
+      fresh: what others would ask about images that were just made.
     """
-    return self._distinct(n, list(self._parents), lambda p: self._asked(p, images, rng), rng)
+    parents = list(self._parents)
+    return self._distinct(n, parents, lambda p: self._asked(p, images, fresh, rng), rng)
 
   def remade(self, n: int, images: int, *, rng: np.random.Generator) -> list[Asked]:
     """Returns at most `n` distinct children whose image is yet to be made; as `children`."""
@@ -113,14 +118,17 @@ class Mutations:
         break
     return list(out)
 
-  def _asked(self, parent: Asked, images: int, rng: np.random.Generator) -> Asked:
-    if parent.made:
-      return dataclasses.replace(parent, question=self._questions.change(parent.question, rng))
-    by_word, image = bool(rng.integers(2)), parent.image
+  def _asked(
+    self, parent: Asked, images: int, fresh: Sequence[Asked], rng: np.random.Generator
+  ) -> Asked:
+    stays = parent.made is not None and bool(rng.integers(2))
+    by_word = stays or bool(rng.integers(2))
     question = self._questions.change(parent.question, rng) if by_word else parent.question
-    if not by_word or rng.integers(2):
-      image = int(rng.integers(images))
-    return Asked(image, question)
+    if stays or (by_word and rng.integers(2)):
+      return dataclasses.replace(parent, question=question)
+    if fresh and rng.integers(2):
+      return dataclasses.replace(fresh[int(rng.integers(len(fresh)))], question=question)
+    return Asked(int(rng.integers(images)), question)
 
   def _remade(self, parent: Asked, images: int, rng: np.random.Generator) -> Asked:
     """Returns the parent itself where that came to no change: its image is not made twice."""

@@ -46,6 +46,11 @@ class Picker:
     self.surrogate = neighbours.make(config, look=look, reader=reader, seed=seed)
     self._seed = seed
 
+  @property
+  def proposals(self) -> int:
+    """How many are sampled for each prompt."""
+    return self.config.proposals
+
   def pick(
     self, proposals: Sequence[Sequence[Trajectory]], *, size: int
   ) -> tuple[list[list[Trajectory]], list[Trajectory]]:

@@ -21,7 +21,6 @@ from auditdm_jax.rl import shapes
 from auditdm_jax.rl.batch import AuditorReply, Trajectory
 from auditdm_jax.rl.drawing import Drawing
 from auditdm_jax.rl.draws import AuditorPrompt, RolloutConfig
-from auditdm_jax.rl.picking import Picker
 from auditdm_jax.rl.sampler import Sampler
 from auditdm_jax.rl.sight import Sight
 from auditdm_jax.rl.strategy import SERVED, Malformed, Turn
@@ -40,6 +39,22 @@ class Pool(Protocol):
   def questions(self, i: int) -> Sequence[str]: ...
 
 
+class Chooser(Protocol):
+  """Which first turns are gone on with, of more than are wanted.
+
+  Attributes:
+    proposals: how many are sampled for each prompt.
+  """
+
+  @property
+  def proposals(self) -> int: ...
+  def pick(
+    self, proposals: Sequence[Sequence[Trajectory]], *, size: int
+  ) -> tuple[list[list[Trajectory]], list[Trajectory]]:
+    """Returns `size` of a prompt's, for the prompts that are kept in their order, and the rest."""
+    ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Begun:
   """First turns, and the images that are being made for them."""
@@ -49,7 +64,7 @@ class Begun:
   waiting: list[int]  # places of the trajectories that wait for an image
   futures: list[concurrent.futures.Future]  # of this process's share of them
   until: float  # time.monotonic() at which an image is too late
-  dropped: list[Trajectory]  # proposals that nobody asks
+  dropped: list[Trajectory]  # first turns that are not gone on with
 
 
 class Prober:
@@ -100,11 +115,10 @@ class Prober:
     *,
     timer: metrics_lib.Timer,
     group: int,
-    questions: int = 1,
   ) -> list[Trajectory]:
     """Lets the auditor make probes: both turns, and the images between them."""
     begun = self.first_turns(params, prompts, timer=timer, group=group)
-    return self.second_turns(params, begun, timer=timer, questions=questions)
+    return self.second_turns(params, begun, timer=timer)
 
   def first_turns(
     self,
@@ -113,7 +127,7 @@ class Prober:
     *,
     timer: metrics_lib.Timer,
     group: int,
-    picker: Picker | None = None,
+    chooser: Chooser | None = None,
   ) -> Begun:
     """Samples the first replies and requests the images they ask for.
 
@@ -122,8 +136,8 @@ class Prober:
       prompts: B of them; the number per strategy decides which programs are compiled.
       timer: counts the seconds of the phases.
       group: G. A sweep of the pool takes 1.
-      picker: samples its number of proposals, and keeps G of them, and of each strategy's prompts
-        one in `picker.config.prompts`.
+      chooser: its number of proposals is sampled instead of G, and it keeps G of them; it may leave
+        out whole prompts.
 
     Returns:
       G trajectories of each prompt that is kept: all of the first prompt, then those of the next.
@@ -135,7 +149,7 @@ class Prober:
     waiting: list[int] = []
     futures: list[concurrent.futures.Future] = []
     dropped: list[Trajectory] = []
-    drawn = picker.config.proposals if picker is not None else group
+    drawn = chooser.proposals if chooser is not None else group
     strategies = [self._strategies[p.strategy] for p in prompts]
     for kind, call in self._calls.of_turn(0).items():
       rows = [r for r, s in enumerate(strategies) if s.turns[0].kind == kind]
@@ -159,9 +173,9 @@ class Prober:
         [self._first(prompts[r], g, reply, source_ids[r]) for g, reply in enumerate(row)]
         for r, row in zip(rows, replies)
       ]
-      if picker is not None:
+      if chooser is not None:
         with timer("surrogate"):
-          samples, rest = picker.pick(samples, size=group)
+          samples, rest = chooser.pick(samples, size=group)
         dropped += rest
         kept = {row[0].prompt_id for row in samples}
         rows = [r for r in rows if prompts[r].uid in kept]

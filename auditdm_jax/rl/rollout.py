@@ -185,7 +185,7 @@ class Rollout:
     """Steps 2 to 6 for one draw of prompts."""
     with meter.towers("features"):
       begun = self._prober.first_turns(
-        params, prompts, group=self._grpo.group_size, timer=timer, picker=self._picker
+        params, prompts, group=self._grpo.group_size, timer=timer, chooser=self._picker
       )
     meter.proposed(begun.dropped, asked={t.prompt_id for t in begun.trajectories})
     trajectories = begun.trajectories

@@ -39,30 +39,39 @@ class Mutants:
     self._mutations.read(probe.question, probe.caption or probe.instruction or "")
 
   def learn(self, kind: str, find: Find) -> None:
-    """Takes up a find of a kind, about an image of the pool or about one made from it."""
-    probe = find.probe
-    if probe.origin_id in self._numbers:
-      self._about.setdefault(probe.image_id, probe)
-      asked = Asked(self._numbers[probe.origin_id], probe.question, self._made(probe))
-      self._mutations.add(asked, kind)
+    """Takes up a find of a kind, about an image of the pool or about one made from it.
 
-  def propose(self, batch: int, n: int, *, images: int) -> list[Attempt | None]:
+    Kinds are told apart by the consensus too: what somebody does not know is often one answer.
+    """
+    if find.probe.origin_id in self._numbers:
+      self._about.setdefault(find.probe.image_id, find.probe)
+      self._mutations.add(self._asked(find.probe), f"{kind}: {find.consensus}")
+
+  def propose(
+    self, batch: int, n: int, *, images: int, fresh: Sequence[Probe]
+  ) -> list[Attempt | None]:
     """Returns at most `n` children of finds, None for an image that could not be made.
 
     Args:
       batch: of the sweep.
       n: how many are wanted.
       images: how many of these may be about an image that is yet to be made.
+      fresh: of others, about images that were made for this batch.
     """
     rng = streams.rng(self._ctx.settings.seed, "mutations", self._ctx.round.number, batch)
     size, remade = len(self._pool), []
     if self._prober is not None:
       remade = self._mutations.remade(images, size, rng=rng)
-    children = self._mutations.children(n - len(remade), size, rng=rng)
+    about = self._about | {probe.image_id: probe for probe in fresh}
+    others = [self._asked(probe) for probe in fresh]
+    children = self._mutations.children(n - len(remade), size, rng=rng, fresh=others)
     asked = [(child.image, child.question) for child in children if not child.made]
-    again = [self._again(child.made, child.question) for child in children if child.made]
+    again = [_again(about[child.made.image_id], child.question) for child in children if child.made]
     plain = unanswered(self._ctx, self._pool, asked, arm=MUTATED)
     return [*plain, *again, *self._drawn(batch, remade)]
+
+  def _asked(self, probe: Probe) -> Asked:
+    return Asked(self._numbers[probe.origin_id], probe.question, self._made(probe))
 
   def _made(self, probe: Probe) -> Made | None:
     """How the image of a probe was made; None for one of the pool."""
@@ -71,18 +80,6 @@ class Mutants:
       return None
     text = probe.caption if makes == "generate" else probe.instruction
     return Made(probe.strategy, makes == "edit", text or "", probe.seed, probe.image_id)
-
-  def _again(self, made: Made, question: str) -> Attempt:
-    """Another question about an image that was made for a find."""
-    probe = dataclasses.replace(
-      self._about[made.image_id],
-      probe_id=probe_id(made.image_id, question),
-      question=question,
-      arm=MUTATED,
-      way="",
-      score=None,
-    )
-    return Attempt(probe=probe, verdict=None)
 
   def _drawn(self, batch: int, children: Sequence[Asked]) -> list[Attempt | None]:
     """Has the images of children made."""
@@ -105,3 +102,16 @@ class Mutants:
     done = self._prober.draw(asked, [child.image for child in children])
     probing.check_valid(done, self._prober.config.max_invalid, step=batch)
     return [None if t.malformed or t.invalid else attempt_of(t, arm=MUTATED) for t in done]
+
+
+def _again(probe: Probe, question: str) -> Attempt:
+  """Another question about an image that was made before."""
+  probe = dataclasses.replace(
+    probe,
+    probe_id=probe_id(probe.image_id, question),
+    question=question,
+    arm=MUTATED,
+    way="",
+    score=None,
+  )
+  return Attempt(probe=probe, verdict=None)

@@ -3,8 +3,8 @@
 
 The auditor before training and the data set each propose as many questions as all trained auditors
 together: what training has narrowed they still ask. Finds with a small change (`audit.mutating`)
-are a fourth source, off by default. The image service is dear and a question cheap, so all
-proposals for a probe about a made image are questions about one image.
+are a fourth source, off by default. The image service is dear and a text cheap, so an image may be
+chosen by its text (`rl.drafts`), and all proposals for a probe about it are questions about it.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from auditdm_jax.audit.probe import Probe
 from auditdm_jax.core import metrics
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rl import draws, flops, probing
+from auditdm_jax.rl.drafts import Drafts
 from auditdm_jax.rl.probing import Prober
 from auditdm_jax.rl.records import attempt_of
 from auditdm_jax.stages.asking import RandomQuestions, StoredAuditors, make_prober, unanswered
@@ -69,9 +70,15 @@ class Proposers:
     self._asks = self._prober({s.name: n for s, n in active if not s.makes})
     self._makes = self._prober({s.name: n for s, n in active if s.makes})
     self._mutants = Mutants(ctx, self._pool, self._makes) if MUTATED in wanted else None
+    self._drafts = Drafts(ctx.settings.discover.drafts)
+    self._shown_by = set[str]()  # Images whose texts the drafts know.
 
   def read(self, probe: Probe) -> None:
-    """Takes up the words of what was asked, which mutations may use."""
+    """Takes up the words of what was asked, which mutations may use, and of its image."""
+    text = probe.caption or probe.instruction
+    if text and probe.image_id not in self._shown_by:
+      self._shown_by.add(probe.image_id)
+      self._drafts.read(text)
     if self._mutants is not None:
       self._mutants.read(probe)
 
@@ -96,13 +103,14 @@ class Proposers:
     """
     meter = flops.Meter(self._ctx.models.auditor, self._bank)
     seen, found, sampled = set(asked), [], {}
+    drafts = self._drafts.copy()  # A batch's own texts are known again when they are asked.
     for arm, n in self._shares().items():
       if arm == RANDOM:
         drawn = self._data(batch, n)
       elif arm == MUTATED:
-        drawn = self._mutants.propose(batch, n, images=self._images_of(n)) if self._mutants else []
+        drawn = self._mutated(batch, n, [a.probe for a in found])
       else:
-        drawn = self._written(arm, batch, n, meter)
+        drawn = self._written(arm, batch, n, meter, drafts)
       sampled[arm] = len(drawn)
       for attempt in drawn:
         if attempt is not None and attempt.probe.probe_id not in seen:
@@ -140,6 +148,13 @@ class Proposers:
     chosen = self._random.around(batch * n, n)
     return unanswered(self._ctx, self._pool, chosen, arm=RANDOM)
 
+  def _mutated(self, batch: int, n: int, others: Sequence[Probe]) -> list[Attempt | None]:
+    """Children of finds, some of them about images that were made for what others propose."""
+    if self._mutants is None:
+      return []
+    fresh = {probe.image_id: probe for probe in others if probe.image_id != probe.origin_id}
+    return self._mutants.propose(batch, n, images=self._images_of(n), fresh=list(fresh.values()))
+
   def _images_of(self, n: int) -> int:
     """Images that are made for `n` proposals."""
     settings = self._ctx.settings
@@ -147,13 +162,17 @@ class Proposers:
     share = makes / sum(settings.rollout.counts().values())
     return math.ceil(n * share / max(settings.discover.proposals, 1))
 
-  def _written(self, arm: str, batch: int, n: int, meter: flops.Meter) -> list[Attempt | None]:
+  def _written(
+    self, arm: str, batch: int, n: int, meter: flops.Meter, drafts: Drafts
+  ) -> list[Attempt | None]:
     """What an auditor writes, None for what is no question; strategies in the config's shares."""
     settings, walk = self._ctx.settings, self._ctx.round.walk("discover", arm, batch)
     once = max(settings.discover.proposals, 1)
     group = math.gcd(settings.grpo.group_size, once)
     made = min(self._images_of(n) * once, n)
-    drawn = self._drawn(self._makes, arm, made, questions=once, walk=(*walk, "made"), meter=meter)
+    drawn = self._drawn(
+      self._makes, arm, made, questions=once, walk=(*walk, "made"), meter=meter, drafts=drafts
+    )
     asks = self._shooting if self._shooting and self._steps[arm] is None else self._asks
     return drawn + self._drawn(asks, arm, n - made, group=group, walk=walk, meter=meter)
 
@@ -167,9 +186,11 @@ class Proposers:
     meter: flops.Meter,
     group: int = 1,
     questions: int = 1,
+    drafts: Drafts | None = None,
   ) -> list[Attempt | None]:
     """The first `n` samples of a walk, in calls about as large as those of training."""
-    settings, step = self._ctx.settings, self._steps[arm]
+    settings, step, timer = self._ctx.settings, self._steps[arm], metrics.Timer()
+    chooser = drafts if drafts is not None and drafts.proposals > 1 else None
     out: list[Attempt | None] = []
     chunk = 0
     while prober is not None and len(out) < n:
@@ -182,9 +203,9 @@ class Proposers:
         size=len(self._pool),
       )
       params = self._stored.take(step)
-      done = prober.generate(
-        params, prompts, timer=metrics.Timer(), group=group, questions=questions
-      )
+      begun = prober.first_turns(params, prompts, timer=timer, group=group, chooser=chooser)
+      meter.proposed(begun.dropped, asked={t.prompt_id for t in begun.trajectories})
+      done = prober.second_turns(params, begun, timer=timer, questions=questions)
       probing.check_valid(done, prober.config.max_invalid, step=chunk)
       meter.count(done)
       for t in done[: n - len(out)]:

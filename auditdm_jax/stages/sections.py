@@ -226,6 +226,8 @@ class DiscoverConfig:
     search_probes: for the search success of the untrained and of the trained auditor, each.
     proposals: questions that are proposed for each one of the sweep that is asked; 0 or 1 = none
       is left out.
+    drafts: captions or instructions that an auditor writes for each image that is made for the
+      sweep, of which the one that says what was said least is carried out (`rl.drafts`).
     start: fits of the surrogate to what training asked, before the first batch.
     fits: its fits after each batch.
     ranking: how a batch is chosen from the proposals.
@@ -239,6 +241,7 @@ class DiscoverConfig:
   batch: int
   search_probes: int
   proposals: int = 4
+  drafts: int = 1
   start: int = 40
   fits: int = 4
   ranking: RankingConfig = RankingConfig()
@@ -246,7 +249,7 @@ class DiscoverConfig:
   shots: int = 0
 
   def __post_init__(self):
-    check(vars(self), "discover", "batch", "search_probes", least=1)
+    check(vars(self), "discover", "batch", "search_probes", "drafts", least=1)
     check(vars(self), "discover", "probes", "proposals", "start", "fits", "shots", least=0)
     for name in self.sources:
       if name not in SOURCES:

@@ -68,7 +68,7 @@ def get_config(arg: str = "") -> ConfigDict:
   if arm == "best-of":
     c.rollout.surrogate.reader = reader
   else:  # No surrogate chooses: what is proposed is asked.
-    c.discover.update(proposals=0, start=0, fits=0)
+    c.discover.update(proposals=0, drafts=1, start=0, fits=0)
     c.discover.ranking = {}
   if arm in SOURCES:
     c.discover.probes += c.optim.steps * step

@@ -12,8 +12,8 @@ READ = ["what color is the ring ?", "what shape is the ring ?", "what color is t
 TEXTS = ["a red ring", "a blue ring", "a red cup"]
 
 
-def _children(mutations, n=40, seed=0, images=5, how="children"):
-  return getattr(mutations, how)(n, images, rng=np.random.default_rng(seed))
+def _children(mutations, n=40, seed=0, images=5, how="children", **fresh):
+  return getattr(mutations, how)(n, images, rng=np.random.default_rng(seed), **fresh)
 
 
 def _changed(text, parent):
@@ -44,8 +44,9 @@ def test_a_child_of_a_made_image_has_another_question_text_or_source(edits):
   find = Asked(2, READ[0], Made("mine", edits, TEXTS[0], seed=7, image_id="abc"))
   mutations.add(find, "a")
   asked = _children(mutations)
-  assert {_changed(c.question, READ[0])[0] for c in asked} == {"shape", "cup"}
-  assert {c.made for c in asked} == {find.made}, "nothing is drawn for another question"
+  assert {c.made for c in asked} == {find.made, None}, "nothing is drawn for another question"
+  assert {_changed(c.question, READ[0])[0] for c in asked if c.made} == {"shape", "cup"}
+  assert READ[0] in {c.question for c in asked if not c.made}, "it is asked about others too"
   remade = _children(mutations, how="remade")
   assert {c.question for c in remade} == {READ[0]}, "and it is asked what was asked"
   assert {dataclasses.replace(c.made, text="") for c in remade} == {
@@ -62,6 +63,22 @@ def test_a_text_in_which_nothing_can_be_replaced_has_no_image_made():
   mutations = Mutations([])
   mutations.add(Asked(0, "how many ?", Made("mine", False, TEXTS[0], seed=7, image_id="abc")), "a")
   assert _children(mutations, how="remade") == []
+
+
+@pytest.mark.parametrize("made", [None, Made("mine", False, TEXTS[0], seed=7, image_id="abc")])
+def test_what_was_asked_is_asked_about_images_that_others_have_just_had_made(made):
+  mutations = Mutations(READ)
+  mutations.add(Asked(2, READ[0], made), "a")
+  fresh = [
+    Asked(i, "is it ?", Made("other", True, text, seed=i, image_id=f"new {i}"))
+    for i, text in enumerate(TEXTS)
+  ]
+  children = _children(mutations, n=60, fresh=fresh)
+  about = {c.made.image_id: c for c in children if c.made and c.made != made}
+  assert {(c.image, c.made) for c in about.values()} == {(f.image, f.made) for f in fresh}
+  same = {c.made.image_id for c in children if c.question == READ[0] and c.made not in (None, made)}
+  assert same == about.keys(), "with the same words, and with another one"
+  assert {c.question for c in children} == {READ[0], *READ[1:]}
 
 
 def test_no_find_has_no_children_and_what_is_no_question_is_left_out():

@@ -192,7 +192,8 @@ def test_several_questions_about_each_made_image_and_no_image_more(mixed, monkey
     return sample(*args, samples=samples, turn=turn, **options)
 
   monkeypatch.setattr(prober.sampler, "sample", spied)
-  many = prober.generate(params, prompts, timer=Timer(), group=2, questions=3)
+  begun = prober.first_turns(params, prompts, timer=Timer(), group=2)
+  many = prober.second_turns(params, begun, timer=Timer(), questions=3)
   assert 0 < max(sizes) <= 2 * 4, "no call is larger than that of the second turns of two groups"
   assert {t.image_id for t in many} == {t.image_id for t in once}
   for row in once:

@@ -2,11 +2,13 @@
 """The sweep on a folder of images: resumed as straight, nothing twice, without questions."""
 
 import collections
+import itertools
 import pathlib
 import runpy
 
 import pytest
 
+from auditdm_jax.audit.mutating import Mutations
 from auditdm_jax.audit.skills import Seeds, Skill
 from auditdm_jax.core.config import UserError
 from auditdm_jax.stages import discover, proposing
@@ -72,7 +74,15 @@ def test_a_sweep_with_made_images_and_their_mutations_goes_on_to_the_same_end(
 ):
   config = _config(home, batch=30, sources=("untrained", "mutated"), proposals=8)
   config.rollout["prompts"] = {"question": 1, "generate": 2, "edit": 1}
-  straight = _sweep(config, tmp_path / "straight")
+  kinds, add = collections.defaultdict(set), Mutations.add
+
+  def spied(self, find, kind):
+    kinds[kind].add(find.question)
+    add(self, find, kind)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Mutations, "add", spied)
+    straight = _sweep(config, tmp_path / "straight")
   _kill_after_two_batches(monkeypatch, config, tmp_path / "killed")
   assert _sweep(config, tmp_path / "killed") == straight
   result, batches, ranked = straight
@@ -80,7 +90,10 @@ def test_a_sweep_with_made_images_and_their_mutations_goes_on_to_the_same_end(
   first = [a.probe for a in batches[0][1]]
   made = collections.Counter(p.image_id for p in first if p.image_id != p.origin_id)
   assert max(made.values()) > 1, "several questions are about one made image"
-  parents, remade, again = set(), 0, 0
+  finds = [find for _, own in batches for a in own if (find := a.find)]
+  told = {(k.partition(": ")[2], q) for k, questions in kinds.items() for q in questions}
+  assert told == {(f.consensus, f.probe.question) for f in finds}, "a kind has one consensus"
+  parents, remade, again, fresh = set(), 0, 0, 0
   for _, attempts in batches:
     for p in (a.probe for a in attempts if a.probe.arm == "mutated"):
       text = p.caption or p.instruction
@@ -88,14 +101,41 @@ def test_a_sweep_with_made_images_and_their_mutations_goes_on_to_the_same_end(
       if text and p.image_id in {f.image_id for f in same}:
         again += 1
         assert any(_words_apart(p.question, f.question) == 1 for f in same)
-      elif text:
+      elif text and any(
+        p.question == f.question and _words_apart(text, f.caption or f.instruction) <= 1
+        for f in same
+      ):
         remade += 1
-        assert any(
-          p.question == f.question and _words_apart(text, f.caption or f.instruction) <= 1
-          for f in same
-        )
+      elif text:
+        fresh += 1
+        assert any(_words_apart(p.question, f.question) <= 1 for f in parents)
     parents |= {a.probe for a in attempts if a.find}
-  assert remade and again
+  assert remade and again and fresh
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_images_are_made_for_the_drafts_that_say_what_was_said_least(
+  home, tmp_path, monkeypatch, killed
+):
+  configs = {n: _config(home, batch=30, sources=("untrained",), drafts=n) for n in (1, 6)}
+  for config in configs.values():
+    config.rollout["prompts"] = {"generate": 4}
+  if killed:
+    _kill_after_two_batches(monkeypatch, configs[6], tmp_path / "6")
+    straight = _sweep(configs[6], tmp_path / "straight")
+    assert _sweep(configs[6], tmp_path / "6") == straight
+    return
+  runs = {n: _sweep(config, tmp_path / str(n)) for n, config in configs.items()}
+  pairs = {}
+  for n, (result, batches, ranked) in runs.items():
+    asked = {a.probe.image_id: a.probe.caption for _, own in batches for a in own}
+    made = sum(row.made for row in ranked)
+    assert made <= result.arms["untrained"]["proposals"] / 4 == 120, "four are about each"
+    words = [sorted(set(text.split())) for text in asked.values()]
+    pairs[n] = {pair for own in words for pair in itertools.combinations(own, 2)}
+  assert len(pairs[6]) > 1.1 * len(pairs[1]), "more is shown together"
+  work = {n: sum(row.flops["auditors"] for row in ranked) for n, (*_, ranked) in runs.items()}
+  assert work[6] > 1.05 * work[1], "what was written and left out is work too"
 
 
 @pytest.mark.parametrize("reader", ["", "auditor"])

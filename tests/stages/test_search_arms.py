@@ -86,6 +86,8 @@ def test_who_trains_who_proposes_and_who_picks(arms):
   mutate = {name for name, own in sources.items() if "mutated" in own}
   assert mutate - AS_PRESET == {"evolution"}, "the default's sources are the preset's"
   assert {n for n, s in arms.items() if s.discover.shots} == {"few-shot"}
+  needle = {n: _settings(n, "preset=needle").discover.drafts for n in arms}
+  assert {n for n, drafts in needle.items() if drafts > 1} == {*AS_PRESET, "best-of"}
   assert all(not s.rollout.surrogate.proposals for n, s in arms.items() if n not in AS_PRESET)
 
 
