@@ -24,13 +24,12 @@ import shutil
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 import optax
 import optax.contrib
 
-from auditdm_jax.core import checkpoint, jsonio, metrics, streams
+from auditdm_jax.core import checkpoint, jsonio, metrics
 from auditdm_jax.core import tree as tree_lib
 from auditdm_jax.core.config import UserError, build, check
 from auditdm_jax.models import int8, multimodal, siglip, weights
@@ -40,10 +39,11 @@ from auditdm_jax.rectify import rows, supervised
 from auditdm_jax.rectify.kept import flat, unflat
 from auditdm_jax.scenes import gaps as gaps_lib
 from auditdm_jax.scenes import mix as mix_lib
-from auditdm_jax.scenes import questions, world
+from auditdm_jax.scenes import questions
 from auditdm_jax.scenes.mix import Mix
 from auditdm_jax.scenes.needle import NEEDLE
 from auditdm_jax.scenes.world import SCENES, Language
+from auditdm_jax.stages import towers
 from auditdm_jax.stages.worlds import gap_set
 from auditdm_jax.text import prompts
 from auditdm_jax.text.tokenizer import Tokenizer
@@ -85,19 +85,6 @@ class ModelSpec:
     check(vars(self), "model", "seed", least=0, below=2**32)  # JAX takes what is above for 0.
     check(vars(self), "model", "rate", above=0)
     check(vars(self), "model", "least", least=0)
-
-
-@dataclasses.dataclass(frozen=True)
-class VisionSpec:
-  model: siglip.SiglipConfig
-  seed: int
-  scenes: int
-  batch: int
-  steps: int
-  lr: float
-
-  def __post_init__(self):
-    check(vars(self), "vision", "seed", least=0, below=2**32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,7 +181,7 @@ class PretrainConfig:
   only: str
   output: str
   made: str
-  vision: VisionSpec
+  vision: towers.VisionSpec
   mix: MixSpec
   optim: OptimSpec
   heldout: HeldoutSpec
@@ -252,109 +239,6 @@ def model_config(spec: ModelSpec, vision: siglip.SiglipConfig, tokenizer: Tokeni
   return VlmConfig(kind=spec.kind, text=text, vision=vision, image_token_id=image_token)
 
 
-# ------------------------------------------------------------------------------- vision tower
-
-
-def heads(language: Language) -> dict[str, tuple[str | int | None, ...]]:
-  """Head -> its classes, of which a cell has one; a head with a single class is left out."""
-  classes: dict[str, tuple] = {
-    "kind": ("nothing", "object", "dial", "gauge"),
-    "shape": language.shapes,
-    "color": language.colors,
-    "size": world.SIZES,
-    "digit": (None, *world.DIGITS),
-    "reading": world.READINGS,
-    "level": world.LEVELS,
-    "background": world.BACKGROUNDS,
-    "row": language.ordinals,
-    "column": language.ordinals,
-    "texture": language.textures,
-    "walled": (False, True) if language.walls else (),
-  }
-  return {head: words for head, words in classes.items() if words}
-
-
-def cell_labels(scene: world.Scene) -> dict[str, np.ndarray]:
-  """Returns the class i32[P] of every cell by head; -1 where a head does not apply."""
-  language = scene.language
-  classes = heads(language)
-  out = {head: np.full(language.cells, -1, np.int32) for head in classes}
-  out["kind"][:] = 0
-  out["background"][:] = world.BACKGROUNDS.index(scene.background)
-  out["row"][:], out["column"][:] = np.divmod(np.arange(language.cells), language.grid)
-  for o in scene.objects:
-    out["kind"][o.cell] = 1
-    for head, value in vars(o).items():
-      if head in classes:
-        out[head][o.cell] = classes[head].index(value)
-  if scene.dial:
-    out["kind"][scene.dial.cell] = 2
-    out["reading"][scene.dial.cell] = world.READINGS.index(scene.dial.value)
-  if scene.gauge:
-    out["kind"][scene.gauge.cell] = 3
-    out["level"][scene.gauge.cell] = world.LEVELS.index(scene.gauge.value)
-  return out
-
-
-def train_tower(spec: VisionSpec, config: VlmConfig, language: Language = SCENES):
-  """Trains the tower of `config`; returns its params (img/ without the projector) and accuracy."""
-  mix = Mix(seed=spec.seed, scenes=spec.scenes, language=language)
-  classes = heads(language)
-  told = [cell_labels(s) for s in mix.all_scenes]
-  labels = {h: np.stack([x[h] for x in told]) for h in classes}
-  images = mix.pixels(0, spec.scenes)
-  key = jax.random.wrap_key_data(jnp.asarray(streams.key_data(spec.seed, "heads")))
-  params = multimodal.tower(multimodal.init(config, _init_key(spec.seed)))
-  readouts = {
-    h: 0.02 * jax.random.normal(jax.random.fold_in(key, i), (config.tower.width, len(words)))
-    for i, (h, words) in enumerate(classes.items())
-  }
-  tx = optax.chain(
-    optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(spec.lr, spec.steps))
-  )
-
-  def loss_fn(train, pixels, target):
-    features = multimodal.encode_images(config, {"img": train["img"]}, pixels)
-    loss, right = 0.0, {}
-    for h in classes:
-      logits = features @ train["heads"][h]
-      mask = target[h] >= 0
-      nll = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(target[h], 0))
-      loss += jnp.sum(nll * mask) / jnp.maximum(mask.sum(), 1)
-      right[h] = jnp.sum((logits.argmax(-1) == target[h]) * mask) / jnp.maximum(mask.sum(), 1)
-    return loss, right
-
-  @jax.jit
-  def step(train, opt_state, pixels, target):
-    (loss, right), grads = jax.value_and_grad(loss_fn, has_aux=True)(train, pixels, target)
-    updates, opt_state = tx.update(grads, opt_state, train)
-    return optax.apply_updates(train, updates), opt_state, loss, right
-
-  train = {"img": params, "heads": readouts}
-  opt_state = tx.init(train)
-  held = max(spec.scenes // 20, spec.batch)
-  progress = metrics.Progress(spec.steps, "vision tower")
-  for i in range(spec.steps):
-    pick = streams.rng(spec.seed, "tower", i).integers(held, spec.scenes, size=spec.batch)
-    train, opt_state, loss, _ = step(
-      train, opt_state, _to_float(images[pick]), {h: v[pick] for h, v in labels.items()}
-    )
-    progress.update(i + 1, loss=float(loss))
-  progress.close()
-  _, right = jax.jit(loss_fn)(
-    train, _to_float(images[:held]), {h: v[:held] for h, v in labels.items()}
-  )
-  return train["img"], {h: float(v) for h, v in right.items()}
-
-
-def _init_key(seed: int) -> jax.Array:
-  return jax.random.wrap_key_data(jnp.asarray(streams.key_data(seed, "init")))
-
-
-def _to_float(images: np.ndarray) -> np.ndarray:
-  return images.astype(np.float32) / 127.5 - 1.0
-
-
 # ------------------------------------------------------------------------------------- models
 
 
@@ -388,7 +272,7 @@ def train_model(
   if start is not None:
     params = start.params
   else:
-    params = multimodal.init(config, _init_key(spec.seed))
+    params = multimodal.init(config, towers.init_key(spec.seed))
     params["img"] = {**params["img"], **tower}
   model = Vlm(
     name=name,
@@ -608,7 +492,7 @@ def _tower(settings: PretrainConfig, output: pathlib.Path, tokenizer: Tokenizer)
   if not (folder / "config.json").exists():
     vision = settings.vision.model
     shape = model_config(next(iter(settings.models.values())), vision, tokenizer)
-    params, accuracy = train_tower(settings.vision, shape, LANGUAGES[settings.world])
+    params, accuracy = towers.train_tower(settings.vision, shape, LANGUAGES[settings.world])
     print("tower accuracy", accuracy, flush=True)
     weights.save_tower(folder, vision, {"img": params}, dtype="float16")
   return weights.load_tower(folder)[1]["img"]
