@@ -70,14 +70,15 @@ class Proposers:
     self._asks = self._prober({s.name: n for s, n in active if not s.makes})
     self._makes = self._prober({s.name: n for s, n in active if s.makes})
     self._mutants = Mutants(ctx, self._pool, self._makes) if MUTATED in wanted else None
-    self._drafts = Drafts(ctx.settings.discover.drafts)
-    self._shown_by = set[str]()  # Images whose texts the drafts know.
+    drafts = ctx.settings.discover.drafts
+    self._drafts = Drafts(drafts) if drafts > 1 else None
+    self._told = set[str]()  # Images whose texts the drafts know.
 
   def read(self, probe: Probe) -> None:
     """Takes up the words of what was asked, which mutations may use, and of its image."""
     text = probe.caption or probe.instruction
-    if text and probe.image_id not in self._shown_by:
-      self._shown_by.add(probe.image_id)
+    if self._drafts is not None and text and probe.image_id not in self._told:
+      self._told.add(probe.image_id)
       self._drafts.read(text)
     if self._mutants is not None:
       self._mutants.read(probe)
@@ -103,7 +104,8 @@ class Proposers:
     """
     meter = flops.Meter(self._ctx.models.auditor, self._bank)
     seen, found, sampled = set(asked), [], {}
-    drafts = self._drafts.copy()  # A batch's own texts are known again when they are asked.
+    # A batch's own texts are taken up again when they are asked.
+    drafts = None if self._drafts is None else self._drafts.copy()
     for arm, n in self._shares().items():
       if arm == RANDOM:
         drawn = self._data(batch, n)
@@ -163,7 +165,7 @@ class Proposers:
     return math.ceil(n * share / max(settings.discover.proposals, 1))
 
   def _written(
-    self, arm: str, batch: int, n: int, meter: flops.Meter, drafts: Drafts
+    self, arm: str, batch: int, n: int, meter: flops.Meter, drafts: Drafts | None
   ) -> list[Attempt | None]:
     """What an auditor writes, None for what is no question; strategies in the config's shares."""
     settings, walk = self._ctx.settings, self._ctx.round.walk("discover", arm, batch)
@@ -190,7 +192,6 @@ class Proposers:
   ) -> list[Attempt | None]:
     """The first `n` samples of a walk, in calls about as large as those of training."""
     settings, step, timer = self._ctx.settings, self._steps[arm], metrics.Timer()
-    chooser = drafts if drafts is not None and drafts.proposals > 1 else None
     out: list[Attempt | None] = []
     chunk = 0
     while prober is not None and len(out) < n:
@@ -203,7 +204,7 @@ class Proposers:
         size=len(self._pool),
       )
       params = self._stored.take(step)
-      begun = prober.first_turns(params, prompts, timer=timer, group=group, chooser=chooser)
+      begun = prober.first_turns(params, prompts, timer=timer, group=group, chooser=drafts)
       meter.proposed(begun.dropped, asked={t.prompt_id for t in begun.trajectories})
       done = prober.second_turns(params, begun, timer=timer, questions=questions)
       probing.check_valid(done, prober.config.max_invalid, step=chunk)
