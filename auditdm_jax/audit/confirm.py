@@ -14,7 +14,7 @@ probes, so that they count for the modes alone, in the order in which they were 
 planned number. That number is fixed beforehand and depends on no outcome.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 import dataclasses
 import math
 from typing import Literal
@@ -136,30 +136,49 @@ def lacking(
 
 
 def affordable(
-  modes: Sequence[Mode], probes: Sequence[FreshProbe], *, asks: int, config: ConfirmConfig
+  modes: Sequence[Mode],
+  probes: Sequence[FreshProbe],
+  *,
+  asks: int,
+  draws: int,
+  config: ConfirmConfig,
 ) -> frozenset[str]:
   """Ids of the modes whose missing probes can be had for so many questions, the cheapest first.
 
-  Of the questions that may fall under a mode, only some do: which, the answer says. Their share
-  among the probes that were asked whatever they are tells what a mode costs. Whether the target
-  failed has no part in it.
+  Of the questions that may fall under a mode, only some do: which, the answer says. The probes that
+  were asked whatever they are tell how many questions have to be looked at for a mode, and how many
+  of these are asked; modes of one kind of question share them. Whether the target failed has no
+  part in it.
+
+  Args:
+    modes: of the audit.
+    probes: fresh ones so far.
+    asks: most questions that are asked for the modes.
+    draws: most that are looked at; those of a mode that would take more are what they are.
+    config: the plan.
   """
-  needs = lacking(modes, probes, config=config)
-  costs = sorted((_cost(mode_id, probes, config.planned), mode_id) for mode_id in needs)
-  taken, spent = set(), 0.0
-  for cost, mode_id in costs:
-    spent += cost
-    if spent > asks:
-      break
-    taken.add(mode_id)
-  return frozenset(taken)
+  sampled = [p for p in probes if p.for_all]
+  looked = {
+    mode_id: min(_looked_at(mode_id, sampled, config.planned), draws)
+    for mode_id in lacking(modes, probes, config=config)
+  }
+  taken = frozenset[str]()
+  for mode_id in sorted(looked, key=lambda m: (looked[m] * _share({m}, sampled), m)):
+    more = taken | {mode_id}
+    if max(looked[m] for m in more) * _share(more, sampled) <= asks:
+      taken = more
+  return taken
 
 
-def _cost(mode_id: str, probes: Sequence[FreshProbe], planned: int) -> float:
-  """Questions that the missing probes of a mode are expected to take."""
-  may = [p for p in probes if p.for_all and mode_id in p.possible]
-  own = sum(p.mode_id == mode_id and p.failed is not None for p in may)
-  return (planned - own) * (len(may) + 1) / (own + 0.5)
+def _looked_at(mode_id: str, sampled: Sequence[FreshProbe], planned: int) -> float:
+  """Questions that are expected to be looked at for the missing probes of a mode."""
+  own = sum(p.mode_id == mode_id and p.failed is not None for p in sampled)
+  return (planned - own) * (len(sampled) + 1) / (own + 0.5)
+
+
+def _share(mode_ids: Collection[str], sampled: Sequence[FreshProbe]) -> float:
+  """The share of questions that may fall under one of these modes."""
+  return (sum(not p.possible.isdisjoint(mode_ids) for p in sampled) + 1) / (len(sampled) + 1)
 
 
 def _test(

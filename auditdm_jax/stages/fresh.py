@@ -67,7 +67,9 @@ def draw(ctx: Context, taxonomy: Taxonomy, *, bank: ModelBank) -> Fresh:
     done = dict(ctx.folder.batches(name))
   attempts, n, looked_at = list(done.get(0, ())), len(done.get(0, ())), 0
   view = _View(ctx, taxonomy, attempts)
-  wanted = confirm.affordable(taxonomy.modes, view.probes, asks=config.asks, config=config)
+  wanted = confirm.affordable(
+    taxonomy.modes, view.probes, asks=config.asks, draws=config.draws, config=config
+  )
   source = _questions if by_data_set else _auditor
   for batch, (size, ask) in enumerate(source(ctx, bank), 1):
     lacking = wanted & confirm.lacking(taxonomy.modes, view.probes, config=config)

@@ -104,10 +104,32 @@ def test_modes_that_cost_too_much_get_no_more_probes():
   config, modes = ConfirmConfig(), [_mode("often"), _mode("seldom")]
   rest = [FreshProbe(f"i{i}", None, frozenset(["seldom"]), False) for i in range(1000)]
   probes = rest + _probes("often", 50, 25) + _probes("seldom", 2, 1)
-  afford = lambda asks: confirm.affordable(modes, probes, asks=asks, config=config)  # noqa: E731
+
+  def afford(asks, draws=10**9, probes=probes):
+    return confirm.affordable(modes, probes, asks=asks, draws=draws, config=config)
+
   assert [sorted(afford(n)) for n in (10, 100, 10**6)] == [[], ["often"], ["often", "seldom"]]
   turned = [dataclasses.replace(p, failed=not p.failed) for p in probes]
-  assert confirm.affordable(modes, turned, asks=100, config=config) == afford(100)
+  assert afford(100, probes=turned) == afford(100)
+  # All that there is to look at can be asked, so that no mode is left as it is.
+  assert sorted(afford(100, draws=100)) == ["often", "seldom"]
+
+
+def test_modes_that_the_same_questions_may_fall_under_share_them():
+  config = ConfirmConfig()
+  both = frozenset(["a", "b"])
+  same = [FreshProbe(f"i{i}", "ab"[i % 2] if i < 20 else None, both, False) for i in range(400)]
+  apart = [dataclasses.replace(p, possible=frozenset("ab"[i % 2])) for i, p in enumerate(same)]
+  rare = [FreshProbe(f"r{i}", None, frozenset("c"), False) for i in range(400)]
+  modes = [_mode("a"), _mode("b"), _mode("c")]
+
+  def afford(asks, probes):
+    return sorted(confirm.affordable(modes, probes, asks=asks, draws=10**9, config=config))
+
+  # Of 800 questions 400 may be either; 83 more of each of two in 40 take 3,160.
+  assert afford(3_400, same + rare) == ["a", "b"] and afford(3_000, same + rare) == []
+  # As many, if each may be one of them: half of them for the first, and all for both.
+  assert afford(3_400, apart + rare) == ["a", "b"] and afford(1_700, apart + rare) == ["a"]
 
 
 def test_the_ratio_of_two_rates_is_covered():
