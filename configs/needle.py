@@ -55,7 +55,10 @@ def get_config(arg: str = "") -> ConfigDict:
   c.grpo.entropy_coef = 0.003  # Of arms that train: the auditor asks about every image.
   c.discover.update(probes=19_680, proposals=16, drafts=8, ranking=dict(new=0.25, per_kind=0.1))
   c.discover.sources = ("trained", "untrained", "random", "mutated")
-  c.taxonomy = dict(skills="data/scenes/needle_skills.yaml")
+  # A question has two wordings, so that there are four trials, of which one may fail.
+  c.verify.stable_share = 0.75
+  # What a mode is about is on one fresh image in fifty, and next to nothing fails outside modes.
+  c.taxonomy = dict(skills="data/scenes/needle_skills.yaml", fresh=dict(asks=12_000, min_n=4))
   c.rectify.update(length=56)
   c.rectify.recipe.update(lr=3e-4, replay=0.8)  # Its facts are many, and soon forgotten.
   return c

@@ -46,6 +46,11 @@ class ConfirmConfig:
     """Probes of each mode."""
     return rates.plan_rate(half_width=self.half_width)
 
+  @property
+  def few(self) -> int:
+    """Probes of a mode that is too rare for as many as planned: enough to confirm it."""
+    return min(2 * self.min_n, self.planned)
+
 
 @dataclasses.dataclass(frozen=True)
 class FreshProbe:
@@ -125,11 +130,8 @@ def counted(mode_id: str, probes: Sequence[FreshProbe], *, planned: int) -> list
   return own[: max(planned, sum(p.for_all for p in own))]
 
 
-def lacking(
-  modes: Sequence[Mode], probes: Sequence[FreshProbe], *, config: ConfirmConfig
-) -> frozenset[str]:
+def lacking(modes: Sequence[Mode], probes: Sequence[FreshProbe], *, planned: int) -> frozenset[str]:
   """Ids of the modes that have fewer probes than planned."""
-  planned = config.planned
   return frozenset(
     m.mode_id for m in modes if len(counted(m.mode_id, probes, planned=planned)) < planned
   )
@@ -160,7 +162,7 @@ def affordable(
   sampled = [p for p in probes if p.for_all]
   looked = {
     mode_id: min(_looked_at(mode_id, sampled, config.planned), draws)
-    for mode_id in lacking(modes, probes, config=config)
+    for mode_id in lacking(modes, probes, planned=config.planned)
   }
   taken = frozenset[str]()
   for mode_id in sorted(looked, key=lambda m: (looked[m] * _share({m}, sampled), m)):

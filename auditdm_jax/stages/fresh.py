@@ -6,13 +6,18 @@
   2. Further batches: more questions of the same proposer. One is asked only if it may fall under a
      mode that has fewer probes than planned (rejection sampling through the frozen taxonomy). Modes
      that would take more questions than the budget has are left as they are.
+  3. For modes that lack probes still, the questions of their own finds are asked about fresh
+     images: what is rare is hardly asked about by chance. They are worded as what failed, on images
+     that nobody chose.
 
 The proposer is fixed: the data set, or one auditor. What was asked is kept in the run's folder, so
 that a stage which is cut short goes on where it was.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
+import math
+import types
 
 from auditdm_jax.audit import confirm
 from auditdm_jax.audit.answer import ModelBank
@@ -20,12 +25,15 @@ from auditdm_jax.audit.attempt import Attempt
 from auditdm_jax.audit.confirm import FreshProbe, ModeTest
 from auditdm_jax.audit.mode import Mode
 from auditdm_jax.audit.taxonomy import Taxonomy
+from auditdm_jax.core import streams
 from auditdm_jax.stages import asking
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import FreshDraw
 from auditdm_jax.stages.run import RunFolder
 
 _CHUNK = 1_000  # Questions of the data set that are looked at at once.
+_BLOCK = 50  # Images that are looked at at once,
+_WORDINGS = 8  # with so many questions of each mode's finds in turns.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,42 +57,93 @@ class Fresh:
     return confirm.confirm(taxonomy.modes, self.probes, config=ctx.settings.taxonomy.fresh)
 
 
-def draw(ctx: Context, taxonomy: Taxonomy, *, bank: ModelBank) -> Fresh:
+def draw(
+  ctx: Context,
+  taxonomy: Taxonomy,
+  *,
+  bank: ModelBank,
+  questions: Mapping[str, Sequence[str]] = types.MappingProxyType({}),
+) -> Fresh:
   """Asks fresh probes for the modes of a taxonomy, as far as they are not in the folder.
 
   Args:
     ctx: the run's config, models and images.
     taxonomy: the modes; without any, nothing is asked.
     bank: target and references.
+    questions: by mode id, those of its verified finds, of which the first `_WORDINGS` are asked.
   """
   name, config = asking.FRESH, ctx.settings.taxonomy.fresh
   if not taxonomy.modes or not ctx.settings.pool.fresh:
     return Fresh(FreshDraw("nobody", 0, 0, 0))
-  by_data_set = asking.asks_data_set(ctx)
   done = dict(ctx.folder.batches(name))
   if 0 not in done:
     ctx.folder.append_batch(name, 0, asking.fresh_attempts(ctx, bank=bank))
     done = dict(ctx.folder.batches(name))
-  attempts, n, looked_at = list(done.get(0, ())), len(done.get(0, ())), 0
-  view = _View(ctx, taxonomy, attempts)
-  wanted = confirm.affordable(
-    taxonomy.modes, view.probes, asks=config.asks, draws=config.draws, config=config
+  drawing = _Drawing(ctx, taxonomy, done)
+  affordable = confirm.affordable(
+    taxonomy.modes, drawing.view.probes, asks=config.asks, draws=config.draws, config=config
   )
+  by_data_set, step = asking.asks_data_set(ctx), ctx.settings.optim.steps
   source = _questions if by_data_set else _auditor
-  for batch, (size, ask) in enumerate(source(ctx, bank), 1):
-    lacking = wanted & confirm.lacking(taxonomy.modes, view.probes, config=config)
-    left = config.asks - (len(view.attempts) - n)
-    if not lacking or left <= 0 or looked_at >= config.draws:
-      break
-    looked_at += size
-    if batch not in done:
-      ctx.folder.append_batch(name, batch, ask(view.wanting(lacking, left)))
-    view.add(done.get(batch) or dict(ctx.folder.batches(name)).get(batch, []))
-  step = ctx.settings.optim.steps
+  looked_at = drawing.take(
+    source(ctx, bank), affordable, planned=config.planned, draws=config.draws
+  )
   auditor = f"auditor@{step}" if step else "untrained auditor"
   who = "questions of the data set" if by_data_set else auditor
+  rare = drawing.lacking(config.few) & questions.keys()
+  texts = [questions[mode_id][:_WORDINGS] for mode_id in sorted(rare)]
+  if more := drawing.take(_repeated(ctx, bank, texts), rare, planned=config.few):
+    who, looked_at = f"{who}, then those of finds", looked_at + more
+  view, n = drawing.view, len(done[0])
   found = FreshDraw(who, n, len(view.attempts) - n, looked_at)
   return Fresh(found, tuple(view.attempts), tuple(view.matched), tuple(view.probes))
+
+
+class _Drawing:
+  """Fresh probes while they are drawn, batch by batch; what is in the folder is not asked again.
+
+  Attributes:
+    view: those so far.
+  """
+
+  def __init__(self, ctx: Context, taxonomy: Taxonomy, done: Mapping[int, Sequence[Attempt]]):
+    """Takes the batches of the folder, of which the first is there."""
+    self.view = _View(ctx, taxonomy, done[0])
+    self._folder, self._modes, self._done = ctx.folder, taxonomy.modes, done
+    self._config, self._n, self._batch = ctx.settings.taxonomy.fresh, len(done[0]), 0
+
+  def lacking(self, planned: int) -> frozenset[str]:
+    """Ids of the modes that have fewer probes than planned."""
+    return confirm.lacking(self._modes, self.view.probes, planned=planned)
+
+  def take(
+    self,
+    source: Iterator[tuple[int, "_Ask"]],
+    wanted: frozenset[str],
+    *,
+    planned: int,
+    draws: float = math.inf,
+  ) -> int:
+    """Asks what a source proposes for modes that lack probes, and returns how much that was.
+
+    Args:
+      source: yields how many questions it proposes, and who asks those of them that are wanted.
+      wanted: ids of modes.
+      planned: probes of each.
+      draws: about how many proposals are looked at.
+    """
+    looked_at = 0
+    for size, ask in source:
+      lacking = wanted & self.lacking(planned)
+      left = self._config.asks - (len(self.view.attempts) - self._n)
+      if not lacking or left <= 0 or looked_at >= draws:
+        break
+      looked_at, self._batch = looked_at + size, self._batch + 1
+      if (attempts := self._done.get(self._batch)) is None:
+        self._folder.append_batch(asking.FRESH, self._batch, ask(self.view.wanting(lacking, left)))
+        attempts = dict(self._folder.batches(asking.FRESH)).get(self._batch, [])
+      self.view.add(attempts)
+    return looked_at
 
 
 def kept(ctx: Context, folder: RunFolder, taxonomy: Taxonomy) -> Fresh:
@@ -177,6 +236,25 @@ def _questions(ctx: Context, bank: ModelBank) -> Iterator[tuple[int, _Ask]]:
       return asking.ask_questions(ctx, bank, pool, chosen, arm=arm, cascade=False)
 
     yield len(chunk), ask
+
+
+def _repeated(
+  ctx: Context, bank: ModelBank, texts: Sequence[Sequence[str]]
+) -> Iterator[tuple[int, _Ask]]:
+  """Yields blocks of fresh images, each asked one question of each of these: size, and who asks."""
+  pool, arm = ctx.pool("fresh"), asking.FRESH
+  order = streams.rng(ctx.settings.seed, "fresh images").permutation(len(pool))
+  for start in range(0, len(order) if texts else 0, _BLOCK):
+    places = range(start, min(start + _BLOCK, len(order)))
+    asked = ((int(order[k]), own[k % len(own)]) for k in places for own in texts)
+    block = list(dict.fromkeys(asked))
+
+    def ask(wanted, block=block):
+      rows = zip(block, wanted(asking.unanswered(ctx, pool, block, arm=arm)), strict=True)
+      chosen = [row for row, yes in rows if yes]
+      return asking.ask_questions(ctx, bank, pool, chosen, arm=arm, cascade=False)
+
+    yield len(block), ask
 
 
 def _auditor(ctx: Context, bank: ModelBank) -> Iterator[tuple[int, _Ask]]:

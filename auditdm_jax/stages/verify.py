@@ -57,7 +57,7 @@ def run(ctx: Context) -> Verified:
   attempts = ctx.folder.attempts()
   failures, funnel, tax, stable = audit(ctx, attempts)
   ctx.folder.append_failures(failures)
-  fresh = fresh_lib.draw(ctx, tax, bank=ctx.models.bank())
+  fresh = fresh_lib.draw(ctx, tax, bank=ctx.models.bank(), questions=_questions(failures))
   return ctx.folder.finish(
     "verify",
     Verified(
@@ -70,6 +70,15 @@ def run(ctx: Context) -> Verified:
       fresh=fresh.draw if tax.modes else None,
     ),
   )
+
+
+def _questions(failures: Iterable[Failure]) -> dict[str, list[str]]:
+  """Returns by mode id the questions of its verified finds, the commonest first."""
+  asked: dict[str, Counter[str]] = {}
+  for failure in failures:
+    if failure.mode_id is not None and failure.verified:
+      asked.setdefault(failure.mode_id, Counter())[failure.probe.question] += 1
+  return {mode_id: [text for text, _ in counts.most_common()] for mode_id, counts in asked.items()}
 
 
 def _counted(attempts: Iterable[Attempt]) -> dict[str, int]:

@@ -93,7 +93,7 @@ def test_probes_that_were_asked_for_a_mode_count_for_modes_alone_and_up_to_the_p
   probes = _probes(None, 1000, 50) + _probes("m", 20, 10) + for_mode
   held = confirm.confirm(modes, probes)[0]
   assert held.fresh.n == planned and held.base.n == 1000 and held.consensus.n == 20
-  assert confirm.lacking(modes, probes, config=ConfirmConfig()) == {"other"}
+  assert confirm.lacking(modes, probes, planned=ConfirmConfig().planned) == {"other"}
   more = _probes("m", 2 * planned, 50)
   assert confirm.confirm(modes, probes + more)[0].fresh.n == 2 * planned + 20
   silent = [FreshProbe("x", None, frozenset(["m"]), None)] * 30

@@ -122,6 +122,28 @@ def test_the_budget_bounds_what_is_asked(tmp_path, taxonomy):
   assert fresh.draw(ctx, taxonomy, bank=ctx.models.bank()).draw.looked_at == 1000
 
 
+def test_where_a_proposer_has_no_more_the_questions_of_finds_are_asked(tmp_path, taxonomy):
+  (mode,) = taxonomy.modes
+  texts = {mode.mode_id: ["what color is the umbrella", "what color is that umbrella"]}
+  config = {"draws": 0, "min_n": 12}
+  few, ctx = _context(tmp_path / "few", **config), _context(tmp_path / "more", **config)
+  (little,) = fresh.draw(few, taxonomy, bank=few.models.bank()).tests(few, taxonomy)
+  bank, planned = ctx.models.bank(), ctx.settings.taxonomy.fresh.planned
+  found = fresh.draw(ctx, taxonomy, bank=bank, questions=texts)
+  (test,) = found.tests(ctx, taxonomy)
+  assert little.fresh.n < 12 and (little.status, little.needs) == (
+    "too few",
+    planned - little.fresh.n,
+  )
+  assert 24 <= test.fresh.n <= planned and test.status == "confirmed"
+  assert {*bank.asked[500:]} == set(texts[mode.mode_id]) and test.images > 20
+  assert found.draw.proposer == "questions of the data set, then those of finds"
+  assert found.draw.for_modes == len(bank.asked) - 500 <= found.draw.looked_at
+  again = _context(tmp_path / "more", **config)
+  assert fresh.draw(again, taxonomy, bank=again.models.bank(), questions=texts) == found
+  assert not again.models.bank().asked
+
+
 def test_a_run_that_is_cut_goes_on_where_it_was(tmp_path, taxonomy):
   whole = _context(tmp_path / "a")
   found = fresh.draw(whole, taxonomy, bank=whole.models.bank())
