@@ -80,6 +80,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.discover.sources = ("trained",)
     c.reward = QUESTIONER if arm == "questioner" else PAPER
     _train_for_half(c, step)
+    c.stop = dict(least_live=0.0)  # An opponent spends its queries, whatever it learns.
   return c
 
 

@@ -65,6 +65,8 @@ def test_plain_grpo_trains_for_half_of_the_queries_where_the_preset_trains_for_f
   assert default.optim.steps * step < 0.2 * _queries(default) < _queries(grpo) == _queries(default)
   assert abs(grpo.optim.steps * step - _queries(grpo) / 2) <= step
   assert questioner.optim.steps == grpo.optim.steps and questioner.checkpoints == grpo.checkpoints
+  # Where next to nothing is a find, a training with nothing to learn from stops; these go on.
+  assert grpo.stop.least_live == questioner.stop.least_live == 0 < default.stop.least_live
 
 
 def test_in_needle_only_those_whose_questions_are_picked_have_a_reader():
