@@ -11,7 +11,8 @@
 Fresh probes are drawn by one proposer. The first ones are asked whatever they are; they tell the
 rate outside the modes. After these a question is asked only if it may fall under a mode that lacks
 probes, so that they count for the modes alone, in the order in which they were drawn, up to the
-planned number. That number is fixed beforehand and depends on no outcome.
+planned number. A mode that is too rare for it gets fewer (`few`), worded as its finds. Both numbers
+are fixed beforehand and depend on no outcome.
 """
 
 from collections.abc import Collection, Sequence

@@ -17,7 +17,6 @@ that a stage which is cut short goes on where it was.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import math
-import types
 
 from auditdm_jax.audit import confirm
 from auditdm_jax.audit.answer import ModelBank
@@ -62,7 +61,7 @@ def draw(
   taxonomy: Taxonomy,
   *,
   bank: ModelBank,
-  questions: Mapping[str, Sequence[str]] = types.MappingProxyType({}),
+  questions: Mapping[str, Sequence[str]],
 ) -> Fresh:
   """Asks fresh probes for the modes of a taxonomy, as far as they are not in the folder.
 
@@ -79,7 +78,8 @@ def draw(
   if 0 not in done:
     ctx.folder.append_batch(name, 0, asking.fresh_attempts(ctx, bank=bank))
     done = dict(ctx.folder.batches(name))
-  drawing = _Drawing(ctx, taxonomy, done)
+  first = done.get(0, ())
+  drawing = _Drawing(ctx, taxonomy, first, done)
   affordable = confirm.affordable(
     taxonomy.modes, drawing.view.probes, asks=config.asks, draws=config.draws, config=config
   )
@@ -89,13 +89,12 @@ def draw(
     source(ctx, bank), affordable, planned=config.planned, draws=config.draws
   )
   auditor = f"auditor@{step}" if step else "untrained auditor"
-  who = "questions of the data set" if by_data_set else auditor
+  who, asked = "questions of the data set" if by_data_set else auditor, drawing.further
   rare = drawing.lacking(config.few) & questions.keys()
   texts = [questions[mode_id][:_WORDINGS] for mode_id in sorted(rare)]
-  if more := drawing.take(_repeated(ctx, bank, texts), rare, planned=config.few):
-    who, looked_at = f"{who}, then those of finds", looked_at + more
-  view, n = drawing.view, len(done[0])
-  found = FreshDraw(who, n, len(view.attempts) - n, looked_at)
+  looked_at += drawing.take(_repeated(ctx, bank, texts), rare, planned=config.few)
+  view = drawing.view
+  found = FreshDraw(who, len(first), drawing.further, looked_at, of_finds=drawing.further - asked)
   return Fresh(found, tuple(view.attempts), tuple(view.matched), tuple(view.probes))
 
 
@@ -106,11 +105,22 @@ class _Drawing:
     view: those so far.
   """
 
-  def __init__(self, ctx: Context, taxonomy: Taxonomy, done: Mapping[int, Sequence[Attempt]]):
-    """Takes the batches of the folder, of which the first is there."""
-    self.view = _View(ctx, taxonomy, done[0])
+  def __init__(
+    self,
+    ctx: Context,
+    taxonomy: Taxonomy,
+    first: Sequence[Attempt],
+    done: Mapping[int, Sequence[Attempt]],
+  ):
+    """Takes what was asked whatever it is, and the batches of the folder."""
+    self.view = _View(ctx, taxonomy, first)
     self._folder, self._modes, self._done = ctx.folder, taxonomy.modes, done
-    self._config, self._n, self._batch = ctx.settings.taxonomy.fresh, len(done[0]), 0
+    self._config, self._n, self._batch = ctx.settings.taxonomy.fresh, len(first), 0
+
+  @property
+  def further(self) -> int:
+    """Probes beyond those that were asked whatever they are."""
+    return len(self.view.attempts) - self._n
 
   def lacking(self, planned: int) -> frozenset[str]:
     """Ids of the modes that have fewer probes than planned."""
@@ -135,7 +145,7 @@ class _Drawing:
     looked_at = 0
     for size, ask in source:
       lacking = wanted & self.lacking(planned)
-      left = self._config.asks - (len(self.view.attempts) - self._n)
+      left = self._config.asks - self.further
       if not lacking or left <= 0 or looked_at >= draws:
         break
       looked_at, self._batch = looked_at + size, self._batch + 1

@@ -44,8 +44,9 @@ METHODS = (
     "Modes",
     "Rules over question, consensus and image whose failure rate among all attempted probes is"
     " raised. Each is tested again on fresh images and questions against those outside all modes;"
-    " one false discovery rate holds over the audit. Confirmed modes pass. Others have too few"
-    " fresh probes, or do not pass.",
+    " one that is too rare for that, on what its verified finds asked, about fresh images. One"
+    " false discovery rate holds over the audit. Confirmed modes pass. Others have too few fresh"
+    " probes, or do not pass.",
   ),
   (
     "Stability of a mode",

@@ -318,11 +318,11 @@ def _fresh(run: Context, taxonomy: Taxonomy) -> tuple[list[Attempt], list[bool]]
   """
   if not run.settings.pool.fresh:
     return [], []
-  bank = run.models.bank()
-  drawn = fresh_lib.draw(run, taxonomy, bank=bank)
+  run.pool("fresh")  # So that their images are found by id.
+  drawn = fresh_lib.kept(run, run.folder, taxonomy)
   if drawn.attempts:
     return list(drawn.attempts), [p.for_all for p in drawn.probes]
-  attempts = [a for a in asking.fresh_attempts(run, bank=bank) if a.verdict]
+  attempts = [a for a in asking.fresh_attempts(run) if a.verdict]
   return attempts, [True] * len(attempts)
 
 

@@ -172,6 +172,7 @@ def _data(
     worth=_worth(summary, verified),
     modes=modes,
     level=ctx.settings.taxonomy.fresh.level,
+    of_finds=verified.fresh.of_finds if verified.fresh else 0,
     arms=_arms(summary, failures, oracle=oracle),
     curves=_curves(summary, oracle=oracle),
     strategies=_strategies(summary, oracle=oracle),

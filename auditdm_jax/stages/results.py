@@ -132,12 +132,14 @@ class FreshDraw:
     for_all: probes that were asked whatever they are.
     for_modes: further ones, about modes that lacked some.
     looked_at: questions that these were chosen from.
+    of_finds: how many of `for_modes` ask what verified finds of a mode asked, about fresh images.
   """
 
   proposer: str
   for_all: int
   for_modes: int
   looked_at: int
+  of_finds: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

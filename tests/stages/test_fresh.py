@@ -90,10 +90,14 @@ def _context(path, **config):
   )
 
 
+def _draw(ctx, taxonomy, questions=None):
+  return fresh.draw(ctx, taxonomy, bank=ctx.models.bank(), questions=questions or {})
+
+
 def test_only_what_a_mode_lacks_is_asked_beyond_the_rest(tmp_path, taxonomy):
   ctx = _context(tmp_path)
   bank = ctx.models.bank()
-  found = fresh.draw(ctx, taxonomy, bank=bank)
+  found = _draw(ctx, taxonomy)
   rest, more = bank.asked[:500], bank.asked[500:]
   assert len({*rest}) > 5 and {*more} == {"what color is the umbrella"}
   draw = found.draw
@@ -107,19 +111,19 @@ def test_only_what_a_mode_lacks_is_asked_beyond_the_rest(tmp_path, taxonomy):
 
 def test_a_mode_with_enough_probes_costs_nothing_more(tmp_path, taxonomy):
   ctx = _context(tmp_path, half_width=0.4)
-  assert fresh.draw(ctx, taxonomy, bank=ctx.models.bank()).draw.for_modes == 0
+  assert _draw(ctx, taxonomy).draw.for_modes == 0
 
 
 def test_the_budget_bounds_what_is_asked(tmp_path, taxonomy):
   ctx = _context(tmp_path, asks=7)
-  found = fresh.draw(ctx, taxonomy, bank=ctx.models.bank())
+  found = _draw(ctx, taxonomy)
   assert found.draw.for_modes == 0, "the mode would take more than it can have"
   whole = _context(tmp_path / "w")
-  needed = fresh.draw(whole, taxonomy, bank=whole.models.bank()).draw.for_modes
+  needed = _draw(whole, taxonomy).draw.for_modes
   ctx = _context(tmp_path / "a", asks=1000)
-  assert 7 < fresh.draw(ctx, taxonomy, bank=ctx.models.bank()).draw.for_modes == needed < 1000
+  assert 7 < _draw(ctx, taxonomy).draw.for_modes == needed < 1000
   ctx = _context(tmp_path / "b", draws=1000)
-  assert fresh.draw(ctx, taxonomy, bank=ctx.models.bank()).draw.looked_at == 1000
+  assert _draw(ctx, taxonomy).draw.looked_at == 1000
 
 
 def test_where_a_proposer_has_no_more_the_questions_of_finds_are_asked(tmp_path, taxonomy):
@@ -127,9 +131,9 @@ def test_where_a_proposer_has_no_more_the_questions_of_finds_are_asked(tmp_path,
   texts = {mode.mode_id: ["what color is the umbrella", "what color is that umbrella"]}
   config = {"draws": 0, "min_n": 12}
   few, ctx = _context(tmp_path / "few", **config), _context(tmp_path / "more", **config)
-  (little,) = fresh.draw(few, taxonomy, bank=few.models.bank()).tests(few, taxonomy)
+  (little,) = _draw(few, taxonomy).tests(few, taxonomy)
   bank, planned = ctx.models.bank(), ctx.settings.taxonomy.fresh.planned
-  found = fresh.draw(ctx, taxonomy, bank=bank, questions=texts)
+  found = _draw(ctx, taxonomy, texts)
   (test,) = found.tests(ctx, taxonomy)
   assert little.fresh.n < 12 and (little.status, little.needs) == (
     "too few",
@@ -137,33 +141,51 @@ def test_where_a_proposer_has_no_more_the_questions_of_finds_are_asked(tmp_path,
   )
   assert 24 <= test.fresh.n <= planned and test.status == "confirmed"
   assert {*bank.asked[500:]} == set(texts[mode.mode_id]) and test.images > 20
-  assert found.draw.proposer == "questions of the data set, then those of finds"
+  assert found.draw.of_finds == found.draw.for_modes, "the data set may be looked at no further"
   assert found.draw.for_modes == len(bank.asked) - 500 <= found.draw.looked_at
-  again = _context(tmp_path / "more", **config)
-  assert fresh.draw(again, taxonomy, bank=again.models.bank(), questions=texts) == found
-  assert not again.models.bank().asked
+  assert fresh.kept(ctx, ctx.folder, taxonomy).probes == found.probes, "a later stage has them all"
+  (path,) = (tmp_path / "more/fresh").glob("*.jsonl")
+  lines = path.read_text().splitlines(keepends=True)
+  for kept in (500, len(bank.asked) - 40, len(bank.asked)):  # Killed before, amid and after them.
+    (tmp_path / f"{kept}/fresh").mkdir(parents=True)
+    (tmp_path / f"{kept}/fresh" / path.name).write_text("".join(lines[:kept]))
+    cut = _context(tmp_path / str(kept), **config)
+    assert _draw(cut, taxonomy, texts) == found
+    assert len(cut.models.bank().asked) <= len(bank.asked) - 500
+
+
+def test_a_fresh_split_about_which_nobody_asks_anything_confirms_nothing(
+  tmp_path, taxonomy, monkeypatch
+):
+  monkeypatch.setattr(Pool, "asked", lambda self: [])
+  ctx = _context(tmp_path)
+  ctx.settings.taxonomy.fresh = FreshConfig(proposer="auditor", draws=0)
+  monkeypatch.setattr(fresh.asking, "fresh_attempts", lambda ctx, bank: [])
+  monkeypatch.setattr(fresh, "_auditor", lambda ctx, bank: iter(()))
+  found = _draw(ctx, taxonomy)
+  assert found.attempts == () and [t.status for t in found.tests(ctx, taxonomy)] == ["too few"]
 
 
 def test_a_run_that_is_cut_goes_on_where_it_was(tmp_path, taxonomy):
   whole = _context(tmp_path / "a")
-  found = fresh.draw(whole, taxonomy, bank=whole.models.bank())
+  found = _draw(whole, taxonomy)
   (path,) = (tmp_path / "a/fresh").glob("*.jsonl")
   lines = path.read_text().splitlines(keepends=True)
   (tmp_path / "b/fresh").mkdir(parents=True)
   (tmp_path / "b/fresh" / path.name).write_text("".join(lines[:520]) + lines[520][:40])
   cut = _context(tmp_path / "b")
-  assert fresh.draw(cut, taxonomy, bank=cut.models.bank()) == found
+  assert _draw(cut, taxonomy) == found
   assert 0 < len(cut.models.bank().asked) < len(whole.models.bank().asked) - 400
   again = _context(tmp_path / "a")
-  assert fresh.draw(again, taxonomy, bank=again.models.bank()) == found
+  assert _draw(again, taxonomy) == found
   assert not again.models.bank().asked
 
 
 def test_without_modes_or_a_fresh_split_nobody_is_asked(tmp_path, taxonomy):
   ctx = _context(tmp_path)
   none = discover_modes([], SEEDS)
-  assert fresh.draw(ctx, none, bank=ctx.models.bank()).draw.proposer == "nobody"
+  assert _draw(ctx, none).draw.proposer == "nobody"
   ctx.settings.pool.fresh = ""
-  found = fresh.draw(ctx, taxonomy, bank=ctx.models.bank())
+  found = _draw(ctx, taxonomy)
   assert found.draw.proposer == "nobody" and not ctx.models.bank().asked
   assert [t.status for t in found.tests(ctx, taxonomy)] == ["too few"]

@@ -367,7 +367,8 @@ class ReportData:
   """Everything that `write_report` needs.
 
   `not_measured` are pairs of what a reader may look for, and why it is not there. `too_small` says
-  which numbers rest on few. `code` is the version of the program.
+  which numbers rest on few. `of_finds` fresh probes ask what finds of a mode asked. `code` is the
+  version of the program.
 
   The report of a run that goes on has `stages`; before its failures are verified it has no summary,
   but what is known `so_far` in one sentence, and the `newest` conflicts.
@@ -387,6 +388,7 @@ class ReportData:
   worth: Sequence[WorthRow] = ()
   modes: Sequence[ModeView] = ()
   level: float = ConfirmConfig.level
+  of_finds: int = 0
   arms: Sequence[ArmRow] = ()
   curves: Sequence[Curve] = ()
   strategies: Sequence[StrategyView] = ()

@@ -129,6 +129,13 @@ def test_limits_are_always_told(report):
   assert all(title in text for title, _ in data_lib.LIMITS)
 
 
+def test_fresh_probes_that_are_worded_as_what_failed_are_told(tmp_path, report):
+  data = dataclasses.replace(sample.report_data(tmp_path), of_finds=1_234)
+  index = write.write_report(tmp_path / "r", data).read_text(encoding="utf-8")
+  said = "1,234 of the probes ask what verified finds of the mode asked"
+  assert said in index and "finds of the mode asked" not in (report / "index.html").read_text()
+
+
 def test_empty_sections_are_left_out(tmp_path):
   data = data_lib.ReportData(title="t", target="x", created="now")
   index = write.write_report(tmp_path / "r", data).read_text(encoding="utf-8")
