@@ -54,6 +54,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.optim.steps, c.checkpoints.harvest = 0, ()
   c.grpo.entropy_coef = 0.003  # Of arms that train: the auditor asks about every image.
   c.discover.update(probes=19_680, proposals=16, drafts=8, ranking=dict(new=0.25, per_kind=0.1))
+  c.discover.again = True  # One disagreement in eight hangs on its wording.
   c.discover.sources = ("trained", "untrained", "random", "mutated")
   # A question has two wordings, so that there are four trials, of which one may fail.
   c.verify.stable_share = 0.75

@@ -23,11 +23,36 @@ Side = Literal["consensus", "target", "both", "neither", "undecided", "not measu
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Again(Record):
+  """A disagreement that was put to the models in other words.
+
+  Attributes:
+    question: the other wording.
+    verdict: on it.
+    returned: whether the target disagreed with the same consensus.
+  """
+
+  question: str
+  verdict: Verdict
+  returned: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Attempt(Record):
-  """A probe with its verdict, which is None where the auditor's reply was malformed."""
+  """A probe with its verdict, which is None where the auditor's reply was malformed.
+
+  Attributes:
+    again: what came of it in other words, if it was asked so too.
+  """
 
   probe: Probe
   verdict: Verdict | None
+  again: Again | None = None
+
+  @property
+  def queries(self) -> int:
+    """How often it was put to the models; a malformed reply counts as once."""
+    return 1 if self.again is None else 2
 
   @property
   def consensus(self) -> str | None:
@@ -44,9 +69,9 @@ class Attempt(Record):
 
   @property
   def find(self) -> "Find | None":
-    """The find that it is, or None."""
+    """The find that it is, or None: a disagreement, which returned in other words if asked so."""
     verdict = self.verdict
-    if verdict is None or not verdict.disagreement:
+    if verdict is None or not verdict.disagreement or (self.again and not self.again.returned):
       return None
     said = verdict.answers[verdict.target]
     if said is None or verdict.consensus is None:

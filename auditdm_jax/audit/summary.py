@@ -153,6 +153,8 @@ class Sweep:
       was drawn by lot.
     found: the share of finds among these.
     flops: of the auditors that wrote the proposals, and of the surrogate.
+    returned: the share of disagreements that returned in other words, of those that were asked so;
+      None if none was.
   """
 
   success: Rate
@@ -161,6 +163,7 @@ class Sweep:
   predicted: float | None
   found: Rate
   flops: Mapping[str, float]
+  returned: Rate | None = None
 
   @property
   def selection(self) -> str:

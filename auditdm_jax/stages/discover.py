@@ -5,12 +5,13 @@ For each question that is asked, several are proposed: by the trained auditors, 
 training, and by the data set if it has any. A small net learns from the verdicts so far, those of
 GRPO included, and ranks the proposals of a batch over all of its images at once. It is too sure of
 what it ranks first, so what became of earlier predictions corrects the next ones. Kinds of
-questions take turns as long as they are likely finds (`audit.ranking`). Nothing is asked twice. The
+questions take turns as long as they are likely finds (`audit.ranking`). Nothing is asked twice, but
+for disagreements that are tried in other words before they are finds (`discover.again`). The
 control is random questions alone at equal total queries, GRPO's included.
 
 Reads:  WORKDIR/auditors and WORKDIR/records, which train writes.
 Writes: WORKDIR/discover.
-Costs:  config.discover.probes probes, each answered by target and references, and
+Costs:  config.discover.probes queries, each answered by target and references, and
         config.discover.proposals times as many samples of the auditors.
 """
 
@@ -36,10 +37,12 @@ from auditdm_jax.rl.surrogate import Surrogate
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.proposing import Proposers
 from auditdm_jax.stages.results import Discovered
+from auditdm_jax.stages.rewording import Reworded
 from auditdm_jax.stages.truth import ModeKey
 
 _ROWS = 512  # Verdicts that are handed to the surrogate at once.
 _IDLE = 3  # Batches without anything new to ask, after which the sweep ends.
+_LEAST_BATCH = 8  # The least batch is that part of a whole one, unless fewer queries are left.
 _OPENING = 2  # Words that tell the kinds of questions without a named skill apart.
 
 
@@ -61,14 +64,14 @@ def run(ctx: Context) -> Discovered:
     for missing in range(done, batch):  # Batches that asked nothing left no record.
       sweep.learn(missing, [])
     sweep.learn(batch, attempts)
-    asked, done = asked + len(attempts), batch + 1
+    asked, done = asked + sum(a.queries for a in attempts), batch + 1
   with metrics.Progress(section.probes, "discover", done=asked) as progress:
     # A batch that has too few new questions is short, and another one makes up for it.
     while asked < section.probes and idle < _IDLE:
-      ranked, attempts = sweep.ask(done, min(section.batch, section.probes - asked))
+      ranked, attempts = sweep.ask(done, section.probes - asked)
       ctx.folder.append_sweep(ranked, attempts)
       sweep.learn(done, attempts)
-      asked, done = asked + len(attempts), done + 1
+      asked, done = asked + sum(a.queries for a in attempts), done + 1
       idle = 0 if attempts else idle + 1
       finds += sum(a.find is not None for a in attempts)
       shown = " ".join(f"{arm}:{n}" for arm, n in Counter(a.probe.arm for a in attempts).items())
@@ -78,9 +81,7 @@ def run(ctx: Context) -> Discovered:
       "discover: asked %d of %d probes: nothing new was proposed", asked, section.probes
     )
   arms = _history(ctx.folder.swept(), ctx.folder.ranked(), ModeKey(ctx.seeds))
-  return ctx.folder.finish(
-    "discover", Discovered(arms, sum(row["probes"] for row in arms.values()))
-  )
+  return ctx.folder.finish("discover", Discovered(arms, asked))
 
 
 class _Sweep:
@@ -97,15 +98,19 @@ class _Sweep:
       reader=sight.reader,
       seed=ctx.settings.seed,
     )
+    self._reworded = Reworded(ctx, self._bank) if ctx.settings.discover.again else None
     self._recalibrated = Recalibration(least=self._surrogate.config.least)
     self._asked: set[str] = set()
     for rows in chunks(ctx.folder.completions(), _ROWS):
       self._observe(rows)
     self._fit("start", ctx.settings.discover.start)
 
-  def ask(self, batch: int, n: int) -> tuple[Ranked, list[Attempt]]:
-    """Asks `n` of what is proposed for a batch."""
+  def ask(self, batch: int, left: int) -> tuple[Ranked, list[Attempt]]:
+    """Asks of what is proposed for a batch, by at most `left` queries."""
     ctx, section = self._ctx, self._ctx.settings.discover
+    n = min(section.batch, left)
+    if self._reworded:  # Towards the end a share is kept to ask again.
+      n = min(n, max(left // 2, section.batch // _LEAST_BATCH, 1))
     proposed = self._proposers.propose(batch, self._asked)
     probes = [a.probe for a in proposed.attempts]
     questions, images = [p.question for p in probes], [p.image_id for p in probes]
@@ -135,7 +140,6 @@ class _Sweep:
       verdicts = self._bank.verdicts(
         ctx.images, [questions[i] for i in places], image_ids=[images[i] for i in places]
       )
-    meter.answered([(questions[i], v.consensus or "") for i, v in zip(places, verdicts)])
     known = self._surrogate.ready
     attempts = [
       Attempt(
@@ -146,6 +150,10 @@ class _Sweep:
       )
       for i, verdict in zip(places, verdicts, strict=True)
     ]
+    if self._reworded:
+      with meter.towers("answers"):
+        attempts = self._reworded(attempts, most=left - len(attempts))
+    meter.answered(_answered(attempts))
     predictions = len(probes) + len(places)  # `learn` predicts what was asked once more.
     learning = self._surrogate.flops(predictions, fits=section.fits * self._surrogate.config.fits)
     answers = {k: v for k, v in meter.flops.items() if k == "answers"}  # Of endpoints not known.
@@ -181,6 +189,7 @@ class _Sweep:
   def _observe(self, attempts: Sequence[Attempt]) -> None:
     told = [a for a in attempts if a.verdict is not None]
     self._asked.update(a.probe.probe_id for a in told)
+    self._asked.update(a.again.verdict.probe_id for a in told if a.again)
     for attempt in told:
       self._proposers.read(attempt.probe)
     if told:
@@ -196,6 +205,13 @@ class _Sweep:
 def _asked(attempts: Sequence[Attempt]) -> tuple[list[str], list[str]]:
   """Returns questions, and the ids of their images."""
   return [a.probe.question for a in attempts], [a.probe.image_id for a in attempts]
+
+
+def _answered(attempts: Sequence[Attempt]) -> list[tuple[str, str]]:
+  """Returns each question that was answered, in each wording, and the consensus."""
+  asked = [(a.probe.question, a.verdict) for a in attempts]
+  asked += [(a.again.question, a.again.verdict) for a in attempts if a.again]
+  return [(question, (verdict and verdict.consensus) or "") for question, verdict in asked]
 
 
 def _found(attempts: Sequence[Attempt]) -> list[bool]:

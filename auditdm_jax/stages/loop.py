@@ -98,7 +98,7 @@ def run(ctx: Context) -> Summary:
   trained = ctx.stage("train", lambda: train.run(ctx))
   ctx.stage("search", lambda: search(ctx))
   swept = ctx.stage("discover", lambda: discover.run(ctx))
-  ctx.stage("random control", lambda: random_control(ctx, trained.completions + swept.probes))
+  ctx.stage("random control", lambda: random_control(ctx, trained.completions + swept.queries))
   ctx.stage("verify", lambda: verify.run(ctx))
   ctx.stage("report", lambda: report.run(ctx))
   goes_on = repairs and (not ctx.settings.rounds.repairs(1) or repair_and_audit(ctx))

@@ -5,16 +5,16 @@ from collections import Counter
 from collections.abc import Iterable
 
 from auditdm_jax.audit.attempt import Failure
+from auditdm_jax.audit.report import charts
 from auditdm_jax.audit.summary import Summary
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import REPAIRED
 from auditdm_jax.stages.summarise import Round
 
+_FIND = (
+  "The references agree on an answer that is no abstention, and the target says something else."
+)
 METHODS = (
-  (
-    "Find",
-    "The references agree on an answer that is no abstention, and the target says something else.",
-  ),
   (
     "Finds that are real",
     "The consensus is right and the target wrong. Labelled questions are held-out ones (and those"
@@ -59,12 +59,22 @@ METHODS = (
 def how(ctx: Context, summary: Summary, failures: Iterable[Failure]) -> list[tuple[str, str]]:
   """Returns how it was measured, term by term."""
   return [
-    METHODS[0],
+    _find(summary),
     _verified(ctx, failures),
-    *METHODS[1:],
+    *METHODS,
     *_people(summary),
     *_controls(summary),
   ]
+
+
+def _find(summary: Summary) -> tuple[str, str]:
+  """What a find is: of the sweep, it may have to return in other words."""
+  if not summary.sweep or (returned := summary.sweep.returned) is None:
+    return "Find", _FIND
+  return "Find", (
+    f"{_FIND} In the sweep it is asked once more in other words, and is no find if it does not"
+    f" return: {charts.rate_text(returned)} did."
+  )
 
 
 def _people(summary: Summary) -> list[tuple[str, str]]:

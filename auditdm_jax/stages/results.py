@@ -102,10 +102,10 @@ class Evaluated:
 
 @dataclasses.dataclass(frozen=True)
 class Discovered:
-  """Probes that the sweep asked, and by arm what it proposed and what came of it."""
+  """Queries of the sweep, and by arm what it proposed and what came of it."""
 
   arms: Mapping[str, Any]
-  probes: int
+  queries: int
 
 
 @dataclasses.dataclass(frozen=True)

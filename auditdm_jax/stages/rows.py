@@ -7,8 +7,9 @@ import sys
 
 from auditdm_jax.audit import rates
 from auditdm_jax.audit.attempt import Attempt, Find
+from auditdm_jax.audit.probe import Verdict
 from auditdm_jax.stages.context import Context
-from auditdm_jax.stages.truth import Confirmed, Truth, confirmed
+from auditdm_jax.stages.truth import Confirmed, Told, Truth, confirmed
 
 MOST_MADE = 500  # Made images per strategy whose content is checked.
 
@@ -23,7 +24,8 @@ class AttemptRow:
     find: whether it is one.
     real: whether it is a real failure: by the oracle, without one by verification.
     exposed: the gap of a confirmed find that took a made image.
-    answers: that it took.
+    queries: that it took.
+    answers: that these took.
     way: how it was chosen, see `audit.ranking`.
     score: probability of a find that the surrogate gave to it.
   """
@@ -39,14 +41,15 @@ class AttemptRow:
   real: bool
   truth: Truth
   exposed: str | None
+  queries: int = 1
   answers: int = 0
   way: str = ""
   score: float | None = None
 
   @property
-  def told(self) -> tuple[str | None, str, Truth]:
+  def told(self) -> Told:
     """What `truth.confirmed` takes."""
-    return self.probe_id if self.find else None, self.origin_id, self.truth
+    return Told(self.probe_id if self.find else None, self.origin_id, self.truth, self.queries)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,10 +89,20 @@ class RowReader:
       real=real,
       truth=truth,
       exposed=exposed,
-      answers=sum(said is not None for said in a.verdict.answers.values()) if a.verdict else 0,
+      queries=a.queries,
+      answers=_answers(a.verdict) + (_answers(a.again.verdict) if a.again else 0),
       way=probe.way,
       score=probe.score,
     )
+
+
+def _answers(verdict: Verdict | None) -> int:
+  return sum(said is not None for said in verdict.answers.values()) if verdict else 0
+
+
+def queries_of(rows: Iterable[AttemptRow]) -> int:
+  """Returns how often the models were asked."""
+  return sum(r.queries for r in rows)
 
 
 def rate_of(rows: Sequence[AttemptRow]) -> rates.Rate:

@@ -4,7 +4,7 @@
 All of it is read from records. Nobody is asked anything.
 """
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 
@@ -21,7 +21,7 @@ from auditdm_jax.stages import labelled
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.results import ModeRow
 from auditdm_jax.stages.rounds import is_training
-from auditdm_jax.stages.rows import AttemptRow
+from auditdm_jax.stages.rows import AttemptRow, queries_of
 from auditdm_jax.stages.truth import LEAST_FINDS
 
 TRAINING, SWEEP = "grpo", "sweep"  # The two parts of an audit.
@@ -102,7 +102,8 @@ class Parts:
   @property
   def control_name(self) -> str:
     """What the control is called: whether it had as many queries."""
-    few = self.control is None or len(self.control) < len(self.trained) + len(self.swept)
+    asked = queries_of(self.trained) + queries_of(self.swept)
+    few = self.control is None or queries_of(self.control) < asked
     return FEWER_ARM if few else CONTROL_ARM
 
 
@@ -180,11 +181,13 @@ def curve(
   """
   seen: set[str] = set()
   gaps, modes = Counter[str](), Counter[str]()
-  answers = confirmed = 0
+  query = answers = confirmed = 0
   new: list[AttemptRow] = []
   points = []
-  ends = {round(len(rows) * (i + 1) / _POINTS) for i in range(_POINTS)}
-  for query, row in enumerate(rows, 1):
+  total = queries_of(rows)
+  ends = deque(round(total * (i + 1) / _POINTS) for i in range(_POINTS))
+  for row in rows:
+    query += row.queries
     answers += row.answers
     if row.find and row.probe_id not in seen:
       seen.add(row.probe_id)
@@ -193,7 +196,9 @@ def curve(
         new.append(row)
       gaps.update([row.truth.gap] if row.truth.gap else [])
       modes.update([mode] if (mode := checked.mode_of.get(row.probe_id)) else [])
-    if query in ends:
+    if query >= ends[0]:
+      while ends and ends[0] <= query:
+        ends.popleft()
       point = summary.YieldPoint(
         queries=query,
         answers=answers,

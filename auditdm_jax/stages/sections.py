@@ -221,7 +221,9 @@ class DiscoverConfig:
   """How much is asked.
 
   Attributes:
-    probes: of the sweep, over all arms; 0 = none, and the finds are those of GRPO.
+    probes: queries of the sweep, over all arms; 0 = none, and the finds are those of GRPO.
+    again: whether a disagreement of the sweep is asked once more in other words, which is a query
+      too, and is a find only if it returns. What words it is that of `verify`.
     batch: probes between two fits of the surrogate that ranks them.
     search_probes: for the search success of the untrained and of the trained auditor, each.
     proposals: questions that are proposed for each one of the sweep that is asked; 0 or 1 = none
@@ -240,6 +242,7 @@ class DiscoverConfig:
   probes: int
   batch: int
   search_probes: int
+  again: bool = False
   proposals: int = 4
   drafts: int = 1
   start: int = 40

@@ -28,7 +28,7 @@ from auditdm_jax.stages.results import (
   Verified,
   accuracy_of,
 )
-from auditdm_jax.stages.rows import AttemptRow, RowReader, confirmed_of, rate_of
+from auditdm_jax.stages.rows import AttemptRow, RowReader, confirmed_of, queries_of, rate_of
 from auditdm_jax.stages.run import BOOTSTRAP, RunFolder
 from auditdm_jax.stages.truth import LEAST_FINDS, coverage, modes_of
 
@@ -117,12 +117,12 @@ def summarise(ctx: Context, done: Round) -> summary.Summary:
     strategies=_strategies(ctx, found, reader.made),
     curve=_curve(trained, oracle=oracle),
     queries=summary.Queries(
-      grpo=len(trained),
+      grpo=queries_of(trained),
       # A question that the group repeats is put to the models once.
       grpo_distinct=len({(r.step, r.probe_id) for r in trained}),
-      discover=len(swept),
-      total=len(found),
-      control_random=None if random is None else len(random),
+      discover=queries_of(swept),
+      total=queries_of(found),
+      control_random=None if random is None else queries_of(random),
       verify_looked_at=done.verified.funnel["looked_at"],
       bootstrap=done.bootstrapped.probes if done.bootstrapped else 0,
     ),
@@ -161,7 +161,14 @@ def _sweep(folder: RunFolder, rows: Sequence[AttemptRow]) -> summary.Sweep | Non
     predicted=sum(score for score, _, _ in picked) / len(picked) if picked else None,
     found=rates.rate_by_image([find for _, find, _ in picked], [image for _, _, image in picked]),
     flops=dict(flops),
+    returned=_returned(folder.swept()),
   )
+
+
+def _returned(swept: Iterable[Attempt]) -> rates.Rate | None:
+  """Returns the share of disagreements that returned in other words; None if none was tried."""
+  again = [(a.again.returned, a.probe.origin_id) for a in swept if a.again]
+  return rates.rate_by_image([r for r, _ in again], [i for _, i in again]) if again else None
 
 
 def nothing_new(number: int) -> str:
@@ -275,14 +282,15 @@ def _arms(
     swept.setdefault(row.arm, []).append(row)
   groups |= swept | {summary.ALL_ARMS: found}
   if random is not None:
-    groups[CONTROL_ARM if len(random) >= len(found) else FEWER_ARM] = random
+    few = queries_of(random) < queries_of(found)
+    groups[FEWER_ARM if few else CONTROL_ARM] = random
   reached = {name: confirmed_of(own) for name, own in groups.items()} if oracle else {}
   varied = diversity.compared({name: modes_of(own) for name, own in reached.items()})
   arms = {}
   for name, own in groups.items():
     cover = coverage(reached[name], auditable) if oracle else None
     arms[name] = summary.Arm(
-      queries=len(own),
+      queries=queries_of(own),
       # Without an oracle nobody verified the finds of the control.
       verified=None if name in (CONTROL_ARM, FEWER_ARM) and not oracle else rate_of(own),
       confirmed_unique=cover and cover.confirmed,
@@ -354,7 +362,7 @@ def first_row(
     new=len(held),
     gaps_found=cover and sum(n >= LEAST_FINDS for n in cover.per_gap.values()),
     false_positive=false if oracle else labelled and labelled.real.complement,
-    queries=len(found) + (fresh.for_all + fresh.for_modes if fresh else 0),
+    queries=queries_of(found) + (fresh.for_all + fresh.for_modes if fresh else 0),
   )
   return _with_repair(row, done, [])
 

@@ -72,7 +72,7 @@ def run(ctx: Context) -> LaterRound:
       if ctx.oracle.exists
       else None,
       found=traced(ctx, verified),
-      queries=sum(1 for _ in ctx.folder.attempts())
+      queries=sum(a.queries for a in ctx.folder.attempts())
       + (probes.for_all + probes.for_modes if probes else 0),
     ),
   )

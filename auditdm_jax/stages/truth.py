@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import numpy as np
 
@@ -84,7 +85,12 @@ class Oracle:
   def confirmed(self, attempts: Iterable[Attempt]) -> list["Confirmed"]:
     """Returns the confirmed finds; without an oracle there are none."""
     return confirmed(
-      (a.probe.probe_id if (find := a.find) else None, a.probe.origin_id, self.truth(find))
+      Told(
+        a.probe.probe_id if (find := a.find) else None,
+        a.probe.origin_id,
+        self.truth(find),
+        a.queries,
+      )
       for a in attempts
     )
 
@@ -110,11 +116,29 @@ class Confirmed:
   mode: str | None
 
 
-def confirmed(told: Iterable[tuple[str | None, str, Truth]]) -> list[Confirmed]:
-  """Returns the confirmed finds among (probe id if it is a find, image, truth) in their order."""
+class Told(NamedTuple):
+  """What is told of an attempt.
+
+  Attributes:
+    probe_id: None if it is no find.
+    origin_id: the image that it goes back to.
+    truth: what the oracle says.
+    queries: that it took.
+  """
+
+  probe_id: str | None
+  origin_id: str
+  truth: Truth
+  queries: int
+
+
+def confirmed(told: Iterable[Told]) -> list[Confirmed]:
+  """Returns the confirmed finds among attempts in their order."""
   seen: set[str] = set()
   found = []
-  for query, (probe_id, origin_id, truth) in enumerate(told, 1):
+  query = 0
+  for probe_id, origin_id, truth, queries in told:
+    query += queries
     if probe_id is None or probe_id in seen:
       continue
     seen.add(probe_id)

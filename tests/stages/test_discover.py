@@ -11,7 +11,8 @@ import pytest
 from auditdm_jax.audit.mutating import Mutations
 from auditdm_jax.audit.skills import Seeds, Skill
 from auditdm_jax.core.config import UserError
-from auditdm_jax.stages import discover, proposing
+from auditdm_jax.rl.surrogate import Surrogate
+from auditdm_jax.stages import discover, proposing, rewording
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.run import RunFolder
 from tests.stages.folders import images_of_scenes
@@ -86,7 +87,7 @@ def test_a_sweep_with_made_images_and_their_mutations_goes_on_to_the_same_end(
   _kill_after_two_batches(monkeypatch, config, tmp_path / "killed")
   assert _sweep(config, tmp_path / "killed") == straight
   result, batches, ranked = straight
-  assert result.probes == 120 and ranked[0].made <= 23, "three of four probes, not of 240 samples"
+  assert result.queries == 120 and ranked[0].made <= 23, "three of four probes, not of 240 samples"
   first = [a.probe for a in batches[0][1]]
   made = collections.Counter(p.image_id for p in first if p.image_id != p.origin_id)
   assert max(made.values()) > 1, "several questions are about one made image"
@@ -149,7 +150,7 @@ def test_a_sweep_that_is_killed_goes_on_to_the_same_end(home, tmp_path, monkeypa
   assert (again, other, chosen_from) == (straight, batches, ranked)
 
   attempts = [a for _, own in batches for a in own]
-  assert len({a.probe.probe_id for a in attempts}) == len(attempts) == straight.probes == 120
+  assert len({a.probe.probe_id for a in attempts}) == len(attempts) == straight.queries == 120
   assert {a.probe.way for a in batches[0][1]} == {"lot"}, "before any verdict all is by lot"
   assert {a.probe.way for a in batches[2][1]} & {"kind", "rank"}, "then it ranks"
   new = sum(a.probe.way == "new" for a in batches[2][1])
@@ -158,7 +159,7 @@ def test_a_sweep_that_is_killed_goes_on_to_the_same_end(home, tmp_path, monkeypa
   assert distinct[1] > 0.9 > 0.6 > distinct[2], "corrected by shares of what batch 1 predicted"
 
   attempts = [a for _, own in batches for a in own]
-  assert len({a.probe.probe_id for a in attempts}) == len(attempts) == straight.probes == 120
+  assert len({a.probe.probe_id for a in attempts}) == len(attempts) == straight.queries == 120
   assert {a.probe.way for a in batches[0][1]} == {"lot"}, "before any verdict all is by lot"
   assert {a.probe.way for a in batches[2][1]} & {"kind", "rank"}, "then it ranks"
   several = {a.probe.score for a in batches[1][1]}, {a.probe.score for a in batches[2][1]}
@@ -173,14 +174,14 @@ def test_a_sweep_that_is_killed_goes_on_to_the_same_end(home, tmp_path, monkeypa
 
 def test_the_auditor_alone_asks_about_images_without_questions(home, tmp_path):
   result, batches, _ = _sweep(_config(home, "mute", probes=48), tmp_path)
-  assert set(result.arms) == {"untrained"} and result.probes == 48
+  assert set(result.arms) == {"untrained"} and result.queries == 48
   assert all(a.verdict is not None and a.probe.question for _, own in batches for a in own)
 
 
 def test_with_one_proposal_each_nothing_is_left_out(home, tmp_path):
   result, batches, ranked = _sweep(_config(home, probes=48, proposals=0), tmp_path)
   assert ranked[0].candidates == len(batches[0][1]) <= 48
-  assert result.probes == sum(len(own) for _, own in batches) == 48, "another batch makes up"
+  assert result.queries == sum(len(own) for _, own in batches) == 48, "another batch makes up"
   assert sum(ranked[0].proposals.values()) == 48
 
 
@@ -191,7 +192,7 @@ def test_an_arm_of_some_sources_spends_exactly_its_queries(home, tmp_path, sourc
   config = _config(home, probes=100, proposals=0, start=0, fits=0, sources=sources)
   result, batches, _ = _sweep(config, tmp_path)
   attempts = [a for _, own in batches for a in own]
-  assert set(result.arms) == set(sources) and result.probes == len(attempts) == 100
+  assert set(result.arms) == set(sources) and result.queries == len(attempts) == 100
   assert len({a.probe.probe_id for a in attempts}) == 100, "nothing is asked twice"
   assert all(a.probe.score is None for a in attempts), "nothing was predicted"
   finds = {a.probe.question for _, own in batches[:-1] for a in own if a.find}
@@ -204,6 +205,59 @@ def test_an_arm_of_some_sources_spends_exactly_its_queries(home, tmp_path, sourc
 def _words_apart(a, b):
   a, b = a.split(), b.split()
   return sum(x != y for x, y in zip(a, b)) if len(a) == len(b) else len(a)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_disagreement_that_does_not_return_in_other_words_is_no_find(
+  home, tmp_path, monkeypatch, killed
+):
+  learned = []
+  real, observe, add = rewording.returns, Surrogate.observe, Mutations.add
+
+  def sometimes(find, verdict, judge, *, question):
+    return real(find, verdict, judge, question=question) and "color" not in question
+
+  def observed(self, questions, images, finds):
+    learned.extend(q for q, find in zip(questions, finds) if find)
+    observe(self, questions, images, finds)
+
+  def added(self, find, kind):
+    learned.append(find.question)
+    add(self, find, kind)
+
+  monkeypatch.setattr(rewording, "returns", sometimes)
+  config = _config(home, again=True, sources=("random", "mutated"), batch=40)
+  if killed:
+    _kill_after_two_batches(monkeypatch, config, tmp_path / "killed")
+    assert _sweep(config, tmp_path / "killed") == _sweep(config, tmp_path / "straight")
+    return
+  monkeypatch.setattr(Surrogate, "observe", observed)
+  monkeypatch.setattr(Mutations, "add", added)
+  result, batches, _ = _sweep(config, tmp_path)
+  attempts = [a for _, own in batches for a in own]
+  disagreed = [a for a in attempts if a.verdict.disagreement]
+  tried = [a for a in disagreed if a.again]
+  assert len(tried) > 0.8 * len(disagreed) > 10, "all but a few of the last batches"
+  assert all(a.again.question != a.probe.question for a in tried)
+  assert result.queries == sum(a.queries for a in attempts) == 120 == len(attempts) + len(tried)
+  asked = [a.probe.probe_id for a in attempts]
+  assert len({*asked}) == len(asked), "nothing is asked twice"
+  for i, (_, own) in enumerate(batches):
+    later = {a.probe.probe_id for _, more in batches[i + 1 :] for a in more}
+    assert not later & {a.again.verdict.probe_id for a in own if a.again}, "nor in other words"
+  dropped = [a for a in tried if not a.again.returned]
+  assert dropped and any("color" in a.again.question for a in dropped)
+  assert all(a.find is None for a in dropped) and all(a.find for a in tried if a not in dropped)
+  kept = {a.probe.question for a in attempts if a.find}
+  assert {*learned} == kept, "nothing learns from what did not return"
+
+
+def test_somebody_must_word_questions_otherwise(home, tmp_path):
+  config = _config(home, again=True)
+  config.world.update(name="", gaps="")
+  config.verify.paraphraser = ""
+  with pytest.raises(UserError, match="nobody words questions otherwise.*verify.paraphraser"):
+    _sweep(config, tmp_path)
 
 
 def test_the_untrained_auditor_is_shown_the_first_finds_of_new_kinds(home, tmp_path, monkeypatch):
@@ -234,7 +288,7 @@ def test_an_unknown_source_and_sources_without_questions_are_said(home, tmp_path
 
 def test_no_probes_ask_nothing(home, tmp_path):
   result, batches, _ = _sweep(_config(home, probes=0), tmp_path)
-  assert result.probes == 0 and not batches
+  assert result.queries == 0 and not batches
 
 
 def test_a_trained_run_needs_its_auditors(home, tmp_path):

@@ -14,7 +14,7 @@ from auditdm_jax.stages.searched import Checked
 from auditdm_jax.stages.truth import Truth
 
 
-def _row(i, *, find=False, gap=None, real=None, way="", score=None, answers=3):
+def _row(i, *, find=False, gap=None, real=None, way="", score=None, queries=1, answers=3):
   return AttemptRow(
     arm="a",
     strategy="question",
@@ -27,6 +27,7 @@ def _row(i, *, find=False, gap=None, real=None, way="", score=None, answers=3):
     real=bool(gap) if real is None else real,
     truth=Truth(bool(gap), gap),
     exposed=None,
+    queries=queries,
     answers=answers,
     way=way,
     score=score,
@@ -44,6 +45,14 @@ def test_a_curve_counts_distinct_finds_and_the_gaps_that_have_enough_of_them():
   assert by[16].gaps == 0 and by[20].gaps == 1, "the fifth find of a gap is query 17"
   assert (by[48].precision.k, by[48].precision.n) == (1, 2) and by[96].precision.n == 0
   assert all(p.modes is None for p in points)
+
+
+def test_a_curve_is_over_queries_of_which_some_ask_again():
+  rows = [_row(i, find=i % 4 == 0, queries=2 if i % 4 == 0 else 1) for i in range(48)]
+  points = searched.curve(rows, Checked({}), ())
+  assert [p.queries for p in points][-1] == 60 and len(points) == 24
+  assert all(-0.5 <= p.queries - 60 * (i + 1) / 24 <= 1.5 for i, p in enumerate(points))
+  assert points[-1].finds == 12
 
 
 def test_without_an_oracle_only_what_was_looked_at_has_a_precision():

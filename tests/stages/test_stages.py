@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the stages compute by themselves; the programs they call have tests of their own."""
 
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from auditdm_jax.audit import judge as judge_lib
 from auditdm_jax.audit import rates, taxonomy
 from auditdm_jax.audit import skills as skills_lib
-from auditdm_jax.audit.attempt import Attempt
+from auditdm_jax.audit.attempt import Again, Attempt
 from auditdm_jax.audit.probe import Probe, Verdict
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rl.batch import Trajectory
@@ -79,6 +80,18 @@ def test_coverage_counts_unique_finds_only(scene):
   cover = truth.coverage(found, ["the dial"], least=2)
   assert cover.confirmed == 1 and cover.gaps_found == 0 and cover.queries_to_gaps == ()
   assert truth.coverage(found, ["the dial"], least=1).queries_to_gaps == (1,)
+
+
+def test_what_does_not_return_in_other_words_is_no_find_and_took_two_queries(scene):
+  wrong = next(w for w in world.READINGS if w != scene.dial.value)
+  once = _attempt("i", "what does the dial read", wrong, scene.dial.value)
+  again = Again(question="which way does the dial point", verdict=once.verdict, returned=False)
+  lost = dataclasses.replace(once, again=again)
+  kept = dataclasses.replace(once, again=dataclasses.replace(again, returned=True))
+  assert lost.find is None and kept.find == once.find
+  found = _oracle(render.render(scene, 0)).confirmed([lost, kept, once])
+  assert [c.query for c in found] == [4], "each is put to the models twice"
+  assert Attempt.from_dict(lost.to_dict()) == lost
 
 
 def test_attempts_survive_their_records():

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Disagreements of the sweep are asked once more in other words, before anything learns of them.
+
+A search looks where disagreements are, so it is drawn to a question that references or target only
+stumble over as it is worded; its neighbours and children then are more of the same. Ours.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+
+from auditdm_jax.audit.answer import ModelBank
+from auditdm_jax.audit.attempt import Again, Attempt
+from auditdm_jax.audit.verify import returns
+from auditdm_jax.core.config import UserError
+from auditdm_jax.stages import wordings
+from auditdm_jax.stages.context import Context
+
+
+class Reworded:
+  """Asks disagreements again."""
+
+  def __init__(self, ctx: Context, bank: ModelBank):
+    """Takes the run, and the models that answer.
+
+    Raises:
+      UserError: nobody words questions otherwise.
+    """
+    if not wordings.exist(ctx):
+      raise UserError(
+        "config.discover.again: nobody words questions otherwise; the world has no paraphrases, so"
+        " name a model as config.verify.paraphraser, with config.verify.paraphrases=1 or more"
+      )
+    self._ctx, self._bank = ctx, bank
+
+  def __call__(self, attempts: Sequence[Attempt], *, most: int) -> list[Attempt]:
+    """Returns the attempts, the first `most` disagreements of which were asked again.
+
+    One that has no other wording stays as it is.
+    """
+    finds = [(i, find) for i, a in enumerate(attempts) if (find := a.find)][:most]
+    paraphrase = wordings.paraphrase(self._ctx, [find.probe.question for _, find in finds])
+    reworded = [
+      (i, find, other)
+      for i, find in finds
+      if paraphrase
+      and (other := paraphrase(find.probe.question, 1))
+      and other != find.probe.question
+    ]
+    images = [find.probe.image_id for _, find, _ in reworded]
+    judge, questions = self._bank.judge, [other for *_, other in reworded]
+    verdicts = self._bank.verdicts(self._ctx.images, questions, image_ids=images)
+    judge.prepare(
+      (other, verdict.consensus or "", find.consensus)
+      for (_, find, other), verdict in zip(reworded, verdicts, strict=True)
+      if verdict.disagreement
+    )
+    out = list(attempts)
+    for (i, find, other), verdict in zip(reworded, verdicts, strict=True):
+      returned = returns(find, verdict, judge, question=other)
+      out[i] = dataclasses.replace(
+        out[i], again=Again(question=other, verdict=verdict, returned=returned)
+      )
+    return out
