@@ -152,6 +152,8 @@ def get_config(arg: str = "") -> ConfigDict:
   if rare:
     c.optim.steps = 240
     c.rollout.surrogate.prompts = 3  # Of three images, the one with most finds by its word.
+    # A trained auditor soon has three questions for an image; the untrained one asks the others.
+    c.rollout.surrogate.untrained, c.grpo.tis_cap = 24, 2.0
     c.grpo.entropy_coef = 0.02  # Chosen images reward few questions and starve others.
     # One random question in twenty is a find: after 6,000 the pool's likely ones run out.
     c.discover.proposals, c.discover.probes = 64, 6_000

@@ -23,7 +23,7 @@ from auditdm_jax.rl.grpo import GrpoConfig
 from auditdm_jax.rl.step import OptimConfig
 
 STATE, COPY, TOWER = "train state", "the sampler's copy", "the auditor's tower"
-READER = "the reader"
+READER, BEFORE = "the reader", "the auditor before training"
 _MICRO_BATCHES = 8  # Into which a batch is advised to be cut.
 
 
@@ -141,7 +141,7 @@ def steps(run: PlannedRun, devices: int) -> list[PlannedProgram]:
   auditor = programs.Auditor(run.auditor, run.grpo, run.optim, run.layout, calls)
   found = [PlannedProgram("reshard", functools.partial(programs.reshard, auditor=auditor), 1)]
   found += _encodes(run, calls, devices)
-  found += [_sample(run, auditor, call) for call in calls.sample]
+  found += [program for call in calls.sample for program in _sample(run, auditor, call)]
   if run.reader is not None:
     found.append(_read(run, run.reader, devices))
   for name in run.answering:
@@ -163,10 +163,25 @@ def _row_shards(run: PlannedRun, devices: int) -> int:
   return math.prod(n for name, n in sizes.items() if name != mesh_lib.TENSOR)
 
 
-def _sample(run: PlannedRun, auditor: programs.Auditor, call: shapes.SampleCall) -> PlannedProgram:
-  build = functools.partial(programs.sample, auditor=auditor, call=call)
+def _sample(
+  run: PlannedRun, auditor: programs.Auditor, call: shapes.SampleCall
+) -> list[PlannedProgram]:
+  """Returns what makes a call; of first turns, the auditor before training may write a share."""
   name = f"sample {call.kind} again" if call.turn else f"sample {call.kind}"
-  return PlannedProgram(name, build, run.rounds, keeps=COPY)
+  others = 0 if call.turn else run.rollout.surrogate.untrained
+  shares = [(name, call.group - others, COPY), (f"{name} untrained", others, BEFORE)]
+  return [
+    PlannedProgram(
+      name,
+      functools.partial(
+        programs.sample, auditor=auditor, call=dataclasses.replace(call, group=group)
+      ),
+      run.rounds,
+      keeps=keeps,
+    )
+    for name, group, keeps in shares
+    if group
+  ]
 
 
 def _read(run: PlannedRun, model: VlmConfig, devices: int) -> PlannedProgram:

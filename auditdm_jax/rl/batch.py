@@ -48,8 +48,9 @@ class Pick:
 
   text: str | None  # what the surrogate read; None for a malformed first turn
   predicted: float | None  # that it is a find; None before the surrogate had seen enough
-  by_lot: bool  # drawn as the policy said it, and not for what the surrogate thinks of it
+  by_lot: bool  # drawn as its auditor said it, and not for what the surrogate thinks of it
   proposals: int  # samples of the prompt, and of those that were left out for it
+  untrained: bool = False  # the auditor before training wrote it
 
 
 @dataclasses.dataclass(frozen=True)

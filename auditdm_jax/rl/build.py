@@ -2,6 +2,7 @@
 """Puts the phases of a rollout together from what a run has opened."""
 
 from collections.abc import Callable
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -58,6 +59,7 @@ def rollout(
   prober: Prober,
   scorer: Scorer,
   gauges: Gauges | None = None,
+  before: Any = None,
 ) -> Rollout:
   """Returns the rollout of a training run.
 
@@ -68,6 +70,7 @@ def rollout(
     prober: makes the probes.
     scorer: rewards them.
     gauges: watch for reward hacking.
+    before: params of the auditor before training, if it writes a share of the proposals.
   """
   calls = shapes.calls_of(
     prober.config,
@@ -77,4 +80,6 @@ def rollout(
     padded=learner.padded,
   )
   packer = Packer(calls, prober.sight)
-  return Rollout(grpo, run=run, prober=prober, scorer=scorer, packer=packer, gauges=gauges)
+  return Rollout(
+    grpo, run=run, prober=prober, scorer=scorer, packer=packer, gauges=gauges, before=before
+  )

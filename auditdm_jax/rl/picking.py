@@ -14,7 +14,8 @@ Before images are made, the net sees a question and its image. An instruction or
 with the source image, since there is no other yet.
 
 The picked ones are not what the policy would say, so they do not tell how good it is. Those drawn
-by lot, of prompts drawn by lot, do: `surrogate/lot_found` is the policy's own success. Ours.
+by lot of what it wrote, of prompts drawn by lot, do: `surrogate/lot_found` is the policy's own
+success. A share of the proposals may be those of the auditor before training. Ours.
 """
 
 from collections.abc import Mapping, Sequence
@@ -96,6 +97,7 @@ class Picker:
           predicted=float(scores[i]) if known else None,
           by_lot=i in lot and asked[row],
           proposals=len(group) * self.config.prompts,
+          untrained=i >= len(group) - self.config.untrained,
         )
         kept[-1].append(dataclasses.replace(trajectory, pick=pick))
     return kept, rest
@@ -173,7 +175,7 @@ def metrics(drawn: Sequence[Trajectory]) -> dict[str, float]:
   answered, which leaves out what the net thought hopeless.
   """
   valid = [(t, t.pick) for t in drawn if t.pick and not t.invalid]
-  lot = [find_of(t) is not None for t, pick in valid if pick.by_lot]
+  lot = [find_of(t) is not None for t, pick in valid if pick.by_lot and not pick.untrained]
   picked = [(pick.predicted, find_of(t) is not None) for t, pick in valid if not pick.by_lot]
   out = {"surrogate/proposals": float(_proposals(drawn)), "surrogate/lot": float(len(lot))}
   if lot:

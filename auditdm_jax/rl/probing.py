@@ -56,6 +56,19 @@ class Chooser(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
+class Coauthor:
+  """Another auditor, which writes a share of the first turns.
+
+  Attributes:
+    params: tree of it, placed as those of the auditor.
+    samples: how many of each prompt it writes: the last ones.
+  """
+
+  params: Any
+  samples: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Begun:
   """First turns, and the images that are being made for them."""
 
@@ -128,6 +141,7 @@ class Prober:
     timer: metrics_lib.Timer,
     group: int,
     chooser: Chooser | None = None,
+    coauthor: Coauthor | None = None,
   ) -> Begun:
     """Samples the first replies and requests the images they ask for.
 
@@ -138,37 +152,43 @@ class Prober:
       group: G. A sweep of the pool takes 1.
       chooser: its number of proposals is sampled instead of G, and it keeps G of them; it may leave
         out whole prompts.
+      coauthor: writes some of these samples instead of the auditor; None = nobody does.
 
     Returns:
       G trajectories of each prompt that is kept: all of the first prompt, then those of the next.
     """
+    authors = [(params, drawn := chooser.proposals if chooser is not None else group)]
+    if coauthor is not None:
+      authors = [(params, drawn - coauthor.samples), (coauthor.params, coauthor.samples)]
     with timer("features"):
       source_ids = [self.pool.image_id(p.index) for p in prompts]
-      features = self.sight.features(params, source_ids)
+      seen = [self.sight.features(written_by, source_ids) for written_by, _ in authors]
     made: dict[int, Trajectory] = {}
     waiting: list[int] = []
     futures: list[concurrent.futures.Future] = []
     dropped: list[Trajectory] = []
-    drawn = chooser.proposals if chooser is not None else group
     strategies = [self._strategies[p.strategy] for p in prompts]
     for kind, call in self._calls.of_turn(0).items():
       rows = [r for r, s in enumerate(strategies) if s.turns[0].kind == kind]
       if not rows:
         continue
-      with timer("sample"):
-        replies = self.sampler.sample(
-          params,
-          [self.sampler.prompt(self.config.task_text(strategies[r], 0)) for r in rows],
-          features=features[rows],
-          image_ids=[source_ids[r] for r in rows],
-          kind=kind,
-          width=call.width,
-          max_new_tokens=call.new,
-          walk=prompts[0].walk,
-          turn=0,
-          uids=np.array([prompts[r].uid for r in rows]),
-          samples=np.tile(np.arange(drawn), (len(rows), 1)),
-        )
+      replies: list[list[AuditorReply]] = [[] for _ in rows]
+      for (written_by, count), features in zip(authors, seen, strict=True):
+        with timer("sample"):
+          more = self.sampler.sample(
+            written_by,
+            [self.sampler.prompt(self.config.task_text(strategies[r], 0)) for r in rows],
+            features=features[rows],
+            image_ids=[source_ids[r] for r in rows],
+            kind=kind,
+            width=call.width,
+            max_new_tokens=call.new,
+            walk=prompts[0].walk,
+            turn=0,
+            uids=np.array([prompts[r].uid for r in rows]),
+            samples=np.tile(len(replies[0]) + np.arange(count), (len(rows), 1)),
+          )
+        replies = [[*own, *others] for own, others in zip(replies, more)]
       samples = [
         [self._first(prompts[r], g, reply, source_ids[r]) for g, reply in enumerate(row)]
         for r, row in zip(rows, replies)

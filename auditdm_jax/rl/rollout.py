@@ -69,6 +69,7 @@ class Rollout:
     scorer: Scorer,
     packer: Packer,
     gauges: Gauges | None = None,
+    before: Any = None,
   ):
     """Connects the phases of a step.
 
@@ -79,12 +80,21 @@ class Rollout:
       scorer: steps 5 and 6.
       packer: step 7.
       gauges: watch for reward hacking.
+      before: params of the auditor before training, placed as the current ones; needed where it
+        writes a share of the proposals.
 
     Raises:
-      UserError: carried groups need a correction that is off, or there are fewer proposals than
-        are to be kept.
+      UserError: carried groups or proposals of another auditor need a correction that is off, or
+        there are fewer proposals than are to be kept.
     """
     self.config = prober.config
+    untrained = self.config.surrogate.untrained
+    if untrained and not grpo.tis_cap:
+      raise UserError(
+        f"rollout.surrogate.untrained={untrained}: these are of an older auditor; set"
+        " grpo.tis_cap, such as 2.0, or untrained=0"
+      )
+    self._coauthor = probing.Coauthor(before, untrained) if untrained else None
     if self.config.dynamic.max_age and not grpo.tis_cap:
       raise UserError(
         f"rollout.dynamic.max_age={self.config.dynamic.max_age}: carried groups are of an older"
@@ -185,7 +195,12 @@ class Rollout:
     """Steps 2 to 6 for one draw of prompts."""
     with meter.towers("features"):
       begun = self._prober.first_turns(
-        params, prompts, group=self._grpo.group_size, timer=timer, chooser=self._picker
+        params,
+        prompts,
+        group=self._grpo.group_size,
+        timer=timer,
+        chooser=self._picker,
+        coauthor=self._coauthor,
       )
     meter.proposed(begun.dropped, asked={t.prompt_id for t in begun.trajectories})
     trajectories = begun.trajectories

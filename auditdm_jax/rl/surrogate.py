@@ -47,6 +47,8 @@ class SurrogateConfig:
     proposals: first turns that are sampled for each group; 0 = off, whatever the rest says.
     prompts: prompts that are sampled for each one that is asked, in each strategy. Kept are those
       whose picks hold the most finds by the net's word, and a quarter by lot.
+    untrained: of the proposals, those that the auditor before training writes: it still asks what
+      training has narrowed. The learner takes them with `grpo.tis_cap`, as of another policy.
     random: proposals of a group that are drawn by lot. What is never asked gets no verdict, and a
       malformed reply has its price only here.
     least: verdicts before it chooses; until then distinct ones are drawn by lot.
@@ -68,6 +70,7 @@ class SurrogateConfig:
 
   proposals: int = 0
   prompts: int = 1
+  untrained: int = 0
   random: int = 2
   least: int = 200
   memory: int = 20_000
@@ -83,13 +86,18 @@ class SurrogateConfig:
   near: float = 0.05
 
   def __post_init__(self):
-    check(vars(self), "surrogate", "proposals", "random", "fits", least=0)
+    check(vars(self), "surrogate", "proposals", "untrained", "random", "fits", least=0)
     check(vars(self), "surrogate", "prompts", "least", "memory", least=1)
     check(vars(self), "surrogate", "width", "heads", "cells", least=1)
     check(vars(self), "surrogate", "batch", least=4)
     check(vars(self), "surrogate", "buckets", least=2, below=2**16)
     check(vars(self), "surrogate", "lr", "near", above=0)
     check(vars(self), "surrogate", "weight_decay", least=0)
+    if self.untrained and self.untrained >= self.proposals:
+      raise UserError(
+        f"surrogate.untrained={self.untrained}: must be below surrogate.proposals={self.proposals},"
+        " of which these are"
+      )
     if self.width % self.heads:
       raise UserError(f"surrogate.width={self.width}: not a multiple of heads={self.heads}")
 

@@ -99,7 +99,9 @@ def make_rollout(ctx: Context, bank: ModelBank, *, run: str, learner: Learner) -
   models = ctx.models
   sight = make_sight(ctx, trains=learner.trains_tower)
   prober = make_prober(ctx, sight, pool=ctx.pool("images"), mesh=mesh)
-  config = prober.config
+  config, before = prober.config, None
+  if config.surrogate.untrained:
+    before = models.auditor_params(None, dtype=models.config.dtype)
   return build.rollout(
     ctx.settings.grpo,
     learner,
@@ -107,6 +109,7 @@ def make_rollout(ctx: Context, bank: ModelBank, *, run: str, learner: Learner) -
     prober=prober,
     scorer=make_scorer(ctx, bank),
     gauges=Gauges(config.gauges, bank, seed=config.seed, load=ctx.images, heldout=models.heldout),
+    before=before,
   )
 
 

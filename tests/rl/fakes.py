@@ -214,6 +214,7 @@ def rollout(
   mesh=None,
   per_row=None,
   padded=lambda rows: rows,
+  before=None,
   **fields,
 ):
   """A Rollout; fields are those of its config."""
@@ -257,6 +258,7 @@ def rollout(
     ),
     packer=packing.Packer(calls, made.sight),
     gauges=gauges.Gauges(config.gauges, bank, seed=config.seed, load=load),
+    before=before,
   )
 
 

@@ -4,12 +4,13 @@
 import concurrent.futures
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
 from auditdm_jax.core.config import UserError
 from auditdm_jax.core.image_store import Images
-from auditdm_jax.rl import picking
+from auditdm_jax.rl import grpo, picking
 from auditdm_jax.rl.batch import AuditorReply, Trajectory
 from auditdm_jax.rl.picking import Picker, area, choose
 from auditdm_jax.rl.surrogate import Surrogate, SurrogateConfig
@@ -149,6 +150,48 @@ def test_a_surrogate_that_keeps_all_changes_nothing():
 def test_fewer_proposals_than_are_asked_are_refused():
   with pytest.raises(UserError, match="surrogate.proposals=3: must be at least grpo.group_size=4"):
     fakes.rollout(surrogate=SurrogateConfig(proposals=3))
+
+
+def _other(params):
+  """Another auditor of the same shapes."""
+  return jax.tree.map(lambda x: x + 0.1 * np.sin(np.arange(x.size)).reshape(x.shape), params)
+
+
+def test_the_auditor_before_training_writes_its_share_of_the_proposals():
+  trained = tiny.auditor().params
+  before, surrogate = _other(trained), dataclasses.replace(TINY, random=3)
+  whole = dataclasses.replace(surrogate, random=9)
+
+  def written(params):
+    """(prompt, sample): first turn, where one auditor writes and all is asked."""
+    made = fakes.rollout(fakes.MIXED, group_size=9, surrogate=whole)
+    return {(r["prompt_id"], r["sample"]): r["turns"][0] for r in made.step(params, 0).records}
+
+  mixed = fakes.rollout(
+    fakes.MIXED,
+    surrogate=dataclasses.replace(surrogate, untrained=4),
+    grpo_config=grpo.GrpoConfig(group_size=4, tis_cap=2.0),
+    before=before,
+  )
+  result, by = mixed.step(trained, 0), {False: written(trained), True: written(before)}
+  assert by[False].keys() == by[True].keys()
+  for row in result.records:
+    untrained = row["sample"] >= 5
+    want, got = by[untrained][row["prompt_id"], row["sample"]], row["turns"][0]
+    assert row["pick"]["untrained"] == untrained and got["text"] == want["text"]
+    assert got["logprob"] == pytest.approx(want["logprob"], rel=1e-5)
+  assert {row["pick"]["untrained"] for row in result.records} == {False, True}
+  assert result.metrics["surrogate/proposals"] == 6 * 9
+  lot = [r for r in result.records if r["pick"]["by_lot"] and not r["invalid"]]
+  own = [r for r in lot if not r["pick"]["untrained"]]
+  assert 0 < result.metrics["surrogate/lot"] == len(own) < len(lot), "the policy's own alone"
+
+
+def test_an_older_auditor_needs_a_correction_and_leaves_a_share():
+  with pytest.raises(UserError, match="untrained=4: these are of an older auditor.*tis_cap"):
+    fakes.rollout(surrogate=dataclasses.replace(TINY, untrained=4))
+  with pytest.raises(UserError, match="untrained=9: must be below surrogate.proposals=9"):
+    dataclasses.replace(TINY, untrained=9)
 
 
 @pytest.fixture(scope="module")
