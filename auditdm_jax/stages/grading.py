@@ -12,8 +12,9 @@ from auditdm_jax.audit.duplicates import DuplicateIndex
 from auditdm_jax.audit.outside import Outside
 from auditdm_jax.audit.rates import Rate
 from auditdm_jax.audit.verify import Verification
-from auditdm_jax.stages import edits, wordings
+from auditdm_jax.stages import edits
 from auditdm_jax.stages.context import Context
+from auditdm_jax.stages.wordings import Wordings
 
 
 def success(ctx: Context, attempts: Sequence[Attempt], *, bank: ModelBank) -> Rate:
@@ -49,16 +50,16 @@ def grade(
     outside: who is asked for V2, in order.
     progress: is told (done, of).
   """
-  probes = [f.probe for f in finds]
+  probes, section = [f.probe for f in finds], ctx.settings.verify
   local = ctx.settings.images.client.local_edits
   return verify_lib.verify(
     finds,
     bank,
     measured=edits.measure(ctx, bank, probes) if local else edits.unmeasured(ctx, probes),
     images=ctx.images,
-    paraphrase=wordings.paraphrase(ctx, [p.question for p in probes]),
+    paraphrase=Wordings(ctx).of([p.question for p in probes], section.paraphrases),
     outside=outside,
-    config=ctx.settings.verify,
+    config=section,
     benchmark=_benchmarks(ctx.settings.benchmark.leaks),
     progress=progress,
   )

@@ -12,8 +12,8 @@ from auditdm_jax.audit.answer import ModelBank
 from auditdm_jax.audit.attempt import Again, Attempt
 from auditdm_jax.audit.verify import returns
 from auditdm_jax.core.config import UserError
-from auditdm_jax.stages import wordings
 from auditdm_jax.stages.context import Context
+from auditdm_jax.stages.wordings import Wordings
 
 
 class Reworded:
@@ -25,12 +25,12 @@ class Reworded:
     Raises:
       UserError: nobody words questions otherwise.
     """
-    if not wordings.exist(ctx):
+    self._ctx, self._bank, self._wordings = ctx, bank, Wordings(ctx)
+    if not self._wordings.exist:
       raise UserError(
         "config.discover.again: nobody words questions otherwise; the world has no paraphrases, so"
         " name a model as config.verify.paraphraser, with config.verify.paraphrases=1 or more"
       )
-    self._ctx, self._bank = ctx, bank
 
   def __call__(self, attempts: Sequence[Attempt], *, most: int) -> list[Attempt]:
     """Returns the attempts, the first `most` disagreements of which were asked again.
@@ -38,7 +38,7 @@ class Reworded:
     One that has no other wording stays as it is.
     """
     finds = [(i, find) for i, a in enumerate(attempts) if (find := a.find)][:most]
-    paraphrase = wordings.paraphrase(self._ctx, [find.probe.question for _, find in finds])
+    paraphrase = self._wordings.of([find.probe.question for _, find in finds], 1)
     reworded = [
       (i, find, other)
       for i, find in finds

@@ -11,8 +11,9 @@ import pytest
 from auditdm_jax.audit.paraphrase import keeps
 from auditdm_jax.core.config import UserError, build
 from auditdm_jax.models.weights import content_hash
-from auditdm_jax.stages import labelled, outsiders, wordings
+from auditdm_jax.stages import labelled, outsiders
 from auditdm_jax.stages.sections import AuditConfig, LimitedVerifyConfig
+from auditdm_jax.stages.wordings import Wordings
 from auditdm_jax.stages.worlds import World
 from auditdm_jax.vlm import load_vlm
 
@@ -106,21 +107,24 @@ def _context(section, world, loaded):
 
 
 def test_without_a_grammar_the_auditor_rewords(loaded):
-  reword = wordings.paraphrase(_context(LimitedVerifyConfig(), World(), loaded), ["What is it?"])
-  assert loaded == ["the/auditor"]
+  own = Wordings(_context(LimitedVerifyConfig(), World(), loaded))
+  reword = own.of(["What is it?"], 2)
+  assert own.exist and loaded == ["the/auditor"]
   assert reword("What is it?", 1) == "Can you say what is it?"
   assert reword("What is it?", 2) is None is reword("What is that?", 1)
-  wordings.paraphrase(
-    _context(LimitedVerifyConfig(paraphraser="another"), World(), loaded), ["What is it?"]
-  )
+  assert own.of(["What is that?"], 1)("What is that?", 1) == "Can you say what is that?"
+  assert loaded == ["the/auditor"], "it is opened once"
+  Wordings(_context(LimitedVerifyConfig(paraphraser="another"), World(), loaded)).of(["Why?"], 1)
   assert loaded == ["the/auditor", "another"]
 
 
 def test_nobody_is_loaded_where_nobody_is_needed(loaded):
-  own = World(paraphrase=lambda question, k: f"{question} {k}")
-  assert wordings.paraphrase(_context(LimitedVerifyConfig(), own, loaded), ["q"])("q", 2) == "q 2"
+  world = World(paraphrase=lambda question, k: f"{question} {k}")
+  own = Wordings(_context(LimitedVerifyConfig(), world, loaded))
+  assert own.exist and own.of(["q"], 2)("q", 2) == "q 2"
   for section in (LimitedVerifyConfig(paraphraser=""), LimitedVerifyConfig(paraphrases=0)):
-    assert wordings.paraphrase(_context(section, World(), loaded), ["q"]) is None
+    nobody = Wordings(_context(section, World(), loaded))
+    assert not nobody.exist and nobody.of(["q"], 2) is None
   assert not loaded
 
 
@@ -128,6 +132,6 @@ def test_the_shipped_auditor_may_be_asked_though_it_knows_three_words():
   context = _context(LimitedVerifyConfig(paraphraser=f"{WEIGHTS}/auditor"), World(), [])
   context.models.text_model = load_vlm
   asked = ["what color is the circle", "Quelle heure?"]
-  reword = wordings.paraphrase(context, asked)
+  reword = Wordings(context).of(asked, 2)
   found = {question: reword(question, 1) for question in asked}
   assert all(wording is None or keeps(question, wording) for question, wording in found.items())
