@@ -80,8 +80,22 @@ def run(ctx: Context) -> Discovered:
     logging.warning(
       "discover: asked %d of %d probes: nothing new was proposed", asked, section.probes
     )
+  if section.again:
+    _tell_what_was_not_reworded(ctx.folder.swept())
   arms = _history(ctx.folder.swept(), ctx.folder.ranked(), ModeKey(ctx.seeds))
   return ctx.folder.finish("discover", Discovered(arms, asked))
+
+
+def _tell_what_was_not_reworded(attempts: Iterable[Attempt]) -> None:
+  """Warns of disagreements that stand without having returned."""
+  tried = [a.again is not None for a in attempts if a.verdict and a.verdict.disagreement]
+  if missing := tried.count(False):
+    logging.warning(
+      "discover: %d of %d disagreements are finds in one wording only: no other was had, or no"
+      " query was left for it",
+      missing,
+      len(tried),
+    )
 
 
 class _Sweep:

@@ -15,6 +15,7 @@ from auditdm_jax.rl.surrogate import Surrogate
 from auditdm_jax.stages import discover, proposing, rewording
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.run import RunFolder
+from auditdm_jax.stages.wordings import Wordings
 from tests.stages.folders import images_of_scenes
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -250,6 +251,14 @@ def test_a_disagreement_that_does_not_return_in_other_words_is_no_find(
   assert all(a.find is None for a in dropped) and all(a.find for a in tried if a not in dropped)
   kept = {a.probe.question for a in attempts if a.find}
   assert {*learned} == kept, "nothing learns from what did not return"
+
+
+def test_what_has_no_other_words_stands_and_is_told(home, tmp_path, monkeypatch, caplog):
+  monkeypatch.setattr(Wordings, "of", lambda self, questions, count: lambda question, k: None)
+  _, batches, _ = _sweep(_config(home, again=True, probes=60, sources=("random",)), tmp_path)
+  finds = [a for _, own in batches for a in own if a.find]
+  assert finds and not any(a.again for a in finds)
+  assert f"{len(finds)} of {len(finds)} disagreements are finds in one wording" in caplog.text
 
 
 def test_somebody_must_word_questions_otherwise(home, tmp_path):
