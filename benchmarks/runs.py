@@ -117,7 +117,7 @@ def curve(seed: str, folder: pathlib.Path, arm: str, size: int) -> RepairPoint:
       examples = from_failures(ctx)
     else:
       examples = rectify.mined_examples(ctx, ctx.folder.control(), size)
-    replay = rectify.replay_examples(ctx, len(examples))
+    replay = rectify.replay_examples(ctx, examples)
     model = ctx.models.answering(rectify.repair(ctx, arm, examples, replay))
     table = suite.benchmark(ctx, model, ctx.folder.repaired(arm), role=arm)
   point = RepairPoint(len(examples), 100 * table["gaps"].value, 100 * table["rest"].value)

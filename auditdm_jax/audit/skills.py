@@ -118,6 +118,9 @@ def _skill(entry: Mapping[str, Any]) -> Skill:
   )
 
 
+_OPENING = 2  # Words that tell the kinds of questions without a named skill apart.
+
+
 class Assigner:
   """Assigns questions to skills; compiled once, remembers what it has seen."""
 
@@ -162,3 +165,14 @@ class Assigner:
     words = [singular(t) for t in tokens(text)]
     numbers = ["number" if w in _NUMBERS or w.isdigit() else w for w in words]
     return " ".join(self._kinds.get(w, n) for w, n in zip(words, numbers))
+
+
+class Kinds:
+  """The kind of a question: its named skill, without one its first words ("what color")."""
+
+  def __init__(self, seeds: Seeds):
+    self._assign = Assigner(seeds)
+
+  def __call__(self, question: str) -> str:
+    skill = self._assign([question])[0][0]
+    return skill or " ".join(question.lower().split()[:_OPENING])

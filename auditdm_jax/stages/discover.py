@@ -29,7 +29,7 @@ from auditdm_jax.audit import ranking
 from auditdm_jax.audit.attempt import Attempt
 from auditdm_jax.audit.ranking import Candidate, Ranked
 from auditdm_jax.audit.recalibration import Recalibration
-from auditdm_jax.audit.skills import Assigner, Seeds
+from auditdm_jax.audit.skills import Kinds
 from auditdm_jax.core import metrics, streams
 from auditdm_jax.core.records import chunks
 from auditdm_jax.rl import flops, neighbours
@@ -43,7 +43,6 @@ from auditdm_jax.stages.truth import ModeKey
 _ROWS = 512  # Verdicts that are handed to the surrogate at once.
 _IDLE = 3  # Batches without anything new to ask, after which the sweep ends.
 _LEAST_BATCH = 8  # The least batch is that part of a whole one, unless fewer queries are left.
-_OPENING = 2  # Words that tell the kinds of questions without a named skill apart.
 
 
 def main(config: ConfigDict, workdir: pathlib.Path) -> int:
@@ -230,17 +229,6 @@ def _answered(attempts: Sequence[Attempt]) -> list[tuple[str, str]]:
 
 def _found(attempts: Sequence[Attempt]) -> list[bool]:
   return [a.find is not None for a in attempts]
-
-
-class Kinds:
-  """The kind of a question: its named skill, without one its first words ("what color")."""
-
-  def __init__(self, seeds: Seeds):
-    self._assign = Assigner(seeds)
-
-  def __call__(self, question: str) -> str:
-    skill = self._assign([question])[0][0]
-    return skill or " ".join(question.lower().split()[:_OPENING])
 
 
 def _history(

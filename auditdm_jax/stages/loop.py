@@ -196,9 +196,11 @@ def repair(ctx: Context) -> Repairs:
     print(f"  {ctx.models.target_name} is an endpoint: without its weights it is not repaired")
     return ctx.folder.finish("rectify", Repairs(models))
   failed, arms = {}, _arms(ctx)
-  sizes = [len(chosen.all) for chosen in arms.values()]  # The first is the repaired target's.
+  learned = [chosen.all for chosen in arms.values()]  # The first is the repaired target's.
   try:
-    replay = rectify.replay_examples(ctx, sizes[0] or max(sizes)) if any(sizes) else []
+    replay = (
+      rectify.replay_examples(ctx, learned[0] or max(learned, key=len)) if any(learned) else []
+    )
   except rectify.RepairFailed as e:
     print(f"  nothing is repaired: {e}")
     return ctx.folder.finish("rectify", Repairs(models, {REPAIRED: str(e)}))

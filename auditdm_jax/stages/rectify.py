@@ -18,15 +18,18 @@ Writes: WORKDIR/rectify/repaired.
 Costs:  fine-tuning of the target by config.rectify.recipe; `plan` says more.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 import dataclasses
 import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
+import numpy as np
 
 from auditdm_jax.audit import taxonomy
 from auditdm_jax.audit.attempt import Attempt, unique_attempts, unique_finds
+from auditdm_jax.audit.skills import Kinds
 from auditdm_jax.audit.verdict import unsure_of
 from auditdm_jax.core import paths, runtime, streams
 from auditdm_jax.core.config import UserError
@@ -42,6 +45,7 @@ from auditdm_jax.stages.sections import REWARDED
 from auditdm_jax.vlm import Vlm, save_vlm
 
 MAX_REPLAY = 20_000
+_LOOKED_AT = 8  # Times as many questions are looked through for those that are alike.
 
 
 class RepairFailed(UserError):
@@ -56,7 +60,7 @@ def main(config: ConfigDict, workdir: pathlib.Path) -> int:
     if not examples:
       raise UserError(f"{ctx.folder.path}: no failure was verified, so there is nothing to repair")
     ctx.folder.append_examples(REPAIRED, examples)
-    replay = replay_examples(ctx, len(examples))
+    replay = replay_examples(ctx, examples)
     repair(ctx, REPAIRED, examples, replay)
     print(f"repaired target: {ctx.folder.repaired()}")
     if ctx.settings.rectify.answering.optim.steps:
@@ -150,21 +154,22 @@ def check(ctx: Context) -> None:
     )
 
 
-def replay_examples(ctx: Context, new: int) -> list[TrainingExample]:
+def replay_examples(ctx: Context, examples: Sequence[TrainingExample]) -> list[TrainingExample]:
   """Returns questions of the target's own kind, answered by itself: what it must not forget.
 
-  They are as many as the recipe replays in addition to `new` examples, at most `MAX_REPLAY`.
+  They are as many as the recipe replays in addition to these examples, at most `MAX_REPLAY`, and
+  `rectify.alike` of them ask what the examples ask.
 
   A target's training mix is rarely at hand, so replay is its own behaviour where all references say
   the same and are sure of it: abstentions too, or the repaired target would forget to abstain.
   """
   recipe = ctx.settings.rectify.recipe
-  size = min(int(recipe.num_steps(new) * recipe.batch_size * recipe.replay), MAX_REPLAY)
+  size = min(int(recipe.num_steps(len(examples)) * recipe.batch_size * recipe.replay), MAX_REPLAY)
   if not size:
     return []
   pool, rng = ctx.pool("images"), streams.rng(ctx.settings.seed, "replay")
-  asked, kept, looked_at = pool.asked(), list[TrainingExample](), 0
-  order = [asked[int(k)] for k in rng.permutation(len(asked))[: 2 * size]]
+  kept, looked_at = list[TrainingExample](), 0
+  order = _to_replay(ctx, pool.asked(), examples, 2 * size, rng)
   while len(kept) < size and looked_at < len(order):
     # A few more than are wanted still, since some fall out.
     chosen = order[looked_at : looked_at + (size - len(kept)) * 21 // 20 + 1]
@@ -176,6 +181,30 @@ def replay_examples(ctx: Context, new: int) -> list[TrainingExample]:
       " alike by target and references; 0 is right"
     )
   return kept[:size]
+
+
+def _to_replay(
+  ctx: Context,
+  asked: Sequence[tuple[int, str]],
+  examples: Sequence[TrainingExample],
+  n: int,
+  rng: np.random.Generator,
+) -> list[tuple[int, str]]:
+  """Returns up to `n` of the pool's (image, question) in the order of a lot."""
+  share = ctx.settings.rectify.alike
+  order = [asked[int(k)] for k in rng.permutation(len(asked))[: _LOOKED_AT * n if share else n]]
+  if not share:
+    return order
+  kind_of = Kinds(ctx.seeds)
+  learned = Counter(kind_of(e.question) for e in examples)
+  left = Counter({kind: round(n * share * k / len(examples)) for kind, k in learned.items()})
+  alike, others = [], []
+  for row in order:
+    kind = kind_of(row[1])
+    (alike if left[kind] > 0 else others).append(row)
+    left[kind] -= 1
+  both = alike + others[: n - len(alike)]
+  return [both[int(k)] for k in rng.permutation(len(both))]
 
 
 def _answered_alike(ctx: Context, asked: Sequence[tuple[str, str]]) -> list[TrainingExample]:

@@ -334,6 +334,9 @@ class RectifyConfig:
 
   Attributes:
     recipe: of the fine-tuning.
+    alike: share of what is replayed that is of the kinds of questions that are learned, in their
+      shares, as far as there are so many; the rest is drawn by lot. A model that learns some names
+      says them of others first.
     length: tokens of an example: image, question and label.
     suffix: tokens of a label.
     curate: how many examples are taken, and how evenly.
@@ -349,6 +352,7 @@ class RectifyConfig:
   recipe: recipes.Recipe
   length: int
   suffix: int
+  alike: float = 0.0
   curate: curate_lib.Config = curate_lib.Config()
   strategy: StrategyConfig = StrategyConfig()
   beside: dict[str, StrategyConfig] = dataclasses.field(default_factory=dict)
@@ -360,6 +364,7 @@ class RectifyConfig:
 
   def __post_init__(self):
     check(vars(self), "rectify", "length", "suffix", least=1)
+    check(vars(self), "rectify", "alike", least=0, most=1)
     for name in self.beside:
       if not re.fullmatch("[a-z][a-z0-9_]{0,40}", name) or name in _TAKEN:
         raise UserError(

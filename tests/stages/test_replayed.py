@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a repaired target must not forget: its own answers, where all references say the same."""
 
+import collections
 import dataclasses
 import types
 
 import pytest
 
 from auditdm_jax.audit.judge import Judge
+from auditdm_jax.audit.skills import Seeds
+from auditdm_jax.rectify.curate import TrainingExample
 from auditdm_jax.rectify.recipes import Recipe
 from auditdm_jax.stages import rectify
 
@@ -33,18 +36,47 @@ class Bank:
     ]
 
 
-def replayed(bank, *, questions=100, recipe=RECIPE):
-  asked = [(i, f"q{i}") for i in range(questions)]
+def replayed(bank, *, questions=100, recipe=RECIPE, alike=0.0, learned=("q",) * 3, ask="q{}"):
+  asked = [(i, ask.format(i)) for i in range(questions)]
   space = types.SimpleNamespace
   pool = space(asked=lambda: asked, image_id=lambda i: f"i{i}")
   ctx = space(
-    settings=space(rectify=space(recipe=recipe), seed=0),
+    settings=space(rectify=space(recipe=recipe, alike=alike), seed=0),
     pool=lambda name: pool,
     models=space(bank=lambda: bank),
     images=None,
     judge=Judge(),
+    seeds=Seeds(()),
   )
-  return rectify.replay_examples(ctx, 3)
+  examples = [TrainingExample(image_id="i", question=q, label="x") for q in learned]
+  return rectify.replay_examples(ctx, examples)
+
+
+@pytest.mark.parametrize("alike", [0.0, 0.5, 1.0])
+def test_a_share_of_it_is_of_the_kinds_that_are_learned_in_their_shares(alike):
+  learned = ["what rank is it"] * 3 + ["what kind is it"]
+  text = ["which way {}", "what rank {}", "what kind {}", "how many {}"]
+
+  class Text(str):
+    def format(self, i):
+      return text[i % 4].format(i)
+
+  kept = replayed(Bank(""), questions=400, alike=alike, learned=learned, ask=Text())
+  kinds = collections.Counter(e.question.rsplit(" ", 1)[0] for e in kept)
+  assert len(kept) == 16
+  if alike == 1.0:
+    assert (
+      kinds["what rank"] == pytest.approx(12, abs=2)
+      and kinds["what kind"] == 16 - kinds["what rank"]
+    )
+  elif alike == 0.5:  # Half of the others are of these kinds too.
+    assert kinds["what rank"] > 5 and kinds["which way"] and kinds["how many"]
+  else:
+    assert max(kinds.values()) < 9
+
+
+def test_of_a_kind_that_the_pool_lacks_none_is_replayed():
+  assert len(replayed(Bank(""), alike=1.0, learned=["what rank is it"])) == 16
 
 
 @pytest.mark.parametrize("apart", ["", "012", "0123456"])
