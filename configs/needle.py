@@ -52,7 +52,8 @@ def get_config(arg: str = "") -> ConfigDict:
   c.rollout.surrogate = dict(proposals=32, random=4, reader=f"{models}/base")
   # A sweep finds more gaps with the queries than GRPO does (docs/search.md): it has them all.
   c.optim.steps, c.checkpoints.harvest = 0, ()
-  c.grpo.entropy_coef = 0.003  # Of arms that train: the auditor asks about every image.
+  # Of arms that train: the auditor asks about every image, and writes all proposals.
+  c.grpo.update(entropy_coef=0.003, tis_cap=0.0)
   c.discover.update(probes=19_680, proposals=16, drafts=8, ranking=dict(new=0.25, per_kind=0.1))
   c.discover.again = True  # One disagreement in eight hangs on its wording.
   c.discover.sources = ("trained", "untrained", "random", "mutated")

@@ -29,12 +29,13 @@ class Again(Record):
   Attributes:
     question: the other wording.
     verdict: on it.
-    returned: whether the target disagreed with the same consensus.
+    returned: whether the target disagreed with the same consensus; None if nobody can tell, as
+      where a model gave no answer.
   """
 
   question: str
   verdict: Verdict
-  returned: bool
+  returned: bool | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ class Attempt(Record):
   def find(self) -> "Find | None":
     """The find that it is, or None: a disagreement, which returned in other words if asked so."""
     verdict = self.verdict
-    if verdict is None or not verdict.disagreement or (self.again and not self.again.returned):
+    if verdict is None or not verdict.disagreement or (self.again and self.again.returned is False):
       return None
     said = verdict.answers[verdict.target]
     if said is None or verdict.consensus is None:

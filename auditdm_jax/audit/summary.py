@@ -124,8 +124,8 @@ class Arm:
   """One source of probes.
 
   Attributes:
-    queries: probes that it sent.
-    verified: the share of real failures among them, see `Summary`; None where nobody checked.
+    queries: that it took; a disagreement that was asked again took two.
+    verified: the share of real failures among its probes, see `Summary`; None where nobody checked.
     queries_to_gaps: see `Coverage`.
     modes: nameable modes of its confirmed finds against those of the other arms; None where they
       are too few.
@@ -179,7 +179,7 @@ class YieldPoint:
   """What an arm had found after so many queries.
 
   Attributes:
-    queries: probes that it had sent.
+    queries: that it had taken.
     answers: of all models to them.
     finds: distinct questions about an image on which the target conflicts with the consensus.
     confirmed: those of them that are real failures, see `Summary`; None where nobody checked.

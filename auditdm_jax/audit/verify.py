@@ -208,19 +208,6 @@ def retry(
   ]
 
 
-def returns(find: Find, verdict: Verdict, judge: Judge, *, question: str) -> bool:
-  """Returns whether a verdict on another trial of a find is the same disagreement.
-
-  Args:
-    find: the find.
-    verdict: of the trial.
-    judge: decides sameness.
-    question: of the trial, in its words.
-  """
-  consensus = verdict.consensus or ""
-  return verdict.disagreement and judge.same(consensus, find.consensus, question=question)
-
-
 def _try(
   finds: Sequence[Find],
   bank: ModelBank,
@@ -313,7 +300,10 @@ def _stability(find: Find, tried: Sequence[tuple[_Trial, Verdict]], judge: Judge
   for trial, verdict in tried:
     if trial.label.startswith("blank"):
       continue
-    outcomes.append((trial.label, returns(find, verdict, judge, question=trial.question)))
+    again = verdict.disagreement and judge.same(
+      verdict.consensus or "", find.consensus, question=trial.question
+    )
+    outcomes.append((trial.label, again))
   return Stability(
     k=sum(again for _, again in outcomes),
     n=len(outcomes),

@@ -168,7 +168,8 @@ def _sample(
 ) -> list[PlannedProgram]:
   """Returns what makes a call; of first turns, the auditor before training may write a share."""
   name = f"sample {call.kind} again" if call.turn else f"sample {call.kind}"
-  others = 0 if call.turn else run.rollout.surrogate.untrained
+  surrogate = run.rollout.surrogate
+  others = surrogate.untrained if surrogate.proposals and not call.turn else 0
   shares = [(name, call.group - others, COPY), (f"{name} untrained", others, BEFORE)]
   return [
     PlannedProgram(

@@ -58,12 +58,18 @@ class Meter:
       if phase in self.flops:
         self.flops[phase] += images * tower(self._towers[tower_id])
 
-  def proposed(self, dropped: Sequence[Trajectory], *, asked: Set[int]) -> None:
-    """Adds what was written and not asked, beside samples of the `asked` prompts or without any."""
+  def proposed(self, dropped: Sequence[Trajectory], *, asked: Set[int], authors: int = 1) -> None:
+    """Adds what was written and not asked, beside samples of the `asked` prompts or without any.
+
+    Of several `authors` each has a prefill of every prompt.
+    """
     left: dict[int, list[AuditorReply]] = {}
     for t in dropped:
       left.setdefault(t.prompt_id, []).append(t.turns[0])
     for prompt, replies in left.items():
+      read = len(replies[0].prompt)
+      again = decoder(self._config.text, tokens=read, context=read, predictions=1)
+      self.flops["sample"] += (authors - 1) * again
       if prompt not in asked:
         self._write(replies)
     for reply in (r for prompt, replies in left.items() if prompt in asked for r in replies):

@@ -57,7 +57,7 @@ class Chooser(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Coauthor:
-  """Another auditor, which writes a share of the first turns.
+  """The auditor before training, which writes a share of the first turns.
 
   Attributes:
     params: tree of it, placed as those of the auditor.
@@ -162,7 +162,8 @@ class Prober:
       authors = [(params, drawn - coauthor.samples), (coauthor.params, coauthor.samples)]
     with timer("features"):
       source_ids = [self.pool.image_id(p.index) for p in prompts]
-      seen = [self.sight.features(written_by, source_ids) for written_by, _ in authors]
+      seen = [self.sight.features(params, source_ids)]
+      seen += [self.sight.before(source_ids)] if coauthor is not None else []
     made: dict[int, Trajectory] = {}
     waiting: list[int] = []
     futures: list[concurrent.futures.Future] = []

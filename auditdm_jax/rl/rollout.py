@@ -88,7 +88,8 @@ class Rollout:
         there are fewer proposals than are to be kept.
     """
     self.config = prober.config
-    untrained = self.config.surrogate.untrained
+    surrogate = self.config.surrogate
+    untrained = surrogate.untrained if surrogate.proposals else 0
     if untrained and not grpo.tis_cap:
       raise UserError(
         f"rollout.surrogate.untrained={untrained}: these are of an older auditor; set"
@@ -100,7 +101,7 @@ class Rollout:
         f"rollout.dynamic.max_age={self.config.dynamic.max_age}: carried groups are of an older"
         " auditor; set grpo.tis_cap, such as 2.0, or max_age=0"
       )
-    if 0 < (proposals := self.config.surrogate.proposals) < grpo.group_size:
+    if 0 < (proposals := surrogate.proposals) < grpo.group_size:
       raise UserError(
         f"rollout.surrogate.proposals={proposals}: must be at least"
         f" grpo.group_size={grpo.group_size}, or 0 for no surrogate"
@@ -108,7 +109,7 @@ class Rollout:
     self._picker: picking.Picker | None = None
     if proposals:
       self._picker = picking.Picker(
-        self.config.surrogate,
+        surrogate,
         look=prober.sight.before,
         seed=self.config.seed,
         reader=prober.sight.reader,
@@ -202,7 +203,11 @@ class Rollout:
         chooser=self._picker,
         coauthor=self._coauthor,
       )
-    meter.proposed(begun.dropped, asked={t.prompt_id for t in begun.trajectories})
+    meter.proposed(
+      begun.dropped,
+      asked={t.prompt_id for t in begun.trajectories},
+      authors=1 if self._coauthor is None else 2,
+    )
     trajectories = begun.trajectories
     early = [i for i, t in enumerate(trajectories) if t.strategy in self._early]
     with timer("answers"), meter.towers("answers"):

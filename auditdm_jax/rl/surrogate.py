@@ -47,8 +47,10 @@ class SurrogateConfig:
     proposals: first turns that are sampled for each group; 0 = off, whatever the rest says.
     prompts: prompts that are sampled for each one that is asked, in each strategy. Kept are those
       whose picks hold the most finds by the net's word, and a quarter by lot.
-    untrained: of the proposals, those that the auditor before training writes: it still asks what
-      training has narrowed. The learner takes them with `grpo.tis_cap`, as of another policy.
+    untrained: of the proposals, those that the auditor before training writes, in a later round the
+      one that the round began with: it still asks what training has narrowed. The learner weighs
+      their reward by `grpo.tis_cap`, as of another policy; KL penalty and entropy bonus act on them
+      as on all others, which pulls the auditor back.
     random: proposals of a group that are drawn by lot. What is never asked gets no verdict, and a
       malformed reply has its price only here.
     least: verdicts before it chooses; until then distinct ones are drawn by lot.
@@ -93,7 +95,7 @@ class SurrogateConfig:
     check(vars(self), "surrogate", "buckets", least=2, below=2**16)
     check(vars(self), "surrogate", "lr", "near", above=0)
     check(vars(self), "surrogate", "weight_decay", least=0)
-    if self.untrained and self.untrained >= self.proposals:
+    if 0 < self.proposals <= self.untrained:
       raise UserError(
         f"surrogate.untrained={self.untrained}: must be below surrogate.proposals={self.proposals},"
         " of which these are"

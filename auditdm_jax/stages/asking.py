@@ -100,7 +100,7 @@ def make_rollout(ctx: Context, bank: ModelBank, *, run: str, learner: Learner) -
   sight = make_sight(ctx, trains=learner.trains_tower)
   prober = make_prober(ctx, sight, pool=ctx.pool("images"), mesh=mesh)
   config, before = prober.config, None
-  if config.surrogate.untrained:
+  if config.surrogate.proposals and config.surrogate.untrained:
     before = models.auditor_params(None, dtype=models.config.dtype)
   return build.rollout(
     ctx.settings.grpo,

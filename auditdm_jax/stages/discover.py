@@ -87,11 +87,12 @@ def run(ctx: Context) -> Discovered:
 
 def _tell_what_was_not_reworded(attempts: Iterable[Attempt]) -> None:
   """Warns of disagreements that stand without having returned."""
-  tried = [a.again is not None for a in attempts if a.verdict and a.verdict.disagreement]
+  disagreed = (a for a in attempts if a.verdict and a.verdict.disagreement)
+  tried = [a.again is not None and a.again.returned is not None for a in disagreed]
   if missing := tried.count(False):
     logging.warning(
-      "discover: %d of %d disagreements are finds in one wording only: no other was had, or no"
-      " query was left for it",
+      "discover: %d of %d disagreements are finds in one wording only: no other was had, or"
+      " answered, or no query was left for it",
       missing,
       len(tried),
     )

@@ -41,6 +41,7 @@ from auditdm_jax.stages import (
   reaudit,
   rectify,
   report,
+  rewording,
   screen,
   suite,
   trace,
@@ -92,6 +93,7 @@ def run(ctx: Context) -> Summary:
   repairs = ctx.settings.rectify.enabled
   if repairs and not ctx.models.target_is_remote:
     rectify.check(ctx)
+  rewording.check(ctx)
   ctx.pool("fresh")  # There must be one.
   ctx.stage("preflight", lambda: preflight.run(ctx))
   ctx.stage("evaluate", lambda: evaluate.run(ctx))

@@ -203,7 +203,7 @@ def _to_replay(
     kind = kind_of(row[1])
     (alike if left[kind] > 0 else others).append(row)
     left[kind] -= 1
-  both = alike + others[: n - len(alike)]
+  both = (alike + others)[:n]  # Rounded, the shares may add up to a few more.
   return [both[int(k)] for k in rng.permutation(len(both))]
 
 

@@ -21,6 +21,7 @@ class AttemptRow:
   Attributes:
     asked: whether the auditor's reply held a question.
     agreed: whether the references did, as far as they were asked.
+    disagreed: whether the target said something else, the first time that it was asked.
     find: whether it is one.
     real: whether it is a real failure: by the oracle, without one by verification.
     exposed: the gap of a confirmed find that took a made image.
@@ -37,6 +38,7 @@ class AttemptRow:
   origin_id: str
   asked: bool
   agreed: bool
+  disagreed: bool
   find: bool
   real: bool
   truth: Truth
@@ -85,6 +87,7 @@ class RowReader:
       origin_id=sys.intern(probe.origin_id),
       asked=a.verdict is not None,
       agreed=a.consensus is not None,
+      disagreed=a.verdict is not None and a.verdict.disagreement,
       find=find is not None,
       real=real,
       truth=truth,

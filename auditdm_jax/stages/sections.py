@@ -223,7 +223,8 @@ class DiscoverConfig:
   Attributes:
     probes: queries of the sweep, over all arms; 0 = none, and the finds are those of GRPO.
     again: whether a disagreement of the sweep is asked once more in other words, which is a query
-      too, and is a find only if it returns. What words it is that of `verify`.
+      too, and is no find if it does not return. Where the world does not word it, the model of
+      `verify.paraphraser` does, which is on the devices through the sweep.
     batch: probes between two fits of the surrogate that ranks them.
     search_probes: for the search success of the untrained and of the trained auditor, each.
     proposals: questions that are proposed for each one of the sweep that is asked; 0 or 1 = none
@@ -334,9 +335,10 @@ class RectifyConfig:
 
   Attributes:
     recipe: of the fine-tuning.
-    alike: share of what is replayed that is of the kinds of questions that are learned, in their
-      shares, as far as there are so many; the rest is drawn by lot. A model that learns some names
-      says them of others first.
+    alike: share of what is replayed that is taken from the kinds of questions that the repaired
+      target learns, in their shares, as far as there are so many; the rest is what is left by lot,
+      mostly of other kinds. A model that learns some names says them of others first. The controls
+      have the same replay.
     length: tokens of an example: image, question and label.
     suffix: tokens of a label.
     curate: how many examples are taken, and how evenly.

@@ -167,7 +167,9 @@ def _sweep(folder: RunFolder, rows: Sequence[AttemptRow]) -> summary.Sweep | Non
 
 def _returned(swept: Iterable[Attempt]) -> rates.Rate | None:
   """Returns the share of disagreements that returned in other words; None if none was tried."""
-  again = [(a.again.returned, a.probe.origin_id) for a in swept if a.again]
+  again = [
+    (a.again.returned, a.probe.origin_id) for a in swept if a.again and a.again.returned is not None
+  ]
   return rates.rate_by_image([r for r, _ in again], [i for _, i in again]) if again else None
 
 
@@ -235,12 +237,16 @@ def _grades(
 def _corrected(
   labelled: precision.FindPrecision | None, rows: Iterable[AttemptRow]
 ) -> rates.Corrected | None:
-  """Returns on how many of the distinct questions with a consensus the target is wrong."""
+  """Returns on how many of the distinct questions with a consensus the target is wrong.
+
+  As on labelled questions, what counts is the verdict on one wording.
+  """
   if labelled is None:
     return None
   last = {r.probe_id: r for r in rows if r.asked}
   own = [r for r in last.values() if r.agreed]
-  return labelled.correct(rates.rate_by_image([r.find for r in own], [r.origin_id for r in own]))
+  flagged = [r.disagreed for r in own]
+  return labelled.correct(rates.rate_by_image(flagged, [r.origin_id for r in own]))
 
 
 def _gaps(

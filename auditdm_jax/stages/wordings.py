@@ -39,8 +39,8 @@ class Wordings:
 
   @functools.cached_property
   def _paraphraser(self) -> Paraphraser:
-    """Loads the model: the auditor as it was before its training, or the one that is named."""
+    """Loads the model: the auditor that the round began with, or the one that is named."""
     ctx, models = self._ctx, self._ctx.models
-    named = ctx.settings.verify.paraphraser  # A training may have taught it one question.
+    named = ctx.settings.verify.paraphraser  # A training may teach an auditor one question.
     model = models.text_model(models.config.auditor if named == "auditor" else named)
     return Paraphraser(model, ctx.settings.seed)

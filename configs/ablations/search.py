@@ -62,6 +62,9 @@ def get_config(arg: str = "") -> ConfigDict:
     prompts = sum(c.rollout.prompts.values())
     c.rollout.prompts = dict.fromkeys(c.rollout.prompts, 0) | {"question": prompts}
     return c
+  c.discover.again = False
+  if c.rollout.surrogate.get("untrained"):
+    c.grpo.tis_cap = 0.0  # It is there for these.
   step = sum(c.rollout.prompts.values()) * c.grpo.get("group_size", 8)
   reader = c.rollout.surrogate.get("reader", "")
   c.rollout.surrogate = dict(proposals=0)

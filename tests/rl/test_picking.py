@@ -187,6 +187,22 @@ def test_the_auditor_before_training_writes_its_share_of_the_proposals():
   assert 0 < result.metrics["surrogate/lot"] == len(own) < len(lot), "the policy's own alone"
 
 
+def test_each_author_reads_every_prompt():
+  params, surrogate = tiny.auditor().params, dataclasses.replace(TINY, untrained=4)
+  corrected = grpo.GrpoConfig(group_size=4, tis_cap=2.0)
+  two = fakes.rollout(fakes.MIXED, surrogate=surrogate, grpo_config=corrected, before=params)
+  one = fakes.rollout(fakes.MIXED, surrogate=TINY, grpo_config=corrected)
+  results = [made.step(params, 0) for made in (two, one)]
+  texts = [[row["turns"] for row in result.records] for result in results]
+  assert texts[0] == texts[1], "they are one auditor here"
+  extra = results[0].flops["sample"] - results[1].flops["sample"]
+  assert 0 < extra < 0.5 * results[1].flops["sample"]
+
+
+def test_without_proposals_the_share_says_nothing():
+  fakes.rollout(surrogate=SurrogateConfig(proposals=0, untrained=4))
+
+
 def test_an_older_auditor_needs_a_correction_and_leaves_a_share():
   with pytest.raises(UserError, match="untrained=4: these are of an older auditor.*tis_cap"):
     fakes.rollout(surrogate=dataclasses.replace(TINY, untrained=4))

@@ -69,10 +69,22 @@ def test_a_share_of_it_is_of_the_kinds_that_are_learned_in_their_shares(alike):
       kinds["what rank"] == pytest.approx(12, abs=2)
       and kinds["what kind"] == 16 - kinds["what rank"]
     )
-  elif alike == 0.5:  # Half of the others are of these kinds too.
+  elif alike == 0.5:
     assert kinds["what rank"] > 5 and kinds["which way"] and kinds["how many"]
   else:
     assert max(kinds.values()) < 9
+
+
+def test_no_more_are_replayed_than_are_wanted_however_the_shares_are_rounded():
+  bank, learned = Bank("x"), [f"what k{k} is it" for k in range(7)]  # 32 / 7 is rounded up.
+
+  class Text(str):
+    def format(self, i):
+      return f"what k{i % 9} {i}x"
+
+  with pytest.raises(rectify.RepairFailed, match="of 32 questions"):
+    replayed(bank, questions=900, alike=1.0, learned=learned, ask=Text())
+  assert not {q.split()[1] for q in bank.asked} & {"k7", "k8"}
 
 
 def test_of_a_kind_that_the_pool_lacks_none_is_replayed():

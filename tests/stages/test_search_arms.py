@@ -93,6 +93,15 @@ def test_who_trains_who_proposes_and_who_picks(arms):
   assert all(not s.rollout.surrogate.proposals for n, s in arms.items() if n not in AS_PRESET)
 
 
+@pytest.mark.parametrize("args", ["target=rare", "preset=needle"])
+def test_opponents_are_asked_once_and_learn_from_their_own_samples(args):
+  made = {cell.name: _settings(cell.name, args) for cell in read_cells(CONFIG)}
+  again = {name for name, s in made.items() if s.discover.again}
+  assert again == (AS_PRESET if "needle" in args else set())
+  older = {name for name, s in made.items() if s.rollout.surrogate.untrained or s.grpo.tis_cap}
+  assert older == (AS_PRESET if "rare" in args else set())
+
+
 def test_without_images_is_the_default_in_all_else(arms):
   prompts = arms["no-images"].rollout.counts()
   assert prompts == {"question": sum(arms["default"].rollout.counts().values())}

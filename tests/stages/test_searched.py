@@ -23,6 +23,7 @@ def _row(i, *, find=False, gap=None, real=None, way="", score=None, queries=1, a
     origin_id=f"i{i}",
     asked=True,
     agreed=True,
+    disagreed=find,
     find=find,
     real=bool(gap) if real is None else real,
     truth=Truth(bool(gap), gap),

@@ -304,10 +304,10 @@ def _search_tile(summary: Summary) -> _Tile:
   """Search success of the trained auditor; where it was not measured, of all probes."""
   search, word = summary.search, _finds_word(summary).lower()
   if search is None or search.trained is None:
-    rate = search.prompt_only if search else summary.arms[ALL_ARMS].verified
-    whose = "the untrained auditor's probes" if search else f"{summary.queries.total:,} probes"
+    rate = (search.prompt_only if search else summary.arms[ALL_ARMS].verified) or NOTHING
+    whose = "the untrained auditor's probes" if search else f"{rate.n:,} probes"
     least = "at least, " if summary.compared.not_looked_at else ""
-    return _rate_tile("Search success", rate or NOTHING, f"{least}of {whose} are {word}")
+    return _rate_tile("Search success", rate, f"{least}of {whose} are {word}")
   note = f"of the trained auditor's probes are {word}"
   after, before = search.trained.rate, search.prompt_only.rate
   if after is not None and before:
