@@ -130,6 +130,19 @@ def test_a_reader_reads_in_the_calls_that_are_planned_and_stays(monkeypatch):
   assert not any(s.name.startswith("read") for s in steps.steps(run(layout=alone), 1))
 
 
+def test_of_two_authors_each_has_a_program_and_stays():
+  surrogate = SurrogateConfig(proposals=60, untrained=24)
+  planned = steps.steps(run(rollout=dataclasses.replace(run().rollout, surrogate=surrogate)), 8)
+  of = {s.name: s for s in planned if s.name.startswith("sample")}
+  groups = {name: s.build.keywords["call"].group for name, s in of.items()}
+  for kind in ("instruction", "caption", "question"):
+    assert groups[f"sample {kind}"] == 36 and groups[f"sample {kind} untrained"] == 24
+    keeps = of[f"sample {kind}"].keeps, of[f"sample {kind} untrained"].keeps
+    assert keeps == (steps.COPY, steps.BEFORE)
+  assert of["sample question again"].keeps == steps.COPY, "a second turn is the auditor's own"
+  assert len(of) == 7
+
+
 @pytest.mark.parametrize("name", ["v5e:3x3", "v5e:1x2", "v5e:4x4x4", "v5p:4x4", "v5p:1x1x1"])
 def test_a_shape_that_no_slice_has(name):
   with pytest.raises(UserError, match=f"no slice of {name[:3]} has that shape; {name[:3]}:"):

@@ -6,6 +6,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -19,7 +20,16 @@ from auditdm_jax.core.config import UserError
 from auditdm_jax.rl.batch import Trajectory
 from auditdm_jax.scenes import language, questions, render, world
 from auditdm_jax.scenes.mix import Mix
-from auditdm_jax.stages import asking, evaluate, proposing, summarise, truth, verify, worlds
+from auditdm_jax.stages import (
+  asking,
+  evaluate,
+  proposing,
+  rewording,
+  summarise,
+  truth,
+  verify,
+  worlds,
+)
 from auditdm_jax.stages.results import Found, ModeRow
 from auditdm_jax.vlm import load_vlm
 
@@ -92,6 +102,41 @@ def test_what_does_not_return_in_other_words_is_no_find_and_took_two_queries(sce
   found = _oracle(render.render(scene, 0)).confirmed([lost, kept, once])
   assert [c.query for c in found] == [4], "each is put to the models twice"
   assert Attempt.from_dict(lost.to_dict()) == lost
+
+
+@pytest.mark.parametrize(
+  ("second", "returned"),
+  [
+    ({"reason": "disagreement", "disagreement": True, "consensus": "RED"}, True),
+    ({"reason": "disagreement", "disagreement": True, "consensus": "green"}, False),
+    ({"reason": "agreement", "consensus": "red"}, False),
+    ({"reason": "no consensus"}, False),
+    ({"reason": "skipped"}, False),
+    ({"reason": "no answer"}, None),
+    ({"reason": "undecided"}, None),
+  ],
+  ids=str,
+)
+def test_a_disagreement_returns_or_not_or_nobody_can_tell(second, returned):
+  first = _attempt("i", "what color is it", "blue", "red")
+  plain = {"consensus": None, "disagreement": False}
+  verdict = dataclasses.replace(first.verdict, **plain | second)
+  bank = types.SimpleNamespace(
+    judge=judge_lib.Judge(),
+    verdicts=lambda images, questions, image_ids: [verdict] * len(questions),
+  )
+  ctx = types.SimpleNamespace(
+    settings=types.SimpleNamespace(discover=types.SimpleNamespace(again=True)),
+    world=types.SimpleNamespace(paraphrase=lambda question, k: f"{question} now"),
+    images=None,
+  )
+  ctx.settings.verify = types.SimpleNamespace(paraphraser="", paraphrases=0)
+  agreed = _attempt("i", "what shape is it", "cup", "cup")
+  untouched, asked = rewording.Reworded(ctx, bank)([agreed, first], most=5)
+  assert untouched == agreed and asked.again.returned is returned and asked.queries == 2
+  assert asked.again.question == "what color is it now"
+  assert (asked.find is None) == (returned is False)
+  assert rewording.Reworded(ctx, bank)([first], most=0) == [first], "no query is left"
 
 
 def test_attempts_survive_their_records():
