@@ -102,7 +102,7 @@ def _audit(root: pathlib.Path, servers, name: str, *wrong: str) -> pathlib.Path:
     pool = ctx.pool("images")
     attempts = asking.ask_questions(ctx, ctx.models.bank(), pool, pool.asked(), arm="random")
     ctx.folder.append_batch("discover", 0, attempts)
-    ctx.folder.finish("discover", Discovered(arms={}, probes=len(attempts)))
+    ctx.folder.finish("discover", Discovered(arms={}, queries=len(attempts)))
     verify.run(ctx)
   return root / name
 

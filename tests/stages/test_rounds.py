@@ -174,7 +174,8 @@ class Loop:
     for name in ("search", "random_control", "repair"):
       monkeypatch.setattr(loop, name, self._stage(name))
     monkeypatch.setattr(loop.trace, "run", self._stage("trace"))
-    monkeypatch.setattr(loop.rectify, "check", lambda ctx: None)
+    for stage in (loop.rectify, loop.rewording):
+      monkeypatch.setattr(stage, "check", lambda ctx: None)
 
   def _stage(self, name):
     def run(ctx, *args):
@@ -184,7 +185,7 @@ class Loop:
       if name == "repair":
         made = RepairedModel({}, 1)
         return Repairs({"repaired": made} if self.repairs else {"control_random": made})
-      return types.SimpleNamespace(completions=0, probes=0)
+      return types.SimpleNamespace(completions=0, queries=0)
 
     return run
 
