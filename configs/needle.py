@@ -55,7 +55,7 @@ def get_config(arg: str = "") -> ConfigDict:
   # Of arms that train: the auditor asks about every image, and writes all proposals.
   c.grpo.update(entropy_coef=0.003, tis_cap=0.0)
   c.discover.update(probes=19_680, proposals=16, drafts=8, ranking=dict(new=0.25, per_kind=0.1))
-  c.discover.again = True  # One disagreement in eight hangs on its wording.
+  c.discover.again = True  # Without it one find in eight was ambiguous or about words.
   c.discover.sources = ("trained", "untrained", "random", "mutated")
   # A question has two wordings, so that there are four trials, of which one may fail.
   c.verify.stable_share = 0.75

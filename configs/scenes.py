@@ -155,7 +155,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # A trained auditor soon has three questions for an image; the untrained one asks the others.
     c.rollout.surrogate.untrained, c.grpo.tis_cap = 24, 2.0
     c.grpo.entropy_coef = 0.02  # Chosen images reward few questions and starve others.
-    # One random question in twenty is a find: after 6,000 the pool's likely ones run out.
+    # One random question in twenty is a find: many are proposed for each that is asked.
     c.discover.proposals, c.discover.probes = 64, 6_000
     # A twentieth of the questions fails: many more examples would repair it at random too.
     c.rectify.curate.size = 1_000

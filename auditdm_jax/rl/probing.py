@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 import concurrent.futures
 import dataclasses
+import itertools
 from typing import Any, Protocol
 
 import numpy as np
@@ -157,13 +158,13 @@ class Prober:
     Returns:
       G trajectories of each prompt that is kept: all of the first prompt, then those of the next.
     """
-    authors = [(params, drawn := chooser.proposals if chooser is not None else group)]
-    if coauthor is not None:
-      authors = [(params, drawn - coauthor.samples), (coauthor.params, coauthor.samples)]
+    drawn = chooser.proposals if chooser is not None else group
+    own = drawn if coauthor is None else drawn - coauthor.samples
+    source_ids = [self.pool.image_id(p.index) for p in prompts]
     with timer("features"):
-      source_ids = [self.pool.image_id(p.index) for p in prompts]
-      seen = [self.sight.features(params, source_ids)]
-      seen += [self.sight.before(source_ids)] if coauthor is not None else []
+      authors = [(params, self.sight.features(params, source_ids), range(own))]
+      if coauthor is not None:
+        authors.append((coauthor.params, self.sight.before(source_ids), range(own, drawn)))
     made: dict[int, Trajectory] = {}
     waiting: list[int] = []
     futures: list[concurrent.futures.Future] = []
@@ -173,12 +174,12 @@ class Prober:
       rows = [r for r, s in enumerate(strategies) if s.turns[0].kind == kind]
       if not rows:
         continue
-      replies: list[list[AuditorReply]] = [[] for _ in rows]
-      for (written_by, count), features in zip(authors, seen, strict=True):
-        with timer("sample"):
-          more = self.sampler.sample(
-            written_by,
-            [self.sampler.prompt(self.config.task_text(strategies[r], 0)) for r in rows],
+      tasks = [self.sampler.prompt(self.config.task_text(strategies[r], 0)) for r in rows]
+      with timer("sample"):
+        written = [
+          self.sampler.sample(
+            by,
+            tasks,
             features=features[rows],
             image_ids=[source_ids[r] for r in rows],
             kind=kind,
@@ -187,12 +188,16 @@ class Prober:
             walk=prompts[0].walk,
             turn=0,
             uids=np.array([prompts[r].uid for r in rows]),
-            samples=np.tile(len(replies[0]) + np.arange(count), (len(rows), 1)),
+            samples=np.tile(numbers, (len(rows), 1)),
           )
-        replies = [[*own, *others] for own, others in zip(replies, more)]
+          for by, features, numbers in authors
+        ]
       samples = [
-        [self._first(prompts[r], g, reply, source_ids[r]) for g, reply in enumerate(row)]
-        for r, row in zip(rows, replies)
+        [
+          self._first(prompts[r], g, reply, source_ids[r])
+          for g, reply in enumerate(itertools.chain.from_iterable(of_prompt))
+        ]
+        for r, of_prompt in zip(rows, zip(*written))  # What is more than the rows is padding.
       ]
       if chooser is not None:
         with timer("surrogate"):

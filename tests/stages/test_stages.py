@@ -23,6 +23,7 @@ from auditdm_jax.scenes.mix import Mix
 from auditdm_jax.stages import (
   asking,
   evaluate,
+  methods,
   proposing,
   rewording,
   summarise,
@@ -31,6 +32,7 @@ from auditdm_jax.stages import (
   worlds,
 )
 from auditdm_jax.stages.results import Found, ModeRow
+from auditdm_jax.stages.rows import RowReader
 from auditdm_jax.vlm import load_vlm
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -137,6 +139,40 @@ def test_a_disagreement_returns_or_not_or_nobody_can_tell(second, returned):
   assert asked.again.question == "what color is it now"
   assert (asked.find is None) == (returned is False)
   assert rewording.Reworded(ctx, bank)([first], most=0) == [first], "no query is left"
+
+
+def test_the_report_says_how_many_disagreements_returned():
+  once = _attempt("i", "what color is it", "blue", "red")
+  told = [True, True, True, False, None]
+  again = [Again(question="which color", verdict=once.verdict, returned=r) for r in told]
+  swept = [dataclasses.replace(once, again=a) for a in again] + [once]
+  returned = summarise._returned(swept)
+  assert (returned.k, returned.n) == (3, 4), "nobody can tell of one, and one was not asked"
+  assert summarise._returned([once]) is None
+  sweep = types.SimpleNamespace(returned=returned)
+  name, text = methods._find(types.SimpleNamespace(sweep=sweep))
+  low, high = (f"{100 * x:.1f}" for x in returned.ci95)
+  assert name == "Find" and f"3/4, 95\u202f% interval {low}–{high}" in text
+  for none in (None, types.SimpleNamespace(returned=None)):
+    assert "other words" not in methods._find(types.SimpleNamespace(sweep=none))[1]
+
+
+def test_corrected_rates_count_the_verdict_on_one_wording():
+  """As sensitivity and specificity do, which are measured so."""
+  lost = _attempt("i", "what color is it", "blue", "red")
+  again = Again(question="which color", verdict=lost.verdict, returned=False)
+  attempts = [
+    dataclasses.replace(lost, again=again),
+    _attempt("j", "what color is it", "red", "red"),
+  ]
+  reader = RowReader(types.SimpleNamespace(oracle=_oracle(None)), set())
+  rows = reader.rows(attempts)
+  assert [(r.find, r.disagreed, r.queries, r.answers) for r in rows] == [
+    (False, True, 2, 4),
+    (False, False, 1, 2),
+  ]
+  flagged = summarise._corrected(types.SimpleNamespace(correct=lambda rate: rate), rows)
+  assert (flagged.k, flagged.n) == (1, 2)
 
 
 def test_attempts_survive_their_records():
