@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 import functools
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -39,6 +40,7 @@ LOST = 75  # Exit code, EX_TEMPFAIL: another process is gone; the same command g
 OWN = 200
 _HEARTBEAT_S = 30  # A process that is silent for so long is lost, and the job ends.
 _SHUTDOWN_S = 10  # How long one that is done waits for the others; `together` ends in step.
+_OPTIMIZED = "--xla_backend_optimization_level"
 _START_S = 600  # Machines of one job come up at different times.
 
 
@@ -68,7 +70,9 @@ def setup(
   """Joins the other processes, turns on the compilation cache, splits the CPU if asked.
 
   NumPy's own matrix products get one thread: all are small, and the threads of its library wait for
-  one another by spinning, which took a third of the CPU time of a report.
+  one another by spinning, which took a third of the CPU time of a report. XLA for CPUs optimises
+  the kernels that it writes less: its large products are not among them, and a third of the time
+  of a compilation is.
 
   Args:
     devices: how many CPU devices this process shows, to try a mesh without one; 0 leaves them
@@ -82,6 +86,9 @@ def setup(
     RuntimeError: `devices` or `cluster` is given and jax is already in use.
   """
   threadpoolctl.threadpool_limits(1, user_api="blas")
+  given = os.environ.get("XLA_FLAGS", "")
+  if _OPTIMIZED not in given and not importlib.metadata.entry_points(group="jax_plugins"):
+    os.environ["XLA_FLAGS"] = f"{given} {_OPTIMIZED}=1"
   if devices:
     jax.config.update("jax_num_cpu_devices", devices)
   # jax gives its config the options one by one, so that a type checker does not know them.
@@ -92,6 +99,15 @@ def setup(
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   if cluster is not None:
     _join(cluster)
+
+
+def use_one_thread() -> None:
+  """Lets XLA for CPUs have one thread, unless the variable NPROC says otherwise.
+
+  Programs of tiny models are as fast with it: their pieces take no longer than it takes to hand
+  them out, and threads that wait for more of them spin. To be called before a device is used.
+  """
+  os.environ.setdefault("NPROC", "1")
 
 
 def stay_off_accelerators() -> None:

@@ -25,11 +25,10 @@ from typing import Any
 import jax
 from jax import Array
 import jax.numpy as jnp
-import numpy as np
 
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core.config import UserError
-from auditdm_jax.models import multimodal
+from auditdm_jax.models import gemma, multimodal
 from auditdm_jax.models.multimodal import Params, VlmConfig
 
 _BLOCK = 256  # Tokens that `draw_token` looks at together: about the root of a vocabulary.
@@ -233,25 +232,17 @@ def _prefill_tails(
     jnp.concatenate([head, tail.reshape(b, g * e)], axis=1)
     for head, tail in ((tokens, tails.tokens), (valid, tails.valid))
   )
-  segment = np.repeat(np.arange(g + 1), [end] + [e] * g)
-  segment = jnp.broadcast_to(segment, row.shape)
+  branches = gemma.Branches(end, g)
   last = end + e * jnp.arange(g) + _last(tails.valid)
   x, kv = multimodal.prefill(
-    config, params, features, row, valid=row_valid, segment=segment, places=last
+    config, params, features, row, valid=row_valid, branches=branches, places=last
   )
-  places = multimodal.positions_of(row_valid, segment)
-
-  def by_sample(x: Array) -> Array:
-    """[B,S+G·E] -> [B,G,S+E]"""
-    head = jnp.broadcast_to(x[:, None, :end], (b, g, end))
-    return jnp.concatenate([head, x[:, end:].reshape(b, g, e)], axis=2)
-
   return _Prefilled(
     last=x,
     kv=kv,
     count=jnp.sum(valid, axis=1)[:, None] + jnp.sum(tails.valid, axis=2),
-    positions=by_sample(places),
-    valid=by_sample(row_valid),
+    positions=branches.each(multimodal.positions_of(row_valid, branches)),
+    valid=branches.each(row_valid),
   )
 
 

@@ -234,6 +234,40 @@ class Past:
     return Past(self.prefix, (k, v))
 
 
+@dataclasses.dataclass(frozen=True)
+class Branches:
+  """Rows of a trunk of S tokens, and G branches of E that follow it and do not see one another.
+
+  Attributes:
+    trunk: S.
+    count: G.
+  """
+
+  trunk: int
+  count: int
+
+  def apart(self, x: Array) -> tuple[Array, Array]:
+    """Returns the trunk [B,S,…] and the branches [B,G,E,…] of rows [B,S+G·E,…]."""
+    trunk, rest = x[:, : self.trunk], x[:, self.trunk :]
+    return trunk, rest.reshape(len(x), self.count, rest.shape[1] // self.count, *x.shape[2:])
+
+  def each(self, x: Array) -> Array:
+    """Returns [B,G,S+E]: the trunk before each of its branches, of rows [B,S+G·E]."""
+    trunk, rest = self.apart(x)
+    shape = (*rest.shape[:2], self.trunk)
+    return jnp.concatenate([jnp.broadcast_to(trunk[:, None], shape), rest], axis=2)
+
+  def seen(self, x: Array) -> Array:
+    """Returns [B,S+G·E,S+E]: of rows [B,S+G·E], what each token has before it and beside it.
+
+    That of the trunk's tokens ends with a branch, which a mask must take off.
+    """
+    each = self.each(x)
+    rows = jnp.repeat(each, each.shape[2] - self.trunk, axis=1)  # One for each token of a branch.
+    trunk = jnp.broadcast_to(each[:, :1], (len(x), self.trunk, each.shape[2]))
+    return jnp.concatenate([trunk, rows], axis=1)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Dropout:
@@ -293,6 +327,38 @@ def attend(q: Array, k: Array, v: Array, mask: Array, *, past: Past | None, cap:
     of_suffix = jnp.einsum("btkgs,btksh->btkgh", jnp.moveaxis(of_suffix, 3, 1), past.suffix[1])
     out += jnp.moveaxis(of_suffix, 1, 3)
   return jnp.moveaxis(out, 3, 1)
+
+
+def attend_branches(
+  q: Array, k: Array, v: Array, mask: Array, *, branches: Branches, cap: float
+) -> Array:
+  """`attend` where rows are a trunk and branches, without the products of one with another.
+
+  Args:
+    q: [B,S+G·E,K,N,H], scaled.
+    k: [B,S+G·E,K,H].
+    v: [B,S+G·E,K,H].
+    mask: bool[B,S+G·E,S+E], by `Branches.seen`.
+    branches: S and G.
+    cap: as that of `attend`.
+
+  Returns:
+    [B,S+G·E,K,N,H]
+  """
+  product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  end = branches.trunk
+  (trunk_q, own_q), (trunk_k, own_k), (trunk_v, own_v) = map(branches.apart, (q, k, v))
+  trunk = attend(trunk_q, trunk_k, trunk_v, mask[:, :end, :end], past=None, cap=cap)
+  rows = q[:, end:]
+  logits = product("btknh,bskh->bknts", rows, trunk_k)
+  of_own = product("bgeknh,bgfkh->bkngef", own_q, own_k)
+  of_own = of_own.reshape(*logits.shape[:-1], own_k.shape[2])
+  logits = softcap(jnp.concatenate([logits, of_own], axis=-1), cap)
+  probs = jax.nn.softmax(jnp.where(mask[:, None, None, end:], logits, MASKED), axis=-1)
+  of_trunk, of_own = jnp.split(probs.astype(q.dtype), [end], axis=-1)
+  of_own = of_own.reshape(*of_own.shape[:3], *own_k.shape[1:3], own_k.shape[2])
+  out = jnp.einsum("bkngef,bgfkh->bgeknh", of_own, own_v).reshape(rows.shape)
+  return jnp.concatenate([trunk, out + jnp.einsum("bknts,bskh->btknh", of_trunk, trunk_v)], axis=1)
 
 
 class Heads(nn.Module):
@@ -394,6 +460,7 @@ class Attention(nn.Module):
   config: GemmaConfig
   form: Form = "stacked"
   layout: sharding.Layout = sharding.GATHERED
+  branches: Branches | None = None
 
   @nn.compact
   def __call__(
@@ -427,7 +494,10 @@ class Attention(nn.Module):
     q, mask = rotate(q, angles[0, pick], angles[1, pick]), mask[pick]
     q = q * (h**-0.5 if config.query_scale is None else config.query_scale)
     q = q.reshape(*q.shape[:2], kv, n // kv, h)
-    out = attend(q, k, v, mask, past=past, cap=config.attn_softcap)
+    if self.branches is None:
+      out = attend(q, k, v, mask, past=past, cap=config.attn_softcap)
+    else:
+      out = attend_branches(q, k, v, mask, branches=self.branches, cap=config.attn_softcap)
     project = Project((n, h), d, out_bias, self.form, name="attn_vec_einsum")
     return project(self.layout.out_of(out.reshape(*out.shape[:2], n * h))), (k, v)
 
@@ -471,6 +541,7 @@ class Block(nn.Module):
   keep_kv: bool
   form: Form = "stacked"
   layout: sharding.Layout = sharding.GATHERED
+  branches: Branches | None = None
 
   @nn.compact
   def __call__(
@@ -488,7 +559,7 @@ class Block(nn.Module):
     post = {"eps": config.norm_eps, "init": config.post_norm_init}
     y = RMSNorm(config.norm_eps, name="pre_attention_norm")(x)
     pick = is_local.astype(jnp.int32)
-    y, kv = Attention(config, self.form, self.layout, name="attn")(
+    y, kv = Attention(config, self.form, self.layout, self.branches, name="attn")(
       y, pick=pick, angles=angles, mask=mask, past=past, wanted=wanted
     )
     y = self.layout.back(y)
@@ -528,36 +599,39 @@ class Gemma(nn.Module):
       would stack what nobody reads. The parameters are the same either way.
     form: how the blocks' parameters lie, see `forms`.
     layout: whether stacked layers are gathered where they are used, or their inputs go to them.
+    branches: of the rows, if they are a trunk and branches; then without a past.
   """
 
   config: GemmaConfig
   keep_kv: bool = False
   form: Form = "stacked"
   layout: sharding.Layout = sharding.GATHERED
+  branches: Branches | None = None
 
   def setup(self):
     config = self.config
     self.embedder = Embedder(config)
     self.final_norm = RMSNorm(config.norm_eps)
+    block = functools.partial(Block, config, self.keep_kv, branches=self.branches)
     if self.form == "split":
-      self.layers = [Block(config, self.keep_kv, self.form) for _ in range(config.depth)]
+      self.layers = [block(self.form) for _ in range(config.depth)]
       return
     if self.form == "listed":
-      self.blocks = [Block(config, self.keep_kv, self.form) for _ in range(config.depth)]
+      self.blocks = [block(self.form) for _ in range(config.depth)]
       return
     quantized = int8.is_quantized(self.variables)
     used = sharding.at_use(
       "llm/layers", Block, dtype=config.dtype, keep=self.layout.keep, quantized=quantized
     )
-    block = nn.remat(used, prevent_cse=False) if config.remat else used
+    scanned = nn.remat(used, prevent_cse=False) if config.remat else used
     self.layers = nn.scan(
-      block,
+      scanned,
       variable_axes={"params": 0},
       split_rngs={"params": True},
       in_axes=(0, 0, 0, nn.broadcast, nn.broadcast),
       length=config.depth,
       unroll=config.unroll,
-    )(config, self.keep_kv, layout=self.layout)
+    )(config, self.keep_kv, layout=self.layout, branches=self.branches)
 
   def embed(self, tokens: Array) -> Array:
     """Returns [B,T,D]: embeddings of i32[B,T] times sqrt(D). Image tokens do not pass here."""
@@ -581,10 +655,10 @@ class Gemma(nn.Module):
       x: [B,T,D] embeddings, text and image.
       positions: i32[B,T] of the queries.
       key_positions: i32[B,1,S+C+T] of the past keys and the queries' own; i32[B,T,S+C+T] where
-        the queries are of samples at different places.
-      mask: bool[B,T,S+C+T], what each query may see by the architecture; what lies outside of the
-        window of the local layers is taken off here.
-      wide: bool[B,T,S+C+T], the part of `mask` that a window leaves alone, or None.
+        the queries are of samples at different places; i32[B,T,S+E] where rows have branches.
+      mask: bool[B,T,S+C+T] or bool[B,T,S+E], what each query may see by the architecture; what
+        lies outside of the window of the local layers is taken off here.
+      wide: of the shape of `mask`, the part of `mask` that a window leaves alone, or None.
       past: what came out of earlier calls, or None. Unless the layers are stacked, a list of one
         per layer, which no step has to cut out of the whole.
       dropout: the noise of training, or None. Only if the layers are stacked.
@@ -605,23 +679,23 @@ class Gemma(nn.Module):
       ]
     )
     angles = jnp.stack([jnp.cos(angles), jnp.sin(angles)])  # [cos or sin, global or local, B,T,H/2]
-    angles = jax.lax.optimization_barrier(angles)  # Or each layer makes them again.
     near = window_mask(positions, key_positions, window=config.window)
     masks = jnp.stack([mask, mask & (near if wide is None else near | wide)])
+    angles, masks = jax.lax.optimization_barrier((angles, masks))  # Or each layer makes them again.
     x = x.astype(config.dtype)
     if self.form == "stacked":
       x, kv = self.layers(x, is_local, past, dropout, angles, masks)
-      if places is not None:
-        x = jnp.take_along_axis(x, places[..., None], axis=1)
-      return self.final_norm(x), kv
+      return self.final_norm(_at(x, places)), kv
     kvs = []
-    wanted = None if places is None else Wanted.of(places, angles, masks)
+    wanted = None
+    if places is not None and self.branches is None:
+      wanted, places = Wanted.of(places, angles, masks), None
     layers = self.layers if self.form == "split" else self.blocks
     for i, layer in enumerate(layers):
       last = wanted if i == config.depth - 1 else None
       x, kv = layer(x, is_local[i], past and past[i], None, angles, masks, last)
       kvs.append(kv)
-    return self.final_norm(x), kvs
+    return self.final_norm(_at(x, places)), kvs
 
   def __call__(self, tokens: Array) -> Array:
     """Touches every parameter, for init: a causal pass over i32[B,T]."""
@@ -630,3 +704,8 @@ class Gemma(nn.Module):
     mask = jnp.broadcast_to(jnp.tri(t, dtype=bool), (b, t, t))
     x = self.embed(tokens)
     return self.decode(x, positions=positions, key_positions=positions[:, None], mask=mask)[0]
+
+
+def _at(x: Array, places: Array | None) -> Array:
+  """Returns [B,C,D] of x[B,T,D] at places i32[B,C], all of it if they are None."""
+  return x if places is None else jnp.take_along_axis(x, places[..., None], axis=1)

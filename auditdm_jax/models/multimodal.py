@@ -181,7 +181,7 @@ def embed(config: VlmConfig, params: Params, features: Array | None, tokens: Arr
   return jnp.where(slot[..., None], placed, x)
 
 
-def make_attn_mask(valid: Array, ar: Array, segment: Array | None = None) -> Array:
+def make_attn_mask(valid: Array, ar: Array, branches: gemma.Branches | None = None) -> Array:
   """Returns bool[B,T,T]: token i sees j iff cumsum(ar)[j] <= cumsum(ar)[i], both valid.
 
   One rule makes every mask (big_vision, models/proj/paligemma/paligemma.py). Two rows of five:
@@ -194,25 +194,27 @@ def make_attn_mask(valid: Array, ar: Array, segment: Array | None = None) -> Arr
       1    1 1 1 1 .                     0    1 1 1 1 .
       1    1 1 1 1 1                     1    1 1 1 1 1
 
-  With `segment` i32[B,T], i sees j only if j is of segment 0 or of i's own: several completions
-  after one prompt, 0 0 1 1 2 2, do not see one another.
+  With `branches` it is bool[B,T,S+E]: the tokens of a branch see the trunk and their own, which
+  are the columns.
   """
   order = jnp.cumsum(ar, axis=1)
-  sees = order[:, None, :] <= order[:, :, None]
-  if segment is not None:
-    sees = sees & shares(segment)
-  return sees & valid[:, None, :] & valid[:, :, None]
+  sees = _seen(order, branches) <= order[:, :, None]
+  sees = sees & _seen(valid, branches) & valid[:, :, None]
+  if branches is None:
+    return sees
+  in_trunk = np.arange(sees.shape[2]) < branches.trunk
+  return sees & (in_trunk | (np.arange(sees.shape[1]) >= branches.trunk)[:, None])
 
 
-def shares(segment: Array) -> Array:
-  """Returns bool[B,T,T]: whether j is of segment 0 or of i's own, for i32[B,T] segments."""
-  return (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])
+def _seen(x: Array, branches: gemma.Branches | None) -> Array:
+  """Returns [B,1,T] of rows [B,T], or what `Branches.seen` does."""
+  return x[:, None, :] if branches is None else branches.seen(x)
 
 
-def same_block(ar: Array) -> Array:
-  """Returns bool[B,T,T]: the tokens between which `ar` makes no difference of order."""
+def same_block(ar: Array, branches: gemma.Branches | None = None) -> Array:
+  """Returns the tokens between which `ar` makes no difference of order, as `make_attn_mask`."""
   order = jnp.cumsum(ar, axis=1)
-  return order[:, None, :] == order[:, :, None]
+  return order[:, :, None] == _seen(order, branches)
 
 
 def default_ar(config: VlmConfig, tokens: Array) -> Array:
@@ -228,15 +230,17 @@ def default_ar(config: VlmConfig, tokens: Array) -> Array:
   return jnp.where(inside, 0, 1)
 
 
-def positions_of(valid: Array, segment: Array | None = None) -> Array:
+def positions_of(valid: Array, branches: gemma.Branches | None = None) -> Array:
   """Returns i32[B,T]: how many valid tokens come before; padding does not count.
 
-  With `segment`, those of segment 0 and of the token's own: each restarts at the prefix's end.
+  With `branches`, those of the trunk and of the token's own: each restarts at the trunk's end.
   """
-  if segment is None:
+  if branches is None:
     return jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
-  before = jnp.tri(valid.shape[1], dtype=bool) & shares(segment) & valid[:, None, :]
-  return jnp.maximum(jnp.sum(before, axis=2) - 1, 0)
+  trunk, own = branches.apart(valid)
+  own = jnp.cumsum(own, axis=2) + trunk.sum(axis=1)[:, None, None]
+  before = jnp.concatenate([jnp.cumsum(trunk, axis=1), own.reshape(len(valid), -1)], axis=1)
+  return jnp.maximum(before - 1, 0)
 
 
 def hidden(
@@ -247,7 +251,7 @@ def hidden(
   *,
   valid: Array,
   ar: Array | None = None,
-  segment: Array | None = None,
+  branches: gemma.Branches | None = None,
   dropout: gemma.Dropout | None = None,
   places: Array | None = None,
 ) -> Array:
@@ -261,7 +265,7 @@ def hidden(
     valid: bool[B,T], False at padding, which may be on either side.
     ar: i32[B,T] of `make_attn_mask`; None is `default_ar`. A PaliGemma row with a suffix must
       give it.
-    segment: i32[B,T] of `make_attn_mask`; None is one segment.
+    branches: of the rows, if they are a trunk and branches.
     dropout: the noise of training, or None.
     places: i32[B,C], the tokens whose hidden states are wanted; None is all of them.
 
@@ -275,7 +279,7 @@ def hidden(
     tokens,
     valid=valid,
     ar=ar,
-    segment=segment,
+    branches=branches,
     dropout=dropout,
     places=places,
     keep_kv=False,
@@ -290,21 +294,21 @@ def prefill(
   *,
   valid: Array,
   ar: Array | None = None,
-  segment: Array | None = None,
+  branches: gemma.Branches | None = None,
   dropout: gemma.Dropout | None = None,
   places: Array | None = None,
   keep_kv: bool = True,
 ) -> tuple[Array, Any]:
   """As `hidden`; also returns the keys and values as `gemma.Gemma.decode` does."""
   ar = default_ar(config, tokens) if ar is None else ar
-  positions = positions_of(valid, segment)
-  return _decoder(config, params, keep_kv=keep_kv)(
+  positions = positions_of(valid, branches)
+  return _decoder(config, params, keep_kv=keep_kv, branches=branches)(
     embed(config, params, features, tokens),
     positions=positions,
-    key_positions=positions[:, None],
-    mask=make_attn_mask(valid, ar, segment),
+    key_positions=_seen(positions, branches),
+    mask=make_attn_mask(valid, ar, branches),
     # PaliGemma's prefix sees all of itself in every layer, Gemma 3's image only what is near.
-    wide=same_block(ar) if config.kind == "paligemma" else None,
+    wide=same_block(ar, branches) if config.kind == "paligemma" else None,
     dropout=dropout,
     places=places,
   )
@@ -419,9 +423,11 @@ def _decoder(
   *,
   keep_kv: bool,
   layout: sharding.Layout = sharding.GATHERED,
+  branches: gemma.Branches | None = None,
 ) -> Callable[..., tuple[Array, Any]]:
   """Returns `gemma.Gemma.decode` of the parameters, however they lie."""
-  model = gemma.Gemma(config.text, keep_kv=keep_kv, form=_form(params), layout=layout)
+  form = _form(params)
+  model = gemma.Gemma(config.text, keep_kv=keep_kv, form=form, layout=layout, branches=branches)
   return functools.partial(model.apply, {"params": params["llm"]}, method="decode")
 
 

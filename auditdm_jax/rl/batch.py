@@ -5,7 +5,7 @@ A learner row is a prompt about one image and the G completions that share it. C
 prompt and itself only, and its positions go on where the prompt's end:
 
   tokens     p p p p . | a a a . | b b b b      p prompt, image slots included; . padding
-  segment    0 0 0 0 0 | 1 1 1 1 | 2 2 2 2
+  branch     . . . . . | 1 1 1 1 | 2 2 2 2      see `models.gemma.Branches`
   position   0 1 2 3 . | 4 5 6 . | 4 5 6 7      . is never looked at
                        |<- C-1 ->|<- C-1 ->     the last token of a completion predicts nothing
 
@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from auditdm_jax.audit.probe import Verdict
-from auditdm_jax.models import multimodal
+from auditdm_jax.models import gemma, multimodal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,20 +192,19 @@ def padded(rows: int, *, devices: int, micro_rows: int = 0) -> int:
   return -(-rows // multiple) * multiple
 
 
-def sequence(config: multimodal.VlmConfig, rows: Rows) -> dict[str, jax.Array]:
-  """What `multimodal.hidden` takes: tokens, valid, ar and segment, each [B,T]."""
+def sequence(config: multimodal.VlmConfig, rows: Rows) -> dict[str, Any]:
+  """What `multimodal.hidden` takes: tokens, valid and ar, each [B,T], and branches."""
   n, g, c = rows.targets.shape
 
   def line(prompt, completions):
     return jnp.concatenate([prompt, completions.reshape(n, g * (c - 1))], axis=1)
 
-  number = jnp.broadcast_to(jnp.arange(1, g + 1)[:, None], (n, g, c - 1))
   return {
     "tokens": line(rows.prompt, rows.targets[:, :, :-1]),
     # A completion's last token is not here, its others count for every row alike.
     "valid": line(rows.prompt_valid, rows.loss_mask[:, :, :-1]),
-    "ar": line(multimodal.default_ar(config, rows.prompt), jnp.ones_like(number)),
-    "segment": line(jnp.zeros_like(rows.prompt), number),
+    "ar": line(multimodal.default_ar(config, rows.prompt), jnp.ones((n, g, c - 1), jnp.int32)),
+    "branches": gemma.Branches(rows.prompt.shape[1], g),
   }
 
 

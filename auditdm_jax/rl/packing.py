@@ -27,8 +27,9 @@ class Packer:
     images = list(dict.fromkeys(turn.image_id for turns, _ in samples for turn in turns))
     place = {image_id: i for i, image_id in enumerate(images)}
     parts = []
-    for number, part in enumerate(self._calls.parts):
-      chosen = [(turns[number], a) for turns, a in samples if len(turns) > number]
+    for part in self._calls.parts:
+      replies = [(turns[part.turn], a) for turns, a in samples if len(turns) > part.turn]
+      chosen = [(turn, a) for turn, a in replies if turn.kind in part.kinds]
       parts.append(
         batch_lib.pack_rows(
           [turn for turn, _ in chosen],

@@ -8,12 +8,14 @@ to encode and probes to answer are at most so many: samples may be malformed, an
 question that was met before costs nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
+import itertools
 
 from auditdm_jax.rl.draws import RolloutConfig
 from auditdm_jax.rl.strategy import Strategy
 
+_WORTH_A_PART = 0.8  # A further part has to bring the tokens down to this share.
 _QUOTE_SLACK = 8  # A quoted text may be tokenised into a few more tokens than were sampled.
 
 
@@ -40,8 +42,19 @@ class SampleCall:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """Learner rows of one shape, see `rl.batch`."""
+  """Learner rows of one shape, see `rl.batch`.
 
+  Attributes:
+    turn: 0 or 1.
+    kinds: of the replies that are learned from here.
+    rows: padded.
+    per_row: completions of a row.
+    prompt: tokens of the longest prompt.
+    completion: tokens of the longest reply.
+  """
+
+  turn: int
+  kinds: tuple[str, ...]
   rows: int
   per_row: int
   prompt: int
@@ -71,7 +84,7 @@ class Calls:
       it asks about.
     asked: probes about the sources, asked while images are made, and the others.
     images: unique images of the learner's batch.
-    parts: rows of the learner's batch, one part per turn.
+    parts: rows of the learner's batch, of each turn one or more parts.
   """
 
   sample: tuple[SampleCall, ...]
@@ -106,9 +119,12 @@ def calls_of(
   firsts, seconds = _first_calls(config, group, length), _second_calls(config, group, length)
   drawn = sum(count for _, count in active)
   again = sum(call.prompts for call in seconds)
-  parts = [_part(firsts, padded(drawn * group // per_row), per_row)]
+  rows = {call.kind: 0 for call in firsts}
+  for strategy, count in active:
+    rows[strategy.turns[0].kind] += count * group // per_row
+  parts = _parts(firsts, rows, per_row=per_row, padded=padded)
   if seconds:
-    parts.append(_part(seconds, padded(again), 1))
+    parts += _parts(seconds, {c.kind: c.prompts for c in seconds}, per_row=1, padded=padded)
   looked_at = group * sum(n for s, n in active if s.turns[-1].about == "made")
   early = sum(n for s, n in active if is_early(s))
   late = sum(n * (group if s.makes else 1) for s, n in active if not is_early(s))
@@ -162,5 +178,42 @@ def _second_calls(
   ]
 
 
-def _part(calls: list[SampleCall], rows: int, per_row: int) -> Part:
-  return Part(rows, per_row, calls[0].width, max(call.new for call in calls))
+def _parts(
+  calls: list[SampleCall],
+  rows: Mapping[str, int],
+  *,
+  per_row: int,
+  padded: Callable[[int], int],
+) -> list[Part]:
+  """Returns the parts of a turn: kinds apart where that leaves out enough padding.
+
+  Short replies are padded to the longest of their part, and rows to a number that devices and
+  micro-batches divide. Each part is one more to compile.
+
+  Args:
+    calls: of this turn, one per kind.
+    rows: by kind, before they are padded.
+    per_row: completions of a row.
+    padded: as that of `calls_of`.
+  """
+  calls = sorted(calls, key=lambda call: call.new)
+
+  def part(some: Sequence[SampleCall]) -> Part:
+    count = padded(sum(rows[call.kind] for call in some))
+    kinds = tuple(call.kind for call in some)
+    return Part(some[0].turn, kinds, count, per_row, some[0].width, max(c.new for c in some))
+
+  def ways(count: int) -> Iterator[list[Part]]:
+    for cuts in itertools.combinations(range(1, len(calls)), count - 1):
+      yield [part(calls[i:j]) for i, j in itertools.pairwise((0, *cuts, len(calls)))]
+
+  def tokens(parts: list[Part]) -> int:
+    return sum(p.rows * (p.prompt + p.per_row * (p.completion - 1)) for p in parts)
+
+  chosen = [part(calls)]
+  for count in range(2, len(calls) + 1):
+    better = min(ways(count), key=tokens)
+    if tokens(better) > _WORTH_A_PART * tokens(chosen):
+      break
+    chosen = better
+  return chosen

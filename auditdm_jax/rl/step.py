@@ -157,6 +157,13 @@ def image_features(
   return mesh_lib.constrain(features)
 
 
+def listed(config: StepConfig, params: FlatParams) -> FlatParams:
+  """Params, or some of them, with the decoder's layers in a list where that is faster."""
+  if not multimodal.lists_layers(config.model, params):
+    return params
+  return tree_lib.flatten(multimodal.list_layers(tree_lib.unflatten(params)))
+
+
 def forward_logprobs(
   config: StepConfig, params: FlatParams, features: jax.Array, rows: batch_lib.Rows
 ) -> tuple[jax.Array, jax.Array]:
@@ -170,7 +177,7 @@ def forward_logprobs(
     line["tokens"],
     valid=line["valid"],
     ar=line["ar"],
-    segment=line["segment"],
+    branches=line["branches"],
   )
   return multimodal.token_logprobs(
     config.model,
@@ -205,12 +212,14 @@ def train_step(
   """
   longest = max(rows.targets.shape[2] for rows in batch.parts)
   features_ref = None if reference is None else image_features(config, frozen | reference, batch)
+  fixed = listed(config, frozen)
+  initial = None if reference is None else fixed | listed(config, reference)
 
   def loss_fn(params, features, rows):
-    logp, entropy = forward_logprobs(config, frozen | params, features, rows)
+    logp, entropy = forward_logprobs(config, fixed | params, features, rows)
     logp_ref = None
-    if reference is not None and features_ref is not None:
-      logp_ref, _ = forward_logprobs(config, frozen | reference, features_ref, rows)
+    if initial is not None and features_ref is not None:
+      logp_ref, _ = forward_logprobs(config, initial, features_ref, rows)
     (total, count), metrics = grpo_lib.loss_and_metrics(
       config.grpo,
       _lines(logp),
@@ -271,6 +280,8 @@ def _gradients(
   """
   trains_tower = batch.pixels is not None
   features, pull_back = jax.vjp(lambda p: image_features(config, frozen | p, batch), params)
+  # Before the loop over micro-batches, which would take the stack apart each time.
+  params = listed(config, params)
   grad_fn = jax.value_and_grad(loss_fn, argnums=(0, 1) if trains_tower else (0,), has_aux=True)
 
   def sums(rows):
@@ -279,10 +290,11 @@ def _gradients(
 
   parts = [_in_micro_batches(sums, rows, config.optim.micro_rows) for rows in batch.parts]
   (grads, total, count), metrics = functools.reduce(_add, parts)
+  of_params = tree_lib.flatten(multimodal.stack_layers(tree_lib.unflatten(grads[0])))
   if trains_tower:
-    grads = (jax.tree.map(jnp.add, grads[0], *pull_back(grads[1])),)
+    of_params = jax.tree.map(jnp.add, of_params, *pull_back(grads[1]))
   count = jnp.maximum(count, 1.0)
-  return jax.tree.map(lambda g: g / count, grads[0]), total / count, metrics
+  return jax.tree.map(lambda g: g / count, of_params), total / count, metrics
 
 
 def _add(a: Any, b: Any) -> Any:

@@ -29,6 +29,8 @@ from auditdm_jax.stages.talking import Talking
 from auditdm_jax.text import styles
 from auditdm_jax.vlm import Vlm, load_vlm
 
+_TINY = 1 << 23  # Bytes of a model's files.
+
 Local = Vlm | Paged | Talking
 Answering = Local | Noisy | Remote
 
@@ -66,6 +68,8 @@ class Models:
     self._reader = settings.rollout.surrogate.reader
     self._outside = settings.verify.model
     self._named_by = _named_by(settings)
+    if all(map(_is_tiny, self._named_by)):
+      runtime.use_one_thread()
     self.judge = self._open_judge(settings, replies)
 
   def with_target(self, settings: AuditConfig) -> "Models":
@@ -341,6 +345,15 @@ def _named_by(settings: AuditConfig) -> dict[str, list[str]]:
   for key, spec in named:
     keys.setdefault(spec, []).append(f"config.{key}")
   return keys
+
+
+def _is_tiny(spec: str) -> bool:
+  """Returns whether no large model is loaded for what a role names."""
+  if not spec or paths.is_remote(spec):
+    return not spec
+  path = pathlib.Path(spec)
+  files = path.iterdir() if path.is_dir() else [path]
+  return sum(file.stat().st_size for file in files if file.is_file()) < _TINY
 
 
 def _name(spec: str) -> str:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from auditdm_jax.models import multimodal
+from auditdm_jax.models import gemma, multimodal
 from auditdm_jax.rl import batch as batch_lib
 from tests.rl import tiny
 
@@ -69,15 +69,17 @@ def test_the_drawing_of_the_module():
   turns = [turn([9, 8, 7, 6], [1, 2, 3, 4]), turn([9, 8, 7, 6], [5, 6])]
   rows = pack(turns, rows=1, per_row=2)
   config = dataclasses.replace(tiny.config(), vision=None)
-  seq = {name: np.asarray(x[0]) for name, x in batch_lib.sequence(config, rows).items()}
+  seq = batch_lib.sequence(config, rows)
+  branches = seq.pop("branches")
+  seq = {name: np.asarray(x[0]) for name, x in seq.items()}
   np.testing.assert_array_equal(seq["tokens"], [9, 8, 7, 6, 0, 1, 2, 3, 5, 6, 0])
   np.testing.assert_array_equal(seq["valid"], [1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 0])
-  np.testing.assert_array_equal(seq["segment"], [0] * 5 + [1] * 3 + [2] * 3)
-  positions = multimodal.positions_of(seq["valid"][None] > 0, seq["segment"][None])[0]
+  assert branches == gemma.Branches(5, 2)
+  positions = multimodal.positions_of(seq["valid"][None] > 0, branches)[0]
   np.testing.assert_array_equal(positions[seq["valid"] > 0], [0, 1, 2, 3, 4, 5, 6, 4, 5])
-  mask = multimodal.make_attn_mask(seq["valid"][None] > 0, seq["ar"][None], seq["segment"][None])[0]
+  mask = multimodal.make_attn_mask(seq["valid"][None] > 0, seq["ar"][None], branches)[0]
   np.testing.assert_array_equal(np.flatnonzero(mask[7]), [0, 1, 2, 3, 5, 6, 7])
-  np.testing.assert_array_equal(np.flatnonzero(mask[9]), [0, 1, 2, 3, 8, 9])
+  np.testing.assert_array_equal(np.flatnonzero(mask[9]), [0, 1, 2, 3, 5, 6])  # 8 and 9 of the row
   np.testing.assert_array_equal(np.flatnonzero(mask[3]), [0, 1, 2, 3])
 
 
