@@ -387,6 +387,24 @@ def test_one_batch_equals_its_micro_batches(frozen):
   assert_equal(results[0][1], results[1][1])
 
 
+@pytest.mark.parametrize("frozen", [step.TOWER, ALL, rf"{step.TOWER}|q_einsum|final_norm"])
+def test_layers_in_a_list_learn_as_the_stack(frozen):
+  """Where some of their parameters are frozen too; the state stays stacked."""
+  few = dataclasses.replace(tiny.config().text, unroll=2)
+  results = []
+  for text in (tiny.config().text, few):
+    model = dataclasses.replace(tiny.config(), text=text)
+    learner = make(grpo.GrpoConfig(kl_coef=0.1), config=model, micro_rows=4, frozen=frozen, **FAST)
+    assert multimodal.lists_layers(model, learner.params) == (text is few)
+    batch = batch_lib.LearnerBatch(**images(frozen == ALL), parts=tiny.batch(rows=8).parts)
+    metrics = [learner.update(batch) for _ in range(2)][-1]
+    assert metrics["kl"] > 0
+    results.append((metrics, host(learner.state.opt_state[1].mu)))
+  assert results[0][0] == pytest.approx(results[1][0], rel=1e-3, abs=1e-6)
+  assert_equal(results[0][1], results[1][1])
+  assert any(path.startswith("llm/layers/mlp") for path in results[1][1])
+
+
 def test_scoring_holds_the_logits_of_a_micro_batch_only():
   config, rows = tiny.config(), tiny.batch(rows=16).parts[0]
   sizes = []
