@@ -30,6 +30,7 @@ from auditdm_jax.rl.step import (
   TrainState,
   forward_logprobs,
   image_features,
+  listed,
   optimizer,
   train_step,
 )
@@ -159,6 +160,7 @@ def _score(
 ) -> tuple[jax.Array, ...]:
   """Log-probs f32[B,G,C] of each part, by the micro-batches of the step."""
   features, size = image_features(config, params, batch), config.optim.micro_rows
+  params = listed(config, params)
 
   def of(rows: batch_lib.Rows) -> jax.Array:
     return forward_logprobs(config, params, features, rows)[0]
