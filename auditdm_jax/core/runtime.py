@@ -71,8 +71,8 @@ def setup(
 
   NumPy's own matrix products get one thread: all are small, and the threads of its library wait for
   one another by spinning, which took a third of the CPU time of a report. XLA for CPUs optimises
-  the kernels that it writes less: its large products are not among them, and a third of the time
-  of a compilation is.
+  the kernels that it writes less, which are no slower for it: its large products are not among
+  them.
 
   Args:
     devices: how many CPU devices this process shows, to try a mesh without one; 0 leaves them
@@ -105,9 +105,16 @@ def use_one_thread() -> None:
   """Lets XLA for CPUs have one thread, unless the variable NPROC says otherwise.
 
   Programs of tiny models are as fast with it: their pieces take no longer than it takes to hand
-  them out, and threads that wait for more of them spin. To be called before a device is used.
+  them out, and threads that wait for more of them spin. XLA asks once, when the devices are first
+  used, so that this uses them; the processes that this one starts choose for themselves.
   """
-  os.environ.setdefault("NPROC", "1")
+  if "NPROC" in os.environ:
+    return
+  os.environ["NPROC"] = "1"
+  try:
+    jax.devices()
+  finally:
+    del os.environ["NPROC"]
 
 
 def stay_off_accelerators() -> None:

@@ -316,10 +316,7 @@ def attend(q: Array, k: Array, v: Array, mask: Array, *, past: Past | None, cap:
     of_prefix = product("bkgth,bkhs->bkgts", heads, past.prefix[0])
     of_suffix = product("btkgh,btkhs->btkgs", q, past.suffix[0])
     logits = [of_prefix, jnp.moveaxis(of_suffix, 1, 3), *logits]
-  ends = np.cumsum([part.shape[-1] for part in logits])[:-1]
-  logits = softcap(jnp.concatenate(logits, axis=-1), cap)
-  probs = jax.nn.softmax(jnp.where(mask[:, None, None], logits, MASKED), axis=-1).astype(q.dtype)
-  *of_past, of_own = jnp.split(probs, ends, axis=-1)
+  *of_past, of_own = _softmax(logits, mask, cap=cap, dtype=q.dtype)
   out = jnp.einsum("bkgts,bskh->bkgth", of_own, v)
   if past is not None:
     of_prefix, of_suffix = of_past
@@ -327,6 +324,14 @@ def attend(q: Array, k: Array, v: Array, mask: Array, *, past: Past | None, cap:
     of_suffix = jnp.einsum("btkgs,btksh->btkgh", jnp.moveaxis(of_suffix, 3, 1), past.suffix[1])
     out += jnp.moveaxis(of_suffix, 1, 3)
   return jnp.moveaxis(out, 3, 1)
+
+
+def _softmax(logits: list[Array], mask: Array, *, cap: float, dtype: Any) -> list[Array]:
+  """Returns the probabilities of keys in several parts [B,K,G,T,...], which meet in one softmax."""
+  ends = np.cumsum([part.shape[-1] for part in logits])[:-1]
+  whole = softcap(jnp.concatenate(logits, axis=-1), cap)
+  probs = jax.nn.softmax(jnp.where(mask[:, None, None], whole, MASKED), axis=-1)
+  return jnp.split(probs.astype(dtype), ends, axis=-1)
 
 
 def attend_branches(
@@ -350,13 +355,11 @@ def attend_branches(
   (trunk_q, own_q), (trunk_k, own_k), (trunk_v, own_v) = map(branches.apart, (q, k, v))
   trunk = attend(trunk_q, trunk_k, trunk_v, mask[:, :end, :end], past=None, cap=cap)
   rows = q[:, end:]
-  logits = product("btknh,bskh->bknts", rows, trunk_k)
+  of_trunk = product("btknh,bskh->bknts", rows, trunk_k)
   of_own = product("bgeknh,bgfkh->bkngef", own_q, own_k)
-  of_own = of_own.reshape(*logits.shape[:-1], own_k.shape[2])
-  logits = softcap(jnp.concatenate([logits, of_own], axis=-1), cap)
-  probs = jax.nn.softmax(jnp.where(mask[:, None, None, end:], logits, MASKED), axis=-1)
-  of_trunk, of_own = jnp.split(probs.astype(q.dtype), [end], axis=-1)
-  of_own = of_own.reshape(*of_own.shape[:3], *own_k.shape[1:3], own_k.shape[2])
+  logits = [of_trunk, of_own.reshape(*of_trunk.shape[:-1], own_k.shape[2])]
+  of_trunk, in_row = _softmax(logits, mask[:, end:], cap=cap, dtype=q.dtype)
+  of_own = in_row.reshape(of_own.shape)
   out = jnp.einsum("bkngef,bgfkh->bgeknh", of_own, own_v).reshape(rows.shape)
   return jnp.concatenate([trunk, out + jnp.einsum("bknts,bskh->btknh", of_trunk, trunk_v)], axis=1)
 

@@ -10,6 +10,7 @@ from PIL import Image
 import pytest
 
 from auditdm_jax.core import mesh as mesh_lib
+from auditdm_jax.core import runtime
 from auditdm_jax.core.config import UserError
 from auditdm_jax.stages import discover, loop, verify
 from auditdm_jax.stages.context import Context
@@ -35,6 +36,20 @@ def test_one_process_at_a_time_works_in_a_folder(config, tmp_path):
     pass
   stages = json.loads((tmp_path / "manifest.json").read_text())["stages"]
   assert stages["train"]["runs"] == 2 and stages["train"]["models"]["sibling"]
+
+
+@pytest.mark.parametrize("role", ["", "target", "references", "sibling"])
+def test_only_where_all_models_are_tiny_xla_gets_one_thread(config, tmp_path, monkeypatch, role):
+  asked = []
+  monkeypatch.setattr(runtime, "use_one_thread", lambda: asked.append(True))
+  (tmp_path / "large").mkdir()
+  with open(tmp_path / "large/model.safetensors", "wb") as f:
+    f.truncate(9 << 20)
+  if role:
+    large = str(tmp_path / "large")
+    config.models[role] = (*config.models[role], large) if role == "references" else large
+  Context(config, tmp_path / "run", "train")
+  assert bool(asked) == (not role)
 
 
 def test_target_and_references_need_names_of_their_own(config, tmp_path):
