@@ -113,7 +113,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.rollout.surrogate = dict(proposals=64 if rare else 0, random=2)
   c.rollout.gauges = dict(every=0, sample=64, heldout="")
   c.grpo = dict(group_size=8, kl="k2", kl_coef=0.02, entropy_coef=0.003, aggregation="token")
-  c.optim = dict(steps=150, lr=3e-4, final_lr=1e-4, warmup=0.05, weight_decay=0.0, micro_rows=4)
+  c.optim = dict(steps=150, lr=3e-4, final_lr=1e-4, warmup=0.05, weight_decay=0.0, micro_rows=8)
   c.reward = dict(novelty="archive", novelty_power=0.3)
   if args["reward"] == "plain":
     c.reward = dict(novelty="off")

@@ -280,11 +280,11 @@ def configured(flags_given):
 @pytest.mark.parametrize(
   ("config", "devices", "name", "count"),
   [
-    ("configs/scenes.py", 2, "train", 5),
+    ("configs/scenes.py", 8, "train", 4),
     ("configs/scenes.py --config.optim.micro_rows=0 --config.optim.remat=True", 2, "train", 4),
     ("configs/paligemma2.py:on=v5e-16", 16, "train", 1),
     ("configs/paligemma2.py:on=v5e-16 --config.optim.shared_prefix=False", 16, "train", 2),
-    ("configs/scenes.py", 4, "repair", 2),
+    ("configs/scenes.py", 8, "repair", 1),
   ],
 )
 def test_advice_can_be_typed(config, devices, name, count):
