@@ -20,9 +20,9 @@ from auditdm_jax.models.multimodal import VlmConfig
 MAX_BATCH = 256  # Rows of one program; more are cut into several calls.
 MAX_BATCH_CPU = 64  # More leave its caches: 256 tiny rows take 1.6 times as long as 4 x 64.
 MEMORY = 1 << 32  # Bytes of a device that one call's activations and cache may take, roughly.
-# A model of fewer parameters is padded to _MIN_BATCH rows: for it, compiling costs more than rows.
+# For a model of fewer parameters compiling costs more than rows: it has few sizes of calls.
 SMALL = 1 << 24
-_MIN_BATCH = 8
+_FEW_SIZES = tuple(8**k for k in range(1, 7))
 _LENGTH_MULTIPLE = 8
 
 
@@ -134,9 +134,24 @@ def is_small(params: Any) -> bool:
   return sum(x.size for x in jax.tree.leaves(params)) < SMALL
 
 
-def bucket(n: int, *, small: bool) -> int:
-  """Returns the power of two that n rows are padded to; `small`: the model's size is."""
-  return max(_MIN_BATCH if small else 1, 1 << (n - 1).bit_length())
+def call_sizes(n: int, most: int, *, small: bool) -> list[int]:
+  """Returns the rows, padding included, of the calls that n rows are cut into; the last is padded.
+
+  They are powers of two, and of eight for a small model: its calls are at least half full, but for
+  one of eight rows.
+
+  Args:
+    n: rows.
+    most: rows of one call.
+    small: the model's size is, see `is_small`.
+  """
+  sizes = list[int]()
+  few = [*(size for size in _FEW_SIZES if size < most), most]
+  while n > 0:
+    fits = max((size for size in few if size <= 2 * n), default=few[0])
+    sizes.append(fits if small else min(most, 1 << (n - 1).bit_length()))
+    n -= sizes[-1]
+  return sizes
 
 
 def pad_rows(x: np.ndarray, n: int) -> np.ndarray:
@@ -147,6 +162,14 @@ def pad_rows(x: np.ndarray, n: int) -> np.ndarray:
 def cut(rows: np.ndarray, most: int) -> list[np.ndarray]:
   """Cuts rows into pieces of at most `most`, none of them empty."""
   return np.split(rows, range(most, len(rows), most)) if len(rows) else []
+
+
+def parts(n: int, most: int, *, small: bool) -> Iterator[tuple[slice, int]]:
+  """Yields which of n rows a call has, and how many it is padded to; see `call_sizes`."""
+  start = 0
+  for size in call_sizes(n, most, small=small):
+    yield slice(start, min(start + size, n)), size
+    start += size
 
 
 def windows(counts: Sequence[int], vision: siglip.SiglipConfig | None) -> Iterator[list[int]]:
@@ -204,8 +227,8 @@ def calls(
       most=room.most,
       prompts=share,
     )
-    for start in range(0, len(rows), fit):
-      yield _call(rows[start : start + fit], share, prompts, small=room.small)
+    for part, size in parts(len(rows), fit, small=room.small):
+      yield _call(rows[part], size, share, prompts)
 
 
 def _prompts_per_row(
@@ -237,9 +260,10 @@ def _prompts_per_row(
   def work(share: int) -> int:
     row = whole if share == 1 else head + share * tail
     said = share * new
-    rows = bucket(sum(-(-n // share) for n in counts), small=room.small)
+    rows = sum(-(-n // share) for n in counts)
+    sizes = call_sizes(rows, max(1, room.most // share), small=room.small)
     # What cannot be split over the devices, each of them computes.
-    rows = rows // room.shards if rows % room.shards == 0 else rows
+    rows = sum(size // (room.shards if size % room.shards == 0 else 1) for size in sizes)
     return rows * (token * (row + said) + pair * (row**2 + said * (whole + new)))
 
   most = min(max(counts), room.most)
@@ -247,11 +271,11 @@ def _prompts_per_row(
 
 
 def _call(
-  rows: Sequence[Sequence[int]], share: int, prompts: Sequence[PromptShape], *, small: bool
+  rows: Sequence[Sequence[int]], size: int, share: int, prompts: Sequence[PromptShape]
 ) -> Call:
-  """Returns a call of these rows of at most `share` prompts."""
+  """Returns a call of `size` rows, of which these are the first, of at most `share` prompts."""
   full = [[*row, *[row[-1]] * (share - len(row))] for row in rows]
-  full += [full[-1]] * (bucket(len(full), small=small) - len(full))
+  full += [full[-1]] * (size - len(full))
   heads = [prompts[row[0]].head if share > 1 else 0 for row in full]
   return Call(np.array(full), np.array(heads))
 

@@ -115,15 +115,16 @@ class Vlm:
     vision, tower = self._vision(), multimodal.tower(self.params)
     out = np.zeros((len(images), vision.num_patches, vision.width), np.float32)
     most = batching.images_per_call(vision, devices=self._room.devices, most=self._room.most)
-    for rows in batching.cut(np.arange(len(images)), most):
-      pixels = self._pixels(images, rows)
+    for part, n in batching.parts(len(images), most, small=self._is_small):
+      rows = np.arange(len(images))[part]
+      pixels = self._pixels(images, rows, n)
       with mesh_lib.use(self.mesh):
-        out[rows] = runtime.fetch(programs.encode_images(vision, tower, pixels))[: len(rows)]
+        out[part] = runtime.fetch(programs.encode_images(vision, tower, pixels))[: len(rows)]
     return out
 
-  def _pixels(self, images: Sequence[Picture], rows: np.ndarray) -> Array | np.ndarray:
-    """f32[U,H,W,3] of these images on the devices; a process opens those of its own devices."""
-    n, size = batching.bucket(len(rows), small=self._is_small), self._vision().image_size
+  def _pixels(self, images: Sequence[Picture], rows: np.ndarray, n: int) -> Array | np.ndarray:
+    """f32[n,H,W,3] of these images, the last repeated; a process opens those of its devices."""
+    size = self._vision().image_size
 
     def make(own: slice) -> np.ndarray:
       wanted = batching.pad_rows(rows, n)[own]

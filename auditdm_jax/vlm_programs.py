@@ -21,7 +21,9 @@ def encode_images(vision: siglip.SiglipConfig, tower: Params, pixels: Array) -> 
   return siglip.Siglip(vision).apply({"params": tower}, pixels).astype(jnp.float32)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "sc"))
+@functools.partial(
+  jax.jit, static_argnames=("config", "sc"), compiler_options=decode.COMPILER_OPTIONS
+)
 def sample_answers(
   config, sc, params, features, tokens, valid, names, seed, limits, temperatures, tails
 ) -> tuple[Array, Array, Array]:

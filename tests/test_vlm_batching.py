@@ -21,10 +21,18 @@ def test_rows_and_lengths_are_bucketed(monkeypatch):
     1152,
   ]
   assert all(batching.padded_length(n) < 1.125 * n + 8 for n in range(1, 3000))
-  assert [batching.bucket(n, small=vlm._is_small) for n in (1, 8, 9)] == [8, 8, 16]
+
+  def sizes_of(model, n, most=64):
+    return batching.call_sizes(n, most, small=model._is_small)
+
+  small = [sizes_of(vlm, n) for n in (1, 9, 31, 32, 72, 100)]
+  assert small == [[8], [8, 8], [8] * 4, [64], [64, 8], [64, 64]]
+  assert [sizes_of(vlm, n, 512) for n in (200, 300)] == [[64] * 3 + [8], [512]]
+  assert sizes_of(vlm, 5, 4) == [4, 4]  # What fits into the memory.
   monkeypatch.setattr(batching, "SMALL", 1)
   big = dataclasses.replace(vlm)
-  assert [batching.bucket(n, small=big._is_small) for n in (1, 2, 3, 9)] == [1, 2, 4, 16]
+  assert [sizes_of(big, n) for n in (1, 2, 3, 9, 70)] == [[1], [2], [4], [16], [64, 8]]
+  assert sizes_of(big, 0) == sizes_of(vlm, 0) == []
   sizes = (1, 1 << 28, 3 << 28, 1 << 40)
   assert [batching._fitting_rows(n, 1, 64) for n in sizes] == [64, 16, 4, 1]
   assert [batching._fitting_rows(n, 4, 256) for n in sizes] == [256, 64, 16, 1]

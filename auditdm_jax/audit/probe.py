@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import warnings
 
 from auditdm_jax.core import typed
-from auditdm_jax.core.jsonio import canonical_hash
+from auditdm_jax.core.jsonio import canonical_hash, plain
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class Record:
 
   def to_dict(self) -> dict[str, Any]:
     """Plain JSON-able dict; nested records become dicts."""
-    return dataclasses.asdict(self)
+    return plain(self)
 
   @classmethod
   def from_dict(cls, data: dict[str, Any]) -> Self:

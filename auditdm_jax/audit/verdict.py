@@ -305,5 +305,5 @@ def verdict(
     references=tuple(references),
     raw=dict(raw),
     kinds=dict(kinds),
-    **dataclasses.asdict(decision),
+    **vars(decision),
   )

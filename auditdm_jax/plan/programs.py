@@ -82,7 +82,8 @@ def train(devices: Devices, auditor: Auditor) -> Built:
   programs = _programs(devices, auditor)
   _, frozen, reference = programs.abstract_params()
   state = programs.abstract_state()
-  args = (state, _batch(programs, auditor), frozen, reference)
+  lr = jax.ShapeDtypeStruct((), jnp.float32, sharding=mesh_lib.replicated(programs.mesh))
+  args = (state, _batch(programs, auditor), frozen, reference, lr)
   return Built(programs.step, args, programs.mesh, (state, frozen, reference))
 
 
@@ -197,7 +198,7 @@ def repair(
 
 
 def is_small(model: VlmConfig) -> bool:
-  """Returns whether its calls are padded as small models' are, see `vlm_batching.bucket`."""
+  """Returns whether its calls are padded as small models' are, see `vlm_batching.call_sizes`."""
   return vlm_batching.is_small(_shapes(model))
 
 

@@ -211,7 +211,9 @@ def _encodes(run: PlannedRun, calls: shapes.Calls, devices: int) -> list[Planned
   for name, (model, dtype, images) in users.items():
     largest = batching.MAX_BATCH * devices
     most = batching.images_per_call(model.tower, devices=devices, most=largest)
-    sizes = Counter(size for n in images for size in _sizes(model, n, most))
+    sizes = Counter(
+      size for n in images for size in batching.call_sizes(n, most, small=programs.is_small(model))
+    )
     for size, times in sizes.items():
       names.setdefault((model.vision, dtype, size), []).append(name)
       count[model.vision, dtype, size] += times * run.rounds
@@ -283,12 +285,6 @@ def _pieces(n: int, most: int) -> Iterator[int]:
   """Yields the sizes of the pieces that n things are cut into."""
   for start in range(0, n, most):
     yield min(most, n - start)
-
-
-def _sizes(model: VlmConfig, n: int, most: int) -> list[int]:
-  """Returns the rows of the calls for n rows, each padded as `Vlm` pads it."""
-  small = programs.is_small(model)
-  return [batching.bucket(piece, small=small) for piece in _pieces(n, most)]
 
 
 def _repair(

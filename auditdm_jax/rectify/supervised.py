@@ -189,6 +189,22 @@ def loss_and_grads(
   return loss / count, row_loss, jax.tree.map(lambda g: g / count, grads)
 
 
+def row_losses(
+  config: multimodal.VlmConfig, params: Any, batch: Batch, *, micro_rows: int = 0
+) -> jax.Array:
+  """Returns the rows' losses f32[B] without label smoothing and dropout, so many rows at a time."""
+  if multimodal.lists_layers(config, params):
+    params = multimodal.list_layers(params)
+
+  def of(rows: Batch) -> jax.Array:
+    return loss_sum(config, params, rows, label_smoothing=0.0)[1]
+
+  if not micro_rows:
+    return of(batch)
+  pieces, rebuild = _micro_batches(batch, micro_rows)
+  return mesh_lib.join_rows(jax.lax.map(lambda piece: of(rebuild(piece)), pieces))
+
+
 def _micro_batches(batch: Batch, size: int) -> tuple[Any, Callable[[Any], Batch]]:
   """Returns what is cut into micro-batches, by field, and what makes a batch of a piece of it.
 

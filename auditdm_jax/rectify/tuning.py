@@ -81,10 +81,6 @@ def trains_tower(recipe: recipes.Recipe, params: Any) -> bool:
   return any(path.startswith("img/") and not path.startswith("img/head/") for path in paths)
 
 
-def _row_losses(config: multimodal.VlmConfig, params: Any, batch: supervised.Batch) -> jax.Array:
-  return supervised.loss_sum(config, params, batch, label_smoothing=0.0)[1]
-
-
 def check_micro_rows(recipe: recipes.Recipe, mesh: jax.sharding.Mesh | None) -> None:
   """Checks that micro-batches divide over the devices; else each would compute others' rows.
 
@@ -139,7 +135,7 @@ class Tuning:
       out_shardings=None if mesh is None else self._step_shardings(config),
     )
     self._losses = jax.jit(
-      functools.partial(_row_losses, config),
+      functools.partial(supervised.row_losses, config, micro_rows=recipe.micro_rows),
       out_shardings=None if mesh is None else mesh_lib.replicated(mesh),
     )
 

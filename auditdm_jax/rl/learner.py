@@ -20,7 +20,7 @@ from auditdm_jax.models import multimodal
 from auditdm_jax.rl import batch as batch_lib
 from auditdm_jax.rl import grpo as grpo_lib
 from auditdm_jax.rl.programs import Programs
-from auditdm_jax.rl.step import OptimConfig, StepConfig, TrainState, optimizer
+from auditdm_jax.rl.step import OptimConfig, StepConfig, TrainState, learning_rate, optimizer
 
 
 class Learner:
@@ -101,10 +101,12 @@ class Learner:
       old = self._score(placed)
       parts = (dataclasses.replace(rows, logp_old=x) for rows, x in zip(placed.parts, old))
       placed = dataclasses.replace(placed, parts=tuple(parts))
+    rollout = int(runtime.fetch(self.state.step)) // self.config.grpo.updates
+    lr = np.float32(learning_rate(self.config.optim, rollout))
     metrics = []
     for _ in range(self.config.grpo.updates):
       with mesh_lib.use(self.mesh):
-        self.state, row = self._programs.step(self.state, placed, self._frozen, self._reference)
+        self.state, row = self._programs.step(self.state, placed, self._frozen, self._reference, lr)
       metrics.append(row)
     first, last = jax.device_get((metrics[0], metrics[-1]))
     first |= {name: last[name] for name in ("clipped_share", "skipped_steps")}

@@ -49,7 +49,7 @@ class Programs:
     reference: shardings of the initial auditor, or None without KL.
     sampler: shardings of the sampler's params.
     copies: whether the sampler's params are a copy.
-    step: (state, batch, frozen, reference) -> (state, metrics); the state is donated.
+    step: (state, batch, frozen, reference, lr) -> (state, metrics); the state is donated.
     score: (params, batch) -> log-probs of each part.
     to_sampler: params in the model's dtype, where the sampler wants them.
     rounded: params in the model's dtype.
@@ -107,7 +107,7 @@ class Programs:
     self.to_sampler = jax.jit(self.rounded, out_shardings=by_sampler)
     self.step = jax.jit(
       functools.partial(train_step, config),
-      in_shardings=(self.state, None, self.frozen, self.reference),
+      in_shardings=(self.state, None, self.frozen, self.reference, mesh_lib.replicated(mesh)),
       out_shardings=(self.state, mesh_lib.replicated(mesh)),
       donate_argnums=0,
     )

@@ -127,7 +127,9 @@ def compile_count() -> int:
   return runtime.programs(sample_rows)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "sc"))
+@functools.partial(
+  jax.jit, static_argnames=("config", "sc"), compiler_options=decode.COMPILER_OPTIONS
+)
 def sample_rows(
   config: multimodal.VlmConfig,
   sc: decode.SampleConfig,

@@ -116,12 +116,12 @@ class TrainState:
   opt_state: Any  # AdamW's moments, fp32
 
 
-def learning_rate(config: OptimConfig, step: jax.Array) -> jax.Array:
-  """Linear warm-up shifted by one, then cosine to `final_lr`."""
+def learning_rate(config: OptimConfig, step: int) -> float:
+  """Linear warm-up shifted by one, then cosine to `final_lr`; of a rollout, counted from 0."""
   warm = round(config.warmup * config.steps)
-  rise = jnp.minimum((step + 1) / max(warm, 1), 1.0)
-  progress = jnp.clip((step - warm) / max(config.steps - warm, 1), 0.0, 1.0)
-  cosine = 0.5 * (1.0 + jnp.cos(math.pi * progress))
+  rise = min((step + 1) / max(warm, 1), 1.0)
+  progress = min(max((step - warm) / max(config.steps - warm, 1), 0.0), 1.0)
+  cosine = 0.5 * (1.0 + math.cos(math.pi * progress))
   return rise * (config.final_lr + (config.lr - config.final_lr) * cosine)
 
 
@@ -197,6 +197,7 @@ def train_step(
   batch: batch_lib.LearnerBatch,
   frozen: FlatParams,
   reference: FlatParams | None,
+  lr: jax.Array,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """One update.
 
@@ -206,6 +207,7 @@ def train_step(
     batch: rows of the whole mesh.
     frozen: params that do not train.
     reference: the initial auditor's trainable params, or None without KL.
+    lr: f32[], see `learning_rate`. An argument, so that schedules of any length share a program.
 
   Returns:
     The next state and f32[] metrics.
@@ -236,7 +238,6 @@ def train_step(
   grads, loss, sums = _gradients(config, loss_fn, state.params, batch, frozen)
   norm = optax.tree.norm(grads)
   updates, opt_state = optimizer(config.optim).update(grads, state.opt_state, state.params)
-  lr = learning_rate(config.optim, state.step // config.grpo.updates)
   params = jax.tree.map(lambda p, u: p - lr * u, state.params, updates)
   finite = jnp.isfinite(norm) & jnp.isfinite(loss)
   params, opt_state = jax.tree.map(

@@ -9,7 +9,7 @@ import numpy as np
 from auditdm_jax.core.image_store import Images
 from auditdm_jax.scenes import questions, render, world
 
-_KEPT = 8192  # Scenes, of about 1 kB each. The pixels would be 12 kB and more.
+_KEPT = 1 << 15  # Scenes, of about 1 kB each. The pixels would be 12 kB and more.
 _latest: OrderedDict[tuple[str, world.Language], world.Scene] = OrderedDict()
 _lock = threading.Lock()
 

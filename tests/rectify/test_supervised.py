@@ -2,6 +2,7 @@
 """Gradients and noise of a step: images shared or not, whole or in pieces; dropout by step."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,8 @@ def test_pixels_are_alike_shared_or_of_each_row_and_in_pieces(model, batch):
   for other, rows in ((own, 0), (scaled, 0), (batch, 2), (own, 2)):
     got = _losses(model, other, micro_rows=rows)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=5e-5, atol=1e-6), got, want)
+    held = jax.jit(functools.partial(supervised.row_losses, model[0], micro_rows=rows))
+    np.testing.assert_allclose(held(model[1], other), want[1], rtol=5e-5, atol=1e-6)
 
 
 def test_layers_in_a_list_have_the_gradients_of_the_stack(model, batch):

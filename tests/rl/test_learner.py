@@ -129,9 +129,24 @@ def test_one_program_for_all_batches(learner):
   assert learner.compile_count() == 1
 
 
+def test_schedules_of_any_length_share_a_program():
+  """A later round of fewer steps finds what the first one has compiled."""
+
+  def program(**optim):
+    learner = make(**optim)
+    state = learner.abstract_state()
+    batch = learner._place(tiny.batch())
+    args = state, batch, learner._frozen, learner._reference, np.float32(0)
+    return learner._programs.step.lower(*args).as_text()
+
+  long = program(steps=150, lr=3e-4, final_lr=1e-4, warmup=0.05)
+  assert program(steps=60, lr=1e-3, final_lr=0.0, warmup=0.5) == long
+  assert program(steps=150, lr=3e-4, clip_norm=0.5) != long
+
+
 def test_warm_up_and_cosine():
   config = step.OptimConfig(steps=1000)
-  lr = [float(step.learning_rate(config, jnp.int32(s))) for s in (0, 49, 99, 100, 550, 1000)]
+  lr = [step.learning_rate(config, s) for s in (0, 49, 99, 100, 550, 1000)]
   want = [3e-8, 1.5e-6, 3e-6, 3e-6, 2e-6, 1e-6]
   np.testing.assert_allclose(lr, want, rtol=1e-5)
 
@@ -434,7 +449,7 @@ def test_inner_updates_are_updates_with_the_policy_of_the_rollout():
   by_hand.update(dataclasses.replace(batch, parts=(rows,)))
   assert_equal(host(twice.params), host(by_hand.params), rtol=1e-4, atol=1e-5)
   assert int(twice.state.step) == 2 and twice.compile_count() == 1
-  second = float(step.learning_rate(twice.config.optim, jnp.int32(1)))
+  second = step.learning_rate(twice.config.optim, 1)
   assert twice.update(batch)["lr"] == pytest.approx(second)
 
 

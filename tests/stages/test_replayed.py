@@ -36,7 +36,17 @@ class Bank:
     ]
 
 
-def replayed(bank, *, questions=100, recipe=RECIPE, alike=0.0, learned=("q",) * 3, ask="q{}"):
+def replayed(
+  bank,
+  *,
+  questions=100,
+  recipe=RECIPE,
+  alike=0.0,
+  learned=("q",) * 3,
+  ask="q{}",
+  control=None,
+  first=True,
+):
   asked = [(i, ask.format(i)) for i in range(questions)]
   space = types.SimpleNamespace
   pool = space(asked=lambda: asked, image_id=lambda i: f"i{i}")
@@ -47,6 +57,8 @@ def replayed(bank, *, questions=100, recipe=RECIPE, alike=0.0, learned=("q",) * 
     images=None,
     judge=Judge(),
     seeds=Seeds(()),
+    round=space(is_first=first),
+    folder=space(done=lambda stage, kind: control, control=lambda: control),
   )
   examples = [TrainingExample(image_id="i", question=q, label="x") for q in learned]
   return rectify.replay_examples(ctx, examples)
@@ -104,6 +116,23 @@ def test_questions_are_asked_until_there_are_enough_and_none_twice(apart):
   if not apart:
     assert len(kept) == 16 and len(bank.asked) == 17
   assert len(kept) == 16 or len(bank.asked) == 32
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_the_control_has_asked_is_not_asked_again(first):
+  """Of a later round the target is another, and so are its answers."""
+  asked = [f"q{i}" for i in range(0, 100, 3)]
+  verdicts = Bank("012").verdicts(None, asked, image_ids=asked, cascade=False)
+  probes = [types.SimpleNamespace(image_id=f"i{q[1:]}", question=q) for q in asked]
+  control = [
+    types.SimpleNamespace(probe=probe, verdict=verdict)
+    for probe, verdict in zip(probes, verdicts, strict=True)
+  ]
+  bank, plain = Bank("012"), Bank("012")
+  kept = replayed(bank, control=control, first=first)
+  assert kept == replayed(plain) and len(kept) == 16
+  left = [q for q in plain.asked if not first or q not in asked]
+  assert bank.asked == left and (len(left) < len(plain.asked)) == first
 
 
 def test_fewer_are_kept_if_there_are_fewer_and_none_is_an_error():
