@@ -9,7 +9,6 @@ begin alike stand in one row, which is prefilled once: questions about one image
 
 from collections.abc import Hashable, Iterator, Sequence
 import dataclasses
-from typing import Any
 
 import jax
 import numpy as np
@@ -20,8 +19,7 @@ from auditdm_jax.models.multimodal import VlmConfig
 MAX_BATCH = 256  # Rows of one program; more are cut into several calls.
 MAX_BATCH_CPU = 64  # More leave its caches: 256 tiny rows take 1.6 times as long as 4 x 64.
 MEMORY = 1 << 32  # Bytes of a device that one call's activations and cache may take, roughly.
-# For a model of fewer parameters compiling costs more than rows: it has few sizes of calls.
-SMALL = 1 << 24
+# Of the calls of a small model, for which compiling costs more than rows.
 _FEW_SIZES = tuple(8**k for k in range(1, 7))
 _LENGTH_MULTIPLE = 8
 
@@ -51,7 +49,7 @@ class Room:
     devices: how many there are.
     shards: over how many of them rows are split.
     most: prompts of one call, whatever the memory.
-    small: the model's size is, see `is_small`.
+    small: the model's size is, see `multimodal.is_small`.
   """
 
   devices: int
@@ -129,11 +127,6 @@ def padded_length(length: int) -> int:
   return -(-length // step) * step
 
 
-def is_small(params: Any) -> bool:
-  """Whether compiling a program of this model costs more than rows of padding."""
-  return sum(x.size for x in jax.tree.leaves(params)) < SMALL
-
-
 def call_sizes(n: int, most: int, *, small: bool) -> list[int]:
   """Returns the rows, padding included, of the calls that n rows are cut into; the last is padded.
 
@@ -143,7 +136,7 @@ def call_sizes(n: int, most: int, *, small: bool) -> list[int]:
   Args:
     n: rows.
     most: rows of one call.
-    small: the model's size is, see `is_small`.
+    small: the model's size is, see `multimodal.is_small`.
   """
   sizes = list[int]()
   few = [*(size for size in _FEW_SIZES if size < most), most]

@@ -540,16 +540,14 @@ class Vlm:
 
   @functools.cached_property
   def _decoding_params(self) -> Params:
-    """The parameters for `answer`: on a CPU split, unless memory or compiling is dearer."""
-    size = sum(x.nbytes for x in jax.tree.leaves(self.params["llm"]))
-    on_cpu = self.mesh is None and jax.default_backend() == "cpu"
-    if not on_cpu or self._is_small or size > batching.MEMORY or int8.is_quantized(self.params):
+    """The parameters for `answer`, split once where each call would do it."""
+    if self.mesh is not None or not multimodal.splits_layers(self.params):
       return self.params
     return multimodal.split_layers(self.params)
 
   @functools.cached_property
   def _is_small(self) -> bool:
-    return batching.is_small(self.params)
+    return multimodal.is_small(self.params)
 
   @property
   def _room(self) -> batching.Room:

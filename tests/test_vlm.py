@@ -147,7 +147,7 @@ def test_images_of_any_kind_and_in_windows(vlm, tmp_path, monkeypatch):
 def test_a_model_that_is_not_small_decodes_split_and_answers_the_same(vlm, monkeypatch):
   want = vlm.answer(IMAGES[:2], QUESTIONS[:2], max_new_tokens=4)
   assert "layers" in vlm._decoding_params["llm"]
-  monkeypatch.setattr(batching, "SMALL", 1)
+  monkeypatch.setattr(multimodal, "SMALL", 1)
   big = dataclasses.replace(vlm)
   assert "layers" not in big._decoding_params["llm"]
   assert big.answer(IMAGES[:2], QUESTIONS[:2], max_new_tokens=4) == want
@@ -155,7 +155,7 @@ def test_a_model_that_is_not_small_decodes_split_and_answers_the_same(vlm, monke
 
 def test_an_image_is_read_once_for_all_questions_about_it(monkeypatch):
   """By a Gemma 3; on a mesh: tests/models/test_sharding.py."""
-  monkeypatch.setattr(batching, "SMALL", 1)
+  monkeypatch.setattr(multimodal, "SMALL", 1)
   vlm, shapes = make("gemma3"), []
   vlm = dataclasses.replace(vlm, template=f"<bos>dish {vlm.template.removeprefix('<bos>')}")
   features, which = vlm.encode(IMAGES), [0, 1, 0, 0, 2, 0, 1, 0, 0, 2, 0]
@@ -211,7 +211,7 @@ def teacher_forced(vlm, features, which, questions, replies):
 def test_the_log_prob_of_a_reply_is_that_of_a_full_pass(vlm, monkeypatch, shared):
   """Of ended and of cut ones; several questions may share the row of their image."""
   if shared:
-    monkeypatch.setattr(batching, "SMALL", 1)
+    monkeypatch.setattr(multimodal, "SMALL", 1)
     if vlm.config.kind == "gemma3":
       monkeypatch.setattr(batching, "_prompts_per_row", lambda *args, **how: 4)
     template = f"<bos>dish {vlm.template.removeprefix('<bos>')}"

@@ -6,6 +6,7 @@ import dataclasses
 import pytest
 
 from auditdm_jax import vlm_batching as batching
+from auditdm_jax.models import multimodal
 from tests.tiny_vlm import make
 
 
@@ -29,7 +30,7 @@ def test_rows_and_lengths_are_bucketed(monkeypatch):
   assert small == [[8], [8, 8], [8] * 4, [64], [64, 8], [64, 64]]
   assert [sizes_of(vlm, n, 512) for n in (200, 300)] == [[64] * 3 + [8], [512]]
   assert sizes_of(vlm, 5, 4) == [4, 4]  # What fits into the memory.
-  monkeypatch.setattr(batching, "SMALL", 1)
+  monkeypatch.setattr(multimodal, "SMALL", 1)
   big = dataclasses.replace(vlm)
   assert [sizes_of(big, n) for n in (1, 2, 3, 9, 70)] == [[1], [2], [4], [16], [64, 8]]
   assert sizes_of(big, 0) == sizes_of(vlm, 0) == []

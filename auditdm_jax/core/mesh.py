@@ -86,14 +86,16 @@ def active() -> AbstractMesh | None:
   return None if mesh.empty or mesh.size == 1 else mesh
 
 
-def on_one_gpu() -> bool:
-  """Returns whether what is traced now is for a single GPU.
+def lone_platform() -> str:
+  """Returns cpu, gpu or tpu if what is traced now is for a single one of these, else "".
 
-  It is one if the default device is, which `plan` sets to one that need not exist.
+  It is that of the default device, which `plan` sets to one that need not exist.
   """
+  if active() is not None:
+    return ""
   device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
   platform = jax.default_backend() if device is None else getattr(device, "platform", device)
-  return platform in ("gpu", "cuda") and active() is None
+  return "gpu" if platform == "cuda" else platform
 
 
 def row_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:

@@ -146,7 +146,9 @@ def sample(
   Raises:
     ValueError: shapes that do not fit together.
   """
-  if multimodal.lists_layers(config, params):
+  if multimodal.splits_layers(params):
+    params = multimodal.split_layers(params)
+  elif multimodal.lists_layers(config, params):
     params = multimodal.list_layers(params)
   b, c = tokens.shape[0], sc.max_new_tokens
   if row_keys.shape != (b, group):

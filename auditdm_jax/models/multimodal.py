@@ -30,6 +30,9 @@ from auditdm_jax.models import forms, gemma, int8, sharding, siglip
 
 Params = dict[str, Any]
 
+SMALL = 1 << 24  # Parameters, see `is_small`.
+_SPLIT_BYTES = 1 << 32  # Most of a decoder that is split, see `splits_layers`.
+
 
 @dataclasses.dataclass(frozen=True)
 class VlmConfig:
@@ -378,14 +381,33 @@ def lists_layers(config: VlmConfig, params: Params) -> bool:
   return plain and text.unroll >= text.depth
 
 
+def is_small(params: Params) -> bool:
+  """Returns whether compiling a program of this model costs more than running it less well."""
+  return sum(x.size for x in jax.tree.leaves(params)) < SMALL
+
+
+def splits_layers(params: Params) -> bool:
+  """Returns whether sampling is faster with stacked layers split: on a CPU, of no small model.
+
+  The scan copies each layer out of the stack at every token, and turns it, where few rows are
+  multiplied with it. What is split takes the memory of a second decoder, 4 GiB at most.
+  """
+  size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params["llm"]))
+  dear = is_small(params) or size > _SPLIT_BYTES
+  return _is_plain_stack(params) and mesh_lib.lone_platform() == "cpu" and not dear
+
+
 def lists_layers_of_steps(params: Params) -> bool:
   """Returns whether steps are faster with stacked layers in a list: on a GPU.
 
   XLA for GPUs copies each layer out of the stack before it multiplies with it, at every token. A
   list is made once, and takes the memory of a second decoder until the last token.
   """
-  stacked = _form(params) == "stacked" and not int8.is_quantized(params)
-  return stacked and mesh_lib.on_one_gpu()
+  return _is_plain_stack(params) and mesh_lib.lone_platform() == "gpu"
+
+
+def _is_plain_stack(params: Params) -> bool:
+  return _form(params) == "stacked" and not int8.is_quantized(params)
 
 
 def list_kv(kv: Any) -> list[Any]:

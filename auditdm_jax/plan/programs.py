@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from auditdm_jax import vlm_batching, vlm_programs
+from auditdm_jax import vlm_programs
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core import tree as tree_lib
 from auditdm_jax.models import decode, int8, multimodal, sharding
@@ -199,7 +199,7 @@ def repair(
 
 def is_small(model: VlmConfig) -> bool:
   """Returns whether its calls are padded as small models' are, see `vlm_batching.call_sizes`."""
-  return vlm_batching.is_small(_shapes(model))
+  return multimodal.is_small(_shapes(model))
 
 
 @functools.lru_cache(maxsize=8)

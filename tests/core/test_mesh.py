@@ -35,12 +35,12 @@ def test_wrong_rules(spec, message):
     mesh_lib.shardings(mesh, [("w", spec)], {"w": np.zeros((3, 2))})
 
 
-def test_one_gpu(monkeypatch):
-  assert not mesh_lib.on_one_gpu()
+def test_lone_platform(monkeypatch):
+  assert mesh_lib.lone_platform() == "cpu"
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  assert mesh_lib.on_one_gpu()
+  assert mesh_lib.lone_platform() == "gpu"
   with jax.default_device(jax.devices("cpu")[0]):
-    assert not mesh_lib.on_one_gpu()
+    assert mesh_lib.lone_platform() == "cpu"
 
 
 def test_eight_devices(run_python):

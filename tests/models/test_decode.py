@@ -209,12 +209,15 @@ def test_split_and_listed_parameters_draw_the_same():
     np.testing.assert_allclose(whole.logprobs, split.logprobs, atol=2e-5)
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
 @pytest.mark.parametrize("config", [BIASED, PALIGEMMA, GEMMA3])
-def test_layers_listed_for_the_steps_alone_draw_the_same(config, monkeypatch):
+def test_layers_that_a_call_splits_or_lists_draw_the_same(config, platform, monkeypatch):
+  """On a CPU, if the model is not small, and on a GPU for the steps alone."""
   params = drawn.params(config)
   sc = decode.SampleConfig(C, 1.0, stop_ids=(3,))
   whole = draw(config, sc, params)
-  monkeypatch.setattr(mm.mesh_lib, "on_one_gpu", lambda: True)
+  monkeypatch.setattr(mm.mesh_lib, "lone_platform", lambda: platform)
+  monkeypatch.setattr(mm, "SMALL", 1)
   jax.clear_caches()
   listed = draw(config, sc, params)
   np.testing.assert_array_equal(whole.tokens, listed.tokens)

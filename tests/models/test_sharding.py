@@ -37,10 +37,11 @@ EIGHT = """
       placed, [pen.prompt("ask")] * 3, features=features[:3], image_ids=["x"] * 3, kind="question",
       width=8, max_new_tokens=6, walk=("train",), turn=0, uids=np.arange(3),
       samples=np.tile(np.arange(4), (3, 1)))
-    small, batching.SMALL = batching.SMALL, 1  # Of so small a model no questions share an image.
+    # Of so small a model no questions share an image.
+    small, multimodal.SMALL = multimodal.SMALL, 1
     large = dataclasses.replace(vlm)
     shared = large.reply_features(features, asked, which=WHICH, max_new_tokens=5)
-    batching.SMALL = small
+    multimodal.SMALL = small
     ids = np.random.default_rng(1).integers(10, 14, (8, 9))
     flat = [turn for group in turns for turn in group]
     return {
