@@ -11,6 +11,7 @@ import jax
 from jax import Array
 import jax.numpy as jnp
 
+from auditdm_jax.core import runtime
 from auditdm_jax.models import decode, multimodal, siglip
 from auditdm_jax.models.multimodal import Params
 
@@ -22,7 +23,7 @@ def encode_images(vision: siglip.SiglipConfig, tower: Params, pixels: Array) -> 
 
 
 @functools.partial(
-  jax.jit, static_argnames=("config", "sc"), compiler_options=decode.COMPILER_OPTIONS
+  jax.jit, static_argnames=("config", "sc"), compiler_options=runtime.PLAIN_KERNELS
 )
 def sample_answers(
   config, sc, params, features, tokens, valid, names, seed, limits, temperatures, tails

@@ -35,11 +35,6 @@ _BLOCK = 256  # Tokens that `draw_token` looks at together: about the root of a 
 # Below it fp32 logits are not known well enough to be told apart, and divided by it they overflow.
 _GREEDY_BELOW = 1e-4  # Ours.
 
-# Of a program that samples. XLA for CPUs writes kernels through MLIR, which takes it as long as
-# LLVM takes to compile them. Without that, programs of tiny models compile in two thirds of the
-# time and run in 1.02 of it; a step of training would take 1.1. Other backends ignore the option.
-COMPILER_OPTIONS = {"xla_cpu_use_fusion_emitters": False}
-
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 import numpy as np
 
 from auditdm_jax.core import mesh as mesh_lib
+from auditdm_jax.core import runtime
 from auditdm_jax.core import tree as tree_lib
 from auditdm_jax.core.config import UserError
 from auditdm_jax.models import sharding
@@ -110,8 +111,9 @@ class Programs:
       in_shardings=(self.state, None, self.frozen, self.reference, mesh_lib.replicated(mesh)),
       out_shardings=(self.state, mesh_lib.replicated(mesh)),
       donate_argnums=0,
+      compiler_options=runtime.PLAIN_KERNELS,
     )
-    self.score = jax.jit(functools.partial(_score, config))
+    self.score = jax.jit(functools.partial(_score, config), compiler_options=runtime.PLAIN_KERNELS)
 
   def abstract_state(self) -> TrainState:
     """Shapes and shardings of the state: to restore into, or to compile for."""

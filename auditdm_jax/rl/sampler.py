@@ -128,7 +128,7 @@ def compile_count() -> int:
 
 
 @functools.partial(
-  jax.jit, static_argnames=("config", "sc"), compiler_options=decode.COMPILER_OPTIONS
+  jax.jit, static_argnames=("config", "sc"), compiler_options=runtime.PLAIN_KERNELS
 )
 def sample_rows(
   config: multimodal.VlmConfig,

@@ -426,9 +426,7 @@ def test_scoring_holds_the_logits_of_a_micro_batch_only():
   for micro_rows in (0, 4):
     learner = make(grpo.GrpoConfig(updates=2), micro_rows=micro_rows, **FAST)
     batch = batch_lib.LearnerBatch(**images(False), parts=(rows,))
-    text = str(
-      jax.make_jaxpr(learner._programs.score)(learner._frozen | learner.state.params, batch)
-    )
+    text = str(learner._programs.score.trace(learner._frozen | learner.state.params, batch).jaxpr)
     shapes = re.findall(rf"f32\[([0-9,]+),{config.text.vocab_size}\]", text)
     sizes.append(max(math.prod(map(int, shape.split(","))) for shape in shapes))
   assert sizes[0] >= 4 * sizes[1]
