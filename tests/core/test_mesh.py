@@ -52,6 +52,8 @@ def test_eight_devices(run_python):
     mesh = mesh_lib.make_mesh({"data": -1, "model": 2})
     assert dict(mesh.shape) == {"data": 4, "model": 2}
     assert all(t == jax.sharding.AxisType.Auto for t in mesh.axis_types)
+    with mesh_lib.use(mesh):
+      assert mesh_lib.lone_platform() == ""
 
     params = {"w": np.arange(64.0).reshape(8, 8), "b": np.zeros(3)}
     rules = [["w", [["data", "model"], None]], ["b", []]]  # As lists, from a config.
