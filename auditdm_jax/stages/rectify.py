@@ -19,17 +19,18 @@ Costs:  fine-tuning of the target by config.rectify.recipe; `plan` says more.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 import dataclasses
 import pathlib
-from typing import Any
+from typing import Any, cast
 
 from ml_collections import ConfigDict
 import numpy as np
 
 from auditdm_jax.audit import taxonomy
+from auditdm_jax.audit.answer import Heard, ModelBank
+from auditdm_jax.audit.ask import Answer, AnswerKind
 from auditdm_jax.audit.attempt import Attempt, unique_attempts, unique_finds
-from auditdm_jax.audit.probe import Verdict
 from auditdm_jax.audit.skills import Kinds
 from auditdm_jax.audit.verdict import unsure_of
 from auditdm_jax.core import paths, runtime, streams
@@ -45,8 +46,6 @@ from auditdm_jax.stages.examples import UNNAMED, Chosen, by_strategy
 from auditdm_jax.stages.results import REPAIRED, Controlled
 from auditdm_jax.stages.sections import REWARDED
 from auditdm_jax.vlm import Vlm, save_vlm
-
-Asked = tuple[str, str]  # The id of an image, and a question about it.
 
 MAX_REPLAY = 20_000
 _LOOKED_AT = 8  # Times as many questions are looked through for those that are alike.
@@ -172,13 +171,15 @@ def replay_examples(ctx: Context, examples: Sequence[TrainingExample]) -> list[T
   if not size:
     return []
   pool, rng = ctx.pool("images"), streams.rng(ctx.settings.seed, "replay")
-  kept, looked_at, known = list[TrainingExample](), 0, _heard(ctx)
-  order = _to_replay(ctx, pool.asked(), examples, 2 * size, rng)
+  kept, looked_at = list[TrainingExample](), 0
+  drawn = _to_replay(ctx, pool.asked(), examples, 2 * size, rng)
+  order = [(pool.image_id(i), question) for i, question in drawn]
+  bank = ctx.models.bank(heard=_heard(ctx, set(order)))
   while len(kept) < size and looked_at < len(order):
     # A few more than are wanted still, since some fall out.
     chosen = order[looked_at : looked_at + (size - len(kept)) * 21 // 20 + 1]
     looked_at += len(chosen)
-    kept += _answered_alike(ctx, [(pool.image_id(i), question) for i, question in chosen], known)
+    kept += _answered_alike(ctx, bank, chosen)
   if not kept:
     raise RepairFailed(
       f"config.rectify.recipe.replay={recipe.replay}: of {looked_at} questions none is answered"
@@ -211,45 +212,42 @@ def _to_replay(
   return [both[int(k)] for k in rng.permutation(len(both))]
 
 
-def _heard(ctx: Context) -> dict[Asked, str | None]:
-  """Returns what all models are known to say alike, None for what they do not.
-
-  The control has put random questions to them, which need not be asked again.
-  """
-  if not ctx.round.is_first or ctx.folder.done(CONTROL, Controlled) is None:
-    return {}
-  return {
-    (a.probe.image_id, a.probe.question): _said_alike(ctx, a.probe.question, a.verdict)
-    for a in ctx.folder.control()
-    if a.verdict is not None
-  }
+def _heard(ctx: Context, wanted: Collection[tuple[str, str]]) -> Heard:
+  """Returns what the control's models said to those of its random questions that are wanted."""
+  heard: dict[str, dict[tuple[str, str], Answer]] = {}
+  if ctx.folder.done(CONTROL, Controlled) is None:  # So in a later round, of another target.
+    return heard
+  for attempt in ctx.folder.control():
+    pair, verdict = (attempt.probe.image_id, attempt.probe.question), attempt.verdict
+    if verdict is None or pair not in wanted:
+      continue
+    for name, text in verdict.answers.items():
+      kind = cast(AnswerKind, verdict.kinds.get(name, "answer"))
+      if text is not None and kind != "failed":
+        heard.setdefault(name, {})[pair] = Answer(text, kind, verdict.raw.get(name, text))
+  return heard
 
 
 def _answered_alike(
-  ctx: Context, asked: Sequence[Asked], known: Mapping[Asked, str | None]
+  ctx: Context, bank: ModelBank, asked: Sequence[tuple[str, str]]
 ) -> list[TrainingExample]:
-  """Returns those of the questions that the target and all references answer alike."""
-  new = [pair for pair in asked if pair not in known]
-  verdicts = ctx.models.bank().verdicts(
-    ctx.images, [q for _, q in new], image_ids=[i for i, _ in new], cascade=False
+  """Returns those of (image id, question) that the target and all references answer alike."""
+  verdicts = bank.verdicts(
+    ctx.images, [q for _, q in asked], image_ids=[i for i, _ in asked], cascade=False
   )
-  said = dict(known) | {
-    pair: _said_alike(ctx, pair[1], verdict) for pair, verdict in zip(new, verdicts, strict=True)
-  }
-  return [
-    TrainingExample(image_id=image_id, question=question, label=label)
-    for image_id, question in asked
-    if (label := said[image_id, question])
-  ]
-
-
-def _said_alike(ctx: Context, question: str, verdict: Verdict) -> str | None:
-  """Returns the target's answer if the references say the same and all are sure of it."""
-  said = verdict.answers[verdict.target]
-  if not said or unsure_of(verdict.kinds):
-    return None
-  others = (verdict.answers[name] or "" for name in verdict.references)
-  return said if all(ctx.judge.same(said, x, question=question) for x in others) else None
+  kept = []
+  for (image_id, question), verdict in zip(asked, verdicts, strict=True):
+    said = verdict.answers[verdict.target]
+    if (
+      said
+      and not unsure_of(verdict.kinds)
+      and all(
+        ctx.judge.same(said, verdict.answers[r] or "", question=question)
+        for r in verdict.references
+      )
+    ):
+      kept.append(TrainingExample(image_id=image_id, question=question, label=said))
+  return kept
 
 
 def controls(ctx: Context, repaired: Chosen) -> dict[str, Chosen]:

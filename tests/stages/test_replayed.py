@@ -7,6 +7,7 @@ import types
 
 import pytest
 
+from auditdm_jax.audit.ask import Answer
 from auditdm_jax.audit.judge import Judge
 from auditdm_jax.audit.skills import Seeds
 from auditdm_jax.rectify.curate import TrainingExample
@@ -19,8 +20,12 @@ RECIPE = Recipe(steps=4, batch_size=8, lr=1.0, replay=0.5)  # Room for 16 exampl
 class Bank:
   """Target and reference agree but for questions that end in one of `apart`."""
 
-  def __init__(self, apart):
-    self.asked, self._apart = [], apart
+  def __init__(self, apart, unsure=""):
+    self.asked, self.heard, self._apart, self._unsure = [], {}, apart, unsure
+
+  def hearing(self, heard):
+    self.heard = heard
+    return self
 
   def verdicts(self, images, questions, *, image_ids, cascade):
     assert not cascade and len(questions) == len(image_ids)
@@ -30,7 +35,7 @@ class Bank:
         target="t",
         references=("r",),
         answers={"t": "red", "r": "blue" if q[-1] in self._apart else "Red"},
-        kinds={},
+        kinds={"r": "unsure"} if q[-1] in self._unsure else {},
       )
       for q in questions
     ]
@@ -45,7 +50,6 @@ def replayed(
   learned=("q",) * 3,
   ask="q{}",
   control=None,
-  first=True,
 ):
   asked = [(i, ask.format(i)) for i in range(questions)]
   space = types.SimpleNamespace
@@ -53,11 +57,10 @@ def replayed(
   ctx = space(
     settings=space(rectify=space(recipe=recipe, alike=alike), seed=0),
     pool=lambda name: pool,
-    models=space(bank=lambda: bank),
+    models=space(bank=bank.hearing),
     images=None,
     judge=Judge(),
     seeds=Seeds(()),
-    round=space(is_first=first),
     folder=space(done=lambda stage, kind: control, control=lambda: control),
   )
   examples = [TrainingExample(image_id="i", question=q, label="x") for q in learned]
@@ -118,21 +121,34 @@ def test_questions_are_asked_until_there_are_enough_and_none_twice(apart):
   assert len(kept) == 16 or len(bank.asked) == 32
 
 
-@pytest.mark.parametrize("first", [True, False])
-def test_what_the_control_has_asked_is_not_asked_again(first):
-  """Of a later round the target is another, and so are its answers."""
-  asked = [f"q{i}" for i in range(0, 100, 3)]
-  verdicts = Bank("012").verdicts(None, asked, image_ids=asked, cascade=False)
-  probes = [types.SimpleNamespace(image_id=f"i{q[1:]}", question=q) for q in asked]
+def test_what_the_control_has_asked_is_not_asked_again():
+  """But for what got no reply; who is not sure still is not."""
+  answers = {"t": "red", "r": "Red"}
+  said = {"q0": {}, "q1": {"r": "unsure"}, "q2": {"r": "failed"}, "of another image": {}}
   control = [
-    types.SimpleNamespace(probe=probe, verdict=verdict)
-    for probe, verdict in zip(probes, verdicts, strict=True)
+    types.SimpleNamespace(
+      probe=types.SimpleNamespace(image_id=f"i{i}", question=question),
+      verdict=types.SimpleNamespace(answers=answers, kinds=kinds, raw={"t": "It is red."}),
+    )
+    for i, (question, kinds) in enumerate(said.items())
   ]
-  bank, plain = Bank("012"), Bank("012")
-  kept = replayed(bank, control=control, first=first)
-  assert kept == replayed(plain) and len(kept) == 16
-  left = [q for q in plain.asked if not first or q not in asked]
-  assert bank.asked == left and (len(left) < len(plain.asked)) == first
+  control.append(types.SimpleNamespace(probe=control[0].probe, verdict=None))
+  bank, own = Bank(""), Answer("red", "answer", "It is red.")
+  replayed(bank, questions=8, control=control)
+  assert bank.heard == {
+    "t": {("i0", "q0"): own, ("i1", "q1"): own, ("i2", "q2"): own},
+    "r": {
+      ("i0", "q0"): Answer("Red", "answer", "Red"),
+      ("i1", "q1"): Answer("Red", "unsure", "Red"),
+    },
+  }
+  replayed(bank)
+  assert bank.heard == {}
+
+
+def test_what_a_reference_is_not_sure_of_is_not_replayed():
+  kept = replayed(Bank("", unsure="012"))
+  assert len(kept) == 16 and not {e.question[-1] for e in kept} & set("012")
 
 
 def test_fewer_are_kept_if_there_are_fewer_and_none_is_an_error():
