@@ -157,7 +157,7 @@ def cut(rows: np.ndarray, most: int) -> list[np.ndarray]:
   return np.split(rows, range(most, len(rows), most)) if len(rows) else []
 
 
-def parts(n: int, most: int, *, small: bool) -> Iterator[tuple[slice, int]]:
+def call_slices(n: int, most: int, *, small: bool) -> Iterator[tuple[slice, int]]:
   """Yields which of n rows a call has, and how many it is padded to; see `call_sizes`."""
   start = 0
   for size in call_sizes(n, most, small=small):
@@ -220,7 +220,7 @@ def calls(
       most=room.most,
       prompts=share,
     )
-    for part, size in parts(len(rows), fit, small=room.small):
+    for part, size in call_slices(len(rows), fit, small=room.small):
       yield _call(rows[part], size, share, prompts)
 
 

@@ -7,9 +7,8 @@
 #   most run as fast.
 # Seen: a scatter, such as the gradient of an embedding's lookup, is no kernel any more. It is taken
 #   apart into a while loop with as many turns as there are rows, 4,096 here, and took four times as long
-#   on the machine where this was written. A step of training slows down with its tokens, a program
-#   without a scatter does not, so that the option is right for one of two programs of a process. It can
-#   be given to each of them: jax.jit(…, compiler_options={…}).
+#   on the machine where this was written. The option can be given to one program of a process and not to
+#   another: jax.jit(…, compiler_options={…}).
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

@@ -3,7 +3,6 @@
 
 from collections.abc import Mapping
 import dataclasses
-import functools
 import hashlib
 import json
 import math
@@ -16,12 +15,10 @@ import numpy as np
 from auditdm_jax.core import paths
 from auditdm_jax.core.config import UserError
 
-_PLAIN = frozenset({type(None), str, bool, int})
-
 
 def plain(obj: Any) -> Any:
   """Returns `obj` in terms of JSON: numpy, dataclasses and paths made plain, NaN and ±inf null."""
-  if type(obj) in _PLAIN or isinstance(obj, str | bool | int):
+  if obj is None or isinstance(obj, str | bool | int):
     return obj
   if isinstance(obj, float | np.floating):
     return float(obj) if math.isfinite(obj) else None
@@ -34,15 +31,10 @@ def plain(obj: Any) -> Any:
   if isinstance(obj, set | frozenset):
     return sorted(plain(value) for value in obj)
   if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
-    return {name: plain(getattr(obj, name)) for name in _names(type(obj))}
+    return {f.name: plain(vars(obj)[f.name]) for f in dataclasses.fields(obj)}
   if isinstance(obj, os.PathLike):
     return os.fspath(obj)
   raise TypeError(f"cannot be written as JSON: {type(obj).__name__} {obj!r}")
-
-
-@functools.cache
-def _names(cls: type) -> tuple[str, ...]:
-  return tuple(f.name for f in dataclasses.fields(cls))
 
 
 def canonical_hash(obj: Any) -> str:

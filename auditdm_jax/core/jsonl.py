@@ -10,7 +10,6 @@ In an object store nothing can be appended: there each append is an object of it
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import fcntl
-import functools
 import io
 import json
 import logging
@@ -91,12 +90,12 @@ class JsonLines:
 
   def _decode(self, line: bytes, where: str) -> dict[str, Any]:
     try:
-      return json.loads(line.decode())
+      return json.loads(line)
     except ValueError as e:
       raise UserError(f"{self.path}: damaged {where}: {e}") from e
 
   def _encode(self, row: Mapping[str, Any]) -> bytes:
-    line = _dumps(row).encode() + b"\n"
+    line = json.dumps(jsonio.plain(row), separators=(",", ":"), allow_nan=False).encode() + b"\n"
     if len(line) > self._max_row_bytes:
       raise ValueError(
         f"{self.path}: a row has {len(line)} bytes, more than {self._max_row_bytes}; "
@@ -143,15 +142,6 @@ def json_lines(path: str | os.PathLike, *, max_row_bytes: int = 1 << 20) -> Json
   """Returns the append-only rows of a path, wherever it is."""
   kind = ObjectLines if paths.is_remote(path) else JsonLines
   return kind(path, max_row_bytes=max_row_bytes)
-
-
-def _dumps(row: Mapping[str, Any]) -> str:
-  """Returns `jsonio.plain(row)` as JSON; most rows are plain, which the encoder sees faster."""
-  as_text = functools.partial(json.dumps, separators=(",", ":"), allow_nan=False)
-  try:
-    return as_text(row, default=jsonio.plain)
-  except (TypeError, ValueError):  # A key that is no text, NaN.
-    return as_text(jsonio.plain(row))
 
 
 @contextlib.contextmanager

@@ -43,10 +43,10 @@ _SHUTDOWN_S = 10  # How long one that is done waits for the others; `together` e
 _OPTIMIZED = "--xla_backend_optimization_level"
 _START_S = 600  # Machines of one job come up at different times.
 
-# Of `jax.jit`. XLA for CPUs writes kernels through MLIR, which takes it as long as LLVM takes to
-# compile them, and half a gigabyte for a step of training. Those that it writes without are as fast
-# in sampling and GRPO. A repair of a tiny model would take 1.1 of its time: there a scatter, which
-# is a loop then, counts. Other backends ignore the option.
+# Of `jax.jit`, where it is the outermost. XLA for CPUs writes kernels through MLIR, which takes it
+# as long as LLVM takes to compile them, and half a gigabyte for a step of training. Those that it
+# writes without are as fast in sampling and GRPO; a repair of a tiny model would take 1.1 of its
+# time. Other backends ignore the option.
 PLAIN_KERNELS = {"xla_cpu_use_fusion_emitters": False}
 
 

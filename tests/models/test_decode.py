@@ -218,6 +218,10 @@ def test_layers_that_a_call_splits_or_lists_draw_the_same(config, platform, monk
   whole = draw(config, sc, params)
   monkeypatch.setattr(mm.mesh_lib, "lone_platform", lambda: platform)
   monkeypatch.setattr(mm, "SMALL", 1)
+  assert (mm.splits_layers(params), mm.lists_layers_of_steps(params)) == (
+    platform == "cpu",
+    platform == "gpu",
+  )
   jax.clear_caches()
   listed = draw(config, sc, params)
   np.testing.assert_array_equal(whole.tokens, listed.tokens)
