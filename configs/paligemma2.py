@@ -122,10 +122,12 @@ def audit(file: str, *, on: str, references: str, prompts: int, chips: int | Non
   c.grpo = dict(group_size=8)
   c.reward = dict(novelty="off")
   c.optim = dict(steps=1000, lr=3e-6, final_lr=1e-6, warmup=0.1, remat=True, head_chunk=1024)
-  # Rows and masters over all chips; beyond 64, copies of the masters over groups of 64. A row that
-  # holds a prompt with all its completions wants no more chips than there are prompts.
-  c.mesh = dict(data=max(chips // 64, 1), fsdp=min(chips, 64))
-  c.optim.shared_prefix = prompts >= chips
+  # Masters over all chips; beyond 64, copies over groups of 64, which divide the vocabulary.
+  # The fewer rows a chip has, the more of a layer's weights stay where they are (`plan`).
+  groups = max(chips // 64, 1)
+  split = int((8 * chips / prompts) ** 0.5).bit_length() - 1
+  c.mesh = dict(data=groups, fsdp=chips // groups >> split, tensor=1 << split)
+  c.repair_mesh = dict(data=groups, fsdp=chips // groups)
   # Samples and answers: each 16 chips hold a copy, for a part of the rows.
   copies = chips // 16 if chips % 16 == 0 else 1
   c.rollout_mesh = dict(data=copies, fsdp=chips // tensor // copies, tensor=tensor)

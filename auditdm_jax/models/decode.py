@@ -274,8 +274,8 @@ def draw(
     config, params, x, banned=sc.banned_ids, temperature=temperature
   )
   # All logits of a sample go to one device, by one mesh axis at a time: XLA cannot move two.
+  logits = mesh_lib.constrain(logits, "rows", None, mesh_lib.TENSOR)
   if x.shape[1] > 1:
-    logits = mesh_lib.constrain(logits, "rows", None, mesh_lib.TENSOR)
     logits = mesh_lib.constrain(logits, "rows", mesh_lib.TENSOR)
   else:
     logits = mesh_lib.constrain(logits, "all")

@@ -10,6 +10,7 @@ own, `embedder/output_embedding`.
 Axes: G are the heads of a kv-head. The samples of a prompt are the T queries of a decoding step.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -434,6 +435,48 @@ class Project(nn.Module):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class RowSet:
+  """Rows of one shape, as `Gemma.decode` takes them.
+
+  Attributes:
+    x: [B,T,D] embeddings, text and image.
+    positions: i32[B,T] of the queries.
+    key_positions: i32[B,1,S+C+T] of the past keys and the queries' own; i32[B,T,S+C+T] where
+      the queries are of samples at different places; i32[B,T,S+E] where rows have branches.
+    mask: bool[B,T,S+C+T] or bool[B,T,S+E], what each query may see by the architecture; what
+      lies outside of the window of the local layers is taken off later.
+    wide: of the shape of `mask`, the part of `mask` that a window leaves alone, or None.
+    places: i32[B,C], the tokens whose hidden states are wanted; None is all of them.
+    branches: if rows are a trunk and branches; then without a past.
+  """
+
+  x: Array
+  positions: Array
+  key_positions: Array
+  mask: Array
+  wide: Array | None = None
+  places: Array | None = None
+  branches: Branches | None = dataclasses.field(default=None, metadata={"static": True})
+
+  def seen(self, config: GemmaConfig) -> "Seen":
+    """Returns what the tokens see."""
+    rope = functools.partial(rope_angles, self.positions, config.head_dim)
+    angles = jnp.stack(
+      [
+        rope(base=config.rope_base, scale=config.rope_scale),
+        rope(base=config.local_rope_base, scale=config.local_rope_scale),
+      ]
+    )
+    angles = jnp.stack([jnp.cos(angles), jnp.sin(angles)])
+    near = window_mask(self.positions, self.key_positions, window=config.window)
+    near = near if self.wide is None else near | self.wide
+    masks = jnp.stack([self.mask, self.mask & near])
+    angles, masks = jax.lax.optimization_barrier((angles, masks))  # Or each layer makes them again.
+    return Seen(angles, masks, branches=self.branches)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class Wanted:
   """The tokens whose output is wanted: in the last layer no others need queries and an MLP."""
 
@@ -457,26 +500,28 @@ class Wanted:
     return jnp.einsum("bct,btd->bcd", rows, x, precision=jax.lax.Precision.HIGHEST)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Seen:
+  """What the tokens of a set of rows see, the same in all layers of a kind."""
+
+  angles: Array  # [cos or sin, global or local, B,T,H/2]
+  masks: Array  # bool[global or local, B,T,S]
+  wanted: Wanted | None = None  # None: all tokens
+  branches: Branches | None = dataclasses.field(default=None, metadata={"static": True})
+
+
 class Attention(nn.Module):
   """Rotary grouped-query attention; returns the output and its own keys and values."""
 
   config: GemmaConfig
   form: Form = "stacked"
   layout: sharding.Layout = sharding.GATHERED
-  branches: Branches | None = None
 
   @nn.compact
-  def __call__(
-    self,
-    x: Array,
-    *,
-    pick: Array,
-    angles: Array,
-    mask: Array,
-    past: Past | None,
-    wanted: Wanted | None,
-  ):
-    config = self.config
+  def __call__(self, x: Array, seen: Seen, *, pick: Array, past: Past | None):
+    config, wanted = self.config, seen.wanted
+    angles, mask = seen.angles, seen.masks
     n, kv, h, d = config.num_heads, config.num_kv_heads, config.head_dim, config.width
     q_bias, kv_bias, out_bias = (
       ((n, h), (2, 1, 1, kv, h), (d,)) if config.attn_bias else (None, None, None)
@@ -497,10 +542,10 @@ class Attention(nn.Module):
     q, mask = rotate(q, angles[0, pick], angles[1, pick]), mask[pick]
     q = q * (h**-0.5 if config.query_scale is None else config.query_scale)
     q = q.reshape(*q.shape[:2], kv, n // kv, h)
-    if self.branches is None:
+    if seen.branches is None:
       out = attend(q, k, v, mask, past=past, cap=config.attn_softcap)
     else:
-      out = attend_branches(q, k, v, mask, branches=self.branches, cap=config.attn_softcap)
+      out = attend_branches(q, k, v, mask, branches=seen.branches, cap=config.attn_softcap)
     project = Project((n, h), d, out_bias, self.form, name="attn_vec_einsum")
     return project(self.layout.out_of(out.reshape(*out.shape[:2], n * h))), (k, v)
 
@@ -535,45 +580,54 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-  """One layer. `is_local` picks the rotary angles and the mask, so one body serves both kinds.
+  """One layer of one or more sets of rows.
 
-  The output is that of the wanted tokens, of all if `wanted` is None.
+  `is_local` picks the rotary angles and the mask, so one body serves both kinds. The output is that
+  of the wanted tokens.
   """
 
   config: GemmaConfig
   keep_kv: bool
   form: Form = "stacked"
   layout: sharding.Layout = sharding.GATHERED
-  branches: Branches | None = None
 
-  @nn.compact
+  def setup(self):
+    config = self.config
+    post = {"eps": config.norm_eps, "init": config.post_norm_init}
+    self.pre_attention_norm = RMSNorm(config.norm_eps)
+    self.attn = Attention(config, self.form, self.layout)
+    self.pre_ffw_norm = RMSNorm(config.norm_eps)
+    self.mlp = Mlp(config, self.form, self.layout)
+    if config.post_norms:
+      self.post_attention_norm, self.post_ffw_norm = RMSNorm(**post), RMSNorm(**post)
+
   def __call__(
     self,
-    x: Array,
+    xs: Sequence[Array],
     is_local: Array,
     past: Past | None,
     dropout: Dropout | None,
-    angles: Array,
-    mask: Array,
-    wanted: Wanted | None = None,
+    seen: Sequence[Seen],
   ):
-    config = self.config
+    of = functools.partial(self._of_set, is_local=is_local, past=past, dropout=dropout)
+    done = [of(x, own) for x, own in zip(xs, seen, strict=True)]
+    return tuple(x for x, _ in done), tuple(kv if self.keep_kv else None for _, kv in done)
+
+  def _of_set(
+    self, x: Array, seen: Seen, *, is_local: Array, past: Past | None, dropout: Dropout | None
+  ) -> tuple[Array, tuple[Array, Array]]:
+    """Returns the output of a set, and its keys and values."""
+    post_norms = self.config.post_norms
     x = mesh_lib.constrain(x, "rows")
-    post = {"eps": config.norm_eps, "init": config.post_norm_init}
-    y = RMSNorm(config.norm_eps, name="pre_attention_norm")(x)
-    pick = is_local.astype(jnp.int32)
-    y, kv = Attention(config, self.form, self.layout, self.branches, name="attn")(
-      y, pick=pick, angles=angles, mask=mask, past=past, wanted=wanted
-    )
+    y = self.pre_attention_norm(x)
+    y, kv = self.attn(y, seen, pick=is_local.astype(jnp.int32), past=past)
     y = self.layout.back(y)
-    x = x if wanted is None else wanted(x)
-    y = RMSNorm(**post, name="post_attention_norm")(y) if config.post_norms else y
+    x = x if seen.wanted is None else seen.wanted(x)
+    y = self.post_attention_norm(y) if post_norms else y
     x = x + (y if dropout is None else dropout(y, 0))
-    y = RMSNorm(config.norm_eps, name="pre_ffw_norm")(x)
-    y = self.layout.back(Mlp(config, self.form, self.layout, name="mlp")(y))
+    y = self.layout.back(self.mlp(self.pre_ffw_norm(x)))
     y = y if dropout is None else dropout(y, 1)
-    x = x + (RMSNorm(**post, name="post_ffw_norm")(y) if config.post_norms else y)
-    return x, kv if self.keep_kv else None
+    return x + (self.post_ffw_norm(y) if post_norms else y), kv
 
 
 class Embedder(nn.Module):
@@ -602,20 +656,18 @@ class Gemma(nn.Module):
       would stack what nobody reads. The parameters are the same either way.
     form: how the blocks' parameters lie, see `forms`.
     layout: whether stacked layers are gathered where they are used, or their inputs go to them.
-    branches: of the rows, if they are a trunk and branches; then without a past.
   """
 
   config: GemmaConfig
   keep_kv: bool = False
   form: Form = "stacked"
   layout: sharding.Layout = sharding.GATHERED
-  branches: Branches | None = None
 
   def setup(self):
     config = self.config
     self.embedder = Embedder(config)
     self.final_norm = RMSNorm(config.norm_eps)
-    block = functools.partial(Block, config, self.keep_kv, branches=self.branches)
+    block = functools.partial(Block, config, self.keep_kv)
     if self.form == "split":
       self.layers = [block(self.form) for _ in range(config.depth)]
       return
@@ -631,10 +683,10 @@ class Gemma(nn.Module):
       scanned,
       variable_axes={"params": 0},
       split_rngs={"params": True},
-      in_axes=(0, 0, 0, nn.broadcast, nn.broadcast),
+      in_axes=(0, 0, 0, nn.broadcast),
       length=config.depth,
       unroll=config.unroll,
-    )(config, self.keep_kv, layout=self.layout, branches=self.branches)
+    )(config, self.keep_kv, layout=self.layout)
 
   def embed(self, tokens: Array) -> Array:
     """Returns [B,T,D]: embeddings of i32[B,T] times sqrt(D). Image tokens do not pass here."""
@@ -642,71 +694,57 @@ class Gemma(nn.Module):
 
   def decode(
     self,
-    x: Array,
+    sets: Sequence[RowSet],
     *,
-    positions: Array,
-    key_positions: Array,
-    mask: Array,
-    wide: Array | None = None,
     past: Past | list[Past] | None = None,
     dropout: Dropout | None = None,
-    places: Array | None = None,
-  ) -> tuple[Array, Any]:
+  ) -> tuple[list[Array], list[Any]]:
     """Runs the blocks and the final norm.
 
+    Several sets of rows pass each layer together: on a mesh its weights are gathered once for all
+    of them, and its gradients summed once.
+
     Args:
-      x: [B,T,D] embeddings, text and image.
-      positions: i32[B,T] of the queries.
-      key_positions: i32[B,1,S+C+T] of the past keys and the queries' own; i32[B,T,S+C+T] where
-        the queries are of samples at different places; i32[B,T,S+E] where rows have branches.
-      mask: bool[B,T,S+C+T] or bool[B,T,S+E], what each query may see by the architecture; what
-        lies outside of the window of the local layers is taken off here.
-      wide: of the shape of `mask`, the part of `mask` that a window leaves alone, or None.
+      sets: rows of one shape each; one set only with a past or dropout.
       past: what came out of earlier calls, or None. Unless the layers are stacked, a list of one
         per layer, which no step has to cut out of the whole.
       dropout: the noise of training, or None. Only if the layers are stacked.
-      places: i32[B,C], the tokens whose hidden states are wanted; None is all of them.
 
     Returns:
-      [B,T,D] or [B,C,D], and the keys and values ([L,B,T,K,H], [L,B,T,K,H]) of this call (None
-      unless `keep_kv`); unless the layers are stacked, a list of ([B,T,K,H], [B,T,K,H]).
+      Of each set [B,T,D] or [B,C,D], and the keys and values ([L,B,T,K,H], [L,B,T,K,H]) of this
+      call (None unless `keep_kv`); unless the layers are stacked, a list of ([B,T,K,H],
+      [B,T,K,H]).
     """
     config = self.config
+    if len(sets) > 1 and (past is not None or dropout is not None):
+      raise ValueError(f"{len(sets)} sets of rows: with a past or dropout there may be one")
     is_local = jnp.asarray(config.layer_is_local or (False,) * config.depth)
-    angles = jnp.stack(
-      [
-        rope_angles(positions, config.head_dim, base=config.rope_base, scale=config.rope_scale),
-        rope_angles(
-          positions, config.head_dim, base=config.local_rope_base, scale=config.local_rope_scale
-        ),
-      ]
-    )
-    angles = jnp.stack([jnp.cos(angles), jnp.sin(angles)])  # [cos or sin, global or local, B,T,H/2]
-    near = window_mask(positions, key_positions, window=config.window)
-    masks = jnp.stack([mask, mask & (near if wide is None else near | wide)])
-    angles, masks = jax.lax.optimization_barrier((angles, masks))  # Or each layer makes them again.
-    x = x.astype(config.dtype)
+    seen = tuple(rows.seen(config) for rows in sets)
+    xs = tuple(rows.x.astype(config.dtype) for rows in sets)
+    places = [rows.places for rows in sets]
     if self.form == "stacked":
-      x, kv = self.layers(x, is_local, past, dropout, angles, masks)
-      return self.final_norm(_at(x, places)), kv
+      xs, kvs = self.layers(xs, is_local, past, dropout, seen)
+      return [self.final_norm(_at(x, p)) for x, p in zip(xs, places)], list(kvs)
+    last = list(seen)
+    for i, (rows, own) in enumerate(zip(sets, seen)):
+      if rows.places is not None and rows.branches is None:
+        wanted = Wanted.of(rows.places, own.angles, own.masks)
+        last[i], places[i] = dataclasses.replace(own, wanted=wanted), None
     kvs = []
-    wanted = None
-    if places is not None and self.branches is None:
-      wanted, places = Wanted.of(places, angles, masks), None
     layers = self.layers if self.form == "split" else self.blocks
     for i, layer in enumerate(layers):
-      last = wanted if i == config.depth - 1 else None
-      x, kv = layer(x, is_local[i], past and past[i], None, angles, masks, last)
+      here = tuple(last) if i == config.depth - 1 else seen
+      xs, kv = layer(xs, is_local[i], past and past[i], None, here)
       kvs.append(kv)
-    return self.final_norm(_at(x, places)), kvs
+    return [self.final_norm(_at(x, p)) for x, p in zip(xs, places)], [list(kv) for kv in zip(*kvs)]
 
   def __call__(self, tokens: Array) -> Array:
     """Touches every parameter, for init: a causal pass over i32[B,T]."""
     b, t = tokens.shape
     positions = jnp.broadcast_to(jnp.arange(t), (b, t))
     mask = jnp.broadcast_to(jnp.tri(t, dtype=bool), (b, t, t))
-    x = self.embed(tokens)
-    return self.decode(x, positions=positions, key_positions=positions[:, None], mask=mask)[0]
+    rows = RowSet(self.embed(tokens), positions, positions[:, None], mask)
+    return self.decode([rows])[0][0]
 
 
 def _at(x: Array, places: Array | None) -> Array:

@@ -13,7 +13,7 @@ projector is `img/head`: {kernel, bias} in PaliGemma, as in big_vision; {soft_em
 input_projection/w} in Gemma 3.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 from typing import Any, Literal
@@ -275,18 +275,15 @@ def hidden(
   Returns:
     [B,T,D] or [B,C,D] after the final norm, for `unembed`.
   """
-  return prefill(
-    config,
-    params,
-    features,
-    tokens,
-    valid=valid,
-    ar=ar,
-    branches=branches,
-    dropout=dropout,
-    places=places,
-    keep_kv=False,
-  )[0]
+  rows = row_set(
+    config, params, features, tokens, valid=valid, ar=ar, branches=branches, places=places
+  )
+  return _decoder(config, params, keep_kv=False)([rows], dropout=dropout)[0][0]
+
+
+def hidden_of_sets(config: VlmConfig, params: Params, sets: Sequence[gemma.RowSet]) -> list[Array]:
+  """`hidden` of several sets of rows, each of `row_set`, through one pass over the layers."""
+  return _decoder(config, params, keep_kv=False)(sets)[0]
 
 
 def prefill(
@@ -298,22 +295,37 @@ def prefill(
   valid: Array,
   ar: Array | None = None,
   branches: gemma.Branches | None = None,
-  dropout: gemma.Dropout | None = None,
   places: Array | None = None,
-  keep_kv: bool = True,
 ) -> tuple[Array, Any]:
   """As `hidden`; also returns the keys and values as `gemma.Gemma.decode` does."""
+  rows = row_set(config, params, features, tokens, valid=valid, branches=branches, places=places)
+  (x,), (kv,) = _decoder(config, params, keep_kv=True)([rows])
+  return x, kv
+
+
+def row_set(
+  config: VlmConfig,
+  params: Params,
+  features: Array | None,
+  tokens: Array,
+  *,
+  valid: Array,
+  ar: Array | None = None,
+  branches: gemma.Branches | None = None,
+  places: Array | None = None,
+) -> gemma.RowSet:
+  """Returns the rows of `hidden` before the first layer."""
   ar = default_ar(config, tokens) if ar is None else ar
   positions = positions_of(valid, branches)
-  return _decoder(config, params, keep_kv=keep_kv, branches=branches)(
+  return gemma.RowSet(
     embed(config, params, features, tokens),
     positions=positions,
     key_positions=_seen(positions, branches),
     mask=make_attn_mask(valid, ar, branches),
     # PaliGemma's prefix sees all of itself in every layer, Gemma 3's image only what is near.
     wide=same_block(ar, branches) if config.kind == "paligemma" else None,
-    dropout=dropout,
     places=places,
+    branches=branches,
   )
 
 
@@ -349,13 +361,14 @@ def step(
     jnp.broadcast_to(part, (b, g, part.shape[-1])) for part in (past_valid, jnp.eye(g, dtype=bool))
   ]
   layout = sharding.Layout.of_step(width=config.text.width, rows=b * g)
-  return _decoder(config, params, keep_kv=True, layout=layout)(
+  rows = gemma.RowSet(
     embed(config, params, None, tokens),
     positions=positions,
     key_positions=jnp.concatenate([past_positions, own], axis=2),
     mask=jnp.concatenate(mask, axis=2),
-    past=past,
   )
+  (x,), (kv,) = _decoder(config, params, keep_kv=True, layout=layout)([rows], past=past)
+  return x, kv
 
 
 def start_past(kv: Any, *, samples: int, room: int, tail: int = 0) -> gemma.Past | list[gemma.Past]:
@@ -445,11 +458,9 @@ def _decoder(
   *,
   keep_kv: bool,
   layout: sharding.Layout = sharding.GATHERED,
-  branches: gemma.Branches | None = None,
-) -> Callable[..., tuple[Array, Any]]:
+) -> Callable[..., tuple[list[Array], list[Any]]]:
   """Returns `gemma.Gemma.decode` of the parameters, however they lie."""
-  form = _form(params)
-  model = gemma.Gemma(config.text, keep_kv=keep_kv, form=form, layout=layout, branches=branches)
+  model = gemma.Gemma(config.text, keep_kv=keep_kv, form=_form(params), layout=layout)
   return functools.partial(model.apply, {"params": params["llm"]}, method="decode")
 
 

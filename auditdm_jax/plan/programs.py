@@ -39,23 +39,30 @@ Devices = Sequence[jax.Device]
 
 @dataclasses.dataclass(frozen=True)
 class MeshLayout:
-  """Axes of the two meshes and rules of the params, see `rl.programs`.
+  """Axes of the meshes and rules of the params, see `rl.programs`.
 
   Attributes:
     mesh: {axis: size} of training.
     rollout: {axis: size} of everything else; empty = the mesh of training, whose rules then hold
       for the auditor alone.
     rules: sharding rules of the auditor's masters; () = those of the models.
+    repair: {axis: size} of the target's repair; empty = the mesh of training.
   """
 
   mesh: Mapping[str, int]
   rollout: Mapping[str, int] = dataclasses.field(default_factory=dict)
   rules: mesh_lib.Rules = ()
+  repair: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
   def meshes(self, devices: Devices) -> tuple[Mesh, Mesh]:
     """Of training, and of the rollout."""
     mesh = mesh_lib.make_mesh(self.mesh, devices=devices)
     return mesh, mesh_lib.reshaped(mesh, self.rollout) if self.rollout else mesh
+
+  def repair_mesh(self, devices: Devices) -> Mesh:
+    """Returns the mesh of the repair."""
+    mesh = self.meshes(devices)[0]
+    return mesh_lib.reshaped(mesh, self.repair) if self.repair else mesh
 
   def rollout_mesh(self, devices: Devices) -> Mesh | None:
     """Returns the second mesh, or None if there is one only."""
@@ -179,7 +186,7 @@ def repair(
   length: int,
   suffix: int,
 ) -> Built:
-  mesh, vision, n = layout.meshes(devices)[0], model.tower, recipe.batch_size
+  mesh, vision, n = layout.repair_mesh(devices), model.tower, recipe.batch_size
   tune = tuning.Tuning(model, recipe, steps=1000, mesh=mesh)
   ints = dict.fromkeys(("tokens", "ar"), (jnp.int32, (n, length)))
   ints |= dict.fromkeys(("position", "targets"), (jnp.int32, (n, suffix)))

@@ -95,14 +95,14 @@ class PlannedRun:
   def calls(self, devices: int) -> shapes.Calls:
     """Returns the calls of a round, as the rollout makes them."""
     task = self.auditor.num_image_tokens + self.plan.task_tokens
+    group, prompts = self.grpo.group_size, sum(self.rollout.prompts.values())
+    shards = _row_shards(self.layout.mesh, devices)
     return shapes.calls_of(
       self.rollout,
-      self.grpo.group_size,
+      group,
       length=lambda text: task,
-      per_row=self.grpo.group_size if self.optim.shared_prefix else 1,
-      padded=functools.partial(
-        batch_lib.padded, devices=_row_shards(self, devices), micro_rows=self.optim.micro_rows
-      ),
+      per_row=self.optim.per_row(group, prompts=prompts, devices=shards),
+      padded=functools.partial(batch_lib.padded, devices=shards, micro_rows=self.optim.micro_rows),
     )
 
 
@@ -157,9 +157,9 @@ def steps(run: PlannedRun, devices: int) -> list[PlannedProgram]:
   return found
 
 
-def _row_shards(run: PlannedRun, devices: int) -> int:
-  """Returns how many devices share the rows of a learner batch."""
-  sizes = mesh_lib.sizes_of(run.layout.mesh, devices)
+def _row_shards(mesh: Mapping[str, int], devices: int) -> int:
+  """Returns how many devices share the rows of a batch on a mesh with these axes."""
+  sizes = mesh_lib.sizes_of(mesh, devices)
   return math.prod(n for name, n in sizes.items() if name != mesh_lib.TENSOR)
 
 
@@ -328,7 +328,7 @@ def repairs(run: PlannedRun, names: Iterable[str]) -> list[PlannedProgram]:
 
 def _micro_rows(run: PlannedRun, devices: int) -> list[int]:
   """Smaller micro-batches of the learner: about so many as are advised, and the smallest ones."""
-  shards = _row_shards(run, devices)
+  shards = _row_shards(run.layout.mesh, devices)
   most = max(part.rows for part in run.calls(devices).parts)
   some = max(most // _MICRO_BATCHES // shards, 1) * shards
   return [n for n in dict.fromkeys((some, shards)) if n < min(run.optim.micro_rows or most, most)]
@@ -381,7 +381,7 @@ def changes(
     if not run.recipe.remat:
       text = "--config.rectify.recipe.remat=True"
       found.append((text, dataclasses.replace(run, recipe=recipe)))
-    shards, batch = _row_shards(run, devices), recipe.batch_size
+    shards, batch = _row_shards(run.layout.repair or run.layout.mesh, devices), recipe.batch_size
     some = max(batch // _MICRO_BATCHES // shards, 1) * shards
     for rows in dict.fromkeys((some, shards)):
       if batch % rows == 0 and rows < (recipe.micro_rows or batch):

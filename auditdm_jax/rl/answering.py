@@ -210,7 +210,7 @@ class Asked:
     image_ids: Sequence[str],
   ) -> LearnerBatch:
     config = self._config
-    per_row = config.grpo.group_size if config.optim.shared_prefix else 1
+    per_row = self.learner.per_row(len(groups))
     part = batch_lib.pack_rows(
       [reply for group in groups for reply in group],
       advantages.ravel().tolist(),

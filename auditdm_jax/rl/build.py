@@ -76,7 +76,7 @@ def rollout(
     prober.config,
     grpo.group_size,
     length=prober.sampler.length,
-    per_row=grpo.group_size if learner.config.optim.shared_prefix else 1,
+    per_row=learner.per_row(sum(prober.config.prompts.values())),
     padded=learner.padded,
   )
   packer = Packer(calls, prober.sight)

@@ -80,6 +80,11 @@ class Learner:
       return self.params
     return tree_lib.unflatten(self._programs.to_sampler(self._frozen | self.state.params))
 
+  def per_row(self, prompts: int) -> int:
+    """How many completions of each of so many prompts share a row."""
+    shards, group = mesh_lib.row_shards(self.mesh), self.config.grpo.group_size
+    return self.config.optim.per_row(group, prompts=prompts, devices=shards)
+
   def padded(self, rows: int) -> int:
     """How many rows a part of `rows` rows must be padded to."""
     shards = mesh_lib.row_shards(self.mesh)

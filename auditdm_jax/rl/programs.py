@@ -9,7 +9,7 @@ parameters over all of them, the other keeps the heads of each layer where they 
 `to_sampler` goes from the one to the other.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -164,15 +164,16 @@ def _score(
   features, size = image_features(config, params, batch), config.optim.micro_rows
   params = listed(config, params)
 
-  def of(rows: batch_lib.Rows) -> jax.Array:
-    return forward_logprobs(config, params, features, rows)[0]
+  def of(parts: Sequence[batch_lib.Rows]) -> tuple[jax.Array, ...]:
+    return tuple(logp for logp, _ in forward_logprobs(config, params, features, parts))
 
-  def in_parts(rows: batch_lib.Rows) -> jax.Array:
-    if not size or len(rows.image) <= size:
-      return of(rows)
-    return mesh_lib.join_rows(jax.lax.map(of, mesh_lib.cut_rows(rows, size)))
+  def in_pieces(rows: batch_lib.Rows) -> jax.Array:
+    if len(rows.image) <= size:
+      return of([rows])[0]
+    pieces = jax.lax.map(lambda piece: of([piece])[0], mesh_lib.cut_rows(rows, size))
+    return mesh_lib.join_rows(pieces)
 
-  return tuple(map(in_parts, batch.parts))
+  return tuple(map(in_pieces, batch.parts)) if size else of(batch.parts)
 
 
 def _rounded(params: FlatParams, *, dtype: str) -> FlatParams:

@@ -112,7 +112,7 @@ def calls_of(
     config: prompts by strategy, and lengths.
     group: samples of a prompt that are asked.
     length: tokens of a prompt with this task, image included.
-    per_row: completions that share a learner row, 1 or `group`.
+    per_row: completions that share a learner row, a divisor of `group`.
     padded: the number of learner rows that a part of so many rows is padded to.
   """
   active = config.active()

@@ -12,7 +12,7 @@ model's dtype is that of the computation.
 Axes: as in `rl.batch`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import functools
 import math
@@ -52,7 +52,7 @@ class OptimConfig:
     weight_decay: decoupled; norms' scales and biases are left out.
     clip_norm: of the global gradient norm.
     frozen: regex of params that do not train; by default the vision tower.
-    shared_prefix: one row holds all completions of a prompt, instead of one each.
+    shared_prefix: completions of a prompt share rows, instead of having one each.
     head_chunk: tokens per chunk of the head, 0 = all at once.
     micro_rows: rows per micro-batch, 0 = all at once. Saves memory, and on a CPU time: small ones
       stay in its cache.
@@ -85,6 +85,22 @@ class OptimConfig:
       re.compile(self.frozen)
     except re.error as e:
       raise config_lib.UserError(f"optim.frozen={self.frozen!r}: no regular expression: {e}") from e
+
+  def per_row(self, group: int, *, prompts: int, devices: int) -> int:
+    """How many completions share a row: as many as leave a row for each of the devices.
+
+    Args:
+      group: completions of a prompt.
+      prompts: of a step.
+      devices: that share the rows.
+
+    Returns:
+      A divisor of `group`.
+    """
+    if not self.shared_prefix:
+      return 1
+    divisors = (n for n in range(group, 1, -1) if group % n == 0)
+    return next((n for n in divisors if prompts * group // n >= devices), 1)
 
   def trains(self, path: str) -> bool:
     """Whether a param trains, by its path."""
@@ -165,30 +181,27 @@ def listed(config: StepConfig, params: FlatParams) -> FlatParams:
 
 
 def forward_logprobs(
-  config: StepConfig, params: FlatParams, features: jax.Array, rows: batch_lib.Rows
-) -> tuple[jax.Array, jax.Array]:
-  """(log-prob, entropy) f32[B,G,C] of completions, by the sampler's temperature and banned ids."""
+  config: StepConfig, params: FlatParams, features: jax.Array, parts: Sequence[batch_lib.Rows]
+) -> list[tuple[jax.Array, jax.Array]]:
+  """(log-prob, entropy) f32[B,G,C] of each part, by the sampler's temperature and banned ids."""
   tree = tree_lib.unflatten(params)
-  line = batch_lib.sequence(config.model, rows)
-  hidden = multimodal.hidden(
+  sets = [
+    multimodal.row_set(
+      config.model, tree, features[rows.image], **batch_lib.sequence(config.model, rows)
+    )
+    for rows in parts
+  ]
+  score = functools.partial(
+    multimodal.token_logprobs,
     config.model,
     tree,
-    features[rows.image],
-    line["tokens"],
-    valid=line["valid"],
-    ar=line["ar"],
-    branches=line["branches"],
-  )
-  return multimodal.token_logprobs(
-    config.model,
-    tree,
-    # Only what predicts a completion token goes through the head.
-    batch_lib.predicting(hidden, rows),
-    rows.targets,
     banned=config.banned,
     temperature=config.grpo.temperature,
     chunk=config.optim.head_chunk or None,
   )
+  hidden = multimodal.hidden_of_sets(config.model, tree, sets)
+  # Only what predicts a completion token goes through the head.
+  return [score(batch_lib.predicting(x, rows), rows.targets) for x, rows in zip(hidden, parts)]
 
 
 def train_step(
@@ -217,22 +230,26 @@ def train_step(
   fixed = listed(config, frozen)
   initial = None if reference is None else fixed | listed(config, reference)
 
-  def loss_fn(params, features, rows):
-    logp, entropy = forward_logprobs(config, fixed | params, features, rows)
-    logp_ref = None
+  def loss_fn(params, features, parts):
+    scores = forward_logprobs(config, fixed | params, features, parts)
+    initially: list[Any] = [(None, None)] * len(parts)
     if initial is not None and features_ref is not None:
-      logp_ref, _ = forward_logprobs(config, initial, features_ref, rows)
-    (total, count), metrics = grpo_lib.loss_and_metrics(
-      config.grpo,
-      _lines(logp),
-      entropy=_lines(entropy),
-      logp_sampler=_lines(rows.logp_sampler),
-      logp_old=None if rows.logp_old is None else _lines(rows.logp_old),
-      logp_ref=None if logp_ref is None else _lines(logp_ref),
-      advantages=rows.advantages.reshape(-1),
-      mask=_lines(rows.loss_mask),
-      max_length=longest,
-    )
+      initially = forward_logprobs(config, initial, features_ref, parts)
+    found = [
+      grpo_lib.loss_and_metrics(
+        config.grpo,
+        _lines(logp),
+        entropy=_lines(entropy),
+        logp_sampler=_lines(rows.logp_sampler),
+        logp_old=None if rows.logp_old is None else _lines(rows.logp_old),
+        logp_ref=None if logp_ref is None else _lines(logp_ref),
+        advantages=rows.advantages.reshape(-1),
+        mask=_lines(rows.loss_mask),
+        max_length=longest,
+      )
+      for rows, (logp, entropy), (logp_ref, _) in zip(parts, scores, initially)
+    ]
+    (total, count), metrics = functools.reduce(_add, found)
     return total, (count, metrics)
 
   grads, loss, sums = _gradients(config, loss_fn, state.params, batch, frozen)
@@ -274,7 +291,7 @@ def _gradients(
 
   Args:
     config: static settings.
-    loss_fn: (params, features, rows) -> (sum, (count, metrics)).
+    loss_fn: (params, features, parts) -> (sum, (count, metrics)).
     params: what trains.
     batch: all rows.
     frozen: what does not.
@@ -285,12 +302,11 @@ def _gradients(
   params = listed(config, params)
   grad_fn = jax.value_and_grad(loss_fn, argnums=(0, 1) if trains_tower else (0,), has_aux=True)
 
-  def sums(rows):
-    (total, (count, metrics)), grads = grad_fn(params, features, rows)
+  def sums(parts):
+    (total, (count, metrics)), grads = grad_fn(params, features, parts)
     return (grads, total, count), metrics
 
-  parts = [_in_micro_batches(sums, rows, config.optim.micro_rows) for rows in batch.parts]
-  (grads, total, count), metrics = functools.reduce(_add, parts)
+  (grads, total, count), metrics = _in_micro_batches(sums, batch.parts, config.optim.micro_rows)
   of_params = tree_lib.flatten(multimodal.stack_layers(tree_lib.unflatten(grads[0])))
   if trains_tower:
     of_params = jax.tree.map(jnp.add, of_params, *pull_back(grads[1]))
@@ -303,12 +319,18 @@ def _add(a: Any, b: Any) -> Any:
   return jax.tree.map(jnp.add, a[0], b[0]), grpo_lib.combine(a[1], b[1])
 
 
-def _in_micro_batches(sums: Callable, rows: batch_lib.Rows, micro_rows: int) -> Any:
-  """sums(rows), `micro_rows` rows at a time; all at once if there are no more, or if it is 0."""
-  if not micro_rows or len(rows.image) <= micro_rows:
-    return sums(rows)
+def _in_micro_batches(sums: Callable, parts: Sequence[batch_lib.Rows], micro_rows: int) -> Any:
+  """sums(parts), `micro_rows` rows of a part at a time; all parts at once if it is 0."""
+  if not micro_rows:
+    return sums(parts)
+  return functools.reduce(_add, (_in_pieces(sums, rows, micro_rows) for rows in parts))
+
+
+def _in_pieces(sums: Callable, rows: batch_lib.Rows, micro_rows: int) -> Any:
+  if len(rows.image) <= micro_rows:
+    return sums([rows])
   micro = mesh_lib.cut_rows(rows, micro_rows)
   # From zero, so that the body is compiled once; no maximum is below it.
   one = jax.tree.map(lambda x: x[0], micro)
-  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(sums, one))
-  return jax.lax.scan(lambda carry, part: (_add(carry, sums(part)), None), zero, micro)[0]
+  zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(sums, [one]))
+  return jax.lax.scan(lambda carry, part: (_add(carry, sums([part])), None), zero, micro)[0]

@@ -2,6 +2,7 @@
 """The models of a run: folders, loaded when they are first asked for, and endpoints."""
 
 from collections import Counter
+from collections.abc import Mapping
 import copy
 import dataclasses
 import functools
@@ -59,6 +60,7 @@ class Models:
     self.cache = FeatureCache(settings.bank.feature_bytes)
     self._bank: BankConfig = settings.bank
     self._mesh, self._rollout_mesh = settings.mesh, settings.rollout_mesh
+    self._repair_mesh = settings.repair_mesh
     self._turns = Turns()
     self._voice, self._noise = settings.world.talk, settings.world.noise
     self._banks: list[ModelBank] = []
@@ -315,9 +317,18 @@ class Models:
     """The same devices for sampling and answering, in a layout of their own if the config has one;
     None on one device.
     """
-    if self.mesh is None or not self._rollout_mesh:
+    return self._in_layout(self._rollout_mesh)
+
+  @functools.cached_property
+  def repair_mesh(self) -> Mesh | None:
+    """Likewise for the repair."""
+    return self._in_layout(self._repair_mesh)
+
+  def _in_layout(self, shape: Mapping[str, int]) -> Mesh | None:
+    """The devices of `mesh` with other axes, or `mesh` if there are none."""
+    if self.mesh is None or not shape:
       return self.mesh
-    return mesh_lib.reshaped(self.mesh, self._rollout_mesh)
+    return mesh_lib.reshaped(self.mesh, shape)
 
   def place(self, params: Params) -> Params:
     """Puts an auditor's parameters from the host on the devices, as the sampler has them."""

@@ -103,6 +103,7 @@ def read(config: ConfigDict) -> steps.PlannedRun:
       settings.mesh,
       settings.rollout_mesh,
       tuple((regex, tuple(spec)) for regex, spec in settings.rules),
+      settings.repair_mesh,
     ),
     grpo=settings.grpo,
     optim=settings.optim,

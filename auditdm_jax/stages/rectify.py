@@ -99,7 +99,7 @@ def repair(
       workdir=folder.parent,
       name=name,
       seed=ctx.settings.seed,
-      mesh=ctx.models.mesh,
+      mesh=ctx.models.repair_mesh,
       wandb=ctx.settings.wandb,
     )
   except FloatingPointError as e:
@@ -148,7 +148,7 @@ def check(ctx: Context) -> None:
       micro-batches.
   """
   recipe = ctx.settings.rectify.recipe
-  tuning.check_micro_rows(recipe, ctx.models.mesh)
+  tuning.check_micro_rows(recipe, ctx.models.repair_mesh)
   pool, replay = ctx.pool("images"), recipe.replay
   if replay and not any(pool.questions(i) for i in range(len(pool))):
     raise UserError(

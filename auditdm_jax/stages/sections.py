@@ -2,7 +2,8 @@
 """The sections of an audit's config: for each a dataclass, whose docstring says what its keys mean.
 
 They are read when a run starts, so that a mistake in the last stage's section ends the first one.
-`config.mesh` and `config.rollout_mesh` are {axis: size}, `config.rules` rows of (regex, axes).
+`config.mesh`, `config.rollout_mesh` and `config.repair_mesh` are {axis: size}, `config.rules` rows
+of (regex, axes).
 """
 
 import dataclasses
@@ -421,6 +422,7 @@ class AuditConfig:
     seed: of everything that is drawn; 32 bits.
     mesh: {axis: size} of training, -1 = the rest of the devices; see `core.mesh`.
     rollout_mesh: the same devices for sampling and answering; empty = as in training.
+    repair_mesh: the same devices for the repair by labels; empty = as in training.
     rules: (regex, mesh axes per array axis) of the auditor's masters; () = `models.sharding`'s.
     endpoints: {NAME: section} of models behind endpoints, which the models' roles may name.
   """
@@ -444,6 +446,7 @@ class AuditConfig:
   mesh: dict[str, int]
   rules: tuple[Any, ...]
   rollout_mesh: dict[str, int] = dataclasses.field(default_factory=dict)
+  repair_mesh: dict[str, int] = dataclasses.field(default_factory=dict)
   endpoints: dict[str, RemoteConfig] = dataclasses.field(default_factory=dict)
   benchmark: BenchmarkConfig = BenchmarkConfig()
   preflight: PreflightConfig = PreflightConfig()

@@ -116,8 +116,8 @@ def make(config):
 @functools.partial(jax.jit, static_argnums=0)
 def run(config, params, tokens, positions, mask, wide=None):
   def forward(m, tokens):
-    where = dict(positions=positions, key_positions=positions[:, None])
-    return m.decode(m.embed(tokens), **where, mask=mask, wide=wide)[0]
+    rows = gemma.RowSet(m.embed(tokens), positions, positions[:, None], mask, wide)
+    return m.decode([rows])[0][0]
 
   return gemma.Gemma(config).apply({"params": params}, tokens, method=forward)
 

@@ -195,7 +195,7 @@ def test_entropy_gradient_is_not_zero_through_the_chunked_head():
     config = step_config(head_chunk=chunk)
 
     def entropy(flat, config=config):
-      logp, entropy = step.forward_logprobs(config, flat, batch.features, batch.parts[0])
+      ((logp, entropy),) = step.forward_logprobs(config, flat, batch.features, batch.parts[:1])
       return entropy.sum(), logp
 
     grad, logps[chunk] = jax.jit(jax.grad(entropy, has_aux=True))(tree_lib.flatten(vlm.params))
@@ -484,7 +484,8 @@ def test_the_samplers_copy_is_rounded_as_the_computation_rounds():
   config = learner.config
 
   def logp(params):
-    return step.forward_logprobs(config, params, jnp.asarray(batch.features), batch.parts[0])[0]
+    features = jnp.asarray(batch.features)
+    return step.forward_logprobs(config, params, features, batch.parts[:1])[0][0]
 
   logp = jax.jit(logp)
   np.testing.assert_array_equal(logp(copy), logp(masters))
