@@ -18,6 +18,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 import numpy as np
 
@@ -26,6 +27,7 @@ from auditdm_jax.models import int8, sharding
 from auditdm_jax.models.activations import Activation, activate
 from auditdm_jax.models.forms import Form, dense, results_first
 
+_SUMMED = "summed"  # What attention and MLP put out: the sums over what a mesh splits of a layer.
 MASKED = -1e30  # Finite: a row in which everything is masked must not become NaN.
 
 
@@ -61,7 +63,8 @@ class GemmaConfig:
       models trained from scratch, which then start near the identity.
     embed_init_std: initial std of the embedding, before its multiplication by sqrt(D).
     dtype: compute dtype of the blocks; parameters keep their own.
-    remat: recompute each block in the backward pass instead of storing its activations.
+    remat: recompute each block in the backward pass instead of storing its activations; on a mesh
+      that splits layers all but what attention and MLP put out.
     unroll: layers per step of the scan; depth for tiny models on a CPU.
   """
 
@@ -621,11 +624,11 @@ class Block(nn.Module):
     x = mesh_lib.constrain(x, "rows")
     y = self.pre_attention_norm(x)
     y, kv = self.attn(y, seen, pick=is_local.astype(jnp.int32), past=past)
-    y = self.layout.back(y)
+    y = checkpoint_name(self.layout.back(y), _SUMMED)
     x = x if seen.wanted is None else seen.wanted(x)
     y = self.post_attention_norm(y) if post_norms else y
     x = x + (y if dropout is None else dropout(y, 0))
-    y = self.layout.back(self.mlp(self.pre_ffw_norm(x)))
+    y = checkpoint_name(self.layout.back(self.mlp(self.pre_ffw_norm(x))), _SUMMED)
     y = y if dropout is None else dropout(y, 1)
     return x + (self.post_ffw_norm(y) if post_norms else y), kv
 
@@ -678,7 +681,10 @@ class Gemma(nn.Module):
     used = sharding.at_use(
       "llm/layers", Block, dtype=config.dtype, keep=self.layout.keep, quantized=quantized
     )
-    scanned = nn.remat(used, prevent_cse=False) if config.remat else used
+    # What was summed over the tensor axis would also be sent again.
+    kept = [_SUMMED] if mesh_lib.splits_layers() else []
+    policy = jax.checkpoint_policies.save_only_these_names(*kept)
+    scanned = nn.remat(used, prevent_cse=False, policy=policy) if config.remat else used
     self.layers = nn.scan(
       scanned,
       variable_axes={"params": 0},
