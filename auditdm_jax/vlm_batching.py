@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How prompts are cut into calls of a `Vlm`, and the few shapes that calls are padded to.
 
-A call has B rows of up to G prompts, both powers of two. Where the model lets them, prompts that
-begin alike stand in one row, which is prefilled once: questions about one image to a Gemma 3.
+A call has B rows of up to G prompts. G is a power of two, and B one too or, where there are many
+rows, three times one. Where the model lets them, prompts that begin alike stand in one row, which
+is prefilled once: questions about one image to a Gemma 3.
 
 `plan` reads the same numbers to compile what a run calls.
 """
@@ -21,6 +22,7 @@ MAX_BATCH_CPU = 64  # More leave its caches: 256 tiny rows take 1.6 times as lon
 MEMORY = 1 << 32  # Bytes of a device that one call's activations and cache may take, roughly.
 # Of the calls of a small model, for which compiling costs more than rows.
 _FEW_SIZES = tuple(8**k for k in range(1, 7))
+_BETWEEN = 96  # From this many rows on, a size between two powers of two is worth compiling.
 _LENGTH_MULTIPLE = 8
 
 
@@ -127,23 +129,30 @@ def padded_length(length: int) -> int:
   return -(-length // step) * step
 
 
-def call_sizes(n: int, most: int, *, small: bool) -> list[int]:
+def call_sizes(n: int, most: int, *, small: bool, shards: int = 1) -> list[int]:
   """Returns the rows, padding included, of the calls that n rows are cut into; the last is padded.
 
-  They are powers of two, and of eight for a small model: its calls are at least half full, but for
-  one of eight rows.
+  They are powers of two or, from 96 on, three times one. Of a small model they are powers of eight:
+  its calls are at least half full, but for one of eight rows.
 
   Args:
     n: rows.
     most: rows of one call.
     small: the model's size is, see `multimodal.is_small`.
+    shards: over how many devices rows are split; a power of two.
   """
   sizes = list[int]()
   few = [*(size for size in _FEW_SIZES if size < most), most]
   while n > 0:
-    fits = max((size for size in few if size <= 2 * n), default=few[0])
-    sizes.append(fits if small else min(most, 1 << (n - 1).bit_length()))
-    n -= sizes[-1]
+    if small:
+      size = max((size for size in few if size <= 2 * n), default=few[0])
+    else:
+      double = 1 << (n - 1).bit_length()
+      between = double * 3 // 4
+      fits = between >= max(n, _BETWEEN) and between % shards == 0
+      size = min(most, between if fits else double)
+    sizes.append(size)
+    n -= size
   return sizes
 
 
@@ -157,10 +166,10 @@ def cut(rows: np.ndarray, most: int) -> list[np.ndarray]:
   return np.split(rows, range(most, len(rows), most)) if len(rows) else []
 
 
-def call_slices(n: int, most: int, *, small: bool) -> Iterator[tuple[slice, int]]:
+def call_slices(n: int, most: int, *, small: bool, shards: int = 1) -> Iterator[tuple[slice, int]]:
   """Yields which of n rows a call has, and how many it is padded to; see `call_sizes`."""
   start = 0
-  for size in call_sizes(n, most, small=small):
+  for size in call_sizes(n, most, small=small, shards=shards):
     yield slice(start, min(start + size, n)), size
     start += size
 
@@ -220,7 +229,7 @@ def calls(
       most=room.most,
       prompts=share,
     )
-    for part, size in call_slices(len(rows), fit, small=room.small):
+    for part, size in call_slices(len(rows), fit, small=room.small, shards=room.shards):
       yield _call(rows[part], size, share, prompts)
 
 
@@ -254,7 +263,8 @@ def _prompts_per_row(
     row = whole if share == 1 else head + share * tail
     said = share * new
     rows = sum(-(-n // share) for n in counts)
-    sizes = call_sizes(rows, max(1, room.most // share), small=room.small)
+    fit = max(1, room.most // share)
+    sizes = call_sizes(rows, fit, small=room.small, shards=room.shards)
     # What cannot be split over the devices, each of them computes.
     rows = sum(size // (room.shards if size % room.shards == 0 else 1) for size in sizes)
     return rows * (token * (row + said) + pair * (row**2 + said * (whole + new)))

@@ -114,8 +114,9 @@ class Vlm:
     """Returns features f32[U,P,Dv] of images as in `answer`: the tower's output, to be cached."""
     vision, tower = self._vision(), multimodal.tower(self.params)
     out = np.zeros((len(images), vision.num_patches, vision.width), np.float32)
-    most = batching.images_per_call(vision, devices=self._room.devices, most=self._room.most)
-    for part, n in batching.call_slices(len(images), most, small=self._is_small):
+    devices = self._room.devices
+    most = batching.images_per_call(vision, devices=devices, most=self._room.most)
+    for part, n in batching.call_slices(len(images), most, small=self._is_small, shards=devices):
       rows = np.arange(len(images))[part]
       pixels = self._pixels(images, rows, n)
       with mesh_lib.use(self.mesh):

@@ -127,7 +127,9 @@ def audit(file: str, *, on: str, references: str, prompts: int, chips: int | Non
   groups = max(chips // 64, 1)
   split = int((8 * chips / prompts) ** 0.5).bit_length() - 1
   c.mesh = dict(data=groups, fsdp=chips // groups >> split, tensor=1 << split)
-  c.repair_mesh = dict(data=groups, fsdp=chips // groups)
+  # A repair has more tokens.
+  split = 1 if chips >= 64 else 0
+  c.repair_mesh = dict(data=groups, fsdp=chips // groups >> split, tensor=1 << split)
   # Samples and answers: each 16 chips hold a copy, for a part of the rows.
   copies = chips // 16 if chips % 16 == 0 else 1
   c.rollout_mesh = dict(data=copies, fsdp=chips // tensor // copies, tensor=tensor)

@@ -34,6 +34,12 @@ def test_rows_and_lengths_are_bucketed(monkeypatch):
   big = dataclasses.replace(vlm)
   assert [sizes_of(big, n) for n in (1, 2, 3, 9, 70)] == [[1], [2], [4], [16], [64, 8]]
   assert sizes_of(big, 0) == sizes_of(vlm, 0) == []
+  # Of many rows also one and a half powers of two, where the devices divide them.
+  assert [sizes_of(big, n, 512) for n in (48, 90, 97, 160, 192, 193)] == [
+    *([64], [96], [128], [192], [192], [256])
+  ]
+  assert batching.call_sizes(90, 512, small=False, shards=32) == [96]
+  assert batching.call_sizes(90, 512, small=False, shards=64) == [128]
   sizes = (1, 1 << 28, 3 << 28, 1 << 40)
   assert [batching._fitting_rows(n, 1, 64) for n in sizes] == [64, 16, 4, 1]
   assert [batching._fitting_rows(n, 4, 256) for n in sizes] == [256, 64, 16, 1]

@@ -112,15 +112,15 @@ class Layout:
   def inside(self, x: Array) -> Array:
     """Holds such a weight's result [B,T,...,K,H] or [B,T,F] to its rows, and to its heads or F."""
     heads_last = x.ndim > 3
-    return self._held(x, "rows", *[None] * (x.ndim - 2 - heads_last), "tensor")
+    return mesh_lib.constrain(x, "rows", *[None] * (x.ndim - 2 - heads_last), "tensor")
 
   def out_of(self, x: Array) -> Array:
     """Holds [B,T,N·H] or [B,T,F] to how a weight lies that sums over that."""
-    return self._held(x, "data", None, "tensor")
+    return mesh_lib.constrain(x, "data" if self.stays else "rows", None, "tensor")
 
   def back(self, x: Array) -> Array:
     """Holds such a weight's result [B,T,D] to its rows."""
-    return self._held(self._held(x, *_WIDTH), "rows")
+    return mesh_lib.constrain(self._held(x, *_WIDTH), "rows")
 
   def _held(self, x: Array, *entries: mesh_lib.Entry) -> Array:
     return mesh_lib.constrain(x, *entries) if self.stays else x

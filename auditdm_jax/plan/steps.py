@@ -211,8 +211,9 @@ def _encodes(run: PlannedRun, calls: shapes.Calls, devices: int) -> list[Planned
   for name, (model, dtype, images) in users.items():
     largest = batching.MAX_BATCH * devices
     most = batching.images_per_call(model.tower, devices=devices, most=largest)
+    small = programs.is_small(model)
     sizes = Counter(
-      size for n in images for size in batching.call_sizes(n, most, small=programs.is_small(model))
+      size for n in images for size in batching.call_sizes(n, most, small=small, shards=devices)
     )
     for size, times in sizes.items():
       names.setdefault((model.vision, dtype, size), []).append(name)
