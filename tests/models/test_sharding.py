@@ -123,3 +123,35 @@ def test_a_step_of_few_rows_sends_no_weights(run_python):
   said = run_python(SENT, devices=8, timeout_s=600).splitlines()[-1]
   weights, few, many = json.loads(said)
   assert few < weights / 2 and many > weights
+
+
+DRAWN = """
+  import jax, jax.numpy as jnp
+  from auditdm_jax.core import mesh as mesh_lib
+  from auditdm_jax.models import decode, multimodal, sharding
+  from auditdm_jax.plan import traffic
+  from tests.rl import tiny
+
+  config, rows = tiny.config(), ROWS
+  mesh = mesh_lib.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+  shapes = jax.eval_shape(lambda key: multimodal.init(config, key), jax.random.key(0))
+  params = mesh_lib.placed(shapes, sharding.shardings(mesh, shapes))
+
+  def of(shape, dtype):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=mesh_lib.rows_sharding(mesh, rows))
+
+  def draw(params, x, keys):
+    return decode.draw(config, decode.SampleConfig(1), params, x, keys, jnp.int32(0))
+
+  with mesh_lib.use(mesh):
+    x, keys = of((rows, 1, config.text.width), jnp.float32), of((rows, 1), jax.random.key(0).dtype)
+    found = traffic.read(jax.jit(draw).lower(params, x, keys).compile().as_text())
+  print(found.wire / (4 * rows * config.text.vocab_size))
+"""
+
+
+@pytest.mark.parametrize("rows", [4, 8])
+def test_logits_go_to_the_device_that_draws(run_python, rows):
+  """Bytes over the links, in logits of all rows: also if there are fewer rows than devices."""
+  said = run_python(DRAWN.replace("ROWS", str(rows)), devices=8, timeout_s=600)
+  assert float(said.splitlines()[-1]) < 0.5

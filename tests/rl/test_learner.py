@@ -291,10 +291,11 @@ def test_image_id_is_banned_in_the_learner_as_in_the_sampler():
 # ---- rows [prompt | c_1 … c_G]
 
 
-def both_layouts(group=3, prompts=4, completion=6, seed=0):
+def both_layouts(group=3, prompts=4, completion=6, seed=0, per_row=None):
   """The same turns in shared rows and in plain rows; prompts longer than the window, some shorter
   than others, a group with a missing member.
   """
+  per_row = per_row or group
   rng, tok = np.random.default_rng(seed), tiny.tokenizer()
   start = tiny.batch().parts[0]
   head = [int(t) for t in start.prompt[0][start.prompt_valid[0]]]
@@ -319,7 +320,7 @@ def both_layouts(group=3, prompts=4, completion=6, seed=0):
   pack = functools.partial(
     batch_lib.pack_rows, turns, rng.normal(size=len(turns)), image=image, **shape
   )
-  return pack(rows=prompts, per_row=group), pack(rows=prompts * group)
+  return pack(rows=prompts * group // per_row, per_row=per_row), pack(rows=prompts * group)
 
 
 def images(tower, n=2):
@@ -345,9 +346,14 @@ def updated(rows, config=MIXED, **optim):
 
 
 @pytest.mark.parametrize("frozen", TOWERS)
-def test_a_shared_prefix_equals_plain_rows(frozen):
-  """With windows of 8 over 12 to 22 keys, prompts of several lengths and a missing completion."""
-  shared, plain = both_layouts()
+@pytest.mark.parametrize(("group", "per_row"), [(3, 3), (4, 2)])
+def test_a_shared_prefix_equals_plain_rows(frozen, group, per_row):
+  """With windows of 8 over 12 to 22 keys, prompts of several lengths and a missing completion.
+
+  A group in two rows, too.
+  """
+  shared, plain = both_layouts(group, per_row=per_row)
+  assert shared.targets.shape[:2] == (4 * group // per_row, per_row)
   assert tiny.config().text.window < plain.prompt_valid.sum(1).min()
   a, b = updated((shared,), frozen=frozen), updated((plain,), frozen=frozen)
   np.testing.assert_allclose(a[2], b[2], atol=5e-6)
@@ -523,17 +529,17 @@ EIGHT = """
   from tests.rl import tiny
   frozen, vlm = {frozen!r}, tiny.auditor()
 
-  def run(devices, rules, micro_rows, axes, rollout):
+  def run(devices, rules, optim, axes, rollout):
     kinds = jax.devices()[:devices]
     ln = learner.Learner(
       vlm.config, t.MIXED,
-      optim=step.OptimConfig(steps=10, lr=1e-3, micro_rows=micro_rows, frozen=frozen),
+      optim=step.OptimConfig(steps=10, lr=1e-3, frozen=frozen, **optim),
       mesh=mesh.make_mesh(axes, devices=kinds), rules=rules, params=vlm.params,
       rollout_mesh=mesh.make_mesh(rollout, devices=kinds) if rollout else None)
     metrics = []
     for seed in range(2):
-      rows, _ = t.both_layouts(prompts=16, seed=seed)
-      metrics.append(ln.update(batch.LearnerBatch(**t.images(ln.trains_tower, 8), parts=(rows,))))
+      parts, _ = zip(*(t.both_layouts(prompts=n, seed=seed) for n in (16, 8)))
+      metrics.append(ln.update(batch.LearnerBatch(**t.images(ln.trains_tower, 8), parts=parts)))
     flat, copy = tree.flatten(ln.params), tree.flatten(ln.sampling_params())
     split = lambda flat: sum(not x.sharding.is_fully_replicated for x in flat.values())
     return {{
@@ -545,29 +551,30 @@ EIGHT = """
 
   rules = [("input_embedding", (None, "data")), ("mlp", ()), (".*", ())]
   print(json.dumps([
-    run(1, [(".*", ())], 0, {{"data": 1}}, None),
-    run(8, {{"rules": rules, "models": ()}}[{rules!r}], 8, {mesh}, {rollout}),
+    run(1, [(".*", ())], {{}}, {{"data": 1}}, None),
+    run(8, {{"rules": rules, "models": ()}}[{rules!r}], {optim}, {mesh}, {rollout}),
   ]))
 """
 
 
-# (rules, mesh of training, mesh of the rollout)
+# (rules, mesh of training, mesh of the rollout, of the optimiser)
 SPLITS = [
-  ("rules", {"data": 8}, {"fsdp": 4, "tensor": 2}),
-  ("models", {"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "tensor": 2}),
-  ("models", {"fsdp": 4, "tensor": 2}, None),
+  ("rules", {"data": 8}, {"fsdp": 4, "tensor": 2}, {"micro_rows": 8}),
+  ("models", {"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "tensor": 2}, {"micro_rows": 8}),
+  # Both parts at once; what is summed over the tensor axis is kept.
+  ("models", {"fsdp": 4, "tensor": 2}, None, {"remat": True}),
 ]
 
 
 @pytest.mark.parametrize(
   ("frozen", "split"),
   [
-    (step.TOWER, SPLITS[1]),
+    (step.TOWER, SPLITS[2]),
     *(
       pytest.param(frozen, split, marks=pytest.mark.slow)
       for frozen, split in [
         (step.TOWER, SPLITS[0]),
-        (step.TOWER, SPLITS[2]),
+        (step.TOWER, SPLITS[1]),
         *((ALL, split) for split in SPLITS),
       ]
     ),
@@ -575,8 +582,8 @@ SPLITS = [
 )
 def test_one_device_equals_eight(run_python, frozen, split):
   """Shared rows, all at once on one device; on eight split in several ways, as are the params."""
-  rules, train, rollout = split
-  source = EIGHT.format(frozen=frozen, rules=rules, mesh=train, rollout=rollout)
+  rules, train, rollout, optim = split
+  source = EIGHT.format(frozen=frozen, rules=rules, mesh=train, rollout=rollout, optim=optim)
   one, eight = json.loads(run_python(source, devices=8, timeout_s=300))
   assert eight["same"] and eight["split"][0] >= 1
   assert eight["split"][1] >= 1 or rollout is None
@@ -585,3 +592,44 @@ def test_one_device_equals_eight(run_python, frozen, split):
       assert a[name] == pytest.approx(b[name], rel=2e-3, abs=1e-5), name
   for path in one["params"]:
     assert one["params"][path] == pytest.approx(eight["params"][path], rel=1e-4), path
+
+
+ONCE = """
+  import dataclasses, jax, json
+  from auditdm_jax.core import mesh as mesh_lib, tree
+  from auditdm_jax.models import gemma, multimodal
+  from auditdm_jax.plan import traffic
+  from auditdm_jax.rl import batch, programs, step
+  from tests.rl import test_learner as t
+  from tests.rl import tiny
+
+  text = gemma.GemmaConfig(
+    vocab_size=64, width=64, depth=2, mlp_dim=1024, num_heads=4, num_kv_heads=2, head_dim=16)
+  model = dataclasses.replace(tiny.config(), kind="gemma3", text=text)
+  shapes = jax.eval_shape(lambda key: multimodal.init(model, key), jax.random.key(0))
+  mesh = mesh_lib.make_mesh({"fsdp": 8})
+  config = step.StepConfig(model, t.MIXED, step.OptimConfig(), ())
+  made = programs.Programs(config, mesh=mesh, rules=(), params=tree.flatten(shapes))
+  masters, frozen, _ = made.abstract_params()
+  rows, _ = t.both_layouts(prompts=8)
+  lr = jax.ShapeDtypeStruct((), "float32", sharding=mesh_lib.replicated(mesh))
+
+  def sent(parts):
+    given = batch.LearnerBatch(**t.images(False, 8), parts=parts)
+    given = mesh_lib.placed(given, made.batch_shardings(given))
+    with mesh_lib.use(mesh):
+      lowered = made.step.lower(made.abstract_state(), given, frozen, None, lr)
+    return traffic.read(lowered.compile().as_text()).wire
+
+  weights = sum(x.size for x in jax.tree.leaves(shapes["llm"]["layers"])) * 4
+  print(json.dumps([sent((rows,)) / weights, sent((rows, rows)) / weights]))
+"""
+
+
+def test_parts_of_a_batch_gather_each_layer_once(run_python):
+  """Bytes over the links of an update, in weights of the layers.
+
+  A further part would gather 7/8 of them, and XLA for CPUs sums its gradients for 14/8.
+  """
+  one, two = json.loads(run_python(ONCE, devices=8, timeout_s=300).splitlines()[-1])
+  assert one > 2 and two - one < 2.2

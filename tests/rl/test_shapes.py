@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from auditdm_jax.rl import batch as batch_lib
-from auditdm_jax.rl import draws, shapes
+from auditdm_jax.rl import draws, shapes, step
 from tests.rl import fakes, tiny
 
 PROMPTS = {"question": 12, "edit": 2, "generate": 1, "edit-only": 1}
@@ -62,3 +62,20 @@ def test_a_reply_is_learned_from_once_in_the_part_of_its_kind(per_row):
     learned = rows.loss_mask.any(axis=2)
     sums = rows.loss_mask[learned].sum(axis=1), rows.logp_sampler[learned].sum(axis=1)
     np.testing.assert_allclose(sorted(zip(*sums, strict=True)), want, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+  ("prompts", "devices", "want"), [(32, 16, 8), (32, 32, 8), (32, 64, 4), (32, 256, 1), (1, 64, 1)]
+)
+def test_completions_share_rows_as_long_as_each_device_has_one(prompts, devices, want):
+  assert step.OptimConfig().per_row(8, prompts=prompts, devices=devices) == want
+  assert step.OptimConfig(shared_prefix=False).per_row(8, prompts=prompts, devices=devices) == 1
+
+
+def test_rows_of_half_a_group_are_learned_whole():
+  """Each reply once, two of a row at most, of groups of four."""
+  made = fakes.rollout({"question": 3}, per_row=2)
+  (part,) = made._packer._calls.parts
+  assert (part.rows, part.per_row) == (6, 2)
+  (rows,) = made.step(tiny.auditor().params, 0).batch.parts
+  assert rows.loss_mask.any(axis=2).sum() == 12
