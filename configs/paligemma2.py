@@ -125,7 +125,7 @@ def audit(file: str, *, on: str, references: str, prompts: int, chips: int | Non
   # Masters over all chips; beyond 64, copies over groups of 64, which divide the vocabulary.
   # The fewer rows a chip has, the more of a layer's weights stay where they are (`plan`).
   groups = max(chips // 64, 1)
-  split = int((8 * chips / prompts) ** 0.5).bit_length() - 1
+  split = max(int((8 * chips / prompts) ** 0.5), 1).bit_length() - 1
   c.mesh = dict(data=groups, fsdp=chips // groups >> split, tensor=1 << split)
   # A repair has more tokens.
   split = 1 if chips >= 64 else 0

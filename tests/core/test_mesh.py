@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -14,6 +16,29 @@ def test_one_device():
   tree = {"w": np.zeros((3, 2)), "b": np.zeros(2), "step": np.int32(0)}
   placed = jax.device_put(tree, mesh_lib.shardings(mesh, rules, tree))
   np.testing.assert_array_equal(placed["w"], tree["w"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """What jax reads of a TPU chip to lay out a mesh."""
+
+  id: int
+  coords: tuple[int, ...]
+  device_kind: str
+  platform: str = "tpu"
+  core_on_chip: int = 0
+  process_index: int = 0
+
+
+@pytest.mark.parametrize("kind", ["TPU v5 lite", "TPU v6 lite"])
+@pytest.mark.parametrize("shape", [(8, 2), (4, 4), (2, 2, 4)])
+def test_an_axis_may_take_part_of_one_of_the_slice(kind, shape):
+  """On every kind of TPU; neighbours on the last axis are neighbours in the grid of 4 x 4."""
+  chips = [Chip(4 * y + x, (x, y, 0), kind) for y in range(4) for x in range(4)]
+  mesh = mesh_lib.make_mesh(dict(zip("abc", shape)), devices=chips)
+  assert mesh.devices.shape == shape and set(mesh.devices.flat) == set(chips)
+  for a, b in zip(mesh.devices[..., 0].flat, mesh.devices[..., 1].flat):
+    assert sum(abs(i - j) for i, j in zip(a.coords, b.coords)) == 1
 
 
 @pytest.mark.parametrize("shape", [{"data": 5}, {"data": -1, "model": -1}, {"data": 0}])

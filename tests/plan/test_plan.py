@@ -294,7 +294,18 @@ def test_advice_can_be_typed(config, devices, name, count):
     assert configured(f"{given} {text}") == changed, text
     steps.steps(changed, devices)
     rows = changed.optim.micro_rows
-    assert rows % devices == 0 and (not asked.optim.micro_rows or rows <= asked.optim.micro_rows)
+    shards = steps._row_shards(changed.layout.mesh, devices)
+    assert rows % shards == 0 and (not asked.optim.micro_rows or rows <= asked.optim.micro_rows)
+
+
+def test_the_repair_is_planned_on_its_own_mesh():
+  layout = programs.MeshLayout({"fsdp": -1}, repair={"data": -1, "tensor": 1})
+  build = named(steps.steps(run(layout=layout), 1), "repair").build
+  assert build(jax.devices()[:1]).mesh.axis_names == ("data", "tensor")
+  layout = programs.MeshLayout({"fsdp": 4, "tensor": 2}, repair={"fsdp": 2, "tensor": 4})
+  split = run(layout=layout)
+  found = steps.changes(split, named(steps.steps(split, 8), "repair"), 8)
+  assert [changed.recipe.micro_rows for _, changed in found] == [0, 2]
 
 
 MISTAKES = [

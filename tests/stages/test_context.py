@@ -5,6 +5,7 @@ import importlib.util
 import json
 import pathlib
 
+import jax
 import numpy as np
 from PIL import Image
 import pytest
@@ -110,6 +111,21 @@ def test_micro_batches_that_do_not_divide_are_refused_before_the_loop_begins(
   with Context(config, tmp_path, "loop") as ctx:
     monkeypatch.setattr(type(ctx.models), "mesh", "three devices")
     with pytest.raises(UserError, match="micro_rows=8: must be a multiple of the 3 devices"):
+      loop.run(ctx)
+
+
+def test_the_repair_may_have_a_mesh_of_its_own(config, tmp_path, monkeypatch):
+  monkeypatch.setattr(loop.preflight, "run", lambda ctx: pytest.fail("the loop has begun"))
+  mesh = mesh_lib.make_mesh({"data": 1}, devices=jax.devices()[:1])
+  for shape, axes in (({}, ("data",)), ({"fsdp": -1, "tensor": 1}, ("fsdp", "tensor"))):
+    config.repair_mesh = shape
+    with Context(config, tmp_path / str(len(shape)), "loop") as ctx:
+      monkeypatch.setattr(type(ctx.models), "mesh", mesh)
+      assert ctx.models.repair_mesh.axis_names == axes
+      assert ctx.models.rollout_mesh is mesh
+  config.repair_mesh = {"fsdp": 3}
+  with Context(config, tmp_path / "wrong", "loop") as ctx:
+    with pytest.raises(UserError, match="'fsdp': 3.* does not use up the 1 devices"):
       loop.run(ctx)
 
 
