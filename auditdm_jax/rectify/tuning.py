@@ -137,6 +137,7 @@ class Tuning:
     self._losses = jax.jit(
       functools.partial(supervised.row_losses, config, micro_rows=recipe.micro_rows),
       out_shardings=None if mesh is None else mesh_lib.replicated(mesh),
+      compiler_options=runtime.PLAIN_KERNELS,
     )
 
   def init(self, params: Any) -> supervised.State:
