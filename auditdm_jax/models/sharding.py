@@ -82,6 +82,9 @@ class Layout:
   are put together over that axis and split along what the weight has split: what travels is the
   rows in place of the weights (the 2D layout of Pope et al., arXiv:2211.05102, section 3.2.2).
 
+  Heads and ffn are split over "tensor" either way. Left to itself, XLA splits other axes in the
+  backward pass and sends the scores of attention.
+
   Attributes:
     stays: whether the weights stay.
   """

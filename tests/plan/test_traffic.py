@@ -2,8 +2,9 @@
 """Programs as a whole: loops, pieces, memory, and totals against counts by hand.
 
 The files of `hlo/` are compiled programs of `configs/paligemma2.py` (jax 0.10.2, libtpu 0.0.42.1;
-of GPUs jax-cuda12-pjrt 0.10.2), reduced to what moves over the links: other instructions, layouts
-and metadata are left out.
+of GPUs jax-cuda12-pjrt 0.10.2) when a mesh of training split rows only and each part of a batch had
+a pass of its own, reduced to what moves over the links: other instructions, layouts and metadata
+are left out.
 """
 
 import pathlib
