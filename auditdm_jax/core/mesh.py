@@ -38,11 +38,14 @@ def make_mesh(shape: Mapping[str, int], *, devices: Sequence[Any] | None = None)
   instead of resharding.
 
   Raises:
-    UserError: the sizes do not use up the devices.
+    UserError: the sizes do not use up the devices, or these are of several slices.
   """
   devices = list(jax.devices() if devices is None else devices)
   sizes = sizes_of(shape, len(devices))
   kinds = (AxisType.Auto,) * len(sizes)
+  slices = {getattr(d, "slice_index", 0) for d in devices}
+  if devices[0].platform == "tpu" and len(slices) > 1:
+    raise UserError(f"a mesh has one slice, and these chips are of {len(slices)}")
   # `jax.make_mesh` splits an axis of a slice on v5e only: 8 x 2 of a v6e:4x4 it refuses.
   order = mesh_utils.create_device_mesh(
     tuple(sizes.values()), devices, allow_split_physical_axes=True

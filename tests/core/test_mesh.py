@@ -28,6 +28,7 @@ class Chip:
   platform: str = "tpu"
   core_on_chip: int = 0
   process_index: int = 0
+  slice_index: int = 0
 
 
 @pytest.mark.parametrize("kind", ["TPU v5 lite", "TPU v6 lite"])
@@ -39,6 +40,12 @@ def test_an_axis_may_take_part_of_one_of_the_slice(kind, shape):
   assert mesh.devices.shape == shape and set(mesh.devices.flat) == set(chips)
   for a, b in zip(mesh.devices[..., 0].flat, mesh.devices[..., 1].flat):
     assert sum(abs(i - j) for i, j in zip(a.coords, b.coords)) == 1
+
+
+def test_chips_of_two_slices_are_refused():
+  chips = [Chip(i, (i, 0, 0), "TPU v6 lite", slice_index=i) for i in range(2)]
+  with pytest.raises(UserError, match="one slice, and these chips are of 2"):
+    mesh_lib.make_mesh({"data": 2}, devices=chips)
 
 
 @pytest.mark.parametrize("shape", [{"data": 5}, {"data": -1, "model": -1}, {"data": 0}])
