@@ -596,13 +596,13 @@ class Block(nn.Module):
 
   def setup(self):
     config = self.config
-    post = {"eps": config.norm_eps, "init": config.post_norm_init}
     self.pre_attention_norm = RMSNorm(config.norm_eps)
     self.attn = Attention(config, self.form, self.layout)
     self.pre_ffw_norm = RMSNorm(config.norm_eps)
     self.mlp = Mlp(config, self.form, self.layout)
     if config.post_norms:
-      self.post_attention_norm, self.post_ffw_norm = RMSNorm(**post), RMSNorm(**post)
+      self.post_attention_norm = RMSNorm(config.norm_eps, config.post_norm_init)
+      self.post_ffw_norm = RMSNorm(config.norm_eps, config.post_norm_init)
 
   def __call__(
     self,
