@@ -139,7 +139,7 @@ def call_sizes(n: int, most: int, *, small: bool, shards: int = 1) -> list[int]:
     n: rows.
     most: rows of one call.
     small: the model's size is, see `multimodal.is_small`.
-    shards: over how many devices rows are split; a power of two.
+    shards: over how many devices rows are split.
   """
   sizes = list[int]()
   few = [*(size for size in _FEW_SIZES if size < most), most]

@@ -125,11 +125,11 @@ def audit(file: str, *, on: str, references: str, prompts: int, chips: int | Non
   # Masters over all chips; beyond 64, copies over groups of 64, which divide the vocabulary.
   # The fewer rows a chip has, the more of a layer's weights stay where they are (`plan`).
   groups = max(chips // 64, 1)
-  split = max(int((8 * chips / prompts) ** 0.5), 1).bit_length() - 1
-  c.mesh = dict(data=groups, fsdp=chips // groups >> split, tensor=1 << split)
+  split = next(n for n in (8, 4, 2, 1) if n == 1 or n * n * prompts <= 8 * chips)
+  c.mesh = dict(data=groups, fsdp=chips // groups // split, tensor=split)
   # A repair has more tokens.
-  split = 1 if chips >= 64 else 0
-  c.repair_mesh = dict(data=groups, fsdp=chips // groups >> split, tensor=1 << split)
+  halves = 2 if chips >= 64 else 1
+  c.repair_mesh = dict(data=groups, fsdp=chips // groups // halves, tensor=halves)
   # Samples and answers: each 16 chips hold a copy, for a part of the rows.
   copies = chips // 16 if chips % 16 == 0 else 1
   c.rollout_mesh = dict(data=copies, fsdp=chips // tensor // copies, tensor=tensor)

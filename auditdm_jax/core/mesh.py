@@ -106,7 +106,7 @@ def lone_platform() -> str:
   return "gpu" if platform == "cuda" else platform
 
 
-def splits_layers() -> bool:
+def splits_heads() -> bool:
   """Returns whether the active mesh splits heads and ffn of a layer."""
   mesh = active()
   return mesh is not None and mesh.shape.get(TENSOR, 1) > 1

@@ -682,7 +682,7 @@ class Gemma(nn.Module):
       "llm/layers", Block, dtype=config.dtype, keep=self.layout.keep, quantized=quantized
     )
     # What was summed over the tensor axis would also be sent again.
-    kept = [_SUMMED] if mesh_lib.splits_layers() else []
+    kept = [_SUMMED] if mesh_lib.splits_heads() else []
     policy = jax.checkpoint_policies.save_only_these_names(*kept)
     scanned = nn.remat(used, prevent_cse=False, policy=policy) if config.remat else used
     self.layers = nn.scan(

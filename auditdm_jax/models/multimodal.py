@@ -254,30 +254,14 @@ def hidden(
   *,
   valid: Array,
   ar: Array | None = None,
-  branches: gemma.Branches | None = None,
   dropout: gemma.Dropout | None = None,
   places: Array | None = None,
 ) -> Array:
-  """Returns the full forward pass.
+  """Returns the full forward pass, [B,T,D] or [B,C,D] after the final norm, for `unembed`.
 
-  Args:
-    config: the model.
-    params: its parameters.
-    features: [B,P,Dv] or [B,I,P,Dv] of `encode_images`, or None; see `embed`.
-    tokens: i32[B,T], with `num_image_tokens` image slots per image of the row.
-    valid: bool[B,T], False at padding, which may be on either side.
-    ar: i32[B,T] of `make_attn_mask`; None is `default_ar`. A PaliGemma row with a suffix must
-      give it.
-    branches: of the rows, if they are a trunk and branches.
-    dropout: the noise of training, or None.
-    places: i32[B,C], the tokens whose hidden states are wanted; None is all of them.
-
-  Returns:
-    [B,T,D] or [B,C,D] after the final norm, for `unembed`.
+  `dropout` is the noise of training, or None; see `row_set` for the others.
   """
-  rows = row_set(
-    config, params, features, tokens, valid=valid, ar=ar, branches=branches, places=places
-  )
+  rows = row_set(config, params, features, tokens, valid=valid, ar=ar, places=places)
   return _decoder(config, params, keep_kv=False)([rows], dropout=dropout)[0][0]
 
 
@@ -314,7 +298,19 @@ def row_set(
   branches: gemma.Branches | None = None,
   places: Array | None = None,
 ) -> gemma.RowSet:
-  """Returns the rows of `hidden` before the first layer."""
+  """Returns rows as they enter the first layer.
+
+  Args:
+    config: the model.
+    params: its parameters.
+    features: [B,P,Dv] or [B,I,P,Dv] of `encode_images`, or None; see `embed`.
+    tokens: i32[B,T], with `num_image_tokens` image slots per image of the row.
+    valid: bool[B,T], False at padding, which may be on either side.
+    ar: i32[B,T] of `make_attn_mask`; None is `default_ar`. A PaliGemma row with a suffix must
+      give it.
+    branches: of the rows, if they are a trunk and branches.
+    places: i32[B,C], the tokens whose hidden states are wanted; None is all of them.
+  """
   ar = default_ar(config, tokens) if ar is None else ar
   positions = positions_of(valid, branches)
   return gemma.RowSet(

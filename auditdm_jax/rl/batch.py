@@ -193,7 +193,7 @@ def padded(rows: int, *, devices: int, micro_rows: int = 0) -> int:
 
 
 def sequence(config: multimodal.VlmConfig, rows: Rows) -> dict[str, Any]:
-  """What `multimodal.hidden` takes: tokens, valid and ar, each [B,T], and branches."""
+  """What `multimodal.row_set` takes: tokens, valid and ar, each [B,T], and branches."""
   n, g, c = rows.targets.shape
 
   def line(prompt, completions):

@@ -327,6 +327,7 @@ def _in_micro_batches(sums: Callable, parts: Sequence[batch_lib.Rows], micro_row
 
 
 def _in_pieces(sums: Callable, rows: batch_lib.Rows, micro_rows: int) -> Any:
+  """Sums of one part, at most `micro_rows` rows at a time."""
   if len(rows.image) <= micro_rows:
     return sums([rows])
   micro = mesh_lib.cut_rows(rows, micro_rows)
