@@ -594,11 +594,11 @@ def test_one_device_equals_eight(run_python, frozen, split):
     assert one["params"][path] == pytest.approx(eight["params"][path], rel=1e-4), path
 
 
-ONCE = """
+STEP = """
   import dataclasses, jax, json
   from auditdm_jax.core import mesh as mesh_lib, tree
   from auditdm_jax.models import gemma, multimodal
-  from auditdm_jax.plan import traffic
+  from auditdm_jax.plan import traffic, work
   from auditdm_jax.rl import batch, programs, step
   from tests.rl import test_learner as t
   from tests.rl import tiny
@@ -607,22 +607,35 @@ ONCE = """
     vocab_size=64, width=64, depth=2, mlp_dim=1024, num_heads=4, num_kv_heads=2, head_dim=16)
   model = dataclasses.replace(tiny.config(), kind="gemma3", text=text)
   shapes = jax.eval_shape(lambda key: multimodal.init(model, key), jax.random.key(0))
-  mesh = mesh_lib.make_mesh({"fsdp": 8})
-  config = step.StepConfig(model, t.MIXED, step.OptimConfig(), ())
-  made = programs.Programs(config, mesh=mesh, rules=(), params=tree.flatten(shapes))
-  masters, frozen, _ = made.abstract_params()
   rows, _ = t.both_layouts(prompts=8)
-  lr = jax.ShapeDtypeStruct((), "float32", sharding=mesh_lib.replicated(mesh))
 
-  def sent(parts):
+  def traced(axes, parts, **optim):
+    mesh = mesh_lib.make_mesh(axes)
+    config = step.StepConfig(model, t.MIXED, step.OptimConfig(**optim), ())
+    made = programs.Programs(config, mesh=mesh, rules=(), params=tree.flatten(shapes))
     given = batch.LearnerBatch(**t.images(False, 8), parts=parts)
     given = mesh_lib.placed(given, made.batch_shardings(given))
+    lr = jax.ShapeDtypeStruct((), "float32", sharding=mesh_lib.replicated(mesh))
+    _, frozen, _ = made.abstract_params()
     with mesh_lib.use(mesh):
-      lowered = made.step.lower(made.abstract_state(), given, frozen, None, lr)
-    return traffic.read(lowered.compile().as_text()).wire
+      return made.step.trace(made.abstract_state(), given, frozen, None, lr)
+"""
+ONCE = """
+  def sent(parts):
+    with mesh_lib.use(mesh_lib.make_mesh({"fsdp": 8})):
+      compiled = traced({"fsdp": 8}, parts).lower().compile()
+    return traffic.read(compiled.as_text()).wire
 
   weights = sum(x.size for x in jax.tree.leaves(shapes["llm"]["layers"])) * 4
   print(json.dumps([sent((rows,)) / weights, sent((rows, rows)) / weights]))
+"""
+AGAIN = """
+  def flops(axes):
+    return work.flops(traced(axes, (rows,), remat=True).jaxpr.jaxpr)
+
+  tokens = rows.prompt.size + rows.targets[:, :, :-1].size
+  sums = 2 * tokens * text.width * (text.num_heads * text.head_dim + text.mlp_dim) * text.depth
+  print(json.dumps([flops({"fsdp": 8}) - flops({"fsdp": 4, "tensor": 2}), sums]))
 """
 
 
@@ -631,5 +644,18 @@ def test_parts_of_a_batch_gather_each_layer_once(run_python):
 
   A further part would gather 7/8 of them, and XLA for CPUs sums its gradients for 14/8.
   """
-  one, two = json.loads(run_python(ONCE, devices=8, timeout_s=300).splitlines()[-1])
+  one, two = json.loads(run_python(STEP + ONCE, devices=8, timeout_s=300).splitlines()[-1])
   assert one > 2 and two - one < 2.2
+
+
+def test_what_split_layers_sum_is_not_computed_again(run_python):
+  """With remat, the last products of attention and of MLP, whose sums over chips would be sent."""
+  saved, sums = json.loads(run_python(STEP + AGAIN, devices=8, timeout_s=300).splitlines()[-1])
+  assert saved == sums
+
+
+def test_devices_that_share_the_rows_decide_how_many_completions_share_one(monkeypatch):
+  learner = make(grpo.GrpoConfig(group_size=4))
+  assert learner.per_row(1) == 4
+  monkeypatch.setattr(mesh_lib, "row_shards", lambda mesh: 8)
+  assert [learner.per_row(n) for n in (8, 4, 2, 1)] == [4, 2, 1, 1]

@@ -4,6 +4,7 @@
 import importlib.util
 import json
 import pathlib
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,7 +14,8 @@ import pytest
 from auditdm_jax.core import mesh as mesh_lib
 from auditdm_jax.core import runtime
 from auditdm_jax.core.config import UserError
-from auditdm_jax.stages import discover, loop, verify
+from auditdm_jax.rectify import finetune
+from auditdm_jax.stages import discover, loop, rectify, verify
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.examples import from_failures
 
@@ -116,6 +118,13 @@ def test_micro_batches_that_do_not_divide_are_refused_before_the_loop_begins(
 
 def test_the_repair_may_have_a_mesh_of_its_own(config, tmp_path, monkeypatch):
   monkeypatch.setattr(loop.preflight, "run", lambda ctx: pytest.fail("the loop has begun"))
+  given = []
+  monkeypatch.setattr(
+    finetune,
+    "finetune",
+    lambda *args, mesh, **how: given.append(mesh) or SimpleNamespace(params={}),
+  )
+  monkeypatch.setattr(rectify, "_save", lambda *args: None)
   mesh = mesh_lib.make_mesh({"data": 1}, devices=jax.devices()[:1])
   for shape, axes in (({}, ("data",)), ({"fsdp": -1, "tensor": 1}, ("fsdp", "tensor"))):
     config.repair_mesh = shape
@@ -123,6 +132,8 @@ def test_the_repair_may_have_a_mesh_of_its_own(config, tmp_path, monkeypatch):
       monkeypatch.setattr(type(ctx.models), "mesh", mesh)
       assert ctx.models.repair_mesh.axis_names == axes
       assert ctx.models.rollout_mesh is mesh
+      rectify.repair(ctx, "repaired", [], [])
+  assert [used.axis_names for used in given] == [("data",), ("fsdp", "tensor")]
   config.repair_mesh = {"fsdp": 3}
   with Context(config, tmp_path / "wrong", "loop") as ctx:
     with pytest.raises(UserError, match="'fsdp': 3.* does not use up the 1 devices"):
