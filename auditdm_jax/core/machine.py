@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run takes of its machine: compilations, memory, and the peak it is measured against."""
 
+import ctypes
 import os
 import resource
 import sys
@@ -55,6 +56,17 @@ def peak_memory() -> int:
     return max(used)
   unit = 1 if sys.platform == "darwin" else 1024
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def trim_heap() -> None:
+  """Gives the system the memory that this process has freed, where the C library is glibc.
+
+  glibc keeps what lies between pieces that are in use: a third of a gigabyte of what XLA's compiler
+  took for a step of GRPO, until the process ends.
+  """
+  trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+  if trim is not None:
+    trim(0)
 
 
 def device_memory() -> int | None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 import functools
+import gc
 import importlib.metadata
 import importlib.util
 import json
@@ -29,7 +30,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
 import threadpoolctl
 
-from auditdm_jax.core import jsonio
+from auditdm_jax.core import jsonio, machine
 from auditdm_jax.core.config import UserError
 
 T = TypeVar("T")
@@ -311,6 +312,16 @@ def _is_here(x: Any) -> bool:
 def programs(jitted: Any) -> int:
   """Returns how many programs of a jitted function were compiled in this process."""
   return jitted._cache_size()  # jax has no public name for it.
+
+
+def forget_programs() -> None:
+  """Frees the memory of all programs of this process, and of what they were traced to.
+
+  What is called again is traced again, and loaded from the cache on disk.
+  """
+  jax.clear_caches()
+  gc.collect()  # Their owners hold themselves, by jitted methods.
+  machine.trim_heap()
 
 
 def in_pieces(x: jax.Array, *, most: int = 1 << 28) -> np.ndarray:

@@ -19,7 +19,7 @@ import numpy as np
 from auditdm_jax.audit import skills
 from auditdm_jax.audit.judging import model as judge_model
 from auditdm_jax.audit.looks import Gallery
-from auditdm_jax.core import jsonio, paths, runtime
+from auditdm_jax.core import jsonio, machine, paths, runtime
 from auditdm_jax.core.config import build
 from auditdm_jax.images.client import ImageClient
 from auditdm_jax.stages import outsiders, sections, service
@@ -175,12 +175,16 @@ class Context:
     return {} if model is None else {f"judge/{what}": n for what, n in model.counts.items()}
 
   def stage(self, name: str, body: Callable[[], T]) -> T:
-    """Runs a stage of several, with its name on the screen; its time goes into seconds.json."""
+    """Runs a stage of several, with its name on the screen; its time goes into seconds.json.
+
+    The next one begins without the memory that this one has freed.
+    """
     print(f"\n== {name}", flush=True)
     start = time.perf_counter()
     try:
       return body()
     finally:
+      machine.trim_heap()
       self.folder.add_seconds(name, time.perf_counter() - start)
 
   @functools.cached_property

@@ -115,6 +115,7 @@ def repair_and_audit(ctx: Context) -> bool:
   """Repairs the target of a round and says what that changed; returns whether it was repaired."""
   if ctx.settings.rectify.bootstraps and not ctx.models.target_is_remote:
     ctx.stage("bootstrap", lambda: bootstrap.run(ctx))
+  runtime.forget_programs()  # A repair is the fullest of all stages, and calls few of them.
   repairs = ctx.stage("rectify", lambda: repair(ctx))
   if REPAIRED not in repairs.models:
     return False
