@@ -61,6 +61,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.verify.stable_share = 0.75
   # What a mode is about is on one fresh image in fifty, and next to nothing fails outside modes.
   c.taxonomy = dict(skills="data/scenes/needle_skills.yaml", fresh=dict(asks=12_000, min_n=4))
-  c.rectify.update(length=56, alike=0.5)  # Names are said of what is alike but for one attribute.
-  c.rectify.recipe.update(lr=3e-4, replay=0.8)  # Its facts are many, and soon forgotten.
+  c.rectify.length = 56
+  # Its facts are many, and soon forgotten.
+  c.rectify.recipe.update(batch_size=64, lr=3e-4, label_smoothing=0.0, replay=0.8)
   return c

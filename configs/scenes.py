@@ -128,6 +128,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.discover = dict(
     probes=12_000, batch=480, proposals=16,
     search_probes=2_000,  # for the rates of prompt-only against trained
+    ranking=dict(per_kind=0.2),  # Or two kinds that never run out are 16 finds of 20.
   )  # fmt: skip
   c.verify = dict(
     limit=4_000, paraphrases=2, jitters=2,
@@ -142,7 +143,7 @@ def get_config(arg: str = "") -> ConfigDict:
   c.rectify = dict(
     recipe=dict(name="scenes", steps=1_000, micro_rows=8),
     curate=dict(size=3_000, cap=0.15),
-    length=30, suffix=3,
+    length=30, suffix=3, alike=0.5,
   )  # fmt: skip
   if args["strategy"] == "all":
     c.rectify.beside = {k: v for k, v in STRATEGIES.items() if k != "audit"}
@@ -157,6 +158,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.grpo.entropy_coef = 0.02  # Chosen images reward few questions and starve others.
     # One random question in twenty is a find: many are proposed for each that is asked.
     c.discover.proposals, c.discover.probes = 64, 6_000
+    c.discover.ranking.per_kind = 1.0  # Likely ones run out by themselves.
     # A twentieth of the questions fails: many more examples would repair it at random too.
     c.rectify.curate.size = 1_000
     if args["reward"] == "novelty":
