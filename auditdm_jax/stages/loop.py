@@ -115,7 +115,6 @@ def repair_and_audit(ctx: Context) -> bool:
   """Repairs the target of a round and says what that changed; returns whether it was repaired."""
   if ctx.settings.rectify.bootstraps and not ctx.models.target_is_remote:
     ctx.stage("bootstrap", lambda: bootstrap.run(ctx))
-  runtime.forget_programs()  # A repair is the fullest of all stages, and calls few of them.
   repairs = ctx.stage("rectify", lambda: repair(ctx))
   if REPAIRED not in repairs.models:
     return False
@@ -207,6 +206,7 @@ def repair(ctx: Context) -> Repairs:
   except rectify.RepairFailed as e:
     print(f"  nothing is repaired: {e}")
     return ctx.folder.finish("rectify", Repairs(models, {REPAIRED: str(e)}))
+  runtime.forget_programs()  # A repair is the fullest of all stages, and calls few of them.
   for name, chosen in arms.items():
     examples = chosen.all
     if not examples:
