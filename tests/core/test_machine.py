@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-import ctypes
-import os
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import pytest
 
 from auditdm_jax.core import machine
+from tests import heap
 
 
 def test_programs_are_counted_while_it_is_open():
@@ -28,21 +25,12 @@ def test_memory_of_the_process():
   assert 2**24 < machine.peak_memory() < 2**44
 
 
-def _resident() -> int:
-  """Bytes of memory that the process holds now."""
-  pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
-  return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="no glibc")
+@heap.needs_glibc
 def test_freed_memory_between_what_is_in_use_goes_back():
-  """A piece that stays is in every megabyte, so that free alone gives nothing back."""
-  pieces = [bytearray(2**16) for _ in range(4_000)]  # Each below malloc's threshold for mmap.
-  kept = pieces[::16] + pieces[-1:]
-  del pieces
-  before = _resident()
+  kept = heap.fragmented()
+  before = heap.resident()
   machine.trim_heap()
-  assert before - _resident() > 2**27
+  assert before - heap.resident() > heap.FREED / 2
   assert all(len(piece) == 2**16 for piece in kept)
 
 

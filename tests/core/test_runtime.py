@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from auditdm_jax.core import runtime
+from tests import heap
 
 
 class _Net:
@@ -29,3 +30,11 @@ def test_forgotten_programs_are_made_again_and_their_owners_go():
   assert runtime.programs(kept.double) == 0 and is_there() is None
   np.testing.assert_array_equal(kept.double(x), [0, 2, 4])
   assert runtime.programs(kept.double) == 1
+
+
+@heap.needs_glibc
+def test_what_forgotten_programs_leave_free_goes_back():
+  kept = heap.fragmented()
+  before = heap.resident()
+  runtime.forget_programs()
+  assert kept and before - heap.resident() > heap.FREED / 2

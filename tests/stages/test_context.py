@@ -11,13 +11,14 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from auditdm_jax.core import machine, runtime
 from auditdm_jax.core import mesh as mesh_lib
-from auditdm_jax.core import runtime
 from auditdm_jax.core.config import UserError
 from auditdm_jax.rectify import finetune
 from auditdm_jax.stages import discover, loop, rectify, verify
 from auditdm_jax.stages.context import Context
 from auditdm_jax.stages.examples import from_failures
+from tests import heap
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -162,3 +163,12 @@ def test_seconds_of_a_stage_that_is_ended_count(config, tmp_path):
         ctx.stage("train", ended)
       assert ctx.stage("train", lambda: 7) == 7
     assert ctx.folder.seconds() == {"train": 3.5}
+
+
+@heap.needs_glibc
+def test_a_stage_leaves_no_memory_that_it_has_freed(config, tmp_path):
+  with Context(config, tmp_path, "loop") as ctx:
+    machine.trim_heap()
+    before = heap.resident()
+    kept = ctx.stage("train", heap.fragmented)
+    assert kept and heap.resident() - before < heap.FREED / 2

@@ -6,10 +6,12 @@ import importlib.util
 import pathlib
 import types
 
+import jax
 import pytest
 
 from auditdm_jax.audit import rates
 from auditdm_jax.audit.summary import LaterRound, ModeChange, Reaudited, TracedMode
+from auditdm_jax.core import runtime
 from auditdm_jax.core.config import UserError, build
 from auditdm_jax.rectify.curate import TrainingExample
 from auditdm_jax.stages import loop, rectify, summarise
@@ -276,6 +278,31 @@ def test_models_that_were_imported_do_not_stand_for_a_repair(tmp_path, monkeypat
     found = loop.repair(ctx)
     assert found.tried and found.models == {"theirs": theirs}
   assert tried == [1]
+
+
+def test_a_repair_trains_without_the_programs_of_what_was_before(tmp_path, monkeypatch):
+  ctx = types.SimpleNamespace(
+    folder=RunFolder(tmp_path, config_hash=""),
+    models=types.SimpleNamespace(target_is_remote=False, answering=None),
+    round=AuditRound(1, tmp_path),
+  )
+  asked, left = jax.jit(lambda x: x + 1), []
+
+  def replay(ctx, examples):
+    asked(1)
+    return []
+
+  def tune(ctx, name, examples, replay):
+    left.append(runtime.programs(asked))
+    raise rectify.RepairFailed("enough")
+
+  arms = {name: Chosen({"probes": [_example(1, "a")]}) for name in ("repaired", "control_random")}
+  monkeypatch.setattr(loop, "_arms", lambda ctx: arms)
+  monkeypatch.setattr(loop.labelled, "label_precision", lambda ctx, examples: [])
+  monkeypatch.setattr(rectify, "replay_examples", replay)
+  monkeypatch.setattr(rectify, "repair", tune)
+  assert set(loop.repair(ctx).failed) == set(arms)
+  assert left == [0, 0]
 
 
 def _example(i, group):
